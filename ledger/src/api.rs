@@ -1,0 +1,89 @@
+//! The ledger as its callers see it: one trait, whether the partition's writer runs in this process
+//! or is reached over NATS.
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+pub use seatbelt_schemas::command::{
+    Ack, Admin, AdminOutcome, CommandError, Read, Release, Reserve, ReserveOutcome, Resize,
+    Resolution, Settle, Standing,
+};
+use seatbelt_schemas::{
+    ids::{AccountId, KeyId, ReservationId},
+    neuron::NeuronRecord,
+    usage::UsageEvent,
+};
+use thiserror::Error;
+
+/// What came of a call.
+pub type Answer<T> = Result<T, CommandError>;
+
+/// The gate. All calls are idempotent by command id and safe to send again after
+/// [`CommandError::Unavailable`]. A caller that drops a `reserve` gives the hold back: the writer
+/// releases what it cannot deliver.
+pub trait Ledger: Send + Sync {
+    /// Asks for a hold; answers once the decision is durable.
+    fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>>;
+
+    /// Changes an open hold; answers once durable.
+    fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>>;
+
+    /// Replaces a hold by what was really used; answers as `ack` says. A caller that was answered
+    /// [`Ack::Taken`] sends the same command again with [`Ack::Durable`] to know that it lasts.
+    fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>>;
+
+    /// Gives a hold back; answers once durable.
+    fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>>;
+
+    /// How an account stands now, in the writer's own state.
+    fn read(&self, query: Read) -> BoxFuture<'_, Answer<Standing>>;
+
+    /// An operator's change; answers once durable.
+    fn admin(&self, command: Admin) -> BoxFuture<'_, Answer<AdminOutcome>>;
+}
+
+/// How an account stood when the projector last wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotStanding {
+    /// The standing; its position and time are those of the snapshot.
+    pub standing: Standing,
+    /// How long ago the snapshot was known to be current, ms.
+    pub age_ms: u64,
+}
+
+/// Snapshots could not be read: try again.
+#[derive(Debug, Error)]
+#[error("cannot read the snapshot of account {account}")]
+pub struct SnapshotError {
+    /// The account.
+    pub account: AccountId,
+    /// What went wrong.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Spend for reading, never for deciding.
+pub trait Snapshots: Send + Sync {
+    /// How the account stood, with windows aged to `at_ms`; only the caps that apply to `key` where
+    /// one is given. `None` where the projector has not seen the account.
+    fn standing(
+        &self,
+        account: AccountId,
+        key: Option<KeyId>,
+        at_ms: u64,
+    ) -> BoxFuture<'_, Result<Option<SnapshotStanding>, SnapshotError>>;
+}
+
+/// Usage events as neurons publish them.
+pub trait UsageEvents: Send + Sync {
+    /// Waits for the usage event of a reservation, at most `patience`. Call it before the request is
+    /// dispatched or cancelled: an event published before the call may be missed.
+    fn usage(
+        &self,
+        reservation: ReservationId,
+        patience: Duration,
+    ) -> BoxFuture<'static, Option<UsageEvent>>;
+}
+
+/// The neurons alive now, newest record of each; changes as they register, load up and leave.
+pub type Neurons = tokio::sync::watch::Receiver<Vec<NeuronRecord>>;

@@ -1,0 +1,375 @@
+//! Commands to the ledger and their outcomes, as callers in the same process and callers over NATS
+//! give and get them.
+//!
+//! The same command id always has the same outcome; the same id with another content is a conflict.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{
+    cap::{CapSpec, CapStanding},
+    event::{KeyIssued, OnShort, OnUnknown, RefusalReason, Report},
+    ids::{AccountId, Actor, CapId, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
+    meter::{Amounts, Meter},
+    position::Position,
+    price::Price,
+    scope::Scope,
+    window::Window,
+};
+
+/// Asks for a hold.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Reserve {
+    /// The command's id, and the reservation's.
+    pub id: CommandId,
+    /// The account that pays.
+    pub account: AccountId,
+    /// The key that pays. Its team comes from the ledger.
+    pub key: KeyId,
+    /// The model.
+    pub model: Option<ModelId>,
+    /// The agent run.
+    pub run: Option<RunId>,
+    /// The caller's end user.
+    pub end_user: Option<EndUserId>,
+    /// Upper bound of the input.
+    pub input_tokens: u64,
+    /// Output maximum, all choices together.
+    pub output_tokens: u64,
+    /// When the reservation ends by itself, unix ms.
+    pub deadline_ms: u64,
+    /// How long the caller waits for open holds to resolve, at most.
+    pub wait_ms: u64,
+    /// What to do when it does not fit whole.
+    pub on_short: OnShort,
+    /// What to do when nobody reports its usage.
+    pub on_unknown: OnUnknown,
+}
+
+/// A hold was taken: what the caller may do with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// The reservation.
+    pub reservation: ReservationId,
+    /// Position of its event.
+    pub position: Position,
+    /// What is held; its output maximum is the one to enforce.
+    pub hold: Amounts,
+    /// Whether the output maximum is lower than asked.
+    pub clamped: bool,
+    /// Every matching cap, this hold included.
+    pub caps: Vec<CapStanding>,
+}
+
+/// A reserve was refused: all that a caller needs to understand it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Position of its event.
+    pub position: Position,
+    /// When it was decided, unix ms.
+    pub at_ms: u64,
+    /// Why.
+    pub reason: RefusalReason,
+    /// The cap that refused, as the decision met it.
+    pub cap: CapStanding,
+    /// What was asked for, in that cap's meter.
+    pub requested: u64,
+    /// When it would fit, unix ms; none where time alone does not help.
+    pub resets_at_ms: Option<u64>,
+}
+
+/// The decision on a [`Reserve`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReserveOutcome {
+    /// A hold was taken.
+    Reserved(Grant),
+    /// None was.
+    Refused(Box<Refusal>),
+}
+
+/// Changes an open hold: up like a reserve, down always.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Resize {
+    /// The command's id.
+    pub id: CommandId,
+    /// The account.
+    pub account: AccountId,
+    /// The reservation.
+    pub reservation: ReservationId,
+    /// New upper bound of the input.
+    pub input_tokens: u64,
+    /// New output maximum.
+    pub output_tokens: u64,
+    /// Who asks.
+    pub actor: Actor,
+}
+
+/// Replaces a hold by what was really used.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Settle {
+    /// The command's id.
+    pub id: CommandId,
+    /// The account.
+    pub account: AccountId,
+    /// The reservation.
+    pub reservation: ReservationId,
+    /// What was used.
+    pub report: Report,
+    /// Who reports.
+    pub actor: Actor,
+}
+
+/// Gives a hold back, nothing used.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Release {
+    /// The command's id.
+    pub id: CommandId,
+    /// The account.
+    pub account: AccountId,
+    /// The reservation.
+    pub reservation: ReservationId,
+    /// Why, in one phrase.
+    pub reason: String,
+    /// Who gives it back.
+    pub actor: Actor,
+}
+
+/// How a reservation stands after a settle, release or resize.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolution {
+    /// Position of the event.
+    pub position: Position,
+    /// What is charged now (settle, release), or held now (resize).
+    pub amounts: Amounts,
+}
+
+/// When a settle is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ack {
+    /// Once the writer's state has it: the next reserve sees it. Durability follows.
+    Taken,
+    /// Once it is durable.
+    Durable,
+}
+
+/// What an operator may do to an account or the price book.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// Opens the account; nothing if it is open.
+    OpenAccount,
+    /// Issues a key, or changes its team; nothing if it is already so.
+    IssueKey(KeyIssuedData),
+    /// Revokes a key; nothing if it is revoked.
+    RevokeKey {
+        /// The key.
+        key: KeyId,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// Sets a cap; nothing if it is already so. Counters stay where only limit, hardness or
+    /// thresholds change; another scope, meter or window is another cap and begins anew.
+    SetCap(CapSpecData),
+    /// Removes a cap; nothing if there is none.
+    RemoveCap {
+        /// The cap.
+        cap: CapId,
+    },
+    /// Raises a balance.
+    Credit {
+        /// The cap.
+        cap: CapId,
+        /// By how much, in the meter's unit.
+        amount: u64,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// Corrects what is spent.
+    Adjust {
+        /// The cap.
+        cap: CapId,
+        /// Added to what is spent.
+        delta: i64,
+        /// Why.
+        reason: String,
+    },
+    /// Sets a model's price in this partition; nothing if it is already so. The version given is
+    /// ignored: the ledger counts.
+    SetPrice(PriceData),
+}
+
+/// A key to issue.
+pub type KeyIssuedData = KeyIssued;
+/// A cap to set.
+pub type CapSpecData = CapSpec;
+/// A price to set.
+pub type PriceData = Price;
+
+/// An operator's command.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Admin {
+    /// The command's id.
+    pub id: CommandId,
+    /// The account; [`AccountId::system`] for prices.
+    pub account: AccountId,
+    /// Who gives it.
+    pub actor: Actor,
+    /// What to do.
+    pub change: Change,
+}
+
+/// What came of an operator's command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdminOutcome {
+    /// Position of the event; `None` where nothing had to change.
+    pub position: Option<Position>,
+}
+
+/// Asks how an account stands in the writer's own state, after all that was decided.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Read {
+    /// The account.
+    pub account: AccountId,
+    /// Only the caps that apply to this key; all where absent.
+    pub key: Option<KeyId>,
+}
+
+/// How an account stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// The account.
+    pub account: AccountId,
+    /// Position of the partition when it was read.
+    pub position: Position,
+    /// When it was read, unix ms.
+    pub at_ms: u64,
+    /// Open reservations.
+    pub open: u64,
+    /// The caps.
+    pub caps: Vec<CapStanding>,
+}
+
+/// A command that was not carried out, by what the caller does next. Nothing changed, except where
+/// [`CommandError::Unavailable`] says that the outcome is not known.
+#[derive(Debug, Clone, PartialEq, Eq, Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CommandError {
+    /// Malformed: correct it.
+    #[error("invalid command: {detail}")]
+    Invalid {
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// For another partition: send it there.
+    #[error(
+        "account {account} does not belong to partition {partition:02}: send the command to its own partition"
+    )]
+    WrongPartition {
+        /// The account.
+        account: AccountId,
+        /// The partition that was asked.
+        partition: u8,
+    },
+    /// There is no such account.
+    #[error("account {account} is not known: open it first")]
+    UnknownAccount {
+        /// The account.
+        account: AccountId,
+    },
+    /// There is no such key.
+    #[error("key {key} is not known: issue it first")]
+    UnknownKey {
+        /// The key.
+        key: KeyId,
+    },
+    /// The key was revoked.
+    #[error("key {key} is revoked: use another one")]
+    KeyRevoked {
+        /// The key.
+        key: KeyId,
+    },
+    /// There is no such cap.
+    #[error("cap {cap} is not known: set it first")]
+    UnknownCap {
+        /// The cap.
+        cap: CapId,
+    },
+    /// There is no such reservation.
+    #[error("reservation {reservation} is not known: reserve first")]
+    UnknownReservation {
+        /// The reservation.
+        reservation: ReservationId,
+    },
+    /// The reservation has ended already, by another command.
+    #[error("reservation {reservation} has ended already at position {position}")]
+    AlreadyResolved {
+        /// The reservation.
+        reservation: ReservationId,
+        /// Where it ended.
+        position: Position,
+    },
+    /// A hold cannot grow so far; the reservation stays as it is.
+    #[error(
+        "hold cannot grow: cap {cap} has {available} {meter} available and {requested} more were asked for"
+    )]
+    Short {
+        /// The cap that is short.
+        cap: CapId,
+        /// What it counts.
+        meter: Meter,
+        /// What it has.
+        available: u64,
+        /// What was asked for on top.
+        requested: u64,
+    },
+    /// The same id came with another content: use a new id.
+    #[error("command {id} was given before with another content: use a new id")]
+    Conflict {
+        /// The id.
+        id: CommandId,
+    },
+    /// Not now: try again with the same id. What became of this command may not be known.
+    #[error("ledger unavailable: {detail}")]
+    Unavailable {
+        /// Why.
+        detail: String,
+    },
+}
+
+impl CommandError {
+    /// A malformed command.
+    pub fn invalid(detail: impl Into<String>) -> Self {
+        Self::Invalid {
+            detail: detail.into(),
+        }
+    }
+
+    /// Not now.
+    pub fn unavailable(detail: impl Into<String>) -> Self {
+        Self::Unavailable {
+            detail: detail.into(),
+        }
+    }
+}
+
+/// Where a cap's numbers come from, for callers that only know its parts.
+pub fn declared_cap_id(scope: &Scope, meter: Meter, window: Window) -> String {
+    use crate::window::Period;
+    let window = match window {
+        Window::Balance => "balance".to_owned(),
+        Window::Rolling { seconds } => format!("rolling-{seconds}"),
+        Window::Calendar { period } => match period {
+            Period::Hour => "hour",
+            Period::Day => "day",
+            Period::Week => "week",
+            Period::Month => "month",
+        }
+        .to_owned(),
+    };
+    match scope.id() {
+        None => format!("account/{meter}/{window}"),
+        Some(id) => format!("{}/{id}/{meter}/{window}", scope.kind()),
+    }
+}

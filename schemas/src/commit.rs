@@ -1,0 +1,272 @@
+//! A commit: the events decided together, durable together; one JetStream message.
+//!
+//! `prev` chains each commit to the SHA-256 of the stored bytes of the one before. Bytes are never
+//! re-encoded before hashing.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::{
+    event::StoredEvent,
+    position::{Epoch, Partition, Position},
+    wire::{self, WireError},
+};
+
+/// Most events in one commit.
+pub const COMMIT_EVENTS_MAX: usize = 256;
+/// Most bytes in one commit.
+pub const COMMIT_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a commit besides its events, at most: field names and numbers (under 128) and 3 bytes
+/// in front of each event.
+pub const COMMIT_OVERHEAD_MAX: usize = 128 + 3 * COMMIT_EVENTS_MAX;
+
+/// SHA-256 of a commit's stored bytes; 32 zero bytes before the first.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct ChainHash(pub [u8; 32]);
+
+impl ChainHash {
+    /// The hash of a commit's stored bytes.
+    pub fn of(payload: &[u8]) -> Self {
+        Self(Sha256::digest(payload).into())
+    }
+}
+
+impl fmt::Display for ChainHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ChainHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChainHash({self})")
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Payload {
+    v: u8,
+    partition: u8,
+    epoch: Epoch,
+    first_position: Position,
+    prev: ByteBuf,
+    at_ms: u64,
+    events: Vec<ByteBuf>,
+}
+
+/// A commit, decoded, with the hash of its stored bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Commit {
+    /// Its partition.
+    pub partition: Partition,
+    /// The reign that wrote it.
+    pub epoch: Epoch,
+    /// Position of its first event.
+    pub first_position: Position,
+    /// Hash of the commit before it.
+    pub prev: ChainHash,
+    /// When it was decided, unix ms.
+    pub at_ms: u64,
+    /// Its events, 1 to [`COMMIT_EVENTS_MAX`].
+    pub events: Vec<StoredEvent>,
+}
+
+/// Bytes that are not a commit.
+#[derive(Debug, Error)]
+pub enum CommitError {
+    /// Not the shape of a commit.
+    #[error("cannot read commit")]
+    Shape(#[source] WireError),
+    /// One of its events is not the shape of an event.
+    #[error("cannot read event {index} of commit at position {first_position}")]
+    Event {
+        /// Which one, from 0.
+        index: usize,
+        /// Where the commit begins.
+        first_position: Position,
+        /// What is wrong with it.
+        #[source]
+        source: WireError,
+    },
+    /// Its numbers contradict each other.
+    #[error("commit at position {first_position} contradicts itself: {detail}")]
+    Contradiction {
+        /// Where the commit begins.
+        first_position: Position,
+        /// What does not fit.
+        detail: String,
+    },
+}
+
+impl Commit {
+    /// The version this code writes.
+    pub const VERSION: u8 = 1;
+
+    /// The commit's bytes, as they are stored and hashed.
+    pub fn encode(&self) -> Bytes {
+        wire::encode(&Payload {
+            v: Self::VERSION,
+            partition: self.partition.0,
+            epoch: self.epoch,
+            first_position: self.first_position,
+            prev: ByteBuf::from(self.prev.0),
+            at_ms: self.at_ms,
+            events: self
+                .events
+                .iter()
+                .map(|event| ByteBuf::from(event.bytes.to_vec()))
+                .collect(),
+        })
+        .into()
+    }
+
+    /// Reads stored bytes and checks the commit against itself: bounds, gapless positions, times.
+    pub fn decode(payload: &[u8]) -> Result<Self, CommitError> {
+        let raw: Payload = wire::decode("commit", payload).map_err(CommitError::Shape)?;
+        if raw.v != Self::VERSION {
+            return Err(CommitError::Shape(WireError::Version {
+                what: "commit",
+                found: raw.v,
+            }));
+        }
+        let first_position = raw.first_position;
+        let contradiction = |detail: String| CommitError::Contradiction {
+            first_position,
+            detail,
+        };
+        let prev = <[u8; 32]>::try_from(raw.prev.as_slice()).map_err(|_| {
+            contradiction(format!("prev has {} bytes instead of 32", raw.prev.len()))
+        })?;
+        let events = raw.events.into_iter().enumerate().map(|(index, bytes)| {
+            StoredEvent::read(Bytes::from(bytes.into_vec())).map_err(|source| CommitError::Event {
+                index,
+                first_position,
+                source,
+            })
+        });
+        let commit = Self {
+            partition: Partition(raw.partition),
+            epoch: raw.epoch,
+            first_position,
+            prev: ChainHash(prev),
+            at_ms: raw.at_ms,
+            events: events.collect::<Result<_, _>>()?,
+        };
+        commit.consistent(payload.len()).map_err(contradiction)?;
+        Ok(commit)
+    }
+
+    fn consistent(&self, payload_len: usize) -> Result<(), String> {
+        if !(1..=COMMIT_EVENTS_MAX).contains(&self.events.len()) {
+            return Err(format!(
+                "{} events instead of 1 to {COMMIT_EVENTS_MAX}",
+                self.events.len()
+            ));
+        }
+        if payload_len > COMMIT_BYTES_MAX {
+            return Err(format!(
+                "{payload_len} bytes instead of at most {COMMIT_BYTES_MAX}"
+            ));
+        }
+        if self.first_position == Position(0) {
+            return Err("positions begin at 1".to_owned());
+        }
+        let mut expected = self.first_position;
+        let mut at_ms = 0;
+        for stored in &self.events {
+            if stored.event.position != expected {
+                return Err(format!(
+                    "event {} stands where {expected} belongs",
+                    stored.event.position
+                ));
+            }
+            if stored.event.at_ms < at_ms || stored.event.at_ms > self.at_ms {
+                return Err(format!("the time of event {expected} goes backwards"));
+            }
+            at_ms = stored.event.at_ms;
+            expected = Position(expected.0.checked_add(1).ok_or("positions end")?);
+        }
+        Ok(())
+    }
+
+    /// Position of its last event.
+    pub fn last_position(&self) -> Position {
+        Position(self.first_position.0 + self.events.len() as u64 - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        event::{AccountOpened, Event},
+        ids::{AccountId, Actor, CommandId},
+    };
+
+    fn commit(events: u64) -> Commit {
+        let events = (1..=events).map(|position| {
+            StoredEvent::new(Event {
+                position: Position(position),
+                at_ms: 5,
+                account: AccountId::new("a").unwrap(),
+                cause: CommandId::from_parts(5, u128::from(position)),
+                actor: Actor::system("test"),
+                body: AccountOpened {}.into(),
+            })
+        });
+        Commit {
+            partition: Partition(1),
+            epoch: Epoch(1),
+            first_position: Position(1),
+            prev: ChainHash::default(),
+            at_ms: 5,
+            events: events.collect(),
+        }
+    }
+
+    #[test]
+    fn a_commit_reads_back_as_it_was_written() {
+        let commit = commit(3);
+        assert_eq!(Commit::decode(&commit.encode()).unwrap(), commit);
+        assert_eq!(commit.last_position(), Position(3));
+    }
+
+    #[test]
+    fn overhead_is_within_its_stated_bound() {
+        let commit = commit(COMMIT_EVENTS_MAX as u64);
+        let events: usize = commit.events.iter().map(|event| event.bytes.len()).sum();
+        assert!(commit.encode().len() - events <= COMMIT_OVERHEAD_MAX);
+    }
+
+    #[test]
+    fn a_commit_that_contradicts_itself_is_not_read() {
+        let refuse = |change: fn(&mut Commit)| {
+            let mut commit = commit(3);
+            change(&mut commit);
+            assert!(matches!(
+                Commit::decode(&commit.encode()),
+                Err(CommitError::Contradiction { .. })
+            ));
+        };
+        refuse(|commit| commit.events.clear());
+        refuse(|commit| commit.events.swap(0, 1));
+        refuse(|commit| commit.first_position = Position(2));
+        refuse(|commit| commit.at_ms = 4);
+    }
+
+    #[test]
+    fn bytes_that_are_no_commit_are_an_error_and_no_panic() {
+        let whole = commit(2).encode();
+        for end in 0..whole.len() {
+            assert!(Commit::decode(&whole[..end]).is_err());
+        }
+        let mut longer = whole.to_vec();
+        longer.push(0);
+        assert!(Commit::decode(&longer).is_err());
+    }
+}

@@ -1,0 +1,52 @@
+//! How a neuron makes itself known, and the headers that a request carries to it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ModelId, NeuronId};
+
+/// The reservation that pays for the request.
+pub const HEADER_RESERVATION: &str = "x-seatbelt-reservation";
+/// The account, for the usage event.
+pub const HEADER_ACCOUNT: &str = "x-seatbelt-account";
+/// The key id, for the usage event.
+pub const HEADER_KEY: &str = "x-seatbelt-key";
+/// Most input tokens that were reserved.
+pub const HEADER_MAX_INPUT_TOKENS: &str = "x-seatbelt-max-input-tokens";
+/// Most output tokens that were reserved.
+pub const HEADER_MAX_OUTPUT_TOKENS: &str = "x-seatbelt-max-output-tokens";
+/// When the reservation ends, unix ms.
+pub const HEADER_DEADLINE_MS: &str = "x-seatbelt-deadline-ms";
+
+/// A model that a neuron serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeuronModel {
+    /// Its id.
+    pub id: ModelId,
+    /// Most tokens of input and output together.
+    pub context: u64,
+    /// Most output tokens of one request.
+    pub output: u64,
+    /// Requests that run at once.
+    pub slots: u32,
+}
+
+/// What a neuron writes to KV `SEATBELT_NEURONS` under its id, again and again while it lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeuronRecord {
+    /// Version of this shape: 1.
+    pub v: u8,
+    /// The neuron.
+    pub neuron: NeuronId,
+    /// Where it listens, such as `http://127.0.0.1:9100`.
+    pub url: String,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// What it serves.
+    pub models: Vec<NeuronModel>,
+    /// Requests running.
+    pub active: u32,
+    /// Requests waiting.
+    pub queued: u32,
+    /// When this was written, unix ms.
+    pub at_ms: u64,
+}
