@@ -18,6 +18,7 @@ pub mod neuron;
 pub mod position;
 pub mod price;
 pub mod scope;
+pub mod time;
 pub mod usage;
 pub mod window;
 pub mod wire;

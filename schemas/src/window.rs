@@ -146,8 +146,14 @@ fn civil_month(day: u64) -> (u64, u64) {
     (yoe + era * 400 + u64::from(month <= 2), month)
 }
 
+/// Year, month (1 to 12) and day (1 to 31) of a day since 1970-01-01.
+pub(crate) fn civil_date(day: u64) -> (u64, u64, u64) {
+    let (year, month) = civil_month(day);
+    (year, month, day - day_of_month_start(year, month) + 1)
+}
+
 /// Day since 1970-01-01 on which a month begins. The inverse of [`civil_month`], same source.
-fn day_of_month_start(year: u64, month: u64) -> u64 {
+pub(crate) fn day_of_month_start(year: u64, month: u64) -> u64 {
     let y = if month <= 2 { year - 1 } else { year };
     let era = y / 400;
     let yoe = y % 400;
