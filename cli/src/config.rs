@@ -1,0 +1,220 @@
+//! The configuration: one TOML file, overridden by the environment, checked as a whole.
+//!
+//! Every mistake is reported at once with its place and line; secrets are never quoted, a bad key
+//! is named by its index. Paths are relative to the file's folder. Nothing is opened or resolved
+//! here besides the file itself.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+mod entitlements;
+mod gateway;
+mod nats;
+mod neuron;
+mod reader;
+mod tree;
+mod upstreams;
+
+pub use entitlements::{Key, Policy};
+pub use gateway::{Gateway, OnDisconnect};
+pub use nats::{Durability, Nats};
+pub use neuron::{Device, Neuron, NeuronModel};
+pub use reader::Mistake;
+use reader::{Mistakes, Section};
+pub use upstreams::{MaxField, Upstream, UpstreamKind, UpstreamModel};
+
+/// Everything that one file configures.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where events are kept.
+    pub nats: Nats,
+    /// The gateway.
+    pub gateway: Gateway,
+    /// The declared keys.
+    pub keys: Vec<Key>,
+    /// Foreign upstreams.
+    pub upstreams: Vec<Upstream>,
+    /// The neuron role, where configured.
+    pub neuron: Option<Neuron>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read configuration {}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It was read, and these are its mistakes.
+    #[error("configuration has {}:{}", count(mistakes), lines(mistakes))]
+    Mistakes {
+        /// All of them.
+        mistakes: Vec<Mistake>,
+    },
+}
+
+fn count(mistakes: &[Mistake]) -> String {
+    match mistakes.len() {
+        1 => "1 mistake".to_owned(),
+        many => format!("{many} mistakes"),
+    }
+}
+
+fn lines(mistakes: &[Mistake]) -> String {
+    let lines = mistakes.iter().map(|mistake| format!("\n  {mistake}"));
+    lines.collect()
+}
+
+/// Text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The secret itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// What sections need to know besides their own fields.
+struct Context<'a> {
+    /// The file's folder.
+    folder: &'a Path,
+    /// The environment, for variables named in the file.
+    environment: &'a BTreeMap<String, String>,
+}
+
+impl Context<'_> {
+    /// A path as the file means it.
+    fn path(&self, text: &str) -> PathBuf {
+        self.folder.join(text)
+    }
+}
+
+impl Config {
+    /// Reads a file, with this process's environment laid over it.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        };
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let absolute = std::path::absolute(path).map_err(unreadable)?;
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        let folder = absolute.parent().unwrap_or(Path::new("/"));
+        Self::from_text(&text, &environment, folder)
+    }
+
+    /// Reads text, with `environment` laid over it; paths are relative to `folder`.
+    pub fn from_text(
+        text: &str,
+        environment: &BTreeMap<String, String>,
+        folder: &Path,
+    ) -> Result<Self, ConfigError> {
+        let mistakes = Mistakes::default();
+        let (mut root, mut errors) = tree::parse(text);
+        errors.extend(tree::override_from(&mut root, environment));
+        for error in errors {
+            mistakes.add(Mistake::new(error.place, &error.origin, error.problem));
+        }
+        let context = Context {
+            folder,
+            environment,
+        };
+        let config = Self::read(Section::root(root, &mistakes), &context);
+        match mistakes.take() {
+            none if none.is_empty() => Ok(config),
+            mistakes => Err(ConfigError::Mistakes { mistakes }),
+        }
+    }
+
+    fn read(mut root: Section, context: &Context<'_>) -> Self {
+        let has_neuron = root.has("neuron");
+        let nats = Nats::read(root.section("nats"), context);
+        let gateway = Gateway::read(root.section("gateway"));
+        let keys = entitlements::read(root.section("entitlements"));
+        let upstreams = upstreams::read(&mut root, context);
+        let neuron = root.section("neuron");
+        let neuron = has_neuron.then(|| Neuron::read(neuron, context));
+        prices_agree(&root, &upstreams, neuron.as_ref());
+        root.finish();
+        Self {
+            nats,
+            gateway,
+            keys,
+            upstreams,
+            neuron,
+        }
+    }
+
+    /// Every declared price, once per model.
+    pub fn prices(&self) -> Vec<seatbelt_schemas::price::Price> {
+        let mut prices = BTreeMap::new();
+        for (model, rates) in declared_rates(&self.upstreams, self.neuron.as_ref()) {
+            prices
+                .entry(model.clone())
+                .or_insert_with(|| seatbelt_schemas::price::Price {
+                    model: model.clone(),
+                    version: 0,
+                    rates,
+                    long_context: None,
+                });
+        }
+        prices.into_values().collect()
+    }
+}
+
+fn declared_rates<'a>(
+    upstreams: &'a [Upstream],
+    neuron: Option<&'a Neuron>,
+) -> impl Iterator<
+    Item = (
+        &'a seatbelt_schemas::ids::ModelId,
+        seatbelt_schemas::price::Rates,
+    ),
+> {
+    let foreign = upstreams.iter().flat_map(|upstream| &upstream.models);
+    let foreign = foreign.filter_map(|model| Some((&model.id, model.price?)));
+    let own = neuron.into_iter().flat_map(|neuron| &neuron.models);
+    foreign.chain(own.filter_map(|model| Some((&model.id, model.price?))))
+}
+
+/// A model has one price, whoever serves it: the ledger charges by model.
+fn prices_agree(root: &Section, upstreams: &[Upstream], neuron: Option<&Neuron>) {
+    let mut seen = BTreeMap::new();
+    for (model, rates) in declared_rates(upstreams, neuron) {
+        if *seen.entry(model).or_insert(rates) != rates {
+            root.mistake(
+                "upstreams",
+                format!("model {model} has two different prices: give it one"),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,294 @@
+//! `[[entitlements.keys]]`: declared keys with their caps.
+
+use std::collections::BTreeMap;
+
+use seatbelt_schemas::{
+    amount::{AMOUNT_MAX, parse_usd},
+    cap::{CapSpec, THRESHOLDS_DEFAULT, THRESHOLDS_MAX},
+    command::declared_cap_id,
+    event::{OnShort, OnUnknown},
+    ids::{AccountId, CapId, KeyId, TeamId},
+    meter::Meter,
+    scope::Scope,
+    window::{Period, ROLLING_SECONDS_MAX, Window},
+};
+
+use super::{Secret, reader::Section};
+
+/// Most keys one file may declare; beyond that, issue them over the admin routes.
+const KEYS_MAX: usize = 10_000;
+/// Most caps one key may declare.
+const CAPS_MAX: usize = 64;
+/// Longest secret.
+const SECRET_LEN_MAX: usize = 512;
+
+/// What the ledger does for this key when a request does not fit, or is never reported.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Refuse, or lower the output maximum to what fits.
+    pub on_short: OnShort,
+    /// Charge the hold, or release it.
+    pub on_unknown: OnUnknown,
+}
+
+/// A declared key.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// What callers send.
+    pub secret: Secret,
+    /// The account that pays.
+    pub account: AccountId,
+    /// The key's public id.
+    pub key: KeyId,
+    /// Its team.
+    pub team: Option<TeamId>,
+    /// Its caps, and those of its account declared with it.
+    pub caps: Vec<CapSpec>,
+    /// Its policies.
+    pub policy: Policy,
+}
+
+pub(super) fn read(mut section: Section) -> Vec<Key> {
+    let mut keys = Vec::new();
+    let mut seen = Seen::default();
+    for part in section.sections("keys", KEYS_MAX) {
+        keys.extend(read_key(part, &mut seen));
+    }
+    section.finish();
+    keys
+}
+
+/// What has been declared so far, with its place: to find what is declared twice.
+#[derive(Default)]
+struct Seen {
+    secrets: BTreeMap<String, String>,
+    keys: BTreeMap<(AccountId, KeyId), String>,
+    caps: BTreeMap<(AccountId, CapId), (CapSpec, String)>,
+}
+
+fn read_key(mut section: Section, seen: &mut Seen) -> Option<Key> {
+    let secret = section.required("key", |section| section.text_with("key", secret));
+    let account = section.required("account_id", |section| {
+        section.text_with("account_id", account)
+    });
+    let key = section.required("key_id", |section| section.text_with("key_id", id));
+    let team = section.text_with("team", id);
+    let policy = read_policy(&mut section);
+    let caps = read_caps(&mut section, key.as_ref(), team.as_ref());
+    if let (Some(secret), Some(account), Some(key)) = (&secret, &account, &key) {
+        seen.check(&section, secret, account, key, &caps);
+    }
+    section.finish();
+    Some(Key {
+        secret: secret?.into(),
+        account: account?,
+        key: key?,
+        team,
+        caps,
+        policy,
+    })
+}
+
+impl Seen {
+    fn check(
+        &mut self,
+        at: &Section,
+        secret: &str,
+        account: &AccountId,
+        key: &KeyId,
+        caps: &[CapSpec],
+    ) {
+        let here = at.place().to_owned();
+        if let Some(other) = self.secrets.insert(secret.to_owned(), here.clone()) {
+            at.mistake("key", format!("is the same as in {other}"));
+        }
+        let pair = (account.clone(), key.clone());
+        if let Some(other) = self.keys.insert(pair, here.clone()) {
+            at.mistake(
+                "key_id",
+                format!("{key} is in {other} already, for the same account"),
+            );
+        }
+        for cap in caps {
+            let first = self.caps.entry((account.clone(), cap.cap.clone()));
+            let (first, place) = first.or_insert_with(|| (cap.clone(), here.clone()));
+            if first != cap {
+                at.mistake(
+                    "",
+                    format!(
+                        "cap {} differs from the one in {place}: declare it once",
+                        cap.cap
+                    ),
+                );
+            } else if *place == here && caps.iter().filter(|other| other.cap == cap.cap).count() > 1
+            {
+                at.mistake("caps", format!("cap {} is declared twice", cap.cap));
+                return;
+            }
+        }
+    }
+}
+
+fn secret(text: &str) -> Result<String, String> {
+    let fits = (1..=SECRET_LEN_MAX).contains(&text.len());
+    if fits && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "cannot be sent in a header: use 1 to {SECRET_LEN_MAX} visible ASCII characters without spaces"
+    ))
+}
+
+fn id<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: T::Err| error.to_string())
+}
+
+fn account(text: &str) -> Result<AccountId, String> {
+    let account: AccountId = id(text)?;
+    match account.is_system() {
+        true => Err(format!("{text:?} is reserved: use another account id")),
+        false => Ok(account),
+    }
+}
+
+fn read_policy(section: &mut Section) -> Policy {
+    let on_short = [("refuse", OnShort::Refuse), ("clamp", OnShort::Clamp)];
+    let on_unknown = [
+        ("charge_hold", OnUnknown::ChargeHold),
+        ("release", OnUnknown::Release),
+    ];
+    Policy {
+        on_short: section.word("on_short", &on_short).unwrap_or_default(),
+        on_unknown: section.word("on_unknown", &on_unknown).unwrap_or_default(),
+    }
+}
+
+fn read_caps(section: &mut Section, key: Option<&KeyId>, team: Option<&TeamId>) -> Vec<CapSpec> {
+    let window = read_window(section).unwrap_or(Window::Balance);
+    let hard_cap = section.number("hard_cap", 0, AMOUNT_MAX);
+    let parts = section.sections("caps", CAPS_MAX);
+    let declared = parts
+        .into_iter()
+        .filter_map(|part| read_cap(part, window, key, team));
+    let mut caps: Vec<CapSpec> = declared.collect();
+    let short = hard_cap
+        .zip(key)
+        .and_then(|(limit, key)| spec(Scope::Key(key.clone()), Meter::Tokens, window, limit));
+    caps.extend(short);
+    caps
+}
+
+fn read_cap(
+    mut section: Section,
+    default: Window,
+    key: Option<&KeyId>,
+    team: Option<&TeamId>,
+) -> Option<CapSpec> {
+    let meters = [
+        Meter::Tokens,
+        Meter::Cost,
+        Meter::Requests,
+        Meter::InputTokens,
+        Meter::OutputTokens,
+        Meter::Concurrency,
+    ];
+    let meters = meters.map(|meter| (meter.as_str(), meter));
+    let meter = section.required("meter", |section| section.word("meter", &meters));
+    let limit = match meter {
+        Some(Meter::Cost) => section.required("limit", read_usd),
+        _ => section.required("limit", |section| section.number("limit", 0, AMOUNT_MAX)),
+    };
+    let window = read_window(&mut section).unwrap_or(default);
+    let scope = read_scope(&mut section, key, team);
+    let hard = section.flag("hard").unwrap_or(true);
+    let thresholds = read_thresholds(&mut section);
+    if meter == Some(Meter::Concurrency) && window != Window::Balance {
+        section.mistake(
+            "window",
+            "does not go with meter \"concurrency\", which counts open requests: leave it out",
+        );
+    }
+    section.finish();
+    let cap = spec(scope?, meter?, window, limit?)?;
+    Some(CapSpec {
+        hard,
+        thresholds,
+        ..cap
+    })
+}
+
+/// A hard cap with default thresholds; its id follows from what it is. `None` where that is too long.
+fn spec(scope: Scope, meter: Meter, window: Window, limit: u64) -> Option<CapSpec> {
+    Some(CapSpec {
+        cap: CapId::new(declared_cap_id(&scope, meter, window)).ok()?,
+        scope,
+        meter,
+        window,
+        limit,
+        hard: true,
+        thresholds: THRESHOLDS_DEFAULT.to_vec(),
+    })
+}
+
+fn read_usd(section: &mut Section) -> Option<u64> {
+    section.text_with("limit", |text| {
+        parse_usd(text).map_err(|error| error.to_string())
+    })
+}
+
+fn read_scope(section: &mut Section, key: Option<&KeyId>, team: Option<&TeamId>) -> Option<Scope> {
+    let words = [("key", 0), ("account", 1), ("team", 2)];
+    match section.word("scope", &words).unwrap_or(0) {
+        0 => Some(Scope::Key(key?.clone())),
+        1 => Some(Scope::Account),
+        _ if team.is_none() => {
+            section.mistake("scope", "is \"team\", but the key has none: set its team");
+            None
+        }
+        _ => Some(Scope::Team(team?.clone())),
+    }
+}
+
+fn read_thresholds(section: &mut Section) -> Vec<u8> {
+    let Some(found) = section.numbers("thresholds", (1, 100), THRESHOLDS_MAX) else {
+        return THRESHOLDS_DEFAULT.to_vec();
+    };
+    if !found.is_sorted_by(|one, next| one < next) {
+        section.mistake("thresholds", "are not ascending");
+    }
+    found
+        .into_iter()
+        .filter_map(|percent| u8::try_from(percent).ok())
+        .collect()
+}
+
+fn read_window(section: &mut Section) -> Option<Window> {
+    let given = section.has("window");
+    let mut part = section.section("window");
+    if !given {
+        return None;
+    }
+    let kinds = [("balance", 0), ("rolling", 1), ("calendar", 2)];
+    let window = match part.required("kind", |part| part.word("kind", &kinds)) {
+        Some(0) => Some(Window::Balance),
+        Some(1) => {
+            let seconds = part.required("seconds", |part| {
+                part.number("seconds", 1, ROLLING_SECONDS_MAX)
+            });
+            seconds.map(|seconds| Window::Rolling { seconds })
+        }
+        Some(_) => {
+            let periods = [
+                ("hour", Period::Hour),
+                ("day", Period::Day),
+                ("week", Period::Week),
+                ("month", Period::Month),
+            ];
+            let period = part.required("period", |part| part.word("period", &periods));
+            period.map(|period| Window::Calendar { period })
+        }
+        None => return None,
+    };
+    part.finish();
+    window
+}

@@ -1,0 +1,330 @@
+use super::*;
+
+const WHOLE: &str = r#"
+[nats]
+data_dir = "data"
+partitions = 4
+replicas = 1
+durability = "fsync"
+
+[gateway]
+listen = "127.0.0.1:8080"
+metrics_listen = "127.0.0.1:9090"
+require_auth = true
+admin_token = "hush-hush"
+budget_wait_ms = 2000
+
+[[entitlements.keys]]
+key = "sk-cap"
+account_id = "acct-cap"
+key_id = "key-cap"
+hard_cap = 100
+window = { kind = "rolling", seconds = 3600 }
+caps = [{ meter = "cost", limit = "25.00", window = { kind = "calendar", period = "month" }, scope = "account" }]
+
+[[upstreams]]
+name = "mock"
+kind = "openai"
+base_url = "http://127.0.0.1:9000/v1"
+api_key_env = "MOCK_KEY"
+models = [{ id = "test-model", context = 8192, output = 4096, price = { input = "0.15", output = "0.60" } }]
+
+[neuron]
+listen = "127.0.0.1:0"
+models = [{ id = "tiny", path = "models/tiny", device = "cpu", slots = 8 }]
+"#;
+
+fn environment(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let pairs = pairs.iter().map(|(name, value)| (*name, *value));
+    pairs
+        .chain([("MOCK_KEY", "sk-upstream")])
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn read(text: &str, pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    Config::from_text(text, &environment(pairs), Path::new("/etc/seatbelt"))
+}
+
+/// The mistakes, one line each.
+#[track_caller]
+fn mistakes(text: &str, pairs: &[(&str, &str)]) -> Vec<String> {
+    match read(text, pairs) {
+        Err(ConfigError::Mistakes { mistakes }) => {
+            mistakes.iter().map(ToString::to_string).collect()
+        }
+        other => panic!("expected mistakes, found {other:?}"),
+    }
+}
+
+#[track_caller]
+fn check(text: &str, expected: &[&str]) {
+    assert_eq!(mistakes(text, &[]), expected);
+}
+
+#[test]
+fn the_whole_example_reads_as_it_is_meant() {
+    let config = read(WHOLE, &[]).unwrap();
+    assert_eq!(config.nats.data_dir, Path::new("/etc/seatbelt/data"));
+    assert_eq!(config.gateway.listen.port(), 8080);
+    let key = &config.keys[0];
+    assert_eq!(key.secret.expose(), "sk-cap");
+    let caps: Vec<_> = key
+        .caps
+        .iter()
+        .map(|cap| (cap.cap.as_str(), cap.limit))
+        .collect();
+    assert_eq!(
+        caps,
+        [
+            ("account/cost/month", 25_000_000_000),
+            ("key/key-cap/tokens/rolling-3600", 100),
+        ]
+    );
+    let upstream = &config.upstreams[0];
+    assert_eq!(upstream.api_key.as_ref().unwrap().expose(), "sk-upstream");
+    assert_eq!(upstream.models[0].price.unwrap().input, 150_000);
+    assert_eq!(config.prices().len(), 1);
+    let neuron = config.neuron.unwrap();
+    assert_eq!(
+        neuron.models[0].path,
+        Path::new("/etc/seatbelt/models/tiny")
+    );
+}
+
+#[test]
+fn an_empty_file_is_all_defaults() {
+    let config = read("", &[]).unwrap();
+    assert_eq!(config.nats.durability, Durability::Fsync);
+    assert_eq!(u8::from(config.nats.partitions), 4);
+    assert!(config.gateway.require_auth && config.neuron.is_none());
+}
+
+#[test]
+fn the_environment_overrides_values_lists_and_tables() {
+    let config = read(
+        WHOLE,
+        &[
+            ("SEATBELT__GATEWAY__LISTEN", "127.0.0.1:0"),
+            ("SEATBELT__GATEWAY__REQUIRE_AUTH", "false"),
+            ("SEATBELT__GATEWAY__ADMIN_TOKEN", "12345"),
+            ("SEATBELT__ENTITLEMENTS__KEYS__0__HARD_CAP", "7"),
+            (
+                "SEATBELT__ENTITLEMENTS__KEYS__0__WINDOW",
+                "{ kind = \"balance\" }",
+            ),
+            ("SEATBELT__NEURON__MODELS__1__ID", "second"),
+            ("SEATBELT__NEURON__MODELS__1__PATH", "/m"),
+            ("SEATBELT_LOG", "debug"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(config.gateway.listen.port(), 0);
+    assert!(!config.gateway.require_auth);
+    assert_eq!(config.gateway.admin_token.unwrap().expose(), "12345");
+    assert_eq!(
+        config.keys[0].caps[1].cap.as_str(),
+        "key/key-cap/tokens/balance"
+    );
+    assert_eq!(config.keys[0].caps[1].limit, 7);
+    assert_eq!(config.neuron.unwrap().models[1].path, Path::new("/m"));
+}
+
+#[test]
+fn a_mistake_from_the_environment_names_its_variable() {
+    let found = mistakes(
+        WHOLE,
+        &[
+            ("SEATBELT__GATEWAY__LISTEN", "nowhere"),
+            ("SEATBELT__UPSTREAMS__5__NAME", "x"),
+            ("SEATBELT__NATS__URI", "x"),
+        ],
+    );
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found.iter().any(|line| {
+        line.starts_with("gateway.listen (from SEATBELT__GATEWAY__LISTEN): \"nowhere\"")
+    }));
+    assert!(
+        found
+            .iter()
+            .any(|line| line.contains("element 5 cannot be set: use 0 to 1"))
+    );
+    assert!(
+        found
+            .iter()
+            .any(|line| line.contains("nats.uri") && line.contains("is not known"))
+    );
+}
+
+#[test]
+fn every_mistake_is_reported_at_once_with_its_place_and_line() {
+    check(
+        r#"
+[nats]
+durability = "maybe"
+partitions = 0
+datadir = "x"
+[gateway]
+listen = 8080
+budget_wait_ms = -1
+[[entitlements.keys]]
+account_id = "a.b"
+key_id = "k"
+hard_cap = 1.5
+[[upstreams]]
+name = "u"
+kind = "other"
+base_url = "ftp://x"
+models = [{ id = "m", context = 10, output = 20, price = { input = 1 } }]
+[nowhere]
+"#,
+        &[
+            "nats.durability (line 3): \"maybe\" is not known: use \"fsync\" or \"relaxed\"",
+            "nats.partitions (line 4): is 0: use 1 to 100",
+            "nats.datadir (line 5): is not known: use one of url, partitions, prefix, data_dir, port, server, monitor_url, replicas, durability",
+            "gateway.listen (line 7): is a number, not text: write \"...\"",
+            "gateway.budget_wait_ms (line 8): is -1: use 0 to 60000",
+            "entitlements.keys[0].key (line 9): is missing",
+            "entitlements.keys[0].account_id (line 10): account id \"a.b\" is not valid: use 1 to 64 characters of A-Z a-z 0-9 _ -",
+            "entitlements.keys[0].hard_cap (line 12): is a fraction, not a whole number: use 0 to 4611686018427387904",
+            "upstreams[0].kind (line 15): \"other\" is not known: use \"openai\" or \"anthropic\"",
+            "upstreams[0].base_url (line 16): does not begin with http:// or https://",
+            "upstreams[0].models[0].output (line 17): is above the model's context, which holds input and output",
+            "upstreams[0].models[0].price.input (line 17): is a number, not text: write \"...\"",
+            "upstreams[0].models[0].price.output (line 17): is missing",
+            "nowhere (line 18): is not known: use one of nats, gateway, entitlements, upstreams, neuron",
+        ],
+    );
+}
+
+#[test]
+fn text_that_is_not_toml_is_reported_by_line_without_quoting_it() {
+    let found = mistakes(
+        "[nats]\ndata_dir = sk-very-secret\n[gateway]\nlisten = \"nowhere\"\n",
+        &[],
+    );
+    assert!(found[0].starts_with("file (line 2): "), "{found:?}");
+    assert!(
+        found
+            .iter()
+            .any(|line| line.starts_with("gateway.listen (line 4)")),
+        "{found:?}"
+    );
+    assert!(!found.concat().contains("secret"), "{found:?}");
+}
+
+#[test]
+fn secrets_are_never_quoted() {
+    let text = r#"
+[[entitlements.keys]]
+key = "sk secret one"
+account_id = "a"
+key_id = "k"
+[[entitlements.keys]]
+key = "sk-secret-two"
+account_id = "a"
+key_id = "k2"
+[[entitlements.keys]]
+key = "sk-secret-two"
+account_id = "a"
+key_id = "k3"
+"#;
+    let found = mistakes(text, &[]);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(
+        found[0].starts_with("entitlements.keys[0].key (line 3)"),
+        "{found:?}"
+    );
+    assert!(
+        found[1].contains("is the same as in entitlements.keys[1]"),
+        "{found:?}"
+    );
+    assert!(!found.concat().contains("secret"), "{found:?}");
+    let config = read(WHOLE, &[]).unwrap();
+    let shown = format!("{config:?}");
+    assert!(!shown.contains("sk-") && !shown.contains("hush"), "{shown}");
+}
+
+#[test]
+fn what_is_declared_twice_is_a_mistake_and_what_is_shared_is_not() {
+    let key = |n: u8, limit: &str| {
+        format!(
+            "[[entitlements.keys]]\nkey = \"sk-{n}\"\naccount_id = \"a\"\nkey_id = \"k{n}\"\n\
+             caps = [{{ meter = \"cost\", limit = \"{limit}\", scope = \"account\" }}]\n"
+        )
+    };
+    let shared = read(&(key(1, "5") + &key(2, "5")), &[]).unwrap();
+    assert_eq!(shared.keys[0].caps, shared.keys[1].caps);
+    let found = mistakes(&(key(1, "5") + &key(2, "6")), &[]);
+    assert!(
+        found[0].contains("differs from the one in entitlements.keys[0]"),
+        "{found:?}"
+    );
+    let found = mistakes(&(key(1, "5") + &key(1, "5")), &[]);
+    assert_eq!(found.len(), 2, "{found:?}");
+}
+
+#[test]
+fn a_named_variable_that_is_not_set_is_a_mistake() {
+    let text = WHOLE.replace("MOCK_KEY", "UNSET_KEY");
+    let found = mistakes(&text, &[]);
+    assert!(
+        found[0].contains("api_key_env (line") && found[0].contains("UNSET_KEY"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_model_has_one_price() {
+    let text = WHOLE.replace(
+        "slots = 8 }",
+        "slots = 8, price = { input = \"1\", output = \"2\" } }, { id = \"test-model\", path = \"m\", price = { input = \"9\", output = \"9\" } }",
+    );
+    let found = mistakes(&text, &[]);
+    assert!(
+        found[0].contains("test-model has two different prices"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn cost_is_decimal_text_and_windows_are_complete() {
+    let cap = |cap: &str| {
+        format!(
+            "[[entitlements.keys]]\nkey = \"s\"\naccount_id = \"a\"\nkey_id = \"k\"\ncaps = [{cap}]\n"
+        )
+    };
+    for (bad, part) in [
+        (
+            "{ meter = \"cost\", limit = 25 }",
+            "caps[0].limit (line 5): is a number, not text",
+        ),
+        ("{ meter = \"cost\", limit = \"1e3\" }", "is not an amount"),
+        (
+            "{ meter = \"tokens\", limit = 5, window = { kind = \"rolling\" } }",
+            "caps[0].window.seconds (line 5): is missing",
+        ),
+        (
+            "{ meter = \"tokens\", limit = 5, window = { kind = \"calendar\", period = \"year\" } }",
+            "\"year\" is not known",
+        ),
+        (
+            "{ meter = \"tokens\", limit = 5, scope = \"team\" }",
+            "the key has none",
+        ),
+        (
+            "{ meter = \"tokens\", limit = 5, thresholds = [80, 50] }",
+            "are not ascending",
+        ),
+        (
+            "{ meter = \"tokens\", limit = 5, thresholds = [0] }",
+            "thresholds[0]",
+        ),
+    ] {
+        let found = mistakes(&cap(bad), &[]);
+        assert!(
+            found.iter().any(|line| line.contains(part)),
+            "{bad}: {found:?}"
+        );
+    }
+}

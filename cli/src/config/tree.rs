@@ -1,0 +1,192 @@
+//! The configuration as a tree of values, each with the place it came from: a line of the file or a
+//! variable of the environment.
+//!
+//! `SEATBELT__SECTION__KEY` overrides one value; a number names an element of a list, such as
+//! `SEATBELT__ENTITLEMENTS__KEYS__0__HARD_CAP` (an existing element, or the next one to append).
+//! What a value means is not known here.
+
+use std::collections::BTreeMap;
+
+use toml::de::{DeTable, DeValue};
+
+/// Variables that begin so override the file.
+pub(crate) const ENV_PREFIX: &str = "SEATBELT__";
+/// Deepest override: section, list, index, list, index, table, key and one to spare.
+const ENV_DEPTH_MAX: usize = 8;
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A line of the file, from 1.
+    Line(usize),
+    /// A variable of the environment.
+    Environment(String),
+    /// Nowhere: it is absent.
+    Absent,
+}
+
+/// A value.
+#[derive(Debug, Clone)]
+pub(crate) enum Value {
+    Text(String),
+    /// An integer that fits `i128`.
+    Integer(i128),
+    Bool(bool),
+    Array(Vec<Node>),
+    Table(BTreeMap<String, Node>),
+    /// Anything that no field takes: floats, dates, integers beyond `i128`.
+    Other(&'static str),
+    /// Text from the environment: read as whatever the field asks for.
+    Override(String),
+}
+
+/// A value and its place.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub(crate) value: Value,
+    pub(crate) origin: Origin,
+}
+
+/// What kept the tree from being built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TreeError {
+    pub(crate) place: String,
+    pub(crate) origin: Origin,
+    pub(crate) problem: String,
+}
+
+/// Reads the file's text; every syntax error is returned, with what could be read.
+pub(crate) fn parse(text: &str) -> (Node, Vec<TreeError>) {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let errors = errors.iter().map(|error| TreeError {
+        place: "file".to_owned(),
+        origin: Origin::Line(line_of(text, error.span().map_or(0, |span| span.start))),
+        // the message alone: the error's own display would quote the line, secrets included
+        problem: error.message().to_owned(),
+    });
+    let root = Node {
+        value: table_value(text, table.get_ref()),
+        origin: Origin::Line(1),
+    };
+    (root, errors.collect())
+}
+
+/// Reads one value from the environment as TOML, for fields that are lists or tables.
+pub(crate) fn parse_value(text: &str, origin: &Origin) -> Option<Node> {
+    let value = DeValue::parse(text).ok()?;
+    let mut node = node("", value.get_ref(), 0);
+    stamp(&mut node, origin);
+    Some(node)
+}
+
+fn stamp(node: &mut Node, origin: &Origin) {
+    node.origin = origin.clone();
+    match &mut node.value {
+        Value::Array(items) => items.iter_mut().for_each(|item| stamp(item, origin)),
+        Value::Table(fields) => fields.values_mut().for_each(|field| stamp(field, origin)),
+        _ => {}
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().iter().take(offset);
+    1 + before.filter(|byte| **byte == b'\n').count()
+}
+
+fn table_value(text: &str, table: &DeTable<'_>) -> Value {
+    let fields = table.iter().map(|(name, value)| {
+        let start = name.span().start;
+        (
+            name.get_ref().to_string(),
+            node(text, value.get_ref(), start),
+        )
+    });
+    Value::Table(fields.collect())
+}
+
+fn node(text: &str, value: &DeValue<'_>, start: usize) -> Node {
+    let value = match value {
+        DeValue::String(string) => Value::Text(string.to_string()),
+        DeValue::Integer(integer) => i128::from_str_radix(integer.as_str(), integer.radix())
+            .map_or(Value::Other("a number too large"), Value::Integer),
+        DeValue::Float(_) => Value::Other("a fraction"),
+        DeValue::Boolean(flag) => Value::Bool(*flag),
+        DeValue::Datetime(_) => Value::Other("a date"),
+        DeValue::Array(items) => Value::Array(
+            items
+                .iter()
+                .map(|item| node(text, item.get_ref(), item.span().start))
+                .collect(),
+        ),
+        DeValue::Table(table) => table_value(text, table),
+    };
+    Node {
+        value,
+        origin: Origin::Line(line_of(text, start)),
+    }
+}
+
+/// Lays the environment over the tree.
+pub(crate) fn override_from(
+    root: &mut Node,
+    environment: &BTreeMap<String, String>,
+) -> Vec<TreeError> {
+    let mut errors = Vec::new();
+    for (name, text) in environment {
+        let Some(path) = name.strip_prefix(ENV_PREFIX) else {
+            continue;
+        };
+        let path: Vec<String> = path.split("__").map(str::to_lowercase).collect();
+        if let Err(problem) = set(root, &path, name, text) {
+            errors.push(TreeError {
+                place: path.join("."),
+                origin: Origin::Environment(name.clone()),
+                problem,
+            });
+        }
+    }
+    errors
+}
+
+fn set(at: &mut Node, path: &[String], name: &str, text: &str) -> Result<(), String> {
+    if path.len() > ENV_DEPTH_MAX || path.iter().any(String::is_empty) {
+        return Err(format!("write {ENV_PREFIX}SECTION__KEY"));
+    }
+    let origin = Origin::Environment(name.to_owned());
+    let Some((step, rest)) = path.split_first() else {
+        *at = Node {
+            value: Value::Override(text.to_owned()),
+            origin,
+        };
+        return Ok(());
+    };
+    set(child(&mut at.value, step, origin)?, rest, name, text)
+}
+
+/// The element of a list where `step` is a number, else the field of that name; made where absent.
+fn child<'a>(value: &'a mut Value, step: &str, origin: Origin) -> Result<&'a mut Node, String> {
+    let empty = Node {
+        value: Value::Table(BTreeMap::new()),
+        origin,
+    };
+    let index = step.parse::<usize>().ok();
+    if let (Some(0), Value::Table(fields)) = (index, &*value)
+        && fields.is_empty()
+    {
+        *value = Value::Array(Vec::new());
+    }
+    match value {
+        Value::Array(items) => {
+            let length = items.len();
+            let index = index.ok_or(format!("{step:?} is not a number, and this is a list"))?;
+            if index == length {
+                items.push(empty);
+            }
+            let problem =
+                format!("element {index} cannot be set: use 0 to {length} (the next one)");
+            items.get_mut(index).ok_or(problem)
+        }
+        Value::Table(fields) => Ok(fields.entry(step.to_owned()).or_insert(empty)),
+        _ => Err(format!("{step:?} cannot be set inside a plain value")),
+    }
+}

@@ -1,0 +1,235 @@
+//! `[[upstreams]]`: foreign services with their models and prices.
+
+use std::collections::BTreeSet;
+
+use seatbelt_schemas::{
+    amount::{TOKENS_PER_REQUEST_MAX, parse_usd_per_million},
+    ids::ModelId,
+    price::Rates,
+};
+
+use super::{Context, Secret, reader::Section};
+
+/// Most upstreams of one gateway.
+const UPSTREAMS_MAX: usize = 256;
+/// Most models of one upstream.
+const MODELS_MAX: usize = 1000;
+
+/// Which dialect an upstream speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamKind {
+    /// OpenAI's.
+    OpenAi,
+    /// Anthropic's.
+    Anthropic,
+}
+
+/// A foreign service.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// Its name in events, logs and metrics.
+    pub name: String,
+    /// Its dialect.
+    pub kind: UpstreamKind,
+    /// Its address, as the SDKs of its dialect write it.
+    pub base_url: String,
+    /// The key sent to it.
+    pub api_key: Option<Secret>,
+    /// Its models.
+    pub models: Vec<UpstreamModel>,
+}
+
+/// A model that an upstream serves.
+#[derive(Debug, Clone)]
+pub struct UpstreamModel {
+    /// As clients name it.
+    pub id: ModelId,
+    /// Most tokens of input and output together.
+    pub context: u64,
+    /// Most output tokens of one request.
+    pub output: u64,
+    /// Tokens that one message's framing may add to its bytes; the gateway's default where not given.
+    pub message_allowance: Option<u64>,
+    /// Tokens that a request's framing may add; the gateway's default where not given.
+    pub request_allowance: Option<u64>,
+    /// Which field carries the output maximum when the client sent none.
+    pub max_field: MaxField,
+    /// All output it charges for is text in the answer, so that it can be counted there.
+    pub output_is_visible: bool,
+    /// What it costs; none where unpriced.
+    pub price: Option<Rates>,
+}
+
+/// Which field carries the output maximum when the client sent none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaxField {
+    /// `max_tokens`
+    MaxTokens,
+    /// `max_completion_tokens`
+    MaxCompletionTokens,
+}
+
+pub(super) fn read(root: &mut Section, context: &Context<'_>) -> Vec<Upstream> {
+    let (mut names, mut ids) = (BTreeSet::new(), BTreeSet::new());
+    let mut upstreams = Vec::new();
+    for section in root.sections("upstreams", UPSTREAMS_MAX) {
+        upstreams.extend(read_upstream(section, context, &mut names, &mut ids));
+    }
+    upstreams
+}
+
+fn read_upstream(
+    mut section: Section,
+    context: &Context<'_>,
+    names: &mut BTreeSet<String>,
+    ids: &mut BTreeSet<ModelId>,
+) -> Option<Upstream> {
+    let name = section.required("name", |section| section.text_with("name", name));
+    if let Some(name) = name.as_ref().filter(|name| !names.insert((*name).clone())) {
+        section.mistake("name", format!("{name:?} is used by another upstream"));
+    }
+    let kinds = [
+        ("openai", UpstreamKind::OpenAi),
+        ("anthropic", UpstreamKind::Anthropic),
+    ];
+    let kind = section.required("kind", |section| section.word("kind", &kinds));
+    let base_url = section.required("base_url", |section| section.text_with("base_url", url));
+    let api_key = section.text_with("api_key_env", |variable| {
+        match context.environment.get(variable) {
+            Some(key) if !key.is_empty() => Ok(Secret::from(key.clone())),
+            _ => Err(format!(
+                "names {variable:?}, which is not set: export it, or leave this out"
+            )),
+        }
+    });
+    let models = read_models(&mut section, ids);
+    section.finish();
+    Some(Upstream {
+        name: name?,
+        kind: kind?,
+        base_url: base_url?,
+        api_key,
+        models,
+    })
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    match (1..=64).contains(&text.len()) && text.bytes().all(plain) {
+        true => Ok(text.to_owned()),
+        false => {
+            Err("is not a name: use 1 to 64 characters of A-Z a-z 0-9 - _ and dots".to_owned())
+        }
+    }
+}
+
+fn url(text: &str) -> Result<String, String> {
+    let rest = text
+        .strip_prefix("http://")
+        .or_else(|| text.strip_prefix("https://"));
+    match rest {
+        Some(rest) if !rest.is_empty() && !rest.contains([' ', '@', '?', '#']) => {
+            Ok(text.trim_end_matches('/').to_owned())
+        }
+        Some(_) => Err(
+            "is not a base address: write one such as \"https://host/v1\", without user or query"
+                .to_owned(),
+        ),
+        None => Err("does not begin with http:// or https://".to_owned()),
+    }
+}
+
+/// A model belongs to one upstream: `ids` holds those of all upstreams so far.
+fn read_models(section: &mut Section, ids: &mut BTreeSet<ModelId>) -> Vec<UpstreamModel> {
+    let parts = section.required("models", |section| {
+        Some(section.sections("models", MODELS_MAX))
+    });
+    let mut models = Vec::new();
+    for part in parts.unwrap_or_default() {
+        models.extend(read_model(part, ids));
+    }
+    models
+}
+
+fn read_model(mut section: Section, ids: &mut BTreeSet<ModelId>) -> Option<UpstreamModel> {
+    let id = model_id(&mut section, ids);
+    let tokens = |section: &mut Section, name| {
+        section.required(name, |section| {
+            section.number(name, 1, TOKENS_PER_REQUEST_MAX)
+        })
+    };
+    let context = tokens(&mut section, "context");
+    let output = tokens(&mut section, "output");
+    if context
+        .zip(output)
+        .is_some_and(|(context, output)| output > context)
+    {
+        section.mistake(
+            "output",
+            "is above the model's context, which holds input and output",
+        );
+    }
+    let max_fields = [
+        ("max_tokens", MaxField::MaxTokens),
+        ("max_completion_tokens", MaxField::MaxCompletionTokens),
+    ];
+    let allowance = |section: &mut Section, name| section.number(name, 0, TOKENS_PER_REQUEST_MAX);
+    let message_allowance = allowance(&mut section, "message_allowance");
+    let request_allowance = allowance(&mut section, "request_allowance");
+    let max_field = section.word("max_field", &max_fields);
+    let output_is_visible = section.flag("output_is_visible").unwrap_or(false);
+    let price = read_price(&mut section);
+    section.finish();
+    Some(UpstreamModel {
+        id: id?,
+        context: context?,
+        output: output?,
+        message_allowance,
+        request_allowance,
+        max_field: max_field.unwrap_or(MaxField::MaxTokens),
+        output_is_visible,
+        price,
+    })
+}
+
+pub(super) fn model_id(section: &mut Section, ids: &mut BTreeSet<ModelId>) -> Option<ModelId> {
+    let id = section.required("id", |section| {
+        section.text_with("id", |text| {
+            ModelId::new(text).map_err(|error| error.to_string())
+        })
+    })?;
+    if !ids.insert(id.clone()) {
+        section.mistake(
+            "id",
+            format!("{:?} is listed twice: name each model once", id.as_str()),
+        );
+    }
+    Some(id)
+}
+
+/// `price = { input = "0.15", output = "0.60", ... }`, USD per million tokens.
+pub(super) fn read_price(section: &mut Section) -> Option<Rates> {
+    if !section.has("price") {
+        section.section("price");
+        return None;
+    }
+    let mut part = section.section("price");
+    let rate = |part: &mut Section, name| {
+        part.text_with(name, |text| {
+            parse_usd_per_million(text).map_err(|error| error.to_string())
+        })
+    };
+    let input = part.required("input", |part| rate(part, "input"));
+    let output = part.required("output", |part| rate(part, "output"));
+    let cached_input = rate(&mut part, "cached_input");
+    let cache_write = rate(&mut part, "cache_write");
+    let reasoning = rate(&mut part, "reasoning");
+    part.finish();
+    let flat = Rates::flat(input?, output?);
+    Some(Rates {
+        cached_input: cached_input.unwrap_or(flat.cached_input),
+        cache_write: cache_write.unwrap_or(flat.cache_write),
+        reasoning: reasoning.unwrap_or(flat.reasoning),
+        ..flat
+    })
+}
