@@ -1,0 +1,348 @@
+//! The embedded `nats-server`: one child process per data folder, on loopback, with a password of its own.
+//!
+//! Promises: one server per data folder (a second start names the process that has it); what was
+//! acknowledged is on disk when `sync_always` is set; the server does not outlive this process, not even
+//! when it is killed, and if it does all the same, the next start on the folder stops it first.
+//! Deliberately not here: streams, subjects and the proof of durability, which belong to the ledger.
+//!
+//! In the data folder: `nats.json` (address and password, while the server runs), `nats-server.log`,
+//! `nats-server.pid`, `nats-server.conf`, `nats.password`, `jetstream/`, `lock`. Secrets have mode 0600.
+
+mod config;
+mod error;
+mod folder;
+mod locate;
+mod orphan_guard;
+mod stale;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+
+pub use error::NatsServerError;
+pub use locate::find_nats_server;
+
+use folder::DataFolder;
+use orphan_guard::OrphanGuard;
+
+/// How long a start may take unless told otherwise; JetStream reads its stores before it listens.
+pub const START_WITHIN: Duration = Duration::from_secs(60);
+/// How long a server asked to stop may take before it is killed.
+pub const STOP_WITHIN: Duration = Duration::from_secs(15);
+/// How often a condition is looked at while waiting for it.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// The one user of the embedded server.
+pub(crate) const USER: &str = "seatbelt";
+
+/// What to start, and where.
+#[derive(Clone, Debug)]
+pub struct NatsServerOptions {
+    /// The program, for instance from [`find_nats_server`].
+    pub binary: PathBuf,
+    /// Holds everything the server keeps; made if missing.
+    pub data_dir: PathBuf,
+    /// Port for clients on 127.0.0.1; 0 takes a free one.
+    pub port: u16,
+    /// Write through to the disk before a message is acknowledged.
+    pub sync_always: bool,
+    /// Streams that no client of this server may delete, purge or delete messages from.
+    pub protected_streams: Vec<String>,
+    /// Makes this server one node of a cluster.
+    pub cluster: Option<ClusterOptions>,
+    /// How long the start may take.
+    pub start_within: Duration,
+}
+
+impl NatsServerOptions {
+    /// A single server on a free port that writes through to the disk.
+    #[must_use]
+    pub fn new(binary: PathBuf, data_dir: PathBuf) -> Self {
+        let protected_streams = Vec::new();
+        Self {
+            binary,
+            data_dir,
+            port: 0,
+            sync_always: true,
+            protected_streams,
+            cluster: None,
+            start_within: START_WITHIN,
+        }
+    }
+}
+
+/// One node of a cluster on loopback. All nodes share `name` and `secret`.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// Name of the cluster.
+    pub name: String,
+    /// Name of this node, unique within the cluster.
+    pub server_name: String,
+    /// Port on 127.0.0.1 where the other nodes reach this one.
+    pub cluster_port: u16,
+    /// Cluster ports of the other nodes on 127.0.0.1.
+    pub routes: Vec<u16>,
+    /// Password of clients and nodes alike, so that a client may move from node to node.
+    pub secret: Secret,
+}
+
+/// A password that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes letters and digits only, so that it is the same in a URL and in a configuration file.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        plain.then(|| Self(text.to_owned()))
+    }
+
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// A running server; killed when dropped. Prefer [`NatsServer::stop`], which lets it end in order.
+#[derive(Debug)]
+pub struct NatsServer {
+    options: NatsServerOptions,
+    folder: DataFolder,
+    secret: Secret,
+    port: u16,
+    // The guard goes first: were the server reaped before it, its number could belong to another process.
+    guard: OrphanGuard,
+    child: Child,
+}
+
+impl NatsServer {
+    /// Starts the server and returns once clients can use it: alone, JetStream answers; in a cluster, the
+    /// node accepts connections (JetStream needs a majority of nodes: see [`NatsServer::jetstream_ready`]).
+    ///
+    /// # Errors
+    /// The folder is in use or cannot be written, or the server did not come up.
+    pub async fn start(options: NatsServerOptions) -> Result<Self, NatsServerError> {
+        let folder = DataFolder::open(&options.data_dir)?;
+        stale::stop_servers_of(&folder.config_path()).await?;
+        let secret = match &options.cluster {
+            Some(cluster) => cluster.secret.clone(),
+            None => folder.password()?,
+        };
+        let (child, guard) = spawn(&options, &folder, &secret, options.port)?;
+        let port = options.port;
+        let mut server = Self {
+            options,
+            folder,
+            secret,
+            port,
+            guard,
+            child,
+        };
+        server.come_up().await?;
+        Ok(server)
+    }
+
+    /// Starts the server again on its port and data after it has ended or was killed.
+    ///
+    /// # Errors
+    /// As for [`NatsServer::start`]; the port may have been taken by another process meanwhile.
+    pub async fn restart(&mut self) -> Result<(), NatsServerError> {
+        self.kill().await;
+        let (child, guard) = spawn(&self.options, &self.folder, &self.secret, self.port)?;
+        self.child = child;
+        self.guard = guard;
+        self.come_up().await
+    }
+
+    /// Address with user and password, for clients.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!(
+            "nats://{USER}:{}@127.0.0.1:{}",
+            self.secret.expose(),
+            self.port
+        )
+    }
+
+    /// Address without secrets, for logs and people.
+    #[must_use]
+    pub fn host_url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// For `connect(server.host_url())`: the client does not read user and password out of a URL.
+    #[must_use]
+    pub fn connect_options(&self) -> async_nats::ConnectOptions {
+        async_nats::ConnectOptions::with_user_and_password(
+            USER.to_owned(),
+            self.secret.expose().to_owned(),
+        )
+    }
+
+    /// The process id, or nothing once the server has ended.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// The file the server logs to.
+    #[must_use]
+    pub fn log_path(&self) -> PathBuf {
+        self.folder.log_path()
+    }
+
+    /// Waits until the server ends by itself, which it does not do in good health. Safe to drop half-way.
+    pub async fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.wait().await.ok()
+    }
+
+    /// Waits until JetStream answers, in a cluster until it has a leader.
+    ///
+    /// # Errors
+    /// It did not within the time, or the server ended.
+    pub async fn jetstream_ready(&mut self, within: Duration) -> Result<(), NatsServerError> {
+        let deadline = Instant::now() + within;
+        while !self.jetstream_answers().await {
+            self.still_starting(deadline, within, "JetStream answers")?;
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// Ends the server at once, as a crash would; its data stays.
+    pub async fn kill(&mut self) {
+        self.guard.dismiss();
+        self.folder.retract_address();
+        // The only failure is that it has ended already.
+        let _ = self.child.kill().await;
+    }
+
+    /// Lets the server end in order; kills it after [`STOP_WITHIN`].
+    pub async fn stop(mut self) {
+        self.folder.retract_address();
+        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            // The only failure is that it has ended already.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            if tokio::time::timeout(STOP_WITHIN, self.child.wait())
+                .await
+                .is_err()
+            {
+                tracing::warn!(pid, "nats-server did not stop in time and is killed");
+            }
+        }
+        self.kill().await;
+    }
+
+    async fn come_up(&mut self) -> Result<(), NatsServerError> {
+        let within = self.options.start_within;
+        let deadline = Instant::now() + within;
+        self.port = loop {
+            if let Some(port) = self.folder.announced_port(self.child.id()) {
+                break port;
+            }
+            self.still_starting(deadline, within, "it listens")?;
+            tokio::time::sleep(LOOK_EVERY).await;
+        };
+        if self.options.cluster.is_none() {
+            self.jetstream_ready(deadline.saturating_duration_since(Instant::now()))
+                .await?;
+        }
+        self.folder.announce_address(&self.url())?;
+        tracing::info!(url = self.host_url(), pid = self.pid(), "nats-server is up");
+        Ok(())
+    }
+
+    async fn jetstream_answers(&self) -> bool {
+        let options = self
+            .connect_options()
+            .request_timeout(Some(Duration::from_secs(1)));
+        match options.connect(self.host_url()).await {
+            Ok(client) => async_nats::jetstream::new(client)
+                .query_account()
+                .await
+                .is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    fn still_starting(
+        &mut self,
+        deadline: Instant,
+        within: Duration,
+        condition: &'static str,
+    ) -> Result<(), NatsServerError> {
+        let log = self.folder.log_path();
+        if let Ok(Some(status)) = self.child.try_wait() {
+            self.guard.dismiss();
+            return Err(NatsServerError::Ended {
+                status,
+                tail: self.folder.last_words(),
+                log,
+            });
+        }
+        if Instant::now() < deadline {
+            return Ok(());
+        }
+        Err(NatsServerError::NotReady {
+            condition,
+            within,
+            tail: self.folder.last_words(),
+            log,
+        })
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        self.guard.dismiss();
+        self.folder.retract_address();
+        // The only failure is that it has ended already.
+        let _ = self.child.start_kill();
+    }
+}
+
+fn spawn(
+    options: &NatsServerOptions,
+    folder: &DataFolder,
+    secret: &Secret,
+    port: u16,
+) -> Result<(Child, OrphanGuard), NatsServerError> {
+    folder.forget_last_run()?;
+    let config = config::render(options, folder, secret, port)?;
+    let config_path = folder.config_path();
+    folder::write_private(&config_path, &config)?;
+    let child = command(&options.binary, &config_path)
+        .stderr(folder.complaints()?)
+        .spawn()
+        .map_err(|source| NatsServerError::Spawn {
+            binary: options.binary.clone(),
+            source,
+        })?;
+    let guard = OrphanGuard::over(child.id(), &config_path);
+    Ok((child, guard))
+}
+
+fn command(binary: &Path, config_path: &Path) -> Command {
+    let mut command = Command::new(binary);
+    command
+        .args([stale::CONFIG_FLAG.as_ref(), config_path.as_os_str()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // Ctrl-C in a terminal goes to the whole group; the server must outlive the drain of its clients.
+        .process_group(0)
+        .kill_on_drop(true);
+    command
+}

@@ -1,0 +1,129 @@
+//! The server's configuration file. Everything listens on loopback; there is one account and one user.
+//!
+//! The account imports two read-only services of the system account, so that a client proves over its own
+//! connection that `sync_always` is on: `$SYS.REQ.SERVER.PING.JSZ` and `$SYS.REQ.SERVER.PING.VARZ`.
+//! Nobody can log in to the system account itself, and there is no HTTP monitoring port.
+
+use std::path::Path;
+
+use super::folder::DataFolder;
+use super::{ClusterOptions, NatsServerError, NatsServerOptions, Secret, USER};
+
+/// Commits are at most 64 KiB; the rest is room for headers and for what clients of other streams send.
+const MAX_PAYLOAD_BYTES: u32 = 1 << 20;
+/// The log is cut at this size, and this many old pieces are kept.
+const LOG_BYTES_MAX: u32 = 16 << 20;
+const LOG_PIECES_MAX: u32 = 3;
+
+/// System services that the account may ask; they only read.
+const SYSTEM_SERVICES: [&str; 2] = ["$SYS.REQ.SERVER.PING.JSZ", "$SYS.REQ.SERVER.PING.VARZ"];
+/// What may not be asked of a protected stream, besides what the stream's own settings deny.
+const DENIED_VERBS: [&str; 3] = ["STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.DELETE"];
+
+pub(super) fn render(
+    options: &NatsServerOptions,
+    folder: &DataFolder,
+    secret: &Secret,
+    port: u16,
+) -> Result<String, NatsServerError> {
+    // nats-server takes -1 for "any free port".
+    let port = if port == 0 {
+        "-1".to_owned()
+    } else {
+        port.to_string()
+    };
+    let sync = if options.sync_always { "always" } else { "2m" };
+    let mut text = format!(
+        "# Written at every start; changes are lost.\n\
+         listen: \"127.0.0.1:{port}\"\n\
+         max_payload: {MAX_PAYLOAD_BYTES}\n\
+         ports_file_dir: {run}\n\
+         pid_file: {pid}\n\
+         log_file: {log}\n\
+         logfile_size_limit: {LOG_BYTES_MAX}\n\
+         logfile_max_num: {LOG_PIECES_MAX}\n\
+         jetstream {{ store_dir: {store}, sync_interval: {sync} }}\n",
+        run = quoted(&folder.run_path())?,
+        pid = quoted(&folder.pid_path())?,
+        log = quoted(&folder.log_path())?,
+        store = quoted(&folder.root())?,
+    );
+    text.push_str(&accounts(options, secret)?);
+    if let Some(cluster) = &options.cluster {
+        text.push_str(&cluster_section(cluster)?);
+    }
+    Ok(text)
+}
+
+fn accounts(options: &NatsServerOptions, secret: &Secret) -> Result<String, NatsServerError> {
+    let exports = SYSTEM_SERVICES
+        .map(|subject| format!("{{ service: \"{subject}\", response_type: stream }}"));
+    let imports = SYSTEM_SERVICES
+        .map(|subject| format!("{{ service: {{ account: SYS, subject: \"{subject}\" }} }}"));
+    let denied = denied_subjects(&options.protected_streams)?;
+    Ok(format!(
+        "system_account: SYS\n\
+         accounts {{\n\
+         \x20 SYS {{ exports: [ {exports} ] }}\n\
+         \x20 SEATBELT {{\n\
+         \x20   jetstream: enabled\n\
+         \x20   users: [ {{ user: {USER}, password: \"{password}\", permissions: {{ publish: {{ deny: [{denied}] }} }} }} ]\n\
+         \x20   imports: [ {imports} ]\n\
+         \x20 }}\n\
+         }}\n",
+        exports = exports.join(", "),
+        imports = imports.join(", "),
+        password = secret.expose(),
+    ))
+}
+
+fn denied_subjects(streams: &[String]) -> Result<String, NatsServerError> {
+    let mut subjects = Vec::new();
+    for stream in streams {
+        let stream = plain("stream", stream)?;
+        subjects.extend(DENIED_VERBS.map(|verb| format!("\"$JS.API.{verb}.{stream}\"")));
+    }
+    Ok(subjects.join(", "))
+}
+
+fn cluster_section(cluster: &ClusterOptions) -> Result<String, NatsServerError> {
+    let secret = cluster.secret.expose();
+    let route = |port: &u16| format!("\"nats-route://{USER}:{secret}@127.0.0.1:{port}\"");
+    let routes: Vec<String> = cluster.routes.iter().map(route).collect();
+    Ok(format!(
+        "server_name: \"{server_name}\"\n\
+         cluster {{\n\
+         \x20 name: \"{name}\"\n\
+         \x20 listen: \"127.0.0.1:{port}\"\n\
+         \x20 authorization {{ user: {USER}, password: \"{secret}\" }}\n\
+         \x20 routes: [ {routes} ]\n\
+         }}\n",
+        server_name = plain("server", &cluster.server_name)?,
+        name = plain("cluster", &cluster.name)?,
+        port = cluster.cluster_port,
+        routes = routes.join(", "),
+    ))
+}
+
+fn quoted(path: &Path) -> Result<String, NatsServerError> {
+    match path.to_str() {
+        Some(text) if !text.chars().any(char::is_control) => Ok(format!(
+            "\"{}\"",
+            text.replace('\\', "\\\\").replace('"', "\\\"")
+        )),
+        _ => Err(NatsServerError::UnusablePath {
+            path: path.to_owned(),
+        }),
+    }
+}
+
+fn plain<'a>(what: &'static str, name: &'a str) -> Result<&'a str, NatsServerError> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if !name.is_empty() && name.bytes().all(fits) {
+        return Ok(name);
+    }
+    Err(NatsServerError::UnusableName {
+        what,
+        name: name.to_owned(),
+    })
+}
