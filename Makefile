@@ -1,0 +1,47 @@
+# Everything a person or CI runs here. Needs Rust, Python 3 with pip, and make; the rest comes with `make setup`.
+
+PYTHON ?= python3
+CONFIG ?= seatbelt.toml
+CARGO_TARGET_DIR ?= target
+export CARGO_TARGET_DIR
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test build up test bench lint deny layers clean-data
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+setup: ## fetch nats-server and libonnxruntime into .deps/
+	@$(PYTHON) scripts/setup.py
+
+setup-test: ## the same, and the Python SDKs that the end-to-end tests drive
+	@$(PYTHON) scripts/setup.py --test
+
+build: setup ## build target/release/seatbelt
+	cargo build --release --locked -p seatbelt-cli
+
+up: build ## build and serve everything in one process (CONFIG=seatbelt.toml)
+	$(CARGO_TARGET_DIR)/release/seatbelt up --config $(CONFIG)
+
+test: setup-test ## run every test; the last line counts them
+	@$(PYTHON) scripts/run_tests.py
+
+bench: setup ## measure; prints one table
+	cargo build --release --locked -p seatbelt-cli -p seatbelt-tests --bins
+	$(CARGO_TARGET_DIR)/release/seatbelt-bench
+
+lint: ## formatting, clippy and documentation, all without warnings
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+deny: ## licences, banned crates, sources and advisories
+	@$(PYTHON) scripts/deny.py
+
+layers: ## prove the dependency directions between the crates
+	@$(PYTHON) scripts/check_layers.py --self-test
+	@$(PYTHON) scripts/check_layers.py
+
+clean-data: ## delete the embedded server's data of the example configuration
+	@if ! $(PYTHON) scripts/data_in_use.py data; then exit 1; fi
+	rm -rf data

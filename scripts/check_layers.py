@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""Proves the layering: which member may depend on which, and that the ledger's decisions are pure.
+
+Directions are read from `cargo metadata` as resolved, over normal, build and dev dependencies and
+transitively, and must stay within ALLOWED. Decision code must not name anything that has a clock, a client
+or an await. `--self-test` breaks both rules on purpose and fails if that is not noticed.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+EVERYTHING = {"schemas", "ledger", "gateway", "projector", "neuron", "cli"}
+
+# What each member may reach, directly or through others. `tests` is at the top.
+ALLOWED = {
+    "schemas": set(),
+    "ledger": {"schemas"},
+    "gateway": {"schemas", "ledger"},
+    "projector": {"schemas", "ledger"},
+    "neuron": {"schemas"},
+    "cli": EVERYTHING - {"cli"},
+    "tests": EVERYTHING,
+}
+
+# One place knows each outside thing: crates that only these members may name.
+OWNED = {
+    "axum": {"gateway", "neuron", "tests", "cli"},
+    "ort": {"neuron"},
+    "tokenizers": {"neuron"},
+}
+
+# All of ledger/src is decision code, held to be pure, but for these modules (file or folder of that name).
+EDGES = {"lib", "api", "journal", "nats", "writer", "tests", "testing"}
+IMPURE = re.compile(r"\b(async|await|tokio|SystemTime|Instant|async_nats|reqwest|getrandom|std::(?:fs|net|env|thread))\b")
+
+
+def main():
+    if "--self-test" in sys.argv[1:]:
+        return self_test()
+    try:
+        direct, outside = members()
+    except subprocess.CalledProcessError as error:
+        print(f"layers: cargo metadata failed:\n{error.stderr}", file=sys.stderr)
+        return 1
+    sources = {path.relative_to(ROOT): path.read_text() for path in decision_files(ROOT / "ledger" / "src")}
+    problems = wrong_directions(direct) + wrong_owners(outside) + impurities(sources)
+    if Path("ledger/src/decide.rs") not in sources:
+        problems.append("ledger/src/decide.rs is not there: the check of decision code would prove nothing")
+    for problem in problems:
+        print(f"layers: {problem}", file=sys.stderr)
+    if not problems:
+        print(f"layers: {len(direct)} members, {len(sources)} files of decision code, all as stated")
+    return 1 if problems else 0
+
+
+def members():
+    """Per member: the members and the outside crates that it names, of any kind and for any target."""
+    command = ["cargo", "metadata", "--format-version", "1", "--locked", "--no-deps"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    packages = json.loads(done.stdout)["packages"]
+    # Without --no-deps cargo would fetch the world; names are enough, as members are found by path.
+    names = {package["name"]: short(package["name"]) for package in packages}
+    direct, outside = {}, {}
+    for package in packages:
+        named = {dependency["name"] for dependency in package["dependencies"]}
+        # A member's own name as a dev-dependency of itself is no direction.
+        direct[short(package["name"])] = {names[name] for name in named if name in names} - {short(package["name"])}
+        outside[short(package["name"])] = {name for name in named if name not in names}
+    return direct, outside
+
+
+def short(name):
+    return name.removeprefix("seatbelt-")
+
+
+def wrong_directions(direct):
+    problems = [f"member {name} is not known here: say what it may depend on" for name in direct if name not in ALLOWED]
+    problems += [f"member {name} is gone: its rule proves nothing" for name in ALLOWED if name not in direct]
+    for member in sorted(set(direct) & set(ALLOWED)):
+        for reached, path in sorted(reach(direct, member).items()):
+            if reached not in ALLOWED[member]:
+                problems.append(f"{member} may not depend on {reached}, but does: {' -> '.join(path)}")
+    return problems
+
+
+def reach(direct, start):
+    """Every member reached from `start`, with the way there."""
+    found, queue = {}, [[start]]
+    while queue:
+        path = queue.pop(0)
+        for following in sorted(direct.get(path[-1], ())):
+            if following not in found:
+                found[following] = path + [following]
+                queue.append(path + [following])
+    return found
+
+
+def wrong_owners(outside):
+    return [
+        f"{member} names {crate}, which is for {', '.join(sorted(owners))} alone"
+        for crate, owners in sorted(OWNED.items())
+        for member, named in sorted(outside.items())
+        if crate in named and member not in owners
+    ]
+
+
+def decision_files(folder):
+    """Files no part of whose path below `folder` is an edge: `writer/queue.rs` is none, `decide/reserve.rs` is."""
+    files = sorted(folder.rglob("*.rs"))
+    return [path for path in files if EDGES.isdisjoint(path.relative_to(folder).with_suffix("").parts)]
+
+
+def impurities(sources):
+    problems = []
+    for path, text in sorted(sources.items()):
+        for number, line in enumerate(text.splitlines(), 1):
+            # Comments may speak of clocks; only code is held to it.
+            found = IMPURE.search(re.sub(r"//.*", "", line))
+            if found:
+                problems.append(f"{path}:{number} is decision code and names `{found[1]}`: move it to one of {', '.join(sorted(EDGES))}")
+    return problems
+
+
+def self_test():
+    sound = {name: set(allowed) for name, allowed in ALLOWED.items()}
+
+    def noticed(what, problems, expected):
+        if not any(expected in problem for problem in problems):
+            raise SystemExit(f"layers: self-test: {what} was not noticed (found {problems})")
+
+    if wrong_directions(sound) or wrong_owners({"gateway": {"axum"}, "neuron": {"ort"}}):
+        raise SystemExit("layers: self-test: the stated directions are not accepted")
+    for member, forbidden in [
+        ("schemas", "ledger"), ("ledger", "gateway"), ("neuron", "ledger"),
+        ("gateway", "projector"), ("gateway", "neuron"), ("projector", "gateway"),
+        ("projector", "neuron"), ("neuron", "gateway"), ("neuron", "projector"), ("cli", "tests"),
+    ]:
+        broken = {**sound, member: sound[member] | {forbidden}}
+        noticed(f"{member} on {forbidden}", wrong_directions(broken), f"{member} may not depend on {forbidden}")
+    roundabout = {**sound, "gateway": {"schemas", "ledger", "helper"}, "helper": {"neuron"}}
+    noticed("a way round", wrong_directions(roundabout), "gateway -> helper -> neuron")
+    noticed("a new member", wrong_directions(roundabout), "helper is not known")
+    noticed("a lost member", wrong_directions({"schemas": set()}), "ledger is gone")
+    noticed("a foreign crate", wrong_owners({"gateway": {"ort"}}), "gateway names ort")
+    for line in ["pub async fn decide() {}", "use tokio::time;", "let now = SystemTime::now();",
+                 "let t = std::time::Instant::now();", "use async_nats::Client;"]:
+        noticed(line, impurities({Path("decide.rs"): line}), "decide.rs:1")
+    if impurities({Path("decide.rs"): "// no async here\nfn instantly() {}\nlet asynchronous = 1;"}):
+        raise SystemExit("layers: self-test: words in comments or longer names are taken for impure code")
+    print("layers: self-test: every broken rule is noticed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
