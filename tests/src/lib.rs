@@ -11,6 +11,7 @@
 
 pub mod answer;
 pub mod foreign;
+pub mod nats;
 pub mod python;
 pub mod stack;
 pub mod wait;

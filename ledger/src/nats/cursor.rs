@@ -1,0 +1,157 @@
+//! Reads a stream in order from a sequence on, across lost connections and lost consumers.
+//!
+//! A consumer on the server is only a means: it is unacknowledged, in memory, and made anew at the
+//! next wanted sequence whenever anything about it is in doubt. What is handed out is strictly
+//! increasing; whether a gap matters is the caller's to say.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    self, ErrorCode,
+    consumer::{AckPolicy, DeliverPolicy, pull},
+};
+use futures::StreamExt;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::debug;
+
+use super::{Nats, connect::Troubles};
+
+/// Messages asked for at once: with commits of 64 KiB at most 16 MiB are held here.
+const BATCH_MESSAGES_MAX: usize = 256;
+/// How long one request for messages stays open on the server.
+const PULL_EXPIRES: Duration = Duration::from_secs(20);
+/// How often the server says that it is there while there is nothing to send. Two missed ones make
+/// the consumer anew.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long the server keeps a consumer nobody reads.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+/// How long a read tries to go on before it gives up.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Pauses between tries.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// Why a cursor stands still.
+pub(crate) type CursorError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A place in a stream, and the way onwards.
+pub(crate) struct Cursor {
+    nats: Nats,
+    stream: String,
+    filter: Option<String>,
+    last: u64,
+    open: Option<Open>,
+}
+
+struct Open {
+    messages: pull::Stream,
+    troubles: Troubles,
+}
+
+/// A message of a stream and its place.
+pub(crate) struct Item {
+    pub(crate) sequence: u64,
+    pub(crate) message: jetstream::Message,
+}
+
+impl Cursor {
+    /// Stands after sequence `last` of `stream`; only subjects that `filter` matches are seen.
+    pub(crate) fn after(nats: Nats, stream: String, filter: Option<String>, last: u64) -> Self {
+        Self {
+            nats,
+            stream,
+            filter,
+            last,
+            open: None,
+        }
+    }
+
+    /// The next message; waits for one to land. Errors only after trying for [`PATIENCE`], or where
+    /// trying again is of no use.
+    pub(crate) async fn next(&mut self) -> Result<Item, CursorError> {
+        loop {
+            let mut open = match self.open.take() {
+                Some(open) => open,
+                None => self.open_patiently().await?,
+            };
+            let message = tokio::select! {
+                biased;
+                message = open.messages.next() => message,
+                () = open.troubles.lost() => continue,
+            };
+            let Some(Ok(message)) = message else {
+                debug!(stream = self.stream, last = self.last, "consumer lost");
+                continue;
+            };
+            let sequence = match message.info() {
+                Ok(info) => info.stream_sequence,
+                Err(source) => return Err(source),
+            };
+            self.open = Some(open);
+            if sequence > self.last {
+                self.last = sequence;
+                return Ok(Item { sequence, message });
+            }
+        }
+    }
+
+    async fn open_patiently(&mut self) -> Result<Open, CursorError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = PAUSE_MIN;
+        loop {
+            let error = match timeout_at(deadline, self.open()).await {
+                Ok(Ok(open)) => return Ok(open),
+                Ok(Err(error)) => error,
+                Err(elapsed) => return Err(elapsed.into()),
+            };
+            if error.hopeless || Instant::now() + pause >= deadline {
+                return Err(error.source);
+            }
+            debug!(stream = self.stream, error = %error.source, "cannot open consumer yet");
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn open(&self) -> Result<Open, OpenError> {
+        // from before the consumer is made, so that a loss in between is not missed
+        let troubles = self.nats.troubles();
+        let config = pull::Config {
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: self.last + 1,
+            },
+            filter_subject: self.filter.clone().unwrap_or_default(),
+            ack_policy: AckPolicy::None,
+            inactive_threshold: IDLE_MAX,
+            memory_storage: true,
+            num_replicas: 1,
+            ..pull::Config::default()
+        };
+        let made = self
+            .nats
+            .jetstream()
+            .create_consumer_on_stream(config, &self.stream);
+        let consumer = made.await.map_err(|error| {
+            use jetstream::stream::ConsumerErrorKind::JetStream;
+            let gone = matches!(error.kind(), JetStream(e) if e.error_code() == ErrorCode::STREAM_NOT_FOUND);
+            OpenError { hopeless: gone, source: error.into() }
+        })?;
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(BATCH_MESSAGES_MAX)
+            .expires(PULL_EXPIRES)
+            .heartbeat(HEARTBEAT)
+            .messages();
+        let messages = messages.await.map_err(|error| OpenError {
+            hopeless: false,
+            source: error.into(),
+        })?;
+        Ok(Open { messages, troubles })
+    }
+}
+
+struct OpenError {
+    /// Whether trying again is of no use.
+    hopeless: bool,
+    source: CursorError,
+}

@@ -1,0 +1,391 @@
+//! The journal of one partition as a JetStream stream with one subject.
+//!
+//! An append is one message, published on condition of the stream's last sequence; it is never
+//! de-duplicated by id, so a success is always this very append. Reads that must be true go to the
+//! stream's leader, never through a direct get. Reads in bulk go through a consumer and are checked
+//! to be gapless. Settings that the journal relies on are verified at every opening.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::{
+    HeaderMap, HeaderValue, Message, Request, RequestError, RequestErrorKind,
+    header::{NATS_EXPECTED_LAST_SEQUENCE, NATS_EXPECTED_STREAM},
+    jetstream::{
+        self, ErrorCode,
+        publish::PublishAck,
+        response::Response,
+        stream::{
+            Compression, Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType,
+        },
+    },
+};
+use bytes::Bytes;
+use futures::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
+use seatbelt_schemas::{names::Names, position::Partition};
+use tokio::time::timeout;
+
+use super::{
+    Nats, ProvisionError,
+    connect::Trouble,
+    cursor::Cursor,
+    stream::{ApiError, ensure, info, inspect, is_passing},
+};
+use crate::journal::{AppendError, Journal, ReadError, Sequence, Stored};
+
+/// How long an append waits for its acknowledgement. Short: the same append may be sent again at
+/// once, and in a cluster one sent while a leader is elected is never answered.
+const APPEND_MAX: Duration = Duration::from_secs(2);
+
+/// Settings compared at every opening; all that could drop, change or hide a commit.
+const RELIED_ON: [&str; 27] = [
+    "subjects",
+    "storage",
+    "retention",
+    "discard",
+    "num_replicas",
+    "deny_delete",
+    "deny_purge",
+    "max_msgs",
+    "max_bytes",
+    "max_age",
+    "max_msgs_per_subject",
+    "max_msg_size",
+    "allow_rollup_hdrs",
+    "compression",
+    "sealed",
+    "no_ack",
+    "mirror",
+    "sources",
+    "subject_transform",
+    "republish",
+    "persist_mode",
+    "allow_msg_ttl",
+    "subject_delete_marker_ttl",
+    "allow_msg_counter",
+    "allow_msg_schedules",
+    "allow_atomic",
+    "allow_batched",
+];
+
+fn config(names: &Names, partition: Partition, replicas: usize) -> Config {
+    Config {
+        name: names.journal_stream(partition),
+        description: Some("seatbelt ledger journal: one commit per message".to_owned()),
+        subjects: vec![names.journal_subject(partition)],
+        storage: StorageType::File,
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::New,
+        num_replicas: replicas,
+        deny_delete: true,
+        deny_purge: true,
+        max_messages: -1,
+        max_bytes: -1,
+        max_messages_per_subject: -1,
+        max_message_size: -1,
+        max_consumers: -1,
+        compression: Some(Compression::None),
+        ..Config::default()
+    }
+}
+
+/// The journal of one partition on a NATS server. Clones share the connection.
+#[derive(Debug, Clone)]
+pub struct NatsJournal {
+    nats: Nats,
+    stream: Arc<str>,
+    subject: Arc<str>,
+}
+
+impl NatsJournal {
+    /// Opens the journal to append to it; its stream is made if missing, with `replicas` copies
+    /// (1, or 3 on a cluster), and verified if it exists.
+    pub async fn open(
+        nats: &Nats,
+        names: &Names,
+        partition: Partition,
+        replicas: u8,
+    ) -> Result<Self, ProvisionError> {
+        let wanted = config(names, partition, usize::from(replicas));
+        ensure(nats, &wanted, &RELIED_ON).await?;
+        Ok(Self::at(nats, names, partition))
+    }
+
+    /// Opens the journal to read it, as an auditor does: nothing is made, and the number of copies
+    /// does not matter.
+    pub async fn open_existing(
+        nats: &Nats,
+        names: &Names,
+        partition: Partition,
+    ) -> Result<Self, ProvisionError> {
+        let wanted = config(names, partition, 1);
+        let fields: Vec<_> = RELIED_ON
+            .into_iter()
+            .filter(|field| *field != "num_replicas")
+            .collect();
+        inspect(nats, &wanted, &fields).await?;
+        Ok(Self::at(nats, names, partition))
+    }
+
+    fn at(nats: &Nats, names: &Names, partition: Partition) -> Self {
+        Self {
+            nats: nats.clone(),
+            stream: names.journal_stream(partition).into(),
+            subject: names.journal_subject(partition).into(),
+        }
+    }
+
+    async fn publish(&self, expected: Sequence, payload: Bytes) -> Published {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(expected.0));
+        headers.insert(NATS_EXPECTED_STREAM, &*self.stream);
+        let request = Request::new()
+            .headers(headers)
+            .payload(payload)
+            .timeout(Some(APPEND_MAX));
+        let mut troubles = self.nats.troubles();
+        let sent = self
+            .nats
+            .client()
+            .send_request(self.subject.to_string(), request);
+        tokio::select! {
+            biased;
+            // the outer bound also covers a client whose queue is full
+            reply = timeout(APPEND_MAX, sent) => match reply {
+                Ok(Ok(message)) => Published::Answered(message),
+                Ok(Err(error)) => Published::Failed(error),
+                Err(_) => Published::Unanswered("no acknowledgement in time"),
+            },
+            trouble = troubles.about(&self.subject) => match trouble {
+                Trouble::Lost => Published::Unanswered("the connection was lost"),
+                Trouble::Denied(words) => Published::Denied(words),
+            },
+        }
+    }
+
+    async fn raw(&self, sequence: Sequence) -> Result<Option<Bytes>, ReadError> {
+        let unreachable = |source| ReadError::Unreachable {
+            at: sequence,
+            source,
+        };
+        let stream = self
+            .nats
+            .jetstream()
+            .get_stream_no_info(&*self.stream)
+            .await;
+        let stream = stream.map_err(|error| unreachable(error.into()))?;
+        match stream.get_raw_message(sequence.0).await {
+            Ok(message) => Ok(Some(message.payload)),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(unreachable(error.into())),
+        }
+    }
+
+    fn cursor(&self, after: Sequence) -> Cursor {
+        Cursor::after(self.nats.clone(), self.stream.to_string(), None, after.0)
+    }
+}
+
+/// What came of publishing.
+enum Published {
+    Answered(Message),
+    Failed(RequestError),
+    Unanswered(&'static str),
+    Denied(Arc<str>),
+}
+
+fn unknown(
+    expected: Sequence,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> AppendError {
+    AppendError::Unknown {
+        expected,
+        source: source.into(),
+    }
+}
+
+fn refused(detail: impl Into<String>) -> AppendError {
+    AppendError::Refused {
+        detail: detail.into(),
+    }
+}
+
+fn outcome(expected: Sequence, published: Published) -> Result<Sequence, AppendError> {
+    match published {
+        Published::Answered(message) => acknowledged(expected, &message.payload),
+        Published::Failed(error) => Err(match error.kind() {
+            RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
+                refused(error.to_string())
+            }
+            _ => unknown(expected, error),
+        }),
+        Published::Unanswered(why) => Err(unknown(expected, why)),
+        Published::Denied(words) => Err(refused(&*words)),
+    }
+}
+
+fn acknowledged(expected: Sequence, payload: &[u8]) -> Result<Sequence, AppendError> {
+    match serde_json::from_slice::<Response<PublishAck>>(payload) {
+        Ok(Response::Err { error }) => Err(server_refusal(expected, &error)),
+        Ok(Response::Ok(ack)) => {
+            let landed = Sequence(ack.sequence);
+            // no id is ever sent, so a duplicate would be somebody else's message
+            if landed == expected.next() && !ack.duplicate {
+                return Ok(landed);
+            }
+            Err(AppendError::WrongSequence { expected })
+        }
+        Err(error) => Err(unknown(expected, error)),
+    }
+}
+
+/// The codes are those of nats-server's `errors.json`.
+fn server_refusal(expected: Sequence, error: &jetstream::Error) -> AppendError {
+    /// As 10071, without the sequence: raised for an append that is still being replicated.
+    const WRONG_LAST_SEQUENCE_CONSTANT: ErrorCode = ErrorCode(10164);
+    let code = error.error_code();
+    if code == ErrorCode::STREAM_WRONG_LAST_SEQUENCE || code == WRONG_LAST_SEQUENCE_CONSTANT {
+        return AppendError::WrongSequence { expected };
+    }
+    if is_passing(code) {
+        return unknown(expected, error.clone());
+    }
+    refused(error.to_string())
+}
+
+impl Journal for NatsJournal {
+    async fn append(&self, expected: Sequence, payload: Bytes) -> Result<Sequence, AppendError> {
+        outcome(expected, self.publish(expected, payload).await)
+    }
+
+    async fn end(&self) -> Result<Sequence, ReadError> {
+        let unreachable = |error: ApiError| ReadError::Unreachable {
+            at: Sequence(0),
+            source: error.into(),
+        };
+        let state = info(&self.nats, &self.stream)
+            .await
+            .map_err(unreachable)?
+            .state;
+        if state.last_seq > 0 && state.first_seq != 1 {
+            return Err(ReadError::Gap { at: Sequence(1) });
+        }
+        if state.messages != state.last_seq {
+            // the first message that is missing has to be looked for; the audit does
+            let at = Sequence(state.messages.saturating_add(1));
+            return Err(ReadError::Gap { at });
+        }
+        Ok(Sequence(state.last_seq))
+    }
+
+    async fn get(&self, sequence: Sequence) -> Result<Option<Stored>, ReadError> {
+        if sequence == Sequence(0) {
+            return Ok(None);
+        }
+        match self.raw(sequence).await? {
+            Some(payload) => Ok(Some(Stored { sequence, payload })),
+            None if sequence > self.end().await? => Ok(None),
+            // it may have landed between the two questions
+            None => match self.raw(sequence).await? {
+                Some(payload) => Ok(Some(Stored { sequence, payload })),
+                None => Err(ReadError::Gap { at: sequence }),
+            },
+        }
+    }
+
+    fn replay(&self, after: Sequence, to: Sequence) -> BoxStream<'_, Result<Stored, ReadError>> {
+        let cursor = self.cursor(after);
+        stream::unfold(Some((cursor, after)), move |reader| async move {
+            let (cursor, last) = reader.filter(|(_, last)| *last < to)?;
+            Some(read_next(cursor, last).await)
+        })
+        .boxed()
+    }
+
+    fn follow(&self, after: Sequence) -> BoxStream<'_, Result<Stored, ReadError>> {
+        let cursor = self.cursor(after);
+        stream::unfold(Some((cursor, after)), |reader| async move {
+            let (cursor, last) = reader?;
+            Some(read_next(cursor, last).await)
+        })
+        .boxed()
+    }
+}
+
+type Reader = Option<(Cursor, Sequence)>;
+
+/// Reads one on; an error is the last item.
+async fn read_next(mut cursor: Cursor, last: Sequence) -> (Result<Stored, ReadError>, Reader) {
+    let at = last.next();
+    match cursor.next().await {
+        Ok(item) if item.sequence == at.0 => {
+            let payload = item.message.message.payload;
+            let stored = Stored {
+                sequence: at,
+                payload,
+            };
+            (Ok(stored), Some((cursor, at)))
+        }
+        Ok(_) => (Err(ReadError::Gap { at }), None),
+        Err(source) => (Err(ReadError::Unreachable { at, source }), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(reply: &str, expected: &str) {
+        let outcome = match acknowledged(Sequence(7), reply.as_bytes()) {
+            Ok(at) => format!("landed at {at}"),
+            Err(AppendError::WrongSequence { .. }) => "wrong sequence".to_owned(),
+            Err(AppendError::Unknown { .. }) => "unknown".to_owned(),
+            Err(AppendError::Refused { detail }) => detail,
+        };
+        assert_eq!(outcome, expected);
+    }
+
+    fn server_error(code: u16, err_code: u16, words: &str) -> String {
+        format!(
+            r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"{words}"}},"stream":"S","seq":0}}"#
+        )
+    }
+
+    #[test]
+    fn only_the_next_sequence_is_a_success() {
+        check(r#"{"stream":"S","seq":8}"#, "landed at 8");
+        check(r#"{"stream":"S","seq":9}"#, "wrong sequence");
+        check(
+            r#"{"stream":"S","seq":8,"duplicate":true}"#,
+            "wrong sequence",
+        );
+        check("not json", "unknown");
+    }
+
+    #[test]
+    fn a_server_error_is_the_fence_or_passes_or_is_a_refusal() {
+        check(
+            &server_error(400, 10071, "wrong last sequence: 9"),
+            "wrong sequence",
+        );
+        check(
+            &server_error(400, 10164, "wrong last sequence"),
+            "wrong sequence",
+        );
+        check(
+            &server_error(503, 10008, "temporarily unavailable"),
+            "unknown",
+        );
+        check(
+            &server_error(500, 10047, "insufficient storage resources available"),
+            "insufficient storage resources available (code 500, error code 10047)",
+        );
+        check(
+            &server_error(400, 10109, "invalid operation on sealed stream"),
+            "invalid operation on sealed stream (code 400, error code 10109)",
+        );
+    }
+}

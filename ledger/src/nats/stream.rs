@@ -1,0 +1,218 @@
+//! Streams and buckets: made where missing, compared where they exist.
+//!
+//! A stream is never altered here: one whose settings differ from what is relied on is an error
+//! that names the setting, for only an operator knows how it came to be.
+
+use async_nats::jetstream::{
+    self, ErrorCode, context::RequestErrorKind, response::Response, stream,
+};
+use serde::Deserialize;
+use serde_json::Value;
+use thiserror::Error;
+
+use super::Nats;
+
+/// Why a stream or bucket cannot be used, by what to do next.
+#[derive(Debug, Error)]
+pub enum ProvisionError {
+    /// It exists with another setting: restore the setting, or use another `nats.prefix`.
+    #[error(
+        "stream {stream} has {field} = {found}, but the ledger relies on {wanted}: restore it or use another name prefix"
+    )]
+    Differs {
+        /// The stream.
+        stream: String,
+        /// The setting, as JetStream names it.
+        field: &'static str,
+        /// What it is.
+        found: String,
+        /// What it must be.
+        wanted: String,
+    },
+    /// The server refuses it: act on its reason.
+    #[error("the server refuses stream {stream}: {detail}")]
+    Refused {
+        /// The stream.
+        stream: String,
+        /// The server's reason.
+        detail: String,
+    },
+    /// It does not exist, and the caller did not ask to make it.
+    #[error("stream {stream} does not exist: start the ledger once, or correct the name prefix")]
+    Missing {
+        /// The stream.
+        stream: String,
+    },
+    /// Nobody answered: try again.
+    #[error("cannot reach jetstream about stream {stream}")]
+    Unreachable {
+        /// The stream.
+        stream: String,
+        /// What went wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The part of a stream's state that is looked at here.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(crate) struct StreamState {
+    pub(crate) messages: u64,
+    pub(crate) first_seq: u64,
+    pub(crate) last_seq: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct StreamInfo {
+    pub(crate) config: Value,
+    pub(crate) state: StreamState,
+}
+
+/// A request to the JetStream API that has no good answer.
+#[derive(Debug, Error)]
+pub(crate) enum ApiError {
+    #[error("{0}")]
+    Server(jetstream::context::RequestError),
+    #[error("jetstream answered with an error")]
+    Refused(#[source] jetstream::Error),
+}
+
+impl ApiError {
+    pub(crate) fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Server(_) => None,
+            Self::Refused(error) => Some(error.error_code()),
+        }
+    }
+}
+
+/// Asks the JetStream API.
+pub(crate) async fn ask<T: for<'de> Deserialize<'de>>(
+    nats: &Nats,
+    subject: String,
+    body: &Value,
+) -> Result<T, ApiError> {
+    match nats.jetstream().request(subject, body).await {
+        Ok(Response::Ok(answer)) => Ok(answer),
+        Ok(Response::Err { error }) => Err(ApiError::Refused(error)),
+        Err(error) => Err(ApiError::Server(error)),
+    }
+}
+
+/// What the stream's leader knows about it.
+pub(crate) async fn info(nats: &Nats, stream: &str) -> Result<StreamInfo, ApiError> {
+    ask(
+        nats,
+        format!("STREAM.INFO.{stream}"),
+        &serde_json::json!({}),
+    )
+    .await
+}
+
+/// Makes the stream if it is missing, and compares `fields` of its settings if it is there.
+pub(crate) async fn ensure(
+    nats: &Nats,
+    wanted: &stream::Config,
+    fields: &[&'static str],
+) -> Result<(), ProvisionError> {
+    match inspect(nats, wanted, fields).await {
+        Err(ProvisionError::Missing { .. }) => {}
+        other => return other,
+    }
+    let subject = format!("STREAM.CREATE.{}", wanted.name);
+    let body = serde_json::to_value(wanted).expect("a stream's settings encode to JSON");
+    match ask::<StreamInfo>(nats, subject, &body).await {
+        Ok(made) => compare(wanted, &made.config, fields),
+        // somebody else made it meanwhile
+        Err(error) if error.code() == Some(ErrorCode::STREAM_NAME_EXIST) => {
+            inspect(nats, wanted, fields).await
+        }
+        Err(error) => Err(provision_error(&wanted.name, error)),
+    }
+}
+
+/// Compares `fields` of the stream's settings; it must be there.
+pub(crate) async fn inspect(
+    nats: &Nats,
+    wanted: &stream::Config,
+    fields: &[&'static str],
+) -> Result<(), ProvisionError> {
+    match info(nats, &wanted.name).await {
+        Ok(found) => compare(wanted, &found.config, fields),
+        Err(error) => Err(provision_error(&wanted.name, error)),
+    }
+}
+
+fn provision_error(stream: &str, error: ApiError) -> ProvisionError {
+    let stream = stream.to_owned();
+    match error {
+        ApiError::Refused(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+            ProvisionError::Missing { stream }
+        }
+        // 10008 and its like pass: the cluster is electing a leader
+        ApiError::Refused(error) if is_passing(error.error_code()) => ProvisionError::Unreachable {
+            stream,
+            source: error.into(),
+        },
+        ApiError::Refused(error) => ProvisionError::Refused {
+            stream,
+            detail: error.to_string(),
+        },
+        ApiError::Server(error) if error.kind() == RequestErrorKind::NoResponders => {
+            let detail = "nobody answers for jetstream: is it enabled, and may this user use it?";
+            ProvisionError::Refused {
+                stream,
+                detail: detail.to_owned(),
+            }
+        }
+        ApiError::Server(error) => ProvisionError::Unreachable {
+            stream,
+            source: error.into(),
+        },
+    }
+}
+
+/// Whether the server itself expects to answer better soon: a cluster without a leader, a stream
+/// that is moving, a server on its way up or down.
+pub(crate) fn is_passing(code: ErrorCode) -> bool {
+    [
+        ErrorCode::CLUSTER_NOT_AVAILABLE,
+        ErrorCode::CLUSTER_NOT_LEADER,
+        ErrorCode::CLUSTER_NOT_ASSIGNED,
+        ErrorCode::CLUSTER_INCOMPLETE,
+        ErrorCode::STREAM_OFFLINE,
+        ErrorCode::RAFT_GENERAL,
+        ErrorCode::JETSTREAM_NOT_ENABLED,
+    ]
+    .contains(&code)
+}
+
+/// A setting that is absent is the same as one at rest.
+fn at_rest(value: Option<&Value>) -> Value {
+    match value {
+        None | Some(Value::Null | Value::Bool(false)) => Value::Null,
+        Some(Value::String(text)) if text == "default" => Value::Null,
+        Some(Value::Number(number)) if number.as_i64() == Some(0) => Value::Null,
+        Some(other) => other.clone(),
+    }
+}
+
+fn compare(
+    wanted: &stream::Config,
+    found: &Value,
+    fields: &[&'static str],
+) -> Result<(), ProvisionError> {
+    let goal = serde_json::to_value(wanted).expect("a stream's settings encode to JSON");
+    for &field in fields {
+        let (found, wanted_value) = (at_rest(found.get(field)), at_rest(goal.get(field)));
+        if found != wanted_value {
+            return Err(ProvisionError::Differs {
+                stream: wanted.name.clone(),
+                field,
+                found: found.to_string(),
+                wanted: wanted_value.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
