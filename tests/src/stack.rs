@@ -79,6 +79,7 @@ pub struct Stack {
     neuron: Option<String>,
     nats: String,
     gateway: String,
+    quiet: bool,
 }
 
 impl Stack {
@@ -96,12 +97,18 @@ impl Stack {
 
     /// With a foreign upstream.
     #[must_use]
-    pub fn upstream(mut self, foreign: &Foreign) -> Self {
+    pub fn upstream(self, foreign: &Foreign) -> Self {
+        self.upstream_at(&foreign.base_url())
+    }
+
+    /// With an upstream at an address.
+    #[must_use]
+    pub fn upstream_at(mut self, base_url: &str) -> Self {
         let _ = writeln!(
             self.upstreams,
             "[[upstreams]]\nname = \"mock\"\nkind = \"openai\"\nbase_url = {:?}\n\
              models = [{{ id = {MODEL:?}, context = 8192, output = 4096, price = {{ input = \"0.15\", output = \"0.60\" }} }}]\n",
-            foreign.base_url()
+            base_url
         );
         self
     }
@@ -133,6 +140,13 @@ impl Stack {
         self
     }
 
+    /// Logging nothing but trouble, as a service under load would.
+    #[must_use]
+    pub fn quiet(mut self) -> Self {
+        self.quiet = true;
+        self
+    }
+
     /// Writes it into a new folder, started nowhere yet.
     pub fn write(self) -> Stopped {
         let folder = tempfile::Builder::new().prefix("seatbelt-").tempdir();
@@ -149,6 +163,7 @@ impl Stack {
         std::fs::write(folder.path().join("seatbelt.toml"), text).unwrap();
         Stopped {
             home: Arc::new(folder),
+            log: if self.quiet { "warn" } else { "info" },
         }
     }
 
@@ -162,6 +177,7 @@ impl Stack {
 #[derive(Debug, Clone)]
 pub struct Stopped {
     home: Arc<TempDir>,
+    log: &'static str,
 }
 
 impl Stopped {
@@ -191,6 +207,13 @@ impl Stopped {
             .unwrap()
     }
 
+    /// What `seatbelt --version` prints.
+    pub async fn version(&self) -> String {
+        let mut command = tokio::process::Command::new(process::seatbelt());
+        let output = command.arg("--version").output().await.unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// Starts it and waits until it serves.
     pub async fn start(&self) -> Running {
         match self.try_start().await {
@@ -204,10 +227,9 @@ impl Stopped {
         let mut command = Command::new(process::seatbelt());
         command.args(["up", "--config"]).arg(self.config());
         command.current_dir(crate::repository());
-        command.env(
-            "SEATBELT_LOG",
-            std::env::var("SEATBELT_LOG").unwrap_or("info".to_owned()),
-        );
+        if std::env::var_os("SEATBELT_LOG").is_none() {
+            command.env("SEATBELT_LOG", self.log);
+        }
         let mut process = Process::spawn(&mut command);
         let line = process.line().await?;
         let ready: Value = serde_json::from_str(&line).unwrap();

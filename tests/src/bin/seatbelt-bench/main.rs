@@ -1,0 +1,64 @@
+//! Measures what a cap costs, and prints one table with ratios from one run.
+//!
+//! Gateway: a local static upstream reached directly, through the gateway without a key (cap off) and
+//! with a capped key (cap on, every reservation on disk before the upstream is called). Ledger: a
+//! reserve on an idle account against a raw compare-and-append of the same size, and decisions per
+//! second on one hot account. Bounded in time. Absolute numbers move with the machine; ratios less.
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a tool for people: prints its table, and stops at the first surprise"
+)]
+
+mod gateway;
+mod load;
+mod upstream;
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+/// Latencies in nanoseconds, from 1 us to a minute, to three digits.
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1_000, 60_000_000_000, 3).unwrap()
+}
+
+/// A quantile in milliseconds.
+fn millis(histogram: &Histogram<u64>, quantile: f64) -> f64 {
+    Duration::from_nanos(histogram.value_at_quantile(quantile)).as_secs_f64() * 1000.0
+}
+
+/// Resident memory of a process in MiB.
+fn resident_mib(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kib / 1024.0
+}
+
+#[tokio::main]
+async fn main() {
+    println!("machine: {}", machine());
+    gateway::measure().await;
+}
+
+fn machine() -> String {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name"));
+    let model = model.map_or("unknown processor", |text| {
+        text.trim_start_matches([' ', '\t', ':'])
+    });
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = memory
+        .split_whitespace()
+        .nth(1)
+        .and_then(|kib| kib.parse::<u64>().ok());
+    format!(
+        "{cores} cores of {model}, {} GiB",
+        kib.unwrap_or(0) / (1024 * 1024)
+    )
+}
