@@ -1,0 +1,205 @@
+//! What a neuron is told at start, and the bounds that nobody needs to tell it.
+//!
+//! Reading files and environment is the caller's; here the values are only checked, all mistakes
+//! at once.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use seatbelt_schemas::ids::{ModelId, NeuronId};
+use serde::Deserialize;
+
+/// Largest request body.
+pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most requests waiting for a slot, per model, where the configuration names no other number.
+pub const QUEUE_DEFAULT: usize = 64;
+/// Most slots of one model.
+pub const SLOTS_MAX: usize = 256;
+/// Tokens of a prompt run in one go; between two goes the running requests take a step.
+pub const PREFILL_CHUNK_TOKENS: usize = 256;
+/// How long running requests may go on after shutdown was asked for, where not configured.
+pub const DRAIN_DEFAULT: Duration = Duration::from_secs(10);
+/// How long the last usage events may take to be published at shutdown; the rest stays in the outbox.
+pub const FLUSH_MAX: Duration = Duration::from_secs(5);
+/// Time between two registrations.
+pub const HEARTBEAT: Duration = Duration::from_secs(2);
+/// A registration not renewed for so long is gone.
+pub const HEARTBEAT_TTL: Duration = Duration::from_secs(10);
+
+const _: () = assert!(HEARTBEAT_TTL.as_millis() >= 3 * HEARTBEAT.as_millis());
+
+/// Where a model runs. What is asked for is what is used, or the start fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// ONNX Runtime's own kernels.
+    Cpu,
+    /// The CUDA execution provider, on the first GPU.
+    Cuda,
+}
+
+impl Device {
+    /// The word for it in records, events and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// A model to serve.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// The name clients use.
+    pub id: ModelId,
+    /// Folder in the layout of the onnxruntime-genai model builder.
+    pub path: PathBuf,
+    /// Where it runs.
+    #[serde(default = "device_default")]
+    pub device: Device,
+    /// Requests that run at once.
+    #[serde(default = "slots_default")]
+    pub slots: usize,
+    /// Fewer tokens of context than the model could, to save memory.
+    #[serde(default)]
+    pub context: Option<usize>,
+    /// Most output tokens of one request; the context where not given.
+    #[serde(default)]
+    pub output: Option<usize>,
+}
+
+fn device_default() -> Device {
+    Device::Cpu
+}
+
+fn slots_default() -> usize {
+    1
+}
+
+/// Everything a neuron is told.
+#[derive(Debug, Clone)]
+pub struct NeuronConfig {
+    /// Name under which it registers and reports.
+    pub id: NeuronId,
+    /// Address to listen on; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Address under which gateways reach it, where it differs from the bound one.
+    pub url: Option<String>,
+    /// The models.
+    pub models: Vec<ModelConfig>,
+    /// `libonnxruntime.so`.
+    pub ort_library: PathBuf,
+    /// Threads of ONNX Runtime per model.
+    pub threads: usize,
+    /// Most requests waiting for a slot, per model.
+    pub queue: usize,
+    /// Folder of the outbox.
+    pub outbox_dir: PathBuf,
+    /// Copies of the usage stream and the registration bucket.
+    pub replicas: usize,
+    /// How long running requests may go on after shutdown was asked for.
+    pub drain: Duration,
+}
+
+impl NeuronConfig {
+    /// A configuration with defaults for all but what has none.
+    pub fn new(
+        id: NeuronId,
+        listen: SocketAddr,
+        ort_library: PathBuf,
+        outbox_dir: PathBuf,
+    ) -> Self {
+        Self {
+            id,
+            listen,
+            url: None,
+            models: Vec::new(),
+            ort_library,
+            threads: 1,
+            queue: QUEUE_DEFAULT,
+            outbox_dir,
+            replicas: 1,
+            drain: DRAIN_DEFAULT,
+        }
+    }
+
+    /// Every mistake in it, in words.
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.models.is_empty() {
+            found.push("no model is configured: add at least one to neuron.models".to_owned());
+        }
+        if self.threads == 0 {
+            found.push("threads is 0: give ONNX Runtime at least one".to_owned());
+        }
+        if self.queue == 0 {
+            found.push("queue is 0: allow at least one request to wait".to_owned());
+        }
+        for (n, model) in self.models.iter().enumerate() {
+            if !(1..=SLOTS_MAX).contains(&model.slots) {
+                found.push(format!(
+                    "model {}: slots is {}: use 1 to {SLOTS_MAX}",
+                    model.id, model.slots
+                ));
+            }
+            if model.context.is_some_and(|context| context < 2) {
+                found.push(format!("model {}: context is below 2 tokens", model.id));
+            }
+            if model.output == Some(0) {
+                found.push(format!(
+                    "model {}: output is 0: use at least 1 token",
+                    model.id
+                ));
+            }
+            if self.models[..n].iter().any(|other| other.id == model.id) {
+                found.push(format!("model {} is configured twice", model.id));
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(id: &str, slots: usize) -> ModelConfig {
+        let path = PathBuf::from("models/tiny");
+        ModelConfig {
+            id: ModelId::new(id).unwrap(),
+            path,
+            device: Device::Cpu,
+            slots,
+            context: None,
+            output: None,
+        }
+    }
+
+    fn config(models: Vec<ModelConfig>) -> NeuronConfig {
+        let id = NeuronId::new("n1").unwrap();
+        let listen = "127.0.0.1:0".parse().unwrap();
+        NeuronConfig {
+            models,
+            ..NeuronConfig::new(id, listen, "lib.so".into(), "outbox".into())
+        }
+    }
+
+    #[test]
+    fn all_mistakes_are_named_at_once() {
+        let found = config(vec![model("a", 0), model("a", 1)]).mistakes();
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].contains("slots is 0"), "{found:?}");
+        assert!(found[1].contains("configured twice"), "{found:?}");
+        assert_eq!(config(vec![]).mistakes().len(), 1);
+    }
+
+    #[test]
+    fn a_plain_configuration_has_no_mistakes() {
+        assert!(
+            config(vec![model("a", 8), model("b", 1)])
+                .mistakes()
+                .is_empty()
+        );
+    }
+}

@@ -1,0 +1,454 @@
+//! Runs requests on one decoder, several at a time.
+//!
+//! A thread of its own owns the decoder. Requests wait in line, at most so many, then take a slot;
+//! each turn of the loop runs one piece of one waiting prompt and one step of all running answers.
+//! A request ends at its ceiling, its deadline, a stop, or within one step of its caller's leaving,
+//! and its usage ticket is ended before its last event is sent.
+//!
+//! The decoder is a trait: nothing here knows ONNX Runtime.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use thiserror::Error;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use self::running::{Running, Turn};
+use crate::{
+    clock::unix_ms,
+    config::PREFILL_CHUNK_TOKENS,
+    metrics::Metrics,
+    sampler::Sampling,
+    tokenizer::Tokenizer,
+    usage::{Durable, Ticket},
+};
+
+mod running;
+
+/// A step that did not work.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(crate) struct StepError(pub(crate) String);
+
+/// One slot's part in a step: the token to take in, and where in the slot's cache it belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) token: u32,
+    pub(crate) position: usize,
+}
+
+/// A model that can be stepped: slots with a cache each.
+pub(crate) trait Decoder: Send {
+    /// How many sequences can be kept at once.
+    fn slots(&self) -> usize;
+    /// Length of one row of logits.
+    fn vocab(&self) -> usize;
+    /// Takes `tokens` into `slot` from `position` on; `logits` becomes the row after the last.
+    fn prefill(
+        &mut self,
+        slot: usize,
+        position: usize,
+        tokens: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), StepError>;
+    /// Takes one token into each of the first `rows.len()` slots; `logits` becomes their rows in order.
+    fn decode(&mut self, rows: &[Row], logits: &mut Vec<f32>) -> Result<(), StepError>;
+}
+
+/// A request, ready to run.
+pub(crate) struct Job {
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) max_output: usize,
+    pub(crate) sampling: Sampling,
+    pub(crate) stops: Vec<String>,
+    /// Unix ms at which it must have ended.
+    pub(crate) deadline_ms: Option<u64>,
+    pub(crate) ticket: Ticket,
+}
+
+/// Why a request ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EndReason {
+    /// The model or a stop string ended it.
+    Stop,
+    /// It reached its ceiling.
+    Length,
+    /// Its deadline passed.
+    Expired,
+    /// Its caller left.
+    Left,
+    /// The neuron is stopping.
+    Stopping,
+    /// A step failed.
+    Failed(String),
+}
+
+/// How a request ended, and with what.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    pub(crate) reason: EndReason,
+    pub(crate) output_tokens: usize,
+    /// Resolves when the usage event is on disk.
+    pub(crate) durable: Durable,
+}
+
+/// What a caller gets to see of its request.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// More of the answer; never empty.
+    Text(String),
+    /// Nothing comes after this.
+    End(Ending),
+}
+
+/// The caller's end of a running request. Dropping it stops the request.
+///
+/// At most one event per output token waits in it, so its size is bounded by the request's ceiling.
+#[derive(Debug)]
+pub(crate) struct Generation(UnboundedReceiver<Event>);
+
+impl Generation {
+    /// The next event; none if the engine died.
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        self.0.recv().await
+    }
+}
+
+/// A request that was not taken, with its ticket.
+pub(crate) enum Refused {
+    /// As many wait as may.
+    QueueFull(Box<Ticket>),
+    /// The engine has stopped.
+    Stopped(Box<Ticket>),
+}
+
+enum Command {
+    Run(Box<Waiting>),
+    AbortAll,
+    Stop,
+}
+
+struct Waiting {
+    job: Job,
+    since: Instant,
+    events: UnboundedSender<Event>,
+}
+
+/// What the engine needs to know of its model.
+pub(crate) struct Voice {
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) eos: Vec<u32>,
+}
+
+/// Counts shared by the thread and its callers.
+#[derive(Debug, Default)]
+struct Load {
+    admitted: AtomicUsize,
+    active: AtomicUsize,
+}
+
+/// Handle of a running engine.
+pub(crate) struct Engine {
+    commands: mpsc::Sender<Command>,
+    load: Arc<Load>,
+    room: usize,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Starts the thread. Besides those in slots, at most `queue` requests wait.
+    pub(crate) fn start(
+        decoder: Box<dyn Decoder>,
+        voice: Voice,
+        queue: usize,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        let (commands, inbox) = mpsc::channel();
+        let load = Arc::new(Load::default());
+        let slots = decoder.slots();
+        let worker = Worker {
+            slots: (0..slots).map(|_| None).collect(),
+            rows: Vec::with_capacity(slots),
+            logits: Vec::new(),
+            waiting: VecDeque::new(),
+            stopping: false,
+            load: Arc::clone(&load),
+            decoder,
+            voice,
+            metrics,
+            inbox,
+        };
+        let thread = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || worker.run())?;
+        Ok(Self {
+            commands,
+            load,
+            room: slots + queue,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Puts a request in line.
+    pub(crate) fn submit(&self, job: Job) -> Result<Generation, Refused> {
+        let admitted = &self.load.admitted;
+        let room = |now: usize| (now < self.room).then_some(now + 1);
+        if admitted
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, room)
+            .is_err()
+        {
+            return Err(Refused::QueueFull(Box::new(job.ticket)));
+        }
+        let (events, generation) = unbounded_channel();
+        let waiting = Box::new(Waiting {
+            job,
+            since: Instant::now(),
+            events,
+        });
+        match self.commands.send(Command::Run(waiting)) {
+            Ok(()) => Ok(Generation(generation)),
+            Err(mpsc::SendError(Command::Run(waiting))) => {
+                admitted.fetch_sub(1, Ordering::AcqRel);
+                Err(Refused::Stopped(Box::new(waiting.job.ticket)))
+            }
+            Err(_) => unreachable!("a failed send gives back what was sent"),
+        }
+    }
+
+    /// Requests in slots.
+    pub(crate) fn active(&self) -> usize {
+        self.load.active.load(Ordering::Acquire)
+    }
+
+    /// Requests waiting for one.
+    pub(crate) fn queued(&self) -> usize {
+        self.load
+            .admitted
+            .load(Ordering::Acquire)
+            .saturating_sub(self.active())
+    }
+
+    /// Whether the thread still runs.
+    pub(crate) fn alive(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Ends every request now, with [`EndReason::Stopping`].
+    pub(crate) fn abort_all(&self) {
+        // A failed send means that the thread is gone, and with it every request.
+        let _ = self.commands.send(Command::AbortAll);
+    }
+
+    /// Ends every request and the thread, and waits for it.
+    pub(crate) fn stop(&self) {
+        let _ = self.commands.send(Command::Stop);
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the engine thread had panicked");
+        }
+    }
+}
+
+struct Worker {
+    decoder: Box<dyn Decoder>,
+    voice: Voice,
+    inbox: mpsc::Receiver<Command>,
+    waiting: VecDeque<Box<Waiting>>,
+    slots: Vec<Option<Running>>,
+    load: Arc<Load>,
+    metrics: Arc<Metrics>,
+    stopping: bool,
+    // Kept between steps.
+    rows: Vec<Row>,
+    logits: Vec<f32>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        while self.receive() {
+            self.sweep();
+            self.fill();
+            self.prefill();
+            self.decode();
+        }
+        self.abort_all();
+    }
+
+    /// Takes all commands there are; waits for one if there is nothing else to do. False at the end.
+    fn receive(&mut self) -> bool {
+        let idle = self.waiting.is_empty() && self.slots.iter().all(Option::is_none);
+        if idle {
+            match self.inbox.recv() {
+                Ok(command) => self.obey(command),
+                Err(mpsc::RecvError) => return false,
+            }
+        }
+        while let Ok(command) = self.inbox.try_recv() {
+            self.obey(command);
+        }
+        !self.stopping
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Run(waiting) => self.waiting.push_back(waiting),
+            Command::AbortAll => self.abort_all(),
+            Command::Stop => self.stopping = true,
+        }
+    }
+
+    /// Ends those that no longer want or may have a turn, in line and in slots.
+    fn sweep(&mut self) {
+        let now = unix_ms();
+        for waiting in std::mem::take(&mut self.waiting) {
+            match over(&waiting.events, waiting.job.deadline_ms, now) {
+                Some(reason) => self.end_waiting(*waiting, reason),
+                None => self.waiting.push_back(waiting),
+            }
+        }
+        for slot in 0..self.slots.len() {
+            let reason = self.slots[slot]
+                .as_ref()
+                .and_then(|running| over(&running.events, running.deadline_ms, now));
+            if let Some(reason) = reason {
+                self.end(slot, reason);
+            }
+        }
+    }
+
+    /// Gives free slots to those who wait, the lowest first: a step costs as much as its highest slot.
+    fn fill(&mut self) {
+        for slot in &mut self.slots {
+            if slot.is_some() {
+                continue;
+            }
+            let Some(waiting) = self.waiting.pop_front() else {
+                return;
+            };
+            *slot = Some(Running::new(*waiting, &self.voice));
+            self.load.active.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Runs the next piece of one prompt.
+    fn prefill(&mut self) {
+        let Some(slot) = self
+            .slots
+            .iter()
+            .position(|slot| slot.as_ref().is_some_and(Running::reading))
+        else {
+            return;
+        };
+        let Some(running) = self.slots[slot].as_mut() else {
+            return;
+        };
+        let piece = running.next_piece(PREFILL_CHUNK_TOKENS);
+        let ran = self.decoder.prefill(
+            slot,
+            running.position,
+            &running.prompt[piece.clone()],
+            &mut self.logits,
+        );
+        let turn = match ran {
+            Ok(()) => running.read(piece.len(), &self.logits, &self.voice.eos),
+            Err(error) => Turn::Over(EndReason::Failed(error.to_string())),
+        };
+        self.settle_turn(slot, turn);
+    }
+
+    /// Runs one step of every answer under way.
+    fn decode(&mut self) {
+        let Some(highest) = self
+            .slots
+            .iter()
+            .rposition(|slot| slot.as_ref().is_some_and(Running::answering))
+        else {
+            return;
+        };
+        self.rows.clear();
+        self.rows.extend(
+            self.slots[..=highest]
+                .iter()
+                .map(|slot| slot.as_ref().map_or(IDLE, Running::row)),
+        );
+        let started = Instant::now();
+        let ran = self.decoder.decode(&self.rows, &mut self.logits);
+        self.metrics.decode_step(started.elapsed());
+        let vocab = self.decoder.vocab();
+        for slot in 0..=highest {
+            let Some(running) = self.slots[slot]
+                .as_mut()
+                .filter(|running| running.answering())
+            else {
+                continue;
+            };
+            let turn = match &ran {
+                Ok(()) => running.answered(
+                    &self.logits[slot * vocab..(slot + 1) * vocab],
+                    &self.voice.eos,
+                ),
+                Err(error) => Turn::Over(EndReason::Failed(error.to_string())),
+            };
+            self.settle_turn(slot, turn);
+        }
+    }
+
+    fn settle_turn(&mut self, slot: usize, turn: Turn) {
+        if let Turn::Over(reason) = turn {
+            self.end(slot, reason);
+        }
+    }
+
+    fn end(&mut self, slot: usize, reason: EndReason) {
+        let Some(running) = self.slots[slot].take() else {
+            return;
+        };
+        self.load.active.fetch_sub(1, Ordering::AcqRel);
+        self.load.admitted.fetch_sub(1, Ordering::AcqRel);
+        running.end(reason, &self.metrics);
+    }
+
+    fn end_waiting(&mut self, waiting: Waiting, reason: EndReason) {
+        self.load.admitted.fetch_sub(1, Ordering::AcqRel);
+        running::end_waiting(waiting, reason);
+    }
+
+    fn abort_all(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            self.end_waiting(*waiting, EndReason::Stopping);
+        }
+        for slot in 0..self.slots.len() {
+            self.end(slot, EndReason::Stopping);
+        }
+    }
+}
+
+/// A free slot's part in a step: it writes where the next request's first token overwrites it.
+const IDLE: Row = Row {
+    token: 0,
+    position: 0,
+};
+
+fn over(events: &UnboundedSender<Event>, deadline_ms: Option<u64>, now: u64) -> Option<EndReason> {
+    if events.is_closed() {
+        return Some(EndReason::Left);
+    }
+    deadline_ms
+        .is_some_and(|deadline| now >= deadline)
+        .then_some(EndReason::Expired)
+}

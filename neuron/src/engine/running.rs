@@ -1,0 +1,201 @@
+//! One request in a slot: what it has read and answered, and how it ends.
+//!
+//! No decoder and no thread is known here: the engine feeds rows of logits in.
+
+use std::{ops::Range, time::Instant};
+
+use seatbelt_schemas::usage::Outcome;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::{EndReason, Ending, Event, Row, Voice, Waiting};
+use crate::{
+    clock::millis,
+    metrics::Metrics,
+    sampler::Sampler,
+    stop::{Passed, StopWatch},
+    tokenizer::TextStream,
+    usage::{Ticket, Times},
+};
+
+/// Whether a request goes on after its turn.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    On,
+    Over(EndReason),
+}
+
+/// A request in a slot.
+pub(super) struct Running {
+    pub(super) prompt: Vec<u32>,
+    /// Tokens in the slot's cache.
+    pub(super) position: usize,
+    pub(super) deadline_ms: Option<u64>,
+    pub(super) events: UnboundedSender<Event>,
+    // The token chosen last, not yet in the cache; none while the prompt is being read.
+    chosen: Option<u32>,
+    output: usize,
+    max_output: usize,
+    sampler: Sampler,
+    text: TextStream,
+    stop: StopWatch,
+    ticket: Ticket,
+    since: Instant,
+    began: Instant,
+    read_at: Option<Instant>,
+}
+
+impl Running {
+    pub(super) fn new(waiting: Waiting, voice: &Voice) -> Self {
+        let Waiting { job, since, events } = waiting;
+        Self {
+            prompt: job.prompt,
+            position: 0,
+            deadline_ms: job.deadline_ms,
+            events,
+            chosen: None,
+            output: 0,
+            max_output: job.max_output,
+            sampler: Sampler::new(job.sampling),
+            text: TextStream::new(voice.tokenizer.clone()),
+            stop: StopWatch::new(job.stops),
+            ticket: job.ticket,
+            since,
+            began: Instant::now(),
+            read_at: None,
+        }
+    }
+
+    /// Whether its prompt is not wholly read.
+    pub(super) fn reading(&self) -> bool {
+        self.chosen.is_none()
+    }
+
+    /// Whether it takes part in steps.
+    pub(super) fn answering(&self) -> bool {
+        self.chosen.is_some()
+    }
+
+    /// The next piece of the prompt, of at most `most` tokens.
+    pub(super) fn next_piece(&self, most: usize) -> Range<usize> {
+        self.position..self.prompt.len().min(self.position + most)
+    }
+
+    /// Its part in a step. While it still reads, it writes where its next piece overwrites.
+    pub(super) fn row(&self) -> Row {
+        Row {
+            token: self.chosen.unwrap_or(0),
+            position: self.position,
+        }
+    }
+
+    /// A piece of the prompt was read, and these are the logits after it.
+    pub(super) fn read(&mut self, count: usize, logits: &[f32], eos: &[u32]) -> Turn {
+        self.position += count;
+        self.ticket.read(count);
+        if self.position < self.prompt.len() {
+            return Turn::On;
+        }
+        self.read_at = Some(Instant::now());
+        self.choose(logits, eos)
+    }
+
+    /// Its step was run, and these are the logits after it.
+    pub(super) fn answered(&mut self, logits: &[f32], eos: &[u32]) -> Turn {
+        self.position += 1;
+        self.choose(logits, eos)
+    }
+
+    fn choose(&mut self, logits: &[f32], eos: &[u32]) -> Turn {
+        let Some(token) = self.sampler.choose(logits) else {
+            return Turn::Over(EndReason::Failed(
+                "the model gave no finite logit".to_owned(),
+            ));
+        };
+        self.chosen = Some(token);
+        self.output += 1;
+        self.ticket.wrote();
+        if eos.contains(&token) {
+            return self.finish_text(EndReason::Stop);
+        }
+        let piece = self.text.push(token);
+        if self.pass(&piece) {
+            return Turn::Over(EndReason::Stop);
+        }
+        if self.output >= self.max_output {
+            return self.finish_text(EndReason::Length);
+        }
+        Turn::On
+    }
+
+    /// Sends what may be sent of `piece`. True if a stop string ended the text.
+    fn pass(&mut self, piece: &str) -> bool {
+        let (text, stopped) = match self.stop.push(piece) {
+            Passed::More(text) => (text, false),
+            Passed::Stopped(text) => (text, true),
+        };
+        self.send(text);
+        stopped
+    }
+
+    /// Sends what was held back. A stop string that completes only now still counts.
+    fn finish_text(&mut self, reason: EndReason) -> Turn {
+        let rest = self.text.finish();
+        if self.pass(&rest) {
+            return Turn::Over(EndReason::Stop);
+        }
+        let held = self.stop.finish();
+        self.send(held);
+        Turn::Over(reason)
+    }
+
+    fn send(&self, text: String) {
+        if !text.is_empty() {
+            // A caller who left is found at the next sweep.
+            let _ = self.events.send(Event::Text(text));
+        }
+    }
+
+    /// Ends the ticket, then tells the caller.
+    pub(super) fn end(self, reason: EndReason, metrics: &Metrics) {
+        let now = Instant::now();
+        let read_at = self.read_at.unwrap_or(now);
+        let times = Times {
+            queued_ms: millis(self.began - self.since),
+            prefill_ms: millis(read_at - self.began),
+            decode_ms: millis(now - read_at),
+        };
+        metrics.queued(self.began - self.since);
+        if self.read_at.is_some() {
+            metrics.prefill(read_at - self.began);
+        }
+        let durable = self.ticket.end(outcome(&reason), times);
+        let _ = self.events.send(Event::End(Ending {
+            reason,
+            output_tokens: self.output,
+            durable,
+        }));
+    }
+}
+
+/// Ends a request that never had a slot.
+pub(super) fn end_waiting(waiting: Waiting, reason: EndReason) {
+    let times = Times {
+        queued_ms: millis(waiting.since.elapsed()),
+        ..Times::default()
+    };
+    let durable = waiting.job.ticket.end(outcome(&reason), times);
+    let _ = waiting.events.send(Event::End(Ending {
+        reason,
+        output_tokens: 0,
+        durable,
+    }));
+}
+
+fn outcome(reason: &EndReason) -> Outcome {
+    match reason {
+        EndReason::Stop | EndReason::Length => Outcome::Completed,
+        EndReason::Expired => Outcome::Expired,
+        EndReason::Left | EndReason::Stopping => Outcome::Aborted,
+        EndReason::Failed(_) => Outcome::Failed,
+    }
+}

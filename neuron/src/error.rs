@@ -1,0 +1,69 @@
+//! Why a neuron could not start, by what the operator does next.
+//!
+//! What goes wrong with one request is not here: see `http` and `engine`.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use thiserror::Error;
+
+/// Why a neuron could not start.
+#[derive(Debug, Error)]
+pub enum NeuronError {
+    /// The configuration does not hold together: correct it.
+    #[error("neuron configuration: {}", .0.join("; "))]
+    Config(Vec<String>),
+    /// ONNX Runtime cannot be used: install or point to the right library.
+    #[error(
+        "cannot load ONNX Runtime from {path}: {detail}; run `make setup` or set neuron.ort_library"
+    )]
+    Library {
+        /// The library that was tried.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A model folder is not usable: repair the folder.
+    #[error("model {model}: {detail}")]
+    Model {
+        /// The model's id.
+        model: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The device asked for is not there: install it, or ask for another.
+    #[error(
+        "model {model}: device \"cuda\" cannot be used: {detail}; install an NVIDIA driver, CUDA and the GPU build of ONNX Runtime and point neuron.ort_library to it, or set device = \"cpu\""
+    )]
+    Device {
+        /// The model's id.
+        model: String,
+        /// What is missing, in ONNX Runtime's words.
+        detail: String,
+    },
+    /// The outbox cannot be opened: its folder must be writable by this neuron alone.
+    #[error("cannot open the usage outbox in {path}")]
+    Outbox {
+        /// The outbox folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The address cannot be listened on: choose another.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// NATS refuses the stream or the bucket: check the server and its permissions.
+    #[error("cannot set up {what} on NATS: {detail}")]
+    Bus {
+        /// Stream or bucket.
+        what: String,
+        /// What the server said.
+        detail: String,
+    },
+}

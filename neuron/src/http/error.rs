@@ -1,0 +1,211 @@
+//! Every error answer of the neuron: status, type, code, in OpenAI's envelope.
+//!
+//! The text is for the client. What is for the log is logged where it happens.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+
+/// Seconds after which a full neuron may be asked again.
+const RETRY_AFTER_S: u64 = 1;
+
+const INVALID: &str = "invalid_request_error";
+const API: &str = "api_error";
+
+/// An error answer.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    kind: &'static str,
+    code: &'static str,
+    message: String,
+    param: Option<&'static str>,
+    retry_after_s: Option<u64>,
+}
+
+impl ApiError {
+    fn new(
+        status: StatusCode,
+        kind: &'static str,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            status,
+            kind,
+            code,
+            message: message.into(),
+            param: None,
+            retry_after_s: None,
+        }
+    }
+
+    fn bad(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, INVALID, code, message)
+    }
+
+    fn busy(message: impl Into<String>) -> Self {
+        let retry_after_s = Some(RETRY_AFTER_S);
+        Self {
+            retry_after_s,
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                API,
+                "service_unavailable",
+                message,
+            )
+        }
+    }
+
+    pub(super) fn invalid_body(message: impl Into<String>) -> Self {
+        Self::bad("invalid_body", message)
+    }
+
+    pub(super) fn body_too_large(most: usize) -> Self {
+        let message = format!("the request body is larger than {most} bytes");
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            INVALID,
+            "body_too_large",
+            message,
+        )
+    }
+
+    pub(super) fn missing_model() -> Self {
+        Self {
+            param: Some("model"),
+            ..Self::bad("missing_model_field", "you must provide a model parameter")
+        }
+    }
+
+    pub(super) fn invalid_value(param: &'static str, wanted: &str) -> Self {
+        Self {
+            param: Some(param),
+            ..Self::bad("invalid_value", format!("{param} must be {wanted}"))
+        }
+    }
+
+    pub(super) fn unsupported(param: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            param: Some(param),
+            ..Self::bad("unsupported_parameter", message)
+        }
+    }
+
+    pub(super) fn invalid_header(name: &'static str, wanted: &str) -> Self {
+        Self {
+            param: Some(name),
+            ..Self::bad("invalid_header", format!("header {name} must be {wanted}"))
+        }
+    }
+
+    pub(super) fn unknown_model(name: &str) -> Self {
+        let name: String = name.chars().take(80).collect();
+        let message = format!("the model {name:?} is not served here");
+        Self {
+            param: Some("model"),
+            ..Self::new(StatusCode::NOT_FOUND, INVALID, "model_not_found", message)
+        }
+    }
+
+    pub(super) fn no_prompt(message: impl Into<String>) -> Self {
+        Self {
+            param: Some("messages"),
+            ..Self::bad("invalid_prompt", message)
+        }
+    }
+
+    pub(super) fn over_context(context: usize) -> Self {
+        let message = format!(
+            "the prompt leaves no room for output in this model's context of {context} tokens"
+        );
+        Self::bad("context_length_exceeded", message)
+    }
+
+    pub(super) fn over_reservation(most: usize, prompt: usize) -> Self {
+        let message = format!("the prompt has {prompt} tokens, {most} were reserved");
+        Self::bad("input_over_reservation", message)
+    }
+
+    pub(super) fn no_embeddings() -> Self {
+        Self::bad(
+            "unsupported_endpoint",
+            "no embedding model is served here: this neuron runs text decoders only",
+        )
+    }
+
+    pub(super) fn queue_full() -> Self {
+        Self::busy("as many requests wait for this model as may: try again")
+    }
+
+    pub(super) fn closed(reason: &str) -> Self {
+        Self::busy(reason)
+    }
+
+    pub(super) fn expired() -> Self {
+        let message = "the request's deadline passed before it ended";
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            API,
+            "deadline_exceeded",
+            message,
+        )
+    }
+
+    pub(super) fn engine(message: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            API,
+            "engine_error",
+            message,
+        )
+    }
+
+    pub(super) fn not_recorded() -> Self {
+        let message = "what the request used could not be recorded, so its answer is withheld";
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            API,
+            "usage_not_recorded",
+            message,
+        )
+    }
+
+    pub(super) fn no_route() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            INVALID,
+            "not_found",
+            "there is no such route",
+        )
+    }
+
+    pub(super) fn no_method() -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            INVALID,
+            "method_not_allowed",
+            "this route does not take this method",
+        )
+    }
+
+    /// The envelope.
+    pub(super) fn json(&self) -> Value {
+        json!({ "error": { "message": self.message, "type": self.kind, "code": self.code, "param": self.param } })
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.json())).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}

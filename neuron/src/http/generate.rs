@@ -1,0 +1,240 @@
+//! The way of a generation: read, check, run, answer.
+//!
+//! A ticket is opened before anything is read and follows the request; every way out ends it. A
+//! handler whose client leaves is dropped, and with it the generation.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, HeaderName, HeaderValue},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http_body_util::LengthLimitError;
+use ulid::Ulid;
+
+use super::{
+    App, Served, answer,
+    error::ApiError,
+    headers::{self, Limits},
+    request::{Dialect, Prompt, Wish},
+};
+use crate::{
+    clock::unix_ms,
+    config::BODY_BYTES_MAX,
+    engine::{Job, Refused},
+    model::PromptError,
+    sampler::Sampling,
+    usage::Ticket,
+};
+
+/// Prompts up to this size are tokenized in place; larger ones would hold up other requests.
+const TOKENIZE_INLINE_BYTES_MAX: usize = 16 * 1024;
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Serves one generation from its first header to its answer.
+pub(super) async fn serve(app: &Arc<App>, dialect: Dialect, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let mut ticket = app.office.open(headers::caller(&parts.headers));
+    let id = ticket.request().to_owned();
+    let response = match prepare(app, dialect, &parts.headers, body, &mut ticket).await {
+        Ok(plan) => run(app, dialect, plan, ticket).await,
+        Err(error) => turn_away(ticket, error).await,
+    };
+    with_request_id(response, &id)
+}
+
+/// Refuses a request that could cost something, whatever its body.
+pub(super) async fn refuse(app: &App, headers: &HeaderMap, error: ApiError) -> Response {
+    let ticket = app.office.open(headers::caller(headers));
+    let id = ticket.request().to_owned();
+    with_request_id(turn_away(ticket, error).await, &id)
+}
+
+/// A request that may run.
+struct Plan {
+    served: usize,
+    prompt: Vec<u32>,
+    max_output: usize,
+    sampling: Sampling,
+    deadline_ms: Option<u64>,
+    wish: Wish,
+}
+
+async fn prepare(
+    app: &Arc<App>,
+    dialect: Dialect,
+    headers: &HeaderMap,
+    body: Body,
+    ticket: &mut Ticket,
+) -> Result<Plan, ApiError> {
+    if let Some(reason) = app.closed() {
+        return Err(ApiError::closed(reason));
+    }
+    let limits = headers::limits(headers)?;
+    let mut wish = Wish::read(dialect, &read_body(body).await?)?;
+    let (at, served) = find(app, &wish.model)?;
+    ticket.of_model(&served.id, served.device);
+    let stand_in = Prompt::Tokens(Vec::new());
+    let prompt = std::mem::replace(&mut wish.prompt, stand_in);
+    let prompt = tokens(app, at, prompt).await?;
+    let max_output = ceiling(served, &limits, &wish, prompt.len())?;
+    let sampling = Sampling {
+        temperature: wish
+            .temperature
+            .unwrap_or(served.model.sampling.temperature),
+        top_p: wish.top_p.unwrap_or(served.model.sampling.top_p),
+        seed: wish.seed.unwrap_or_else(random_seed),
+    };
+    Ok(Plan {
+        served: at,
+        prompt,
+        max_output,
+        sampling,
+        deadline_ms: limits.deadline_ms,
+        wish,
+    })
+}
+
+/// The body, if it is not too large.
+pub(super) async fn read_body(body: Body) -> Result<Bytes, ApiError> {
+    axum::body::to_bytes(body, BODY_BYTES_MAX)
+        .await
+        .map_err(|error| {
+            let too_large = std::error::Error::source(&error)
+                .is_some_and(|source| source.is::<LengthLimitError>());
+            if too_large {
+                ApiError::body_too_large(BODY_BYTES_MAX)
+            } else {
+                ApiError::invalid_body("the body ended early")
+            }
+        })
+}
+
+/// The exact tokens of a request's prompt.
+pub(super) async fn prompt_tokens(app: &Arc<App>, wish: Wish) -> Result<Vec<u32>, ApiError> {
+    let (at, _) = find(app, &wish.model)?;
+    tokens(app, at, wish.prompt).await
+}
+
+fn find<'a>(app: &'a App, name: &str) -> Result<(usize, &'a Served), ApiError> {
+    let found = app
+        .models
+        .iter()
+        .enumerate()
+        .find(|(_, served)| served.id.as_str() == name);
+    found.ok_or_else(|| ApiError::unknown_model(name))
+}
+
+async fn tokens(app: &Arc<App>, at: usize, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+    let model = &app.models[at].model;
+    if model.tokenizer.fewest(prompt.bytes()) >= model.context {
+        return Err(ApiError::over_context(model.context));
+    }
+    let tokens = if prompt.bytes() <= TOKENIZE_INLINE_BYTES_MAX {
+        prompt.tokens(model)
+    } else {
+        let app = Arc::clone(app);
+        let tokenize = move || prompt.tokens(&app.models[at].model);
+        let done = tokio::task::spawn_blocking(tokenize).await;
+        done.map_err(|error| ApiError::engine(format!("the tokenizer stopped: {error}")))?
+    };
+    let tokens = tokens.map_err(prompt_error)?;
+    if tokens.is_empty() || tokens.iter().any(|token| *token >= model.vocab) {
+        return Err(ApiError::no_prompt(
+            "the prompt must have at least one token, and only tokens of this model",
+        ));
+    }
+    Ok(tokens)
+}
+
+fn prompt_error(error: PromptError) -> ApiError {
+    match error {
+        PromptError::NoTemplate | PromptError::Template(_) => {
+            ApiError::no_prompt(error.to_string())
+        }
+        PromptError::Tokenizer(error) => ApiError::engine(error.to_string()),
+    }
+}
+
+/// Most output tokens of a request: the smallest of what was reserved, asked for, allowed and fits.
+fn ceiling(
+    served: &Served,
+    limits: &Limits,
+    wish: &Wish,
+    prompt: usize,
+) -> Result<usize, ApiError> {
+    let model = &served.model;
+    if let Some(most) = limits.input_tokens.filter(|most| prompt > *most) {
+        return Err(ApiError::over_reservation(most, prompt));
+    }
+    if prompt >= model.context {
+        return Err(ApiError::over_context(model.context));
+    }
+    let asked = [limits.output_tokens, wish.max_output];
+    let room = model.output.min(model.context - prompt);
+    Ok(asked.into_iter().flatten().fold(room, usize::min))
+}
+
+async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Response {
+    let id = ticket.request().to_owned();
+    if plan
+        .deadline_ms
+        .is_some_and(|deadline| unix_ms() >= deadline)
+    {
+        ticket.expire().wait().await;
+        return ApiError::expired().into_response();
+    }
+    let prompt_tokens = plan.prompt.len();
+    ticket.begin(prompt_tokens, plan.max_output);
+    let job = Job {
+        prompt: plan.prompt,
+        max_output: plan.max_output,
+        sampling: plan.sampling,
+        stops: plan.wish.stops,
+        deadline_ms: plan.deadline_ms,
+        ticket,
+    };
+    let generation = match app.models[plan.served].engine.submit(job) {
+        Ok(generation) => generation,
+        Err(Refused::QueueFull(ticket)) => return turn_away(*ticket, ApiError::queue_full()).await,
+        Err(Refused::Stopped(ticket)) => {
+            return turn_away(*ticket, ApiError::closed("the engine has stopped")).await;
+        }
+    };
+    let style = answer::Style::new(
+        dialect,
+        &id,
+        plan.wish.model,
+        prompt_tokens,
+        plan.wish.include_usage,
+    );
+    if plan.wish.stream {
+        answer::stream(style, generation).await
+    } else {
+        answer::whole(style, generation).await
+    }
+}
+
+async fn turn_away(ticket: Ticket, error: ApiError) -> Response {
+    // The refusal stands even if its report could not be written: nothing was used.
+    ticket.reject().wait().await;
+    error.into_response()
+}
+
+fn with_request_id(mut response: Response, id: &str) -> Response {
+    if let Ok(id) = HeaderValue::from_str(id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "any 64 of the random bits will do"
+)]
+fn random_seed() -> u64 {
+    Ulid::new().random() as u64
+}

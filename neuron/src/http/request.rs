@@ -1,0 +1,442 @@
+//! Request bodies: JSON to a [`Wish`], or to an error that names the field.
+//!
+//! Unknown fields are ignored. A known field that would change the answer and is not served is
+//! refused rather than ignored.
+
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use crate::{
+    model::{Model, PromptError},
+    template::ChatMessage,
+};
+
+const STOPS_MAX: usize = 4;
+const STOP_BYTES_MAX: usize = 512;
+
+/// Which API is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Chat,
+    Completion,
+}
+
+/// What the answer continues.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Prompt {
+    Chat(Vec<ChatMessage>),
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl Prompt {
+    /// Bytes of its text, without what a template adds.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+            Self::Text(text) => text.len(),
+            Self::Tokens(_) => 0,
+        }
+    }
+
+    pub(super) fn tokens(&self, model: &Model) -> Result<Vec<u32>, PromptError> {
+        match self {
+            Self::Chat(messages) => model.chat_prompt(messages),
+            Self::Text(text) => model.plain_prompt(text),
+            Self::Tokens(tokens) => Ok(tokens.clone()),
+        }
+    }
+}
+
+/// A request, understood.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Wish {
+    pub(super) model: String,
+    pub(super) prompt: Prompt,
+    pub(super) max_output: Option<usize>,
+    pub(super) temperature: Option<f32>,
+    pub(super) top_p: Option<f32>,
+    pub(super) seed: Option<u64>,
+    pub(super) stops: Vec<String>,
+    pub(super) stream: bool,
+    pub(super) include_usage: bool,
+}
+
+impl Wish {
+    /// Reads a body.
+    pub(super) fn read(dialect: Dialect, body: &[u8]) -> Result<Self, ApiError> {
+        let value: Value = serde_json::from_slice(body)
+            .map_err(|error| ApiError::invalid_body(format!("the body is not JSON: {error}")))?;
+        let Value::Object(body) = value else {
+            return Err(ApiError::invalid_body("the body is not a JSON object"));
+        };
+        let body = Fields(&body);
+        body.refuse_unserved()?;
+        let stream = body.flag("stream")?.unwrap_or(false);
+        Ok(Self {
+            model: body.model()?,
+            prompt: match dialect {
+                Dialect::Chat => Prompt::Chat(body.messages()?),
+                Dialect::Completion => body.prompt()?,
+            },
+            max_output: body.max_output()?,
+            temperature: body.number("temperature", 0.0, 2.0)?,
+            top_p: body.number("top_p", 0.0, 1.0)?,
+            seed: body.seed()?,
+            stops: body.stops()?,
+            stream,
+            include_usage: stream && body.include_usage()?,
+        })
+    }
+}
+
+/// A JSON object, read field by field. An explicit null is as good as absent.
+struct Fields<'a>(&'a Map<String, Value>);
+
+impl<'a> Fields<'a> {
+    fn get(&self, name: &str) -> Option<&'a Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    fn model(&self) -> Result<String, ApiError> {
+        match self.get("model") {
+            Some(Value::String(name)) if !name.is_empty() => Ok(name.clone()),
+            Some(_) => Err(ApiError::invalid_value("model", "a string")),
+            None => Err(ApiError::missing_model()),
+        }
+    }
+
+    fn refuse_unserved(&self) -> Result<(), ApiError> {
+        if self.whole("n")?.is_some_and(|n| n != 1)
+            || self.whole("best_of")?.is_some_and(|n| n != 1)
+        {
+            return Err(ApiError::unsupported(
+                "n",
+                "only one answer per request is served: n must be 1",
+            ));
+        }
+        if self.flag("echo")? == Some(true) {
+            return Err(ApiError::unsupported("echo", "echo is not served"));
+        }
+        if self
+            .get("logprobs")
+            .is_some_and(|value| *value != Value::Bool(false))
+        {
+            return Err(ApiError::unsupported("logprobs", "logprobs are not served"));
+        }
+        let lists = [
+            ("tools", "tools are not served"),
+            ("functions", "functions are not served"),
+        ];
+        for (name, message) in lists {
+            if self
+                .get(name)
+                .is_some_and(|value| value.as_array().is_none_or(|list| !list.is_empty()))
+            {
+                return Err(ApiError::unsupported(name, message));
+            }
+        }
+        let format = self
+            .get("response_format")
+            .and_then(|format| format.get("type"));
+        if format.is_some_and(|kind| kind != "text") {
+            return Err(ApiError::unsupported(
+                "response_format",
+                "only the response format text is served",
+            ));
+        }
+        Ok(())
+    }
+
+    fn whole(&self, name: &'static str) -> Result<Option<u64>, ApiError> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        value
+            .as_u64()
+            .map(Some)
+            .ok_or_else(|| ApiError::invalid_value(name, "a whole number"))
+    }
+
+    fn flag(&self, name: &'static str) -> Result<Option<bool>, ApiError> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        value
+            .as_bool()
+            .map(Some)
+            .ok_or_else(|| ApiError::invalid_value(name, "true or false"))
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the value is within a small range, and f32 is what is used"
+    )]
+    fn number(&self, name: &'static str, least: f64, most: f64) -> Result<Option<f32>, ApiError> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        let number = value
+            .as_f64()
+            .filter(|number| (least..=most).contains(number));
+        let number = number.ok_or_else(|| {
+            ApiError::invalid_value(name, &format!("a number from {least} to {most}"))
+        })?;
+        Ok(Some(number as f32))
+    }
+
+    /// The smaller of the two spellings.
+    fn max_output(&self) -> Result<Option<usize>, ApiError> {
+        let mut least: Option<usize> = None;
+        for name in ["max_tokens", "max_completion_tokens"] {
+            let Some(tokens) = self.whole(name)? else {
+                continue;
+            };
+            if tokens == 0 {
+                return Err(ApiError::invalid_value(name, "at least 1"));
+            }
+            let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
+            least = Some(least.map_or(tokens, |least| least.min(tokens)));
+        }
+        Ok(least)
+    }
+
+    fn seed(&self) -> Result<Option<u64>, ApiError> {
+        let Some(value) = self.get("seed") else {
+            return Ok(None);
+        };
+        let seed = value
+            .as_u64()
+            .or_else(|| value.as_i64().map(i64::cast_unsigned));
+        seed.map(Some)
+            .ok_or_else(|| ApiError::invalid_value("seed", "a whole number"))
+    }
+
+    fn stops(&self) -> Result<Vec<String>, ApiError> {
+        let wanted = || {
+            ApiError::invalid_value("stop", "a string or up to 4 strings of 1 to 512 bytes each")
+        };
+        let stops = match self.get("stop") {
+            None => return Ok(Vec::new()),
+            Some(Value::String(stop)) => vec![stop.clone()],
+            Some(Value::Array(stops)) => {
+                let texts: Option<Vec<String>> = stops
+                    .iter()
+                    .map(|stop| stop.as_str().map(str::to_owned))
+                    .collect();
+                texts.ok_or_else(wanted)?
+            }
+            Some(_) => return Err(wanted()),
+        };
+        let sound = stops.len() <= STOPS_MAX
+            && stops
+                .iter()
+                .all(|stop| (1..=STOP_BYTES_MAX).contains(&stop.len()));
+        if sound { Ok(stops) } else { Err(wanted()) }
+    }
+
+    fn include_usage(&self) -> Result<bool, ApiError> {
+        match self.get("stream_options") {
+            None => Ok(false),
+            Some(Value::Object(options)) => {
+                Ok(Fields(options).flag("include_usage")?.unwrap_or(false))
+            }
+            Some(_) => Err(ApiError::invalid_value("stream_options", "an object")),
+        }
+    }
+
+    fn messages(&self) -> Result<Vec<ChatMessage>, ApiError> {
+        let wanted = || ApiError::invalid_value("messages", "a list of at least one message");
+        let list = self
+            .get("messages")
+            .and_then(Value::as_array)
+            .filter(|list| !list.is_empty());
+        list.ok_or_else(wanted)?.iter().map(message).collect()
+    }
+
+    fn prompt(&self) -> Result<Prompt, ApiError> {
+        let wanted = || ApiError::invalid_value("prompt", "one string or one list of tokens");
+        match self.get("prompt") {
+            Some(Value::String(text)) => Ok(Prompt::Text(text.clone())),
+            Some(Value::Array(list)) => match list.as_slice() {
+                [Value::String(text)] => Ok(Prompt::Text(text.clone())),
+                [Value::Array(tokens)] => tokens_of(tokens).ok_or_else(wanted),
+                tokens => tokens_of(tokens).ok_or_else(wanted),
+            },
+            _ => Err(wanted()),
+        }
+    }
+}
+
+fn tokens_of(list: &[Value]) -> Option<Prompt> {
+    let token = |value: &Value| value.as_u64().and_then(|token| u32::try_from(token).ok());
+    list.iter()
+        .map(token)
+        .collect::<Option<Vec<u32>>>()
+        .map(Prompt::Tokens)
+}
+
+fn message(value: &Value) -> Result<ChatMessage, ApiError> {
+    let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    let role = text("role")
+        .ok_or_else(|| ApiError::invalid_value("messages", "messages with a role each"))?;
+    let content = match value.get("content") {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(content)) => content.clone(),
+        Some(Value::Array(parts)) => parts
+            .iter()
+            .map(part)
+            .collect::<Result<Vec<_>, _>>()?
+            .concat(),
+        Some(_) => {
+            return Err(ApiError::invalid_value(
+                "messages",
+                "messages whose content is text or a list of parts",
+            ));
+        }
+    };
+    Ok(ChatMessage {
+        role,
+        content,
+        name: text("name"),
+    })
+}
+
+fn part(value: &Value) -> Result<String, ApiError> {
+    match (
+        value.get("type").and_then(Value::as_str),
+        value.get("text").and_then(Value::as_str),
+    ) {
+        (Some("text"), Some(text)) => Ok(text.to_owned()),
+        (Some("text"), None) => Err(ApiError::invalid_value(
+            "messages",
+            "text parts with a text each",
+        )),
+        _ => Err(ApiError::unsupported(
+            "messages",
+            "this model takes text only: another kind of content part was sent",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(body: &Value) -> Result<Wish, ApiError> {
+        Wish::read(Dialect::Chat, body.to_string().as_bytes())
+    }
+
+    fn with(name: &str, value: Value) -> Value {
+        let mut body = json!({ "model": "m", "messages": [{ "role": "user", "content": "hi" }] });
+        body[name] = value;
+        body
+    }
+
+    #[test]
+    fn a_full_body_is_understood() {
+        let body = json!({
+            "model": "m",
+            "messages": [
+                { "role": "system", "content": [{ "type": "text", "text": "be " }, { "type": "text", "text": "brief" }] },
+                { "role": "assistant", "content": null },
+                { "role": "user", "content": "hi", "name": "ann" },
+            ],
+            "max_tokens": 9, "max_completion_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": -1,
+            "stop": ["a", "b"], "stream": true, "stream_options": { "include_usage": true }, "n": 1, "made_up": {},
+        });
+        let wish = read(&body).unwrap();
+        let Prompt::Chat(messages) = &wish.prompt else {
+            panic!("a chat")
+        };
+        assert_eq!(messages[0].content, "be brief");
+        assert_eq!(
+            (messages[1].content.as_str(), messages[2].name.as_deref()),
+            ("", Some("ann"))
+        );
+        assert_eq!(
+            (wish.max_output, wish.seed, wish.stops.len()),
+            (Some(7), Some(u64::MAX), 2)
+        );
+        assert!(wish.stream && wish.include_usage);
+    }
+
+    #[test]
+    fn an_explicit_null_is_as_good_as_absent() {
+        for name in [
+            "max_tokens",
+            "max_completion_tokens",
+            "temperature",
+            "stop",
+            "seed",
+            "n",
+            "stream",
+            "stream_options",
+        ] {
+            assert!(read(&with(name, Value::Null)).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn bad_values_are_errors_that_name_the_field() {
+        for (name, value) in [
+            ("max_tokens", json!(-1)),
+            ("max_tokens", json!(1.5)),
+            ("max_tokens", json!("5")),
+            ("max_tokens", json!(0)),
+            ("max_completion_tokens", json!(18_446_744_073_709_551_616.0)),
+            ("temperature", json!(3)),
+            ("top_p", json!(-0.1)),
+            ("seed", json!("x")),
+            ("stop", json!(["a", "b", "c", "d", "e"])),
+            ("stop", json!("")),
+            ("n", json!(2)),
+            ("stream", json!("yes")),
+            ("logprobs", json!(true)),
+            ("tools", json!([{}])),
+            ("response_format", json!({ "type": "json_object" })),
+            ("messages", json!([])),
+            ("messages", json!([{ "content": "no role" }])),
+            (
+                "messages",
+                json!([{ "role": "user", "content": [{ "type": "image_url" }] }]),
+            ),
+        ] {
+            let error = read(&with(name, value.clone())).unwrap_err().json();
+            assert_eq!(error["error"]["param"], name, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_at_all_is_an_error() {
+        for body in ["", "{", "[]", "7", "\u{0}"] {
+            assert!(
+                Wish::read(Dialect::Chat, body.as_bytes()).is_err(),
+                "{body:?}"
+            );
+        }
+        let error = read(&json!({ "messages": [] })).unwrap_err().json();
+        assert_eq!(error["error"]["code"], "missing_model_field");
+    }
+
+    #[test]
+    fn a_completion_takes_one_text_or_one_list_of_tokens() {
+        let read = |prompt: Value| {
+            Wish::read(
+                Dialect::Completion,
+                json!({ "model": "m", "prompt": prompt })
+                    .to_string()
+                    .as_bytes(),
+            )
+            .map(|wish| wish.prompt)
+        };
+        assert_eq!(read(json!("hi")).unwrap(), Prompt::Text("hi".to_owned()));
+        assert_eq!(read(json!(["hi"])).unwrap(), Prompt::Text("hi".to_owned()));
+        assert_eq!(read(json!([1, 2])).unwrap(), Prompt::Tokens(vec![1, 2]));
+        assert_eq!(read(json!([[1, 2]])).unwrap(), Prompt::Tokens(vec![1, 2]));
+        assert!(read(json!(["a", "b"])).is_err());
+        assert!(read(json!({})).is_err());
+    }
+}

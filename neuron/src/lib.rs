@@ -1,0 +1,30 @@
+//! The neuron: serves ONNX models through ONNX Runtime over the OpenAI dialect.
+//!
+//! It promises that a request never yields more output than its ceiling, that it ends at its
+//! deadline and within one step of its client's leaving, and that it leaves exactly one usage event.
+//! No price, no cap and no ledger is known here: whoever calls has reserved before.
+//!
+//! Path of a request: [`server`] accepts, `http` reads and answers, `model` renders and tokenizes,
+//! `engine` runs it in a slot of the `session`, `usage` keeps and publishes what it used.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod config;
+pub mod server;
+
+mod clock;
+mod engine;
+mod error;
+mod http;
+mod metrics;
+mod model;
+mod register;
+mod sampler;
+mod session;
+mod stop;
+mod template;
+mod tokenizer;
+pub mod usage;
+
+pub use config::{Device, ModelConfig, NeuronConfig};
+pub use error::NeuronError;
+pub use server::{RunningNeuron, start, start_with_sink};

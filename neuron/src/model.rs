@@ -1,0 +1,396 @@
+//! A model folder in the layout of the onnxruntime-genai model builder: what it says of itself.
+//!
+//! Read once at start. Anything missing or at odds is an error that names the file. The weights are
+//! not touched here; that is the session's.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    config::ModelConfig,
+    error::NeuronError,
+    template::{ChatMessage, ChatTemplate, SpecialTokens, TemplateError},
+    tokenizer::{Tokenizer, TokenizerError},
+};
+
+const CONFIG_FILE: &str = "genai_config.json";
+const TOKENIZER_FILE: &str = "tokenizer.json";
+const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// The graph and the names of what goes in and out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GraphSpec {
+    pub(crate) file: PathBuf,
+    pub(crate) layers: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_size: usize,
+    pub(crate) input_ids: String,
+    pub(crate) attention_mask: String,
+    pub(crate) past_key: String,
+    pub(crate) past_value: String,
+    pub(crate) logits: String,
+    pub(crate) present_key: String,
+    pub(crate) present_value: String,
+}
+
+/// How tokens are chosen where the request does not say.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct SamplingDefaults {
+    pub(crate) temperature: f32,
+    pub(crate) top_p: f32,
+}
+
+/// A model folder, read.
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) graph: GraphSpec,
+    /// Most tokens of input and output together.
+    pub(crate) context: usize,
+    /// Most output tokens of one request.
+    pub(crate) output: usize,
+    /// Tokens are below this.
+    pub(crate) vocab: u32,
+    pub(crate) eos: Vec<u32>,
+    pub(crate) sampling: SamplingDefaults,
+    pub(crate) tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+}
+
+/// Why a prompt could not be made from a request.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PromptError {
+    /// The model has no chat template: only plain completions work.
+    #[error("the model has no chat template: use /v1/completions")]
+    NoTemplate,
+    /// The template refused or broke.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The tokenizer broke.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+}
+
+impl Model {
+    /// Reads the folder of a configured model.
+    pub(crate) fn load(config: &ModelConfig) -> Result<Self, NeuronError> {
+        let folder = &config.path;
+        load(folder, config).map_err(|detail| NeuronError::Model {
+            model: config.id.to_string(),
+            detail,
+        })
+    }
+
+    /// The tokens of a chat, up to where the answer begins.
+    pub(crate) fn chat_prompt(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, PromptError> {
+        let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
+        Ok(self.tokenizer.encode(&template.render(messages)?)?)
+    }
+
+    /// The tokens of a plain text, with the tokens that the tokenizer puts around every text.
+    pub(crate) fn plain_prompt(&self, text: &str) -> Result<Vec<u32>, PromptError> {
+        Ok(self.tokenizer.encode_plain(text)?)
+    }
+}
+
+fn load(folder: &Path, config: &ModelConfig) -> Result<Model, String> {
+    let genai: GenaiConfig = read_json(&folder.join(CONFIG_FILE))?;
+    let tokenizer =
+        Tokenizer::load(&folder.join(TOKENIZER_FILE)).map_err(|error| error.to_string())?;
+    let context = config
+        .context
+        .unwrap_or(genai.model.context_length)
+        .min(genai.model.context_length);
+    if context < 2 {
+        return Err(format!(
+            "{CONFIG_FILE}: context_length {context} leaves no room for input and output"
+        ));
+    }
+    let eos = genai.model.eos_token_id.clone().into_vec();
+    let bos = genai.model.bos_token_id;
+    let template = template(folder, &tokenizer, bos, &eos)?;
+    Ok(Model {
+        graph: genai.model.decoder.graph(folder),
+        context,
+        output: config.output.unwrap_or(context).min(context - 1),
+        vocab: genai.model.vocab_size,
+        eos,
+        sampling: genai.search.unwrap_or_default().defaults(),
+        tokenizer,
+        template,
+    })
+}
+
+fn template(
+    folder: &Path,
+    tokenizer: &Tokenizer,
+    bos: Option<u32>,
+    eos: &[u32],
+) -> Result<Option<ChatTemplate>, String> {
+    let Some(source) = template_source(folder)? else {
+        return Ok(None);
+    };
+    let text_of = |token: Option<u32>| {
+        token
+            .and_then(|token| tokenizer.text_of(token))
+            .unwrap_or_default()
+    };
+    let tokens = SpecialTokens {
+        bos: text_of(bos),
+        eos: text_of(eos.first().copied()),
+    };
+    ChatTemplate::new(source, tokens)
+        .map(Some)
+        .map_err(|error| error.to_string())
+}
+
+/// The template lies in a file of its own or, from older builders, in the tokenizer's configuration.
+fn template_source(folder: &Path) -> Result<Option<String>, String> {
+    let path = folder.join(TEMPLATE_FILE);
+    if path.exists() {
+        return fs::read_to_string(&path)
+            .map(Some)
+            .map_err(|error| format!("cannot read {}: {error}", path.display()));
+    }
+    let path = folder.join(TOKENIZER_CONFIG_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let config: Value = read_json(&path)?;
+    Ok(config
+        .get("chat_template")
+        .and_then(Value::as_str)
+        .map(str::to_owned))
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+#[derive(Deserialize)]
+struct GenaiConfig {
+    model: GenaiModel,
+    search: Option<GenaiSearch>,
+}
+
+#[derive(Deserialize)]
+struct GenaiModel {
+    context_length: usize,
+    vocab_size: u32,
+    bos_token_id: Option<u32>,
+    eos_token_id: OneOrMany,
+    decoder: GenaiDecoder,
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+impl OneOrMany {
+    fn into_vec(self) -> Vec<u32> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::Many(many) => many,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct GenaiDecoder {
+    filename: String,
+    head_size: usize,
+    num_hidden_layers: usize,
+    num_key_value_heads: usize,
+    inputs: GenaiInputs,
+    outputs: GenaiOutputs,
+}
+
+#[derive(Deserialize)]
+struct GenaiInputs {
+    input_ids: String,
+    attention_mask: String,
+    past_key_names: String,
+    past_value_names: String,
+}
+
+#[derive(Deserialize)]
+struct GenaiOutputs {
+    logits: String,
+    present_key_names: String,
+    present_value_names: String,
+}
+
+impl GenaiDecoder {
+    fn graph(self, folder: &Path) -> GraphSpec {
+        GraphSpec {
+            file: folder.join(self.filename),
+            layers: self.num_hidden_layers,
+            kv_heads: self.num_key_value_heads,
+            head_size: self.head_size,
+            input_ids: self.inputs.input_ids,
+            attention_mask: self.inputs.attention_mask,
+            past_key: self.inputs.past_key_names,
+            past_value: self.inputs.past_value_names,
+            logits: self.outputs.logits,
+            present_key: self.outputs.present_key_names,
+            present_value: self.outputs.present_value_names,
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct GenaiSearch {
+    do_sample: bool,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+}
+
+impl GenaiSearch {
+    fn defaults(self) -> SamplingDefaults {
+        let temperature = if self.do_sample {
+            self.temperature.unwrap_or(1.0)
+        } else {
+            0.0
+        };
+        SamplingDefaults {
+            temperature,
+            top_p: self.top_p.unwrap_or(1.0),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use seatbelt_schemas::ids::ModelId;
+
+    use super::*;
+    use crate::config::Device;
+
+    /// The committed tiny model.
+    pub(crate) fn tiny_folder() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny")
+    }
+
+    pub(crate) fn tiny_config(slots: usize) -> ModelConfig {
+        let id = ModelId::new("tiny").unwrap();
+        ModelConfig {
+            id,
+            path: tiny_folder(),
+            device: Device::Cpu,
+            slots,
+            context: None,
+            output: None,
+        }
+    }
+
+    fn says(role: &str, content: &str) -> ChatMessage {
+        ChatMessage {
+            role: role.to_owned(),
+            content: content.to_owned(),
+            name: None,
+        }
+    }
+
+    #[test]
+    fn the_tiny_model_says_what_it_is() {
+        let model = Model::load(&tiny_config(1)).unwrap();
+        assert_eq!(
+            (model.context, model.output, model.eos.as_slice()),
+            (1024, 1023, [257].as_slice())
+        );
+        assert_eq!(
+            (
+                model.graph.layers,
+                model.graph.kv_heads,
+                model.graph.head_size
+            ),
+            (2, 2, 16)
+        );
+        assert_eq!(
+            model.sampling,
+            SamplingDefaults {
+                temperature: 0.0,
+                top_p: 1.0
+            }
+        );
+    }
+
+    #[test]
+    fn a_chat_becomes_the_tokens_of_the_template() {
+        let model = Model::load(&tiny_config(1)).unwrap();
+        let tokens = model.chat_prompt(&[says("user", "hi")]).unwrap();
+        assert_eq!(
+            tokens,
+            [256, 260, u32::from(b'h'), u32::from(b'i'), 257, 261]
+        );
+        assert!(matches!(
+            model.chat_prompt(&[says("oracle", "hi")]),
+            Err(PromptError::Template(TemplateError::Refused(words))) if words == "unknown role oracle"
+        ));
+    }
+
+    #[test]
+    fn a_configured_context_can_only_shrink_the_models_own() {
+        let with = |context| {
+            Model::load(&ModelConfig {
+                context: Some(context),
+                ..tiny_config(1)
+            })
+            .unwrap()
+        };
+        assert_eq!(with(100).context, 100);
+        assert_eq!(with(100_000).context, 1024);
+    }
+
+    #[test]
+    fn a_folder_without_its_files_is_an_error_that_names_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = ModelConfig {
+            path: folder.path().to_owned(),
+            ..tiny_config(1)
+        };
+        let error = Model::load(&config).unwrap_err().to_string();
+        assert!(
+            error.contains("genai_config.json") && error.contains("tiny"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_older_folder_has_its_template_in_the_tokenizer_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in [CONFIG_FILE, TOKENIZER_FILE] {
+            fs::copy(tiny_folder().join(file), folder.path().join(file)).unwrap();
+        }
+        let config = ModelConfig {
+            path: folder.path().to_owned(),
+            ..tiny_config(1)
+        };
+        let without = Model::load(&config).unwrap();
+        assert!(matches!(
+            without.chat_prompt(&[says("user", "x")]),
+            Err(PromptError::NoTemplate)
+        ));
+        fs::write(
+            folder.path().join(TOKENIZER_CONFIG_FILE),
+            r#"{"chat_template":"{{ messages[0].content }}"}"#,
+        )
+        .unwrap();
+        let with = Model::load(&config).unwrap();
+        assert_eq!(
+            with.chat_prompt(&[says("user", "x")]).unwrap(),
+            [u32::from(b'x')]
+        );
+    }
+}

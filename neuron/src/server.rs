@@ -1,0 +1,313 @@
+//! Starts a neuron, and stops it in order.
+//!
+//! Start: models are loaded and checked before the address is bound, and the neuron registers only
+//! once it answers. Stop: the registration is taken back, no more requests are taken, running ones
+//! may end within the drain time and are then aborted, and the last usage events are published.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use axum::serve::ListenerExt;
+use seatbelt_schemas::{names::Names, neuron::NeuronRecord};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::unix_ms,
+    config::{FLUSH_MAX, ModelConfig, NeuronConfig},
+    engine::{Engine, Voice},
+    error::NeuronError,
+    http::{self, App, Served},
+    metrics::Metrics,
+    model::Model,
+    register::{Register, UsageStream},
+    session::OnnxDecoder,
+    usage::{Outbox, TicketOffice, UsageSink},
+};
+
+/// A neuron that serves.
+#[derive(Debug)]
+pub struct RunningNeuron {
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    run: JoinHandle<()>,
+}
+
+impl RunningNeuron {
+    /// The bound address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until the neuron has stopped, which it does when its shutdown token is cancelled.
+    pub async fn join(self) {
+        if let Err(error) = self.run.await {
+            tracing::error!(%error, "the neuron's task ended badly");
+        }
+    }
+
+    /// Asks it to stop and waits.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        self.join().await;
+    }
+}
+
+/// Starts a neuron that reports to NATS and registers there. Without a client it does neither: its
+/// usage events stay in the outbox for a later start, and once that is full no request is taken.
+pub async fn start(
+    config: NeuronConfig,
+    nats: Option<async_nats::Client>,
+    names: Names,
+    shutdown: CancellationToken,
+) -> Result<RunningNeuron, NeuronError> {
+    let Some(client) = nats else {
+        return start_with_sink(config, None, shutdown).await;
+    };
+    let sink: Arc<dyn UsageSink> =
+        Arc::new(UsageStream::open(client.clone(), &names, &config).await?);
+    let register = Register::open(client, &names, &config).await?;
+    start_all(config, Some(sink), Some(register), shutdown).await
+}
+
+/// Starts a neuron that reports to any sink and registers nowhere.
+pub async fn start_with_sink(
+    config: NeuronConfig,
+    sink: Option<Arc<dyn UsageSink>>,
+    shutdown: CancellationToken,
+) -> Result<RunningNeuron, NeuronError> {
+    start_all(config, sink, None, shutdown).await
+}
+
+async fn start_all(
+    config: NeuronConfig,
+    sink: Option<Arc<dyn UsageSink>>,
+    register: Option<Register>,
+    shutdown: CancellationToken,
+) -> Result<RunningNeuron, NeuronError> {
+    let mistakes = config.mistakes();
+    if !mistakes.is_empty() {
+        return Err(NeuronError::Config(mistakes));
+    }
+    let metrics = Arc::new(Metrics::new());
+    let models = load_models(&config, &metrics).await?;
+    let listener = TcpListener::bind(config.listen).await;
+    let listener = listener.map_err(|source| NeuronError::Listen {
+        address: config.listen,
+        source,
+    })?;
+    let address = listener
+        .local_addr()
+        .map_err(|source| NeuronError::Listen {
+            address: config.listen,
+            source,
+        })?;
+
+    let publishing = CancellationToken::new();
+    let (outbox, publisher) =
+        Outbox::start(&config.outbox_dir, sink, publishing.clone()).map_err(|source| {
+            NeuronError::Outbox {
+                path: config.outbox_dir.clone(),
+                source,
+            }
+        })?;
+    let office = TicketOffice {
+        neuron: config.id.clone(),
+        outbox,
+        metrics,
+    };
+    let app = Arc::new(App {
+        models,
+        office,
+        draining: AtomicBool::new(false),
+        since_s: unix_ms() / 1000,
+    });
+    let server = serve(listener, Arc::clone(&app), shutdown.clone());
+    let registration = register.map(|register| {
+        let (app, record) = (Arc::clone(&app), record_of(&config, address));
+        let now = Arc::new(move || with_load(&app, &record));
+        tokio::spawn(register.keep(now, shutdown.clone()))
+    });
+    tracing::info!(neuron = %config.id, %address, models = app.models.len(), "neuron serves");
+    let life = Life {
+        app,
+        server,
+        registration,
+        publisher,
+        publishing,
+        config,
+    };
+    let run = tokio::spawn(life.until(shutdown.clone()));
+    Ok(RunningNeuron {
+        address,
+        shutdown,
+        run,
+    })
+}
+
+/// Loads models one after another, off the runtime: reading weights takes its time.
+async fn load_models(
+    config: &NeuronConfig,
+    metrics: &Arc<Metrics>,
+) -> Result<Vec<Served>, NeuronError> {
+    let (config, metrics) = (config.clone(), Arc::clone(metrics));
+    let load = move || {
+        config
+            .models
+            .iter()
+            .map(|model| load_model(&config, model, &metrics))
+            .collect()
+    };
+    let loaded = tokio::task::spawn_blocking(load).await;
+    loaded.unwrap_or_else(|error| {
+        Err(NeuronError::Model {
+            model: "all".to_owned(),
+            detail: format!("loading broke off: {error}"),
+        })
+    })
+}
+
+fn load_model(
+    config: &NeuronConfig,
+    wanted: &ModelConfig,
+    metrics: &Arc<Metrics>,
+) -> Result<Served, NeuronError> {
+    let model = Model::load(wanted)?;
+    let decoder = OnnxDecoder::load(&config.ort_library, wanted, &model, config.threads)?;
+    let voice = Voice {
+        tokenizer: model.tokenizer.clone(),
+        eos: model.eos.clone(),
+    };
+    let engine = Engine::start(Box::new(decoder), voice, config.queue, Arc::clone(metrics))
+        .map_err(|error| NeuronError::Model {
+            model: wanted.id.to_string(),
+            detail: format!("no thread for it: {error}"),
+        })?;
+    Ok(Served {
+        id: wanted.id.clone(),
+        device: wanted.device,
+        slots: wanted.slots,
+        model,
+        engine,
+    })
+}
+
+fn serve(listener: TcpListener, app: Arc<App>, shutdown: CancellationToken) -> JoinHandle<()> {
+    let listener = listener.tap_io(|stream| {
+        // Without it a small event can wait 40 ms for the answer to the one before.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY was not set");
+        }
+    });
+    let service =
+        axum::serve(listener, http::router(app)).with_graceful_shutdown(shutdown.cancelled_owned());
+    tokio::spawn(async move {
+        if let Err(error) = service.await {
+            tracing::error!(%error, "the neuron's server ended");
+        }
+    })
+}
+
+fn record_of(config: &NeuronConfig, address: SocketAddr) -> NeuronRecord {
+    NeuronRecord {
+        v: 1,
+        neuron: config.id.clone(),
+        url: config
+            .url
+            .clone()
+            .unwrap_or_else(|| format!("http://{address}")),
+        device: config
+            .models
+            .first()
+            .map_or("cpu", |model| model.device.as_str())
+            .to_owned(),
+        models: Vec::new(),
+        active: 0,
+        queued: 0,
+        at_ms: 0,
+    }
+}
+
+fn with_load(app: &App, record: &NeuronRecord) -> NeuronRecord {
+    let sum = |of: fn(&Engine) -> usize| {
+        app.models
+            .iter()
+            .map(|served| of(&served.engine))
+            .sum::<usize>()
+    };
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    NeuronRecord {
+        models: app.models.iter().map(Served::record).collect(),
+        active: count(sum(Engine::active)),
+        queued: count(sum(Engine::queued)),
+        at_ms: unix_ms(),
+        ..record.clone()
+    }
+}
+
+/// All that has to be ended in order.
+struct Life {
+    app: Arc<App>,
+    server: JoinHandle<()>,
+    registration: Option<JoinHandle<()>>,
+    publisher: Option<JoinHandle<()>>,
+    publishing: CancellationToken,
+    config: NeuronConfig,
+}
+
+impl Life {
+    async fn until(mut self, shutdown: CancellationToken) {
+        shutdown.cancelled().await;
+        self.app.draining.store(true, Ordering::Release);
+        tracing::info!(neuron = %self.config.id, "neuron stops");
+        if let Some(registration) = self.registration.take() {
+            // It ends by itself; a dead NATS must not hold up the rest.
+            drop(tokio::time::timeout(FLUSH_MAX, registration).await);
+        }
+        if tokio::time::timeout(self.config.drain, &mut self.server)
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "requests were still running at the end of the drain time: they are aborted"
+            );
+            self.app
+                .models
+                .iter()
+                .for_each(|served| served.engine.abort_all());
+            if tokio::time::timeout(FLUSH_MAX, &mut self.server)
+                .await
+                .is_err()
+            {
+                self.server.abort();
+            }
+        }
+        let app = Arc::clone(&self.app);
+        let stop = move || app.models.iter().for_each(|served| served.engine.stop());
+        drop(tokio::task::spawn_blocking(stop).await);
+        self.flush().await;
+    }
+
+    async fn flush(&mut self) {
+        let Some(publisher) = self.publisher.take() else {
+            return;
+        };
+        let outbox = &self.app.office.outbox;
+        if tokio::time::timeout(FLUSH_MAX, outbox.drained())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                left = outbox.waiting(),
+                "usage events are left in the outbox for the next start"
+            );
+        }
+        self.publishing.cancel();
+        drop(publisher.await);
+    }
+}

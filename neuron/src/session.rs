@@ -1,0 +1,443 @@
+//! Runs a decoder graph with ONNX Runtime. The only module that knows `ort`.
+//!
+//! The key and value caches are `[slots, kv_heads, context, head]`, one tensor per layer and part,
+//! bound as input and output at once, so that no step copies them. A prompt runs on the view of one
+//! slot; a step of decoding runs over the first slots together. What is asked for in a configuration
+//! is what is used: CUDA that is not there fails the load.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use ort::{
+    environment::Environment,
+    ep,
+    memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
+    session::{IoBinding, Session, builder::GraphOptimizationLevel},
+    value::{DynTensor, DynValue, Tensor, TensorElementType},
+};
+
+use crate::{
+    config::{Device, ModelConfig},
+    engine::{Decoder, Row, StepError},
+    error::NeuronError,
+    model::{GraphSpec, Model},
+};
+
+mod slot_view;
+
+/// The oldest ONNX Runtime 1.x that will do.
+const RUNTIME_MINOR_MIN: u32 = 31;
+/// How far the logits of two ways to the same token may lie apart, as a share of their range.
+const SELF_CHECK_TOLERANCE: f32 = 0.02;
+/// Prompt of the self-check: any tokens do, and every vocabulary has these.
+const SELF_CHECK_TOKENS: [u32; 4] = [1, 2, 3, 4];
+
+// ONNX Runtime allows one environment in a process; it stays for as long as the process.
+static RUNTIME: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
+
+/// A loaded graph with its caches.
+pub(crate) struct OnnxDecoder {
+    // Bindings hold views of the caches: they are declared, and so dropped, first.
+    slot_lanes: Vec<IoBinding>,
+    prefix_lanes: Vec<IoBinding>,
+    _caches: Vec<DynTensor>,
+    session: Session,
+    graph: GraphSpec,
+    host: MemoryInfo<'static>,
+    vocab: usize,
+}
+
+impl OnnxDecoder {
+    /// Loads the graph of `model` and checks that its caches work as this module relies on.
+    pub(crate) fn load(
+        library: &Path,
+        config: &ModelConfig,
+        model: &Model,
+        threads: usize,
+    ) -> Result<Self, NeuronError> {
+        let environment = runtime(library)?;
+        let session = open(&environment, config, model, threads)?;
+        let mut decoder =
+            Self::bind(session, config, model).map_err(|error| match config.device {
+                Device::Cpu => model_error(config, &error),
+                Device::Cuda => device_error(config, &error),
+            })?;
+        decoder.self_check().map_err(|detail| NeuronError::Model {
+            model: config.id.to_string(),
+            detail,
+        })?;
+        Ok(decoder)
+    }
+
+    fn bind(session: Session, config: &ModelConfig, model: &Model) -> ort::Result<Self> {
+        let graph = model.graph.clone();
+        check_inputs(&session, &graph)?;
+        let vocab = vocabulary(&session, &graph)?;
+        let caches = allocate_caches(&session, config, model)?;
+        let mut slot_lanes = Vec::with_capacity(config.slots);
+        let mut prefix_lanes = Vec::with_capacity(config.slots);
+        for slot in 0..config.slots {
+            slot_lanes.push(lane(&session, &graph, &caches, slot, 1)?);
+            prefix_lanes.push(lane(&session, &graph, &caches, 0, slot + 1)?);
+        }
+        let host = MemoryInfo::new(
+            AllocationDevice::CPU,
+            0,
+            AllocatorType::Device,
+            MemoryType::CPUOutput,
+        )?;
+        Ok(Self {
+            slot_lanes,
+            prefix_lanes,
+            _caches: caches,
+            session,
+            graph,
+            host,
+            vocab,
+        })
+    }
+
+    /// Goes to the same token by two ways, whole and step by step. They agree only if the caches are
+    /// written in place, which a step reads back.
+    fn self_check(&mut self) -> Result<(), String> {
+        let (mut whole, mut stepped) = (Vec::new(), Vec::new());
+        let fail = |error: StepError| format!("the first run failed: {error}");
+        let last = SELF_CHECK_TOKENS.len() - 1;
+        self.prefill(0, 0, &SELF_CHECK_TOKENS, &mut whole)
+            .map_err(fail)?;
+        self.prefill(0, 0, &SELF_CHECK_TOKENS[..last], &mut stepped)
+            .map_err(fail)?;
+        self.decode(
+            &[Row {
+                token: SELF_CHECK_TOKENS[last],
+                position: last,
+            }],
+            &mut stepped,
+        )
+        .map_err(fail)?;
+        if agree(&whole, &stepped) {
+            return Ok(());
+        }
+        Err("a step on the cache does not give what the whole prompt gives: the graph does not share its past and \
+             present caches in place; build it with past_present_share_buffer and GroupQueryAttention"
+            .to_owned())
+    }
+}
+
+impl Decoder for OnnxDecoder {
+    fn slots(&self) -> usize {
+        self.slot_lanes.len()
+    }
+
+    fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    fn prefill(
+        &mut self,
+        slot: usize,
+        position: usize,
+        tokens: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), StepError> {
+        let ids = tokens.iter().map(|token| i64::from(*token)).collect();
+        let width = position + tokens.len();
+        let step = Step {
+            ids,
+            rows: 1,
+            mask: vec![1; width],
+            width,
+        };
+        run(
+            &mut self.session,
+            &mut self.slot_lanes[slot],
+            &self.graph,
+            &self.host,
+            step,
+            logits,
+        )?;
+        // Only the row of the last token says what comes next.
+        let skip = logits.len().saturating_sub(self.vocab);
+        logits.drain(..skip);
+        Ok(())
+    }
+
+    fn decode(&mut self, rows: &[Row], logits: &mut Vec<f32>) -> Result<(), StepError> {
+        let ids = rows.iter().map(|row| i64::from(row.token)).collect();
+        let width = rows.iter().map(|row| row.position + 1).max().unwrap_or(1);
+        let mut mask = vec![0; rows.len() * width];
+        for (row, line) in rows.iter().zip(mask.chunks_exact_mut(width)) {
+            line[..=row.position].fill(1);
+        }
+        let step = Step {
+            ids,
+            rows: rows.len(),
+            mask,
+            width,
+        };
+        run(
+            &mut self.session,
+            &mut self.prefix_lanes[rows.len() - 1],
+            &self.graph,
+            &self.host,
+            step,
+            logits,
+        )
+    }
+}
+
+/// What one run takes besides the caches.
+struct Step {
+    ids: Vec<i64>,
+    rows: usize,
+    mask: Vec<i64>,
+    width: usize,
+}
+
+fn run(
+    session: &mut Session,
+    lane: &mut IoBinding,
+    graph: &GraphSpec,
+    host: &MemoryInfo<'_>,
+    step: Step,
+    logits: &mut Vec<f32>,
+) -> Result<(), StepError> {
+    run_lane(session, lane, graph, host, step, logits).map_err(|error| StepError(error.to_string()))
+}
+
+fn run_lane(
+    session: &mut Session,
+    lane: &mut IoBinding,
+    graph: &GraphSpec,
+    host: &MemoryInfo<'_>,
+    step: Step,
+    logits: &mut Vec<f32>,
+) -> ort::Result<()> {
+    let length = step.ids.len() / step.rows;
+    lane.bind_input(
+        &graph.input_ids,
+        &Tensor::from_array(([step.rows, length], step.ids))?,
+    )?;
+    lane.bind_input(
+        &graph.attention_mask,
+        &Tensor::from_array(([step.rows, step.width], step.mask))?,
+    )?;
+    // Bound anew each time: a bound output keeps the shape of its last run.
+    lane.bind_output_to_device(&graph.logits, host)?;
+    let outputs = session.run_binding(lane)?;
+    let rows = outputs
+        .get(&graph.logits)
+        .ok_or_else(|| ort::Error::new("the run gave no logits"))?;
+    logits.clear();
+    match rows.dtype().tensor_type() {
+        Some(TensorElementType::Float16) => {
+            let (_, values) = rows.try_extract_tensor::<half::f16>()?;
+            logits.extend(values.iter().map(|value| value.to_f32()));
+        }
+        _ => logits.extend_from_slice(rows.try_extract_tensor::<f32>()?.1),
+    }
+    Ok(())
+}
+
+fn runtime(library: &Path) -> Result<Environment, NeuronError> {
+    let mut loaded = RUNTIME
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some((path, environment)) = loaded.as_ref() {
+        if path == library {
+            return Ok(environment.clone());
+        }
+        let detail = format!("this process already uses the one at {}", path.display());
+        return Err(library_error(library, detail));
+    }
+    check_version(library)?;
+    let builder =
+        ort::init_from(library).map_err(|error| library_error(library, error.to_string()))?;
+    let environment = builder.with_name("seatbelt").with_telemetry(false).build();
+    let environment = environment.map_err(|error| library_error(library, error.to_string()))?;
+    *loaded = Some((library.to_owned(), environment.clone()));
+    Ok(environment)
+}
+
+fn check_version(library: &Path) -> Result<(), NeuronError> {
+    if !library.exists() {
+        return Err(library_error(library, "there is no such file".to_owned()));
+    }
+    match ort::util::probe(library) {
+        Some(minor) if minor >= RUNTIME_MINOR_MIN => Ok(()),
+        Some(minor) => Err(library_error(
+            library,
+            format!("it is version 1.{minor}, 1.{RUNTIME_MINOR_MIN} is needed"),
+        )),
+        None => Err(library_error(
+            library,
+            "it is not an ONNX Runtime 1.x library for this machine".to_owned(),
+        )),
+    }
+}
+
+fn open(
+    environment: &Environment,
+    config: &ModelConfig,
+    model: &Model,
+    threads: usize,
+) -> Result<Session, NeuronError> {
+    let builder =
+        plain_builder(environment, threads).map_err(|error| model_error(config, &error))?;
+    let mut builder = match config.device {
+        Device::Cpu => builder,
+        Device::Cuda => builder
+            .with_execution_providers([ep::CUDA::default().build().error_on_failure()])
+            .map_err(|error| device_error(config, &error.into()))?,
+    };
+    builder
+        .commit_from_file(&model.graph.file)
+        .map_err(|error| model_error(config, &error))
+}
+
+/// Threads are given, not guessed, and do not spin: cores are shared with the rest of the process.
+/// Memory patterns are off because every step has another shape.
+fn plain_builder(
+    environment: &Environment,
+    threads: usize,
+) -> ort::Result<ort::session::builder::SessionBuilder> {
+    let builder = Session::builder(environment)?
+        .with_intra_threads(threads)?
+        .with_inter_threads(1)?
+        .with_intra_op_spinning(false)?
+        .with_inter_op_spinning(false)?
+        .with_memory_pattern(false)?
+        .with_optimization_level(GraphOptimizationLevel::All)?;
+    Ok(builder)
+}
+
+fn check_inputs(session: &Session, graph: &GraphSpec) -> ort::Result<()> {
+    let caches = (0..graph.layers).flat_map(|layer| {
+        [
+            numbered(&graph.past_key, layer),
+            numbered(&graph.past_value, layer),
+        ]
+    });
+    let known: Vec<String> = caches
+        .chain([graph.input_ids.clone(), graph.attention_mask.clone()])
+        .collect();
+    match session
+        .inputs()
+        .iter()
+        .find(|input| !known.iter().any(|name| name == input.name()))
+    {
+        Some(input) => Err(ort::Error::new(format!(
+            "the graph wants an input {:?} that this neuron does not know: build it with GroupQueryAttention and fused \
+             rotary embedding",
+            input.name()
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn vocabulary(session: &Session, graph: &GraphSpec) -> ort::Result<usize> {
+    let output = session
+        .outputs()
+        .iter()
+        .find(|output| output.name() == graph.logits);
+    let shape = output.and_then(|output| output.dtype().tensor_shape());
+    let size = shape
+        .and_then(|shape| shape.last().copied())
+        .and_then(|size| usize::try_from(size).ok());
+    size.filter(|size| *size > 0).ok_or_else(|| {
+        ort::Error::new(format!(
+            "the graph's output {:?} does not say its vocabulary size",
+            graph.logits
+        ))
+    })
+}
+
+fn allocate_caches(
+    session: &Session,
+    config: &ModelConfig,
+    model: &Model,
+) -> ort::Result<Vec<DynTensor>> {
+    let graph = &model.graph;
+    let first = numbered(&graph.past_key, 0);
+    let input = session.inputs().iter().find(|input| input.name() == first);
+    let element = input
+        .and_then(|input| input.dtype().tensor_type())
+        .ok_or_else(|| ort::Error::new(format!("the graph has no tensor input {first:?}")))?;
+    let allocator = match config.device {
+        Device::Cpu => Allocator::default(),
+        Device::Cuda => {
+            let info = MemoryInfo::new(
+                AllocationDevice::CUDA,
+                0,
+                AllocatorType::Device,
+                MemoryType::Default,
+            )?;
+            Allocator::new(session, info)?
+        }
+    };
+    let shape = [config.slots, graph.kv_heads, model.context, graph.head_size];
+    (0..2 * graph.layers)
+        .map(|_| DynTensor::new(&allocator, element, shape))
+        .collect()
+}
+
+/// A binding whose caches are `count` slots from `first` on, as input and output at once.
+fn lane(
+    session: &Session,
+    graph: &GraphSpec,
+    caches: &[DynTensor],
+    first: usize,
+    count: usize,
+) -> ort::Result<IoBinding> {
+    let mut binding = session.create_binding()?;
+    for (layer, pair) in caches.chunks_exact(2).enumerate() {
+        let names = [
+            (&graph.past_key, &graph.present_key),
+            (&graph.past_value, &graph.present_value),
+        ];
+        for (cache, (past, present)) in pair.iter().zip(names) {
+            let view: DynValue = slot_view::slots(cache, first, count)?;
+            binding.bind_input(numbered(past, layer), &view)?;
+            binding.bind_output(numbered(present, layer), view)?;
+        }
+    }
+    Ok(binding)
+}
+
+fn numbered(pattern: &str, layer: usize) -> String {
+    pattern.replace("%d", &layer.to_string())
+}
+
+fn agree(a: &[f32], b: &[f32]) -> bool {
+    let range = a
+        .iter()
+        .fold(0.0f32, |widest, value| widest.max(value.abs()))
+        .max(f32::MIN_POSITIVE);
+    a.len() == b.len()
+        && a.iter()
+            .zip(b)
+            .all(|(x, y)| (x - y).abs() <= SELF_CHECK_TOLERANCE * range)
+}
+
+fn library_error(library: &Path, detail: String) -> NeuronError {
+    NeuronError::Library {
+        path: library.to_owned(),
+        detail,
+    }
+}
+
+fn model_error(config: &ModelConfig, error: &ort::Error) -> NeuronError {
+    NeuronError::Model {
+        model: config.id.to_string(),
+        detail: error.message().to_owned(),
+    }
+}
+
+fn device_error(config: &ModelConfig, error: &ort::Error) -> NeuronError {
+    NeuronError::Device {
+        model: config.id.to_string(),
+        detail: error.message().to_owned(),
+    }
+}

@@ -1,0 +1,172 @@
+//! Renders a chat into the text that the model was trained on, with the model's own Jinja template.
+//!
+//! Templates come with models and are not trusted: they run with bounded fuel and depth, and see
+//! nothing but the messages and the model's special tokens.
+
+use std::collections::BTreeMap;
+
+use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig};
+use thiserror::Error;
+
+/// Instructions one rendering may take. The longest body allowed needs well under a tenth of it.
+const FUEL: u64 = 20_000_000;
+/// Depth of nested calls one rendering may take.
+const RECURSION_MAX: usize = 200;
+const NAME: &str = "chat";
+
+/// One message of a chat, its content already reduced to text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ChatMessage {
+    pub(crate) role: String,
+    pub(crate) content: String,
+    pub(crate) name: Option<String>,
+}
+
+impl ChatMessage {
+    fn value(&self) -> Value {
+        let name = self.name.as_deref().map(|name| ("name", Value::from(name)));
+        let fields = [
+            ("role", Value::from(self.role.as_str())),
+            ("content", Value::from(self.content.as_str())),
+        ];
+        fields
+            .into_iter()
+            .chain(name)
+            .collect::<BTreeMap<_, _>>()
+            .into()
+    }
+}
+
+/// Special tokens a template may name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SpecialTokens {
+    pub(crate) bos: String,
+    pub(crate) eos: String,
+}
+
+/// Why a chat could not be rendered.
+#[derive(Debug, Error)]
+pub(crate) enum TemplateError {
+    /// The template refused the messages, in its own words.
+    #[error("{0}")]
+    Refused(String),
+    /// The template itself does not work.
+    #[error("the chat template does not work: {0}")]
+    Broken(String),
+}
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub(crate) struct ChatTemplate {
+    environment: Environment<'static>,
+    tokens: SpecialTokens,
+}
+
+impl ChatTemplate {
+    pub(crate) fn new(source: String, tokens: SpecialTokens) -> Result<Self, TemplateError> {
+        let mut environment = Environment::new();
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(RECURSION_MAX);
+        // As the Python library that templates are written for renders them.
+        environment.set_syntax(
+            SyntaxConfig::builder()
+                .trim_blocks(true)
+                .lstrip_blocks(true)
+                .build()
+                .map_err(explain)?,
+        );
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", refuse);
+        environment
+            .add_template_owned(NAME, source)
+            .map_err(|error| TemplateError::Broken(error.to_string()))?;
+        Ok(Self {
+            environment,
+            tokens,
+        })
+    }
+
+    /// The prompt for `messages`, ending where the assistant's answer begins.
+    pub(crate) fn render(&self, messages: &[ChatMessage]) -> Result<String, TemplateError> {
+        let template = self.environment.get_template(NAME).map_err(explain)?;
+        let values = context! {
+            messages => messages.iter().map(ChatMessage::value).collect::<Vec<Value>>(),
+            bos_token => self.tokens.bos.as_str(),
+            eos_token => self.tokens.eos.as_str(),
+            add_generation_prompt => true,
+        };
+        template.render(values).map_err(explain)
+    }
+}
+
+fn refuse(message: String) -> Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message).with_source(RefusedByTemplate))
+}
+
+/// Marks an error as the template's own refusal.
+#[derive(Debug, Error)]
+#[error("refused by the chat template")]
+struct RefusedByTemplate;
+
+#[expect(clippy::needless_pass_by_value, reason = "used as a map_err function")]
+fn explain(error: minijinja::Error) -> TemplateError {
+    let refused =
+        std::error::Error::source(&error).is_some_and(|source| source.is::<RefusedByTemplate>());
+    match error.detail() {
+        Some(detail) if refused => TemplateError::Refused(detail.to_owned()),
+        _ => TemplateError::Broken(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(source: &str) -> ChatTemplate {
+        let tokens = SpecialTokens {
+            bos: "<s>".to_owned(),
+            eos: "</s>".to_owned(),
+        };
+        ChatTemplate::new(source.to_owned(), tokens).unwrap()
+    }
+
+    fn says(role: &str, content: &str) -> ChatMessage {
+        ChatMessage {
+            role: role.to_owned(),
+            content: content.to_owned(),
+            name: None,
+        }
+    }
+
+    #[test]
+    fn messages_tokens_and_the_generation_prompt_are_rendered() {
+        let template = template(
+            "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m.content.strip() }}{{ eos_token }}{% endfor %}\
+             {% if add_generation_prompt %}[assistant]{% endif %}",
+        );
+        let text = template
+            .render(&[says("system", " be brief "), says("user", "hi")])
+            .unwrap();
+        assert_eq!(text, "<s>[system] be brief</s>[user] hi</s>[assistant]");
+    }
+
+    #[test]
+    fn a_refusal_of_the_template_keeps_its_words() {
+        let template = template("{{ raise_exception('roles must alternate') }}");
+        let error = template.render(&[says("user", "hi")]).unwrap_err();
+        assert!(matches!(error, TemplateError::Refused(words) if words == "roles must alternate"));
+    }
+
+    #[test]
+    fn a_template_that_never_ends_runs_out_of_fuel() {
+        let source = "{% for a in range(10000) %}{% for b in range(10000) %}{{ a * b }}{% endfor %}{% endfor %}";
+        let error = template(source).render(&[says("user", "hi")]).unwrap_err();
+        assert!(matches!(error, TemplateError::Broken(words) if words.contains("fuel")));
+    }
+
+    #[test]
+    fn a_template_that_does_not_parse_is_refused_at_load() {
+        assert!(ChatTemplate::new("{% for".to_owned(), SpecialTokens::default()).is_err());
+    }
+}

@@ -1,0 +1,201 @@
+//! Text to tokens, and tokens back to text while they come.
+//!
+//! A piece of text is given out only when its characters are complete: the bytes of one character
+//! may be spread over several tokens.
+
+use std::{path::Path, sync::Arc};
+
+use thiserror::Error;
+
+/// Tokens that may be held back for a character to complete. Four bytes make the longest
+/// character; more tokens than this without one are no text, and are given out as they are.
+const HELD_TOKENS_MAX: usize = 8;
+
+/// A tokenizer that cannot be read, or text that it cannot take.
+#[derive(Debug, Error)]
+#[error("tokenizer: {0}")]
+pub(crate) struct TokenizerError(String);
+
+/// A model's tokenizer. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Tokenizer {
+    inner: Arc<tokenizers::Tokenizer>,
+    longest: usize,
+}
+
+impl Tokenizer {
+    pub(crate) fn load(path: &Path) -> Result<Self, TokenizerError> {
+        let inner = tokenizers::Tokenizer::from_file(path)
+            .map_err(|error| TokenizerError(format!("cannot read {}: {error}", path.display())))?;
+        let longest = inner
+            .get_vocab(true)
+            .keys()
+            .map(String::len)
+            .max()
+            .unwrap_or(1)
+            .max(1);
+        Ok(Self {
+            inner: Arc::new(inner),
+            longest,
+        })
+    }
+
+    /// The least number of tokens that a text of so many bytes can have: tells an endless text from a
+    /// fitting one without tokenizing it.
+    pub(crate) fn fewest(&self, bytes: usize) -> usize {
+        bytes / self.longest
+    }
+
+    /// Tokens of a text that already holds all the special tokens it needs.
+    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.tokens(text, false)
+    }
+
+    /// Tokens of a plain text, and around it those that the tokenizer adds by itself.
+    pub(crate) fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.tokens(text, true)
+    }
+
+    fn tokens(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special)
+            .map_err(|error| TokenizerError(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of a special token, such as `<|end|>`.
+    pub(crate) fn text_of(&self, token: u32) -> Option<String> {
+        self.inner.id_to_token(token)
+    }
+
+    fn decode(&self, tokens: &[u32]) -> String {
+        self.inner.decode(tokens, true).unwrap_or_default()
+    }
+}
+
+/// Turns the tokens of one answer into text, piece by piece.
+#[derive(Debug)]
+pub(crate) struct TextStream {
+    tokenizer: Tokenizer,
+    // Tokens since some border at which text was complete; a few before it give the decoder context.
+    tokens: Vec<u32>,
+    given: usize,
+}
+
+impl TextStream {
+    pub(crate) fn new(tokenizer: Tokenizer) -> Self {
+        Self {
+            tokenizer,
+            tokens: Vec::new(),
+            given: 0,
+        }
+    }
+
+    /// Takes the next token and gives the text that it completes, often none.
+    pub(crate) fn push(&mut self, token: u32) -> String {
+        self.tokens.push(token);
+        let (before, text) = self.texts();
+        let incomplete = text.ends_with(char::REPLACEMENT_CHARACTER);
+        if text.len() <= before.len()
+            || (incomplete && self.tokens.len() - self.given < HELD_TOKENS_MAX)
+        {
+            return String::new();
+        }
+        let piece = piece(&before, &text);
+        self.tokens.drain(..self.given);
+        self.given = self.tokens.len();
+        piece
+    }
+
+    /// What is left when no more tokens come; incomplete bytes become the replacement character.
+    pub(crate) fn finish(&mut self) -> String {
+        let (before, text) = self.texts();
+        self.tokens.clear();
+        self.given = 0;
+        piece(&before, &text)
+    }
+
+    fn texts(&self) -> (String, String) {
+        (
+            self.tokenizer.decode(&self.tokens[..self.given]),
+            self.tokenizer.decode(&self.tokens),
+        )
+    }
+}
+
+fn piece(before: &str, text: &str) -> String {
+    text.get(before.len()..).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tests::tiny_folder;
+
+    fn tokenizer() -> Tokenizer {
+        Tokenizer::load(&tiny_folder().join("tokenizer.json")).unwrap()
+    }
+
+    fn stream(tokens: &[u32]) -> Vec<String> {
+        let mut stream = TextStream::new(tokenizer());
+        let mut pieces: Vec<String> = tokens.iter().map(|token| stream.push(*token)).collect();
+        pieces.push(stream.finish());
+        pieces
+    }
+
+    #[test]
+    fn every_byte_is_a_token_and_special_tokens_are_one_each() {
+        let tokens = tokenizer().encode("<|user|>é!<|end|>").unwrap();
+        assert_eq!(tokens, [260, 0xC3, 0xA9, u32::from(b'!'), 257]);
+        assert_eq!(tokenizer().text_of(257).as_deref(), Some("<|end|>"));
+    }
+
+    #[test]
+    fn a_text_never_has_fewer_tokens_than_its_bytes_allow() {
+        for text in [
+            "",
+            "abc",
+            "<|assistant|><|assistant|><|assistant|>",
+            "<|user|>é",
+        ] {
+            let tokens = tokenizer().encode(text).unwrap().len();
+            assert!(tokenizer().fewest(text.len()) <= tokens, "{text:?}");
+        }
+        assert!(tokenizer().fewest(1 << 20) > 1024);
+    }
+
+    #[test]
+    fn a_character_is_held_back_until_its_last_byte() {
+        assert_eq!(
+            stream(&[0xE2, 0x82, 0xAC, u32::from(b'x')]),
+            ["", "", "€", "x", ""]
+        );
+    }
+
+    #[test]
+    fn pieces_together_are_the_whole_text() {
+        let text = "naïve 🦀 crabs, 東京\n";
+        let tokens = tokenizer().encode(text).unwrap();
+        assert_eq!(stream(&tokens).concat(), text);
+    }
+
+    #[test]
+    fn a_character_cut_off_at_the_end_is_replaced_not_lost() {
+        assert_eq!(stream(&[u32::from(b'a'), 0xE2, 0x82]).concat(), "a\u{FFFD}");
+    }
+
+    #[test]
+    fn bytes_that_never_form_a_character_are_not_held_for_ever() {
+        let pieces = stream(&[0xFF; 40]);
+        assert!(
+            pieces[..20].iter().any(|piece| !piece.is_empty()),
+            "{pieces:?}"
+        );
+    }
+
+    #[test]
+    fn special_tokens_give_no_text() {
+        assert_eq!(stream(&[257, 256]).concat(), "");
+    }
+}

@@ -1,0 +1,205 @@
+//! What each request used, reported exactly once.
+//!
+//! A [`Ticket`] is made for every request that reaches the neuron and ends in exactly one event,
+//! whatever happens to the request: a ticket that is dropped ends itself. Events go through the
+//! [`Outbox`], a file that is synced before the answer ends, and from there to a [`UsageSink`] until
+//! the sink has taken them.
+//!
+//! What a crash leaves behind: a request under way is on file from its start, and is reported after
+//! the restart as failed, with its whole ceiling as output, since what it really wrote is not known
+//! and the report must not be below the truth. Between a sink's taking an event and the note of that
+//! a crash sends the event twice, with the same message id.
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use seatbelt_schemas::{
+    ids::{AccountId, KeyId, ModelId, NeuronId},
+    usage::{NeuronUsage, Outcome, UsageEvent},
+};
+use ulid::Ulid;
+
+use crate::{clock::unix_ms, config::Device, metrics::Metrics};
+
+mod file;
+mod outbox;
+mod publish;
+
+pub(crate) use outbox::{Durable, Outbox};
+
+/// A place that takes usage events, such as a JetStream stream.
+pub trait UsageSink: Send + Sync + 'static {
+    /// Hands over one event. Success means that the sink will not lose it. The same `id` may come
+    /// twice after a crash or a lost answer, always with the same bytes.
+    fn publish(
+        &self,
+        id: String,
+        event: Bytes,
+    ) -> Pin<Box<dyn Future<Output = Result<(), SinkError>> + Send + '_>>;
+}
+
+/// The sink did not take an event; it will be offered again.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SinkError(pub String);
+
+/// Who is asking, as the caller's headers say.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Caller {
+    pub(crate) reservation: Option<String>,
+    pub(crate) account: Option<AccountId>,
+    pub(crate) key: Option<KeyId>,
+}
+
+/// How long the parts of a request took.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Times {
+    pub(crate) queued_ms: u64,
+    pub(crate) prefill_ms: u64,
+    pub(crate) decode_ms: u64,
+}
+
+/// Makes tickets.
+#[derive(Debug, Clone)]
+pub(crate) struct TicketOffice {
+    pub(crate) neuron: NeuronId,
+    pub(crate) outbox: Outbox,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl TicketOffice {
+    /// A ticket for a request that just reached the neuron.
+    pub(crate) fn open(&self, caller: Caller) -> Ticket {
+        let request = Ulid::new().to_string();
+        let event = UsageEvent {
+            v: UsageEvent::VERSION,
+            reservation: caller
+                .reservation
+                .clone()
+                .unwrap_or_else(|| request.clone()),
+            account: caller.account,
+            key: caller.key,
+            model: None,
+            neuron: self.neuron.clone(),
+            device: Device::Cpu.as_str().to_owned(),
+            usage: NeuronUsage::default(),
+            outcome: Outcome::Aborted,
+            queued_ms: 0,
+            prefill_ms: 0,
+            decode_ms: 0,
+            at_ms: 0,
+        };
+        Ticket {
+            request,
+            event,
+            begun: None,
+            ended: false,
+            office: self.clone(),
+        }
+    }
+}
+
+/// One request's usage, from its arrival to its one event.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    request: String,
+    event: UsageEvent,
+    begun: Option<u64>,
+    ended: bool,
+    office: TicketOffice,
+}
+
+impl Ticket {
+    /// The neuron's own id of the request.
+    pub(crate) fn request(&self) -> &str {
+        &self.request
+    }
+
+    /// The request named a model that is served here.
+    pub(crate) fn of_model(&mut self, model: &ModelId, device: Device) {
+        self.event.model = Some(model.clone());
+        device.as_str().clone_into(&mut self.event.device);
+    }
+
+    /// The request is about to be run: from here on a crash is answered for with these bounds.
+    pub(crate) fn begin(&mut self, input_tokens: usize, max_output: usize) {
+        let usage = NeuronUsage {
+            input_tokens: count(input_tokens),
+            output_tokens: count(max_output),
+            cached_input_tokens: 0,
+        };
+        let lost = UsageEvent {
+            usage,
+            outcome: Outcome::Failed,
+            at_ms: unix_ms(),
+            ..self.event.clone()
+        };
+        self.begun = Some(self.office.outbox.begin(self.message_id(), lost.encode()));
+    }
+
+    /// So many more tokens of the prompt were run.
+    pub(crate) fn read(&mut self, tokens: usize) {
+        self.event.usage.input_tokens += count(tokens);
+    }
+
+    /// One more token was generated.
+    pub(crate) fn wrote(&mut self) {
+        self.event.usage.output_tokens += 1;
+    }
+
+    /// The request is over.
+    pub(crate) fn end(mut self, outcome: Outcome, times: Times) -> Durable {
+        self.close(outcome, times)
+    }
+
+    /// The request is turned away: nothing was run.
+    pub(crate) fn reject(self) -> Durable {
+        self.end(Outcome::Rejected, Times::default())
+    }
+
+    /// The request came after its deadline: nothing was run.
+    pub(crate) fn expire(self) -> Durable {
+        self.end(Outcome::Expired, Times::default())
+    }
+
+    fn close(&mut self, outcome: Outcome, times: Times) -> Durable {
+        self.ended = true;
+        self.event.outcome = outcome;
+        self.event.queued_ms = times.queued_ms;
+        self.event.prefill_ms = times.prefill_ms;
+        self.event.decode_ms = times.decode_ms;
+        self.event.at_ms = unix_ms();
+        self.office.metrics.request(outcome, self.event.usage);
+        self.office
+            .outbox
+            .end(self.begun, self.message_id(), self.event.encode())
+    }
+
+    /// The reservation, so that one event counts for it. A rejected request carries its own id
+    /// instead: its caller may take the same reservation elsewhere, and that usage must not be taken
+    /// for a duplicate of this.
+    fn message_id(&self) -> String {
+        match self.event.outcome {
+            Outcome::Rejected => self.request.clone(),
+            _ => self.event.reservation.clone(),
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Before it ran, only a caller who left drops a ticket; later, only an engine that broke.
+            let outcome = if self.begun.is_some() {
+                Outcome::Failed
+            } else {
+                Outcome::Aborted
+            };
+            drop(self.close(outcome, Times::default()));
+        }
+    }
+}
+
+fn count(tokens: usize) -> u64 {
+    u64::try_from(tokens).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,313 @@
+//! The outbox file: records one after another, each with its length and a check of its bytes.
+//!
+//! Opening reads what is pending and writes it to a fresh file, so the file holds no more than what
+//! came since, and a torn end is gone. One process at a time: a lock file says so.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::clock::unix_ms;
+
+const FILE: &str = "usage.outbox";
+const FRESH_FILE: &str = "usage.outbox.new";
+const LOCK_FILE: &str = "usage.lock";
+const CHECK_BYTES: usize = 8;
+const HEAD_BYTES: usize = 4 + CHECK_BYTES;
+/// A file as large as this is written anew with only what is pending.
+const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// One line of the outbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Record {
+    /// A request is about to run; the event is what to report if its end is never written.
+    Begun { n: u64, id: String, event: Bytes },
+    /// A request ended with this event.
+    Ended { n: u64, id: String, event: Bytes },
+    /// The sink took the event.
+    Taken { n: u64 },
+}
+
+/// An event waiting for the sink, or for its request to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pending {
+    pub(super) id: String,
+    pub(super) event: Bytes,
+    pub(super) ended: bool,
+}
+
+/// The open file and what is pending in it.
+#[derive(Debug)]
+pub(super) struct OutboxFile {
+    folder: PathBuf,
+    file: File,
+    bytes: u64,
+    pub(super) pending: BTreeMap<u64, Pending>,
+    pub(super) next: u64,
+    _lock: File,
+}
+
+impl OutboxFile {
+    /// Opens the outbox in `folder`. A request that had begun and never ended counts as ended.
+    pub(super) fn open(folder: &Path) -> io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(folder.join(LOCK_FILE))?;
+        lock.try_lock().map_err(|_| {
+            io::Error::new(io::ErrorKind::WouldBlock, "another neuron uses this outbox")
+        })?;
+        let mut pending = BTreeMap::new();
+        let next = replay(folder, &mut pending)?;
+        for event in pending.values_mut() {
+            event.ended = true;
+        }
+        let (file, bytes) = write_fresh(folder, &pending)?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            file,
+            bytes,
+            pending,
+            next,
+            _lock: lock,
+        })
+    }
+
+    /// Writes records in one go; with `sync` they are on disk when this returns.
+    pub(super) fn append(&mut self, records: &[Record], sync: bool) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for record in records {
+            frame(record, &mut bytes);
+        }
+        self.file.write_all(&bytes)?;
+        self.bytes += bytes.len() as u64;
+        if sync {
+            self.file.sync_data()?;
+        }
+        for record in records {
+            apply(record.clone(), &mut self.pending);
+        }
+        if self.bytes > FILE_BYTES_MAX {
+            (self.file, self.bytes) = write_fresh(&self.folder, &self.pending)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the file into `pending`; gives the next free number.
+fn replay(folder: &Path, pending: &mut BTreeMap<u64, Pending>) -> io::Result<u64> {
+    let path = folder.join(FILE);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let mut rest = bytes.as_slice();
+    let mut next = 0;
+    while let Some((record, after)) = parse(rest) {
+        next = next.max(number(&record) + 1);
+        apply(record, pending);
+        rest = after;
+    }
+    if !rest.is_empty() {
+        // A crash in the middle of a write leaves a torn end, which nobody was told of. Keep it for
+        // whoever wants to look, in case it is something else.
+        let aside = folder.join(format!("{FILE}.torn-{}", unix_ms()));
+        fs::write(&aside, rest)?;
+        tracing::warn!(bytes = rest.len(), kept = %aside.display(), "the usage outbox had a torn end");
+    }
+    Ok(next)
+}
+
+fn write_fresh(folder: &Path, pending: &BTreeMap<u64, Pending>) -> io::Result<(File, u64)> {
+    let mut bytes = Vec::new();
+    for (n, Pending { id, event, ended }) in pending {
+        let (n, id, event) = (*n, id.clone(), event.clone());
+        let record = if *ended {
+            Record::Ended { n, id, event }
+        } else {
+            Record::Begun { n, id, event }
+        };
+        frame(&record, &mut bytes);
+    }
+    let fresh = folder.join(FRESH_FILE);
+    let mut file = File::create(&fresh)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    fs::rename(&fresh, folder.join(FILE))?;
+    File::open(folder)?.sync_all()?;
+    Ok((file, bytes.len() as u64))
+}
+
+fn apply(record: Record, pending: &mut BTreeMap<u64, Pending>) {
+    match record {
+        Record::Begun { n, id, event } => drop(pending.insert(
+            n,
+            Pending {
+                id,
+                event,
+                ended: false,
+            },
+        )),
+        Record::Ended { n, id, event } => drop(pending.insert(
+            n,
+            Pending {
+                id,
+                event,
+                ended: true,
+            },
+        )),
+        Record::Taken { n } => drop(pending.remove(&n)),
+    }
+}
+
+fn number(record: &Record) -> u64 {
+    match record {
+        Record::Begun { n, .. } | Record::Ended { n, .. } | Record::Taken { n } => *n,
+    }
+}
+
+fn frame(record: &Record, to: &mut Vec<u8>) {
+    let body = rmp_serde::to_vec_named(record).expect("a record encodes to MessagePack");
+    let length = u32::try_from(body.len()).expect("a record is far below 4 GiB");
+    to.extend_from_slice(&length.to_le_bytes());
+    to.extend_from_slice(&check(&body));
+    to.extend_from_slice(&body);
+}
+
+/// The first record of `bytes` and what follows; none at the end or at damage.
+fn parse(bytes: &[u8]) -> Option<(Record, &[u8])> {
+    let (head, rest) = bytes.split_at_checked(HEAD_BYTES)?;
+    let (length, expected) = head.split_at(4);
+    let length = usize::try_from(u32::from_le_bytes(length.try_into().ok()?)).ok()?;
+    let (body, after) = rest.split_at_checked(length)?;
+    if check(body) != expected {
+        return None;
+    }
+    Some((rmp_serde::from_slice(body).ok()?, after))
+}
+
+fn check(body: &[u8]) -> [u8; CHECK_BYTES] {
+    let digest = Sha256::digest(body);
+    std::array::from_fn(|n| digest[n])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(n: u64) -> Record {
+        Record::Ended {
+            n,
+            id: format!("id-{n}"),
+            event: Bytes::from(vec![7; 40]),
+        }
+    }
+
+    fn begun(n: u64) -> Record {
+        Record::Begun {
+            n,
+            id: format!("id-{n}"),
+            event: Bytes::from_static(b"lost"),
+        }
+    }
+
+    #[test]
+    fn what_was_not_taken_is_pending_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = OutboxFile::open(folder.path()).unwrap();
+        file.append(
+            &[begun(0), ended(0), ended(1), Record::Taken { n: 0 }],
+            true,
+        )
+        .unwrap();
+        drop(file);
+        let file = OutboxFile::open(folder.path()).unwrap();
+        assert_eq!(file.pending.keys().copied().collect::<Vec<_>>(), [1]);
+        assert_eq!(file.next, 2);
+    }
+
+    #[test]
+    fn a_request_that_never_ended_is_reported_as_it_was_begun() {
+        let folder = tempfile::tempdir().unwrap();
+        OutboxFile::open(folder.path())
+            .unwrap()
+            .append(&[begun(3)], false)
+            .unwrap();
+        let file = OutboxFile::open(folder.path()).unwrap();
+        let expected = Pending {
+            id: "id-3".to_owned(),
+            event: Bytes::from_static(b"lost"),
+            ended: true,
+        };
+        assert_eq!(file.pending[&3], expected);
+    }
+
+    #[test]
+    fn a_torn_end_at_any_byte_loses_only_the_torn_record() {
+        let folder = tempfile::tempdir().unwrap();
+        OutboxFile::open(folder.path())
+            .unwrap()
+            .append(&[ended(0), ended(1)], true)
+            .unwrap();
+        let whole = fs::read(folder.path().join(FILE)).unwrap();
+        let first = whole.len() / 2;
+        for cut in first..whole.len() {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join(FILE), &whole[..cut]).unwrap();
+            let file = OutboxFile::open(folder.path()).unwrap();
+            assert_eq!(file.pending.len(), 1, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_noticed() {
+        let mut bytes = Vec::new();
+        frame(&ended(1), &mut bytes);
+        assert!(parse(&bytes).is_some());
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 4;
+            assert!(parse(&bad).is_none(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn the_file_is_written_anew_before_it_grows_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = OutboxFile::open(folder.path()).unwrap();
+        let large = |n| Record::Ended {
+            n,
+            id: String::new(),
+            event: Bytes::from(vec![0; 1 << 20]),
+        };
+        for n in 0..20 {
+            file.append(&[large(n), Record::Taken { n }], false)
+                .unwrap();
+        }
+        assert!(fs::metadata(folder.path().join(FILE)).unwrap().len() < FILE_BYTES_MAX);
+        file.append(&[ended(99)], false).unwrap();
+        drop(file);
+        assert_eq!(OutboxFile::open(folder.path()).unwrap().pending.len(), 1);
+    }
+
+    #[test]
+    fn two_cannot_share_an_outbox() {
+        let folder = tempfile::tempdir().unwrap();
+        let _first = OutboxFile::open(folder.path()).unwrap();
+        assert_eq!(
+            OutboxFile::open(folder.path()).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
+    }
+}
