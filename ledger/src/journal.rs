@@ -3,6 +3,9 @@
 //! [`Sequence`] counts messages of the stream; it is never a [`Position`](seatbelt_schemas::position::Position),
 //! which counts events. Both implementations pass one conformance suite.
 
+pub mod conformance;
+pub mod memory;
+
 use std::{fmt, future::Future};
 
 use bytes::Bytes;

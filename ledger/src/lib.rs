@@ -5,5 +5,15 @@
 //! JetStream. No HTTP and no vendor format is known here.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod account;
 pub mod api;
+pub mod counter;
+pub mod decide;
+pub mod host;
 pub mod journal;
+pub mod nats;
+pub mod outcomes;
+pub mod partition;
+pub mod prices;
+pub mod recovery;
+pub mod writer;

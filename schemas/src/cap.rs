@@ -7,7 +7,9 @@ use crate::{ids::CapId, meter::Meter, scope::Scope, window::Window};
 /// Percentages of the limit at which an alert is written, unless the cap says otherwise.
 pub const THRESHOLDS_DEFAULT: [u8; 3] = [50, 80, 100];
 /// Most thresholds one cap may have.
-pub const THRESHOLDS_MAX: usize = 8;
+pub const THRESHOLDS_MAX: usize = 4;
+/// Most caps of one scope: bounds the events that one command can cause.
+pub const CAPS_PER_SCOPE_MAX: usize = 8;
 /// Most caps one account may have.
 pub const CAPS_PER_ACCOUNT_MAX: usize = 10_000;
 

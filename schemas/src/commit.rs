@@ -48,7 +48,7 @@ impl fmt::Debug for ChainHash {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Payload {
     v: u8,
     partition: u8,
@@ -57,6 +57,42 @@ struct Payload {
     prev: ByteBuf,
     at_ms: u64,
     events: Vec<ByteBuf>,
+}
+
+#[derive(Serialize)]
+struct PayloadRef<'a> {
+    v: u8,
+    partition: u8,
+    epoch: Epoch,
+    first_position: Position,
+    #[serde(with = "serde_bytes")]
+    prev: &'a [u8],
+    at_ms: u64,
+    events: Vec<&'a serde_bytes::Bytes>,
+}
+
+/// The stored bytes of a commit made of events that are encoded already.
+pub fn encode_commit(
+    partition: Partition,
+    epoch: Epoch,
+    first_position: Position,
+    prev: ChainHash,
+    at_ms: u64,
+    events: &[&[u8]],
+) -> Bytes {
+    let payload = PayloadRef {
+        v: Commit::VERSION,
+        partition: partition.0,
+        epoch,
+        first_position,
+        prev: &prev.0,
+        at_ms,
+        events: events
+            .iter()
+            .map(|event| serde_bytes::Bytes::new(event))
+            .collect(),
+    };
+    wire::encode(&payload).into()
 }
 
 /// A commit, decoded, with the hash of its stored bytes.
@@ -109,20 +145,20 @@ impl Commit {
 
     /// The commit's bytes, as they are stored and hashed.
     pub fn encode(&self) -> Bytes {
-        wire::encode(&Payload {
-            v: Self::VERSION,
-            partition: self.partition.0,
-            epoch: self.epoch,
-            first_position: self.first_position,
-            prev: ByteBuf::from(self.prev.0),
-            at_ms: self.at_ms,
-            events: self
-                .events
-                .iter()
-                .map(|event| ByteBuf::from(event.bytes.to_vec()))
-                .collect(),
-        })
-        .into()
+        let events: Vec<&[u8]> = self
+            .events
+            .iter()
+            .map(|event| event.bytes.as_ref())
+            .collect();
+        let Self {
+            partition,
+            epoch,
+            first_position,
+            prev,
+            at_ms,
+            ..
+        } = self;
+        encode_commit(*partition, *epoch, *first_position, *prev, *at_ms, &events)
     }
 
     /// Reads stored bytes and checks the commit against itself: bounds, gapless positions, times.

@@ -37,6 +37,19 @@ impl Scope {
         }
     }
 
+    /// Where the scope stands in order: kind first, then id. Agrees with `Ord`.
+    pub fn sort_key(&self) -> (u8, &str) {
+        let rank = match self {
+            Self::Account => 0,
+            Self::Team(_) => 1,
+            Self::Key(_) => 2,
+            Self::Model(_) => 3,
+            Self::Run(_) => 4,
+            Self::EndUser(_) => 5,
+        };
+        (rank, self.id().unwrap_or(""))
+    }
+
     /// The id inside the scope; `None` for the account itself.
     pub fn id(&self) -> Option<&str> {
         match self {
@@ -79,6 +92,16 @@ pub struct Scopes {
 }
 
 impl Scopes {
+    /// The sort keys of every scope of this request, ascending.
+    pub fn sort_keys(&self) -> impl Iterator<Item = (u8, &str)> {
+        std::iter::once((0, ""))
+            .chain(self.team.as_ref().map(|id| (1, id.as_str())))
+            .chain(std::iter::once((2, self.key.as_str())))
+            .chain(self.model.as_ref().map(|id| (3, id.as_str())))
+            .chain(self.run.as_ref().map(|id| (4, id.as_str())))
+            .chain(self.end_user.as_ref().map(|id| (5, id.as_str())))
+    }
+
     /// Whether a cap of `scope` applies to this request.
     pub fn matches(&self, scope: &Scope) -> bool {
         match scope {

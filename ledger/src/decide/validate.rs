@@ -1,0 +1,181 @@
+//! Bounds that a command must keep to be looked at at all: numbers that stay countable, texts that
+//! stay small, times near now.
+
+use seatbelt_schemas::{
+    amount::{AMOUNT_MAX, PRICE_MAX, TOKENS_PER_REQUEST_MAX},
+    cap::{CapSpec, THRESHOLDS_MAX},
+    command::{Admin, Change, CommandError, Release, Reserve, Resize, Settle},
+    event::Report,
+    ids::CommandId,
+    price::{Price, Rates},
+};
+
+/// How far ahead of the writer's clock a command id may be: 5 minutes.
+pub const CLOCK_SKEW_MS_MAX: u64 = 5 * 60_000;
+/// Longest life of a reservation: 24 hours.
+pub const DEADLINE_MS_MAX: u64 = 24 * 3_600_000;
+/// Longest free text in a command.
+pub const TEXT_LEN_MAX: usize = 512;
+
+/// Checks a reserve's bounds at `now_ms`.
+pub fn reserve(command: &Reserve, now_ms: u64) -> Result<(), CommandError> {
+    id(command.id, now_ms)?;
+    if command.account.is_system() {
+        return Err(CommandError::invalid(
+            "account \"_\" is the partition's own and reserves nothing",
+        ));
+    }
+    tokens("input_tokens", command.input_tokens)?;
+    tokens("output_tokens", command.output_tokens)?;
+    if command.deadline_ms <= now_ms {
+        return Err(CommandError::invalid(
+            "deadline_ms has passed: give a time in the future",
+        ));
+    }
+    if command.deadline_ms > now_ms + DEADLINE_MS_MAX {
+        return Err(CommandError::invalid(format!(
+            "deadline_ms is more than {DEADLINE_MS_MAX} ms ahead"
+        )));
+    }
+    Ok(())
+}
+
+/// Checks a resize's bounds.
+pub fn resize(command: &Resize, now_ms: u64) -> Result<(), CommandError> {
+    id(command.id, now_ms)?;
+    tokens("input_tokens", command.input_tokens)?;
+    tokens("output_tokens", command.output_tokens)
+}
+
+/// Checks a settle's bounds.
+pub fn settle(command: &Settle, now_ms: u64) -> Result<(), CommandError> {
+    id(command.id, now_ms)?;
+    let Report {
+        usage,
+        upstream,
+        finish,
+        ..
+    } = &command.report;
+    tokens("input_tokens", usage.input_tokens)?;
+    tokens("output_tokens", usage.output_tokens)?;
+    let cached = usage
+        .cached_input_tokens
+        .checked_add(usage.cache_write_tokens);
+    if cached.is_none_or(|cached| cached > usage.input_tokens)
+        || usage.reasoning_tokens > usage.output_tokens
+    {
+        return Err(CommandError::invalid(
+            "cached, written and reasoning tokens are parts of input and output, not more",
+        ));
+    }
+    text("upstream", upstream)?;
+    text("finish", finish.as_deref().unwrap_or(""))
+}
+
+/// Checks a release's bounds.
+pub fn release(command: &Release, now_ms: u64) -> Result<(), CommandError> {
+    id(command.id, now_ms)?;
+    text("reason", &command.reason)
+}
+
+/// Checks an operator's command.
+pub fn admin(command: &Admin, now_ms: u64) -> Result<(), CommandError> {
+    id(command.id, now_ms)?;
+    if command.account.is_system() != matches!(command.change, Change::SetPrice(_)) {
+        return Err(CommandError::invalid(
+            "account \"_\" takes prices and nothing else does",
+        ));
+    }
+    match &command.change {
+        Change::OpenAccount | Change::RemoveCap { .. } => Ok(()),
+        Change::IssueKey(data) => {
+            let hash = data.secret_sha256.as_deref();
+            match hash {
+                Some(hash) if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit()) => {
+                    Err(CommandError::invalid(
+                        "secret_sha256 is not 64 hexadecimal digits",
+                    ))
+                }
+                _ => Ok(()),
+            }
+        }
+        Change::RevokeKey { reason, .. } => text("reason", reason.as_deref().unwrap_or("")),
+        Change::SetCap(spec) => cap(spec),
+        Change::Credit { amount, reason, .. } => {
+            within("amount", *amount, AMOUNT_MAX)?;
+            text("reason", reason.as_deref().unwrap_or(""))
+        }
+        Change::Adjust { delta, reason, .. } => {
+            within("delta", delta.unsigned_abs(), AMOUNT_MAX)?;
+            text("reason", reason)
+        }
+        Change::SetPrice(price) => self::price(price),
+    }
+}
+
+/// Checks a cap's numbers.
+pub fn cap(spec: &CapSpec) -> Result<(), CommandError> {
+    within("limit", spec.limit, AMOUNT_MAX)?;
+    if !spec.window.is_valid() {
+        return Err(CommandError::invalid(
+            "a rolling window is 1 second to 366 days long",
+        ));
+    }
+    let ascending = spec.thresholds.windows(2).all(|pair| pair[0] < pair[1]);
+    if spec.thresholds.len() > THRESHOLDS_MAX || !ascending || spec.thresholds.first() == Some(&0) {
+        return Err(CommandError::invalid(format!(
+            "thresholds are at most {THRESHOLDS_MAX} per cents, ascending, from 1"
+        )));
+    }
+    Ok(())
+}
+
+fn price(price: &Price) -> Result<(), CommandError> {
+    let rates = |rates: &Rates| {
+        let all = [
+            rates.input,
+            rates.cached_input,
+            rates.cache_write,
+            rates.output,
+            rates.reasoning,
+        ];
+        all.into_iter()
+            .try_for_each(|rate| within("price", rate, PRICE_MAX))
+    };
+    rates(&price.rates)?;
+    price
+        .long_context
+        .iter()
+        .try_for_each(|long| rates(&long.rates))
+}
+
+fn id(id: CommandId, now_ms: u64) -> Result<(), CommandError> {
+    if id.at_ms() > now_ms + CLOCK_SKEW_MS_MAX {
+        return Err(CommandError::invalid(
+            "the time in the command id is in the future: check the caller's clock",
+        ));
+    }
+    Ok(())
+}
+
+fn tokens(name: &str, count: u64) -> Result<(), CommandError> {
+    within(name, count, TOKENS_PER_REQUEST_MAX)
+}
+
+fn within(name: &str, amount: u64, max: u64) -> Result<(), CommandError> {
+    if amount > max {
+        return Err(CommandError::invalid(format!(
+            "{name} {amount} is above {max}"
+        )));
+    }
+    Ok(())
+}
+
+fn text(name: &str, text: &str) -> Result<(), CommandError> {
+    if text.len() > TEXT_LEN_MAX {
+        return Err(CommandError::invalid(format!(
+            "{name} is longer than {TEXT_LEN_MAX} bytes"
+        )));
+    }
+    Ok(())
+}

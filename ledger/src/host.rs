@@ -1,0 +1,594 @@
+//! Runs the writers of partitions in this process: one task each, fed by a bounded channel.
+//!
+//! A task recovers its partition from the journal, takes it over, and serves it until it loses its
+//! place or is told to stop. It never decides anything itself. A partition whose journal cannot be
+//! read or does not chain stops alone, with its reason; the others go on.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use futures::future::BoxFuture;
+use seatbelt_schemas::{
+    command::{CommandError, ReserveOutcome},
+    ids::{AccountId, LedgerId},
+    position::{Partition, Partitions},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+use crate::{
+    api::{
+        Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, Resize, Resolution,
+        Settle, Standing,
+    },
+    journal::{AppendError, Journal, Sequence},
+    recovery::{self, RecoveryError},
+    writer::{Caller, Next, Reply, Request, StepDown, Writer, WriterConfig},
+};
+
+/// Commands that wait in a partition's channel; beyond it callers wait to hand theirs over.
+pub const CHANNEL_MAX: usize = 4096;
+/// Commands taken in before the next commit is looked at.
+const BURST_MAX: usize = 512;
+/// First and longest pause between tries of an append whose outcome is not known.
+const RETRY_FIRST: Duration = Duration::from_millis(20);
+const RETRY_LONGEST: Duration = Duration::from_secs(1);
+/// How long a stopping writer waits for its last commits.
+const FLUSH_MAX: Duration = Duration::from_secs(10);
+
+/// The wall clock, unix ms.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What all partitions of a process share.
+#[derive(Debug, Clone)]
+pub struct HostConfig {
+    /// How many partitions there are.
+    pub partitions: Partitions,
+    /// The ledger's id.
+    pub ledger: LedgerId,
+    /// This process, by a name for people.
+    pub writer: String,
+    /// How long after its deadline a reservation is left alone, ms.
+    pub expiry_grace_ms: u64,
+}
+
+/// How a partition stands in this process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PartitionStatus {
+    /// Its journal is being read.
+    Recovering,
+    /// Its writer serves.
+    Serving,
+    /// Its writer is over; the reason, for people.
+    Stopped(String),
+}
+
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every message is a command"
+)]
+enum Message {
+    Command(Request, Waiting),
+    Left(AccountId),
+}
+
+/// Someone in this process who waits for an answer.
+#[derive(Debug)]
+struct Waiting {
+    sender: oneshot::Sender<Answer<Reply>>,
+    /// Whose hold it would be, for a reserve.
+    account: Option<AccountId>,
+}
+
+impl Caller for Waiting {
+    fn is_gone(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
+
+/// The way to one partition's writer in this process.
+#[derive(Debug, Clone)]
+pub struct PartitionHandle {
+    partition: Partition,
+    sender: mpsc::Sender<Message>,
+    status: watch::Receiver<PartitionStatus>,
+}
+
+/// The writers that this process runs.
+#[derive(Debug)]
+pub struct LedgerHost {
+    partitions: Partitions,
+    handles: Vec<PartitionHandle>,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl LedgerHost {
+    /// Starts a writer over each journal; `journals` are those of partition 0, 1, 2, ... in order.
+    pub fn start<J: Journal>(config: &HostConfig, journals: Vec<J>) -> Arc<Self> {
+        assert_eq!(
+            journals.len(),
+            usize::from(u8::from(config.partitions)),
+            "one journal per partition"
+        );
+        let shutdown = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let handles = config
+            .partitions
+            .iter()
+            .zip(journals)
+            .map(|(partition, journal)| {
+                PartitionHandle::spawn(config, partition, journal, &tasks, shutdown.clone())
+            });
+        Arc::new(Self {
+            partitions: config.partitions,
+            handles: handles.collect(),
+            shutdown,
+            tasks,
+        })
+    }
+
+    /// The handle of one partition.
+    pub fn partition(&self, partition: Partition) -> &PartitionHandle {
+        &self.handles[usize::from(partition.0)]
+    }
+
+    /// All handles, by partition.
+    pub fn handles(&self) -> &[PartitionHandle] {
+        &self.handles
+    }
+
+    /// Waits until every partition serves; the first reason why one does not otherwise.
+    pub async fn ready(&self) -> Result<(), CommandError> {
+        for handle in &self.handles {
+            handle.ready().await?;
+        }
+        Ok(())
+    }
+
+    /// Stops taking commands, makes what was decided durable, and ends.
+    pub async fn stop(&self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn of(&self, account: &AccountId) -> &PartitionHandle {
+        self.partition(self.partitions.of(account))
+    }
+}
+
+impl PartitionHandle {
+    fn spawn<J: Journal>(
+        config: &HostConfig,
+        partition: Partition,
+        journal: J,
+        tasks: &TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let (sender, receiver) = mpsc::channel(CHANNEL_MAX);
+        let (report, status) = watch::channel(PartitionStatus::Recovering);
+        let config = WriterConfig {
+            partition,
+            partitions: config.partitions,
+            ledger: config.ledger.clone(),
+            writer: config.writer.clone(),
+            expiry_grace_ms: config.expiry_grace_ms,
+        };
+        tasks.spawn(
+            Task {
+                config,
+                journal,
+                receiver,
+                report,
+                shutdown,
+            }
+            .run(),
+        );
+        Self {
+            partition,
+            sender,
+            status,
+        }
+    }
+
+    /// How the partition stands.
+    pub fn status(&self) -> PartitionStatus {
+        self.status.borrow().clone()
+    }
+
+    /// Waits until the partition serves; its reason where it has stopped.
+    pub async fn ready(&self) -> Result<(), CommandError> {
+        let mut status = self.status.clone();
+        let reached = status
+            .wait_for(|status| *status != PartitionStatus::Recovering)
+            .await;
+        match reached.as_deref() {
+            Ok(PartitionStatus::Serving) => Ok(()),
+            Ok(PartitionStatus::Stopped(reason)) => Err(self.unavailable(reason)),
+            Ok(PartitionStatus::Recovering) | Err(_) => {
+                Err(self.unavailable("its writer has ended"))
+            }
+        }
+    }
+
+    fn unavailable(&self, reason: &str) -> CommandError {
+        CommandError::unavailable(format!("partition {}: {reason}", self.partition))
+    }
+
+    /// Sends one request and waits for its answer.
+    pub async fn call(&self, request: Request) -> Answer<Reply> {
+        let (sender, receiver) = oneshot::channel();
+        let account = match &request {
+            Request::Reserve(command) => Some(command.account.clone()),
+            _ => None,
+        };
+        let sent = self
+            .sender
+            .send(Message::Command(request, Waiting { sender, account }))
+            .await;
+        match sent {
+            Ok(()) => receiver.await.unwrap_or_else(|_| Err(self.stopped())),
+            Err(_) => Err(self.stopped()),
+        }
+    }
+
+    fn stopped(&self) -> CommandError {
+        match &*self.status.borrow() {
+            PartitionStatus::Stopped(reason) => self.unavailable(reason),
+            PartitionStatus::Recovering | PartitionStatus::Serving => {
+                self.unavailable("its writer ended before it could answer")
+            }
+        }
+    }
+
+    async fn reserve(&self, command: Reserve) -> Answer<ReserveOutcome> {
+        let mut leaving = Leaving {
+            sender: &self.sender,
+            account: Some(command.account.clone()),
+        };
+        let reply = self.call(Request::Reserve(command)).await;
+        leaving.account = None;
+        match reply? {
+            Reply::Reserve(outcome) => Ok(outcome),
+            other => Err(mismatched(&other)),
+        }
+    }
+
+    async fn resolution(&self, request: Request) -> Answer<Resolution> {
+        match self.call(request).await? {
+            Reply::Resolution(resolution) => Ok(resolution),
+            other => Err(mismatched(&other)),
+        }
+    }
+
+    async fn admin(&self, command: Admin) -> Answer<AdminOutcome> {
+        match self.call(Request::Admin(command)).await? {
+            Reply::Admin(outcome) => Ok(outcome),
+            other => Err(mismatched(&other)),
+        }
+    }
+
+    async fn read(&self, query: Read) -> Answer<Standing> {
+        match self.call(Request::Read(query)).await? {
+            Reply::Standing(standing) => Ok(standing),
+            other => Err(mismatched(&other)),
+        }
+    }
+}
+
+/// A repeated id may belong to a command of another verb: its outcome answers nothing here.
+fn mismatched(_reply: &Reply) -> CommandError {
+    CommandError::invalid("the command id was used for another verb before: use a new id")
+}
+
+/// Tells the writer when a caller stops waiting, so that whoever waits behind it is looked at.
+struct Leaving<'a> {
+    sender: &'a mpsc::Sender<Message>,
+    account: Option<AccountId>,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if let Some(account) = self.account.take() {
+            // a full channel means that the writer is about to look at its queues anyway
+            let _ = self.sender.try_send(Message::Left(account));
+        }
+    }
+}
+
+impl Ledger for LedgerHost {
+    fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        let handle = self.of(&command.account);
+        Box::pin(handle.reserve(command))
+    }
+
+    fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>> {
+        let handle = self.of(&command.account);
+        Box::pin(handle.resolution(Request::Resize(command)))
+    }
+
+    fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
+        let handle = self.of(&command.account);
+        Box::pin(handle.resolution(Request::Settle(command, ack)))
+    }
+
+    fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {
+        let handle = self.of(&command.account);
+        Box::pin(handle.resolution(Request::Release(command)))
+    }
+
+    fn read(&self, query: Read) -> BoxFuture<'_, Answer<Standing>> {
+        let handle = self.of(&query.account);
+        Box::pin(handle.read(query))
+    }
+
+    fn admin(&self, command: Admin) -> BoxFuture<'_, Answer<AdminOutcome>> {
+        Box::pin(async move {
+            if !command.account.is_system() {
+                return self.of(&command.account).admin(command).await;
+            }
+            // the price book is kept in every partition: each decides with its own
+            let mut last = AdminOutcome { position: None };
+            for handle in &self.handles {
+                last = handle.admin(command.clone()).await?;
+            }
+            Ok(last)
+        })
+    }
+}
+
+/// The task of one partition.
+struct Task<J> {
+    config: WriterConfig,
+    journal: J,
+    receiver: mpsc::Receiver<Message>,
+    report: watch::Sender<PartitionStatus>,
+    shutdown: CancellationToken,
+}
+
+/// How serving ended.
+enum End {
+    Shutdown,
+    StepDown(StepDown),
+}
+
+impl<J: Journal> Task<J> {
+    async fn run(mut self) {
+        let partition = self.config.partition;
+        loop {
+            let reason = match self.serve().await {
+                Ok(End::Shutdown) => break self.stopped("it was told to stop".to_owned()),
+                Ok(End::StepDown(reason)) => reason,
+                Err(failure) => {
+                    let reason = describe(&failure);
+                    error!(%partition, reason, "partition stopped");
+                    break self.stopped(reason);
+                }
+            };
+            let overtaken = reason == StepDown::Fenced && self.status_is_recovering();
+            warn!(%partition, %reason, overtaken, "writer stepped down");
+            match reason {
+                // another writer was quicker to take over: read what it wrote and try again
+                StepDown::Fenced if overtaken => {}
+                StepDown::Fenced => break self.stopped(reason.to_string()),
+                StepDown::Refused(_) | StepDown::Truncated => {
+                    self.turn_away(&reason.to_string()).await;
+                }
+            }
+        }
+    }
+
+    fn stopped(&self, reason: String) {
+        self.report.send_replace(PartitionStatus::Stopped(reason));
+    }
+
+    /// Answers everyone with the reason for a while, before the journal is tried again.
+    async fn turn_away(&mut self, reason: &str) {
+        self.stopped(reason.to_owned());
+        let pause = tokio::time::sleep(RETRY_LONGEST);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => break,
+                () = self.shutdown.cancelled() => break,
+                Some(message) = self.receiver.recv() => {
+                    if let Message::Command(_, waiting) = message {
+                        let _ = waiting.sender.send(Err(CommandError::unavailable(reason)));
+                    }
+                }
+            }
+        }
+        self.report.send_replace(PartitionStatus::Recovering);
+    }
+
+    async fn serve(&mut self) -> Result<End, RecoveryError> {
+        let recovered = tokio::select! {
+            recovered = recovery::recover(&self.journal, self.config.partition) => recovered?,
+            () = self.shutdown.cancelled() => return Ok(End::Shutdown),
+        };
+        let (tail, position) = (recovered.tail, recovered.state.position());
+        info!(partition = %self.config.partition, sequence = %tail, %position, "journal read");
+        let mut writer = Writer::start(
+            self.config.clone(),
+            recovered.state,
+            recovered.outcomes,
+            tail,
+            now_ms(),
+        );
+        let end = self.work(&mut writer).await;
+        deliver(&mut writer);
+        Ok(end)
+    }
+
+    async fn work(&mut self, writer: &mut Writer<Waiting>) -> End {
+        let mut stopping = false;
+        loop {
+            if self.shutdown.is_cancelled() && !stopping {
+                self.receiver.close();
+                stopping = true;
+            }
+            let Some((expected, payload)) = writer.in_flight().or_else(|| writer.take_append())
+            else {
+                if stopping && self.receiver.is_empty() {
+                    return End::Shutdown;
+                }
+                self.idle(writer, &mut stopping).await;
+                continue;
+            };
+            if let Some(end) = self.append(writer, expected, payload, &mut stopping).await {
+                return end;
+            }
+        }
+    }
+
+    /// Nothing to append: waits for a command, for time to act, or for the end.
+    async fn idle(&mut self, writer: &mut Writer<Waiting>, stopping: &mut bool) {
+        let wake = sleep_until(writer.next_wake_ms());
+        tokio::select! {
+            message = self.receiver.recv() => match message {
+                Some(message) => {
+                    take_in(writer, message);
+                    take_burst(&mut self.receiver, writer);
+                }
+                None => *stopping = true,
+            },
+            () = wake => writer.tick(now_ms()),
+            // the caller's loop closes the channel and takes what is left in it
+            () = self.shutdown.cancelled(), if !*stopping => {}
+        }
+        deliver(writer);
+    }
+
+    /// Appends one commit to its definite end, deciding further commands meanwhile.
+    async fn append(
+        &mut self,
+        writer: &mut Writer<Waiting>,
+        expected: Sequence,
+        payload: bytes::Bytes,
+        stopping: &mut bool,
+    ) -> Option<End> {
+        let mut pause = RETRY_FIRST;
+        let give_up = tokio::time::Instant::now() + FLUSH_MAX;
+        loop {
+            let outcome = self.appending(writer, expected, payload.clone()).await;
+            deliver(writer);
+            let mut next = writer.appended(outcome);
+            if let Next::ReadBack(sequence) = next {
+                next = self.read_back(writer, sequence).await;
+            }
+            match next {
+                Next::Continue => {
+                    if self.status_is_recovering() {
+                        self.report.send_replace(PartitionStatus::Serving);
+                    }
+                    deliver(writer);
+                    return None;
+                }
+                Next::StepDown(reason) => return Some(End::StepDown(reason)),
+                Next::Retry | Next::ReadBack(_) => {}
+            }
+            if *stopping && tokio::time::Instant::now() > give_up {
+                writer.step_down(StepDown::Refused(
+                    "the journal did not answer while stopping".to_owned(),
+                ));
+                return Some(End::Shutdown);
+            }
+            *stopping = *stopping || self.shutdown.is_cancelled();
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_LONGEST);
+        }
+    }
+
+    fn status_is_recovering(&self) -> bool {
+        *self.report.borrow() == PartitionStatus::Recovering
+    }
+
+    /// One try of an append, while commands go on being decided.
+    async fn appending(
+        &mut self,
+        writer: &mut Writer<Waiting>,
+        expected: Sequence,
+        payload: bytes::Bytes,
+    ) -> Result<Sequence, AppendError> {
+        let append = self.journal.append(expected, payload);
+        tokio::pin!(append);
+        loop {
+            let room = writer.pending() < crate::writer::PENDING_EVENTS_MAX / 2;
+            tokio::select! {
+                biased;
+                outcome = &mut append => return outcome,
+                Some(message) = self.receiver.recv(), if room => {
+                    take_in(writer, message);
+                    take_burst(&mut self.receiver, writer);
+                    deliver(writer);
+                }
+                () = sleep_until(writer.next_wake_ms()), if room => {
+                    writer.tick(now_ms());
+                    deliver(writer);
+                }
+            }
+        }
+    }
+
+    async fn read_back(&mut self, writer: &mut Writer<Waiting>, sequence: Sequence) -> Next {
+        match self.journal.get(sequence).await {
+            Ok(found) => writer.read_back(found.map(|stored| stored.payload).as_ref()),
+            // the append is tried again and leads back here
+            Err(_) => Next::Retry,
+        }
+    }
+}
+
+fn take_burst(receiver: &mut mpsc::Receiver<Message>, writer: &mut Writer<Waiting>) {
+    for _ in 0..BURST_MAX {
+        match receiver.try_recv() {
+            Ok(message) => take_in(writer, message),
+            Err(_) => break,
+        }
+    }
+}
+
+fn take_in(writer: &mut Writer<Waiting>, message: Message) {
+    match message {
+        Message::Command(request, waiting) => writer.submit(now_ms(), request, waiting),
+        Message::Left(account) => writer.caller_left(now_ms(), &account),
+    }
+}
+
+/// Gives out the answers that are due; takes back a hold that nobody is there to receive.
+fn deliver(writer: &mut Writer<Waiting>) {
+    let answers: Vec<_> = writer.answers().collect();
+    for (Waiting { sender, account }, answer) in answers {
+        let returned = sender.send(answer);
+        if let (Err(Ok(Reply::Reserve(ReserveOutcome::Reserved(grant)))), Some(account)) =
+            (returned, account)
+        {
+            writer.undelivered(now_ms(), &account, grant.reservation);
+        }
+    }
+}
+
+async fn sleep_until(wake_ms: Option<u64>) {
+    match wake_ms {
+        Some(at_ms) => {
+            tokio::time::sleep(Duration::from_millis(at_ms.saturating_sub(now_ms()))).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// An error with all its causes, in one line.
+fn describe(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

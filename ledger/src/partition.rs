@@ -1,0 +1,283 @@
+//! The state of one partition: all its accounts, its prices, and where the journal stands.
+//!
+//! State is the fold of the journal and nothing else. [`PartitionState::accept`] checks each commit
+//! against the chain before any of it is applied.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use seatbelt_schemas::{
+    commit::{ChainHash, Commit, CommitError},
+    event::{Event, EventBody},
+    ids::{AccountId, LedgerId},
+    position::{Epoch, Partition, Position},
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::{account::Account, prices::PriceBook};
+
+/// Where a partition's journal stands after its last accepted commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The partition.
+    pub partition: Partition,
+    /// The ledger, once its genesis has been read.
+    pub ledger: Option<LedgerId>,
+    /// The last writer's reign.
+    pub epoch: Epoch,
+    /// The last position.
+    pub position: Position,
+    /// Time of the last event, unix ms.
+    pub at_ms: u64,
+    /// Hash of the last commit.
+    #[serde(with = "chain_bytes")]
+    pub chain: ChainHash,
+    /// The prices.
+    pub prices: PriceBook,
+}
+
+mod chain_bytes {
+    use seatbelt_schemas::commit::ChainHash;
+    use serde::{Deserializer, Serializer, de::Error};
+    use serde_bytes::ByteBuf;
+
+    pub(super) fn serialize<S: Serializer>(hash: &ChainHash, to: S) -> Result<S::Ok, S::Error> {
+        serde_bytes::serialize(hash.0.as_slice(), to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ChainHash, D::Error> {
+        let bytes: ByteBuf = serde_bytes::deserialize(from)?;
+        <[u8; 32]>::try_from(bytes.as_slice())
+            .map(ChainHash)
+            .map_err(|_| D::Error::custom("a hash has 32 bytes"))
+    }
+}
+
+/// The state of one partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionState {
+    head: Head,
+    accounts: HashMap<AccountId, Account>,
+}
+
+/// A commit that does not continue the journal. Nothing of it was applied.
+#[derive(Debug, Error)]
+pub enum ChainError {
+    /// Its bytes are not a commit.
+    #[error("partition {partition}: the commit after position {after} cannot be read")]
+    Commit {
+        /// The partition.
+        partition: Partition,
+        /// The last good position.
+        after: Position,
+        /// What is wrong with it.
+        #[source]
+        source: CommitError,
+    },
+    /// It is another partition's.
+    #[error(
+        "partition {partition}: the commit after position {after} belongs to partition {found}"
+    )]
+    Partition {
+        /// The partition.
+        partition: Partition,
+        /// The last good position.
+        after: Position,
+        /// What the commit says.
+        found: Partition,
+    },
+    /// Events are missing or repeated.
+    #[error(
+        "partition {partition}: position {expected} belongs next, the commit begins at {found}"
+    )]
+    Gap {
+        /// The partition.
+        partition: Partition,
+        /// The position that belongs next.
+        expected: Position,
+        /// Where the commit begins.
+        found: Position,
+    },
+    /// `prev` is not the hash of the commit before.
+    #[error(
+        "partition {partition}: the commit at position {at} does not chain to the one before it"
+    )]
+    Broken {
+        /// The partition.
+        partition: Partition,
+        /// Where the commit begins.
+        at: Position,
+    },
+    /// Time or reign go backwards.
+    #[error("partition {partition}: {what} goes backwards at position {at}")]
+    Backwards {
+        /// The partition.
+        partition: Partition,
+        /// Where the commit begins.
+        at: Position,
+        /// `time` or `epoch`.
+        what: &'static str,
+    },
+}
+
+impl PartitionState {
+    /// The state before the first commit.
+    pub fn new(partition: Partition) -> Self {
+        let head = Head {
+            partition,
+            ledger: None,
+            epoch: Epoch(0),
+            position: Position(0),
+            at_ms: 0,
+            chain: ChainHash::default(),
+            prices: PriceBook::default(),
+        };
+        Self {
+            head,
+            accounts: HashMap::new(),
+        }
+    }
+
+    /// A state as it was saved.
+    pub fn restore(head: Head, accounts: HashMap<AccountId, Account>) -> Self {
+        Self { head, accounts }
+    }
+
+    /// Where the journal stands.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// The partition.
+    pub fn partition(&self) -> Partition {
+        self.head.partition
+    }
+
+    /// The last position.
+    pub fn position(&self) -> Position {
+        self.head.position
+    }
+
+    /// Hash of the last commit.
+    pub fn chain(&self) -> ChainHash {
+        self.head.chain
+    }
+
+    /// Time of the last event, unix ms.
+    pub fn at_ms(&self) -> u64 {
+        self.head.at_ms
+    }
+
+    /// The last writer's reign.
+    pub fn epoch(&self) -> Epoch {
+        self.head.epoch
+    }
+
+    /// The ledger's id, once genesis has been read.
+    pub fn ledger_id(&self) -> Option<&LedgerId> {
+        self.head.ledger.as_ref()
+    }
+
+    /// The price book.
+    pub fn prices(&self) -> &PriceBook {
+        &self.head.prices
+    }
+
+    /// One account.
+    pub fn account(&self, account: &AccountId) -> Option<&Account> {
+        self.accounts.get(account)
+    }
+
+    /// All accounts, in no order.
+    pub fn accounts(&self) -> impl Iterator<Item = (&AccountId, &Account)> {
+        self.accounts.iter()
+    }
+
+    /// Checks that a stored commit continues the journal, and applies it whole.
+    pub fn accept(&mut self, payload: &Bytes) -> Result<Commit, ChainError> {
+        let commit = self.check(payload)?;
+        commit
+            .events
+            .iter()
+            .for_each(|stored| self.apply(&stored.event));
+        self.committed(commit.epoch, ChainHash::of(payload));
+        Ok(commit)
+    }
+
+    /// Reads a stored commit and checks that it continues the journal; applies nothing.
+    pub fn check(&self, payload: &Bytes) -> Result<Commit, ChainError> {
+        let Head {
+            partition,
+            position: after,
+            ..
+        } = self.head;
+        let commit = Commit::decode(payload).map_err(|source| ChainError::Commit {
+            partition,
+            after,
+            source,
+        })?;
+        if commit.partition != partition {
+            return Err(ChainError::Partition {
+                partition,
+                after,
+                found: commit.partition,
+            });
+        }
+        let (expected, found) = (after.next(), commit.first_position);
+        if found != expected {
+            return Err(ChainError::Gap {
+                partition,
+                expected,
+                found,
+            });
+        }
+        if commit.prev != self.head.chain {
+            return Err(ChainError::Broken {
+                partition,
+                at: found,
+            });
+        }
+        if commit.epoch < self.head.epoch {
+            return Err(ChainError::Backwards {
+                partition,
+                at: found,
+                what: "epoch",
+            });
+        }
+        if commit.events[0].event.at_ms < self.head.at_ms {
+            return Err(ChainError::Backwards {
+                partition,
+                at: found,
+                what: "time",
+            });
+        }
+        Ok(commit)
+    }
+
+    /// Applies one event that is known to come next.
+    pub fn apply(&mut self, event: &Event) {
+        self.head.position = event.position;
+        self.head.at_ms = self.head.at_ms.max(event.at_ms);
+        match &event.body {
+            EventBody::Genesis(data) => self.head.ledger = Some(data.ledger.clone()),
+            EventBody::WriterStarted(data) => self.head.epoch = data.epoch,
+            EventBody::PriceSet(price) => self.head.prices.set(price.clone()),
+            EventBody::Unknown { .. } if !self.accounts.contains_key(&event.account) => {}
+            _ => match self.accounts.get_mut(&event.account) {
+                Some(account) => account.apply(event),
+                None => self
+                    .accounts
+                    .entry(event.account.clone())
+                    .or_default()
+                    .apply(event),
+            },
+        }
+    }
+
+    /// Notes that everything applied so far ends with a commit of this hash.
+    pub fn committed(&mut self, epoch: Epoch, hash: ChainHash) {
+        self.head.epoch = epoch;
+        self.head.chain = hash;
+    }
+}

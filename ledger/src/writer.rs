@@ -1,0 +1,1009 @@
+//! The writer of one partition, as a state machine without I/O: commands and append results go in,
+//! commits and answers come out.
+//!
+//! It decides on the newest state at once and answers once the decision is durable. While one commit
+//! is in flight, decisions queue; the next commit takes all of them. What becomes of an append whose
+//! outcome is not known is settled by appending the same bytes at the same place until the answer is
+//! definite, and by reading what stands there. A writer that lost its place answers nothing more
+//! from its state. It has no clock: the time is given with every call, and goes only forward here.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use seatbelt_schemas::{
+    cap::CapStanding,
+    command::{
+        Ack, Admin, AdminOutcome, Change, CommandError, Grant, Read, Release, Reserve,
+        ReserveOutcome, Resize, Resolution, Settle, Standing,
+    },
+    commit::{COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, COMMIT_OVERHEAD_MAX, ChainHash, encode_commit},
+    event::{Event, EventBody, Genesis, WriterStarted},
+    ids::{AccountId, Actor, CapId, CommandId, LedgerId, ReservationId},
+    meter::Amounts,
+    position::{Epoch, Partition, Partitions, Position},
+    scope::Scopes,
+};
+
+use crate::{
+    account::Account,
+    api::Answer,
+    decide::{self, Context, ReserveRequest, Verdict, validate},
+    journal::{AppendError, Sequence},
+    outcomes::{self, Fingerprint, Outcome, Outcomes, Recall},
+    partition::PartitionState,
+};
+
+pub mod waiting;
+
+use waiting::{WAIT_MS_MAX, WAITERS_PER_ACCOUNT_MAX, Waiter, Waiting};
+
+/// Most decisions that wait for their commit; beyond it commands are turned away as unavailable.
+pub const PENDING_EVENTS_MAX: usize = 1 << 14;
+/// Most reservations ended by their deadline in one go.
+const EXPIRE_PER_TICK_MAX: usize = 256;
+
+const _: () = assert!(
+    PENDING_EVENTS_MAX >= 4 * COMMIT_EVENTS_MAX,
+    "a commit in flight must not stop deciding"
+);
+
+/// What a writer is told once.
+#[derive(Debug, Clone)]
+pub struct WriterConfig {
+    /// Its partition.
+    pub partition: Partition,
+    /// How many there are.
+    pub partitions: Partitions,
+    /// The ledger's id, for genesis.
+    pub ledger: LedgerId,
+    /// The process, by a name for people.
+    pub writer: String,
+    /// How long after its deadline a reservation is left alone, ms.
+    pub expiry_grace_ms: u64,
+}
+
+/// A command.
+#[derive(Debug, Clone)]
+pub enum Request {
+    /// Asks for a hold.
+    Reserve(Reserve),
+    /// Changes one.
+    Resize(Resize),
+    /// Replaces one by what was used.
+    Settle(Settle, Ack),
+    /// Gives one back.
+    Release(Release),
+    /// Asks how an account stands.
+    Read(Read),
+    /// Changes an account or the prices.
+    Admin(Admin),
+}
+
+/// An answer to the request of the same name.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// To a reserve.
+    Reserve(ReserveOutcome),
+    /// To a resize, settle or release.
+    Resolution(Resolution),
+    /// To a read.
+    Standing(Standing),
+    /// To an admin command.
+    Admin(AdminOutcome),
+}
+
+/// Someone who waits for an answer.
+pub trait Caller {
+    /// Whether nobody listens any more.
+    fn is_gone(&self) -> bool;
+}
+
+/// What to do after an append.
+#[derive(Debug)]
+pub enum Next {
+    /// It landed; go on.
+    Continue,
+    /// Append the same bytes at the same place again.
+    Retry,
+    /// Read what stands at this sequence and tell [`Writer::read_back`].
+    ReadBack(Sequence),
+    /// This writer is over; drop it. All its callers have been answered.
+    StepDown(StepDown),
+}
+
+/// Why a writer is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StepDown {
+    /// Another writer has taken the partition over.
+    Fenced,
+    /// The journal refuses appends.
+    Refused(String),
+    /// The journal is shorter than it was: it was damaged.
+    Truncated,
+}
+
+impl std::fmt::Display for StepDown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fenced => f.write_str("another writer has taken this partition over"),
+            Self::Refused(detail) => write!(f, "the journal refuses appends: {detail}"),
+            Self::Truncated => f.write_str("the journal is shorter than it was"),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct InFlight {
+    expected: Sequence,
+    payload: Bytes,
+    last: Position,
+}
+
+#[derive(Debug)]
+struct Pending {
+    position: Position,
+    at_ms: u64,
+    bytes: Bytes,
+}
+
+/// The writer of one partition. `T` stands for a caller.
+#[derive(Debug)]
+pub struct Writer<T> {
+    config: WriterConfig,
+    epoch: Epoch,
+    state: PartitionState,
+    outcomes: Outcomes,
+    waiting: Waiting<T>,
+    deadlines: BTreeSet<(u64, ReservationId, AccountId)>,
+    pending: VecDeque<Pending>,
+    in_flight: Option<InFlight>,
+    tail: Sequence,
+    durable: Position,
+    due: VecDeque<(Position, T, Answer<Reply>)>,
+    ready: Vec<(T, Answer<Reply>)>,
+}
+
+impl<T: Caller> Writer<T> {
+    /// Takes a partition over: `state` and `outcomes` are the fold of its journal up to `tail`. Its
+    /// first commit writes `writer_started`, which fences every writer before it.
+    pub fn start(
+        config: WriterConfig,
+        state: PartitionState,
+        outcomes: Outcomes,
+        tail: Sequence,
+        now_ms: u64,
+    ) -> Self {
+        let deadlines = state.accounts().flat_map(|(account, state)| {
+            state
+                .open()
+                .iter()
+                .map(|(id, open)| (open.asked.deadline_ms, *id, account.clone()))
+        });
+        let mut writer = Self {
+            epoch: state.epoch().next(),
+            deadlines: deadlines.collect(),
+            durable: state.position(),
+            config,
+            state,
+            outcomes,
+            waiting: Waiting::default(),
+            pending: VecDeque::new(),
+            in_flight: None,
+            tail,
+            due: VecDeque::new(),
+            ready: Vec::new(),
+        };
+        writer.announce(now_ms);
+        writer
+    }
+
+    fn announce(&mut self, now_ms: u64) {
+        let system = AccountId::system();
+        let actor = Actor::system("writer");
+        if self.state.position() == Position(0) {
+            let genesis = Genesis {
+                ledger: self.config.ledger.clone(),
+                partition: self.config.partition.0,
+                partitions: self.config.partitions.into(),
+            };
+            let cause = self.own_id(now_ms);
+            self.write(now_ms, &system, cause, &actor, genesis.into());
+        }
+        let started = WriterStarted {
+            epoch: self.epoch,
+            writer: self.config.writer.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let cause = self.own_id(now_ms);
+        self.write(now_ms, &system, cause, &actor, started.into());
+    }
+
+    /// The state as decided so far, which may run ahead of what is durable.
+    pub fn state(&self) -> &PartitionState {
+        &self.state
+    }
+
+    /// The last durable position.
+    pub fn durable(&self) -> Position {
+        self.durable
+    }
+
+    /// Events decided and not yet in a commit.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Takes a command in. Its answer comes from [`Writer::answers`], now or later.
+    pub fn submit(&mut self, now_ms: u64, request: Request, caller: T) {
+        if self.pending.len() >= PENDING_EVENTS_MAX {
+            let detail = format!("{PENDING_EVENTS_MAX} decisions wait for the journal already");
+            return self.answer(caller, Err(CommandError::unavailable(detail)));
+        }
+        match request {
+            Request::Reserve(command) => self.reserve(now_ms, command, caller),
+            Request::Resize(command) => self.resize(now_ms, &command, caller),
+            Request::Settle(command, ack) => self.settle(now_ms, &command, ack, caller),
+            Request::Release(command) => self.release(now_ms, &command, caller),
+            Request::Read(query) => self.read(now_ms, &query, caller),
+            Request::Admin(command) => self.admin(now_ms, &command, caller),
+        }
+    }
+
+    /// Lets time act: deadlines and waits that have run out, windows that have aged.
+    pub fn tick(&mut self, now_ms: u64) {
+        let grace_ms = self.config.expiry_grace_ms;
+        for _ in 0..EXPIRE_PER_TICK_MAX {
+            match self.deadlines.first() {
+                Some((deadline, ..)) if now_ms >= deadline.saturating_add(grace_ms) => {}
+                _ => break,
+            }
+            if let Some((_, reservation, account)) = self.deadlines.pop_first() {
+                self.expire(now_ms, &account, reservation);
+            }
+        }
+        while let Some(account) = self.waiting.pop_due(now_ms) {
+            self.sweep(now_ms, &account);
+        }
+    }
+
+    /// The next moment at which [`Writer::tick`] has something to do.
+    pub fn next_wake_ms(&self) -> Option<u64> {
+        let deadline = self
+            .deadlines
+            .first()
+            .map(|(at_ms, ..)| at_ms + self.config.expiry_grace_ms);
+        [deadline, self.waiting.next_wake_ms()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// A caller of this account went away: whoever waited behind it may fit now.
+    pub fn caller_left(&mut self, now_ms: u64, account: &AccountId) {
+        self.sweep(now_ms, account);
+    }
+
+    /// Answers that may be given now.
+    pub fn answers(&mut self) -> std::vec::Drain<'_, (T, Answer<Reply>)> {
+        self.ready.drain(..)
+    }
+
+    /// The next commit to append, if there is one and none is in flight: the sequence at which the
+    /// journal must end, and the bytes.
+    pub fn take_append(&mut self) -> Option<(Sequence, Bytes)> {
+        if self.in_flight.is_some() {
+            return None;
+        }
+        let first = self.pending.front()?.position;
+        let mut room = COMMIT_BYTES_MAX - COMMIT_OVERHEAD_MAX;
+        let mut count = 0;
+        for event in self.pending.iter().take(COMMIT_EVENTS_MAX) {
+            match room.checked_sub(event.bytes.len()) {
+                Some(left) => room = left,
+                None => break,
+            }
+            count += 1;
+        }
+        assert!(
+            count > 0,
+            "one event always fits a commit: texts in it are bounded"
+        );
+        let taken: Vec<Pending> = self.pending.drain(..count).collect();
+        let last = taken.last().expect("at least one was taken");
+        let events: Vec<&[u8]> = taken.iter().map(|event| event.bytes.as_ref()).collect();
+        let (partition, prev) = (self.config.partition, self.state.chain());
+        let payload = encode_commit(partition, self.epoch, first, prev, last.at_ms, &events);
+        debug_assert!(payload.len() <= COMMIT_BYTES_MAX);
+        self.state.committed(self.epoch, ChainHash::of(&payload));
+        let expected = self.tail;
+        self.in_flight = Some(InFlight {
+            expected,
+            payload: payload.clone(),
+            last: last.position,
+        });
+        Some((expected, payload))
+    }
+
+    /// The bytes in flight, to append them again.
+    pub fn in_flight(&self) -> Option<(Sequence, Bytes)> {
+        self.in_flight
+            .as_ref()
+            .map(|flight| (flight.expected, flight.payload.clone()))
+    }
+
+    /// What came of the append in flight.
+    pub fn appended(&mut self, outcome: Result<Sequence, AppendError>) -> Next {
+        match outcome {
+            Ok(sequence) => self.landed(sequence),
+            Err(AppendError::Unknown { .. }) => Next::Retry,
+            Err(AppendError::WrongSequence { expected }) => Next::ReadBack(expected.next()),
+            Err(AppendError::Refused { detail }) => self.step_down(StepDown::Refused(detail)),
+        }
+    }
+
+    /// What stands where the append in flight belongs: itself, if an earlier try landed, or another
+    /// writer's commit.
+    pub fn read_back(&mut self, found: Option<&Bytes>) -> Next {
+        let flight = self
+            .in_flight
+            .as_ref()
+            .expect("read back follows an append in flight");
+        match found {
+            Some(bytes) if *bytes == flight.payload => self.landed(flight.expected.next()),
+            Some(_) => self.step_down(StepDown::Fenced),
+            None => self.step_down(StepDown::Truncated),
+        }
+    }
+
+    fn landed(&mut self, sequence: Sequence) -> Next {
+        let flight = self.in_flight.take().expect("only what is in flight lands");
+        assert_eq!(
+            sequence,
+            flight.expected.next(),
+            "a conditional append lands right after its condition"
+        );
+        self.tail = sequence;
+        self.durable = flight.last;
+        while self
+            .due
+            .front()
+            .is_some_and(|(position, ..)| *position <= self.durable)
+        {
+            if let Some((_, caller, answer)) = self.due.pop_front() {
+                self.ready.push((caller, answer));
+            }
+        }
+        Next::Continue
+    }
+
+    /// Ends the writer: nobody is answered from its state any more.
+    pub fn step_down(&mut self, reason: StepDown) -> Next {
+        let refused = CommandError::unavailable(reason.to_string());
+        let callers = self
+            .due
+            .drain(..)
+            .map(|(_, caller, _)| caller)
+            .chain(self.waiting.drain());
+        let answers: Vec<_> = callers
+            .map(|caller| (caller, Err(refused.clone())))
+            .collect();
+        self.ready.extend(answers);
+        self.pending.clear();
+        self.in_flight = None;
+        Next::StepDown(reason)
+    }
+
+    fn answer(&mut self, caller: T, answer: Answer<Reply>) {
+        self.ready.push((caller, answer));
+    }
+
+    /// Answers once `position` is durable.
+    fn answer_at(&mut self, position: Position, caller: T, answer: Answer<Reply>) {
+        if position <= self.durable {
+            self.ready.push((caller, answer));
+        } else {
+            self.due.push_back((position, caller, answer));
+        }
+    }
+
+    /// The time of the next event: the caller's clock, but never before the last event.
+    fn event_ms(&self, now_ms: u64) -> u64 {
+        now_ms.max(self.state.at_ms())
+    }
+
+    /// An id for a command of the writer's own: unique by the position that it leads to.
+    fn own_id(&self, now_ms: u64) -> CommandId {
+        let unique =
+            u128::from(self.config.partition.0) << 64 | u128::from(self.state.position().next().0);
+        CommandId::from_parts(self.event_ms(now_ms), unique)
+    }
+
+    /// Records one event: state, outcome, and the next commit.
+    fn write(
+        &mut self,
+        now_ms: u64,
+        account: &AccountId,
+        cause: CommandId,
+        actor: &Actor,
+        body: EventBody,
+    ) -> Position {
+        let event = Event {
+            position: self.state.position().next(),
+            at_ms: self.event_ms(now_ms),
+            account: account.clone(),
+            cause,
+            actor: actor.clone(),
+            body,
+        };
+        let (position, at_ms, bytes) = (event.position, event.at_ms, event.encode());
+        self.state.apply(&event);
+        self.outcomes.apply(&event, self.state.account(account));
+        self.pending.push_back(Pending {
+            position,
+            at_ms,
+            bytes,
+        });
+        position
+    }
+
+    /// Records the thresholds that an event has led to.
+    fn write_thresholds(
+        &mut self,
+        now_ms: u64,
+        account: &AccountId,
+        cause: CommandId,
+        actor: &Actor,
+        applies: Applies<'_>,
+    ) {
+        let at_ms = self.event_ms(now_ms);
+        let Some(state) = self.state.account(account) else {
+            return;
+        };
+        let crossed = match applies {
+            Applies::Scopes(scopes) => decide::thresholds(state.matching(scopes), at_ms),
+            Applies::Cap(cap) => decide::thresholds(state.cap(cap).into_iter(), at_ms),
+        };
+        for body in crossed {
+            self.write(now_ms, account, cause, actor, body.into());
+        }
+    }
+
+    fn account(&self, account: &AccountId) -> Result<&Account, CommandError> {
+        let partition = self.config.partition;
+        if self.config.partitions.of(account) != partition {
+            return Err(CommandError::WrongPartition {
+                account: account.clone(),
+                partition: partition.0,
+            });
+        }
+        self.state
+            .account(account)
+            .filter(|account| account.is_open())
+            .ok_or_else(|| CommandError::UnknownAccount {
+                account: account.clone(),
+            })
+    }
+
+    fn context(&self, now_ms: u64) -> Context<'_> {
+        Context {
+            at_ms: self.event_ms(now_ms),
+            prices: self.state.prices(),
+        }
+    }
+
+    fn reserve(&mut self, now_ms: u64, command: Reserve, caller: T) {
+        if let Err(error) = validate::reserve(&command, now_ms)
+            .and_then(|()| self.account(&command.account).map(drop))
+        {
+            return self.answer(caller, Err(error));
+        }
+        let fingerprint = Fingerprint::of_reserve(&command);
+        match self.recall(&command.account, command.id, fingerprint) {
+            Some(Ok((position, reply))) => return self.answer_at(position, caller, reply),
+            Some(Err(error)) => return self.answer(caller, Err(error)),
+            None => {}
+        }
+        if let Some(waiter) = self.waiting.find(command.id) {
+            let same = Fingerprint::of_reserve(&waiter.command) == fingerprint;
+            if same {
+                waiter.callers.push(caller);
+            } else {
+                self.answer(caller, Err(CommandError::Conflict { id: command.id }));
+            }
+            return;
+        }
+        let account = command.account.clone();
+        let queued = self.waiting.len(&account);
+        let wait_ms = if queued >= WAITERS_PER_ACCOUNT_MAX {
+            0
+        } else {
+            command.wait_ms.min(WAIT_MS_MAX)
+        };
+        let give_up_ms = now_ms.saturating_add(wait_ms);
+        let waiter = Waiter {
+            command,
+            give_up_ms,
+            short: Vec::new(),
+            callers: vec![caller],
+        };
+        if queued == 0 {
+            let kept = self.look_at(now_ms, waiter, &[]);
+            self.requeue(now_ms, &account, kept.into_iter().collect());
+        } else {
+            self.waiting.push(waiter);
+            self.sweep(now_ms, &account);
+        }
+    }
+
+    /// Looks through an account's waiters, first come first.
+    fn sweep(&mut self, now_ms: u64, account: &AccountId) {
+        let queue = self.waiting.take(account);
+        let mut kept: VecDeque<Waiter<T>> = VecDeque::with_capacity(queue.len());
+        let mut blocked: Vec<CapId> = Vec::new();
+        for waiter in queue {
+            if waiter.callers.iter().all(Caller::is_gone) {
+                continue;
+            }
+            let behind = waiter.short.iter().any(|cap| blocked.contains(cap));
+            if behind && now_ms < waiter.give_up_ms {
+                kept.push_back(waiter);
+                continue;
+            }
+            if let Some(waiter) = self.look_at(now_ms, waiter, &blocked) {
+                blocked.extend(
+                    waiter
+                        .short
+                        .iter()
+                        .filter(|cap| !blocked.contains(cap))
+                        .cloned()
+                        .collect::<Vec<_>>(),
+                );
+                kept.push_back(waiter);
+            }
+        }
+        self.requeue(now_ms, account, kept);
+    }
+
+    fn requeue(&mut self, now_ms: u64, account: &AccountId, kept: VecDeque<Waiter<T>>) {
+        if kept.is_empty() {
+            return;
+        }
+        let at_ms = self.event_ms(now_ms);
+        let state = self.state.account(account);
+        let short = kept.iter().flat_map(|waiter| &waiter.short);
+        let ages = short.filter_map(|cap| {
+            let cap = state?.cap(cap)?;
+            cap.counter.next_gone_ms(cap.spec.window, at_ms)
+        });
+        let wake_ms = ages.min();
+        self.waiting.put(account, kept, wake_ms);
+    }
+
+    /// Decides one reserve and answers it, or gives it back to wait on. `blocked` are caps at which
+    /// someone stands before it.
+    fn look_at(
+        &mut self,
+        now_ms: u64,
+        mut waiter: Waiter<T>,
+        blocked: &[CapId],
+    ) -> Option<Waiter<T>> {
+        let last_call = now_ms >= waiter.give_up_ms;
+        let account = &waiter.command.account;
+        let verdict = self.account(account).and_then(|state| {
+            decide::reserve(
+                state,
+                self.context(now_ms),
+                request_of(&waiter.command),
+                last_call,
+            )
+        });
+        match verdict {
+            Ok(Verdict::Wait(short)) => {
+                waiter.short = short;
+                Some(waiter)
+            }
+            Ok(Verdict::Reserve(data)) => {
+                let behind = data.caps.iter().filter(|cap| blocked.contains(&cap.cap));
+                let behind: Vec<CapId> = behind.map(|cap| cap.cap.clone()).collect();
+                if !behind.is_empty() && !last_call {
+                    waiter.short = behind;
+                    return Some(waiter);
+                }
+                self.deadlines
+                    .insert((data.asked.deadline_ms, data.reservation, account.clone()));
+                self.conclude(now_ms, waiter, data.into());
+                None
+            }
+            Ok(Verdict::Refuse(data)) => {
+                self.conclude(now_ms, waiter, data.into());
+                None
+            }
+            Err(error) => {
+                for caller in waiter.callers {
+                    self.ready.push((caller, Err(error.clone())));
+                }
+                None
+            }
+        }
+    }
+
+    fn conclude(&mut self, now_ms: u64, waiter: Waiter<T>, body: EventBody) {
+        let Waiter {
+            command, callers, ..
+        } = waiter;
+        let actor = Actor::key(&command.key);
+        self.write(now_ms, &command.account, command.id, &actor, body);
+        for caller in callers {
+            if let Some(Ok((position, reply))) = self.recall(
+                &command.account,
+                command.id,
+                Fingerprint::of_reserve(&command),
+            ) {
+                self.answer_at(position, caller, reply);
+            }
+        }
+    }
+
+    /// What a command that was carried out before is answered; `None` where it is new.
+    fn recall(
+        &self,
+        account: &AccountId,
+        id: CommandId,
+        fingerprint: Fingerprint,
+    ) -> Option<Result<(Position, Answer<Reply>), CommandError>> {
+        let outcome = match self.outcomes.recall(id, fingerprint) {
+            Recall::New => return None,
+            Recall::Other => return Some(Err(CommandError::Conflict { id })),
+            Recall::Forgotten => {
+                let detail =
+                    format!("command id {id} is older than the ledger remembers: use a new id");
+                return Some(Err(CommandError::invalid(detail)));
+            }
+            Recall::Same(outcome) => outcome,
+        };
+        let position = outcome.position();
+        let reply = match outcome {
+            Outcome::Reserved {
+                ended: Some(position),
+                ..
+            } => Err(CommandError::AlreadyResolved {
+                reservation: id.into(),
+                position: *position,
+            }),
+            Outcome::Reserved { hold, clamped, .. } => {
+                Ok(Reply::Reserve(ReserveOutcome::Reserved(Grant {
+                    reservation: id.into(),
+                    position,
+                    hold: *hold,
+                    clamped: *clamped,
+                    caps: self.standings_of(account, id.into()),
+                })))
+            }
+            Outcome::Refused(refusal) => {
+                Ok(Reply::Reserve(ReserveOutcome::Refused(refusal.clone())))
+            }
+            Outcome::Resolved(resolution) => Ok(Reply::Resolution(*resolution)),
+            Outcome::Changed(position) => Ok(Reply::Admin(AdminOutcome {
+                position: Some(*position),
+            })),
+        };
+        Some(Ok((position, reply)))
+    }
+
+    /// The caps of an open reservation, as callers see them.
+    fn standings_of(&self, account: &AccountId, reservation: ReservationId) -> Vec<CapStanding> {
+        let Some(state) = self.state.account(account) else {
+            return Vec::new();
+        };
+        let Some(open) = state.open().get(&reservation) else {
+            return Vec::new();
+        };
+        state
+            .matching(&open.scopes)
+            .map(|cap| cap.standing(self.state.at_ms()))
+            .collect()
+    }
+
+    /// Says where a reservation ended instead of that it is not known, if that is remembered.
+    fn explained(&self, error: CommandError) -> CommandError {
+        match error {
+            CommandError::UnknownReservation { reservation } => {
+                match self.outcomes.ended(reservation) {
+                    Some(position) => CommandError::AlreadyResolved {
+                        reservation,
+                        position,
+                    },
+                    None => CommandError::UnknownReservation { reservation },
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// Checks a command on an open reservation; `None` once it has been answered.
+    fn admit(
+        &mut self,
+        valid: Result<(), CommandError>,
+        (account, id, fingerprint): (&AccountId, CommandId, Fingerprint),
+        ack: Ack,
+        caller: T,
+    ) -> Option<T> {
+        if let Err(error) = valid.and_then(|()| self.account(account).map(drop)) {
+            self.answer(caller, Err(error));
+            return None;
+        }
+        match self.recall(account, id, fingerprint) {
+            Some(Ok((position, reply))) => self.answer_when(ack, position, caller, reply),
+            Some(Err(error)) => self.answer(caller, Err(error)),
+            None => return Some(caller),
+        }
+        None
+    }
+
+    fn answer_when(&mut self, ack: Ack, position: Position, caller: T, reply: Answer<Reply>) {
+        match ack {
+            Ack::Taken => self.answer(caller, reply),
+            Ack::Durable => self.answer_at(position, caller, reply),
+        }
+    }
+
+    fn resize(&mut self, now_ms: u64, command: &Resize, caller: T) {
+        let Resize {
+            id,
+            account,
+            reservation,
+            input_tokens,
+            output_tokens,
+            actor,
+        } = command;
+        let known = (account, *id, Fingerprint::of_resize(command));
+        let valid = validate::resize(command, now_ms);
+        let Some(caller) = self.admit(valid, known, Ack::Durable, caller) else {
+            return;
+        };
+        let decision = self.account(account).and_then(|state| {
+            decide::resize(
+                state,
+                self.context(now_ms),
+                *reservation,
+                *input_tokens,
+                *output_tokens,
+            )
+        });
+        match decision {
+            Err(error) => {
+                let error = self.explained(error);
+                self.answer(caller, Err(error));
+            }
+            Ok(data) => {
+                let amounts = data.hold;
+                let position = self.write(now_ms, account, *id, actor, data.into());
+                self.answer_at(
+                    position,
+                    caller,
+                    Ok(Reply::Resolution(Resolution { position, amounts })),
+                );
+                self.sweep(now_ms, account);
+            }
+        }
+    }
+
+    fn settle(&mut self, now_ms: u64, command: &Settle, ack: Ack, caller: T) {
+        let Settle {
+            id,
+            account,
+            reservation,
+            report,
+            actor,
+        } = command;
+        let known = (account, *id, Fingerprint::of_settle(command));
+        let valid = validate::settle(command, now_ms);
+        let Some(caller) = self.admit(valid, known, ack, caller) else {
+            return;
+        };
+        let decision = self
+            .account(account)
+            .and_then(|state| decide::settle(state, self.context(now_ms), *reservation, report));
+        match decision {
+            Err(error) => {
+                let error = self.explained(error);
+                self.answer(caller, Err(error));
+            }
+            Ok((settled, overrun)) => {
+                let (amounts, scopes) = (settled.charge, settled.scopes.clone());
+                self.forget_deadline(account, *reservation);
+                let position = self.write(now_ms, account, *id, actor, settled.into());
+                if let Some(overrun) = overrun {
+                    self.write(now_ms, account, *id, actor, overrun.into());
+                }
+                self.write_thresholds(now_ms, account, *id, actor, Applies::Scopes(&scopes));
+                let reply = Ok(Reply::Resolution(Resolution { position, amounts }));
+                self.answer_when(ack, position, caller, reply);
+                self.sweep(now_ms, account);
+            }
+        }
+    }
+
+    fn release(&mut self, now_ms: u64, command: &Release, caller: T) {
+        let Release {
+            id,
+            account,
+            reservation,
+            reason,
+            actor,
+        } = command;
+        let known = (account, *id, Fingerprint::of_release(command));
+        let valid = validate::release(command, now_ms);
+        let Some(caller) = self.admit(valid, known, Ack::Durable, caller) else {
+            return;
+        };
+        match self
+            .account(account)
+            .and_then(|state| decide::release(state, *reservation, reason))
+        {
+            Err(error) => {
+                let error = self.explained(error);
+                self.answer(caller, Err(error));
+            }
+            Ok(data) => {
+                self.forget_deadline(account, *reservation);
+                let position = self.write(now_ms, account, *id, actor, data.into());
+                let amounts = Amounts::zero();
+                self.answer_at(
+                    position,
+                    caller,
+                    Ok(Reply::Resolution(Resolution { position, amounts })),
+                );
+                self.sweep(now_ms, account);
+            }
+        }
+    }
+
+    /// Gives back a hold whose caller left before it could be told.
+    pub fn undelivered(&mut self, now_ms: u64, account: &AccountId, reservation: ReservationId) {
+        let reason = "the caller left before the answer";
+        let Ok(data) = self
+            .account(account)
+            .and_then(|state| decide::release(state, reservation, reason))
+        else {
+            return;
+        };
+        self.forget_deadline(account, reservation);
+        let cause = self.own_id(now_ms);
+        self.write(
+            now_ms,
+            account,
+            cause,
+            &Actor::system("writer"),
+            data.into(),
+        );
+        self.sweep(now_ms, account);
+    }
+
+    fn expire(&mut self, now_ms: u64, account: &AccountId, reservation: ReservationId) {
+        let (at_ms, grace_ms) = (self.event_ms(now_ms), self.config.expiry_grace_ms);
+        let Some(state) = self.state.account(account) else {
+            return;
+        };
+        let Some(open) = state.open().get(&reservation) else {
+            return;
+        };
+        let scopes = open.scopes.clone();
+        let Some(expired) = decide::expire(state, at_ms, grace_ms, reservation) else {
+            return;
+        };
+        let (cause, actor) = (self.own_id(now_ms), Actor::system("writer"));
+        self.write(now_ms, account, cause, &actor, expired.into());
+        self.write_thresholds(now_ms, account, cause, &actor, Applies::Scopes(&scopes));
+        self.sweep(now_ms, account);
+    }
+
+    fn forget_deadline(&mut self, account: &AccountId, reservation: ReservationId) {
+        let open = self
+            .state
+            .account(account)
+            .and_then(|state| state.open().get(&reservation));
+        if let Some(deadline_ms) = open.map(|open| open.asked.deadline_ms) {
+            self.deadlines
+                .remove(&(deadline_ms, reservation, account.clone()));
+        }
+    }
+
+    fn read(&mut self, now_ms: u64, query: &Read, caller: T) {
+        let at_ms = self.event_ms(now_ms);
+        let position = self.state.position();
+        let standing = self.account(&query.account).map(|state| {
+            Reply::Standing(Standing {
+                account: query.account.clone(),
+                position,
+                at_ms,
+                open: state.open().len() as u64,
+                caps: state.standings(query.key.as_ref(), at_ms),
+            })
+        });
+        self.answer(caller, standing);
+    }
+
+    fn admin(&mut self, now_ms: u64, command: &Admin, caller: T) {
+        let Admin {
+            id,
+            account,
+            actor,
+            change,
+        } = command;
+        if let Err(error) = validate::admin(command, now_ms) {
+            return self.answer(caller, Err(error));
+        }
+        match self.recall(account, *id, Fingerprint::of_change(account, change)) {
+            Some(Ok((position, reply))) => return self.answer_at(position, caller, reply),
+            Some(Err(error)) => return self.answer(caller, Err(error)),
+            None => {}
+        }
+        match self.decide_change(account, change) {
+            Err(error) => self.answer(caller, Err(error)),
+            Ok(None) => {
+                let position = self.state.position();
+                self.answer_at(
+                    position,
+                    caller,
+                    Ok(Reply::Admin(AdminOutcome { position: None })),
+                );
+            }
+            Ok(Some(body)) => {
+                let position = self.write(now_ms, account, *id, actor, body);
+                if let Some(cap) = changed_cap(change) {
+                    self.write_thresholds(now_ms, account, *id, actor, Applies::Cap(cap));
+                }
+                let reply = AdminOutcome {
+                    position: Some(position),
+                };
+                self.answer_at(position, caller, Ok(Reply::Admin(reply)));
+                self.sweep(now_ms, account);
+            }
+        }
+    }
+
+    fn decide_change(
+        &self,
+        account: &AccountId,
+        change: &Change,
+    ) -> Result<Option<EventBody>, CommandError> {
+        if let Change::SetPrice(price) = change {
+            return Ok(decide::set_price(self.state.prices(), price)?.map(EventBody::from));
+        }
+        match (self.account(account), change) {
+            (Ok(state), _) => decide::change(state, change),
+            (Err(CommandError::UnknownAccount { .. }), Change::OpenAccount) => {
+                decide::change(&Account::default(), change)
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+}
+
+/// Whose thresholds an event may have led across.
+#[derive(Clone, Copy)]
+enum Applies<'a> {
+    Scopes(&'a Scopes),
+    Cap(&'a CapId),
+}
+
+/// The cap whose spend or limit a change touches.
+pub(crate) fn changed_cap(change: &Change) -> Option<&CapId> {
+    match change {
+        Change::SetCap(spec) => Some(&spec.cap),
+        Change::Adjust { cap, .. } => Some(cap),
+        _ => None,
+    }
+}
+
+fn request_of(command: &Reserve) -> ReserveRequest<'_> {
+    ReserveRequest {
+        reservation: command.id.into(),
+        key: &command.key,
+        model: command.model.as_ref(),
+        run: command.run.as_ref(),
+        end_user: command.end_user.as_ref(),
+        asked: outcomes::asked(command),
+    }
+}
