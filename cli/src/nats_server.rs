@@ -122,7 +122,7 @@ pub struct NatsServer {
     folder: DataFolder,
     secret: Secret,
     port: u16,
-    // The guard goes first: were the server reaped before it, its number could belong to another process.
+    // Dismissed before the server is reaped, whose number could then belong to another process.
     guard: OrphanGuard,
     child: Child,
 }
@@ -235,6 +235,7 @@ impl NatsServer {
         if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
             // The only failure is that it has ended already.
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            self.guard.dismiss();
             if tokio::time::timeout(STOP_WITHIN, self.child.wait())
                 .await
                 .is_err()

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, Stream};
+use futures::StreamExt as _;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -296,6 +297,10 @@ async fn three_nodes_keep_a_message_three_times() -> Outcome {
     for node in &mut nodes {
         node.jetstream_ready(PATIENCE).await?;
     }
+    assert_eq!(
+        nodes_that_sync(&nodes[0].url(), 3).await?,
+        ["node-0", "node-1", "node-2"]
+    );
     let mut stream = one_message_stream(&nodes[0].url(), 3).await?;
     let cluster = stream.info().await?.cluster.clone().unwrap();
     assert_eq!(cluster.replicas.len(), 2, "a leader and two followers");
@@ -317,6 +322,32 @@ async fn three_nodes_keep_a_message_three_times() -> Outcome {
         node.stop().await;
     }
     Ok(())
+}
+
+/// Asks every node at once, as a client of one of them.
+async fn nodes_that_sync(url: &str, nodes: usize) -> Result<Vec<String>, Box<dyn Error>> {
+    let client = connect(url).await?;
+    let inbox = client.new_inbox();
+    let mut replies = client.subscribe(inbox.clone()).await?;
+    client
+        .publish_with_reply("$SYS.REQ.SERVER.PING.JSZ", inbox, "".into())
+        .await?;
+    let mut names = Vec::new();
+    for _ in 0..nodes {
+        let reply = tokio::time::timeout(PATIENCE, replies.next())
+            .await?
+            .ok_or("no reply")?;
+        let reply: Value = serde_json::from_slice(&reply.payload)?;
+        assert_eq!(reply["data"]["config"]["sync_always"], true, "{reply}");
+        names.push(
+            reply["server"]["name"]
+                .as_str()
+                .ok_or("no name")?
+                .to_owned(),
+        );
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn free_ports(count: usize) -> std::io::Result<Vec<u16>> {
