@@ -34,7 +34,8 @@ OWNED = {
 }
 
 # All of ledger/src is decision code, held to be pure, but for these modules (file or folder of that name).
-EDGES = {"lib", "api", "journal", "nats", "writer", "tests", "testing"}
+# A new module that has to await or to tell the time is added here, in sight of a reviewer.
+EDGES = {"lib", "api", "host", "journal", "nats", "recovery", "writer", "tests", "testing"}
 IMPURE = re.compile(r"\b(async|await|tokio|SystemTime|Instant|async_nats|reqwest|getrandom|std::(?:fs|net|env|thread))\b")
 
 
@@ -121,7 +122,8 @@ def impurities(sources):
             # Comments may speak of clocks; only code is held to it.
             found = IMPURE.search(re.sub(r"//.*", "", line))
             if found:
-                problems.append(f"{path}:{number} is decision code and names `{found[1]}`: move it to one of {', '.join(sorted(EDGES))}")
+                problems.append(f"{path}:{number} is decision code and names `{found[1]}` (if the module is no decision code: EDGES)")
+                break
     return problems
 
 
