@@ -1,0 +1,324 @@
+//! Where a projection stands on its partition's journal, and the check of each next commit: decodes,
+//! right partition, right place, chained to the one before.
+//!
+//! A commit that fails the check halts the projection at that place. Nothing is skipped and nothing
+//! is repaired here.
+
+use bytes::Bytes;
+use seatbelt_ledger::{
+    journal::{Sequence, Stored},
+    partition::{ChainError, Head},
+    prices::PriceBook,
+};
+use seatbelt_schemas::{
+    commit::{ChainHash, Commit},
+    event::{Event, EventBody, StoredEvent},
+    position::{Epoch, Partition, Position},
+};
+use thiserror::Error;
+
+/// The journal cannot be followed past this place: the projections of this partition stop until an
+/// operator acts. `seatbelt audit verify` says more.
+#[derive(Debug, Error)]
+pub enum Halt {
+    /// A commit that must be there is not.
+    #[error(
+        "partition {partition} halted: the journal has no commit at sequence {at}, yet goes on after it"
+    )]
+    Gap {
+        /// The partition.
+        partition: Partition,
+        /// Where.
+        at: Sequence,
+    },
+    /// The journal is shorter than what was already projected from it.
+    #[error(
+        "partition {partition} halted: the journal ends at sequence {end}, yet it was projected up to \
+         sequence {at}: it was cut or replaced"
+    )]
+    Cut {
+        /// The partition.
+        partition: Partition,
+        /// Where the journal ends.
+        end: Sequence,
+        /// Where the projection stands.
+        at: Sequence,
+    },
+    /// The journal does not begin with genesis.
+    #[error(
+        "partition {partition} halted: the journal does not begin with genesis at sequence {at}"
+    )]
+    NoGenesis {
+        /// The partition.
+        partition: Partition,
+        /// Where.
+        at: Sequence,
+    },
+    /// A commit does not continue the journal.
+    #[error("partition {partition} halted: the journal cannot be followed past sequence {at}")]
+    Chain {
+        /// The partition.
+        partition: Partition,
+        /// Sequence of the commit.
+        at: Sequence,
+        /// What does not fit.
+        #[source]
+        source: ChainError,
+    },
+}
+
+impl Halt {
+    /// The partition that stands still.
+    pub fn partition(&self) -> Partition {
+        match self {
+            Self::Gap { partition, .. }
+            | Self::Cut { partition, .. }
+            | Self::NoGenesis { partition, .. }
+            | Self::Chain { partition, .. } => *partition,
+        }
+    }
+
+    /// The sequence that the journal cannot be followed past.
+    pub fn sequence(&self) -> Sequence {
+        match self {
+            Self::Gap { at, .. }
+            | Self::Cut { at, .. }
+            | Self::NoGenesis { at, .. }
+            | Self::Chain { at, .. } => *at,
+        }
+    }
+}
+
+/// The place after which a partition's journal is read on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tail {
+    /// Sequence of the last commit taken.
+    pub sequence: Sequence,
+    /// Where the journal stood after it.
+    pub head: Head,
+}
+
+impl Tail {
+    /// The place before the first commit.
+    pub fn start(partition: Partition) -> Self {
+        let head = Head {
+            partition,
+            ledger: None,
+            epoch: Epoch(0),
+            position: Position(0),
+            at_ms: 0,
+            chain: ChainHash::default(),
+            prices: PriceBook::default(),
+        };
+        Self {
+            sequence: Sequence(0),
+            head,
+        }
+    }
+
+    /// The partition.
+    pub fn partition(&self) -> Partition {
+        self.head.partition
+    }
+
+    /// Checks the next commit and steps over it. On an error nothing has moved.
+    pub fn accept(&mut self, stored: &Stored) -> Result<Commit, Halt> {
+        let commit = self.check(stored)?;
+        self.step(&commit, &stored.payload);
+        Ok(commit)
+    }
+
+    /// Reads the next commit and checks that it continues the journal; moves nothing.
+    pub fn check(&self, stored: &Stored) -> Result<Commit, Halt> {
+        let (partition, at) = (self.partition(), self.sequence.next());
+        if stored.sequence != at {
+            return Err(Halt::Gap { partition, at });
+        }
+        let commit = self
+            .continues(&stored.payload)
+            .map_err(|source| Halt::Chain {
+                partition,
+                at,
+                source,
+            })?;
+        let opens = |first: &StoredEvent| matches!(first.event.body, EventBody::Genesis(_));
+        if self.head.ledger.is_none() && !commit.events.first().is_some_and(opens) {
+            return Err(Halt::NoGenesis { partition, at });
+        }
+        Ok(commit)
+    }
+
+    /// Steps over a commit that was checked here.
+    pub fn step(&mut self, commit: &Commit, payload: &Bytes) {
+        self.sequence = self.sequence.next();
+        for stored in &commit.events {
+            self.note(&stored.event);
+        }
+        self.head.epoch = commit.epoch;
+        self.head.chain = ChainHash::of(payload);
+    }
+
+    fn continues(&self, payload: &Bytes) -> Result<Commit, ChainError> {
+        let (partition, after) = (self.partition(), self.head.position);
+        let commit = Commit::decode(payload).map_err(|source| ChainError::Commit {
+            partition,
+            after,
+            source,
+        })?;
+        let (expected, at) = (after.next(), commit.first_position);
+        let backwards = |what| ChainError::Backwards {
+            partition,
+            at,
+            what,
+        };
+        if commit.partition != partition {
+            let found = commit.partition;
+            return Err(ChainError::Partition {
+                partition,
+                after,
+                found,
+            });
+        }
+        if at != expected {
+            return Err(ChainError::Gap {
+                partition,
+                expected,
+                found: at,
+            });
+        }
+        if commit.prev != self.head.chain {
+            return Err(ChainError::Broken { partition, at });
+        }
+        if commit.epoch < self.head.epoch {
+            return Err(backwards("epoch"));
+        }
+        let first = commit.events.first();
+        if first.is_some_and(|first| first.event.at_ms < self.head.at_ms) {
+            return Err(backwards("time"));
+        }
+        Ok(commit)
+    }
+
+    fn note(&mut self, event: &Event) {
+        self.head.position = event.position;
+        self.head.at_ms = event.at_ms;
+        match &event.body {
+            EventBody::Genesis(data) => self.head.ledger = Some(data.ledger.clone()),
+            EventBody::PriceSet(price) => self.head.prices.set(price.clone()),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+
+    use super::*;
+    use crate::testing::{commits, opened};
+
+    fn stored(sequence: u64, commit: &Commit) -> Stored {
+        Stored {
+            sequence: Sequence(sequence),
+            payload: commit.encode(),
+        }
+    }
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut Stored), expected: &str) {
+        let commits = commits(&[&[opened("a")], &[opened("b"), opened("c")]]);
+        let mut tail = Tail::start(Partition(0));
+        tail.accept(&stored(1, &commits[0])).unwrap();
+        let mut second = stored(2, &commits[1]);
+        change(&mut second);
+        let before = tail.clone();
+        let halt = tail.accept(&second).unwrap_err();
+        let mut said = halt.to_string();
+        if let Some(source) = std::error::Error::source(&halt) {
+            said = format!("{said}: {source}");
+        }
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(halt.sequence(), Sequence(2));
+        assert_eq!(tail, before);
+    }
+
+    fn rewrite(stored: &mut Stored, change: impl FnOnce(&mut Commit)) {
+        let mut commit = Commit::decode(&stored.payload).unwrap();
+        change(&mut commit);
+        stored.payload = commit.encode();
+    }
+
+    #[test]
+    fn a_whole_journal_is_followed() {
+        let mut tail = Tail::start(Partition(0));
+        let commits = commits(&[&[opened("a")], &[opened("b"), opened("c")]]);
+        for (sequence, commit) in (1..).zip(&commits) {
+            assert_eq!(tail.accept(&stored(sequence, commit)).unwrap(), *commit);
+        }
+        assert_eq!(tail.sequence, Sequence(2));
+        assert_eq!(tail.head.position, Position(4));
+        assert_eq!(tail.head.ledger.unwrap().as_str(), "ledger-1");
+    }
+
+    #[test]
+    fn a_journal_without_genesis_is_not_followed() {
+        let mut first = commits(&[&[opened("a")]]).remove(0);
+        first.events.remove(0);
+        again(&mut first, |event| event.position = Position(1));
+        let halt = Tail::start(Partition(0)).accept(&stored(1, &first));
+        assert!(matches!(
+            halt,
+            Err(Halt::NoGenesis {
+                at: Sequence(1),
+                ..
+            })
+        ));
+    }
+
+    fn again(commit: &mut Commit, change: impl Fn(&mut Event)) {
+        for stored in &mut commit.events {
+            change(&mut stored.event);
+            *stored = StoredEvent::new(stored.event.clone());
+        }
+    }
+
+    #[test]
+    fn a_damaged_journal_halts_at_the_damage() {
+        check(
+            |second| second.sequence = Sequence(3),
+            "no commit at sequence 2",
+        );
+        check(
+            |second| second.payload = Bytes::from_static(b"x"),
+            "past sequence 2: partition 00: the commit after position 2 cannot be read",
+        );
+        check(
+            |second| rewrite(second, |commit| commit.prev = ChainHash([7; 32])),
+            "the commit at position 3 does not chain",
+        );
+        check(
+            |second| rewrite(second, |commit| commit.partition = Partition(9)),
+            "belongs to partition 09",
+        );
+    }
+
+    #[test]
+    fn positions_times_and_reigns_only_go_forward() {
+        let gap = |commit: &mut Commit| {
+            commit.first_position = Position(9);
+            again(commit, |event| event.position.0 += 6);
+        };
+        check(
+            |second| rewrite(second, gap),
+            "position 3 belongs next, the commit begins at 9",
+        );
+        let early = |commit: &mut Commit| again(commit, |event| event.at_ms = 1);
+        check(
+            |second| rewrite(second, early),
+            "time goes backwards at position 3",
+        );
+        check(
+            |second| rewrite(second, |commit| commit.epoch = Epoch(0)),
+            "epoch goes backwards",
+        );
+    }
+}

@@ -1,0 +1,316 @@
+//! The public feed: every event of the journal as one message, in order, exactly once.
+//!
+//! What is published is read from the stream itself. The mark kept beside the snapshots only says
+//! where to begin reading, on the journal and on the feed; without it, or with a wrong one, both are
+//! read from their start and the result is the same.
+
+pub mod message;
+pub mod writer;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use seatbelt_ledger::{
+    journal::{Journal, ReadError, Sequence, Stored},
+    partition::Head,
+};
+use seatbelt_schemas::{
+    event::StoredEvent,
+    names::Names,
+    position::{Partition, Position},
+    wire,
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use self::{
+    message::{FeedMessage, Source},
+    writer::{FeedError, FeedWriter, Published},
+};
+use crate::{
+    chain::{Halt, Tail},
+    follow::{Stop, pause, with_sources},
+    store::{FeedSequence, Revision, SnapshotStore, StoreError, WriteError},
+};
+
+/// How often the mark is written at most.
+pub const FEED_MARK_EVERY: Duration = Duration::from_secs(1);
+/// Most commits whose messages are appended together.
+pub const FEED_COMMITS_MAX: usize = 64;
+
+/// Where one partition's feed stands, on the journal and on the stream; key `feed.<pp>` of the
+/// snapshot bucket, MessagePack with named fields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeedMark {
+    /// Version of this shape: 1.
+    pub v: u8,
+    /// Journal: the last commit that was published whole.
+    pub sequence: u64,
+    /// Journal: where it stood after that commit. Prices are left out: the feed needs none.
+    pub head: Head,
+    /// Feed: position of the last message of this partition.
+    pub published_position: Position,
+    /// Feed: its place on the stream.
+    pub published_sequence: u64,
+}
+
+impl FeedMark {
+    /// The version this code writes.
+    pub const VERSION: u8 = 1;
+
+    /// The mark's key.
+    pub fn key(partition: Partition) -> String {
+        format!("feed.{partition}")
+    }
+
+    fn published(&self) -> Published {
+        Published {
+            position: self.published_position,
+            sequence: FeedSequence(self.published_sequence),
+        }
+    }
+}
+
+/// The feed of one partition.
+pub(crate) struct Feed<J> {
+    names: Names,
+    journal: Arc<J>,
+    marks: Arc<dyn SnapshotStore>,
+    writer: Arc<FeedWriter>,
+    tail: Tail,
+    published: Published,
+    marked: Revision,
+    marked_at: Instant,
+    mark_due: bool,
+}
+
+impl<J: Journal> Feed<J> {
+    pub(crate) fn new(
+        names: Names,
+        partition: Partition,
+        journal: Arc<J>,
+        marks: Arc<dyn SnapshotStore>,
+        writer: Arc<FeedWriter>,
+    ) -> Self {
+        Self {
+            names,
+            journal,
+            marks,
+            writer,
+            tail: Tail::start(partition),
+            published: Published::default(),
+            marked: Revision(0),
+            marked_at: Instant::now(),
+            mark_due: false,
+        }
+    }
+
+    /// Publishes until `stop`, or until it must not go on.
+    pub(crate) async fn run(mut self, stop: &CancellationToken) -> Result<(), Stop> {
+        let mut resumed = false;
+        while !stop.is_cancelled() {
+            let step = async {
+                if !resumed {
+                    self.resume().await?;
+                    resumed = true;
+                }
+                self.follow(stop).await
+            };
+            match step.await {
+                Ok(()) => {}
+                Err(Trouble::Stop(stop)) => return Err(stop),
+                Err(Trouble::Behind(published)) => {
+                    let partition = self.tail.partition();
+                    warn!(%partition, %published.position, "the feed lost messages: publishing them again");
+                    self.rewind(published);
+                }
+                Err(Trouble::Store(error)) => {
+                    let partition = self.tail.partition();
+                    warn!(%partition, error = with_sources(&error), "feed waits for its store");
+                    pause(stop).await;
+                }
+            }
+        }
+        self.mark().await.or_else(Trouble::unless_stop)
+    }
+
+    /// Takes up where the mark says, if journal and feed still agree with it.
+    async fn resume(&mut self) -> Result<(), Trouble> {
+        let partition = self.tail.partition();
+        let Some(kept) = self.marks.read(&FeedMark::key(partition)).await? else {
+            return Ok(());
+        };
+        self.marked = kept.revision;
+        let mark = match wire::decode::<FeedMark>("feed mark", &kept.value) {
+            Ok(mark) if mark.v == FeedMark::VERSION && mark.head.partition == partition => mark,
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                warn!(%partition, %error, "feed mark unreadable: reading journal and feed from their start");
+                return Ok(());
+            }
+        };
+        let Some(ledger) = mark.head.ledger.clone() else {
+            return Ok(());
+        };
+        let source = Source { ledger, partition };
+        let published = self.writer.published(&source, mark.published()).await?;
+        if published.position >= mark.head.position {
+            self.tail = Tail {
+                sequence: Sequence(mark.sequence),
+                head: mark.head,
+            };
+        }
+        self.published = published;
+        Ok(())
+    }
+
+    /// Back to the start of the journal: what is on the feed already is skipped there.
+    fn rewind(&mut self, published: Published) {
+        self.tail = Tail::start(self.tail.partition());
+        self.published = published;
+    }
+
+    async fn follow(&mut self, stop: &CancellationToken) -> Result<(), Trouble> {
+        let journal = Arc::clone(&self.journal);
+        let commits = journal.follow(self.tail.sequence);
+        let mut commits = commits.ready_chunks(FEED_COMMITS_MAX);
+        loop {
+            let mark_at = self.marked_at + FEED_MARK_EVERY;
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep_until(mark_at), if self.mark_due => self.mark().await?,
+                chunk = commits.next() => match chunk {
+                    Some(chunk) => self.take(chunk).await?,
+                    None => {
+                        pause(stop).await;
+                        return Ok(());
+                    }
+                },
+            }
+        }
+    }
+
+    /// Publishes the events of some commits. The tail moves only past what is published.
+    async fn take(&mut self, chunk: Vec<Result<Stored, ReadError>>) -> Result<(), Trouble> {
+        let mut tail = self.tail.clone();
+        let (mut events, mut trouble) = (Vec::new(), None);
+        for stored in chunk {
+            match read(&mut tail, stored) {
+                Ok(more) => events.extend(more),
+                Err(error) => {
+                    trouble = Some(error);
+                    break;
+                }
+            }
+        }
+        self.publish(&tail, &events).await?;
+        self.tail = tail;
+        trouble.map_or(Ok(()), Err)
+    }
+
+    async fn publish(&mut self, tail: &Tail, events: &[StoredEvent]) -> Result<(), Trouble> {
+        let (Some(ledger), Some(_)) = (&tail.head.ledger, events.first()) else {
+            return Ok(());
+        };
+        let (ledger, partition) = (ledger.clone(), tail.partition());
+        let source = Source { ledger, partition };
+        let messages: Vec<_> = events
+            .iter()
+            .map(|stored| FeedMessage::new(&self.names, &source, stored))
+            .collect();
+        self.published = self
+            .writer
+            .publish(&source, self.published, &messages)
+            .await?;
+        self.mark_due = true;
+        Ok(())
+    }
+
+    async fn mark(&mut self) -> Result<(), Trouble> {
+        if !self.mark_due {
+            return Ok(());
+        }
+        self.marked_at = Instant::now();
+        let mark = FeedMark {
+            v: FeedMark::VERSION,
+            sequence: self.tail.sequence.0,
+            head: Head {
+                prices: Default::default(),
+                ..self.tail.head.clone()
+            },
+            published_position: self.published.position,
+            published_sequence: self.published.sequence.0,
+        };
+        let key = FeedMark::key(self.tail.partition());
+        let value = Bytes::from(wire::encode(&mark));
+        match self.marks.write(&key, self.marked, value).await {
+            Ok(revision) => {
+                self.marked = revision;
+                self.mark_due = false;
+                Ok(())
+            }
+            Err(WriteError::Moved) => Err(Stop::Fenced.into()),
+            Err(WriteError::Unreachable(error)) => Err(error.into()),
+        }
+    }
+}
+
+fn read(tail: &mut Tail, stored: Result<Stored, ReadError>) -> Result<Vec<StoredEvent>, Trouble> {
+    let partition = tail.partition();
+    match stored {
+        Ok(stored) => Ok(tail.accept(&stored)?.events),
+        Err(ReadError::Gap { at }) => Err(Halt::Gap { partition, at }.into()),
+        Err(ReadError::Unreachable { at, source }) => Err(Trouble::Store(StoreError {
+            action: format!("read the journal of partition {partition} at sequence {at}"),
+            source,
+        })),
+    }
+}
+
+/// Why a step of the feed did not succeed.
+enum Trouble {
+    Stop(Stop),
+    Behind(Published),
+    Store(StoreError),
+}
+
+impl Trouble {
+    /// At the end, a mark that could not be written costs the next start some reading, no more.
+    fn unless_stop(self) -> Result<(), Stop> {
+        match self {
+            Self::Stop(Stop::Halted(halt)) => Err(Stop::Halted(halt)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl From<Stop> for Trouble {
+    fn from(stop: Stop) -> Self {
+        Self::Stop(stop)
+    }
+}
+
+impl From<Halt> for Trouble {
+    fn from(halt: Halt) -> Self {
+        Self::Stop(Stop::Halted(halt))
+    }
+}
+
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<FeedError> for Trouble {
+    fn from(error: FeedError) -> Self {
+        match error {
+            FeedError::Behind(published) => Self::Behind(published),
+            FeedError::Store(error) => Self::Store(error),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What all projections share while they follow the journal: why they stop, how long they pause
+//! before they try again, and how an error is told with its causes.
+
+use std::{
+    error::Error,
+    fmt::Write,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::chain::Halt;
+
+/// Pause before something that did not work is tried again.
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+/// Why a projection does not go on.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// Somebody else writes this partition's projections, or an own earlier write landed late: let
+    /// go of everything held in memory and ask for the seat again.
+    Fenced,
+    /// The journal cannot be followed.
+    Halted(Halt),
+}
+
+/// Waits a little, or until `stop`.
+pub(crate) async fn pause(stop: &CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(RETRY_PAUSE) => {}
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn with_sources(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        // writing to a String cannot fail
+        let _ = write!(line, ": {source}");
+        next = source.source();
+    }
+    line
+}
+
+/// Unix time in ms.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}

@@ -1,0 +1,116 @@
+//! Who keeps a partition's projections: the projector named in the partition record.
+//!
+//! The seat only avoids duels. What keeps two projectors from harming each other is that every write
+//! is conditional on what the writer last saw; no clock of another machine is believed.
+
+use std::time::Duration;
+
+use seatbelt_schemas::{names::Names, position::Partition};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    chain::Tail,
+    follow::{pause, with_sources},
+    record::{PartitionRecord, RECORD_VERSION},
+    snapshots::RECORD_REFRESH_EVERY,
+    store::{Revision, SnapshotStore, StoreError, WriteError},
+};
+
+/// How long a partition record may stay unchanged before another projector takes the seat.
+pub(crate) const SEAT_PATIENCE: Duration = Duration::from_millis(2500);
+
+const _: () = assert!(
+    SEAT_PATIENCE.as_millis() >= 2 * RECORD_REFRESH_EVERY.as_millis(),
+    "one late refresh must not cost the seat"
+);
+
+/// The right to write, for as long as the record stays at `revision`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seat {
+    pub(crate) record: PartitionRecord,
+    pub(crate) revision: Revision,
+}
+
+/// Waits until this projector has the seat; `None` once `stop` is called.
+pub(crate) async fn take(
+    store: &dyn SnapshotStore,
+    partition: Partition,
+    projector: &str,
+    stop: &CancellationToken,
+) -> Option<Seat> {
+    let mut seen = (None, Instant::now());
+    while !stop.is_cancelled() {
+        match attempt(store, partition, projector, &mut seen).await {
+            Ok(Some(seat)) => {
+                let position = seat.record.head.position;
+                info!(%partition, %position, "keeps the projections");
+                return Some(seat);
+            }
+            Ok(None) => {}
+            Err(error) => warn!(%partition, error = with_sources(&error), "projector waits"),
+        }
+        pause(stop).await;
+    }
+    None
+}
+
+async fn attempt(
+    store: &dyn SnapshotStore,
+    partition: Partition,
+    projector: &str,
+    seen: &mut (Option<Revision>, Instant),
+) -> Result<Option<Seat>, StoreError> {
+    let kept = store
+        .read(&Names::snapshot_partition_key(partition))
+        .await?;
+    let revision = kept.as_ref().map_or(Revision(0), |kept| kept.revision);
+    let found = kept.and_then(|kept| readable(partition, &kept.value));
+    let holder = found
+        .as_ref()
+        .and_then(|record| record.projector.as_deref());
+    if seen.0 != Some(revision) {
+        *seen = (Some(revision), Instant::now());
+    }
+    let free = holder.is_none_or(|holder| holder == projector);
+    if !free && seen.1.elapsed() < SEAT_PATIENCE {
+        return Ok(None);
+    }
+    let mut record = found.unwrap_or_else(|| first(partition));
+    record.projector = Some(projector.to_owned());
+    let key = Names::snapshot_partition_key(partition);
+    match store.write(&key, revision, record.encode()).await {
+        Ok(revision) => Ok(Some(Seat { record, revision })),
+        Err(WriteError::Moved) => Ok(None),
+        Err(WriteError::Unreachable(error)) => Err(error),
+    }
+}
+
+/// The record of a partition that nobody has projected yet.
+fn first(partition: Partition) -> PartitionRecord {
+    let Tail { sequence, head } = Tail::start(partition);
+    PartitionRecord {
+        v: RECORD_VERSION,
+        projector: None,
+        sequence: sequence.0,
+        head,
+        checked_at_ms: 0,
+    }
+}
+
+/// The record, unless it cannot be read: then all is projected again from the journal's start.
+fn readable(partition: Partition, value: &[u8]) -> Option<PartitionRecord> {
+    match PartitionRecord::decode(value) {
+        Ok(record) if record.head.partition == partition => Some(record),
+        Ok(record) => {
+            let found = record.head.partition;
+            warn!(%partition, %found, "partition record of another partition: projecting again from the start");
+            None
+        }
+        Err(error) => {
+            warn!(%partition, %error, "partition record unreadable: projecting again from the start");
+            None
+        }
+    }
+}

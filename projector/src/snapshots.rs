@@ -1,0 +1,381 @@
+//! Snapshots: the state of each account as folded from the journal, for reading.
+//!
+//! Accounts that changed are written together, at most every [`FLUSH_EVERY`], and only then the
+//! partition record, which vouches for all of them. An account is loaded at its first event, so a
+//! start costs the journal's tail and not the number of accounts. A snapshot that is missing or
+//! cannot be read is folded again from the journal, loudly.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use seatbelt_ledger::{
+    account::Account,
+    journal::{Journal, ReadError, Sequence, Stored},
+};
+use seatbelt_schemas::{
+    commit::Commit,
+    event::{Event, EventBody},
+    ids::AccountId,
+    names::Names,
+    position::Position,
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::{
+    chain::{Halt, Tail},
+    follow::{Stop, now_ms, pause, with_sources},
+    record::{AccountSnapshot, PartitionRecord, RECORD_VERSION},
+    seat::Seat,
+    store::{Revision, SnapshotStore, StoreError, WriteError},
+};
+
+/// Accounts that changed are written at most this often.
+pub const FLUSH_EVERY: Duration = Duration::from_millis(100);
+/// The partition record of an idle partition is written this often, so that readers can tell a quiet
+/// journal from a dead projector.
+pub const RECORD_REFRESH_EVERY: Duration = Duration::from_secs(1);
+/// Account snapshots on their way to or from the store at once.
+pub const SNAPSHOTS_IN_FLIGHT_MAX: usize = 64;
+/// Accounts kept in memory; past this, those that are written are let go and loaded again at their
+/// next event.
+pub const ACCOUNTS_IN_MEMORY_MAX: usize = 100_000;
+
+/// One account in memory.
+struct Folded {
+    state: Account,
+    /// Events up to here were in the snapshot that this began with.
+    loaded_at: Position,
+    revision: Revision,
+}
+
+/// The snapshots of one partition.
+pub(crate) struct Snapshots<J> {
+    journal: Arc<J>,
+    store: Arc<dyn SnapshotStore>,
+    projector: String,
+    tail: Tail,
+    revision: Revision,
+    checked_at_ms: u64,
+    accounts: HashMap<AccountId, Folded>,
+    dirty: HashSet<AccountId>,
+    flushed_at: Instant,
+    recorded: Sequence,
+}
+
+enum Trouble {
+    Stop(Stop),
+    Store(StoreError),
+}
+
+impl From<Halt> for Trouble {
+    fn from(halt: Halt) -> Self {
+        Self::Stop(Stop::Halted(halt))
+    }
+}
+
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<WriteError> for Trouble {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Moved => Self::Stop(Stop::Fenced),
+            WriteError::Unreachable(error) => Self::Store(error),
+        }
+    }
+}
+
+impl<J: Journal> Snapshots<J> {
+    pub(crate) fn new(
+        journal: Arc<J>,
+        store: Arc<dyn SnapshotStore>,
+        projector: String,
+        seat: Seat,
+    ) -> Self {
+        let Seat { record, revision } = seat;
+        let sequence = Sequence(record.sequence);
+        Self {
+            journal,
+            store,
+            projector,
+            tail: Tail {
+                sequence,
+                head: record.head,
+            },
+            revision,
+            checked_at_ms: record.checked_at_ms,
+            accounts: HashMap::new(),
+            dirty: HashSet::new(),
+            flushed_at: Instant::now(),
+            recorded: sequence,
+        }
+    }
+
+    /// Projects until `stop`, or until it must not go on.
+    pub(crate) async fn run(mut self, stop: &CancellationToken) -> Result<(), Stop> {
+        while !stop.is_cancelled() {
+            match self.follow(stop).await {
+                Ok(()) => {}
+                Err(Trouble::Stop(Stop::Fenced)) => return Err(Stop::Fenced),
+                Err(Trouble::Stop(halted)) => {
+                    // what was good is worth keeping before the partition stands still
+                    self.leave().await?;
+                    return Err(halted);
+                }
+                Err(Trouble::Store(error)) => {
+                    let partition = self.tail.partition();
+                    warn!(%partition, error = with_sources(&error), "snapshots wait");
+                    pause(stop).await;
+                }
+            }
+        }
+        self.leave().await
+    }
+
+    async fn follow(&mut self, stop: &CancellationToken) -> Result<(), Trouble> {
+        self.check_end().await?;
+        let journal = Arc::clone(&self.journal);
+        let mut commits = journal.follow(self.tail.sequence);
+        loop {
+            let pause = if self.is_behind() {
+                FLUSH_EVERY
+            } else {
+                RECORD_REFRESH_EVERY
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep_until(self.flushed_at + pause) => self.flush().await?,
+                next = commits.next() => match next {
+                    Some(stored) => self.take(stored).await?,
+                    None => return Err(self.unreachable("it ended".into())),
+                },
+            }
+        }
+    }
+
+    /// Whether something was taken from the journal that no record vouches for yet.
+    fn is_behind(&self) -> bool {
+        self.recorded != self.tail.sequence
+    }
+
+    fn unreachable(&self, source: Box<dyn std::error::Error + Send + Sync>) -> Trouble {
+        let (partition, at) = (self.tail.partition(), self.tail.sequence);
+        Trouble::Store(StoreError {
+            action: format!("follow the journal of partition {partition} after sequence {at}"),
+            source,
+        })
+    }
+
+    async fn take(&mut self, stored: Result<Stored, ReadError>) -> Result<(), Trouble> {
+        let partition = self.tail.partition();
+        let stored = match stored {
+            Ok(stored) => stored,
+            Err(ReadError::Gap { at }) => return Err(Halt::Gap { partition, at }.into()),
+            Err(ReadError::Unreachable { source, .. }) => return Err(self.unreachable(source)),
+        };
+        let commit = self.tail.check(&stored)?;
+        self.load(&commit).await?;
+        self.tail.step(&commit, &stored.payload);
+        commit
+            .events
+            .iter()
+            .for_each(|stored| self.apply(&stored.event));
+        Ok(())
+    }
+
+    fn apply(&mut self, event: &Event) {
+        let Some(folded) = self.accounts.get_mut(&event.account) else {
+            return; // the partition's own, or nothing this build knows of an account it never saw
+        };
+        if event.position > folded.loaded_at {
+            folded.state.apply(event);
+            self.dirty.insert(event.account.clone());
+        }
+    }
+
+    /// Makes sure that every account of a commit is in memory, as it was before it.
+    async fn load(&mut self, commit: &Commit) -> Result<(), Trouble> {
+        let mut missing: Vec<(AccountId, bool)> = Vec::new();
+        for stored in &commit.events {
+            let event = &stored.event;
+            let known = self.accounts.contains_key(&event.account)
+                || missing.iter().any(|(account, _)| *account == event.account);
+            if known || event.account.is_system() || matches!(event.body, EventBody::Unknown { .. })
+            {
+                continue;
+            }
+            let begins = matches!(event.body, EventBody::AccountOpened(_));
+            missing.push((event.account.clone(), begins));
+        }
+        let loaded: Vec<_> = stream::iter(missing)
+            .map(|(account, begins)| self.load_one(account, begins))
+            .buffer_unordered(SNAPSHOTS_IN_FLIGHT_MAX)
+            .try_collect()
+            .await?;
+        self.accounts.extend(loaded);
+        Ok(())
+    }
+
+    /// One account from its snapshot, or from the journal where the snapshot must exist and does not.
+    async fn load_one(
+        &self,
+        account: AccountId,
+        begins: bool,
+    ) -> Result<(AccountId, Folded), Trouble> {
+        let kept = self
+            .store
+            .read(&Names::snapshot_account_key(&account))
+            .await?;
+        let revision = kept.as_ref().map_or(Revision(0), |kept| kept.revision);
+        let found = kept.map(|kept| AccountSnapshot::decode(&kept.value));
+        let (state, loaded_at) = match found {
+            Some(Ok(snapshot)) if snapshot.account == account => {
+                (snapshot.state, snapshot.position)
+            }
+            None if begins || self.tail.sequence == Sequence(0) => {
+                (Account::default(), Position(0))
+            }
+            lost => {
+                let (partition, position) = (self.tail.partition(), self.tail.head.position);
+                let reason = match lost {
+                    None => "is missing".to_owned(),
+                    Some(Err(error)) => with_sources(&error),
+                    Some(Ok(other)) => format!("is of account {}", other.account),
+                };
+                error!(%partition, %account, %position, reason, "snapshot lost: folding the account again from the journal");
+                (self.fold_again(&account).await?, position)
+            }
+        };
+        let folded = Folded {
+            state,
+            loaded_at,
+            revision,
+        };
+        Ok((account, folded))
+    }
+
+    /// The state of one account at the tail, from the journal's start.
+    async fn fold_again(&self, account: &AccountId) -> Result<Account, Trouble> {
+        let mut state = Account::default();
+        let mut tail = Tail::start(self.tail.partition());
+        let mut commits = self.journal.replay(Sequence(0), self.tail.sequence);
+        while let Some(stored) = commits.next().await {
+            let partition = tail.partition();
+            let stored = stored.map_err(|error| match error {
+                ReadError::Gap { at } => Trouble::from(Halt::Gap { partition, at }),
+                ReadError::Unreachable { source, .. } => self.unreachable(source),
+            })?;
+            for stored in tail.accept(&stored)?.events {
+                let unseen =
+                    state.version() == 0 && matches!(stored.event.body, EventBody::Unknown { .. });
+                if stored.event.account == *account && !unseen {
+                    state.apply(&stored.event);
+                }
+            }
+        }
+        Ok(state)
+    }
+
+    /// Writes what changed, then vouches for it.
+    async fn flush(&mut self) -> Result<(), Trouble> {
+        self.flushed_at = Instant::now();
+        let (position, at_ms) = (self.tail.head.position, self.tail.head.at_ms);
+        let values: Vec<(AccountId, Revision, Bytes)> = self
+            .dirty
+            .iter()
+            .filter_map(|account| self.accounts.get(account).map(|folded| (account, folded)))
+            .map(|(account, folded)| {
+                let value = AccountSnapshot::encode(account, position, at_ms, &folded.state);
+                (account.clone(), folded.revision, value)
+            })
+            .collect();
+        let store = Arc::clone(&self.store);
+        let mut writes = stream::iter(values)
+            .map(|(account, expected, value)| {
+                let store = Arc::clone(&store);
+                async move {
+                    let key = Names::snapshot_account_key(&account);
+                    let revision = store.write(&key, expected, value).await?;
+                    Ok::<_, WriteError>((account, revision))
+                }
+            })
+            .buffer_unordered(SNAPSHOTS_IN_FLIGHT_MAX);
+        while let Some((account, revision)) = writes.try_next().await? {
+            self.dirty.remove(&account);
+            if let Some(folded) = self.accounts.get_mut(&account) {
+                folded.revision = revision;
+            }
+        }
+        if self.accounts.len() > ACCOUNTS_IN_MEMORY_MAX {
+            self.accounts.clear();
+        }
+        if !self.is_behind() {
+            self.check_end().await?;
+        }
+        let projector = Some(self.projector.clone());
+        self.record(projector).await
+    }
+
+    /// Notes that all is current, if the journal really ends where the projection stands.
+    async fn check_end(&mut self) -> Result<(), Trouble> {
+        let (partition, at) = (self.tail.partition(), self.tail.sequence);
+        let asked_at_ms = now_ms();
+        match self.journal.end().await {
+            Ok(end) if end < at => Err(Halt::Cut { partition, end, at }.into()),
+            Ok(end) if end == at => {
+                self.checked_at_ms = self.checked_at_ms.max(asked_at_ms);
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(ReadError::Gap { at }) => Err(Halt::Gap { partition, at }.into()),
+            Err(ReadError::Unreachable { source, .. }) => Err(self.unreachable(source)),
+        }
+    }
+
+    async fn record(&mut self, projector: Option<String>) -> Result<(), Trouble> {
+        // whatever is in the journal up to a commit was current at the moment of that commit
+        self.checked_at_ms = self.checked_at_ms.max(self.tail.head.at_ms);
+        let record = PartitionRecord {
+            v: RECORD_VERSION,
+            projector,
+            sequence: self.tail.sequence.0,
+            head: self.tail.head.clone(),
+            checked_at_ms: self.checked_at_ms,
+        };
+        let key = Names::snapshot_partition_key(self.tail.partition());
+        self.revision = self
+            .store
+            .write(&key, self.revision, record.encode())
+            .await?;
+        self.recorded = self.tail.sequence;
+        Ok(())
+    }
+
+    /// Writes what is left and gives the seat up, so that a successor need not wait for it.
+    async fn leave(mut self) -> Result<(), Stop> {
+        let parting = async {
+            self.flush().await?;
+            self.record(None).await
+        };
+        match parting.await {
+            Err(Trouble::Stop(Stop::Halted(halt))) => Err(Stop::Halted(halt)),
+            Err(Trouble::Store(error)) => {
+                let partition = self.tail.partition();
+                warn!(%partition, error = with_sources(&error), "the last snapshots were not written: the next start does it");
+                Ok(())
+            }
+            Ok(()) | Err(Trouble::Stop(Stop::Fenced)) => Ok(()),
+        }
+    }
+}
