@@ -140,11 +140,12 @@ impl<J: Journal> Feed<J> {
     /// Takes up where the mark says, if journal and feed still agree with it.
     async fn resume(&mut self) -> Result<(), Trouble> {
         let partition = self.tail.partition();
-        let Some(kept) = self.marks.read(&FeedMark::key(partition)).await? else {
+        let kept = self.marks.read(&FeedMark::key(partition)).await?;
+        self.marked = kept.revision;
+        let Some(value) = kept.value else {
             return Ok(());
         };
-        self.marked = kept.revision;
-        let mark = match wire::decode::<FeedMark>("feed mark", &kept.value) {
+        let mark = match wire::decode::<FeedMark>("feed mark", &value) {
             Ok(mark) if mark.v == FeedMark::VERSION && mark.head.partition == partition => mark,
             Ok(_) => return Ok(()),
             Err(error) => {

@@ -3,7 +3,7 @@
 //! Each partition is followed in order and every commit is checked before anything is made of it; a
 //! gap or a broken chain halts that partition with a [`Halt`] that names the place, and leaves the
 //! others running. Everything here can be thrown away and rebuilt. Nothing here decides about spend,
-//! and nothing here knows JetStream.
+//! and JetStream is known to the ledger alone.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod chain;

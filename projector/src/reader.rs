@@ -42,10 +42,13 @@ impl SnapshotReader {
             .store
             .read(&Names::snapshot_account_key(account))
             .await?;
-        let Some(kept) = kept else { return Ok(None) };
-        let snapshot = AccountSnapshot::decode(&kept.value)?;
+        let Some(value) = kept.value else {
+            return Ok(None);
+        };
+        let snapshot = AccountSnapshot::decode(&value)?;
         let vouched = vouched
-            .map(|kept| PartitionRecord::decode(&kept.value))
+            .value
+            .map(|value| PartitionRecord::decode(&value))
             .transpose()?;
         let (position, current_ms) = vouched.map_or((snapshot.position, 0), |record| {
             (record.head.position, record.checked_at_ms)

@@ -65,8 +65,8 @@ async fn attempt(
     let kept = store
         .read(&Names::snapshot_partition_key(partition))
         .await?;
-    let revision = kept.as_ref().map_or(Revision(0), |kept| kept.revision);
-    let found = kept.and_then(|kept| readable(partition, &kept.value));
+    let revision = kept.revision;
+    let found = kept.value.and_then(|value| readable(partition, &value));
     let holder = found
         .as_ref()
         .and_then(|record| record.projector.as_deref());

@@ -237,8 +237,8 @@ impl<J: Journal> Snapshots<J> {
             .store
             .read(&Names::snapshot_account_key(&account))
             .await?;
-        let revision = kept.as_ref().map_or(Revision(0), |kept| kept.revision);
-        let found = kept.map(|kept| AccountSnapshot::decode(&kept.value));
+        let revision = kept.revision;
+        let found = kept.value.map(|value| AccountSnapshot::decode(&value));
         let (state, loaded_at) = match found {
             Some(Ok(snapshot)) if snapshot.account == account => {
                 (snapshot.state, snapshot.position)

@@ -6,53 +6,32 @@
 //! what to do about it.
 
 pub mod memory;
+mod nats;
 
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
-use thiserror::Error;
 
 use crate::feed::message::FeedMessage;
 
-/// The store does not answer now: try again.
-#[derive(Debug, Error)]
-#[error("cannot {action}")]
-pub struct StoreError {
-    /// What was attempted, and on what.
-    pub action: String,
-    /// What went wrong.
-    #[source]
-    pub source: Box<dyn std::error::Error + Send + Sync>,
-}
+pub use seatbelt_ledger::nats::{StoreError, WriteError};
 
-/// Why nothing is known to be written.
-#[derive(Debug, Error)]
-pub enum WriteError {
-    /// The place is not as expected: somebody else wrote, or an earlier try landed after all. Read
-    /// again, then decide.
-    #[error("somebody else wrote first")]
-    Moved,
-    /// It may or may not have been written.
-    #[error(transparent)]
-    Unreachable(#[from] StoreError),
-}
-
-/// Version of one key's value; zero stands for "not there".
+/// Version of one key's value; zero stands for "never written".
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Revision(pub u64);
 
-/// A value as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A key as it is stored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Kept {
-    /// Its bytes.
-    pub value: Bytes,
-    /// Its version.
+    /// Its value; none where there is none, or none any more.
+    pub value: Option<Bytes>,
+    /// Its version: what the next write expects.
     pub revision: Revision,
 }
 
 /// The bucket of snapshots.
 pub trait SnapshotStore: Send + Sync + 'static {
     /// The value of a key.
-    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Kept>, StoreError>>;
+    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Kept, StoreError>>;
 
     /// Writes if the key still has the `expected` version.
     fn write<'a>(

@@ -121,7 +121,7 @@ impl MemorySnapshots {
 
     /// The value of a key, outside any fuse.
     pub fn peek(&self, key: &str) -> Option<Bytes> {
-        lock(&self.0).values.get(key).map(|kept| kept.value.clone())
+        lock(&self.0).values.get(key)?.value.clone()
     }
 
     /// Scripts what befalls the next writes.
@@ -150,7 +150,11 @@ impl Bucket {
     fn put(&mut self, key: &str, value: Bytes) -> Revision {
         self.revision += 1;
         let revision = Revision(self.revision);
-        self.values.insert(key.to_owned(), Kept { value, revision });
+        let kept = Kept {
+            value: Some(value),
+            revision,
+        };
+        self.values.insert(key.to_owned(), kept);
         self.writes.push(key.to_owned());
         revision
     }
@@ -181,8 +185,8 @@ impl Bucket {
 }
 
 impl SnapshotStore for MemorySnapshots {
-    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Kept>, StoreError>> {
-        let read = || Ok(lock(&self.0).values.get(key).cloned());
+    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Kept, StoreError>> {
+        let read = || Ok(lock(&self.0).values.get(key).cloned().unwrap_or_default());
         self.1.step(read).boxed()
     }
 

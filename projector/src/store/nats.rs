@@ -1,0 +1,79 @@
+//! Both stores on a NATS server: thin covers over the ledger's bucket and feed stream.
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
+use seatbelt_ledger::nats::{self, Bucket, FeedStream};
+
+use super::{
+    FeedEntry, FeedSequence, FeedStore, Kept, Revision, SnapshotStore, StoreError, WriteError,
+};
+use crate::feed::{message::FeedMessage, writer::FEED_BATCH_MAX};
+
+const _: () = assert!(
+    FEED_BATCH_MAX <= nats::feed::FEED_APPEND_MAX,
+    "a batch fits one append"
+);
+
+impl SnapshotStore for Bucket {
+    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Kept, StoreError>> {
+        async move {
+            let nats::Kept { value, revision } = self.read(key).await?;
+            let revision = Revision(revision);
+            Ok(Kept { value, revision })
+        }
+        .boxed()
+    }
+
+    fn write<'a>(
+        &'a self,
+        key: &'a str,
+        expected: Revision,
+        value: Bytes,
+    ) -> BoxFuture<'a, Result<Revision, WriteError>> {
+        async move { self.write(key, expected.0, value).await.map(Revision) }.boxed()
+    }
+}
+
+fn entry(entry: nats::FeedEntry) -> FeedEntry {
+    FeedEntry {
+        sequence: FeedSequence(entry.sequence),
+        id: entry.id,
+    }
+}
+
+impl FeedStore for FeedStream {
+    fn end(&self) -> BoxFuture<'_, Result<FeedSequence, StoreError>> {
+        async move { self.end().await.map(FeedSequence) }.boxed()
+    }
+
+    fn entry(&self, at: FeedSequence) -> BoxFuture<'_, Result<Option<FeedEntry>, StoreError>> {
+        async move { Ok(self.entry(at.0).await?.map(entry)) }.boxed()
+    }
+
+    fn entries(
+        &self,
+        after: FeedSequence,
+        to: FeedSequence,
+    ) -> BoxStream<'_, Result<FeedEntry, StoreError>> {
+        self.entries(after.0, to.0)
+            .map(|found| found.map(entry))
+            .boxed()
+    }
+
+    fn append<'a>(
+        &'a self,
+        expected: FeedSequence,
+        messages: &'a [FeedMessage],
+    ) -> BoxFuture<'a, Result<FeedSequence, WriteError>> {
+        async move {
+            let borrow = |message: &'a FeedMessage| nats::FeedMessage {
+                subject: &message.subject,
+                headers: &message.headers,
+                payload: message.payload.clone(),
+            };
+            let messages: Vec<_> = messages.iter().map(borrow).collect();
+            self.append(expected.0, &messages).await.map(FeedSequence)
+        }
+        .boxed()
+    }
+}
