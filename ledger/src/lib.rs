@@ -7,6 +7,7 @@
 
 pub mod account;
 pub mod api;
+pub mod audit;
 pub mod counter;
 pub mod decide;
 pub mod host;
