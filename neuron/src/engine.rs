@@ -452,3 +452,6 @@ fn over(events: &UnboundedSender<Event>, deadline_ms: Option<u64>, now: u64) -> 
         .is_some_and(|deadline| now >= deadline)
         .then_some(EndReason::Expired)
 }
+
+#[cfg(test)]
+mod tests;

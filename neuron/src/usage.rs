@@ -203,3 +203,101 @@ impl Drop for Ticket {
 fn count(tokens: usize) -> u64 {
     u64::try_from(tokens).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use tempfile::TempDir;
+    use tokio::sync::mpsc::UnboundedReceiver;
+
+    use super::{outbox::Parcel, *};
+
+    /// A ticket office whose reports can be read.
+    pub(crate) struct Office {
+        pub(crate) office: TicketOffice,
+        reports: UnboundedReceiver<Parcel>,
+        _folder: TempDir,
+    }
+
+    impl Office {
+        pub(crate) fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let (outbox, reports) = Outbox::open(folder.path()).unwrap();
+            let neuron = NeuronId::new("n1").unwrap();
+            let office = TicketOffice {
+                neuron,
+                outbox,
+                metrics: Arc::new(Metrics::new()),
+            };
+            Self {
+                office,
+                reports,
+                _folder: folder,
+            }
+        }
+
+        /// The next report, in the order of their ends.
+        pub(crate) fn next(&mut self) -> UsageEvent {
+            let parcel = self.reports.blocking_recv().expect("the outbox runs");
+            UsageEvent::decode(&parcel.event).unwrap()
+        }
+
+        fn ids(&mut self, count: usize) -> Vec<String> {
+            (0..count)
+                .map(|_| self.reports.blocking_recv().expect("the outbox runs").id)
+                .collect()
+        }
+    }
+
+    fn caller() -> Caller {
+        Caller {
+            reservation: Some("r-1".to_owned()),
+            ..Caller::default()
+        }
+    }
+
+    #[test]
+    fn a_dropped_ticket_reports_what_it_knows() {
+        let mut office = Office::new();
+        drop(office.office.open(caller()));
+        assert_eq!(office.next().outcome, Outcome::Aborted);
+        let mut ticket = office.office.open(caller());
+        ticket.begin(9, 50);
+        ticket.read(9);
+        ticket.wrote();
+        drop(ticket);
+        let event = office.next();
+        assert_eq!(
+            (
+                event.outcome,
+                event.usage.input_tokens,
+                event.usage.output_tokens
+            ),
+            (Outcome::Failed, 9, 1)
+        );
+    }
+
+    #[test]
+    fn the_message_id_is_the_reservation_unless_nothing_was_to_run() {
+        let mut office = Office::new();
+        let rejected = office.office.open(caller());
+        let own = rejected.request().to_owned();
+        drop(rejected.reject());
+        drop(
+            office
+                .office
+                .open(caller())
+                .end(Outcome::Completed, Times::default()),
+        );
+        assert_eq!(office.ids(2), [own, "r-1".to_owned()]);
+    }
+
+    #[test]
+    fn a_request_without_a_reservation_goes_by_its_own_id() {
+        let mut office = Office::new();
+        let ticket = office.office.open(Caller::default());
+        let own = ticket.request().to_owned();
+        drop(ticket.end(Outcome::Completed, Times::default()));
+        let event = office.next();
+        assert_eq!(event.reservation, own);
+    }
+}

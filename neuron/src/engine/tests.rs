@@ -1,0 +1,325 @@
+//! The engine with a decoder that waits to be let on, so that every order of things can be had.
+
+use std::{
+    sync::mpsc::{Receiver, Sender, channel},
+    time::Duration,
+};
+
+use seatbelt_schemas::usage::UsageEvent;
+
+use super::*;
+use crate::{
+    model::tests::tiny_folder,
+    usage::{Caller, TicketOffice, tests::Office},
+};
+
+const VOCAB: usize = 272;
+const PATIENCE: Duration = Duration::from_secs(20);
+/// A prompt with this token fails its prefill.
+const POISON: u32 = 13;
+
+/// Says `abc...` by position; each step waits for a permit, until the gate is dropped.
+struct Gated {
+    slots: usize,
+    gate: Receiver<()>,
+    steps: Sender<usize>,
+}
+
+impl Gated {
+    fn row(position: usize) -> Vec<f32> {
+        let letter = usize::from(b'a') + position % 26;
+        (0..VOCAB)
+            .map(|token| if token == letter { 1.0 } else { 0.0 })
+            .collect()
+    }
+}
+
+impl Decoder for Gated {
+    fn slots(&self) -> usize {
+        self.slots
+    }
+
+    fn vocab(&self) -> usize {
+        VOCAB
+    }
+
+    fn prefill(
+        &mut self,
+        _slot: usize,
+        position: usize,
+        tokens: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), StepError> {
+        if tokens.contains(&POISON) {
+            return Err(StepError("poisoned".to_owned()));
+        }
+        *logits = Self::row(position + tokens.len());
+        Ok(())
+    }
+
+    fn decode(&mut self, rows: &[Row], logits: &mut Vec<f32>) -> Result<(), StepError> {
+        let _ = self.gate.recv();
+        let _ = self.steps.send(rows.len());
+        *logits = rows
+            .iter()
+            .flat_map(|row| Self::row(row.position + 1))
+            .collect();
+        Ok(())
+    }
+}
+
+struct Rig {
+    engine: Engine,
+    office: Office,
+    gate: Sender<()>,
+    steps: Receiver<usize>,
+}
+
+impl Rig {
+    fn new(slots: usize, queue: usize) -> Self {
+        let (gate, gated) = channel();
+        let (steps_tx, steps) = channel();
+        let decoder = Gated {
+            slots,
+            gate: gated,
+            steps: steps_tx,
+        };
+        let tokenizer = Tokenizer::load(&tiny_folder().join("tokenizer.json")).unwrap();
+        let office = Office::new();
+        let metrics = Arc::clone(&office.office.metrics);
+        let voice = Voice {
+            tokenizer,
+            eos: vec![257],
+        };
+        let engine = Engine::start(Box::new(decoder), voice, queue, metrics).unwrap();
+        Self {
+            engine,
+            office,
+            gate,
+            steps,
+        }
+    }
+
+    fn submit(&self, job: Job) -> Result<Generation, Refused> {
+        self.engine.submit(job)
+    }
+
+    fn step(&self) -> usize {
+        self.gate.send(()).unwrap();
+        self.steps.recv_timeout(PATIENCE).unwrap()
+    }
+
+    /// Lets every further step run.
+    fn open(&mut self) {
+        self.gate = channel().0;
+    }
+
+    fn job(&self, prompt: usize, max_output: usize) -> Job {
+        job(&self.office.office, prompt, max_output)
+    }
+
+    fn report(&mut self) -> UsageEvent {
+        self.office.next()
+    }
+}
+
+fn job(office: &TicketOffice, prompt: usize, max_output: usize) -> Job {
+    let sampling = Sampling {
+        temperature: 0.0,
+        top_p: 1.0,
+        seed: 0,
+    };
+    let mut ticket = office.open(Caller::default());
+    ticket.begin(prompt, max_output);
+    Job {
+        prompt: vec![1; prompt],
+        max_output,
+        sampling,
+        stops: Vec::new(),
+        deadline_ms: None,
+        ticket,
+    }
+}
+
+fn taken(submitted: Result<Generation, Refused>) -> Generation {
+    submitted.unwrap_or_else(|_| panic!("the request was refused"))
+}
+
+/// All text and the reason of the end.
+fn read(generation: &mut Generation) -> (String, EndReason) {
+    let mut whole = String::new();
+    loop {
+        match generation.0.blocking_recv() {
+            Some(Event::Text(text)) => whole.push_str(&text),
+            Some(Event::End(ending)) => return (whole, ending.reason),
+            None => panic!("the engine died after {whole:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_answer_runs_to_its_ceiling_and_is_reported_exactly() {
+    let mut rig = Rig::new(1, 1);
+    let mut generation = taken(rig.submit(rig.job(3, 5)));
+    // The prompt itself gives the first token; four steps give the rest.
+    for _ in 0..4 {
+        assert_eq!(rig.step(), 1);
+    }
+    assert_eq!(
+        read(&mut generation),
+        ("defgh".to_owned(), EndReason::Length)
+    );
+    let report = rig.report();
+    assert_eq!(
+        (report.usage.input_tokens, report.usage.output_tokens),
+        (3, 5)
+    );
+    assert_eq!(report.outcome, seatbelt_schemas::usage::Outcome::Completed);
+}
+
+#[test]
+fn no_more_wait_than_may_and_a_place_is_free_again_after_an_end() {
+    let mut rig = Rig::new(1, 1);
+    let mut first = taken(rig.submit(rig.job(1, 2)));
+    let mut second = taken(rig.submit(rig.job(1, 1)));
+    let Err(Refused::QueueFull(ticket)) = rig.submit(rig.job(1, 1)) else {
+        panic!("a third was taken")
+    };
+    drop(ticket.reject());
+    rig.step();
+    assert_eq!(read(&mut first).1, EndReason::Length);
+    assert_eq!(read(&mut second).1, EndReason::Length);
+    let mut fourth = taken(rig.submit(rig.job(1, 1)));
+    assert_eq!(read(&mut fourth).1, EndReason::Length);
+    let outcomes: Vec<_> = (0..4)
+        .map(|_| format!("{:?}", rig.report().outcome))
+        .collect();
+    assert_eq!(
+        outcomes,
+        ["Rejected", "Completed", "Completed", "Completed"]
+    );
+}
+
+#[test]
+fn a_caller_who_leaves_is_gone_within_one_step() {
+    let mut rig = Rig::new(1, 1);
+    let generation = taken(rig.submit(rig.job(2, 1000)));
+    rig.step();
+    drop(generation);
+    // At most the step under way is still run, however many may.
+    rig.open();
+    let report = rig.report();
+    assert_eq!(format!("{:?}", report.outcome), "Aborted");
+    assert!((2..=3).contains(&report.usage.output_tokens), "{report:?}");
+    assert_eq!((rig.engine.active(), rig.engine.queued()), (0, 0));
+}
+
+#[test]
+fn a_caller_who_leaves_the_line_costs_nothing() {
+    let mut rig = Rig::new(1, 1);
+    let mut first = taken(rig.submit(rig.job(1, 3)));
+    drop(taken(rig.submit(rig.job(9, 9))));
+    rig.step();
+    let report = rig.report();
+    assert_eq!(
+        (
+            format!("{:?}", report.outcome).as_str(),
+            report.usage.input_tokens
+        ),
+        ("Aborted", 0)
+    );
+    rig.step();
+    assert_eq!(read(&mut first).1, EndReason::Length);
+}
+
+#[test]
+fn a_deadline_ends_those_who_wait_and_those_who_run() {
+    let mut rig = Rig::new(1, 1);
+    let soon = unix_ms() + 100;
+    let mut runs = taken(rig.submit(Job {
+        deadline_ms: Some(soon),
+        ..rig.job(1, 1000)
+    }));
+    let mut waits = taken(rig.submit(Job {
+        deadline_ms: Some(soon),
+        ..rig.job(1, 1000)
+    }));
+    rig.gate.send(()).unwrap();
+    while unix_ms() < soon {
+        std::thread::yield_now();
+    }
+    rig.open();
+    assert_eq!(read(&mut waits), (String::new(), EndReason::Expired));
+    assert_eq!(read(&mut runs).1, EndReason::Expired);
+    let mut spent: Vec<_> = (0..2).map(|_| rig.report().usage.output_tokens).collect();
+    spent.sort_unstable();
+    assert_eq!(spent[0], 0);
+    assert!(
+        spent[1] <= 3,
+        "only what ran before the deadline, and the step under way: {spent:?}"
+    );
+}
+
+#[test]
+fn steps_take_all_slots_up_to_the_highest_in_use() {
+    let mut rig = Rig::new(3, 3);
+    let mut first = taken(rig.submit(rig.job(1, 6)));
+    assert_eq!(rig.step(), 1);
+    let mut second = taken(rig.submit(rig.job(1, 6)));
+    rig.open();
+    assert_eq!(read(&mut first).0, "bcdefg");
+    assert_eq!(read(&mut second).0, "bcdefg");
+    let sizes: Vec<usize> = rig.steps.try_iter().collect();
+    assert!(sizes.contains(&2) && !sizes.contains(&3), "{sizes:?}");
+}
+
+#[test]
+fn a_prompt_that_fails_takes_nobody_with_it() {
+    let mut rig = Rig::new(2, 2);
+    let mut sound = taken(rig.submit(rig.job(1, 3)));
+    let mut poisoned = taken(rig.submit(Job {
+        prompt: vec![POISON],
+        ..rig.job(1, 3)
+    }));
+    rig.open();
+    assert_eq!(
+        read(&mut poisoned).1,
+        EndReason::Failed("poisoned".to_owned())
+    );
+    assert_eq!(read(&mut sound), ("bcd".to_owned(), EndReason::Length));
+    let mut outcomes: Vec<_> = (0..2)
+        .map(|_| format!("{:?}", rig.report().outcome))
+        .collect();
+    outcomes.sort();
+    assert_eq!(outcomes, ["Completed", "Failed"]);
+}
+
+#[test]
+fn a_stop_ends_all_with_a_report_each() {
+    let mut rig = Rig::new(1, 2);
+    let mut runs = taken(rig.submit(rig.job(1, 1000)));
+    let mut waits = taken(rig.submit(rig.job(1, 1000)));
+    rig.step();
+    rig.open();
+    rig.engine.stop();
+    assert_eq!(read(&mut runs).1, EndReason::Stopping);
+    assert_eq!(read(&mut waits).1, EndReason::Stopping);
+    assert!(!rig.engine.alive());
+    let Err(Refused::Stopped(ticket)) = rig.submit(rig.job(1, 1)) else {
+        panic!("it was taken")
+    };
+    drop(ticket);
+    assert_eq!((0..3).map(|_| rig.report()).count(), 3);
+}
+
+#[test]
+fn text_held_back_for_a_stop_string_is_sent_at_the_ceiling() {
+    let mut rig = Rig::new(1, 1);
+    let stops = vec!["defX".to_owned()];
+    let mut generation = taken(rig.submit(Job {
+        stops,
+        ..rig.job(3, 3)
+    }));
+    rig.open();
+    assert_eq!(read(&mut generation), ("def".to_owned(), EndReason::Length));
+}

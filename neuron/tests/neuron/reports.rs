@@ -1,0 +1,282 @@
+//! One usage event for every request, however it ends, and none lost.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use seatbelt_neuron::{start_with_sink, usage::UsageSink};
+use seatbelt_schemas::usage::Outcome;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio_util::sync::CancellationToken;
+
+use crate::common::{Neuron, Reports, chat, config, open, request, tiny, with};
+
+const CHAT: &str = "/v1/chat/completions";
+
+#[tokio::test]
+async fn a_report_names_who_paid_and_counts_what_was_run() {
+    let neuron = Neuron::start().await;
+    let headers = [
+        ("x-seatbelt-reservation", "01J0000000000000000000TEST"),
+        ("x-seatbelt-account", "acct-1"),
+        ("x-seatbelt-key", "key-1"),
+    ];
+    assert_eq!(
+        neuron
+            .post_with(CHAT, &headers, &chat("Hi", 8))
+            .await
+            .status,
+        200
+    );
+    let (id, event) = neuron.reports.exactly(1).await.remove(0);
+    assert_eq!(
+        (id.as_str(), event.reservation.as_str()),
+        (headers[0].1, headers[0].1)
+    );
+    assert_eq!(event.account.unwrap().as_str(), "acct-1");
+    assert_eq!(event.key.unwrap().as_str(), "key-1");
+    assert_eq!(event.model.unwrap().as_str(), "tiny");
+    assert_eq!(
+        (event.neuron.as_str(), event.device.as_str()),
+        ("neuron-1", "cpu")
+    );
+    assert_eq!(
+        (event.usage.input_tokens, event.usage.output_tokens),
+        (6, 8)
+    );
+    assert_eq!(
+        (event.outcome, event.usage.cached_input_tokens),
+        (Outcome::Completed, 0)
+    );
+}
+
+#[tokio::test]
+async fn a_request_turned_away_is_reported_once_under_its_own_id() {
+    let neuron = Neuron::start().await;
+    let headers = [("x-seatbelt-reservation", "r-1")];
+    let bodies: [(&str, Value); 5] = [
+        (CHAT, json!([])),
+        (CHAT, with(chat("x", 1), "model", json!("gpt"))),
+        (CHAT, with(chat("x", 1), "n", json!(3))),
+        ("/v1/completions", json!({ "model": "tiny" })),
+        ("/v1/embeddings", json!({ "model": "tiny", "input": "x" })),
+    ];
+    for (path, body) in &bodies {
+        let answer = neuron.post_with(path, &headers, body).await;
+        assert!((400..500).contains(&answer.status), "{answer:?}");
+    }
+    request(
+        neuron.address(),
+        "POST",
+        CHAT,
+        &headers,
+        &vec![b' '; 5 << 20],
+    )
+    .await;
+    let reports = neuron.reports.exactly(bodies.len() + 1).await;
+    for (id, event) in &reports {
+        assert_eq!(
+            (event.outcome, event.reservation.as_str()),
+            (Outcome::Rejected, "r-1")
+        );
+        assert_eq!(
+            (event.usage.input_tokens, event.usage.output_tokens),
+            (0, 0)
+        );
+        // The same reservation may be used elsewhere; that report must not be a duplicate of this.
+        assert_ne!(id, "r-1");
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_that_has_passed_is_an_error_and_an_expired_report() {
+    let neuron = Neuron::start().await;
+    let headers = [("x-seatbelt-deadline-ms", "1000")];
+    for stream in [false, true] {
+        let answer = neuron
+            .post_with(
+                CHAT,
+                &headers,
+                &with(chat("Hi", 5), "stream", json!(stream)),
+            )
+            .await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (504, "deadline_exceeded")
+        );
+    }
+    neuron.reports.exactly(2).await;
+    assert_eq!(neuron.reports.count(Outcome::Expired), 2);
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_is_reported_as_aborted_with_what_was_run() {
+    // One slot: those who wait leave long before their turn, the one who runs leaves in the middle.
+    let neuron = Neuron::with(|config| config.models = vec![tiny(1)]).await;
+    let body = with(chat("Hi", 1000), "stream", json!(true)).to_string();
+    let mut first = open(
+        neuron.address(),
+        "POST",
+        CHAT,
+        &[("x-seatbelt-reservation", "runs")],
+        body.as_bytes(),
+    )
+    .await;
+    let mut begun = [0; 16];
+    first.read_exact(&mut begun).await.unwrap();
+    drop(first);
+    let reports = neuron.reports.exactly(1).await;
+    let event = &reports[0].1;
+    assert_eq!(
+        (event.outcome, event.reservation.as_str()),
+        (Outcome::Aborted, "runs")
+    );
+    assert!((1..1000).contains(&event.usage.output_tokens), "{event:?}");
+    // The slot is free again.
+    neuron.says("Hi", 3).await;
+}
+
+#[tokio::test]
+async fn a_full_neuron_says_when_to_come_back_and_reports_all() {
+    let neuron = Neuron::with(|config| (config.models, config.queue) = (vec![tiny(1)], 2)).await;
+    let body = chat("Hi", 400);
+    let answers = join_all((0..24).map(|_| neuron.post(CHAT, &body))).await;
+    let refused: Vec<_> = answers
+        .iter()
+        .filter(|answer| answer.status == 503)
+        .collect();
+    let served = answers.iter().filter(|answer| answer.status == 200).count();
+    assert!(
+        served >= 3 && !refused.is_empty(),
+        "{served} served, {} refused",
+        refused.len()
+    );
+    assert_eq!(served + refused.len(), answers.len());
+    for answer in &refused {
+        assert_eq!(
+            (answer.header("retry-after"), answer.code().as_str()),
+            (Some("1"), "service_unavailable")
+        );
+    }
+    neuron.reports.exactly(answers.len()).await;
+    assert_eq!(neuron.reports.count(Outcome::Rejected), refused.len());
+    assert_eq!(neuron.reports.count(Outcome::Completed), served);
+}
+
+#[tokio::test]
+async fn reports_that_nobody_took_come_out_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    let running = start_with_sink(config(folder.path()), None, shutdown)
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        let body = chat("Hi", 4).to_string();
+        let answer = request(running.local_addr(), "POST", CHAT, &[], body.as_bytes()).await;
+        assert_eq!(answer.status, 200);
+    }
+    running.stop().await;
+
+    let reports = Arc::new(Reports::default());
+    let sink: Arc<dyn UsageSink> = Arc::clone(&reports) as _;
+    let running = restart(folder.path(), sink).await;
+    let left = reports.exactly(3).await;
+    assert!(left.iter().all(|(_, event)| event.usage.output_tokens == 4));
+    running.stop().await;
+    assert_eq!(reports.all().len(), 3);
+}
+
+#[tokio::test]
+async fn what_a_crash_leaves_on_disk_is_reported_after_the_restart() {
+    let neuron = Neuron::with_sink(None, |_| {}).await;
+    neuron.says("Hi", 4).await;
+    neuron.says("Hi", 5).await;
+    let body = with(chat("Hi", 1000), "stream", json!(true)).to_string();
+    let running = open(neuron.address(), "POST", CHAT, &[], body.as_bytes()).await;
+    while !neuron
+        .get("/metrics")
+        .await
+        .body
+        .contains("seatbelt_neuron_usage_pending 3")
+    {}
+
+    // A copy of the file in the middle of things is what a kill would leave.
+    let after = tempfile::tempdir().unwrap();
+    std::fs::create_dir(after.path().join("outbox")).unwrap();
+    let file = "outbox/usage.outbox";
+    std::fs::copy(neuron.folder.path().join(file), after.path().join(file)).unwrap();
+    drop(running);
+
+    let restarted = Neuron::in_folder(after).await;
+    let mut reports = restarted.reports.exactly(3).await;
+    reports.sort_by_key(|(_, event)| event.usage.output_tokens);
+    let seen: Vec<_> = reports
+        .iter()
+        .map(|(_, event)| (event.outcome, event.usage.output_tokens))
+        .collect();
+    // What the third really wrote is not known: it is reported at its ceiling.
+    let expected = [
+        (Outcome::Completed, 4),
+        (Outcome::Completed, 5),
+        (Outcome::Failed, 1000),
+    ];
+    assert_eq!(seen, expected);
+}
+
+/// The stopped neuron's outbox thread lets go of the folder a moment after the stop.
+async fn restart(
+    folder: &std::path::Path,
+    sink: Arc<dyn UsageSink>,
+) -> seatbelt_neuron::RunningNeuron {
+    loop {
+        match start_with_sink(
+            config(folder),
+            Some(Arc::clone(&sink)),
+            CancellationToken::new(),
+        )
+        .await
+        {
+            Ok(running) => return running,
+            Err(error) => assert!(error.to_string().contains("outbox"), "{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stop_lets_running_requests_end_and_takes_no_more() {
+    let neuron = Neuron::start().await;
+    let address = neuron.address();
+    let body = with(chat("Hi", 900), "stream", json!(true)).to_string();
+    let mut running = open(address, "POST", CHAT, &[], body.as_bytes()).await;
+    let mut first = [0; 16];
+    running.read_exact(&mut first).await.unwrap();
+    let (reports, _folder) = neuron.stop().await;
+    let mut rest = Vec::new();
+    running.read_to_end(&mut rest).await.unwrap();
+    assert!(String::from_utf8(rest).unwrap().contains("data: [DONE]"));
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+    let reports = reports.all();
+    assert_eq!(
+        (reports.len(), reports[0].1.outcome),
+        (1, Outcome::Completed)
+    );
+}
+
+#[tokio::test]
+async fn a_stop_without_drain_time_aborts_with_an_error_and_a_report() {
+    let neuron = Neuron::with(|config| config.drain = std::time::Duration::ZERO).await;
+    let body = with(chat("Hi", 1000), "stream", json!(true)).to_string();
+    let mut running = open(neuron.address(), "POST", CHAT, &[], body.as_bytes()).await;
+    let mut first = [0; 16];
+    running.read_exact(&mut first).await.unwrap();
+    let (reports, _folder) = neuron.stop().await;
+    let mut rest = Vec::new();
+    running.read_to_end(&mut rest).await.unwrap();
+    let rest = String::from_utf8(rest).unwrap();
+    assert!(
+        rest.contains("the neuron is stopping") && !rest.contains("[DONE]"),
+        "{rest}"
+    );
+    let reports = reports.all();
+    assert_eq!((reports.len(), reports[0].1.outcome), (1, Outcome::Aborted));
+}

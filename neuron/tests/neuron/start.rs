@@ -1,0 +1,73 @@
+//! A neuron that cannot do what it is told does not start, and says why.
+
+use seatbelt_neuron::{Device, NeuronConfig, NeuronError, start_with_sink};
+use tokio_util::sync::CancellationToken;
+
+use crate::common::{config, tiny};
+
+async fn refusal(change: impl FnOnce(&mut NeuronConfig)) -> NeuronError {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path());
+    change(&mut config);
+    start_with_sink(config, None, CancellationToken::new())
+        .await
+        .unwrap_err()
+}
+
+#[tokio::test]
+async fn cuda_that_is_not_there_is_an_error_and_never_the_cpu() {
+    // The library that `make setup` fetches has no CUDA in it, whatever the machine has.
+    let error = refusal(|config| config.models[0].device = Device::Cuda).await;
+    assert!(matches!(error, NeuronError::Device { .. }), "{error}");
+    let text = error.to_string();
+    for expected in [
+        "tiny",
+        "cuda",
+        "GPU build of ONNX Runtime",
+        "device = \"cpu\"",
+    ] {
+        assert!(text.contains(expected), "{expected} is not in: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_or_wrong_library_is_an_error_that_says_what_to_run() {
+    let error = refusal(|config| config.ort_library = "/nowhere/libonnxruntime.so".into()).await;
+    let text = error.to_string();
+    assert!(
+        matches!(error, NeuronError::Library { .. }) && text.contains("make setup"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn mistakes_in_the_configuration_are_told_together() {
+    let error = refusal(|config| (config.models, config.threads) = (vec![tiny(0)], 0)).await;
+    assert!(
+        matches!(&error, NeuronError::Config(mistakes) if mistakes.len() == 2),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_an_error_that_names_it() {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap();
+    let error = refusal(|config| config.listen = address).await;
+    assert!(matches!(error, NeuronError::Listen { address: named, .. } if named == address));
+}
+
+#[tokio::test]
+async fn a_folder_with_a_broken_graph_is_an_error_that_names_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(tiny(1).path).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    std::fs::write(folder.path().join("model.onnx"), b"not a graph").unwrap();
+    let error = refusal(|config| config.models[0].path = folder.path().to_owned()).await;
+    assert!(
+        matches!(&error, NeuronError::Model { model, .. } if model == "tiny"),
+        "{error}"
+    );
+}
