@@ -17,4 +17,5 @@ pub mod outcomes;
 pub mod partition;
 pub mod prices;
 pub mod recovery;
+pub mod repository;
 pub mod writer;

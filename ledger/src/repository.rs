@@ -1,0 +1,348 @@
+//! The vocabulary of `eventually`: the account as an `Aggregate`, the journal as an `EventStore`, so
+//! that a `Repository` loads an account by replay in the auditor and in tests.
+//!
+//! The adapter's `u32` is the account's own version: how many of its events came before. It is never
+//! a stream sequence, and `remove` is an error, for nothing is ever removed. The hot path does not
+//! come here: it calls the same `decide` and `apply` directly and clones no state.
+
+use eventually::{
+    aggregate::Aggregate,
+    store::{AppendError as ConflictError, EventStore, EventStream, Expected, Persisted, Select},
+    versioning::Versioned,
+};
+use futures::{
+    FutureExt, StreamExt, TryFutureExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use seatbelt_schemas::{
+    command::{Change, CommandError},
+    commit::Commit,
+    event::{Event, EventBody, Report, StoredEvent},
+    ids::{AccountId, Actor, CommandId, ReservationId},
+    position::{Partition, Position},
+};
+use thiserror::Error;
+
+use crate::{
+    account::Account,
+    decide::{self, Context, ReserveRequest, Verdict},
+    journal::{AppendError, Journal, ReadError, Sequence},
+    outcomes,
+    partition::{ChainError, PartitionState},
+    prices::PriceBook,
+    writer::changed_cap,
+};
+
+/// An account, with the prices that its decisions depend on.
+#[derive(Debug, Clone, Default)]
+pub struct AccountAggregate {
+    /// The prices in force.
+    pub prices: PriceBook,
+}
+
+/// What an account can be told to do.
+#[derive(Debug, Clone)]
+pub enum AccountAction {
+    /// Asks for a hold; refused at once where it would have to wait.
+    Reserve(seatbelt_schemas::command::Reserve),
+    /// Replaces a hold by what was used.
+    Settle(ReservationId, Report),
+    /// Gives a hold back.
+    Release(ReservationId, String),
+    /// An operator's change.
+    Change(Change),
+}
+
+/// A command to an account: when, by whom, what.
+#[derive(Debug, Clone)]
+pub struct AccountCommand {
+    /// The command's id.
+    pub id: CommandId,
+    /// Who gives it.
+    pub actor: Actor,
+    /// The time of the decision, unix ms.
+    pub at_ms: u64,
+    /// What to do.
+    pub action: AccountAction,
+}
+
+impl AccountAggregate {
+    fn decide(
+        &self,
+        account: &Account,
+        command: &AccountCommand,
+    ) -> Result<Vec<EventBody>, CommandError> {
+        let context = Context {
+            at_ms: command.at_ms,
+            prices: &self.prices,
+        };
+        match &command.action {
+            AccountAction::Reserve(reserve) => {
+                let request = ReserveRequest {
+                    reservation: reserve.id.into(),
+                    key: &reserve.key,
+                    model: reserve.model.as_ref(),
+                    run: reserve.run.as_ref(),
+                    end_user: reserve.end_user.as_ref(),
+                    asked: outcomes::asked(reserve),
+                };
+                Ok(match decide::reserve(account, context, request, true)? {
+                    Verdict::Reserve(data) => vec![data.into()],
+                    Verdict::Refuse(data) => vec![data.into()],
+                    Verdict::Wait(_) => Vec::new(),
+                })
+            }
+            AccountAction::Settle(reservation, report) => {
+                let (settled, overrun) = decide::settle(account, context, *reservation, report)?;
+                Ok(std::iter::once(settled.into())
+                    .chain(overrun.map(EventBody::from))
+                    .collect())
+            }
+            AccountAction::Release(reservation, reason) => {
+                Ok(vec![decide::release(account, *reservation, reason)?.into()])
+            }
+            AccountAction::Change(change) => {
+                Ok(decide::change(account, change)?.into_iter().collect())
+            }
+        }
+    }
+}
+
+impl Aggregate for AccountAggregate {
+    type Id = AccountId;
+    type State = Account;
+    type Event = Event;
+    type Command = AccountCommand;
+    type Error = CommandError;
+
+    fn apply(mut state: Account, event: Event) -> Result<Account, CommandError> {
+        state.apply(&event);
+        Ok(state)
+    }
+
+    /// The events of a command. Their positions are zero until the store places them.
+    fn handle<'a, 's: 'a>(
+        &'a self,
+        id: &'s AccountId,
+        state: &'s Account,
+        command: AccountCommand,
+    ) -> BoxFuture<'a, Result<Option<Vec<Event>>, CommandError>> {
+        let place = move |command: &AccountCommand, body| Event {
+            position: Position(0),
+            at_ms: command.at_ms,
+            account: id.clone(),
+            cause: command.id,
+            actor: command.actor.clone(),
+            body,
+        };
+        let decided = self.decide(state, &command).map(|bodies| {
+            let mut after = state.clone();
+            let mut events: Vec<Event> = bodies
+                .into_iter()
+                .map(|body| place(&command, body))
+                .collect();
+            events.iter().for_each(|event| after.apply(event));
+            let crossed = match events.first().map(|event| &event.body) {
+                Some(EventBody::Settled(data)) => {
+                    decide::thresholds(after.matching(&data.scopes), command.at_ms)
+                }
+                Some(body) => match decide::change_of(body).as_ref().and_then(changed_cap) {
+                    Some(cap) => decide::thresholds(after.cap(cap).into_iter(), command.at_ms),
+                    None => Vec::new(),
+                },
+                None => Vec::new(),
+            };
+            events.extend(crossed.into_iter().map(|data| place(&command, data.into())));
+            Some(events).filter(|events| !events.is_empty())
+        });
+        futures::future::ready(decided).boxed()
+    }
+}
+
+/// Why the store cannot do what it was asked.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The account has moved on: load it again and decide anew.
+    #[error("account {account} is at version {found}, not {expected}")]
+    Conflict {
+        /// The account.
+        account: AccountId,
+        /// The version that the caller decided on.
+        expected: u32,
+        /// The version it is at.
+        found: u32,
+    },
+    /// The journal could not be read.
+    #[error("cannot read the journal")]
+    Read(#[from] ReadError),
+    /// The journal could not be appended to.
+    #[error("cannot append to the journal")]
+    Append(#[from] AppendError),
+    /// The journal is damaged.
+    #[error("the journal does not chain")]
+    Chain(#[from] ChainError),
+    /// Nothing is ever removed from a journal.
+    #[error("account {0} cannot be removed: the journal only grows")]
+    Remove(AccountId),
+    /// More events than the adapter's numbers can count.
+    #[error("position {0} is beyond what this adapter can count: use the journal itself")]
+    Uncountable(Position),
+}
+
+impl ConflictError for StoreError {
+    fn is_conflict_error(&self) -> bool {
+        matches!(
+            self,
+            Self::Conflict { .. } | Self::Append(AppendError::WrongSequence { .. })
+        )
+    }
+}
+
+/// One partition's journal as an event store per account.
+#[derive(Debug, Clone)]
+pub struct JournalStore<J> {
+    journal: J,
+    partition: Partition,
+}
+
+type Placed = Persisted<AccountId, Event>;
+
+impl<J: Journal> JournalStore<J> {
+    /// A store over the journal of `partition`.
+    pub fn new(journal: J, partition: Partition) -> Self {
+        Self { journal, partition }
+    }
+
+    /// Every event so far with the account version it led to, and the fold of all.
+    async fn load(&self) -> Result<(Vec<Placed>, PartitionState, Sequence), StoreError> {
+        let mut state = PartitionState::new(self.partition);
+        let end = self.journal.end().await?;
+        let mut placed = Vec::new();
+        let mut commits = self.journal.replay(Sequence(0), end);
+        while let Some(stored) = commits.next().await.transpose()? {
+            for StoredEvent { event, .. } in state.accept(&stored.payload)?.events {
+                placed.push(event);
+            }
+        }
+        Ok((versioned(placed)?, state, end))
+    }
+
+    async fn place(
+        &self,
+        account: AccountId,
+        version: Expected,
+        events: Vec<Event>,
+    ) -> Result<u32, StoreError> {
+        let (_, state, end) = self.load().await?;
+        let found = state.account(&account).map_or(0, Account::version);
+        if let Expected::Exact(expected) = version
+            && expected != found
+        {
+            return Err(StoreError::Conflict {
+                account,
+                expected,
+                found,
+            });
+        }
+        let first_position = state.position().next();
+        let at_ms = events
+            .iter()
+            .map(|event| event.at_ms)
+            .fold(state.at_ms(), u64::max);
+        let stored = events
+            .into_iter()
+            .zip(first_position.0..)
+            .map(|(event, position)| {
+                StoredEvent::new(Event {
+                    position: Position(position),
+                    at_ms,
+                    ..event
+                })
+            });
+        let commit = Commit {
+            partition: self.partition,
+            epoch: state.epoch(),
+            first_position,
+            prev: state.chain(),
+            at_ms,
+            events: stored.collect(),
+        };
+        let added = u32::try_from(commit.events.len())
+            .map_err(|_| StoreError::Uncountable(first_position))?;
+        self.journal.append(end, commit.encode()).await?;
+        found
+            .checked_add(added)
+            .ok_or(StoreError::Uncountable(first_position))
+    }
+}
+
+/// Numbers each event within its own account.
+fn versioned(events: Vec<Event>) -> Result<Vec<Placed>, StoreError> {
+    let mut versions = std::collections::HashMap::<AccountId, u32>::new();
+    let number = |event: Event| {
+        let position = event.position;
+        let version = versions.entry(event.account.clone()).or_default();
+        *version = version
+            .checked_add(1)
+            .ok_or(StoreError::Uncountable(position))?;
+        let sequence = u32::try_from(position.0).map_err(|_| StoreError::Uncountable(position))?;
+        let account = event.account.clone();
+        Ok(Persisted::from(account, event)
+            .version(*version)
+            .sequence_number(sequence))
+    };
+    events.into_iter().map(number).collect()
+}
+
+impl<J: Journal> EventStore for JournalStore<J> {
+    type SourceId = AccountId;
+    type Event = Event;
+    type Error = StoreError;
+
+    fn append(
+        &mut self,
+        source_id: AccountId,
+        version: Expected,
+        events: Vec<Event>,
+    ) -> BoxFuture<'_, Result<u32, StoreError>> {
+        self.place(source_id, version, events).boxed()
+    }
+
+    fn stream(
+        &self,
+        source_id: AccountId,
+        select: Select,
+    ) -> BoxFuture<'_, Result<EventStream<'_, Self>, StoreError>> {
+        let wanted = move |placed: &Placed| *placed.source_id() == source_id;
+        self.load()
+            .map_ok(move |(placed, ..)| selected(placed, select, wanted))
+            .boxed()
+    }
+
+    fn stream_all(
+        &self,
+        select: Select,
+    ) -> BoxFuture<'_, Result<EventStream<'_, Self>, StoreError>> {
+        self.load()
+            .map_ok(move |(placed, ..)| selected(placed, select, |_| true))
+            .boxed()
+    }
+
+    fn remove(&mut self, source_id: AccountId) -> BoxFuture<'_, Result<(), StoreError>> {
+        futures::future::ready(Err(StoreError::Remove(source_id))).boxed()
+    }
+}
+
+fn selected<'a>(
+    placed: Vec<Placed>,
+    select: Select,
+    wanted: impl Fn(&Placed) -> bool + Send + 'a,
+) -> BoxStream<'a, Result<Placed, StoreError>> {
+    let after = match select {
+        Select::All => 0,
+        Select::From(version) => version,
+    };
+    let chosen = move |placed: &Placed| placed.version() >= after && wanted(placed);
+    stream::iter(placed.into_iter().filter(chosen).map(Ok)).boxed()
+}
