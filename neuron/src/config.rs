@@ -10,6 +10,8 @@ use serde::Deserialize;
 
 /// Largest request body.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Longest time for a body to arrive.
+pub const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 /// Most requests waiting for a slot, per model, where the configuration names no other number.
 pub const QUEUE_DEFAULT: usize = 64;
 /// Most slots of one model.

@@ -5,6 +5,10 @@
 /// Multiplier and increments of SplitMix64.
 const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
 
+/// Tokens this much less likely than the likeliest are left out: a large vocabulary of them together
+/// is still below 1 in 1,000.
+const WEIGHT_MIN: f32 = 1e-9;
+
 /// How a request wants its tokens chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Sampling {
@@ -48,13 +52,16 @@ impl Sampler {
                 .zip(logits)
                 .filter(|(_, logit)| logit.is_finite())
                 .map(|(token, logit)| (token, ((logit - peak) / temperature).exp()))
-                .filter(|(_, weight)| *weight > 0.0),
+                .filter(|(_, weight)| *weight > WEIGHT_MIN),
         );
-        // Ties are ordered by token, so that the choice does not depend on the sort.
-        self.ranked
-            .sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        let kept = nucleus(&self.ranked, self.sampling.top_p);
-        Some(draw(&self.ranked[..kept], self.random.unit()))
+        if self.sampling.top_p < 1.0 {
+            // Ties are ordered by token, so that the choice does not depend on the sort.
+            self.ranked
+                .sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            self.ranked
+                .truncate(nucleus(&self.ranked, self.sampling.top_p));
+        }
+        Some(draw(&self.ranked, self.random.unit()))
     }
 }
 
@@ -73,9 +80,6 @@ fn argmax(logits: &[f32]) -> Option<u32> {
 
 /// How many of the ranked tokens make up `top_p` of the probability; at least one.
 fn nucleus(ranked: &[(u32, f32)], top_p: f32) -> usize {
-    if top_p >= 1.0 {
-        return ranked.len();
-    }
     let wanted = total(ranked) * f64::from(top_p);
     let mut sum = 0.0;
     for (n, (_, weight)) in ranked.iter().enumerate() {
@@ -95,8 +99,8 @@ fn draw(ranked: &[(u32, f32)], unit: f64) -> u32 {
             return *token;
         }
     }
-    // Rounding can leave a last crumb; the likeliest token takes it.
-    ranked[0].0
+    // Rounding can leave a last crumb; the last token takes it.
+    ranked[ranked.len() - 1].0
 }
 
 fn total(ranked: &[(u32, f32)]) -> f64 {

@@ -291,6 +291,8 @@ impl Life {
         let stop = move || app.models.iter().for_each(|served| served.engine.stop());
         drop(tokio::task::spawn_blocking(stop).await);
         self.flush().await;
+        let outbox = self.app.office.outbox.clone();
+        drop(tokio::task::spawn_blocking(move || outbox.close()).await);
     }
 
     async fn flush(&mut self) {

@@ -13,6 +13,7 @@ use std::{
 use ort::{
     environment::Environment,
     ep,
+    logging::LogLevel,
     memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType},
     session::{IoBinding, Session, builder::GraphOptimizationLevel},
     value::{DynTensor, DynValue, Tensor, TensorElementType},
@@ -149,6 +150,7 @@ impl Decoder for OnnxDecoder {
             rows: 1,
             mask: vec![1; width],
             width,
+            wanted: self.vocab,
         };
         run(
             &mut self.session,
@@ -157,11 +159,7 @@ impl Decoder for OnnxDecoder {
             &self.host,
             step,
             logits,
-        )?;
-        // Only the row of the last token says what comes next.
-        let skip = logits.len().saturating_sub(self.vocab);
-        logits.drain(..skip);
-        Ok(())
+        )
     }
 
     fn decode(&mut self, rows: &[Row], logits: &mut Vec<f32>) -> Result<(), StepError> {
@@ -171,11 +169,13 @@ impl Decoder for OnnxDecoder {
         for (row, line) in rows.iter().zip(mask.chunks_exact_mut(width)) {
             line[..=row.position].fill(1);
         }
+        let wanted = rows.len() * self.vocab;
         let step = Step {
             ids,
             rows: rows.len(),
             mask,
             width,
+            wanted,
         };
         run(
             &mut self.session,
@@ -194,6 +194,8 @@ struct Step {
     rows: usize,
     mask: Vec<i64>,
     width: usize,
+    /// Logits to take from the end of what the graph gives.
+    wanted: usize,
 }
 
 fn run(
@@ -233,12 +235,20 @@ fn run_lane(
     logits.clear();
     match rows.dtype().tensor_type() {
         Some(TensorElementType::Float16) => {
-            let (_, values) = rows.try_extract_tensor::<half::f16>()?;
+            let values = tail(rows.try_extract_tensor::<half::f16>()?.1, step.wanted)?;
             logits.extend(values.iter().map(|value| value.to_f32()));
         }
-        _ => logits.extend_from_slice(rows.try_extract_tensor::<f32>()?.1),
+        _ => logits.extend_from_slice(tail(rows.try_extract_tensor::<f32>()?.1, step.wanted)?),
     }
     Ok(())
+}
+
+/// The last `wanted` values: of a prompt, only the row of its last token says what comes next.
+fn tail<T>(values: &[T], wanted: usize) -> ort::Result<&[T]> {
+    let skipped = values.len().checked_sub(wanted);
+    skipped
+        .map(|skipped| &values[skipped..])
+        .ok_or_else(|| ort::Error::new("the run gave too few logits"))
 }
 
 fn runtime(library: &Path) -> Result<Environment, NeuronError> {
@@ -257,6 +267,8 @@ fn runtime(library: &Path) -> Result<Environment, NeuronError> {
         ort::init_from(library).map_err(|error| library_error(library, error.to_string()))?;
     let environment = builder.with_name("seatbelt").with_telemetry(false).build();
     let environment = environment.map_err(|error| library_error(library, error.to_string()))?;
+    // Each message would cross the border before it is thrown away.
+    environment.set_log_level(LogLevel::Warning);
     *loaded = Some((library.to_owned(), environment.clone()));
     Ok(environment)
 }
@@ -309,7 +321,8 @@ fn plain_builder(
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?
         .with_memory_pattern(false)?
-        .with_optimization_level(GraphOptimizationLevel::All)?;
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_log_level(LogLevel::Warning)?;
     Ok(builder)
 }
 

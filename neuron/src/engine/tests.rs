@@ -14,6 +14,8 @@ use crate::{
 };
 
 const VOCAB: usize = 272;
+/// More steps than any test takes.
+const ENDLESS: usize = 1 << 40;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A prompt with this token fails its prefill.
 const POISON: u32 = 13;
@@ -297,8 +299,8 @@ fn a_prompt_that_fails_takes_nobody_with_it() {
 #[test]
 fn a_stop_ends_all_with_a_report_each() {
     let mut rig = Rig::new(1, 2);
-    let mut runs = taken(rig.submit(rig.job(1, 1000)));
-    let mut waits = taken(rig.submit(rig.job(1, 1000)));
+    let mut runs = taken(rig.submit(rig.job(1, ENDLESS)));
+    let mut waits = taken(rig.submit(rig.job(1, ENDLESS)));
     rig.step();
     rig.open();
     rig.engine.stop();

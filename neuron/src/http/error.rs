@@ -74,6 +74,16 @@ impl ApiError {
         )
     }
 
+    pub(super) fn body_too_slow() -> Self {
+        let message = "the request body took too long to arrive";
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            INVALID,
+            "body_too_slow",
+            message,
+        )
+    }
+
     pub(super) fn missing_model() -> Self {
         Self {
             param: Some("model"),

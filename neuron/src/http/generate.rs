@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     clock::unix_ms,
-    config::BODY_BYTES_MAX,
+    config::{BODY_BYTES_MAX, BODY_TIME_MAX},
     engine::{Job, Refused},
     model::PromptError,
     sampler::Sampling,
@@ -98,19 +98,19 @@ async fn prepare(
     })
 }
 
-/// The body, if it is not too large.
+/// The body, if it is neither too large nor too slow.
 pub(super) async fn read_body(body: Body) -> Result<Bytes, ApiError> {
-    axum::body::to_bytes(body, BODY_BYTES_MAX)
-        .await
-        .map_err(|error| {
-            let too_large = std::error::Error::source(&error)
-                .is_some_and(|source| source.is::<LengthLimitError>());
-            if too_large {
-                ApiError::body_too_large(BODY_BYTES_MAX)
-            } else {
-                ApiError::invalid_body("the body ended early")
-            }
-        })
+    let read = axum::body::to_bytes(body, BODY_BYTES_MAX);
+    let Ok(read) = tokio::time::timeout(BODY_TIME_MAX, read).await else {
+        return Err(ApiError::body_too_slow());
+    };
+    read.map_err(|error| {
+        let source = std::error::Error::source(&error);
+        match source.is_some_and(|source| source.is::<LengthLimitError>()) {
+            true => ApiError::body_too_large(BODY_BYTES_MAX),
+            false => ApiError::invalid_body("the body ended early"),
+        }
+    })
 }
 
 /// The exact tokens of a request's prompt.

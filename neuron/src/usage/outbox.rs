@@ -8,10 +8,11 @@ use std::{
     io,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
+    thread::JoinHandle,
 };
 
 use bytes::Bytes;
@@ -43,6 +44,11 @@ impl Durable {
     }
 }
 
+enum Order {
+    Write(Write),
+    Close,
+}
+
 struct Write {
     record: Record,
     done: Option<oneshot::Sender<()>>,
@@ -53,12 +59,13 @@ struct Shared {
     next: AtomicU64,
     waiting: AtomicUsize,
     broken: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Handle of the outbox. The file is closed when the last is dropped.
+/// Handle of the outbox. The file is closed by [`Outbox::close`], or when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Outbox {
-    writes: mpsc::Sender<Write>,
+    orders: mpsc::Sender<Order>,
     shared: Arc<Shared>,
     pending: watch::Receiver<usize>,
 }
@@ -81,8 +88,9 @@ impl Outbox {
             next: AtomicU64::new(file.next),
             waiting,
             broken: AtomicBool::new(false),
+            thread: Mutex::new(None),
         });
-        let (writes, inbox) = mpsc::channel();
+        let (orders, inbox) = mpsc::channel();
         let (pending_tx, pending) = watch::channel(file.pending.len());
         let writer = Writer {
             file,
@@ -91,12 +99,12 @@ impl Outbox {
             pending: pending_tx,
             shared: Arc::clone(&shared),
         };
-        std::thread::Builder::new()
-            .name("usage-outbox".to_owned())
-            .spawn(move || writer.run())?;
+        let builder = std::thread::Builder::new().name("usage-outbox".to_owned());
+        let thread = builder.spawn(move || writer.run())?;
+        *shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok((
             Self {
-                writes,
+                orders,
                 shared,
                 pending,
             },
@@ -141,12 +149,33 @@ impl Outbox {
         let _ = pending.wait_for(|left| *left == 0).await;
     }
 
+    /// Writes what is left and lets go of the folder, before this returns. Nothing can be written after.
+    pub(crate) fn close(&self) {
+        // A failed send means that the thread is gone already.
+        let _ = self.orders.send(Order::Close);
+        let thread = self
+            .shared
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the usage outbox thread had panicked");
+        }
+    }
+
     fn number(&self) -> u64 {
         self.shared.next.fetch_add(1, Ordering::AcqRel)
     }
 
     fn write(&self, record: Record, done: Option<oneshot::Sender<()>>) {
-        if self.writes.send(Write { record, done }).is_err() {
+        if self
+            .orders
+            .send(Order::Write(Write { record, done }))
+            .is_err()
+        {
             self.shared.broken.store(true, Ordering::Release);
         }
     }
@@ -154,7 +183,7 @@ impl Outbox {
 
 struct Writer {
     file: OutboxFile,
-    inbox: mpsc::Receiver<Write>,
+    inbox: mpsc::Receiver<Order>,
     parcels: channel::UnboundedSender<Parcel>,
     pending: watch::Sender<usize>,
     shared: Arc<Shared>,
@@ -162,19 +191,16 @@ struct Writer {
 
 impl Writer {
     fn run(mut self) {
-        while let Ok(first) = self.inbox.recv() {
-            let mut batch = vec![first];
-            while batch.len() < BATCH_MAX
-                && let Ok(next) = self.inbox.try_recv()
-            {
-                batch.push(next);
-            }
+        let mut open = true;
+        while open && let Ok(first) = self.inbox.recv() {
+            let mut batch = Vec::new();
+            open = gather(first, &self.inbox, &mut batch);
             if let Err(error) = self.write(batch) {
                 tracing::error!(%error, "the usage outbox cannot be written: no more requests are taken");
-                self.shared.broken.store(true, Ordering::Release);
-                return;
+                break;
             }
         }
+        self.shared.broken.store(true, Ordering::Release);
     }
 
     fn write(&mut self, batch: Vec<Write>) -> io::Result<()> {
@@ -202,4 +228,19 @@ impl Writer {
         self.pending.send_replace(waiting);
         Ok(())
     }
+}
+
+/// Collects what can be written in one go. False if the outbox is to be closed after that.
+fn gather(first: Order, inbox: &mpsc::Receiver<Order>, batch: &mut Vec<Write>) -> bool {
+    let mut next = Some(first);
+    while let Some(order) = next.take() {
+        match order {
+            Order::Close => return false,
+            Order::Write(write) => batch.push(write),
+        }
+        if batch.len() < BATCH_MAX {
+            next = inbox.try_recv().ok();
+        }
+    }
+    true
 }

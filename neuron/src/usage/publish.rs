@@ -153,10 +153,11 @@ mod tests {
                 .wait()
                 .await
         );
-        drop(outbox);
+        outbox.close();
 
         let (sink, mut received) = stubborn(0);
-        let (outbox, _) = reopen(folder.path(), sink).await;
+        let (outbox, _) =
+            Outbox::start(folder.path(), Some(sink), CancellationToken::new()).unwrap();
         outbox.drained().await;
         let mut seen = Vec::new();
         while let Ok((id, event)) = received.try_recv() {
@@ -168,16 +169,5 @@ mod tests {
             seen,
             expected.map(|(id, event)| (id.to_owned(), Bytes::from(event)))
         );
-    }
-
-    /// The writer thread of the dropped outbox lets go of the folder a moment later.
-    async fn reopen(folder: &Path, sink: Arc<dyn UsageSink>) -> (Outbox, Option<JoinHandle<()>>) {
-        loop {
-            match Outbox::start(folder, Some(Arc::clone(&sink)), CancellationToken::new()) {
-                Ok(outbox) => return outbox,
-                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
-            }
-            tokio::task::yield_now().await;
-        }
     }
 }

@@ -1,15 +1,11 @@
 //! One usage event for every request, however it ends, and none lost.
 
-use std::sync::Arc;
-
 use futures::future::join_all;
-use seatbelt_neuron::{start_with_sink, usage::UsageSink};
 use seatbelt_schemas::usage::Outcome;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
-use tokio_util::sync::CancellationToken;
 
-use crate::common::{Neuron, Reports, chat, config, open, request, tiny, with};
+use crate::common::{Neuron, chat, open, request, tiny, with};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -137,6 +133,57 @@ async fn a_client_that_hangs_up_is_reported_as_aborted_with_what_was_run() {
 }
 
 #[tokio::test]
+async fn a_client_that_hangs_up_while_it_waits_costs_nothing() {
+    let neuron = Neuron::with(|config| config.models = vec![tiny(1)]).await;
+    let long = chat("Hi", 1000).to_string();
+    let mut ahead = Vec::new();
+    for _ in 0..8 {
+        ahead.push(open(neuron.address(), "POST", CHAT, &[], long.as_bytes()).await);
+    }
+    let headers = [("x-seatbelt-reservation", "waits")];
+    let waits = open(neuron.address(), "POST", CHAT, &headers, long.as_bytes()).await;
+    while !neuron
+        .get("/metrics")
+        .await
+        .body
+        .contains("usage_pending 9")
+    {}
+    drop(waits);
+    loop {
+        let reports = neuron.reports.all();
+        if let Some((_, event)) = reports.iter().find(|(id, _)| id == "waits") {
+            assert_eq!(
+                (event.outcome, event.usage.input_tokens),
+                (Outcome::Aborted, 0)
+            );
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    drop(ahead);
+}
+
+#[tokio::test]
+async fn a_deadline_in_the_middle_ends_the_stream_with_an_error() {
+    let neuron = Neuron::start().await;
+    let unix_ms = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis();
+    let deadline = (unix_ms + 15).to_string();
+    let headers = [("x-seatbelt-deadline-ms", deadline.as_str())];
+    let body = with(chat("Hi", 1000), "stream", json!(true));
+    let answer = neuron.post_with(CHAT, &headers, &body).await;
+    // With bad luck it passes before the first token: then the status says it.
+    let streamed = answer
+        .events()
+        .last()
+        .is_some_and(|last| last.contains("deadline_exceeded"));
+    assert!(streamed || answer.status == 504, "{answer:?}");
+    assert!(!answer.body.contains("[DONE]"));
+    let event = neuron.reports.exactly(1).await.remove(0).1;
+    assert_eq!(event.outcome, Outcome::Expired);
+    assert!(event.usage.output_tokens < 1000);
+}
+
+#[tokio::test]
 async fn a_full_neuron_says_when_to_come_back_and_reports_all() {
     let neuron = Neuron::with(|config| (config.models, config.queue) = (vec![tiny(1)], 2)).await;
     let body = chat("Hi", 400);
@@ -165,24 +212,18 @@ async fn a_full_neuron_says_when_to_come_back_and_reports_all() {
 
 #[tokio::test]
 async fn reports_that_nobody_took_come_out_at_the_next_start() {
-    let folder = tempfile::tempdir().unwrap();
-    let shutdown = CancellationToken::new();
-    let running = start_with_sink(config(folder.path()), None, shutdown)
-        .await
-        .unwrap();
+    let neuron = Neuron::with_sink(None, |_| {}).await;
     for _ in 0..3 {
-        let body = chat("Hi", 4).to_string();
-        let answer = request(running.local_addr(), "POST", CHAT, &[], body.as_bytes()).await;
-        assert_eq!(answer.status, 200);
+        neuron.says("Hi", 4).await;
     }
-    running.stop().await;
+    let (_, folder) = neuron.stop().await;
 
-    let reports = Arc::new(Reports::default());
-    let sink: Arc<dyn UsageSink> = Arc::clone(&reports) as _;
-    let running = restart(folder.path(), sink).await;
-    let left = reports.exactly(3).await;
+    let restarted = Neuron::in_folder(folder).await;
+    let left = restarted.reports.exactly(3).await;
     assert!(left.iter().all(|(_, event)| event.usage.output_tokens == 4));
-    running.stop().await;
+    let (reports, folder) = restarted.stop().await;
+    let again = Neuron::in_folder(folder).await;
+    again.stop().await;
     assert_eq!(reports.all().len(), 3);
 }
 
@@ -221,25 +262,6 @@ async fn what_a_crash_leaves_on_disk_is_reported_after_the_restart() {
         (Outcome::Failed, 1000),
     ];
     assert_eq!(seen, expected);
-}
-
-/// The stopped neuron's outbox thread lets go of the folder a moment after the stop.
-async fn restart(
-    folder: &std::path::Path,
-    sink: Arc<dyn UsageSink>,
-) -> seatbelt_neuron::RunningNeuron {
-    loop {
-        match start_with_sink(
-            config(folder),
-            Some(Arc::clone(&sink)),
-            CancellationToken::new(),
-        )
-        .await
-        {
-            Ok(running) => return running,
-            Err(error) => assert!(error.to_string().contains("outbox"), "{error}"),
-        }
-    }
 }
 
 #[tokio::test]
