@@ -1,0 +1,265 @@
+//! `seatbelt audit`: reads a ledger's journal, or an exported copy of it, and never writes to it.
+//!
+//! The exit code is 0 only if everything holds. What is not as it should be is told with its place:
+//! partition, sequence (the commit) and position (the event). An export is JSON lines, one commit a
+//! line, `{"partition":0,"sequence":1,"payload":"<hex>"}`: the payload is the commit's stored bytes in
+//! hexadecimal, so an exported copy proves exactly what the journal proves. Commits of one partition
+//! are in order; partitions take turns.
+
+mod export;
+mod replay;
+mod show;
+mod source;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+use std::{
+    io::{self, BufWriter, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Subcommand};
+use seatbelt_ledger::{
+    journal::{ReadError, Sequence},
+    nats::{ConnectError, ProvisionError},
+};
+use seatbelt_schemas::{
+    commit::CommitError,
+    ids::AccountId,
+    names::{InvalidPrefix, PREFIX_DEFAULT},
+    position::Partition,
+    wire::WireError,
+};
+use thiserror::Error;
+
+use self::{show::At, source::Source};
+use crate::{config::ConfigError, nats_server::NatsServerError};
+
+/// What to audit, and how.
+#[derive(Debug, Args)]
+pub struct AuditArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Prove the whole journal: chain, positions, every decision again, caps, one end per reservation
+    Verify {
+        #[command(flatten)]
+        source: SourceArgs,
+        /// Print one JSON object instead of text
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print every event, one a line
+    Replay {
+        #[command(flatten)]
+        source: SourceArgs,
+        /// Print JSON objects instead of text
+        #[arg(long)]
+        json: bool,
+        /// Only the events of this account
+        #[arg(long)]
+        account: Option<AccountId>,
+    },
+    /// Print how an account stood at some position or time
+    Show {
+        #[command(flatten)]
+        source: SourceArgs,
+        /// The account
+        account: AccountId,
+        /// A position of its partition, or a time such as 2026-11-23T09:30:00Z; the end where absent
+        #[arg(long)]
+        at: Option<At>,
+        /// Print one JSON object instead of text
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print every commit with its exact bytes, one JSON object a line, for `--file`
+    Export {
+        #[command(flatten)]
+        source: SourceArgs,
+        /// Write to this file, which must not exist, instead of standard output
+        #[arg(long, short)]
+        output: Option<PathBuf>,
+    },
+    /// Prove that one event is in a signed checkpoint
+    Prove {
+        #[command(flatten)]
+        source: SourceArgs,
+    },
+}
+
+/// Where the journal is read from: one of the three.
+#[derive(Debug, Args)]
+struct SourceArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Name prefix of the ledger's streams, with --nats
+    #[arg(long, default_value = PREFIX_DEFAULT, conflicts_with_all = ["config", "file"])]
+    prefix: String,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Place {
+    /// The configuration of the ledger; its embedded server is started if it does not run
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A NATS server: nats://user:password@host:port
+    #[arg(long, value_name = "URL")]
+    nats: Option<String>,
+    /// An exported copy; `-` reads standard input
+    #[arg(long, value_name = "EXPORT")]
+    file: Option<PathBuf>,
+}
+
+/// Why an audit could not be carried out. What an audit finds is no error of this kind.
+#[derive(Debug, Error)]
+pub enum AuditError {
+    /// Correct the configuration.
+    #[error("cannot use the configuration")]
+    Config(#[from] ConfigError),
+    /// Correct the prefix.
+    #[error(transparent)]
+    Prefix(#[from] InvalidPrefix),
+    /// There is nothing to audit yet.
+    #[error("no ledger was ever kept in {}: check nats.data_dir", .data_dir.display())]
+    NoData {
+        /// The folder.
+        data_dir: PathBuf,
+    },
+    /// Repair what keeps the embedded server from starting.
+    #[error("cannot start the embedded server to read from")]
+    Server(#[from] NatsServerError),
+    /// Correct the address, or start the server.
+    #[error("cannot connect to read the journal")]
+    Connect(#[from] ConnectError),
+    /// The journal is not there, or not as it must be.
+    #[error("cannot open the journal of partition {partition}")]
+    Open {
+        /// The partition.
+        partition: Partition,
+        /// Why not.
+        #[source]
+        source: ProvisionError,
+    },
+    /// There is a server, and no ledger on it.
+    #[error("there is no ledger here: {detail}")]
+    NoLedger {
+        /// What was found instead.
+        detail: String,
+    },
+    /// The journal could not be read to its end: try again, or verify to see what is damaged.
+    #[error("cannot read partition {partition} at sequence {at}")]
+    Read {
+        /// The partition.
+        partition: Partition,
+        /// Where.
+        at: Sequence,
+        /// Why not.
+        #[source]
+        source: ReadError,
+    },
+    /// A commit is not readable: verify says what else is wrong.
+    #[error("cannot read the commit of partition {partition} at sequence {at}")]
+    Commit {
+        /// The partition.
+        partition: Partition,
+        /// Where.
+        at: Sequence,
+        /// What is wrong with it.
+        #[source]
+        source: CommitError,
+    },
+    /// An event is not readable as JSON.
+    #[error("cannot print event {position} of partition {partition}")]
+    Event {
+        /// The partition.
+        partition: Partition,
+        /// Which event.
+        position: u64,
+        /// What is wrong with it.
+        #[source]
+        source: WireError,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {action} {}", .path.display())]
+    File {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A line of an export is not one.
+    #[error("{}, line {line}: {detail}", .path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: u64,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The account never had an event.
+    #[error("account {account} is not in this ledger up to there")]
+    NoAccount {
+        /// The account.
+        account: AccountId,
+    },
+    /// Standard output is gone or full.
+    #[error("cannot write the output")]
+    Output(#[source] io::Error),
+    /// Not part of this version.
+    #[error(
+        "`audit prove` is not part of this version: it has no signed checkpoints; use `audit verify`, which proves the whole journal"
+    )]
+    NotBuilt,
+}
+
+/// Carries an audit out, printing to standard output.
+pub async fn run(args: AuditArgs) -> Result<ExitCode, AuditError> {
+    let mut out = BufWriter::new(io::stdout());
+    let done = run_to(args, &mut out).await;
+    let flushed = out.flush().map_err(AuditError::Output);
+    match done.and_then(|code| flushed.map(|()| code)) {
+        // whoever read the output has seen enough of it
+        Err(AuditError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Ok(ExitCode::SUCCESS)
+        }
+        other => other,
+    }
+}
+
+/// As [`run`], printing to `out`.
+pub(crate) async fn run_to(
+    args: AuditArgs,
+    out: &mut (dyn Write + Send),
+) -> Result<ExitCode, AuditError> {
+    let source = match &args.command {
+        Command::Verify { source, .. }
+        | Command::Replay { source, .. }
+        | Command::Show { source, .. }
+        | Command::Export { source, .. } => Source::open(source).await?,
+        Command::Prove { .. } => return Err(AuditError::NotBuilt),
+    };
+    let done = match args.command {
+        Command::Verify { json, .. } => verify::verify(&source, json, out).await,
+        Command::Replay { json, account, .. } => {
+            replay::replay(&source, json, account.as_ref(), out).await
+        }
+        Command::Show {
+            account, at, json, ..
+        } => show::show(&source, account, at, json, out).await,
+        Command::Export { output, .. } => export::export(&source, output, out).await,
+        Command::Prove { .. } => Err(AuditError::NotBuilt),
+    };
+    source.close().await;
+    done
+}

@@ -1,0 +1,379 @@
+//! Where commits come from: a NATS server, the embedded one (the running one, or one started for as
+//! long as it is read), or an exported copy.
+
+use std::{
+    borrow::Cow,
+    fs::File,
+    io::{self, BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use futures::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
+use seatbelt_ledger::{
+    journal::{Journal, ReadError, Sequence, Stored},
+    nats::{Nats, NatsJournal, ProvisionError, connect},
+};
+use seatbelt_schemas::{
+    commit::{COMMIT_BYTES_MAX, Commit},
+    event::{EventBody, Genesis},
+    ids::AccountId,
+    names::Names,
+    position::{Partition, Partitions},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use super::{AuditError, SourceArgs};
+use crate::{
+    config::{self, Config},
+    nats_server::{NatsServer, NatsServerOptions, find_nats_server},
+};
+
+/// How long a server may take to answer at first.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the address in `nats.json` may take to answer before the server counts as gone.
+const RUNNING_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest line of an export: a commit in hexadecimal, and what stands around it.
+const LINE_BYTES_MAX: u64 = 2 * COMMIT_BYTES_MAX as u64 + 1024;
+/// Commits read ahead of whoever takes them.
+const READ_AHEAD_MAX: usize = 1024;
+
+/// A commit and whose it is.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    pub(super) partition: Partition,
+    pub(super) stored: Stored,
+}
+
+/// A line of an export.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Line<'a> {
+    pub(super) partition: u8,
+    pub(super) sequence: u64,
+    #[serde(borrow)]
+    pub(super) payload: Cow<'a, str>,
+}
+
+/// An open source.
+pub(super) enum Source {
+    Server {
+        journals: Vec<(Partition, NatsJournal)>,
+        partitions: Partitions,
+        /// Kept while it is read, where it was started for that.
+        started: Option<Box<NatsServer>>,
+    },
+    File {
+        path: PathBuf,
+    },
+}
+
+impl Source {
+    pub(super) async fn open(args: &SourceArgs) -> Result<Self, AuditError> {
+        let place = &args.place;
+        if let Some(path) = &place.file {
+            let path = path.clone();
+            return Ok(Self::File { path });
+        }
+        if let Some(path) = &place.config {
+            let nats = Config::load(path)?.nats;
+            let (connected, started) = match &nats.url {
+                Some(url) => (dial(url.expose(), CONNECT_PATIENCE).await?, None),
+                None => embedded(&nats).await?,
+            };
+            return Self::on(connected, &nats.names, started).await;
+        }
+        // the arguments demand one of the three
+        let url = place.nats.as_deref().unwrap_or_default();
+        let names = Names::new(&args.prefix)?;
+        Self::on(dial(url, CONNECT_PATIENCE).await?, &names, None).await
+    }
+
+    /// Opens every journal of the ledger on a server; how many there are says its genesis.
+    async fn on(
+        nats: Nats,
+        names: &Names,
+        started: Option<Box<NatsServer>>,
+    ) -> Result<Self, AuditError> {
+        let first = match NatsJournal::open_existing(&nats, names, Partition(0)).await {
+            Ok(first) => first,
+            Err(error @ ProvisionError::Missing { .. }) => {
+                let detail = error.to_string();
+                return Err(AuditError::NoLedger { detail });
+            }
+            Err(source) => return Err(open_error(Partition(0), source)),
+        };
+        let partitions = match first.get(Sequence(1)).await {
+            Ok(Some(stored)) => partitions_of(Partition(0), &stored)?,
+            Ok(None) => {
+                let detail = "its journal is empty".to_owned();
+                return Err(AuditError::NoLedger { detail });
+            }
+            Err(source) => {
+                let (partition, at) = (Partition(0), Sequence(1));
+                return Err(AuditError::Read {
+                    partition,
+                    at,
+                    source,
+                });
+            }
+        };
+        let mut journals = Vec::new();
+        for partition in partitions.iter() {
+            match NatsJournal::open_existing(&nats, names, partition).await {
+                Ok(journal) => journals.push((partition, journal)),
+                // whether a missing journal matters is the audit's to say
+                Err(ProvisionError::Missing { .. }) => {}
+                Err(source) => return Err(open_error(partition, source)),
+            }
+        }
+        Ok(Self::Server {
+            journals,
+            partitions,
+            started,
+        })
+    }
+
+    /// How many partitions the ledger was made with.
+    pub(super) async fn partitions(&self) -> Result<Partitions, AuditError> {
+        match self {
+            Self::Server { partitions, .. } => Ok(*partitions),
+            Self::File { path } => {
+                let first = self.file_commits(path).next().await;
+                let item = first.ok_or_else(|| AuditError::NoLedger {
+                    detail: format!("{} is empty", path.display()),
+                })??;
+                partitions_of(item.partition, &item.stored)
+            }
+        }
+    }
+
+    /// Every commit: in order within each partition, one partition after the other, or as they come.
+    pub(super) fn commits(&self) -> BoxStream<'_, Result<Item, AuditError>> {
+        match self {
+            Self::File { path } => self.file_commits(path),
+            Self::Server { journals, .. } => stream::iter(journals)
+                .flat_map(|(partition, journal)| journal_commits(*partition, journal))
+                .boxed(),
+        }
+    }
+
+    /// Every commit, partitions taking turns.
+    pub(super) fn commits_in_turns(&self) -> BoxStream<'_, Result<Item, AuditError>> {
+        match self {
+            Self::File { path } => self.file_commits(path),
+            Self::Server { journals, .. } => stream::select_all(
+                journals
+                    .iter()
+                    .map(|(partition, journal)| journal_commits(*partition, journal)),
+            )
+            .boxed(),
+        }
+    }
+
+    /// The commits of the partition that an account lives in.
+    pub(super) async fn commits_around(
+        &self,
+        account: &AccountId,
+    ) -> Result<BoxStream<'_, Result<Item, AuditError>>, AuditError> {
+        let home = self.partitions().await?.of(account);
+        Ok(match self {
+            Self::File { path } => self
+                .file_commits(path)
+                .filter(move |item| {
+                    let here = !matches!(item, Ok(item) if item.partition != home);
+                    async move { here }
+                })
+                .boxed(),
+            Self::Server { journals, .. } => {
+                let journal = journals.iter().find(|(partition, _)| *partition == home);
+                stream::iter(journal)
+                    .flat_map(|(partition, journal)| journal_commits(*partition, journal))
+                    .boxed()
+            }
+        })
+    }
+
+    fn file_commits(&self, path: &Path) -> BoxStream<'_, Result<Item, AuditError>> {
+        let (sender, receiver) = mpsc::channel(READ_AHEAD_MAX);
+        let path = path.to_owned();
+        tokio::task::spawn_blocking(move || read_file(&path, &sender));
+        stream::unfold(receiver, async |mut receiver| {
+            receiver.recv().await.map(|item| (item, receiver))
+        })
+        .boxed()
+    }
+
+    /// Stops the server if it was started for this.
+    pub(super) async fn close(self) {
+        if let Self::Server {
+            started: Some(server),
+            ..
+        } = self
+        {
+            server.stop().await;
+        }
+    }
+}
+
+fn open_error(partition: Partition, source: ProvisionError) -> AuditError {
+    AuditError::Open { partition, source }
+}
+
+async fn dial(url: &str, patience: Duration) -> Result<Nats, AuditError> {
+    Ok(connect(url, "seatbelt-audit", patience).await?)
+}
+
+/// The running embedded server, or one started to be read.
+async fn embedded(nats: &config::Nats) -> Result<(Nats, Option<Box<NatsServer>>), AuditError> {
+    let data_dir = nats.data_dir.clone();
+    if let Some(url) = announced(&data_dir) {
+        // the file of a server that was killed leads nowhere
+        if let Ok(running) = dial(&url, RUNNING_PATIENCE).await {
+            return Ok((running, None));
+        }
+    }
+    if !data_dir.join("jetstream").is_dir() {
+        return Err(AuditError::NoData { data_dir });
+    }
+    let binary = match &nats.server {
+        Some(binary) => binary.clone(),
+        None => find_nats_server()?,
+    };
+    let server = NatsServer::start(NatsServerOptions::new(binary, data_dir)).await?;
+    let connected = dial(&server.url(), CONNECT_PATIENCE).await?;
+    Ok((connected, Some(Box::new(server))))
+}
+
+fn announced(data_dir: &Path) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Address {
+        url: String,
+    }
+    let text = std::fs::read_to_string(data_dir.join("nats.json")).ok()?;
+    let address: Address = serde_json::from_str(&text).ok()?;
+    Some(address.url)
+}
+
+/// What genesis says.
+pub(super) fn genesis(commit: &Commit) -> Option<&Genesis> {
+    match &commit.events.first()?.event.body {
+        EventBody::Genesis(genesis) => Some(genesis),
+        _ => None,
+    }
+}
+
+fn partitions_of(partition: Partition, stored: &Stored) -> Result<Partitions, AuditError> {
+    let at = stored.sequence;
+    let commit = Commit::decode(&stored.payload).map_err(|source| AuditError::Commit {
+        partition,
+        at,
+        source,
+    })?;
+    let count = genesis(&commit).map(|genesis| Partitions::try_from(genesis.partitions));
+    count
+        .and_then(Result::ok)
+        .ok_or_else(|| AuditError::NoLedger {
+            detail: format!("partition {partition} does not begin with genesis"),
+        })
+}
+
+fn journal_commits(
+    partition: Partition,
+    journal: &NatsJournal,
+) -> BoxStream<'_, Result<Item, AuditError>> {
+    let commits = stream::once(async move {
+        match journal.end().await {
+            Ok(end) => journal.replay(Sequence(0), end),
+            // damaged: one by one, to find where
+            Err(ReadError::Gap { .. }) => one_by_one(journal),
+            Err(error) => stream::iter([Err(error)]).boxed(),
+        }
+    });
+    commits
+        .flatten()
+        .map(move |stored| match stored {
+            Ok(stored) => Ok(Item { partition, stored }),
+            Err(source) => {
+                let (ReadError::Gap { at } | ReadError::Unreachable { at, .. }) = &source;
+                Err(AuditError::Read {
+                    partition,
+                    at: *at,
+                    source,
+                })
+            }
+        })
+        .boxed()
+}
+
+fn one_by_one(journal: &NatsJournal) -> BoxStream<'_, Result<Stored, ReadError>> {
+    stream::unfold(Some(Sequence(1)), move |at| async move {
+        let at = at?;
+        match journal.get(at).await {
+            Ok(Some(stored)) => Some((Ok(stored), Some(at.next()))),
+            Ok(None) => None,
+            Err(ReadError::Gap { .. }) => Some((Err(ReadError::Gap { at }), None)),
+            Err(error) => Some((Err(error), None)),
+        }
+    })
+    .boxed()
+}
+
+/// Reads an export, and stops when nobody takes what it reads.
+fn read_file(path: &Path, to: &mpsc::Sender<Result<Item, AuditError>>) {
+    let file: io::Result<Box<dyn Read>> = match path.to_str() {
+        Some("-") => Ok(Box::new(io::stdin())),
+        _ => File::open(path).map(|file| Box::new(file) as Box<dyn Read>),
+    };
+    let failed = |action| {
+        let path = path.to_owned();
+        move |source| AuditError::File {
+            action,
+            path,
+            source,
+        }
+    };
+    let file = match file.map_err(failed("open")) {
+        Ok(file) => file,
+        Err(error) => return drop(to.blocking_send(Err(error))),
+    };
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let mut text = Vec::new();
+    for line in 1.. {
+        text.clear();
+        let read = reader
+            .by_ref()
+            .take(LINE_BYTES_MAX)
+            .read_until(b'\n', &mut text);
+        let item = match read.map_err(failed("read")) {
+            Ok(0) => return,
+            Ok(_) if text.trim_ascii().is_empty() => continue,
+            Ok(_) => parse(&text).map_err(|detail| {
+                let path = path.to_owned();
+                AuditError::Line { path, line, detail }
+            }),
+            Err(error) => Err(error),
+        };
+        let last = item.is_err();
+        if to.blocking_send(item).is_err() || last {
+            return;
+        }
+    }
+}
+
+fn parse(text: &[u8]) -> Result<Item, String> {
+    let line: Line<'_> = serde_json::from_slice(text)
+        .map_err(|error| format!("not a commit as `audit export` writes it: {error}"))?;
+    let payload = hex::decode(line.payload.as_bytes())
+        .map_err(|error| format!("the payload is not hexadecimal: {error}"))?;
+    Ok(Item {
+        partition: Partition(line.partition),
+        stored: Stored {
+            sequence: Sequence(line.sequence),
+            payload: payload.into(),
+        },
+    })
+}

@@ -1,0 +1,571 @@
+//! The audit over exported copies and over real servers: what holds passes, what was tampered with is
+//! found where it is.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use seatbelt_ledger::{
+    api::{Ack, Admin, Ledger, Reserve, ReserveOutcome, Settle},
+    host::{HostConfig, LedgerHost, now_ms},
+    journal::{Journal, Sequence, memory::MemoryJournal},
+    nats::{NatsJournal, connect},
+};
+use seatbelt_schemas::{
+    cap::CapSpec,
+    command::Change,
+    commit::Commit,
+    event::{KeyIssued, OnShort, OnUnknown, Report, StoredEvent, Timings, UsageSource},
+    ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId},
+    meter::Meter,
+    names::Names,
+    position::{Partition, Partitions},
+    scope::Scope,
+    usage::Usage,
+    window::Window,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::*;
+use crate::nats_server::{NatsServer, NatsServerOptions, find_nats_server};
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    args: AuditArgs,
+}
+
+/// What an audit printed, and whether everything holds.
+async fn audit(words: &[&str]) -> Result<(bool, String), AuditError> {
+    let line = Line::try_parse_from(std::iter::once("audit").chain(words.iter().copied()));
+    let mut out = Vec::new();
+    let code = run_to(line.unwrap().args, &mut out).await?;
+    let text = String::from_utf8(out).unwrap();
+    Ok((
+        format!("{code:?}") == format!("{:?}", ExitCode::SUCCESS),
+        text,
+    ))
+}
+
+const ACCOUNTS: [&str; 4] = ["acct-cap", "alice", "bob", "carol"];
+
+fn partitions() -> Partitions {
+    Partitions::try_from(2).unwrap()
+}
+
+fn account(id: &str) -> AccountId {
+    AccountId::new(id).unwrap()
+}
+
+fn key() -> KeyId {
+    KeyId::new("key").unwrap()
+}
+
+/// A small ledger as its writers made it: per account 3 events to set it up, one hold that was
+/// settled, one that is open, and one refusal.
+struct Ledgers {
+    journals: Vec<MemoryJournal>,
+}
+
+impl Ledgers {
+    async fn small() -> Self {
+        let journals = vec![MemoryJournal::new(), MemoryJournal::new()];
+        let config = HostConfig {
+            partitions: partitions(),
+            ledger: LedgerId::new("test").unwrap(),
+            writer: "test".to_owned(),
+            expiry_grace_ms: 0,
+        };
+        let host = LedgerHost::start(&config, journals.clone());
+        host.ready().await.unwrap();
+        for (number, id) in (0..).step_by(10).zip(ACCOUNTS) {
+            set_up(&host, number, &account(id)).await;
+            spend(&host, number, &account(id)).await;
+        }
+        host.stop().await;
+        Self { journals }
+    }
+
+    fn commits(&self) -> Vec<(Partition, Vec<Vec<u8>>)> {
+        partitions()
+            .iter()
+            .zip(&self.journals)
+            .map(|(partition, journal)| {
+                let commits = journal.commits().into_iter();
+                (partition, commits.map(|payload| payload.to_vec()).collect())
+            })
+            .collect()
+    }
+
+    /// Lines as `audit export` writes them.
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (partition, commits) in self.commits() {
+            for (sequence, payload) in (1..).zip(commits) {
+                lines.push(line(partition, sequence, &payload));
+            }
+        }
+        lines
+    }
+}
+
+fn line(partition: Partition, sequence: u64, payload: &[u8]) -> String {
+    let (partition, payload) = (partition.0, hex::encode(payload));
+    format!(r#"{{"partition":{partition},"sequence":{sequence},"payload":"{payload}"}}"#)
+}
+
+async fn set_up(host: &LedgerHost, number: u64, account: &AccountId) {
+    let issued = KeyIssued {
+        key: key(),
+        team: None,
+        secret_sha256: None,
+    };
+    let cap = CapSpec {
+        cap: CapId::new("cap").unwrap(),
+        scope: Scope::Account,
+        meter: Meter::Tokens,
+        window: Window::Balance,
+        limit: 100,
+        hard: true,
+        thresholds: Vec::new(),
+    };
+    let changes = [
+        Change::OpenAccount,
+        Change::IssueKey(issued),
+        Change::SetCap(cap),
+    ];
+    for (number, change) in (number..).zip(changes) {
+        let admin = Admin {
+            id: command(number),
+            account: account.clone(),
+            actor: Actor::operator("test"),
+            change,
+        };
+        host.admin(admin).await.unwrap();
+    }
+}
+
+fn command(number: u64) -> CommandId {
+    CommandId::from_parts(now_ms(), u128::from(number))
+}
+
+async fn reserve(
+    host: &LedgerHost,
+    number: u64,
+    account: &AccountId,
+    tokens: u64,
+) -> ReserveOutcome {
+    let command = Reserve {
+        id: command(number),
+        account: account.clone(),
+        key: key(),
+        model: None,
+        run: None,
+        end_user: None,
+        input_tokens: 0,
+        output_tokens: tokens,
+        deadline_ms: now_ms() + 600_000,
+        wait_ms: 0,
+        on_short: OnShort::Refuse,
+        on_unknown: OnUnknown::ChargeHold,
+    };
+    host.reserve(command).await.unwrap()
+}
+
+async fn spend(host: &LedgerHost, number: u64, account: &AccountId) {
+    let ReserveOutcome::Reserved(first) = reserve(host, number + 3, account, 40).await else {
+        panic!("it fits");
+    };
+    let report = Report {
+        usage: Usage {
+            output_tokens: 15,
+            ..Usage::default()
+        },
+        upstream: "mock".to_owned(),
+        source: UsageSource::Upstream,
+        finish: None,
+        timings: Timings::default(),
+    };
+    let settle = Settle {
+        id: command(number + 4),
+        account: account.clone(),
+        reservation: first.reservation,
+        report,
+        actor: Actor::key(&key()),
+    };
+    host.settle(settle, Ack::Durable).await.unwrap();
+    let second = reserve(host, number + 5, account, 20).await;
+    assert!(matches!(second, ReserveOutcome::Reserved(_)));
+    let third = reserve(host, number + 6, account, 1000).await;
+    assert!(matches!(third, ReserveOutcome::Refused(_)));
+}
+
+/// A file that lives as long as its folder.
+struct Export {
+    _folder: TempDir,
+    path: PathBuf,
+}
+
+impl Export {
+    fn of(lines: &[String]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("export.jsonl");
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let _folder = folder;
+        Self { _folder, path }
+    }
+
+    fn path(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+}
+
+async fn report(export: &Export) -> (bool, Value) {
+    let (holds, text) = audit(&["verify", "--file", export.path(), "--json"])
+        .await
+        .unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["ok"], holds);
+    (holds, report)
+}
+
+#[tokio::test]
+async fn a_whole_ledger_is_proven_with_its_totals() {
+    let ledgers = Ledgers::small().await;
+    let export = Export::of(&ledgers.lines());
+    let (holds, report) = report(&export).await;
+    assert!(holds, "{report:#}");
+    let commits: usize = ledgers
+        .commits()
+        .iter()
+        .map(|(_, commits)| commits.len())
+        .sum();
+    assert_eq!(report["commits"], commits);
+    // per partition genesis and writer_started, per account 3 + 4
+    assert_eq!(report["events"], 2 * 2 + 4 * 7);
+    let of = |partition: usize, what: &str| report["partitions"][partition][what].as_u64().unwrap();
+    assert_eq!(of(0, "accounts") + of(1, "accounts"), 4);
+    assert_eq!(of(0, "open") + of(1, "open"), 4);
+    let (_, text) = audit(&["verify", "--file", export.path()]).await.unwrap();
+    assert!(
+        text.contains("partition 01: ") && text.ends_with("in 2 partitions\n"),
+        "{text}"
+    );
+    assert!(text.contains("ledger test: everything holds"), "{text}");
+}
+
+/// Damages the lines, and tells where the audit finds the damage: partition, sequence, error.
+async fn damage(change: impl FnOnce(&mut Vec<String>)) -> Vec<(u64, u64, String)> {
+    let mut lines = Ledgers::small().await.lines();
+    change(&mut lines);
+    let (holds, report) = report(&Export::of(&lines)).await;
+    assert!(!holds, "{report:#}");
+    let found = report["partitions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|finding| {
+            let failure = finding.get("failure")?;
+            let sequence = failure["sequence"].as_u64()?;
+            let error = failure["error"].as_str()?.to_owned();
+            Some((finding["partition"].as_u64()?, sequence, error))
+        });
+    found.collect()
+}
+
+/// Rewrites the commit of one line, keeping chain and positions as they are.
+fn rewrite(line_text: &mut String, change: impl FnOnce(&mut Commit)) {
+    let value: Value = serde_json::from_str(line_text).unwrap();
+    let payload = hex::decode(value["payload"].as_str().unwrap()).unwrap();
+    let mut commit = Commit::decode(&payload).unwrap();
+    change(&mut commit);
+    let sequence = value["sequence"].as_u64().unwrap();
+    *line_text = line(commit.partition, sequence, &commit.encode());
+}
+
+#[tokio::test]
+async fn a_commit_that_is_missing_is_found() {
+    let found = damage(|lines| drop(lines.remove(3))).await;
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].0, found[0].1), (0, 4));
+    assert!(found[0].2.contains("missing"), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_commit_that_was_rewritten_breaks_the_chain_after_it() {
+    // the actor is no part of any decision: only the chain shows that it was changed
+    let found = damage(|lines| {
+        rewrite(&mut lines[2], |commit| {
+            commit.events[0].event.actor = Actor::operator("mallory");
+            commit.events[0] = StoredEvent::new(commit.events[0].event.clone());
+        });
+    })
+    .await;
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].0, found[0].1), (0, 4));
+    assert!(found[0].2.contains("does not chain"), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_partition_that_is_missing_is_found() {
+    let found = damage(|lines| lines.retain(|line| !line.contains(r#""partition":1,"#))).await;
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].0, 1);
+    assert!(found[0].2.contains("made with 2 partitions"), "{found:?}");
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_commit_are_found_and_the_other_partition_is_still_proven() {
+    let found = damage(|lines| lines[1] = line(Partition(0), 2, b"nonsense")).await;
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].0, found[0].1), (0, 2));
+    assert!(found[0].2.contains("cannot be read"), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_line_that_is_no_export_is_an_error_with_its_place() {
+    let mut lines = Ledgers::small().await.lines();
+    lines[2] = "{}".to_owned();
+    let export = Export::of(&lines);
+    let error = audit(&["verify", "--file", export.path()])
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("export.jsonl, line 3: "),
+        "{error}"
+    );
+    let nowhere = audit(&["verify", "--file", "nowhere.jsonl"])
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(nowhere, AuditError::File { action: "open", .. }),
+        "{nowhere}"
+    );
+    let empty = Export::of(&[]);
+    let (holds, _) = report(&empty).await;
+    assert!(!holds, "nothing proves nothing");
+}
+
+#[tokio::test]
+async fn replay_prints_every_event_with_all_that_is_stored() {
+    let ledgers = Ledgers::small().await;
+    let mut lines = ledgers.lines();
+    // a newer build added a field: it survives
+    let last = lines.len() - 1;
+    rewrite(&mut lines[last], |commit| {
+        let stored = &mut commit.events[0];
+        let mut value: rmpv::Value = rmpv::decode::read_value(&mut &stored.bytes[..]).unwrap();
+        let rmpv::Value::Map(fields) = &mut value else {
+            panic!("an event is a map")
+        };
+        fields.push(("mood".into(), "sunny".into()));
+        let mut bytes = Vec::new();
+        rmpv::encode::write_value(&mut bytes, &value).unwrap();
+        stored.bytes = bytes.into();
+    });
+    let export = Export::of(&lines);
+    let (_, text) = audit(&["replay", "--json", "--file", export.path()])
+        .await
+        .unwrap();
+    let events: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(events.len(), 2 * 2 + 4 * 7);
+    for field in [
+        "v",
+        "position",
+        "at_ms",
+        "account",
+        "kind",
+        "cause",
+        "actor",
+        "data",
+        "partition",
+    ] {
+        assert!(
+            events.iter().all(|event| event.get(field).is_some()),
+            "{field}"
+        );
+    }
+    assert_eq!(events[0]["kind"], "genesis");
+    assert_eq!(
+        events
+            .iter()
+            .filter(|event| event["mood"] == "sunny")
+            .count(),
+        1
+    );
+
+    let (_, text) = audit(&["replay", "--file", export.path(), "--account", "alice"])
+        .await
+        .unwrap();
+    assert_eq!(text.lines().count(), 7);
+    assert!(text.lines().all(|line| line.contains(" alice ")), "{text}");
+}
+
+#[tokio::test]
+async fn show_tells_any_past_state() {
+    let ledgers = Ledgers::small().await;
+    let export = Export::of(&ledgers.lines());
+    let path = export.path();
+    let stands = async |at: &str| -> Value {
+        let words = ["show", "alice", "--json", "--file", path, "--at", at];
+        serde_json::from_str(&audit(&words).await.unwrap().1).unwrap()
+    };
+    let end = audit(&["show", "alice", "--json", "--file", path])
+        .await
+        .unwrap()
+        .1;
+    let end: Value = serde_json::from_str(&end).unwrap();
+    assert_eq!(
+        (
+            end["caps"][0]["spent"].as_u64(),
+            end["caps"][0]["held"].as_u64()
+        ),
+        (Some(15), Some(20))
+    );
+    assert_eq!(end["open"].as_array().unwrap().len(), 1);
+    // the last event is the last account's refusal; before alice's settle 40 were held
+    let partition = partitions().of(&account("alice"));
+    let commits = &ledgers.commits()[usize::from(partition.0)].1;
+    let settled = commits
+        .iter()
+        .flat_map(|payload| Commit::decode(payload).unwrap().events)
+        .find(|stored| {
+            stored.event.account == account("alice") && stored.event.body.kind() == "settled"
+        })
+        .unwrap()
+        .event
+        .position;
+    let before = stands(&(settled.0 - 1).to_string()).await;
+    assert_eq!(
+        (
+            before["caps"][0]["spent"].as_u64(),
+            before["caps"][0]["held"].as_u64()
+        ),
+        (Some(0), Some(40))
+    );
+    let after = stands(&settled.to_string()).await;
+    assert_eq!(after["caps"][0]["available"], 85);
+    let now = stands("2999-01-01").await;
+    assert_eq!(now["caps"], end["caps"]);
+    let early = audit(&["show", "alice", "--file", path, "--at", "2001-01-01"]).await;
+    assert!(matches!(early, Err(AuditError::NoAccount { .. })));
+    let (_, text) = audit(&["show", "alice", "--file", path]).await.unwrap();
+    assert!(
+        text.contains("limit 100, spent 15, held 20, available 65"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_built_says_so() {
+    let error = audit(&["prove", "--file", "-"]).await.unwrap_err();
+    assert!(
+        error.to_string().contains("not part of this version"),
+        "{error}"
+    );
+}
+
+#[test]
+fn exactly_one_source_is_named() {
+    for words in [
+        &["audit", "verify"][..],
+        &["audit", "verify", "--file", "a", "--nats", "b"],
+        &["audit", "verify", "--file", "a", "--prefix", "b"],
+        &["audit", "show", "--file", "a"],
+        &["audit", "show", "a.b", "--file", "a"],
+    ] {
+        assert!(Line::try_parse_from(words).is_err(), "{words:?}");
+    }
+    assert!(Line::try_parse_from(["audit", "verify", "--nats", "b", "--prefix", "p"]).is_ok());
+}
+
+/// A real server that holds the ledger.
+async fn serve(ledgers: &Ledgers, data_dir: PathBuf) -> NatsServer {
+    let options = NatsServerOptions::new(find_nats_server().unwrap(), data_dir);
+    let server = NatsServer::start(options).await.unwrap();
+    let nats = connect(&server.url(), "test", std::time::Duration::from_secs(10))
+        .await
+        .unwrap();
+    for (partition, commits) in ledgers.commits() {
+        let journal = NatsJournal::open(&nats, &Names::default(), partition, 1)
+            .await
+            .unwrap();
+        for (expected, payload) in (0..).zip(commits) {
+            journal
+                .append(Sequence(expected), payload.into())
+                .await
+                .unwrap();
+        }
+    }
+    server
+}
+
+#[tokio::test]
+async fn a_server_is_read_running_or_not_and_its_export_proves_the_same() {
+    let ledgers = Ledgers::small().await;
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = folder.path().join("data");
+    let config = folder.path().join("seatbelt.toml");
+    let export = folder.path().join("export.jsonl");
+    std::fs::write(
+        &config,
+        "[nats]\ndata_dir = \"data\"\n\n[gateway]\nadmin_token = \"0123456789abcdef0123\"\n",
+    )
+    .unwrap();
+    let (config, export) = (config.to_str().unwrap(), export.to_str().unwrap());
+
+    let nothing = audit(&["verify", "--config", config]).await;
+    assert!(
+        matches!(nothing, Err(AuditError::NoData { .. })),
+        "{nothing:?}"
+    );
+
+    let server = serve(&ledgers, data_dir.clone()).await;
+    let by_url = audit(&["verify", "--json", "--nats", &server.url()])
+        .await
+        .unwrap();
+    let running = audit(&["verify", "--json", "--config", config])
+        .await
+        .unwrap();
+    server.stop().await;
+    let started = audit(&["verify", "--json", "--config", config])
+        .await
+        .unwrap();
+    assert!(
+        audit(&["export", "--config", config, "-o", export])
+            .await
+            .unwrap()
+            .0
+    );
+    let copied = audit(&["verify", "--json", "--file", export])
+        .await
+        .unwrap();
+    assert!(copied.0, "{}", copied.1);
+    for other in [by_url, running, started] {
+        assert_eq!(other, copied);
+    }
+    let again = audit(&["export", "--config", config, "-o", export]).await;
+    assert!(
+        matches!(again, Err(AuditError::File { .. })),
+        "an export is never overwritten"
+    );
+    assert!(
+        !data_dir.join("nats.json").exists(),
+        "the server that was started is stopped"
+    );
+}
+
+#[tokio::test]
+async fn an_empty_server_has_no_ledger() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = NatsServerOptions::new(find_nats_server().unwrap(), folder.path().to_owned());
+    let server = NatsServer::start(options).await.unwrap();
+    let error = audit(&["verify", "--nats", &server.url()])
+        .await
+        .unwrap_err();
+    assert!(matches!(error, AuditError::NoLedger { .. }), "{error}");
+    server.stop().await;
+}
