@@ -213,19 +213,21 @@ impl Writer {
             .iter()
             .any(|record| matches!(record, Record::Ended { .. }));
         self.file.append(&records, sync)?;
-        for done in dones.into_iter().flatten() {
-            // Nobody waits for the event of a caller who left.
-            let _ = done.send(());
-        }
+        // Told before anyone is answered: who was answered and then waits for all to be published
+        // must find this pending.
+        let waiting = self.file.pending.len();
+        self.shared.waiting.store(waiting, Ordering::Release);
+        self.pending.send_replace(waiting);
         for record in records {
             if let Record::Ended { n, id, event } = record {
                 // Without a publisher the event stays in the file for a later start.
                 let _ = self.parcels.send(Parcel { n, id, event });
             }
         }
-        let waiting = self.file.pending.len();
-        self.shared.waiting.store(waiting, Ordering::Release);
-        self.pending.send_replace(waiting);
+        for done in dones.into_iter().flatten() {
+            // Nobody waits for the event of a caller who left.
+            let _ = done.send(());
+        }
         Ok(())
     }
 }
