@@ -14,6 +14,7 @@ use thiserror::Error;
 
 mod entitlements;
 mod gateway;
+mod ledger;
 mod nats;
 mod neuron;
 mod reader;
@@ -22,6 +23,7 @@ mod upstreams;
 
 pub use entitlements::{Key, Policy};
 pub use gateway::{Gateway, OnDisconnect};
+pub use ledger::Ledger;
 pub use nats::{Durability, Nats};
 pub use neuron::{Device, Neuron, NeuronModel};
 pub use reader::Mistake;
@@ -33,6 +35,8 @@ pub use upstreams::{MaxField, Upstream, UpstreamKind, UpstreamModel};
 pub struct Config {
     /// Where events are kept.
     pub nats: Nats,
+    /// The ledger's writers.
+    pub ledger: Ledger,
     /// The gateway.
     pub gateway: Gateway,
     /// The declared keys.
@@ -155,6 +159,7 @@ impl Config {
     fn read(mut root: Section, context: &Context<'_>) -> Self {
         let has_neuron = root.has("neuron");
         let nats = Nats::read(root.section("nats"), context);
+        let ledger = Ledger::read(root.section("ledger"));
         let gateway = Gateway::read(root.section("gateway"));
         let keys = entitlements::read(root.section("entitlements"));
         let upstreams = upstreams::read(&mut root, context);
@@ -164,6 +169,7 @@ impl Config {
         root.finish();
         Self {
             nats,
+            ledger,
             gateway,
             keys,
             upstreams,

@@ -197,6 +197,7 @@ impl Stopped {
     /// Runs `seatbelt` with arguments on this configuration to its end.
     pub async fn run(&self, arguments: &[&str]) -> std::process::Output {
         let mut command = tokio::process::Command::new(process::seatbelt());
+        command.current_dir(crate::repository());
         command.args(arguments).arg("--config").arg(self.config());
         command
             .stdin(std::process::Stdio::null())

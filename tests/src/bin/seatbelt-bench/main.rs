@@ -11,6 +11,7 @@
 )]
 
 mod gateway;
+mod ledger;
 mod load;
 mod upstream;
 
@@ -43,6 +44,7 @@ fn resident_mib(pid: u32) -> f64 {
 async fn main() {
     println!("machine: {}", machine());
     gateway::measure().await;
+    ledger::measure().await;
 }
 
 fn machine() -> String {

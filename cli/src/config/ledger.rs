@@ -1,0 +1,25 @@
+//! `[ledger]`: how the writers of this process treat what nobody ends.
+
+use std::time::Duration;
+
+use super::{gateway::millis, reader::Section};
+
+/// Longest grace: a day.
+const GRACE_MS_MAX: u64 = 24 * 3_600_000;
+
+/// `[ledger]`
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    /// How long after its deadline a reservation is left alone before it ends by its policy.
+    pub expiry_grace: Duration,
+}
+
+impl Ledger {
+    pub(super) fn read(mut section: Section) -> Self {
+        let ledger = Self {
+            expiry_grace: millis(&mut section, "expiry_grace_ms", 0, GRACE_MS_MAX, 5000),
+        };
+        section.finish();
+        ledger
+    }
+}

@@ -1,0 +1,341 @@
+//! The roles, each started and stopped in one place.
+//!
+//! Started in the order in which they rely on each other: NATS, projector, ledger writers, what the
+//! configuration declares, neuron, gateway. Stopped the other way round, each within its own drain
+//! time: the projector sees the writers' last commits. A part that ends by itself ends the process,
+//! with its reason.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use seatbelt_gateway::{Gateway, GatewayError, Parts, system_clock};
+use seatbelt_ledger::{
+    api::{Ledger, Neurons},
+    host::{HostConfig, LedgerHost, PartitionStatus},
+    nats::{self, Nats},
+};
+use seatbelt_neuron::NeuronError;
+use seatbelt_projector::{ProjectorError, SnapshotReader};
+use seatbelt_schemas::command::CommandError;
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::{
+    config::{Config, Neuron},
+    declared::{self, DeclareError},
+};
+
+mod bus;
+mod gateway;
+mod neuron;
+mod parts;
+mod ready;
+
+use bus::Bus;
+pub use bus::BusError;
+use parts::Running;
+pub use ready::Ready;
+
+/// How long our own neuron may take to be seen once it is registered.
+const NEURON_SEEN_MAX: Duration = Duration::from_secs(10);
+/// How often the readiness that `/health/ready` shows is looked at.
+const READY_EVERY: Duration = Duration::from_millis(250);
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Everything that is configured, with an embedded server unless `nats.url` is given.
+    All,
+    /// The gateway and the ledger's writers.
+    Gateway,
+    /// The projector.
+    Projector,
+    /// The neuron.
+    Neuron,
+}
+
+/// Why a role did not start, or did not go on.
+#[derive(Debug, Error)]
+pub enum RoleError {
+    /// Set `nats.url`, or run `seatbelt up`.
+    #[error(
+        "nats.url is missing: one role alone needs the NATS of the others; set it, or run `seatbelt up` for all roles in one process"
+    )]
+    NeedsUrl,
+    /// Add a `[neuron]` section.
+    #[error("there is no [neuron] in the configuration: add it with at least one model")]
+    NoNeuron,
+    /// Run `make setup`, or say where the library is.
+    #[error(
+        "no ONNX Runtime library found (looked at {looked}): run `make setup`, or set neuron.onnxruntime"
+    )]
+    NoLibrary {
+        /// The places looked at.
+        looked: String,
+    },
+    /// Another process has the port, or the address is not this machine's.
+    #[error("cannot listen on {address} ({setting})")]
+    Listen {
+        /// The setting.
+        setting: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// NATS is not there, not durable, or not as the ledger relies on.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// A partition cannot be served.
+    #[error("the ledger does not come up")]
+    Ledger(#[source] CommandError),
+    /// What the configuration declares cannot be made true.
+    #[error(transparent)]
+    Declare(#[from] DeclareError),
+    /// The neuron.
+    #[error("the neuron does not start")]
+    Neuron(#[source] NeuronError),
+    /// The gateway.
+    #[error("the gateway does not serve")]
+    Gateway(#[source] GatewayError),
+    /// The projector.
+    #[error("the projector stopped")]
+    Projector(#[source] ProjectorError),
+    /// A part is over that should run.
+    #[error("{part} ended by itself: see the log above")]
+    Ended {
+        /// Which one.
+        part: &'static str,
+    },
+    /// A defect of this program.
+    #[error("{part} crashed")]
+    Crashed {
+        /// Which one.
+        part: &'static str,
+        /// How.
+        #[source]
+        source: tokio::task::JoinError,
+    },
+}
+
+/// Runs a role until `stop`, then drains it. `announce` is called once, when it serves.
+pub async fn run(
+    role: Role,
+    config: &Config,
+    stop: CancellationToken,
+    announce: impl FnOnce(&Ready),
+) -> Result<(), RoleError> {
+    if role != Role::All && config.nats.url.is_none() {
+        return Err(RoleError::NeedsUrl);
+    }
+    let neuron = config.neuron.as_ref();
+    if role == Role::Neuron && neuron.is_none() {
+        return Err(RoleError::NoNeuron);
+    }
+    let mut bus = Bus::open(config).await?;
+    let mut running = Running::new();
+    let started = tokio::select! {
+        started = start(role, config, &bus, &mut running) => started,
+        // told to stop while starting: nothing is served yet
+        () = stop.cancelled() => Err(None),
+    };
+    let outcome = match started {
+        Ok(ready) => {
+            announce(&ready);
+            tokio::select! {
+                () = stop.cancelled() => Ok(()),
+                part = running.any_ended() => Err(RoleError::Ended { part }),
+                error = bus.ended() => Err(error.into()),
+            }
+        }
+        Err(None) => Ok(()),
+        Err(Some(error)) => Err(error),
+    };
+    let stopped = running.stop().await;
+    bus.close().await;
+    stopped.and(outcome)
+}
+
+/// Starts what the role has; the error is `None` only for a caller that gave up.
+async fn start(
+    role: Role,
+    config: &Config,
+    bus: &Bus,
+    running: &mut Running,
+) -> Result<Ready, Option<RoleError>> {
+    let started = async {
+        let mut ready = Ready {
+            nats: bus.url.clone(),
+            ..Ready::default()
+        };
+        if matches!(role, Role::All | Role::Projector) {
+            start_projector(bus, running).await?;
+        }
+        let listeners = match role {
+            Role::All | Role::Gateway => Some(gateway::Listeners::bind(config).await?),
+            Role::Projector | Role::Neuron => None,
+        };
+        let ledger = match listeners {
+            Some(_) => Some(start_ledger(config, bus, running).await?),
+            None => None,
+        };
+        if matches!(role, Role::All | Role::Neuron)
+            && let Some(neuron) = &config.neuron
+        {
+            ready.neuron = Some(start_neuron(config, neuron, bus, running).await?);
+        }
+        if let (Some(listeners), Some(ledger)) = (listeners, ledger) {
+            let gateway = gateway::url(&listeners.clients);
+            ready.metrics = Some(gateway::url(&listeners.metrics));
+            ready.example = ready::example(config, &gateway);
+            ready.gateway = Some(gateway);
+            let parts = GatewayParts {
+                listeners,
+                ledger,
+                neuron: ready.neuron.clone(),
+            };
+            start_gateway(config, bus, parts, running).await?;
+        }
+        Ok(ready)
+    };
+    started.await.map_err(Some)
+}
+
+async fn start_projector(bus: &Bus, running: &mut Running) -> Result<(), RoleError> {
+    let store = nats::snapshot_bucket(&bus.nats, &bus.names, bus.replicas).await;
+    let feed = nats::FeedStream::open(&bus.nats, &bus.names, bus.replicas).await;
+    let journals = bus.journals().await?.into_iter();
+    let parts = seatbelt_projector::Parts {
+        names: bus.names.clone(),
+        projector: bus.process.clone(),
+        journals: journals
+            .map(|(partition, journal)| (partition, Arc::new(journal)))
+            .collect(),
+        snapshots: Arc::new(store.map_err(BusError::from)?),
+        feed: Arc::new(feed.map_err(BusError::from)?),
+    };
+    let stop = CancellationToken::new();
+    running.add("projector", stop.clone(), async move {
+        let projected = seatbelt_projector::run(parts, stop).await;
+        projected.map_err(RoleError::Projector)
+    });
+    Ok(())
+}
+
+/// Starts the writers of all partitions, and makes true what the configuration declares.
+async fn start_ledger(
+    config: &Config,
+    bus: &Bus,
+    running: &mut Running,
+) -> Result<Arc<LedgerHost>, RoleError> {
+    let journals = bus.journals().await?.into_iter();
+    let host = HostConfig {
+        partitions: bus.meta.partitions,
+        ledger: bus.meta.ledger.clone(),
+        writer: bus.process.clone(),
+        expiry_grace_ms: u64::try_from(config.ledger.expiry_grace.as_millis()).unwrap_or(u64::MAX),
+    };
+    let host = LedgerHost::start(&host, journals.map(|(_, journal)| journal).collect());
+    let (stop, writers) = (CancellationToken::new(), Arc::clone(&host));
+    running.add("ledger", stop.clone(), async move {
+        stop.cancelled().await;
+        writers.stop().await;
+        Ok(())
+    });
+    host.ready().await.map_err(RoleError::Ledger)?;
+    declared::prices(&*host, config.prices()).await?;
+    let ledger: Arc<dyn Ledger> = Arc::<LedgerHost>::clone(&host);
+    declared::keys(ledger, &config.keys).await?;
+    Ok(host)
+}
+
+async fn start_neuron(
+    config: &Config,
+    neuron: &Neuron,
+    bus: &Bus,
+    running: &mut Running,
+) -> Result<String, RoleError> {
+    let told = neuron::config(config, neuron)?;
+    let (client, names) = (bus.nats.client().clone(), bus.names.clone());
+    let stop = CancellationToken::new();
+    let started = seatbelt_neuron::start(told, Some(client), names, stop.clone()).await;
+    let started = started.map_err(RoleError::Neuron)?;
+    let own = format!("http://{}", started.local_addr());
+    let url = neuron.url.clone().unwrap_or(own);
+    running.add("neuron", stop, async move {
+        started.join().await;
+        Ok(())
+    });
+    Ok(url)
+}
+
+/// What the gateway is started with.
+struct GatewayParts {
+    listeners: gateway::Listeners,
+    ledger: Arc<LedgerHost>,
+    /// The neuron of this process.
+    neuron: Option<String>,
+}
+
+async fn start_gateway(
+    config: &Config,
+    bus: &Bus,
+    with: GatewayParts,
+    running: &mut Running,
+) -> Result<(), RoleError> {
+    let store = nats::snapshot_bucket(&bus.nats, &bus.names, bus.replicas).await;
+    let usage = nats::NatsUsageEvents::start(&bus.nats, &bus.names).await;
+    let neurons = nats::watch_neurons(&bus.nats, &bus.names, bus.replicas).await;
+    let neurons = neurons.map_err(BusError::from)?;
+    if let Some(url) = &with.neuron {
+        seen(neurons.clone(), url).await;
+    }
+    let stop = CancellationToken::new();
+    let parts = Parts {
+        ledger: Arc::<LedgerHost>::clone(&with.ledger),
+        snapshots: Arc::new(SnapshotReader::new(
+            Arc::new(store.map_err(BusError::from)?),
+            bus.meta.partitions,
+        )),
+        usage: Arc::new(usage.map_err(BusError::from)?),
+        neurons,
+        clock: system_clock(),
+        ready: readiness(bus.nats.clone(), with.ledger, stop.clone()),
+    };
+    let gateway = Gateway::new(gateway::config(config), parts).map_err(RoleError::Gateway)?;
+    running.add("gateway", stop.clone(), async move {
+        let listeners = with.listeners;
+        let served = gateway.serve(listeners.clients, listeners.metrics, stop);
+        served.await.map_err(RoleError::Gateway)
+    });
+    Ok(())
+}
+
+/// Waits until the gateway knows the neuron of its own process, so that "ready" holds for both.
+async fn seen(mut neurons: Neurons, url: &str) {
+    let known = neurons.wait_for(|records| records.iter().any(|record| record.url == url));
+    if tokio::time::timeout(NEURON_SEEN_MAX, known).await.is_err() {
+        warn!(url, "the neuron of this process is not seen yet");
+    }
+}
+
+/// Whether the ledger can take commands: every partition serves and NATS is there.
+fn readiness(
+    nats: Nats,
+    ledger: Arc<LedgerHost>,
+    stop: CancellationToken,
+) -> watch::Receiver<bool> {
+    let (sender, receiver) = watch::channel(true);
+    // ends with the gateway it tells
+    tokio::spawn(async move {
+        while !stop.is_cancelled() && !sender.is_closed() {
+            let mut handles = ledger.handles().iter();
+            let serves = handles.all(|handle| handle.status() == PartitionStatus::Serving);
+            sender.send_replace(serves && nats.is_connected());
+            tokio::time::sleep(READY_EVERY).await;
+        }
+    });
+    receiver
+}

@@ -1,0 +1,198 @@
+//! NATS, ready for a ledger: the embedded server or an existing one, proved durable, with the
+//! ledger's facts and everything its parts share.
+
+use std::time::Duration;
+
+use seatbelt_ledger::nats::{
+    self, Nats, NatsJournal, connect,
+    durability::{self, DurabilityError, Proof},
+    provision::{GenesisError, Layout, Meta},
+};
+use seatbelt_schemas::{names::Names, position::Partition};
+use thiserror::Error;
+use tracing::{info, warn};
+
+use crate::{
+    config::{Config, Durability},
+    nats_server::{NatsServer, NatsServerError, NatsServerOptions, find_nats_server},
+};
+
+/// How long an existing server may take to be there.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a monitoring port may take to answer.
+const MONITOR_MAX: Duration = Duration::from_secs(5);
+
+/// Why there is no ledger on NATS.
+#[derive(Debug, Error)]
+pub enum BusError {
+    /// The embedded server does not come up.
+    #[error("the embedded nats-server does not start")]
+    Server(#[source] NatsServerError),
+    /// The embedded server is gone.
+    #[error("nats-server ended by itself{}", status.map(|status| format!(" ({status})")).unwrap_or_default())]
+    Ended {
+        /// How, as far as known.
+        status: Option<std::process::ExitStatus>,
+    },
+    /// The server cannot be used.
+    #[error(transparent)]
+    Connect(#[from] nats::ConnectError),
+    /// What an acknowledgement promises is not proved.
+    #[error(transparent)]
+    Durability(#[from] DurabilityError),
+    /// What nats.monitor_url says cannot be read.
+    #[error("cannot read nats.monitor_url {url}")]
+    Monitor {
+        /// The address.
+        url: String,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The ledger's own facts, streams and buckets.
+    #[error(transparent)]
+    Genesis(#[from] GenesisError),
+    /// A stream or bucket cannot be used.
+    #[error(transparent)]
+    Provision(#[from] nats::ProvisionError),
+    /// A stream or bucket does not answer.
+    #[error(transparent)]
+    Store(#[from] nats::StoreError),
+}
+
+/// A connection with a ledger behind it, and the server where it is ours.
+pub(super) struct Bus {
+    server: Option<NatsServer>,
+    /// Where people find it, without credentials.
+    pub(super) url: String,
+    pub(super) nats: Nats,
+    pub(super) names: Names,
+    pub(super) replicas: u8,
+    pub(super) meta: Meta,
+    /// The process, by a name for people.
+    pub(super) process: String,
+}
+
+impl Bus {
+    pub(super) async fn open(config: &Config) -> Result<Self, BusError> {
+        let from = &config.nats;
+        let server = match &from.url {
+            Some(_) => None,
+            None => Some(embedded(config).await?),
+        };
+        let url = match (&server, &from.url) {
+            (Some(server), _) => server.url(),
+            (None, Some(url)) => url.expose().to_owned(),
+            (None, None) => unreachable!("without a url the server is embedded"),
+        };
+        let process = format!("seatbelt-{}", std::process::id());
+        let nats = connect(&url, &process, CONNECT_PATIENCE).await?;
+        prove(config, &nats).await?;
+        let layout = Layout {
+            partitions: from.partitions,
+            replicas: from.replicas,
+        };
+        let meta = nats::provision::provision(&nats, &from.names, layout).await?;
+        info!(ledger = %meta.ledger, nats = nats.servers(), "ledger found");
+        let shown = match &server {
+            Some(server) => server.host_url(),
+            None => format!("nats://{}", nats.servers()),
+        };
+        Ok(Self {
+            server,
+            url: shown,
+            nats,
+            names: from.names.clone(),
+            replicas: from.replicas,
+            meta,
+            process,
+        })
+    }
+
+    /// The journals of all partitions, in order.
+    pub(super) async fn journals(&self) -> Result<Vec<(Partition, NatsJournal)>, BusError> {
+        let mut journals = Vec::new();
+        for partition in self.meta.partitions.iter() {
+            let journal =
+                NatsJournal::open(&self.nats, &self.names, partition, self.replicas).await?;
+            journals.push((partition, journal));
+        }
+        Ok(journals)
+    }
+
+    /// Resolves if the embedded server ends by itself; never for an existing one.
+    pub(super) async fn ended(&mut self) -> BusError {
+        match &mut self.server {
+            Some(server) => BusError::Ended {
+                status: server.ended().await,
+            },
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Lets what was sent leave, and the embedded server end in order.
+    pub(super) async fn close(self) {
+        self.nats.flush().await;
+        drop(self.nats);
+        if let Some(server) = self.server {
+            server.stop().await;
+        }
+    }
+}
+
+async fn embedded(config: &Config) -> Result<NatsServer, BusError> {
+    let from = &config.nats;
+    let binary = match &from.server {
+        Some(path) => path.clone(),
+        None => find_nats_server().map_err(BusError::Server)?,
+    };
+    let journals = from.partitions.iter();
+    let options = NatsServerOptions {
+        port: from.port,
+        sync_always: from.durability == Durability::Fsync,
+        protected_streams: journals
+            .map(|partition| from.names.journal_stream(partition))
+            .collect(),
+        ..NatsServerOptions::new(binary, from.data_dir.clone())
+    };
+    NatsServer::start(options).await.map_err(BusError::Server)
+}
+
+async fn prove(config: &Config, nats: &Nats) -> Result<(), BusError> {
+    let from = &config.nats;
+    let wanted = match from.durability {
+        Durability::Fsync => durability::Durability::Fsync,
+        Durability::Relaxed => durability::Durability::Relaxed,
+    };
+    let monitor = match &from.monitor_url {
+        Some(url) => vec![read_monitor(url).await?],
+        None => Vec::new(),
+    };
+    match durability::prove(nats, wanted, from.replicas, &monitor).await? {
+        Proof::Synced => info!("durable: the server syncs before it acknowledges"),
+        Proof::Replicated(copies) => info!(copies, "durable: acknowledged by a majority"),
+        Proof::Relaxed => {
+            warn!("nats.durability is \"relaxed\": a power failure may lose what was acknowledged");
+        }
+    }
+    Ok(())
+}
+
+async fn read_monitor(base: &str) -> Result<String, BusError> {
+    let url = format!("{}/varz", base.trim_end_matches('/'));
+    let read = async {
+        // whoever comes first in the process installs it; the provider is the same
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(MONITOR_MAX)
+            .build()?;
+        let answer = client.get(&url).send().await?.error_for_status()?;
+        answer.text().await
+    };
+    read.await
+        .map_err(|source: reqwest::Error| BusError::Monitor {
+            url: base.to_owned(),
+            source: source.without_url(),
+        })
+}

@@ -1,0 +1,117 @@
+//! The gateway role: its configuration in its own words, its listeners, its start.
+
+use std::{collections::HashMap, net::SocketAddr};
+
+use seatbelt_gateway::{
+    GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Secret, UpstreamConfig,
+    UpstreamKind, UpstreamModel,
+};
+use tokio::net::TcpListener;
+
+use super::RoleError;
+use crate::config::{self, Config, Durability};
+
+/// What the gateway is told.
+pub(super) fn config(config: &Config) -> GatewayConfig {
+    let from = &config.gateway;
+    let own = config.neuron.iter().flat_map(|neuron| &neuron.models);
+    let prices = config.prices().into_iter();
+    GatewayConfig {
+        keys: config.keys.iter().map(key).collect(),
+        upstreams: config.upstreams.iter().map(upstream).collect(),
+        neuron_models: own.map(|model| model.id.clone()).collect(),
+        prices: prices
+            .map(|price| (price.model, price.rates))
+            .collect::<HashMap<_, _>>(),
+        require_auth: from.require_auth,
+        budget_wait: from.budget_wait,
+        ledger_timeout: from.ledger_timeout,
+        request_timeout: from.request_timeout,
+        drain: from.drain,
+        body_bytes: from.body_bytes,
+        requests: from.requests,
+        on_disconnect: match from.on_disconnect {
+            config::OnDisconnect::Drain => OnDisconnect::Drain,
+            config::OnDisconnect::Cancel => OnDisconnect::Cancel,
+        },
+        pool_idle: from.pool_idle,
+        durability: match config.nats.durability {
+            Durability::Fsync => "fsync",
+            Durability::Relaxed => "relaxed",
+        }
+        .to_owned(),
+    }
+}
+
+fn key(key: &config::Key) -> KeyEntry {
+    KeyEntry {
+        on_short: key.policy.on_short,
+        on_unknown: key.policy.on_unknown,
+        ..KeyEntry::new(
+            KeySecret::hash(key.secret.expose()),
+            key.account.clone(),
+            key.key.clone(),
+        )
+    }
+}
+
+fn upstream(upstream: &config::Upstream) -> UpstreamConfig {
+    UpstreamConfig {
+        name: upstream.name.clone(),
+        kind: match upstream.kind {
+            config::UpstreamKind::OpenAi => UpstreamKind::OpenAi,
+            config::UpstreamKind::Anthropic => UpstreamKind::Anthropic,
+        },
+        base_url: upstream.base_url.clone(),
+        api_key: upstream
+            .api_key
+            .as_ref()
+            .map(|key| Secret::new(key.expose())),
+        models: upstream.models.iter().map(model).collect(),
+    }
+}
+
+fn model(model: &config::UpstreamModel) -> UpstreamModel {
+    let default = UpstreamModel::new(model.id.clone(), model.context, model.output);
+    UpstreamModel {
+        message_allowance: model.message_allowance.unwrap_or(default.message_allowance),
+        request_allowance: model.request_allowance.unwrap_or(default.request_allowance),
+        max_field: match model.max_field {
+            config::MaxField::MaxTokens => MaxField::MaxTokens,
+            config::MaxField::MaxCompletionTokens => MaxField::MaxCompletionTokens,
+        },
+        output_is_visible: model.output_is_visible,
+        ..default
+    }
+}
+
+/// Both listeners, bound before anything is started that a taken port would leave behind.
+pub(super) struct Listeners {
+    pub(super) clients: TcpListener,
+    pub(super) metrics: TcpListener,
+}
+
+impl Listeners {
+    pub(super) async fn bind(config: &Config) -> Result<Self, RoleError> {
+        let gateway = &config.gateway;
+        Ok(Self {
+            clients: bind("gateway.listen", gateway.listen).await?,
+            metrics: bind("gateway.metrics_listen", gateway.metrics_listen).await?,
+        })
+    }
+}
+
+async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, RoleError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| RoleError::Listen {
+        setting,
+        address,
+        source,
+    })
+}
+
+/// A listener's address as a URL.
+pub(super) fn url(listener: &TcpListener) -> String {
+    let address = listener.local_addr();
+    address.map_or_else(|_| String::new(), |address| format!("http://{address}"))
+}

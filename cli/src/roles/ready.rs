@@ -1,0 +1,108 @@
+//! What is told once requests are served: a line for machines, and the same for people.
+
+use std::fmt::Write as _;
+
+use crate::config::Config;
+
+/// What listens where.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ready {
+    /// The gateway, for clients.
+    pub gateway: Option<String>,
+    /// The gateway's metrics.
+    pub metrics: Option<String>,
+    /// The neuron.
+    pub neuron: Option<String>,
+    /// The NATS servers, without credentials.
+    pub nats: String,
+    /// A request to try, where there is a key and a model for it.
+    pub example: Option<String>,
+}
+
+impl Ready {
+    /// One line of JSON.
+    pub fn line(&self) -> String {
+        let mut line = serde_json::json!({ "ready": true });
+        let parts = [
+            ("gateway", &self.gateway),
+            ("metrics", &self.metrics),
+            ("neuron", &self.neuron),
+        ];
+        for (name, url) in parts {
+            if let Some(url) = url {
+                line[name] = url.as_str().into();
+            }
+        }
+        line["nats"] = self.nats.as_str().into();
+        line.to_string()
+    }
+
+    /// A few lines for people.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let parts = [
+            ("gateway", self.gateway.as_deref()),
+            ("metrics", self.metrics.as_deref()),
+            ("neuron", self.neuron.as_deref()),
+            ("nats", Some(self.nats.as_str())),
+        ];
+        for (name, url) in parts {
+            if let Some(url) = url {
+                // writing to a string cannot fail
+                let _ = writeln!(text, "{name:<8} {url}");
+            }
+        }
+        if let Some(example) = &self.example {
+            let _ = write!(text, "\ntry it:\n{example}");
+        }
+        text.trim_end().to_owned()
+    }
+}
+
+/// A `curl` with the first declared key for the first model. It shows that key's secret, which
+/// stands in the configuration already, to whoever started the process, and never in a log.
+pub(super) fn example(config: &Config, gateway: &str) -> Option<String> {
+    let key = config.keys.first()?;
+    let own = config.neuron.iter().flat_map(|neuron| &neuron.models);
+    let foreign = config
+        .upstreams
+        .iter()
+        .flat_map(|upstream| &upstream.models);
+    let model = own
+        .map(|model| &model.id)
+        .chain(foreign.map(|model| &model.id))
+        .next()?;
+    let body = serde_json::json!({
+        "model": model.as_str(),
+        "messages": [{"role": "user", "content": "Hello!"}],
+        "max_tokens": 32,
+    });
+    let plain = |text: &str| !text.contains('\'');
+    let (secret, body) = (key.secret.expose(), body.to_string());
+    (plain(secret) && plain(&body)).then(|| {
+        format!(
+            "curl {gateway}/v1/chat/completions -H 'authorization: Bearer {secret}' \\\n  \
+             -H 'content-type: application/json' -d '{body}'"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_has_the_fields_of_the_contract_in_order() {
+        let ready = Ready {
+            gateway: Some("http://127.0.0.1:8080".to_owned()),
+            metrics: Some("http://127.0.0.1:9090".to_owned()),
+            nats: "nats://127.0.0.1:4222".to_owned(),
+            ..Ready::default()
+        };
+        assert_eq!(
+            ready.line(),
+            r#"{"ready":true,"gateway":"http://127.0.0.1:8080","metrics":"http://127.0.0.1:9090","nats":"nats://127.0.0.1:4222"}"#
+        );
+        assert!(ready.text().contains("gateway  http://127.0.0.1:8080"));
+    }
+}
