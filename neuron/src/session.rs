@@ -306,7 +306,7 @@ fn open(
     };
     builder
         .commit_from_file(&model.graph.file)
-        .map_err(|error| model_error(config, &error))
+        .map_err(|error| load_error(config, &error))
 }
 
 /// Threads are given, not guessed, and do not spin: cores are shared with the rest of the process.
@@ -444,15 +444,34 @@ fn library_error(library: &Path, detail: String) -> NeuronError {
 fn model_error(config: &ModelConfig, error: &ort::Error) -> NeuronError {
     NeuronError::Model {
         model: config.id.to_string(),
-        detail: error.message().to_owned(),
+        detail: words(error),
+    }
+}
+
+/// A provider that could be loaded may still find no device when the graph is: its words name CUDA.
+fn load_error(config: &ModelConfig, error: &ort::Error) -> NeuronError {
+    let of_device =
+        config.device == Device::Cuda && error.message().to_ascii_uppercase().contains("CUD");
+    if of_device {
+        device_error(config, error)
+    } else {
+        model_error(config, error)
     }
 }
 
 fn device_error(config: &ModelConfig, error: &ort::Error) -> NeuronError {
     NeuronError::Device {
         model: config.id.to_string(),
-        detail: error.message().to_owned(),
+        detail: words(error),
     }
+}
+
+/// What ONNX Runtime said, to stand within a sentence.
+fn words(error: &ort::Error) -> String {
+    error
+        .message()
+        .trim_end_matches(['.', '\n', ' '])
+        .to_owned()
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! What each request used, reported exactly once.
 //!
-//! A [`Ticket`] is made for every request that reaches the neuron and ends in exactly one event,
+//! A ticket is made for every request that reaches the neuron and ends in exactly one event,
 //! whatever happens to the request: a ticket that is dropped ends itself. Events go through the
-//! [`Outbox`], a file that is synced before the answer ends, and from there to a [`UsageSink`] until
+//! outbox, a file that is synced before the answer ends, and from there to a [`UsageSink`] until
 //! the sink has taken them.
 //!
 //! What a crash leaves behind: a request under way is on file from its start, and is reported after
