@@ -5,12 +5,31 @@
 //! what the ledger relies on is an error that names it; every wait is bounded; no password or token
 //! is ever part of an error or a log line. Not here: any decision.
 
+pub mod bucket;
 pub mod connect;
+pub mod durability;
+pub mod feed;
 pub mod journal;
+pub mod lease;
+pub mod neurons;
+pub mod provision;
+pub mod remote;
+pub mod snapshots;
+pub mod usage;
 
 mod cursor;
+mod publish;
 mod stream;
 
+pub use bucket::{Bucket, Kept, StoreError, WriteError};
 pub use connect::{ConnectError, Nats, connect};
+pub use durability::{Durability, DurabilityError, Proof, prove};
+pub use feed::{FeedEntry, FeedMessage, FeedStream};
 pub use journal::NatsJournal;
+pub use lease::{Lease, Leases};
+pub use neurons::watch_neurons;
+pub use provision::{GenesisError, Layout, Meta, meta, provision};
+pub use remote::{LedgerService, RemoteLedger};
+pub use snapshots::snapshot_bucket;
 pub use stream::ProvisionError;
+pub use usage::{NatsUsageEvents, follow_usage, usage_end};

@@ -27,7 +27,7 @@ impl TestNats {
     /// Starts a server with other options.
     pub async fn start_with(adjust: impl FnOnce(&mut NatsServerOptions)) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let binary = find_nats_server().expect("nats-server, as `make setup` fetches it");
+        let binary = program();
         let mut options = NatsServerOptions::new(binary, folder.path().join("nats"));
         adjust(&mut options);
         let server = NatsServer::start(options)
@@ -46,4 +46,13 @@ impl TestNats {
         let connected = connect(&self.server.url(), name, PATIENCE).await;
         connected.expect("a connection to the test server")
     }
+}
+
+/// The program as the product finds it, or where the repository's own set-up puts it.
+fn program() -> PathBuf {
+    find_nats_server().unwrap_or_else(|error| {
+        let set_up = crate::repository().join(".deps/nats-server/nats-server");
+        assert!(set_up.is_file(), "{error}");
+        set_up
+    })
 }

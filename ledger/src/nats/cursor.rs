@@ -11,10 +11,10 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, pull},
 };
 use futures::StreamExt;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
 
-use super::{Nats, connect::Troubles};
+use super::{Nats, connect::Troubles, stream::info};
 
 /// Messages asked for at once: with commits of 64 KiB at most 16 MiB are held here.
 const BATCH_MESSAGES_MAX: usize = 256;
@@ -27,6 +27,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// How long a read tries to go on before it gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long nothing may come before the stream is asked whether anything is left.
+const SILENCE: Duration = Duration::from_secs(2);
 /// Pauses between tries.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -38,7 +40,7 @@ pub(crate) type CursorError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) struct Cursor {
     nats: Nats,
     stream: String,
-    filter: Option<String>,
+    headers_only: bool,
     last: u64,
     open: Option<Open>,
 }
@@ -55,42 +57,69 @@ pub(crate) struct Item {
 }
 
 impl Cursor {
-    /// Stands after sequence `last` of `stream`; only subjects that `filter` matches are seen.
-    pub(crate) fn after(nats: Nats, stream: String, filter: Option<String>, last: u64) -> Self {
+    /// Stands after sequence `last` of `stream`.
+    pub(crate) fn after(nats: Nats, stream: String, last: u64) -> Self {
         Self {
             nats,
             stream,
-            filter,
+            headers_only: false,
             last,
             open: None,
         }
     }
 
+    /// Reads no payloads.
+    pub(crate) fn headers_only(self) -> Self {
+        Self {
+            headers_only: true,
+            ..self
+        }
+    }
+
     /// The next message; waits for one to land. Errors only after trying for [`PATIENCE`], or where
     /// trying again is of no use.
+    /// Nothing is lost if the caller stops waiting.
     pub(crate) async fn next(&mut self) -> Result<Item, CursorError> {
         loop {
-            let mut open = match self.open.take() {
-                Some(open) => open,
-                None => self.open_patiently().await?,
+            if self.open.is_none() {
+                self.open = Some(self.open_patiently().await?);
+            }
+            let Some(open) = self.open.as_mut() else {
+                continue;
             };
             let message = tokio::select! {
                 biased;
                 message = open.messages.next() => message,
-                () = open.troubles.lost() => continue,
+                () = open.troubles.lost() => None,
             };
             let Some(Ok(message)) = message else {
                 debug!(stream = self.stream, last = self.last, "consumer lost");
+                self.open = None;
                 continue;
             };
-            let sequence = match message.info() {
-                Ok(info) => info.stream_sequence,
-                Err(source) => return Err(source),
-            };
-            self.open = Some(open);
+            let sequence = message.info()?.stream_sequence;
             if sequence > self.last {
                 self.last = sequence;
                 return Ok(Item { sequence, message });
+            }
+        }
+    }
+
+    /// The next message up to and including `to`, from `last` on; `None` where there is none left.
+    /// A stream may have places without a message, also at its end: a consumer then never gets to
+    /// `to`, so silence is answered by asking how far the stream holds messages.
+    pub(crate) async fn next_up_to(
+        &mut self,
+        last: u64,
+        to: u64,
+    ) -> Result<Option<Item>, CursorError> {
+        loop {
+            if let Ok(next) = timeout(SILENCE, self.next()).await {
+                return next.map(|item| (item.sequence <= to).then_some(item));
+            }
+            let state = info(&self.nats, &self.stream).await?.state;
+            if state.last_seq <= last || state.messages == 0 || state.first_seq > to {
+                return Ok(None);
             }
         }
     }
@@ -120,7 +149,7 @@ impl Cursor {
             deliver_policy: DeliverPolicy::ByStartSequence {
                 start_sequence: self.last + 1,
             },
-            filter_subject: self.filter.clone().unwrap_or_default(),
+            headers_only: self.headers_only,
             ack_policy: AckPolicy::None,
             inactive_threshold: IDLE_MAX,
             memory_storage: true,

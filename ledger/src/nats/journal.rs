@@ -8,15 +8,10 @@
 use std::{sync::Arc, time::Duration};
 
 use async_nats::{
-    HeaderMap, HeaderValue, Message, Request, RequestError, RequestErrorKind,
+    HeaderMap, HeaderValue,
     header::{NATS_EXPECTED_LAST_SEQUENCE, NATS_EXPECTED_STREAM},
-    jetstream::{
-        self, ErrorCode,
-        publish::PublishAck,
-        response::Response,
-        stream::{
-            Compression, Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType,
-        },
+    jetstream::stream::{
+        Compression, Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType,
     },
 };
 use bytes::Bytes;
@@ -25,13 +20,12 @@ use futures::{
     stream::{self, BoxStream},
 };
 use seatbelt_schemas::{names::Names, position::Partition};
-use tokio::time::timeout;
 
 use super::{
     Nats, ProvisionError,
-    connect::Trouble,
     cursor::Cursor,
-    stream::{ApiError, ensure, info, inspect, is_passing},
+    publish::{Published, publish},
+    stream::{ApiError, ensure, info, inspect},
 };
 use crate::journal::{AppendError, Journal, ReadError, Sequence, Stored};
 
@@ -141,28 +135,7 @@ impl NatsJournal {
         let mut headers = HeaderMap::new();
         headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(expected.0));
         headers.insert(NATS_EXPECTED_STREAM, &*self.stream);
-        let request = Request::new()
-            .headers(headers)
-            .payload(payload)
-            .timeout(Some(APPEND_MAX));
-        let mut troubles = self.nats.troubles();
-        let sent = self
-            .nats
-            .client()
-            .send_request(self.subject.to_string(), request);
-        tokio::select! {
-            biased;
-            // the outer bound also covers a client whose queue is full
-            reply = timeout(APPEND_MAX, sent) => match reply {
-                Ok(Ok(message)) => Published::Answered(message),
-                Ok(Err(error)) => Published::Failed(error),
-                Err(_) => Published::Unanswered("no acknowledgement in time"),
-            },
-            trouble = troubles.about(&self.subject) => match trouble {
-                Trouble::Lost => Published::Unanswered("the connection was lost"),
-                Trouble::Denied(words) => Published::Denied(words),
-            },
-        }
+        publish(&self.nats, &self.subject, headers, payload, APPEND_MAX).await
     }
 
     async fn raw(&self, sequence: Sequence) -> Result<Option<Bytes>, ReadError> {
@@ -184,52 +157,13 @@ impl NatsJournal {
     }
 
     fn cursor(&self, after: Sequence) -> Cursor {
-        Cursor::after(self.nats.clone(), self.stream.to_string(), None, after.0)
-    }
-}
-
-/// What came of publishing.
-enum Published {
-    Answered(Message),
-    Failed(RequestError),
-    Unanswered(&'static str),
-    Denied(Arc<str>),
-}
-
-fn unknown(
-    expected: Sequence,
-    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> AppendError {
-    AppendError::Unknown {
-        expected,
-        source: source.into(),
-    }
-}
-
-fn refused(detail: impl Into<String>) -> AppendError {
-    AppendError::Refused {
-        detail: detail.into(),
+        Cursor::after(self.nats.clone(), self.stream.to_string(), after.0)
     }
 }
 
 fn outcome(expected: Sequence, published: Published) -> Result<Sequence, AppendError> {
     match published {
-        Published::Answered(message) => acknowledged(expected, &message.payload),
-        Published::Failed(error) => Err(match error.kind() {
-            RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
-                refused(error.to_string())
-            }
-            _ => unknown(expected, error),
-        }),
-        Published::Unanswered(why) => Err(unknown(expected, why)),
-        Published::Denied(words) => Err(refused(&*words)),
-    }
-}
-
-fn acknowledged(expected: Sequence, payload: &[u8]) -> Result<Sequence, AppendError> {
-    match serde_json::from_slice::<Response<PublishAck>>(payload) {
-        Ok(Response::Err { error }) => Err(server_refusal(expected, &error)),
-        Ok(Response::Ok(ack)) => {
+        Published::Acknowledged(ack) => {
             let landed = Sequence(ack.sequence);
             // no id is ever sent, so a duplicate would be somebody else's message
             if landed == expected.next() && !ack.duplicate {
@@ -237,22 +171,10 @@ fn acknowledged(expected: Sequence, payload: &[u8]) -> Result<Sequence, AppendEr
             }
             Err(AppendError::WrongSequence { expected })
         }
-        Err(error) => Err(unknown(expected, error)),
+        Published::WrongPlace => Err(AppendError::WrongSequence { expected }),
+        Published::Unknown(source) => Err(AppendError::Unknown { expected, source }),
+        Published::Refused(detail) => Err(AppendError::Refused { detail }),
     }
-}
-
-/// The codes are those of nats-server's `errors.json`.
-fn server_refusal(expected: Sequence, error: &jetstream::Error) -> AppendError {
-    /// As 10071, without the sequence: raised for an append that is still being replicated.
-    const WRONG_LAST_SEQUENCE_CONSTANT: ErrorCode = ErrorCode(10164);
-    let code = error.error_code();
-    if code == ErrorCode::STREAM_WRONG_LAST_SEQUENCE || code == WRONG_LAST_SEQUENCE_CONSTANT {
-        return AppendError::WrongSequence { expected };
-    }
-    if is_passing(code) {
-        return unknown(expected, error.clone());
-    }
-    refused(error.to_string())
 }
 
 impl Journal for NatsJournal {
@@ -330,62 +252,5 @@ async fn read_next(mut cursor: Cursor, last: Sequence) -> (Result<Stored, ReadEr
         }
         Ok(_) => (Err(ReadError::Gap { at }), None),
         Err(source) => (Err(ReadError::Unreachable { at, source }), None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check(reply: &str, expected: &str) {
-        let outcome = match acknowledged(Sequence(7), reply.as_bytes()) {
-            Ok(at) => format!("landed at {at}"),
-            Err(AppendError::WrongSequence { .. }) => "wrong sequence".to_owned(),
-            Err(AppendError::Unknown { .. }) => "unknown".to_owned(),
-            Err(AppendError::Refused { detail }) => detail,
-        };
-        assert_eq!(outcome, expected);
-    }
-
-    fn server_error(code: u16, err_code: u16, words: &str) -> String {
-        format!(
-            r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"{words}"}},"stream":"S","seq":0}}"#
-        )
-    }
-
-    #[test]
-    fn only_the_next_sequence_is_a_success() {
-        check(r#"{"stream":"S","seq":8}"#, "landed at 8");
-        check(r#"{"stream":"S","seq":9}"#, "wrong sequence");
-        check(
-            r#"{"stream":"S","seq":8,"duplicate":true}"#,
-            "wrong sequence",
-        );
-        check("not json", "unknown");
-    }
-
-    #[test]
-    fn a_server_error_is_the_fence_or_passes_or_is_a_refusal() {
-        check(
-            &server_error(400, 10071, "wrong last sequence: 9"),
-            "wrong sequence",
-        );
-        check(
-            &server_error(400, 10164, "wrong last sequence"),
-            "wrong sequence",
-        );
-        check(
-            &server_error(503, 10008, "temporarily unavailable"),
-            "unknown",
-        );
-        check(
-            &server_error(500, 10047, "insufficient storage resources available"),
-            "insufficient storage resources available (code 500, error code 10047)",
-        );
-        check(
-            &server_error(400, 10109, "invalid operation on sealed stream"),
-            "invalid operation on sealed stream (code 400, error code 10109)",
-        );
     }
 }

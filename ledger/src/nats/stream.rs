@@ -131,6 +131,27 @@ pub(crate) async fn ensure(
     }
 }
 
+/// As [`ensure`], for a stream that can be rebuilt: it need not be on disk before it is acknowledged,
+/// where the server knows how to and there is but one copy.
+pub(crate) async fn ensure_derived(
+    nats: &Nats,
+    mut wanted: stream::Config,
+    fields: &[&'static str],
+) -> Result<(), ProvisionError> {
+    let knows_how = nats.client().is_server_compatible(2, 12, 0);
+    if !knows_how || wanted.num_replicas > 1 {
+        wanted.persist_mode = None;
+    }
+    match ensure(nats, &wanted, fields).await {
+        // the connected server knows how, another one of its cluster may not
+        Err(ProvisionError::Refused { .. }) if wanted.persist_mode.is_some() => {
+            wanted.persist_mode = None;
+            ensure(nats, &wanted, fields).await
+        }
+        other => other,
+    }
+}
+
 /// Compares `fields` of the stream's settings; it must be there.
 pub(crate) async fn inspect(
     nats: &Nats,

@@ -1,0 +1,215 @@
+//! A key-value bucket with compare-and-swap on every write.
+//!
+//! Reads go to the stream's leader: what was written and acknowledged is read. Not here: what the
+//! values mean, and history.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::{
+    HeaderMap, HeaderValue,
+    header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
+    jetstream::stream::{
+        Config, DiscardPolicy, LastRawMessageErrorKind, PersistenceMode, StorageType,
+    },
+};
+use bytes::Bytes;
+use thiserror::Error;
+
+use super::{
+    Nats, ProvisionError,
+    publish::{Published, publish},
+    stream::{ensure, ensure_derived, inspect},
+};
+
+/// How long a write waits for its acknowledgement.
+const WRITE_MAX: Duration = Duration::from_secs(5);
+/// Header that marks a deleted key, as every NATS client knows it.
+const OPERATION: &str = "KV-Operation";
+const DELETED: &str = "DEL";
+
+/// The bucket does not answer now: try again.
+#[derive(Debug, Error)]
+#[error("cannot {action}")]
+pub struct StoreError {
+    /// What was attempted, and on what.
+    pub action: String,
+    /// What went wrong.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Why nothing is known to be written.
+#[derive(Debug, Error)]
+pub enum WriteError {
+    /// The key is not at the expected revision: somebody else wrote, or an earlier try landed after
+    /// all. Read again, then decide.
+    #[error("somebody else wrote first")]
+    Moved,
+    /// It may or may not have been written.
+    #[error(transparent)]
+    Unreachable(#[from] StoreError),
+}
+
+/// A key's value and its revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The value; `None` for a key that was deleted.
+    pub value: Option<Bytes>,
+    /// Its revision: what the next write expects. Zero where the key was never written.
+    pub revision: u64,
+}
+
+/// How a bucket is kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keeping {
+    /// Copies in a cluster.
+    pub(crate) replicas: usize,
+    /// How long a value lasts; zero for good.
+    pub(crate) max_age: Duration,
+    /// It can be rebuilt: need not be on disk before it is acknowledged.
+    pub(crate) derived: bool,
+}
+
+/// A bucket.
+#[derive(Debug, Clone)]
+pub struct Bucket {
+    nats: Nats,
+    name: Arc<str>,
+}
+
+impl Bucket {
+    /// Opens the bucket, made if missing.
+    pub(crate) async fn open(
+        nats: &Nats,
+        name: &str,
+        keeping: Keeping,
+    ) -> Result<Self, ProvisionError> {
+        let config = Config {
+            name: format!("KV_{name}"),
+            subjects: vec![format!("$KV.{name}.>")],
+            storage: StorageType::File,
+            discard: DiscardPolicy::New,
+            num_replicas: keeping.replicas,
+            max_age: keeping.max_age,
+            max_messages: -1,
+            max_bytes: -1,
+            max_messages_per_subject: 1,
+            max_message_size: -1,
+            max_consumers: -1,
+            allow_rollup: true,
+            deny_delete: true,
+            persist_mode: keeping.derived.then_some(PersistenceMode::Async),
+            ..Config::default()
+        };
+        let fields = ["subjects", "max_msgs_per_subject"];
+        if keeping.derived {
+            ensure_derived(nats, config, &fields).await?;
+        } else {
+            ensure(nats, &config, &fields).await?;
+        }
+        Ok(Self {
+            nats: nats.clone(),
+            name: name.into(),
+        })
+    }
+
+    /// Opens the bucket if it is there.
+    pub(crate) async fn open_existing(nats: &Nats, name: &str) -> Result<Self, ProvisionError> {
+        let config = Config {
+            name: format!("KV_{name}"),
+            ..Config::default()
+        };
+        inspect(nats, &config, &[]).await?;
+        Ok(Self {
+            nats: nats.clone(),
+            name: name.into(),
+        })
+    }
+
+    /// Name of the stream behind it.
+    pub(crate) fn stream(&self) -> String {
+        format!("KV_{}", self.name)
+    }
+
+    /// What a subject of the stream behind it begins with.
+    pub(crate) fn subject_prefix(&self) -> String {
+        format!("$KV.{}.", self.name)
+    }
+
+    fn subject(&self, key: &str) -> String {
+        format!("$KV.{}.{key}", self.name)
+    }
+
+    fn error(
+        &self,
+        verb: &str,
+        key: &str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> StoreError {
+        StoreError {
+            action: format!("{verb} {key} in bucket {}", self.name),
+            source: source.into(),
+        }
+    }
+
+    /// The value of a key, deleted or not; revision zero where there never was one.
+    pub async fn read(&self, key: &str) -> Result<Kept, StoreError> {
+        let none = Kept {
+            value: None,
+            revision: 0,
+        };
+        let stream = self
+            .nats
+            .jetstream()
+            .get_stream_no_info(self.stream())
+            .await;
+        let stream = stream.map_err(|error| self.error("read", key, error))?;
+        let found = stream
+            .get_last_raw_message_by_subject(&self.subject(key))
+            .await;
+        match found {
+            Ok(message) => {
+                let live = message.headers.get(OPERATION).is_none();
+                Ok(Kept {
+                    value: live.then_some(message.payload),
+                    revision: message.sequence,
+                })
+            }
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(none),
+            Err(error) => Err(self.error("read", key, error)),
+        }
+    }
+
+    /// Writes if the key still has the `expected` revision (zero: was never written), and gives the
+    /// new one.
+    pub async fn write(&self, key: &str, expected: u64, value: Bytes) -> Result<u64, WriteError> {
+        self.put(key, expected, HeaderMap::new(), value).await
+    }
+
+    /// Deletes if the key still has the `expected` revision.
+    pub async fn delete(&self, key: &str, expected: u64) -> Result<(), WriteError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(OPERATION, DELETED);
+        let deleted = self.put(key, expected, headers, Bytes::new()).await;
+        deleted.map(|_| ())
+    }
+
+    async fn put(
+        &self,
+        key: &str,
+        expected: u64,
+        mut headers: HeaderMap,
+        value: Bytes,
+    ) -> Result<u64, WriteError> {
+        headers.insert(
+            NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
+            HeaderValue::from(expected),
+        );
+        match publish(&self.nats, &self.subject(key), headers, value, WRITE_MAX).await {
+            Published::Acknowledged(ack) => Ok(ack.sequence),
+            Published::WrongPlace => Err(WriteError::Moved),
+            Published::Refused(detail) => Err(self.error("write", key, detail).into()),
+            Published::Unknown(source) => Err(self.error("write", key, source).into()),
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! Which process hosts a partition's writer: a lease per partition, renewed while the process lives.
+//!
+//! It only avoids duels and makes takeover quick; safety never depends on it. A lease that was not
+//! seen renewed for [`LEASE_TTL`] by the watcher's own clock is taken by compare-and-swap, so that
+//! no clock of another machine is believed and of two takers one wins.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use seatbelt_schemas::{names::Names, position::Partition, wire};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::{debug, info, warn};
+
+use super::{
+    Bucket, Nats, ProvisionError, WriteError,
+    bucket::Keeping,
+    cursor::{Cursor, Item},
+};
+
+/// A lease not renewed for so long may be taken.
+pub const LEASE_TTL: Duration = Duration::from_millis(1200);
+/// How often a lease is renewed.
+pub const LEASE_RENEW_EVERY: Duration = Duration::from_millis(300);
+/// How long the bucket keeps a lease that nobody renews, or the mark of one that was given back.
+const BUCKET_MAX_AGE: Duration = Duration::from_secs(60);
+/// How much longer a process waits before it takes one more lease for each that it holds, so that
+/// partitions spread over processes that wait for them together.
+const MODESTY: Duration = Duration::from_millis(15);
+const MODESTY_MAX: Duration = Duration::from_millis(300);
+/// Pause before something that failed is tried again.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long giving a lease back may take.
+const RELEASE_MAX: Duration = Duration::from_secs(2);
+
+const _: () = assert!(
+    LEASE_TTL.as_millis() >= 3 * LEASE_RENEW_EVERY.as_millis(),
+    "two late renewals must not cost the lease"
+);
+const _: () = assert!(
+    LEASE_TTL.as_millis() + MODESTY_MAX.as_millis() < 2000,
+    "a partition is taken over within two seconds"
+);
+
+/// Opens the bucket, made if missing with `replicas` copies.
+pub(crate) async fn lease_bucket(
+    nats: &Nats,
+    names: &Names,
+    replicas: u8,
+) -> Result<Bucket, ProvisionError> {
+    let keeping = Keeping {
+        replicas: usize::from(replicas),
+        max_age: BUCKET_MAX_AGE,
+        derived: true,
+    };
+    Bucket::open(nats, &names.lease_bucket(), keeping).await
+}
+
+/// What stands under a partition's key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    v: u8,
+    holder: String,
+}
+
+/// A lease as it was last seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    /// `None` once it was given back.
+    holder: Option<String>,
+    revision: u64,
+    at: Instant,
+}
+
+type Table = BTreeMap<Partition, Seen>;
+
+/// All leases, as one process sees and takes them. Clones share the watch.
+#[derive(Debug, Clone)]
+pub struct Leases {
+    bucket: Bucket,
+    holder: Arc<str>,
+    table: watch::Receiver<Table>,
+    held: Arc<AtomicU32>,
+    _watcher: Arc<AbortOnDropHandle<()>>,
+}
+
+impl Leases {
+    /// Begins to watch. `holder` names this process, unique among all that run.
+    pub async fn start(
+        nats: &Nats,
+        names: &Names,
+        replicas: u8,
+        holder: &str,
+    ) -> Result<Self, ProvisionError> {
+        let bucket = lease_bucket(nats, names, replicas).await?;
+        let (sender, table) = watch::channel(Table::new());
+        let watcher = tokio::spawn(keep_watching(nats.clone(), bucket.clone(), sender));
+        Ok(Self {
+            bucket,
+            holder: holder.into(),
+            table,
+            held: Arc::default(),
+            _watcher: Arc::new(AbortOnDropHandle::new(watcher)),
+        })
+    }
+
+    /// Who hosts the partition, as far as was seen.
+    pub fn holder(&self, partition: Partition) -> Option<String> {
+        let table = self.table.borrow();
+        table.get(&partition).and_then(|seen| seen.holder.clone())
+    }
+
+    /// Waits until the partition is free and takes its lease. Safe to drop half way: a lease taken
+    /// but not delivered ends by its age.
+    pub async fn acquire(&self, partition: Partition) -> Lease {
+        loop {
+            let free = self.wait_until_free(partition).await;
+            self.be_modest().await;
+            if let Some(lease) = self.try_take(partition, free).await {
+                return lease;
+            }
+        }
+    }
+
+    /// The revision at which the lease may be taken: given back, never there, or grown old.
+    async fn wait_until_free(&self, partition: Partition) -> u64 {
+        let begun = Instant::now();
+        let mut table = self.table.clone();
+        loop {
+            let seen = table.borrow_and_update().get(&partition).cloned();
+            let (revision, ends) = match seen {
+                Some(Seen {
+                    holder: None,
+                    revision,
+                    ..
+                }) => return revision,
+                Some(Seen { revision, at, .. }) => (revision, at + LEASE_TTL),
+                // nothing seen may only mean nothing seen yet
+                None => (0, begun + PAUSE),
+            };
+            tokio::select! {
+                changed = table.changed() => if changed.is_err() {
+                    sleep(PAUSE).await;
+                },
+                () = sleep_until(ends) => return revision,
+            }
+        }
+    }
+
+    async fn be_modest(&self) {
+        let held = self.held.load(Ordering::Relaxed);
+        sleep((MODESTY * held).min(MODESTY_MAX)).await;
+    }
+
+    async fn try_take(&self, partition: Partition, revision: u64) -> Option<Lease> {
+        let taken = match self.write(partition, revision).await {
+            // somebody was quicker, or what was seen is gone by its age: look at what stands there
+            Err(WriteError::Moved) => match self.bucket.read(&key(partition)).await {
+                Ok(kept) if kept.value.is_none() => self.write(partition, kept.revision).await,
+                Ok(_) => Err(WriteError::Moved),
+                Err(error) => Err(error.into()),
+            },
+            other => other,
+        };
+        match taken {
+            Ok(revision) => {
+                info!(%partition, holder = &*self.holder, "lease taken");
+                return Some(self.lease(partition, revision));
+            }
+            Err(WriteError::Moved) => debug!(%partition, "somebody else took the lease"),
+            Err(WriteError::Unreachable(error)) => {
+                warn!(%partition, error = %error.source, "lease not taken");
+            }
+        }
+        sleep(PAUSE).await;
+        None
+    }
+
+    async fn write(&self, partition: Partition, revision: u64) -> Result<u64, WriteError> {
+        let record = self.record();
+        self.bucket.write(&key(partition), revision, record).await
+    }
+
+    fn record(&self) -> bytes::Bytes {
+        let holder = self.holder.to_string();
+        wire::encode(&Record { v: 1, holder }).into()
+    }
+
+    fn lease(&self, partition: Partition, revision: u64) -> Lease {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        let (lost, release) = (CancellationToken::new(), CancellationToken::new());
+        let renewal = Renewal {
+            leases: self.clone(),
+            partition,
+            revision,
+            lost: lost.clone(),
+            release: release.clone(),
+        };
+        Lease {
+            partition,
+            lost,
+            release,
+            renewal: AbortOnDropHandle::new(tokio::spawn(renewal.run())),
+        }
+    }
+}
+
+fn key(partition: Partition) -> String {
+    partition.to_string()
+}
+
+/// A lease that this process holds, renewed until it is dropped, given back, or lost.
+#[derive(Debug)]
+pub struct Lease {
+    partition: Partition,
+    lost: CancellationToken,
+    release: CancellationToken,
+    renewal: AbortOnDropHandle<()>,
+}
+
+impl Lease {
+    /// Its partition.
+    pub fn partition(&self) -> Partition {
+        self.partition
+    }
+
+    /// Resolves once it is lost: another process took it, or it could not be renewed in time.
+    pub async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+
+    /// Gives it back, so that another process takes it at once. Stop the writer first.
+    pub async fn release(self) {
+        self.release.cancel();
+        if timeout(RELEASE_MAX, self.renewal).await.is_err() {
+            warn!(partition = %self.partition, "lease not given back: it ends by its age");
+        }
+    }
+}
+
+struct Renewal {
+    leases: Leases,
+    partition: Partition,
+    revision: u64,
+    lost: CancellationToken,
+    release: CancellationToken,
+}
+
+impl Drop for Renewal {
+    fn drop(&mut self) {
+        self.leases.held.fetch_sub(1, Ordering::Relaxed);
+        self.lost.cancel();
+    }
+}
+
+impl Renewal {
+    async fn run(mut self) {
+        let mut renewed = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.release.cancelled() => return self.give_back().await,
+                () = sleep_until(renewed + LEASE_RENEW_EVERY) => {}
+            }
+            let ends = renewed + LEASE_TTL;
+            match self.renew_until(ends).await {
+                Some(at) => renewed = at,
+                None => {
+                    warn!(partition = %self.partition, "lease lost");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// When it was renewed; `None` once it is lost.
+    async fn renew_until(&mut self, ends: Instant) -> Option<Instant> {
+        let key = key(self.partition);
+        while Instant::now() < ends {
+            let at = Instant::now();
+            let written = self.leases.write(self.partition, self.revision);
+            match tokio::time::timeout_at(ends, written).await {
+                Ok(Ok(revision)) => {
+                    self.revision = revision;
+                    return Some(at);
+                }
+                Ok(Err(WriteError::Moved)) => self.revision = self.still_ours(&key).await?,
+                Ok(Err(WriteError::Unreachable(_))) => sleep(PAUSE).await,
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// An earlier renewal may have landed without an answer, or the bucket may have been made anew.
+    async fn still_ours(&self, key: &str) -> Option<u64> {
+        let kept = self.leases.bucket.read(key).await.ok()?;
+        let Some(value) = kept.value else {
+            return (kept.revision == 0).then_some(0);
+        };
+        let record: Record = wire::decode("lease", &value).ok()?;
+        (record.holder == *self.leases.holder).then_some(kept.revision)
+    }
+
+    async fn give_back(self) {
+        let key = key(self.partition);
+        match self.leases.bucket.delete(&key, self.revision).await {
+            Ok(()) => info!(partition = %self.partition, "lease given back"),
+            Err(error) => warn!(partition = %self.partition, %error, "lease not given back"),
+        }
+    }
+}
+
+/// Keeps the table current. The bucket's stream begins anew where it got lost, so silence for longer
+/// than leases last is answered by reading it from its start.
+async fn keep_watching(nats: Nats, bucket: Bucket, sender: watch::Sender<Table>) {
+    let prefix = bucket.subject_prefix();
+    loop {
+        let mut cursor = Cursor::after(nats.clone(), bucket.stream(), 0);
+        loop {
+            match timeout(LEASE_TTL * 4, cursor.next()).await {
+                Ok(Ok(item)) => sender.send_modify(|table| note(table, &prefix, &item)),
+                Ok(Err(error)) => {
+                    warn!(error, "leases cannot be watched");
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+fn note(table: &mut Table, prefix: &str, item: &Item) {
+    let message = &item.message.message;
+    let key = message.subject.strip_prefix(prefix).unwrap_or_default();
+    let Ok(partition) = key.parse().map(Partition) else {
+        return;
+    };
+    let known = table.get(&partition).map(|seen| seen.revision);
+    if known == Some(item.sequence) {
+        // read again from the start: its age goes on counting
+        return;
+    }
+    let record = wire::decode::<Record>("lease", &message.payload);
+    let seen = Seen {
+        holder: record.ok().map(|record| record.holder),
+        revision: item.sequence,
+        at: Instant::now(),
+    };
+    table.insert(partition, seen);
+}

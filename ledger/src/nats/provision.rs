@@ -1,0 +1,190 @@
+//! What a ledger needs on a NATS server before anything runs: its own facts, and the streams and
+//! buckets that its parts share.
+//!
+//! The facts are written once and never changed: the ledger's id is made at the first start, the
+//! number of partitions is fixed then. Journals are made by whoever hosts them.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config, StorageType};
+use seatbelt_schemas::{
+    ids::LedgerId,
+    names::Names,
+    position::Partitions,
+    wire::{self, WireError},
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use ulid::Ulid;
+
+use super::{
+    Bucket, FeedStream, Nats, ProvisionError, StoreError, WriteError, bucket::Keeping,
+    lease::lease_bucket, neurons::neuron_bucket, snapshots::snapshot_bucket, stream::ensure,
+};
+
+/// Key of the facts in bucket `SEATBELT_META`.
+const META_KEY: &str = "ledger";
+/// How long the server knows the id of a usage event: an outbox offers one twice within minutes.
+const USAGE_DUPLICATE_WINDOW: Duration = Duration::from_secs(30 * 60);
+
+/// What is fixed at genesis.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Version of this shape: 1.
+    pub v: u8,
+    /// The ledger's id, first part of every `ce-id`.
+    pub ledger: LedgerId,
+    /// How many partitions it has.
+    pub partitions: Partitions,
+}
+
+impl Meta {
+    const VERSION: u8 = 1;
+}
+
+/// How a ledger is laid out.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// Number of partitions, as configured.
+    pub partitions: Partitions,
+    /// Copies of every stream: 1, or 3 on a cluster.
+    pub replicas: u8,
+}
+
+/// Why the ledger cannot start on this server, by what to do next.
+#[derive(Debug, Error)]
+pub enum GenesisError {
+    /// The ledger was made with another number of partitions: configure that one.
+    #[error(
+        "the ledger has {fixed} partitions since genesis, but nats.partitions is {configured}: set it to {fixed}"
+    )]
+    Partitions {
+        /// What is fixed.
+        fixed: u8,
+        /// What is configured.
+        configured: u8,
+    },
+    /// The facts do not decode: the bucket was written by something else.
+    #[error(
+        "key {META_KEY} of bucket {bucket} is not the facts of a ledger: use another name prefix"
+    )]
+    Unreadable {
+        /// The bucket.
+        bucket: String,
+        /// What is wrong with it.
+        #[source]
+        source: WireError,
+    },
+    /// There is no ledger under this prefix, and the caller only reads.
+    #[error("there is no ledger under bucket {bucket}: start it once, or correct the name prefix")]
+    Missing {
+        /// The bucket.
+        bucket: String,
+    },
+    /// A stream or bucket cannot be used.
+    #[error(transparent)]
+    Provision(#[from] ProvisionError),
+    /// The server does not answer: try again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Makes what is missing, checks what is there, and gives the ledger's facts. Safe to run in many
+/// processes at once.
+pub async fn provision(nats: &Nats, names: &Names, layout: Layout) -> Result<Meta, GenesisError> {
+    let meta = genesis(nats, names, layout).await?;
+    let replicas = layout.replicas;
+    FeedStream::open(nats, names, replicas).await?;
+    ensure_usage(nats, names, replicas).await?;
+    snapshot_bucket(nats, names, replicas).await?;
+    neuron_bucket(nats, names, replicas).await?;
+    lease_bucket(nats, names, replicas).await?;
+    Ok(meta)
+}
+
+/// The facts of a ledger that exists, for who only reads.
+pub async fn meta(nats: &Nats, names: &Names) -> Result<Meta, GenesisError> {
+    let name = names.meta_bucket();
+    let missing = || GenesisError::Missing {
+        bucket: name.clone(),
+    };
+    let bucket = match Bucket::open_existing(nats, &name).await {
+        Err(ProvisionError::Missing { .. }) => return Err(missing()),
+        other => other?,
+    };
+    read(&bucket, &name).await?.ok_or_else(missing)
+}
+
+async fn genesis(nats: &Nats, names: &Names, layout: Layout) -> Result<Meta, GenesisError> {
+    let name = names.meta_bucket();
+    let keeping = Keeping {
+        replicas: usize::from(layout.replicas),
+        max_age: Duration::ZERO,
+        derived: false,
+    };
+    let bucket = Bucket::open(nats, &name, keeping).await?;
+    let found = match read(&bucket, &name).await? {
+        Some(meta) => meta,
+        None => create(&bucket, &name, layout.partitions).await?,
+    };
+    let (fixed, configured) = (found.partitions.into(), layout.partitions.into());
+    if fixed != configured {
+        return Err(GenesisError::Partitions { fixed, configured });
+    }
+    Ok(found)
+}
+
+async fn read(bucket: &Bucket, name: &str) -> Result<Option<Meta>, GenesisError> {
+    let Some(bytes) = bucket.read(META_KEY).await?.value else {
+        return Ok(None);
+    };
+    let unreadable = |source| GenesisError::Unreadable {
+        bucket: name.to_owned(),
+        source,
+    };
+    let meta: Meta = wire::decode("ledger facts", &bytes).map_err(unreadable)?;
+    if meta.v != Meta::VERSION {
+        let (what, found) = ("ledger facts", meta.v);
+        return Err(unreadable(WireError::Version { what, found }));
+    }
+    Ok(Some(meta))
+}
+
+async fn create(bucket: &Bucket, name: &str, partitions: Partitions) -> Result<Meta, GenesisError> {
+    let id = Ulid::new().to_string().to_lowercase();
+    let ledger = LedgerId::new(id).expect("a ULID in lower case is a valid ledger id");
+    let meta = Meta {
+        v: Meta::VERSION,
+        ledger,
+        partitions,
+    };
+    match bucket.write(META_KEY, 0, wire::encode(&meta).into()).await {
+        Ok(_) => Ok(meta),
+        Err(WriteError::Unreachable(error)) => Err(error.into()),
+        // another process made it at the same moment
+        Err(WriteError::Moved) => read(bucket, name)
+            .await?
+            .ok_or_else(|| GenesisError::Missing {
+                bucket: name.to_owned(),
+            }),
+    }
+}
+
+/// The stream of usage events is a source of truth: written through before it is acknowledged, like
+/// a journal.
+async fn ensure_usage(nats: &Nats, names: &Names, replicas: u8) -> Result<(), ProvisionError> {
+    let config = Config {
+        name: names.usage_stream(),
+        subjects: vec![names.usage_subjects()],
+        storage: StorageType::File,
+        num_replicas: usize::from(replicas),
+        max_messages: -1,
+        max_bytes: -1,
+        max_messages_per_subject: -1,
+        max_message_size: -1,
+        max_consumers: -1,
+        duplicate_window: USAGE_DUPLICATE_WINDOW,
+        ..Config::default()
+    };
+    ensure(nats, &config, &["subjects", "storage", "persist_mode"]).await
+}

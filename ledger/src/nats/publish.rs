@@ -1,0 +1,136 @@
+//! One message to JetStream, and what came of it: acknowledged, at the wrong place, refused, or
+//! nobody knows.
+
+use std::time::Duration;
+
+use async_nats::{
+    HeaderMap, Request, RequestErrorKind,
+    jetstream::{self, ErrorCode, publish::PublishAck, response::Response},
+};
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::{Nats, connect::Trouble, stream::is_passing};
+
+/// What came of publishing.
+#[derive(Debug)]
+pub(crate) enum Published {
+    /// It is stored, or the server took it for a duplicate and says so.
+    Acknowledged(PublishAck),
+    /// The stream or subject is not where the message expected it; nothing was written.
+    WrongPlace,
+    /// The server refuses; nothing was written by this attempt.
+    Refused(String),
+    /// Nobody knows.
+    Unknown(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Publishes and waits for the acknowledgement, at most `patience`; not longer than the connection
+/// lasts, and not after the server has denied it.
+pub(crate) async fn publish(
+    nats: &Nats,
+    subject: &str,
+    headers: HeaderMap,
+    payload: Bytes,
+    patience: Duration,
+) -> Published {
+    let request = Request::new()
+        .headers(headers)
+        .payload(payload)
+        .timeout(Some(patience));
+    let mut troubles = nats.troubles();
+    let sent = nats.client().send_request(subject.to_owned(), request);
+    tokio::select! {
+        biased;
+        // the outer bound also covers a client whose queue is full
+        reply = timeout(patience, sent) => match reply {
+            Ok(Ok(message)) => acknowledged(&message.payload),
+            Ok(Err(error)) => match error.kind() {
+                RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
+                    Published::Refused(error.to_string())
+                }
+                _ => Published::Unknown(error.into()),
+            },
+            Err(elapsed) => Published::Unknown(elapsed.into()),
+        },
+        trouble = troubles.about(subject) => match trouble {
+            Trouble::Lost => Published::Unknown("the connection was lost".into()),
+            Trouble::Denied(words) => Published::Refused(words.to_string()),
+        },
+    }
+}
+
+fn acknowledged(payload: &[u8]) -> Published {
+    match serde_json::from_slice::<Response<PublishAck>>(payload) {
+        Ok(Response::Ok(ack)) => Published::Acknowledged(ack),
+        Ok(Response::Err { error }) => refusal(&error),
+        Err(error) => Published::Unknown(error.into()),
+    }
+}
+
+/// The codes are those of nats-server's `errors.json`.
+pub(crate) fn refusal(error: &jetstream::Error) -> Published {
+    /// As 10071, without the sequence: raised for a message that is still being replicated.
+    const WRONG_LAST_SEQUENCE_CONSTANT: ErrorCode = ErrorCode(10164);
+    let code = error.error_code();
+    if code == ErrorCode::STREAM_WRONG_LAST_SEQUENCE || code == WRONG_LAST_SEQUENCE_CONSTANT {
+        return Published::WrongPlace;
+    }
+    if is_passing(code) {
+        return Published::Unknown(error.clone().into());
+    }
+    Published::Refused(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(reply: &str, expected: &str) {
+        let outcome = match acknowledged(reply.as_bytes()) {
+            Published::Acknowledged(ack) => format!("at {}", ack.sequence),
+            Published::WrongPlace => "wrong place".to_owned(),
+            Published::Unknown(_) => "unknown".to_owned(),
+            Published::Refused(detail) => detail,
+        };
+        assert_eq!(outcome, expected);
+    }
+
+    fn server_error(code: u16, err_code: u16, words: &str) -> String {
+        format!(
+            r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"{words}"}},"stream":"S","seq":0}}"#
+        )
+    }
+
+    #[test]
+    fn a_reply_is_an_acknowledgement_or_nobody_knows() {
+        check(r#"{"stream":"S","seq":8}"#, "at 8");
+        check("not json", "unknown");
+        check("{}", "unknown");
+    }
+
+    #[test]
+    fn a_server_error_is_the_fence_or_passes_or_is_a_refusal() {
+        check(
+            &server_error(400, 10071, "wrong last sequence: 9"),
+            "wrong place",
+        );
+        check(
+            &server_error(400, 10164, "wrong last sequence"),
+            "wrong place",
+        );
+        check(
+            &server_error(503, 10008, "temporarily unavailable"),
+            "unknown",
+        );
+        check(
+            &server_error(500, 10047, "insufficient storage resources available"),
+            "insufficient storage resources available (code 500, error code 10047)",
+        );
+        check(
+            &server_error(400, 10109, "invalid operation on sealed stream"),
+            "invalid operation on sealed stream (code 400, error code 10109)",
+        );
+    }
+}

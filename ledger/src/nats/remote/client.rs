@@ -1,0 +1,222 @@
+//! The side of the caller: one partition's ledger, wherever its writer is.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::RequestErrorKind;
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use seatbelt_schemas::{
+    command::{
+        Ack, Admin, AdminOutcome, CommandError, Read, Release, Reserve, ReserveOutcome, Resize,
+        Resolution, Settle, Standing,
+    },
+    ids::{AccountId, Actor, CommandId, ReservationId},
+    names::Names,
+    position::Partition,
+    wire,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::debug;
+
+use super::{Request, SettleBody, VERSION, Verb, decode_reply};
+use crate::{
+    api::{Answer, Ledger},
+    nats::{Nats, connect::Trouble},
+};
+
+/// How long one try waits for its reply, on top of what the command itself may wait; doubles with
+/// each try. A host that was killed takes its requests with it: the next try reaches its successor.
+const TRY_MIN: Duration = Duration::from_secs(1);
+/// Pauses between tries while nobody hosts the partition.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// How long a reserve given up by its caller is tried to be given back.
+const GIVE_BACK_MAX: Duration = Duration::from_secs(10);
+
+/// A partition's ledger behind NATS requests. Clones share the connection.
+#[derive(Debug, Clone)]
+pub struct RemoteLedger {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    nats: Nats,
+    names: Names,
+    partition: Partition,
+    patience: Duration,
+}
+
+impl RemoteLedger {
+    /// The ledger of `partition`. A call is tried again for `patience`, on top of the time that a
+    /// reserve itself may wait; longer than a takeover takes.
+    pub fn new(nats: &Nats, names: &Names, partition: Partition, patience: Duration) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                nats: nats.clone(),
+                names: names.clone(),
+                partition,
+                patience,
+            }),
+        }
+    }
+}
+
+impl Inner {
+    /// Asks until there is an answer, for `waits` longer than patience.
+    async fn call<T: Serialize, R: DeserializeOwned>(
+        &self,
+        verb: Verb,
+        body: T,
+        waits: Duration,
+    ) -> Answer<R> {
+        let subject = self.names.ledger_subject(self.partition, verb.name());
+        let deadline = Instant::now() + self.patience + waits;
+        let mut request = Request {
+            v: VERSION,
+            within_ms: 0,
+            body,
+        };
+        let (mut try_for, mut pause) = (TRY_MIN, PAUSE_MIN);
+        loop {
+            // the host works on it for as long as there may be a further try: if it gave a hold back
+            // when one try ends, the next would be told of a hold that is no more
+            let left = deadline.saturating_duration_since(Instant::now());
+            request.within_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            let payload = Bytes::from(wire::encode(&request));
+            let within = left.min(try_for + waits);
+            let detail = match self.try_once(&subject, payload, within).await {
+                Tried::Answered(bytes) => match decode_reply(&bytes) {
+                    Err(CommandError::Unavailable { detail }) => detail,
+                    answer => return answer,
+                },
+                Tried::TooLarge(detail) => return Err(CommandError::Invalid { detail }),
+                Tried::Nobody => format!("nobody hosts partition {} now", self.partition),
+                Tried::Unanswered => {
+                    // the time was spent waiting: no pause on top
+                    (try_for, pause) = (try_for * 2, Duration::ZERO);
+                    format!("the host of partition {} does not answer", self.partition)
+                }
+            };
+            if Instant::now() + pause >= deadline {
+                return Err(CommandError::Unavailable { detail });
+            }
+            debug!(subject, detail, "asking again");
+            sleep(pause).await;
+            pause = (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+        }
+    }
+
+    async fn try_once(&self, subject: &str, payload: Bytes, within: Duration) -> Tried {
+        let request = async_nats::Request::new()
+            .payload(payload)
+            .timeout(Some(within));
+        let mut troubles = self.nats.troubles();
+        let sent = self.nats.client().send_request(subject.to_owned(), request);
+        tokio::select! {
+            biased;
+            reply = timeout(within, sent) => match reply {
+                Ok(Ok(message)) => Tried::Answered(message.payload),
+                Ok(Err(error)) => match error.kind() {
+                    RequestErrorKind::NoResponders => Tried::Nobody,
+                    RequestErrorKind::MaxPayloadExceeded => Tried::TooLarge(error.to_string()),
+                    _ => Tried::Unanswered,
+                },
+                Err(_) => Tried::Unanswered,
+            },
+            trouble = troubles.about(subject) => match trouble {
+                Trouble::Lost | Trouble::Denied(_) => Tried::Nobody,
+            },
+        }
+    }
+}
+
+enum Tried {
+    Answered(Bytes),
+    Nobody,
+    Unanswered,
+    TooLarge(String),
+}
+
+impl Ledger for RemoteLedger {
+    fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        async move {
+            let waits = Duration::from_millis(command.wait_ms);
+            let mut undelivered = Undelivered {
+                inner: Arc::clone(&self.inner),
+                account: command.account.clone(),
+                reservation: command.id.into(),
+                delivered: false,
+            };
+            let answer = self.inner.call(Verb::Reserve, command, waits).await;
+            undelivered.delivered = true;
+            answer
+        }
+        .boxed()
+    }
+
+    fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>> {
+        self.inner
+            .call(Verb::Resize, command, Duration::ZERO)
+            .boxed()
+    }
+
+    fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
+        let body = SettleBody { command, ack };
+        self.inner.call(Verb::Settle, body, Duration::ZERO).boxed()
+    }
+
+    fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {
+        self.inner
+            .call(Verb::Release, command, Duration::ZERO)
+            .boxed()
+    }
+
+    fn read(&self, query: Read) -> BoxFuture<'_, Answer<Standing>> {
+        self.inner.call(Verb::Read, query, Duration::ZERO).boxed()
+    }
+
+    fn admin(&self, command: Admin) -> BoxFuture<'_, Answer<AdminOutcome>> {
+        self.inner
+            .call(Verb::Admin, command, Duration::ZERO)
+            .boxed()
+    }
+}
+
+/// A reserve on its way. If its caller goes away before the answer, the hold that may have been
+/// taken is given back.
+struct Undelivered {
+    inner: Arc<Inner>,
+    account: AccountId,
+    reservation: ReservationId,
+    delivered: bool,
+}
+
+impl Drop for Undelivered {
+    fn drop(&mut self) {
+        if self.delivered {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let release = Release {
+            id: CommandId::from(ulid::Ulid::new()),
+            account: self.account.clone(),
+            reservation: self.reservation,
+            reason: "the caller went away before the answer".to_owned(),
+            actor: Actor::system("gateway"),
+        };
+        let inner = Arc::clone(&self.inner);
+        // its end is bounded; if it fails, the reservation ends by its deadline
+        runtime.spawn(async move {
+            let call = inner.call::<_, Resolution>(Verb::Release, release, Duration::ZERO);
+            match timeout(GIVE_BACK_MAX, call).await {
+                // nothing was taken, or it has ended
+                Ok(Ok(_) | Err(CommandError::UnknownReservation { .. })) => {}
+                other => debug!(?other, "a reserve without a caller was not given back"),
+            }
+        });
+    }
+}

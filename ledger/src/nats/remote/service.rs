@@ -1,0 +1,240 @@
+//! The side of the writer: takes requests for one partition and answers every one of them, bounded
+//! in number.
+//!
+//! A `release` of a reservation whose `reserve` is still being worked on ends that reserve first: it
+//! is how a caller that went away gives back what it was not told of yet.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_nats::{Message, Subject, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt;
+use seatbelt_schemas::{
+    command::{Admin, CommandError, Read, Release, Reserve, Resize},
+    ids::ReservationId,
+    names::Names,
+    position::Partition,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use super::{REQUEST_BYTES_MAX, Request, SettleBody, Verb, WITHIN_MAX, decode, encode_reply};
+use crate::{
+    api::{Answer, Ledger},
+    nats::{Nats, StoreError},
+};
+
+/// Requests worked on at once; more are turned away as unavailable.
+pub const IN_FLIGHT_MAX: usize = 8192;
+/// How long a stop waits for requests being worked on.
+pub const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Serves one partition's ledger to other processes until stopped or dropped.
+#[derive(Debug)]
+pub struct LedgerService {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl LedgerService {
+    /// Begins to serve `ledger`, which must be the writer of `partition`.
+    pub async fn start(
+        nats: &Nats,
+        names: &Names,
+        partition: Partition,
+        ledger: Arc<dyn Ledger>,
+    ) -> Result<Self, StoreError> {
+        let subject = names.ledger_subject(partition, "*");
+        let subscribed = nats.client().subscribe(subject.clone()).await;
+        let requests = subscribed.map_err(|error| StoreError {
+            action: format!("subscribe to {subject}"),
+            source: error.into(),
+        })?;
+        // the server must know of the subscription before anybody is told that this is the host
+        nats.flush().await;
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let desk = Arc::new(Desk {
+            nats: nats.clone(),
+            ledger,
+            slots: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+            reserving: Mutex::default(),
+        });
+        tasks.spawn(take_in(desk, requests, stop.clone(), tasks.clone()));
+        Ok(Self { stop, tasks })
+    }
+
+    /// Takes in no more, so that callers turn elsewhere at once, and waits for what is being worked
+    /// on, at most [`DRAIN_MAX`].
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        if timeout(DRAIN_MAX, self.tasks.wait()).await.is_err() {
+            warn!("some requests to the ledger were left without an answer");
+        }
+    }
+}
+
+impl Drop for LedgerService {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn take_in(
+    desk: Arc<Desk>,
+    mut requests: Subscriber,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
+    loop {
+        let message = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            message = requests.next() => message,
+        };
+        let Some(message) = message else { break };
+        match Arc::clone(&desk.slots).try_acquire_owned() {
+            Ok(slot) => drop(tasks.spawn(Arc::clone(&desk).answer(message, slot))),
+            Err(_) => {
+                let busy = CommandError::unavailable("the writer has too many requests at once");
+                desk.reply(message.reply, encode_reply::<()>(Err(busy)))
+                    .await;
+            }
+        }
+    }
+    // what is subscribed no longer is not sent here: the next caller hears at once that nobody is
+    if let Err(error) = requests.unsubscribe().await {
+        debug!(%error, "not unsubscribed");
+    }
+    desk.nats.flush().await;
+}
+
+/// What all requests share.
+struct Desk {
+    nats: Nats,
+    ledger: Arc<dyn Ledger>,
+    slots: Arc<Semaphore>,
+    /// Reserves being worked on, by reservation.
+    reserving: Mutex<HashMap<ReservationId, CancellationToken>>,
+}
+
+impl Desk {
+    async fn answer(self: Arc<Self>, message: Message, _slot: OwnedSemaphorePermit) {
+        let reply = self.work(&message).await;
+        self.reply(message.reply, reply).await;
+    }
+
+    async fn reply(&self, to: Option<Subject>, reply: Vec<u8>) {
+        let Some(to) = to else {
+            debug!("a request to the ledger named nobody to answer");
+            return;
+        };
+        if let Err(error) = self.nats.client().publish(to, reply.into()).await {
+            debug!(%error, "a reply of the ledger was not sent: the caller asks again");
+        }
+    }
+
+    async fn work(&self, message: &Message) -> Vec<u8> {
+        let verb = message.subject.rsplit('.').next().unwrap_or_default();
+        let Some(verb) = Verb::named(verb) else {
+            let detail = format!(
+                "unknown verb {:?}",
+                verb.chars().take(40).collect::<String>()
+            );
+            return encode_reply::<()>(Err(CommandError::invalid(detail)));
+        };
+        let bytes = &message.payload;
+        let ledger = &self.ledger;
+        match verb {
+            Verb::Reserve => answered(bytes, |command| self.reserve(command)).await,
+            Verb::Release => answered(bytes, |command| self.release(command)).await,
+            Verb::Resize => answered(bytes, |command: Resize| ledger.resize(command)).await,
+            Verb::Read => answered(bytes, |query: Read| ledger.read(query)).await,
+            Verb::Admin => answered(bytes, |command: Admin| ledger.admin(command)).await,
+            Verb::Settle => {
+                answered(bytes, |body: SettleBody| {
+                    ledger.settle(body.command, body.ack)
+                })
+                .await
+            }
+        }
+    }
+
+    async fn reserve(&self, command: Reserve) -> Answer<crate::api::ReserveOutcome> {
+        let reservation = ReservationId::from(command.id);
+        let gone = CancellationToken::new();
+        let _entry = Entry::new(self, reservation, gone.clone());
+        tokio::select! {
+            biased;
+            () = gone.cancelled() => Err(CommandError::unavailable("the caller went away")),
+            answer = self.ledger.reserve(command) => answer,
+        }
+    }
+
+    async fn release(&self, command: Release) -> Answer<crate::api::Resolution> {
+        let being_worked_on = self.reserving().remove(&command.reservation);
+        if let Some(gone) = being_worked_on {
+            gone.cancel();
+        }
+        self.ledger.release(command).await
+    }
+
+    fn reserving(&self) -> MutexGuard<'_, HashMap<ReservationId, CancellationToken>> {
+        // no code panics while it holds the lock half way through a change
+        self.reserving
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reserve being worked on. Of the same reserve sent twice, the later one holds the entry.
+struct Entry<'a> {
+    desk: &'a Desk,
+    reservation: ReservationId,
+}
+
+impl<'a> Entry<'a> {
+    fn new(desk: &'a Desk, reservation: ReservationId, gone: CancellationToken) -> Self {
+        desk.reserving().insert(reservation, gone);
+        Self { desk, reservation }
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        self.desk.reserving().remove(&self.reservation);
+    }
+}
+
+async fn answered<T, R, F>(bytes: &Bytes, call: impl FnOnce(T) -> F) -> Vec<u8>
+where
+    T: DeserializeOwned,
+    R: Serialize,
+    F: Future<Output = Answer<R>>,
+{
+    if bytes.len() > REQUEST_BYTES_MAX {
+        let detail = format!("{} bytes, at most {REQUEST_BYTES_MAX}", bytes.len());
+        return encode_reply::<R>(Err(CommandError::invalid(detail)));
+    }
+    let request: Request<T> = match decode("ledger request", bytes) {
+        Ok(request) => request,
+        Err(error) => return encode_reply::<R>(Err(CommandError::invalid(error.to_string()))),
+    };
+    let within = Duration::from_millis(request.within_ms).min(WITHIN_MAX);
+    // dropping the call after the caller's time gives back what it cannot be told of
+    let answer = timeout(within, call(request.body)).await;
+    encode_reply(answer.unwrap_or_else(|_| {
+        Err(CommandError::unavailable(
+            "not answered within the caller's time",
+        ))
+    }))
+}

@@ -1,0 +1,619 @@
+//! What the ledger keeps on a real nats-server besides its journals: facts, durability, buckets,
+//! feed, usage, neurons, leases, and the request path between processes.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails with the place"
+)]
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures::{FutureExt, TryStreamExt, future::BoxFuture};
+use seatbelt_ledger::{
+    api::{Answer, Ledger, UsageEvents},
+    nats::{
+        ConnectError, Durability, DurabilityError, FeedMessage, FeedStream, GenesisError, Layout,
+        Leases, LedgerService, Nats, NatsUsageEvents, Proof, RemoteLedger, WriteError, connect,
+        meta, prove, provision, snapshot_bucket, watch_neurons,
+    },
+};
+use seatbelt_schemas::{
+    command::{
+        Ack, Admin, AdminOutcome, Change, CommandError, Read, Release, Reserve, ReserveOutcome,
+        Resize, Resolution, Settle, Standing,
+    },
+    ids::{AccountId, Actor, CommandId, NeuronId, ReservationId},
+    names::Names,
+    neuron::NeuronRecord,
+    position::{Partition, Partitions, Position},
+    usage::{NeuronUsage, Outcome, UsageEvent},
+    wire,
+};
+use seatbelt_tests::nats::{PATIENCE, TestNats};
+use tokio::time::timeout;
+
+fn layout(partitions: u8) -> Layout {
+    Layout {
+        partitions: Partitions::try_from(partitions).unwrap(),
+        replicas: 1,
+    }
+}
+
+async fn provisioned(nats: &TestNats) -> (Nats, Names) {
+    let (connection, names) = (nats.connect("test").await, Names::default());
+    provision(&connection, &names, layout(4))
+        .await
+        .expect("provisioned");
+    (connection, names)
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_told_apart_from_a_server_that_is_away() {
+    let nats = TestNats::start().await;
+    let address = nats
+        .server
+        .host_url()
+        .replace("nats://", "nats://me:hunter2@");
+    let denied = connect(&address, "test", PATIENCE).await.unwrap_err();
+    assert!(matches!(denied, ConnectError::Denied { .. }), "{denied:?}");
+    let nobody = "nats://me:hunter2@127.0.0.1:1";
+    let away = connect(nobody, "test", Duration::from_millis(300))
+        .await
+        .unwrap_err();
+    assert!(matches!(away, ConnectError::Unreachable { .. }), "{away:?}");
+    for error in [format!("{denied} {denied:?}"), format!("{away} {away:?}")] {
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_ledgers_facts_are_made_once_and_then_fixed() {
+    let nats = TestNats::start().await;
+    let (connection, names) = (nats.connect("test").await, Names::default());
+    let missing = meta(&connection, &names).await;
+    assert!(
+        matches!(missing, Err(GenesisError::Missing { .. })),
+        "{missing:?}"
+    );
+    let many = (0..4).map(|_| provision(&connection, &names, layout(4)));
+    let made = futures::future::try_join_all(many)
+        .await
+        .expect("provisioned at once");
+    assert!(
+        made.iter().all(|meta| *meta == made[0]),
+        "one ledger: {made:?}"
+    );
+    assert_eq!(meta(&connection, &names).await.unwrap(), made[0]);
+    let other = provision(&connection, &names, layout(8)).await.unwrap_err();
+    let words = other.to_string();
+    assert!(words.contains('4') && words.contains('8'), "{words}");
+}
+
+#[tokio::test]
+async fn fsync_is_proved_on_the_embedded_server_and_refused_without() {
+    let nats = TestNats::start().await;
+    let connection = nats.connect("test").await;
+    let proof = prove(&connection, Durability::Fsync, 1, &[]).await;
+    assert_eq!(proof.unwrap(), Proof::Synced);
+
+    let lax = TestNats::start_with(|options| options.sync_always = false).await;
+    let connection = lax.connect("test").await;
+    let refused = prove(&connection, Durability::Fsync, 1, &[])
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, DurabilityError::NotSynced { .. }),
+        "{refused:?}"
+    );
+    assert!(
+        refused.to_string().contains("sync_interval: always"),
+        "{refused}"
+    );
+    let chosen = prove(&connection, Durability::Relaxed, 1, &[]).await;
+    assert_eq!(chosen.unwrap(), Proof::Relaxed);
+}
+
+#[tokio::test]
+async fn a_bucket_is_written_by_compare_and_swap_only() {
+    let nats = TestNats::start().await;
+    let (connection, names) = provisioned(&nats).await;
+    let bucket = snapshot_bucket(&connection, &names, 1).await.unwrap();
+    assert_eq!(bucket.read("account.a").await.unwrap().revision, 0);
+    let first = bucket.write("account.a", 0, "one".into()).await.unwrap();
+    let again = bucket.write("account.a", 0, "two".into()).await;
+    assert!(matches!(again, Err(WriteError::Moved)), "{again:?}");
+    let second = bucket
+        .write("account.a", first, "two".into())
+        .await
+        .unwrap();
+    let stale = bucket.write("account.a", first, "three".into()).await;
+    assert!(matches!(stale, Err(WriteError::Moved)), "{stale:?}");
+    let kept = bucket.read("account.a").await.unwrap();
+    assert_eq!((kept.value, kept.revision), (Some("two".into()), second));
+    bucket.delete("account.a", second).await.unwrap();
+    let gone = bucket.read("account.a").await.unwrap();
+    assert_eq!(gone.value, None);
+    bucket
+        .write("account.a", gone.revision, "four".into())
+        .await
+        .unwrap();
+}
+
+/// The feed messages of positions `from..=to`, as headers by position.
+fn feed_headers(from: u64, to: u64) -> Vec<Vec<(&'static str, String)>> {
+    (from..=to)
+        .map(|position| vec![("Nats-Msg-Id", format!("l/00/{position}"))])
+        .collect()
+}
+
+fn feed_messages<'a>(headers: &'a [Vec<(&'static str, String)>]) -> Vec<FeedMessage<'a>> {
+    let message = |headers| FeedMessage {
+        subject: "seatbelt.spend.v1.acct.settled",
+        headers,
+        payload: Bytes::from_static(b"event"),
+    };
+    headers
+        .iter()
+        .map(|headers| message(headers.as_slice()))
+        .collect()
+}
+
+#[tokio::test]
+async fn the_feed_takes_a_prefix_and_each_message_once() {
+    let nats = TestNats::start().await;
+    let (connection, names) = provisioned(&nats).await;
+    let feed = FeedStream::open(&connection, &names, 1).await.unwrap();
+    assert_eq!(feed.end().await.unwrap(), 0);
+    let headers = feed_headers(1, 100);
+    assert_eq!(feed.append(0, &feed_messages(&headers)).await.unwrap(), 100);
+    // another place
+    let elsewhere = feed
+        .append(50, &feed_messages(&feed_headers(101, 103)))
+        .await;
+    assert!(matches!(elsewhere, Err(WriteError::Moved)), "{elsewhere:?}");
+    // the right place, but the first of them is there already
+    let twice = feed
+        .append(100, &feed_messages(&feed_headers(100, 102)))
+        .await;
+    assert!(matches!(twice, Err(WriteError::Moved)), "{twice:?}");
+    assert_eq!(feed.end().await.unwrap(), 100);
+    assert_eq!(
+        feed.append(100, &feed_messages(&feed_headers(101, 102)))
+            .await
+            .unwrap(),
+        102
+    );
+    let ids: Vec<_> = feed
+        .entries(97, 102)
+        .map_ok(|entry| entry.id)
+        .try_collect()
+        .await
+        .unwrap();
+    assert_eq!(
+        ids,
+        (98..=102)
+            .map(|position| format!("l/00/{position}"))
+            .collect::<Vec<_>>()
+    );
+    assert_eq!(feed.entry(7).await.unwrap().unwrap().id, "l/00/7");
+    assert_eq!(feed.entry(103).await.unwrap(), None);
+}
+
+fn usage_event(reservation: ReservationId) -> UsageEvent {
+    UsageEvent {
+        v: 1,
+        reservation: reservation.to_string(),
+        account: None,
+        key: None,
+        model: None,
+        neuron: NeuronId::new("n1").unwrap(),
+        device: "cpu".to_owned(),
+        usage: NeuronUsage::default(),
+        outcome: Outcome::Completed,
+        queued_ms: 0,
+        prefill_ms: 0,
+        decode_ms: 0,
+        at_ms: 7,
+    }
+}
+
+async fn publish(connection: &Nats, subject: String, payload: Bytes) {
+    let ack = connection
+        .jetstream()
+        .publish(subject, payload)
+        .await
+        .unwrap();
+    ack.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_usage_event_reaches_its_waiter_early_late_and_across_a_restart() {
+    let mut nats = TestNats::start().await;
+    let (connection, names) = provisioned(&nats).await;
+    let events = NatsUsageEvents::start(&connection, &names).await.unwrap();
+    let subject = names.usage_subject(&NeuronId::new("n1").unwrap());
+    let id = |number| ReservationId::from_parts(1, number);
+    for number in 1..=3 {
+        let waiting = tokio::spawn(events.usage(id(number), PATIENCE));
+        if number == 2 {
+            nats.server.restart().await.unwrap();
+        }
+        let event = usage_event(id(number));
+        let publisher = nats.connect("neuron").await;
+        publish(&publisher, subject.clone(), event.encode()).await;
+        assert_eq!(waiting.await.unwrap(), Some(event.clone()));
+        // and one who asks afterwards
+        let late = events.usage(id(number), Duration::ZERO).await;
+        assert_eq!(late, Some(event));
+    }
+    let none = events.usage(id(9), Duration::from_millis(20)).await;
+    assert_eq!(none, None);
+}
+
+#[tokio::test]
+async fn neurons_come_with_their_registration_and_go_when_it_ends() {
+    let nats = TestNats::start().await;
+    let (connection, names) = provisioned(&nats).await;
+    let mut neurons = watch_neurons(&connection, &names, 1).await.unwrap();
+    let record = |name: &str, active| NeuronRecord {
+        v: 1,
+        neuron: NeuronId::new(name).unwrap(),
+        url: format!("http://{name}"),
+        device: "cpu".to_owned(),
+        models: Vec::new(),
+        active,
+        queued: 0,
+        at_ms: 0,
+    };
+    let register = connection
+        .jetstream()
+        .get_key_value(names.neuron_bucket())
+        .await
+        .unwrap();
+    for one in [record("n2", 0), record("n1", 0), record("n1", 5)] {
+        let value = wire::encode(&one).into();
+        register.put(one.neuron.as_str(), value).await.unwrap();
+    }
+    register.put("n3", "not a record".into()).await.unwrap();
+    let both = [record("n1", 5), record("n2", 0)];
+    let seen = timeout(PATIENCE, neurons.wait_for(|seen| seen[..] == both)).await;
+    drop(seen.expect("both registered").unwrap());
+    register.delete("n1").await.unwrap();
+    let seen = timeout(PATIENCE, neurons.wait_for(|seen| seen[..] == both[1..])).await;
+    drop(seen.expect("one took its registration back").unwrap());
+    // the other one is not heard of any more
+    let seen = timeout(PATIENCE, neurons.wait_for(Vec::is_empty)).await;
+    drop(seen.expect("one died").unwrap());
+}
+
+async fn leases(nats: &TestNats, holder: &str) -> Leases {
+    let connection = nats.connect(holder).await;
+    Leases::start(&connection, &Names::default(), 1, holder)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_lease_has_one_holder_and_is_handed_over_at_once_or_after_its_age() {
+    let nats = TestNats::start().await;
+    let (one, two) = (leases(&nats, "one").await, leases(&nats, "two").await);
+    let partition = Partition(3);
+    let held = timeout(PATIENCE, one.acquire(partition))
+        .await
+        .expect("free");
+    let waiting = tokio::spawn({
+        let two = two.clone();
+        async move { two.acquire(partition).await }
+    });
+    // longer than a lease lasts unless renewed
+    let stays = timeout(Duration::from_secs(3), held.lost()).await;
+    assert!(stays.is_err(), "a lease renewed is not lost");
+    assert!(!waiting.is_finished());
+    assert_eq!(two.holder(partition).as_deref(), Some("one"));
+
+    let begun = Instant::now();
+    held.release().await;
+    let second = timeout(PATIENCE, waiting)
+        .await
+        .expect("given back")
+        .unwrap();
+    let handover = begun.elapsed();
+    assert!(handover < Duration::from_millis(500), "took {handover:?}");
+
+    let begun = Instant::now();
+    drop(second); // as if killed: nothing is given back
+    let third = timeout(PATIENCE, one.acquire(partition))
+        .await
+        .expect("grown old");
+    let takeover = begun.elapsed();
+    assert!(takeover < Duration::from_secs(2), "took {takeover:?}");
+    assert_eq!(third.partition(), partition);
+}
+
+#[tokio::test]
+async fn a_lease_that_cannot_be_renewed_is_lost() {
+    let mut nats = TestNats::start().await;
+    let one = leases(&nats, "one").await;
+    let held = timeout(PATIENCE, one.acquire(Partition(0)))
+        .await
+        .expect("free");
+    nats.server.kill().await;
+    timeout(Duration::from_secs(3), held.lost())
+        .await
+        .expect("lost");
+}
+
+/// A ledger that counts, and answers as its account says.
+#[derive(Default)]
+struct Scripted {
+    calls: AtomicUsize,
+    waiting: AtomicUsize,
+    seen: Mutex<HashMap<CommandId, usize>>,
+    released: Mutex<Vec<ReservationId>>,
+}
+
+const POSITION: Position = Position(7);
+
+/// Counts a reserve that waits, until it is dropped.
+struct Held<'a>(&'a AtomicUsize);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Ledger for Scripted {
+    fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        async move {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            let _held = Held(&self.waiting);
+            *self.seen.lock().unwrap().entry(command.id).or_default() += 1;
+            if command.account.as_str() == "never" {
+                return futures::future::pending().await;
+            }
+            Err(CommandError::UnknownAccount {
+                account: command.account,
+            })
+        }
+        .boxed()
+    }
+
+    fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>> {
+        async move { Err(CommandError::Conflict { id: command.id }) }.boxed()
+    }
+
+    fn settle(&self, command: Settle, _: Ack) -> BoxFuture<'_, Answer<Resolution>> {
+        async move { Err(CommandError::Conflict { id: command.id }) }.boxed()
+    }
+
+    fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {
+        async move {
+            self.released.lock().unwrap().push(command.reservation);
+            let reservation = command.reservation;
+            Err(CommandError::UnknownReservation { reservation })
+        }
+        .boxed()
+    }
+
+    fn read(&self, query: Read) -> BoxFuture<'_, Answer<Standing>> {
+        async move {
+            self.calls.fetch_add(1, Ordering::SeqCst);
+            Ok(Standing {
+                account: query.account,
+                position: POSITION,
+                at_ms: 1,
+                open: 0,
+                caps: Vec::new(),
+            })
+        }
+        .boxed()
+    }
+
+    fn admin(&self, _: Admin) -> BoxFuture<'_, Answer<AdminOutcome>> {
+        async move { Ok(AdminOutcome { position: None }) }.boxed()
+    }
+}
+
+fn account(name: &str) -> AccountId {
+    AccountId::new(name).unwrap()
+}
+
+fn read(name: &str) -> Read {
+    Read {
+        account: account(name),
+        key: None,
+    }
+}
+
+fn reserve(name: &str, wait_ms: u64) -> Reserve {
+    Reserve {
+        id: CommandId::from(ulid::Ulid::new()),
+        account: account(name),
+        key: seatbelt_schemas::ids::KeyId::new("k").unwrap(),
+        model: None,
+        run: None,
+        end_user: None,
+        input_tokens: 1,
+        output_tokens: 1,
+        deadline_ms: 1,
+        wait_ms,
+        on_short: seatbelt_schemas::event::OnShort::Refuse,
+        on_unknown: seatbelt_schemas::event::OnUnknown::ChargeHold,
+    }
+}
+
+const PARTITION: Partition = Partition(2);
+
+async fn host(nats: &TestNats, ledger: &Arc<Scripted>) -> LedgerService {
+    let connection = nats.connect("host").await;
+    let ledger: Arc<dyn Ledger> = Arc::clone(ledger) as _;
+    LedgerService::start(&connection, &Names::default(), PARTITION, ledger)
+        .await
+        .unwrap()
+}
+
+async fn remote(nats: &TestNats, patience: Duration) -> RemoteLedger {
+    let connection = nats.connect("gateway").await;
+    RemoteLedger::new(&connection, &Names::default(), PARTITION, patience)
+}
+
+#[tokio::test]
+async fn a_remote_ledger_answers_as_the_local_one() {
+    let nats = TestNats::start().await;
+    let ledger = Arc::<Scripted>::default();
+    let service = host(&nats, &ledger).await;
+    let remote = remote(&nats, PATIENCE).await;
+    let standing = remote.read(read("acct")).await.unwrap();
+    assert_eq!(
+        (standing.account, standing.position),
+        (account("acct"), POSITION)
+    );
+    let error = remote.reserve(reserve("acct", 0)).await.unwrap_err();
+    assert_eq!(
+        error,
+        CommandError::UnknownAccount {
+            account: account("acct")
+        }
+    );
+    let admin = Admin {
+        id: CommandId::from(ulid::Ulid::new()),
+        account: account("acct"),
+        actor: Actor::operator("test"),
+        change: Change::OpenAccount,
+    };
+    let outcome = remote.admin(admin).await;
+    assert_eq!(outcome, Ok(AdminOutcome { position: None }));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn bad_requests_get_a_typed_error() {
+    let nats = TestNats::start().await;
+    let ledger = Arc::<Scripted>::default();
+    let _service = host(&nats, &ledger).await;
+    let connection = nats.connect("gateway").await;
+    let future = wire::encode(&HashMap::from([("v", 2)]));
+    let too_long = vec![0; 100 * 1024];
+    let cases: [(&str, &[u8], &str); 5] = [
+        ("steal", b"", "unknown verb"),
+        ("read", b"", "cannot read"),
+        ("read", b"\x81\xa1v\x01", "within_ms"),
+        ("read", &future, "version 2"),
+        ("read", &too_long, "at most"),
+    ];
+    for (verb, bytes, words) in cases {
+        let subject = Names::default().ledger_subject(PARTITION, verb);
+        let reply = connection
+            .client()
+            .request(subject, bytes.to_vec().into())
+            .await
+            .unwrap();
+        let reply: rmpv::Value = rmp_serde::from_slice(&reply.payload).unwrap();
+        let error = reply["error"]["invalid"]["detail"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        assert!(error.contains(words), "{verb}: {reply}");
+    }
+    assert_eq!(ledger.calls.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_call_finds_the_next_host_within_its_time() {
+    let nats = TestNats::start().await;
+    let remote = remote(&nats, PATIENCE).await;
+    // nobody yet
+    let early = tokio::spawn({
+        let remote = remote.clone();
+        async move { remote.read(read("acct")).await }
+    });
+    let first = Arc::<Scripted>::default();
+    let service = host(&nats, &first).await;
+    assert_eq!(early.await.unwrap().unwrap().position, POSITION);
+    // one goes, the next one comes
+    service.stop().await;
+    let late = tokio::spawn({
+        let remote = remote.clone();
+        async move { remote.read(read("acct")).await }
+    });
+    let second = Arc::<Scripted>::default();
+    let _service = host(&nats, &second).await;
+    assert_eq!(late.await.unwrap().unwrap().position, POSITION);
+    assert_eq!(second.calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn without_a_host_a_call_is_unavailable_when_its_time_is_up() {
+    let nats = TestNats::start().await;
+    let remote = remote(&nats, Duration::from_millis(400)).await;
+    let begun = Instant::now();
+    let answer = remote.reserve(reserve("acct", 300)).await;
+    assert!(
+        matches!(answer, Err(CommandError::Unavailable { .. })),
+        "{answer:?}"
+    );
+    assert!(
+        (300..2000).contains(&begun.elapsed().as_millis()),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_answer_is_asked_again_with_the_same_id() {
+    let nats = TestNats::start().await;
+    let ledger = Arc::<Scripted>::default();
+    let service = host(&nats, &ledger).await;
+    let remote = remote(&nats, Duration::from_secs(3)).await;
+    let command = reserve("never", 0);
+    let id = command.id;
+    let answer = remote.reserve(command).await;
+    assert!(
+        matches!(answer, Err(CommandError::Unavailable { .. })),
+        "{answer:?}"
+    );
+    assert!(ledger.seen.lock().unwrap()[&id] >= 2);
+    service.stop().await;
+    assert_eq!(
+        ledger.waiting.load(Ordering::SeqCst),
+        0,
+        "given up with the caller's time"
+    );
+}
+
+#[tokio::test]
+async fn a_reserve_whose_caller_goes_away_is_given_back() {
+    let nats = TestNats::start().await;
+    let ledger = Arc::<Scripted>::default();
+    let _service = host(&nats, &ledger).await;
+    let remote = remote(&nats, PATIENCE).await;
+    let command = reserve("never", 60_000);
+    let reservation = ReservationId::from(command.id);
+    let call = tokio::spawn(async move { remote.reserve(command).await });
+    let reached = async {
+        while ledger.waiting.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, reached)
+        .await
+        .expect("the host works on it");
+    call.abort();
+    let given_back = async {
+        while !ledger.released.lock().unwrap().contains(&reservation)
+            || ledger.waiting.load(Ordering::SeqCst) > 0
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, given_back).await.expect("given back");
+}
