@@ -70,8 +70,9 @@ pub enum ProjectorError {
     Crashed(#[source] tokio::task::JoinError),
 }
 
-/// Projects until `shutdown`, then writes what is left and gives its seats up. Returns early only if
-/// every partition has halted.
+/// Projects until `shutdown`, then writes what is left and gives its seats up. A partition that halts
+/// ends nothing else, not even where it is the only one: the error is told at the end. Returns early
+/// only if a projection crashed.
 pub async fn run<J: Journal>(
     parts: Parts<J>,
     shutdown: CancellationToken,
@@ -82,6 +83,7 @@ pub async fn run<J: Journal>(
         projector: parts.projector,
         snapshots: parts.snapshots,
     });
+    let shutdown = shutdown.child_token();
     let mut tasks = JoinSet::new();
     for (partition, journal) in parts.journals {
         let task = Arc::clone(&shared).project(partition, journal, shutdown.clone());
@@ -94,6 +96,7 @@ pub async fn run<J: Journal>(
             Ok(Err(halt)) => halts.push(halt),
             Err(join) => {
                 error!(error = with_sources(&join), "a projection crashed");
+                shutdown.cancel();
                 crash = Some(join);
             }
         }
@@ -101,6 +104,7 @@ pub async fn run<J: Journal>(
     if let Some(join) = crash {
         return Err(ProjectorError::Crashed(join));
     }
+    shutdown.cancelled().await;
     let count = halts.len();
     match halts.into_iter().next() {
         Some(first) => Err(ProjectorError::Halted { count, first }),

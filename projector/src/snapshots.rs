@@ -290,6 +290,16 @@ impl<J: Journal> Snapshots<J> {
     /// Writes what changed, then vouches for it.
     async fn flush(&mut self) -> Result<(), Trouble> {
         self.flushed_at = Instant::now();
+        self.write_accounts().await?;
+        if !self.is_behind() {
+            self.check_end().await?;
+        }
+        let projector = Some(self.projector.clone());
+        self.record(projector).await
+    }
+
+    /// Writes the accounts that changed.
+    async fn write_accounts(&mut self) -> Result<(), Trouble> {
         let (position, at_ms) = (self.tail.head.position, self.tail.head.at_ms);
         let values: Vec<(AccountId, Revision, Bytes)> = self
             .dirty
@@ -320,11 +330,7 @@ impl<J: Journal> Snapshots<J> {
         if self.accounts.len() > ACCOUNTS_IN_MEMORY_MAX {
             self.accounts.clear();
         }
-        if !self.is_behind() {
-            self.check_end().await?;
-        }
-        let projector = Some(self.projector.clone());
-        self.record(projector).await
+        Ok(())
     }
 
     /// Notes that all is current, if the journal really ends where the projection stands.
@@ -365,7 +371,9 @@ impl<J: Journal> Snapshots<J> {
     /// Writes what is left and gives the seat up, so that a successor need not wait for it.
     async fn leave(mut self) -> Result<(), Stop> {
         let parting = async {
-            self.flush().await?;
+            self.write_accounts().await?;
+            // whatever is wrong with the journal's end was told already, or the next start tells it
+            drop(self.check_end().await);
             self.record(None).await
         };
         match parting.await {

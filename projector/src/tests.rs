@@ -105,6 +105,18 @@ impl World {
         running.end().await.unwrap();
     }
 
+    /// Runs a projector until its partition stands still, then stops it.
+    async fn until_halted(&self, projector: &str) -> Result<(), ProjectorError> {
+        let before = self.snapshots.writes().len();
+        let running = self.start(projector);
+        // it takes the seat, and gives it up again
+        let gave_up = |record: PartitionRecord| record.projector.is_none();
+        let took_it = || self.snapshots.writes().len() > before + 1;
+        until(|| took_it() && self.record().is_some_and(gave_up)).await;
+        assert!(!running.task.is_finished(), "a halt ends nothing else");
+        running.end().await
+    }
+
     #[track_caller]
     fn check(&self, hint: &str) {
         assert_eq!(self.feed.messages(), expected_feed(&self.commits), "{hint}");
@@ -288,7 +300,7 @@ async fn a_broken_chain_halts_its_partition_and_names_the_place() {
     let mut story = short_story();
     story[2].prev.0[0] ^= 1;
     let world = World::of(story);
-    let ended = world.start("p").task.await.unwrap();
+    let ended = world.until_halted("p").await;
     let Err(ProjectorError::Halted { count: 1, first }) = ended else {
         panic!("{ended:?}");
     };
@@ -346,7 +358,7 @@ async fn a_journal_that_was_cut_is_not_followed() {
         journal: MemoryJournal::with_commits(story[..2].iter().map(Commit::encode)),
         ..world
     };
-    let ended = cut.start("p").task.await.unwrap();
+    let ended = cut.until_halted("p").await;
     let Err(ProjectorError::Halted { first, .. }) = ended else {
         panic!("{ended:?}")
     };
