@@ -453,25 +453,30 @@ pub fn thresholds<'a>(caps: impl Iterator<Item = &'a Cap>, at_ms: u64) -> Vec<Th
 
 /// The change that an operator's event came from; `None` for every other event.
 pub fn change_of(body: &EventBody) -> Option<Change> {
-    Some(match body.clone() {
+    Some(match body {
         EventBody::AccountOpened(_) => Change::OpenAccount,
-        EventBody::KeyIssued(data) => Change::IssueKey(data),
-        EventBody::KeyRevoked(KeyRevoked { key, reason }) => Change::RevokeKey { key, reason },
-        EventBody::CapSet(spec) => Change::SetCap(spec),
-        EventBody::CapRemoved(CapRemoved { cap }) => Change::RemoveCap { cap },
+        EventBody::KeyIssued(data) => Change::IssueKey(data.clone()),
+        EventBody::KeyRevoked(KeyRevoked { key, reason }) => Change::RevokeKey {
+            key: key.clone(),
+            reason: reason.clone(),
+        },
+        EventBody::CapSet(spec) => Change::SetCap(spec.clone()),
+        EventBody::CapRemoved(CapRemoved { cap }) => Change::RemoveCap { cap: cap.clone() },
         EventBody::Credited(Credited {
             cap,
             amount,
             reason,
         }) => Change::Credit {
-            cap,
-            amount,
-            reason,
+            cap: cap.clone(),
+            amount: *amount,
+            reason: reason.clone(),
         },
-        EventBody::Adjusted(Adjusted { cap, delta, reason }) => {
-            Change::Adjust { cap, delta, reason }
-        }
-        EventBody::PriceSet(price) => Change::SetPrice(price),
+        EventBody::Adjusted(Adjusted { cap, delta, reason }) => Change::Adjust {
+            cap: cap.clone(),
+            delta: *delta,
+            reason: reason.clone(),
+        },
+        EventBody::PriceSet(price) => Change::SetPrice(price.clone()),
         _ => return None,
     })
 }

@@ -10,8 +10,9 @@ use seatbelt_schemas::{
     price::{Price, Rates},
 };
 
-/// How far ahead of the writer's clock a command id may be: 5 minutes.
-pub const CLOCK_SKEW_MS_MAX: u64 = 5 * 60_000;
+/// How far ahead of the writer's clock the time in a command id may be: 1 minute. Ids of the future
+/// would push ids of the present out of what stays hot.
+pub const CLOCK_SKEW_MS_MAX: u64 = 60_000;
 /// Longest life of a reservation: 24 hours.
 pub const DEADLINE_MS_MAX: u64 = 24 * 3_600_000;
 /// Longest free text in a command.
