@@ -60,8 +60,9 @@ impl OnnxDecoder {
     ) -> Result<Self, NeuronError> {
         let environment = runtime(library)?;
         let session = open(&environment, config, model, threads)?;
+        let vocab = check(&session, &model.graph).map_err(|error| model_error(config, &error))?;
         let mut decoder =
-            Self::bind(session, config, model).map_err(|error| match config.device {
+            Self::bind(session, config, model, vocab).map_err(|error| match config.device {
                 Device::Cpu => model_error(config, &error),
                 Device::Cuda => device_error(config, &error),
             })?;
@@ -72,10 +73,13 @@ impl OnnxDecoder {
         Ok(decoder)
     }
 
-    fn bind(session: Session, config: &ModelConfig, model: &Model) -> ort::Result<Self> {
+    fn bind(
+        session: Session,
+        config: &ModelConfig,
+        model: &Model,
+        vocab: usize,
+    ) -> ort::Result<Self> {
         let graph = model.graph.clone();
-        check_inputs(&session, &graph)?;
-        let vocab = vocabulary(&session, &graph)?;
         let caches = allocate_caches(&session, config, model)?;
         let mut slot_lanes = Vec::with_capacity(config.slots);
         let mut prefix_lanes = Vec::with_capacity(config.slots);
@@ -326,7 +330,8 @@ fn plain_builder(
     Ok(builder)
 }
 
-fn check_inputs(session: &Session, graph: &GraphSpec) -> ort::Result<()> {
+/// That the graph takes and gives what this module binds; the size of its vocabulary.
+fn check(session: &Session, graph: &GraphSpec) -> ort::Result<usize> {
     let caches = (0..graph.layers).flat_map(|layer| {
         [
             numbered(&graph.past_key, layer),
@@ -346,7 +351,7 @@ fn check_inputs(session: &Session, graph: &GraphSpec) -> ort::Result<()> {
              rotary embedding",
             input.name()
         ))),
-        None => Ok(()),
+        None => vocabulary(session, graph),
     }
 }
 
@@ -391,6 +396,9 @@ fn allocate_caches(
         }
     };
     let shape = [config.slots, graph.kv_heads, model.context, graph.head_size];
+    let elements = 2 * graph.layers * shape.iter().product::<usize>();
+    let bytes = element.byte_size(elements);
+    tracing::info!(model = %config.id, device = config.device.as_str(), bytes, "caches are allocated: fewer slots or a smaller context take less");
     (0..2 * graph.layers)
         .map(|_| DynTensor::new(&allocator, element, shape))
         .collect()

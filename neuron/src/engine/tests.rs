@@ -19,6 +19,8 @@ const ENDLESS: usize = 1 << 40;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A prompt with this token fails its prefill.
 const POISON: u32 = 13;
+/// A prompt with this token brings the engine down.
+const BOMB: u32 = 14;
 
 /// Says `abc...` by position; each step waits for a permit, until the gate is dropped.
 struct Gated {
@@ -52,6 +54,7 @@ impl Decoder for Gated {
         tokens: &[u32],
         logits: &mut Vec<f32>,
     ) -> Result<(), StepError> {
+        assert!(!tokens.contains(&BOMB), "the bomb of a test");
         if tokens.contains(&POISON) {
             return Err(StepError("poisoned".to_owned()));
         }
@@ -294,6 +297,35 @@ fn a_prompt_that_fails_takes_nobody_with_it() {
         .collect();
     outcomes.sort();
     assert_eq!(outcomes, ["Completed", "Failed"]);
+}
+
+#[test]
+fn an_engine_that_breaks_down_reports_all_it_had_and_takes_no_more() {
+    let mut rig = Rig::new(2, 2);
+    let mut runs = taken(rig.submit(rig.job(2, ENDLESS)));
+    rig.step();
+    let bomb = taken(rig.submit(Job {
+        prompt: vec![BOMB],
+        ..rig.job(1, 3)
+    }));
+    rig.open();
+    while runs.0.blocking_recv().is_some() {}
+    let mut reports = [rig.report(), rig.report()];
+    reports.sort_by_key(|report| report.usage.output_tokens);
+    assert!(
+        reports
+            .iter()
+            .all(|report| format!("{:?}", report.outcome) == "Failed")
+    );
+    assert_eq!(reports[0].usage.input_tokens, 0);
+    assert!(reports[1].usage.output_tokens >= 2, "{reports:?}");
+    while rig.engine.alive() {
+        std::thread::yield_now();
+    }
+    let Err(Refused::Stopped(_)) = rig.submit(rig.job(1, 1)) else {
+        panic!("it was taken")
+    };
+    drop(bomb);
 }
 
 #[test]

@@ -85,6 +85,65 @@ async fn a_request_turned_away_is_reported_once_under_its_own_id() {
 }
 
 #[tokio::test]
+async fn whatever_a_field_holds_it_is_answered_in_the_dialect_and_reported_once() {
+    let neuron = Neuron::start().await;
+    let fields = [
+        "model",
+        "messages",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "stop",
+        "stream",
+        "stream_options",
+        "n",
+        "seed",
+        "tools",
+        "response_format",
+        "logprobs",
+    ];
+    let values = [
+        json!(null),
+        json!(true),
+        json!(-1),
+        json!(0),
+        json!(1),
+        json!(1.5),
+        json!(1e308),
+        json!(u64::MAX),
+        json!(""),
+        json!("x"),
+        json!([]),
+        json!([1]),
+        json!([[]]),
+        json!({}),
+        json!({ "type": 1 }),
+        json!([{ "role": 1, "content": {} }]),
+        json!("\u{0}\u{7f}é"),
+    ];
+    let cases: Vec<Value> = (fields.iter())
+        .flat_map(|field| {
+            values
+                .iter()
+                .map(|value| with(chat("Hi", 2), field, value.clone()))
+        })
+        .collect();
+    for body in &cases {
+        let answer = neuron.post(CHAT, body).await;
+        match answer.status {
+            200 if answer.body.starts_with("data: ") => drop(answer.chunks()),
+            200 => drop(answer.text()),
+            400 | 404 => assert!(
+                answer.json()["error"]["message"].is_string(),
+                "{body}: {answer:?}"
+            ),
+            _ => panic!("{body}: {answer:?}"),
+        }
+    }
+    neuron.reports.exactly(cases.len()).await;
+}
+
+#[tokio::test]
 async fn a_deadline_that_has_passed_is_an_error_and_an_expired_report() {
     let neuron = Neuron::start().await;
     let headers = [("x-seatbelt-deadline-ms", "1000")];
