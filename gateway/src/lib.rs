@@ -1,1 +1,45 @@
-//! Seatbelt gateway.
+//! The gateway: OpenAI- and Anthropic-compatible HTTP in front of any upstream, with hard spend caps.
+//!
+//! A request is bounded, reserved, and only then dispatched; it is settled before the last byte of
+//! its answer is let go. Every decision is the ledger's: here is no counter that could disagree with
+//! it. Not here: NATS, TOML, the process.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+mod bounds;
+mod catalog;
+pub mod config;
+mod drive;
+mod endpoint;
+mod error;
+mod gate;
+mod keys;
+mod messages;
+mod metrics;
+mod server;
+mod sse;
+mod usage;
+mod views;
+
+pub use config::{
+    GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Secret, UpstreamConfig,
+    UpstreamKind, UpstreamModel,
+};
+pub use server::{Gateway, GatewayError, Parts};
+
+/// The time, unix ms.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// The machine's own clock.
+pub fn system_clock() -> Clock {
+    Arc::new(|| {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        gate::ms(since)
+    })
+}

@@ -1,0 +1,693 @@
+//! One admitted request from its dispatch to its one end.
+//!
+//! Runs in a task of its own that outlives the client's connection, from the moment the hold is
+//! granted. Settles before the last byte of an answer is let go: the end of a stream is held back
+//! until the writer has taken the settle. A dispatched request is never sent a second time.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    response::Response,
+};
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, future::BoxFuture, stream};
+use seatbelt_schemas::{
+    event::{Report, Timings, UsageSource},
+    position::Position,
+    usage::{Outcome, Usage, UsageEvent},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc, oneshot},
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    catalog::ChosenNeuron,
+    error::{ApiError, Dialect, X_POSITION},
+    gate::{Reservation, ms},
+    messages::{MessagesStream, error_from_chat, from_chat},
+    metrics::Stage,
+    server::Shared,
+    sse::{SseEvent, SseReader, write_event},
+    usage::{Answer, Api, Part, StreamTold},
+};
+
+/// Largest answer that is not a stream.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Pieces of a stream that wait for a slow client; then the upstream waits too.
+const STREAM_PIECES_MAX: usize = 32;
+/// How long a neuron's usage event is waited for once its connection ended early.
+pub(crate) const USAGE_EVENT_WAIT: Duration = Duration::from_secs(5);
+/// How long the bytes after the end of a stream are waited for, so that the connection can be used
+/// again. The client has its whole answer by then.
+const TRAILER_WAIT: Duration = Duration::from_millis(250);
+
+/// Upstream headers that are passed on with its answer.
+const PASSED_HEADERS: [&str; 6] = [
+    "content-type",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    "openai-processing-ms",
+    "anthropic-organization-id",
+];
+
+/// How the client gets its answer.
+pub(crate) type Head = oneshot::Sender<Result<Response, ApiError>>;
+
+/// How an upstream's answer is shown to the client.
+#[derive(Debug)]
+pub(crate) enum Face {
+    /// As it is; the usage chunk hidden where the gateway asked for it and not the client.
+    Same {
+        /// Whether to hide it.
+        hide_usage: bool,
+    },
+    /// In the Anthropic dialect.
+    Messages(MessagesStream),
+}
+
+/// The request as it goes out.
+pub(crate) struct Call {
+    pub(crate) url: reqwest::Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+/// What may end a request before its upstream does.
+pub(crate) struct Limits {
+    /// The upstream's work ends when the client leaves.
+    pub(crate) ends_with_client: bool,
+    pub(crate) deadline: Instant,
+    /// The gateway may not wait any longer.
+    pub(crate) cut: CancellationToken,
+}
+
+/// A request with all that its driver needs.
+pub(crate) struct Job {
+    pub(crate) shared: Arc<Shared>,
+    /// None for a request that is not metered.
+    pub(crate) reservation: Option<Reservation>,
+    pub(crate) call: Option<Call>,
+    pub(crate) upstream: String,
+    /// Counts as busy until the end.
+    pub(crate) neuron: Option<ChosenNeuron>,
+    /// What the neuron will report, awaited only if its answer does not tell.
+    pub(crate) usage_event: Option<BoxFuture<'static, Option<UsageEvent>>>,
+    pub(crate) api: Api,
+    pub(crate) dialect: Dialect,
+    pub(crate) face: Face,
+    pub(crate) answer_id: String,
+    pub(crate) stream: bool,
+    pub(crate) choices: u64,
+    pub(crate) output_is_visible: bool,
+    pub(crate) limits: Limits,
+    pub(crate) began: Instant,
+    /// Headers of the answer.
+    pub(crate) headers: HeaderMap,
+    pub(crate) _permit: OwnedSemaphorePermit,
+}
+
+/// Why the upstream was not heard to its end.
+#[derive(Debug)]
+enum Stop {
+    /// It was never reached: nothing was used.
+    Unreachable(String),
+    Broke(String),
+    ClientLeft,
+    Deadline,
+    /// The gateway stops and may not wait any longer.
+    Cut,
+    /// It said so itself, within its stream.
+    Failed,
+}
+
+/// What is known of the usage at the end.
+#[derive(Debug, Default)]
+struct Known {
+    usage: Option<Usage>,
+    finish: Option<String>,
+    /// A bound of the output, where all of it was seen.
+    output_bytes: Option<u64>,
+}
+
+/// Drives a request to its end.
+pub(crate) async fn drive(mut job: Job, mut head: Head) {
+    let answer = match job.dispatch(&mut head).await {
+        Ok(answer) => answer,
+        Err(stop) => {
+            let error = job.stopped(stop, Known::default()).await;
+            let _ = head.send(Err(error));
+            return;
+        }
+    };
+    if job.stream && answer.status().is_success() && is_event_stream(&answer) {
+        job.relay(answer, head).await;
+    } else {
+        let response = job.whole(answer, &mut head).await;
+        let _ = head.send(response);
+    }
+}
+
+impl Job {
+    async fn dispatch(&mut self, head: &mut Head) -> Result<reqwest::Response, Stop> {
+        let call = self.call.take().expect("a job is dispatched once");
+        let sent = self
+            .shared
+            .client
+            .post(call.url)
+            .headers(call.headers)
+            .body(call.body)
+            .send();
+        match self.limits.unless_stopped(sent, head.closed()).await? {
+            Ok(answer) => {
+                self.shared
+                    .metrics
+                    .stage(Stage::UpstreamFirstByte, self.began.elapsed());
+                Ok(answer)
+            }
+            Err(error) if error.is_connect() => Err(Stop::Unreachable(chain(&error))),
+            Err(error) => Err(Stop::Broke(chain(&error))),
+        }
+    }
+
+    /// An answer that is no stream: read whole, settled, then shown.
+    async fn whole(
+        &mut self,
+        mut answer: reqwest::Response,
+        head: &mut Head,
+    ) -> Result<Response, ApiError> {
+        let status = answer.status();
+        let headers = passed_headers(answer.headers());
+        let body = match self.limits.collect(&mut answer, head).await {
+            Ok(body) => body,
+            Err(stop) => return Err(self.stopped(stop, Known::default()).await),
+        };
+        self.shared
+            .metrics
+            .stage(Stage::UpstreamTotal, self.began.elapsed());
+        let read = Answer::read(self.api, &body);
+        if !status.is_success() {
+            return self
+                .upstream_error(status, headers, body, read.unwrap_or_default())
+                .await;
+        }
+        let known = read.map_or_else(Known::default, |read| Known {
+            usage: read.usage,
+            finish: read.finish,
+            output_bytes: Some(read.output_bytes),
+        });
+        let position = self.settle(known).await?;
+        let body = match self.face {
+            Face::Same { .. } => body,
+            Face::Messages(_) => match from_chat(&body, &self.answer_id) {
+                Some(message) => message.to_string().into(),
+                None => {
+                    return Err(ApiError::upstream_broke(
+                        &self.upstream,
+                        "answer is no chat completion",
+                    ));
+                }
+            },
+        };
+        let mut response = self.response(status, headers, Body::from(body));
+        if let Some(position) = position {
+            response.headers_mut().insert(X_POSITION, position.0.into());
+        }
+        Ok(response)
+    }
+
+    /// The upstream answered with an error: passed on as it is. Without usage in it, nothing was used.
+    async fn upstream_error(
+        &mut self,
+        status: StatusCode,
+        headers: HeaderMap,
+        body: Bytes,
+        read: Answer,
+    ) -> Result<Response, ApiError> {
+        let failed_midway = self.neuron.is_some() && status == StatusCode::INTERNAL_SERVER_ERROR;
+        if read.usage.is_some() || failed_midway {
+            let known = Known {
+                usage: read.usage,
+                ..Known::default()
+            };
+            self.settle(known).await?;
+        } else {
+            self.release(&format!("upstream answered {}", status.as_u16()))
+                .await;
+        }
+        // a redirect is not followed, and who pays the upstream is not the client's matter
+        if !(status.is_client_error() || status.is_server_error())
+            || status == StatusCode::PAYMENT_REQUIRED
+        {
+            let log = format!("upstream {} answered {status}", self.upstream);
+            return Err(ApiError::upstream_broke(&self.upstream, log));
+        }
+        let body = match self.face {
+            Face::Messages(_) => {
+                error_from_chat(&body).map_or(body, |error| error.to_string().into())
+            }
+            Face::Same { .. } => body,
+        };
+        Ok(self.response(status, headers, Body::from(body)))
+    }
+
+    /// The upstream was not heard to its end: gives the hold its end and says what happened.
+    async fn stopped(&mut self, stop: Stop, known: Known) -> ApiError {
+        if let Stop::Unreachable(log) = stop {
+            self.release("upstream cannot be reached").await;
+            return ApiError::upstream_unreachable(&self.upstream, log);
+        }
+        if let Err(error) = self.settle(known).await {
+            return error;
+        }
+        match stop {
+            Stop::Unreachable(log) | Stop::Broke(log) => {
+                ApiError::upstream_broke(&self.upstream, log)
+            }
+            Stop::Failed => ApiError::upstream_broke(&self.upstream, "error within the stream"),
+            Stop::Deadline => ApiError::upstream_timeout(&self.upstream),
+            Stop::ClientLeft => ApiError::busy("the client left"),
+            Stop::Cut => ApiError::busy("the gateway is stopping"),
+        }
+    }
+
+    /// Settles with the best that is known: what was reported, else what the neuron's event says, else
+    /// what was counted where that is a bound, else the hold.
+    async fn settle(&mut self, known: Known) -> Result<Option<Position>, ApiError> {
+        let Some(reservation) = self.reservation.take() else {
+            return Ok(None);
+        };
+        let event = match (known.usage, self.usage_event.take()) {
+            (None, Some(event)) => timeout(USAGE_EVENT_WAIT, event).await.ok().flatten(),
+            _ => None,
+        };
+        if let Some(event) = &event
+            && event.outcome == Outcome::Rejected
+            && event.usage.input_tokens == 0
+            && event.usage.output_tokens == 0
+        {
+            reservation.release("neuron turned the request away").await;
+            return Ok(None);
+        }
+        let (usage, source) = self.account_for(&reservation, &known, event.as_ref());
+        let report = Report {
+            usage,
+            upstream: self.upstream.clone(),
+            source,
+            finish: known.finish,
+            timings: Timings {
+                first_byte_ms: 0,
+                total_ms: ms(reservation.reserved_at.elapsed()),
+            },
+        };
+        reservation.settle(report).await.map(Some)
+    }
+
+    fn account_for(
+        &self,
+        reservation: &Reservation,
+        known: &Known,
+        event: Option<&UsageEvent>,
+    ) -> (Usage, UsageSource) {
+        if let Some(usage) = known.usage {
+            let neuron = self.neuron.is_some();
+            return (
+                usage,
+                if neuron {
+                    UsageSource::Neuron
+                } else {
+                    UsageSource::Upstream
+                },
+            );
+        }
+        if let Some(event) = event {
+            return (event.usage.into(), UsageSource::Neuron);
+        }
+        let hold = Usage {
+            input_tokens: reservation.hold.input_tokens,
+            output_tokens: reservation.hold.output_tokens,
+            ..Usage::default()
+        };
+        match known.output_bytes {
+            // one more each for the token that ends a choice
+            Some(bytes) if self.output_is_visible => {
+                let output_tokens = hold.output_tokens.min(bytes + self.choices);
+                (
+                    Usage {
+                        output_tokens,
+                        ..hold
+                    },
+                    UsageSource::Counted,
+                )
+            }
+            _ => (hold, UsageSource::Hold),
+        }
+    }
+
+    async fn release(&mut self, reason: &str) {
+        if let Some(reservation) = self.reservation.take() {
+            reservation.release(reason).await;
+        }
+    }
+
+    fn response(&self, status: StatusCode, headers: HeaderMap, body: Body) -> Response {
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response.headers_mut().extend(self.headers.clone());
+        response
+    }
+
+    /// Passes a stream on, event by event, holding its end back until the settle is taken.
+    async fn relay(&mut self, mut answer: reqwest::Response, head: Head) {
+        let (pieces, body) = mpsc::channel::<Bytes>(STREAM_PIECES_MAX);
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/event-stream; charset=utf-8"),
+        );
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(
+            HeaderName::from_static("x-accel-buffering"),
+            HeaderValue::from_static("no"),
+        );
+        let _ = head.send(Ok(self.response(StatusCode::OK, headers, streamed(body))));
+        let mut relay = Relay::new(self.api, pieces);
+        let stopped = self.pump(&mut answer, &mut relay).await;
+        self.shared
+            .metrics
+            .stage(Stage::UpstreamTotal, self.began.elapsed());
+        self.finish(relay, stopped).await;
+        // read the end of the body, so that the connection goes back to the pool
+        let _ = timeout(TRAILER_WAIT, answer.chunk()).await;
+    }
+
+    /// Reads the upstream until its end, sending on all but the end itself.
+    async fn pump(
+        &mut self,
+        answer: &mut reqwest::Response,
+        relay: &mut Relay,
+    ) -> Result<(), Stop> {
+        loop {
+            let chunk = self.limits.chunk(answer, relay.gone()).await?;
+            let last = chunk.is_none();
+            let out = relay.take(chunk, &mut self.face)?;
+            if !out.is_empty() {
+                self.limits.send(relay, out).await?;
+            }
+            match relay.state {
+                State::Failed => return Err(Stop::Failed),
+                State::Ended => return Ok(()),
+                // some upstreams close without the mark of the end
+                State::Open if last && relay.told.usage_is_final => return Ok(()),
+                State::Open if last => {
+                    return Err(Stop::Broke("stream ended without its end".to_owned()));
+                }
+                State::Open => {}
+            }
+        }
+    }
+
+    async fn finish(&mut self, mut relay: Relay, stopped: Result<(), Stop>) {
+        let known = relay.known();
+        let usage = known.usage.unwrap_or_default();
+        let failed = match stopped {
+            Ok(()) => self.settle(known).await.err(),
+            Err(Stop::Failed) => {
+                // the upstream's own error was passed on already
+                let _ = self.stopped(Stop::Failed, known).await;
+                return;
+            }
+            Err(stop) => Some(self.stopped(stop, known).await),
+        };
+        let mut last = BytesMut::new();
+        match (failed, &mut self.face) {
+            (Some(error), _) => {
+                tracing::warn!(upstream = %self.upstream, code = error.code(), detail = error.log, "stream failed");
+                let envelope = error.envelope(self.dialect).to_string();
+                write_event(&mut last, Some("error"), envelope.as_bytes());
+            }
+            (None, Face::Same { .. }) => last = std::mem::take(&mut relay.end),
+            (None, Face::Messages(stream)) => stream.end(usage, &mut last),
+        }
+        // a client too slow for its last piece loses it, never the ledger
+        let _ = self.limits.send(&mut relay, last.freeze()).await;
+    }
+}
+
+impl Limits {
+    /// Waits for `work`, at most until the client is gone (where that ends the work), the deadline has
+    /// passed, or the gateway may not wait.
+    async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = T>,
+        gone: impl Future<Output = ()>,
+    ) -> Result<T, Stop> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = gone, if self.ends_with_client => Err(Stop::ClientLeft),
+            () = sleep_until(self.deadline) => Err(Stop::Deadline),
+            () = self.cut.cancelled() => Err(Stop::Cut),
+        }
+    }
+
+    async fn collect(
+        &self,
+        answer: &mut reqwest::Response,
+        head: &mut Head,
+    ) -> Result<Bytes, Stop> {
+        let mut first: Option<Bytes> = None;
+        let mut rest = BytesMut::new();
+        while let Some(chunk) = self.chunk(answer, head.closed()).await? {
+            match &first {
+                None => first = Some(chunk),
+                Some(first) => {
+                    if rest.is_empty() {
+                        rest.extend_from_slice(first);
+                    }
+                    rest.extend_from_slice(&chunk);
+                }
+            }
+            if rest.len() > ANSWER_BYTES_MAX {
+                return Err(Stop::Broke(format!(
+                    "answer is larger than {ANSWER_BYTES_MAX} bytes"
+                )));
+            }
+        }
+        Ok(if rest.is_empty() {
+            first.unwrap_or_default()
+        } else {
+            rest.freeze()
+        })
+    }
+
+    async fn chunk(
+        &self,
+        answer: &mut reqwest::Response,
+        gone: impl Future<Output = ()>,
+    ) -> Result<Option<Bytes>, Stop> {
+        let chunk = self.unless_stopped(answer.chunk(), gone).await?;
+        chunk.map_err(|error| Stop::Broke(chain(&error)))
+    }
+
+    async fn send(&self, relay: &mut Relay, piece: Bytes) -> Result<(), Stop> {
+        let Some(client) = &relay.client else {
+            return Ok(());
+        };
+        let sent = self
+            .unless_stopped(client.send(piece), std::future::pending())
+            .await?;
+        if sent.is_err() {
+            if self.ends_with_client {
+                return Err(Stop::ClientLeft);
+            }
+            relay.client = None; // drained from here on
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Ended,
+    Failed,
+}
+
+/// A stream on its way through.
+struct Relay {
+    api: Api,
+    reader: SseReader,
+    told: StreamTold,
+    state: State,
+    /// What is held back until the settle is taken.
+    end: BytesMut,
+    /// None once the client is gone.
+    client: Option<mpsc::Sender<Bytes>>,
+}
+
+impl Relay {
+    fn new(api: Api, client: mpsc::Sender<Bytes>) -> Self {
+        Self {
+            api,
+            reader: SseReader::default(),
+            told: StreamTold::default(),
+            state: State::Open,
+            end: BytesMut::new(),
+            client: Some(client),
+        }
+    }
+
+    async fn gone(&self) {
+        match &self.client {
+            Some(client) => client.closed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes a chunk, or the end of the body, and gives what the client may see of it now.
+    fn take(&mut self, chunk: Option<Bytes>, face: &mut Face) -> Result<Bytes, Stop> {
+        let mut out = BytesMut::new();
+        if let Some(chunk) = &chunk {
+            self.reader.push(chunk);
+        }
+        while self.state == State::Open {
+            match self.reader.next_event() {
+                Ok(Some(event)) => self.event(&event, face, &mut out),
+                Ok(None) => break,
+                Err(error) => return Err(Stop::Broke(error.to_string())),
+            }
+        }
+        if chunk.is_none()
+            && self.state == State::Open
+            && let Some(event) = self.reader.last_event()
+        {
+            self.event(&event, face, &mut out);
+        }
+        Ok(out.freeze())
+    }
+
+    fn event(&mut self, event: &SseEvent, face: &mut Face, out: &mut BytesMut) {
+        let part = self.told.note(self.api, event);
+        match part {
+            Part::End => self.state = State::Ended,
+            Part::Error => self.state = State::Failed,
+            Part::Content | Part::UsageOnly => {}
+        }
+        match (face, part) {
+            (Face::Same { .. }, Part::End) => self.end.extend_from_slice(&event.raw),
+            (Face::Same { hide_usage: true }, Part::UsageOnly) => {}
+            (Face::Same { .. }, Part::UsageOnly) => self.end.extend_from_slice(&event.raw),
+            (Face::Same { .. }, Part::Error) => out.extend_from_slice(&event.raw),
+            // nothing overtakes a usage chunk that is held back
+            (Face::Same { .. }, Part::Content) if !self.end.is_empty() => {
+                self.end.extend_from_slice(&event.raw)
+            }
+            (Face::Same { hide_usage }, Part::Content) => pass(&event.raw, *hide_usage, out),
+            (Face::Messages(_), Part::End) => {}
+            (Face::Messages(_), Part::Error) => {
+                if let Some(error) = error_from_chat(&event.data) {
+                    write_event(out, Some("error"), error.to_string().as_bytes());
+                }
+            }
+            (Face::Messages(stream), Part::Content | Part::UsageOnly) => stream.content(event, out),
+        }
+    }
+
+    fn known(&self) -> Known {
+        let told = &self.told;
+        Known {
+            usage: told
+                .usage
+                .filter(|_| told.usage_is_final || self.state == State::Ended),
+            finish: told.finish.clone(),
+            output_bytes: (self.state == State::Ended).then_some(told.output_bytes),
+        }
+    }
+}
+
+/// Passes an event on; without the `usage: null` that only the gateway's own question brought.
+fn pass(raw: &[u8], hide_usage: bool, out: &mut BytesMut) {
+    let found = hide_usage
+        .then(|| std::str::from_utf8(raw).ok())
+        .flatten()
+        .and_then(|text| {
+            // quotes inside JSON strings are escaped, so this can only be the field itself
+            [",\"usage\":null", ", \"usage\": null"]
+                .into_iter()
+                .find_map(|field| Some((text.find(field)?, field.len())))
+        });
+    match found {
+        Some((at, len)) => {
+            out.extend_from_slice(&raw[..at]);
+            out.extend_from_slice(&raw[at + len..]);
+        }
+        None => out.extend_from_slice(raw),
+    }
+}
+
+fn streamed(mut pieces: mpsc::Receiver<Bytes>) -> Body {
+    let pieces = stream::poll_fn(move |cx| pieces.poll_recv(cx));
+    Body::from_stream(pieces.map(Ok::<_, std::convert::Infallible>))
+}
+
+fn is_event_stream(answer: &reqwest::Response) -> bool {
+    answer
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|kind| {
+            kind.trim_start()
+                .to_ascii_lowercase()
+                .starts_with("text/event-stream")
+        })
+}
+
+fn passed_headers(from: &HeaderMap) -> HeaderMap {
+    let mut to = HeaderMap::new();
+    for name in PASSED_HEADERS {
+        if let Some(value) = from.get(name) {
+            to.insert(HeaderName::from_static(name), value.clone());
+        }
+    }
+    to
+}
+
+/// An error with its causes. Addresses of upstreams are for the log alone.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passed(raw: &str, hide_usage: bool) -> String {
+        let mut out = BytesMut::new();
+        pass(raw.as_bytes(), hide_usage, &mut out);
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn only_the_usage_null_that_was_asked_for_here_is_hidden() {
+        let chunk = "data: {\"id\":1,\"choices\":[],\"usage\":null}\n\n";
+        assert_eq!(passed(chunk, false), chunk);
+        assert_eq!(passed(chunk, true), "data: {\"id\":1,\"choices\":[]}\n\n");
+        let spaced = "data: {\"id\": 1, \"usage\": null, \"x\": 2}\n\n";
+        assert_eq!(passed(spaced, true), "data: {\"id\": 1, \"x\": 2}\n\n");
+        let quoted = r#"data: {"content":"say ,\"usage\":null"}"#;
+        assert_eq!(passed(quoted, true), quoted);
+    }
+}

@@ -1,0 +1,401 @@
+//! The gateway's side of the ledger: reserve before work, exactly one end after it.
+//!
+//! A reservation is held by a value that can only be settled or released. Answers that are unsure are
+//! followed up in the background, bounded in time and awaited at shutdown: an undelivered reserve is
+//! released, a settle that was taken is sent again until it is durable. Nothing is decided here.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use seatbelt_ledger::api::{
+    Ack, CommandError, Ledger, Release, Reserve, ReserveOutcome, Resolution, Settle,
+};
+use seatbelt_schemas::{
+    command::Grant,
+    event::{OnShort, OnUnknown, Report},
+    ids::{AccountId, Actor, CommandId, EndUserId, KeyId, ModelId, ReservationId},
+    meter::Amounts,
+    position::Position,
+};
+use tokio::time::{sleep, timeout};
+use tokio_util::task::TaskTracker;
+use ulid::Ulid;
+
+use crate::{
+    Clock,
+    config::HOLD_GRACE,
+    error::ApiError,
+    metrics::{Metrics, Stage},
+};
+
+/// How long a command is sent again in the background before it is left to expiry.
+const FOLLOW_UP_MAX: Duration = Duration::from_secs(120);
+/// How long the release of a reserve that nobody answered waits for that reserve to turn up.
+const UNKNOWN_MAX: Duration = Duration::from_secs(5);
+/// Pause before a command is sent again: doubled each time.
+const PAUSE_FIRST: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Accounts whose last position is remembered for their next read. When full, all are forgotten:
+/// reads are then as fresh as the snapshot.
+const MARKS_MAX: usize = 65_536;
+
+/// What to reserve.
+#[derive(Debug)]
+pub(crate) struct Want {
+    pub(crate) account: AccountId,
+    pub(crate) key: KeyId,
+    pub(crate) model: ModelId,
+    pub(crate) end_user: Option<EndUserId>,
+    pub(crate) input_tokens: u64,
+    pub(crate) output_tokens: u64,
+    pub(crate) on_short: OnShort,
+    pub(crate) on_unknown: OnUnknown,
+}
+
+/// The ledger with what its callers here share.
+pub(crate) struct Gate {
+    ledger: Arc<dyn Ledger>,
+    clock: Clock,
+    budget_wait: Duration,
+    ledger_timeout: Duration,
+    request_timeout: Duration,
+    tracker: TaskTracker,
+    metrics: Arc<Metrics>,
+    marks: Mutex<HashMap<AccountId, Position>>,
+}
+
+/// How long each part of a request may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    pub(crate) budget_wait: Duration,
+    pub(crate) ledger_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+}
+
+impl Gate {
+    pub(crate) fn new(
+        ledger: Arc<dyn Ledger>,
+        clock: Clock,
+        patience: Patience,
+        tracker: TaskTracker,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            ledger,
+            clock,
+            budget_wait: patience.budget_wait,
+            ledger_timeout: patience.ledger_timeout,
+            request_timeout: patience.request_timeout,
+            tracker,
+            metrics,
+            marks: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn ledger(&self) -> &dyn Ledger {
+        self.ledger.as_ref()
+    }
+
+    fn command_id(&self) -> CommandId {
+        CommandId::from_parts((self.clock)(), Ulid::new().random())
+    }
+
+    /// Asks for a hold. Dropping the future gives up the wait, and the hold if one was taken.
+    pub(crate) async fn reserve(
+        self: &Arc<Self>,
+        want: Want,
+    ) -> Result<(Reservation, Grant), ApiError> {
+        let asked_at = Instant::now();
+        let id = self.command_id();
+        let command = self.reserve_command(id, &want);
+        let deadline_ms = command.deadline_ms;
+        let mut undelivered = Undelivered {
+            gate: self,
+            account: &want.account,
+            key: &want.key,
+            id: id.into(),
+            armed: true,
+        };
+        let patience = self.budget_wait + self.ledger_timeout;
+        let outcome = match timeout(patience, self.ledger.reserve(command)).await {
+            Ok(Ok(outcome)) => outcome,
+            // what became of it is not known: the guard releases it
+            Ok(Err(error @ CommandError::Unavailable { .. })) => {
+                self.metrics.ledger_unavailable();
+                return Err(ApiError::from_command(&error));
+            }
+            Ok(Err(error)) => {
+                undelivered.armed = false;
+                return Err(ApiError::from_command(&error));
+            }
+            Err(_) => {
+                self.metrics.ledger_unavailable();
+                return Err(ApiError::ledger_unavailable(
+                    "reserve was not answered in time",
+                ));
+            }
+        };
+        undelivered.armed = false;
+        self.metrics.stage(Stage::Reserve, asked_at.elapsed());
+        match outcome {
+            ReserveOutcome::Reserved(grant) => {
+                self.mark(&want.account, grant.position);
+                self.metrics.held(&grant.hold);
+                let reservation = Reservation {
+                    gate: Arc::clone(self),
+                    account: want.account.clone(),
+                    key: want.key.clone(),
+                    id: grant.reservation,
+                    hold: grant.hold,
+                    deadline_ms,
+                    reserved_at: Instant::now(),
+                    open: true,
+                };
+                Ok((reservation, grant))
+            }
+            ReserveOutcome::Refused(refusal) => {
+                self.mark(&want.account, refusal.position);
+                self.metrics.refused(refusal.reason);
+                Err(ApiError::refused(&refusal, (self.clock)()).at(refusal.position))
+            }
+        }
+    }
+
+    fn reserve_command(&self, id: CommandId, want: &Want) -> Reserve {
+        let life = self.budget_wait + self.request_timeout + HOLD_GRACE;
+        Reserve {
+            id,
+            account: want.account.clone(),
+            key: want.key.clone(),
+            model: Some(want.model.clone()),
+            run: None,
+            end_user: want.end_user.clone(),
+            input_tokens: want.input_tokens,
+            output_tokens: want.output_tokens,
+            deadline_ms: (self.clock)().saturating_add(ms(life)),
+            wait_ms: ms(self.budget_wait),
+            on_short: want.on_short,
+            on_unknown: want.on_unknown,
+        }
+    }
+
+    /// The last position this gateway was told for the account.
+    pub(crate) fn marked(&self, account: &AccountId) -> Option<Position> {
+        self.marks
+            .lock()
+            .expect("no holder of the lock panics")
+            .get(account)
+            .copied()
+    }
+
+    fn mark(&self, account: &AccountId, position: Position) {
+        let mut marks = self.marks.lock().expect("no holder of the lock panics");
+        if let Some(known) = marks.get_mut(account) {
+            *known = position.max(*known);
+            return;
+        }
+        if marks.len() >= MARKS_MAX {
+            marks.clear();
+        }
+        marks.insert(account.clone(), position);
+    }
+
+    /// Sends a settle until it is durable; its answer was already taken or came too late.
+    fn follow_up_settle(self: &Arc<Self>, command: Settle) {
+        let gate = Arc::clone(self);
+        self.tracker.spawn(async move {
+            let began = Instant::now();
+            let mut pause = PAUSE_FIRST;
+            loop {
+                let answer = timeout(gate.ledger_timeout, gate.ledger.settle(command.clone(), Ack::Durable)).await;
+                match answer {
+                    Ok(Ok(resolution)) => return gate.mark(&command.account, resolution.position),
+                    Ok(Err(CommandError::Unavailable { .. })) | Err(_) if began.elapsed() < FOLLOW_UP_MAX => {}
+                    Ok(Err(error)) => {
+                        return tracing::error!(reservation = %command.reservation, %error, "settle is not durable");
+                    }
+                    Err(_) => {
+                        return tracing::error!(reservation = %command.reservation, "settle was not confirmed durable; the hold ends by expiry");
+                    }
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        });
+    }
+
+    /// Releases in the background, until it is known to be done or never to have been reserved.
+    fn follow_up_release(self: &Arc<Self>, command: Release) {
+        let gate = Arc::clone(self);
+        self.tracker.spawn(async move {
+            let began = Instant::now();
+            let mut pause = PAUSE_FIRST;
+            loop {
+                let bound = match timeout(gate.ledger_timeout, gate.ledger.release(command.clone())).await {
+                    Ok(Ok(resolution)) => return gate.mark(&command.account, resolution.position),
+                    Ok(Err(CommandError::UnknownReservation { .. })) => UNKNOWN_MAX,
+                    Ok(Err(CommandError::Unavailable { .. })) | Err(_) => FOLLOW_UP_MAX,
+                    Ok(Err(error)) => {
+                        return tracing::debug!(reservation = %command.reservation, %error, "nothing to release");
+                    }
+                };
+                if began.elapsed() >= bound {
+                    return tracing::debug!(reservation = %command.reservation, "release was given up");
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        });
+    }
+
+    fn release_command(
+        &self,
+        account: &AccountId,
+        key: &KeyId,
+        reservation: ReservationId,
+        reason: &str,
+    ) -> Release {
+        Release {
+            id: self.command_id(),
+            account: account.clone(),
+            reservation,
+            reason: reason.to_owned(),
+            actor: Actor::key(key),
+        }
+    }
+}
+
+/// A reserve whose outcome has not come: releases it when dropped.
+struct Undelivered<'a> {
+    gate: &'a Arc<Gate>,
+    account: &'a AccountId,
+    key: &'a KeyId,
+    id: ReservationId,
+    armed: bool,
+}
+
+impl Drop for Undelivered<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            let command = self.gate.release_command(
+                self.account,
+                self.key,
+                self.id,
+                "reserve was not delivered",
+            );
+            self.gate.follow_up_release(command);
+        }
+    }
+}
+
+/// An open hold. Settled or released by its holder; dropped otherwise only if a task dies, and then
+/// the ledger ends it by expiry.
+pub(crate) struct Reservation {
+    gate: Arc<Gate>,
+    pub(crate) account: AccountId,
+    pub(crate) key: KeyId,
+    pub(crate) id: ReservationId,
+    pub(crate) hold: Amounts,
+    pub(crate) deadline_ms: u64,
+    pub(crate) reserved_at: Instant,
+    open: bool,
+}
+
+impl Reservation {
+    /// Replaces the hold by what was used. Returns once the writer's state has it, so that the next
+    /// reserve of the same client sees it; durability follows in the background.
+    pub(crate) async fn settle(mut self, report: Report) -> Result<Position, ApiError> {
+        self.close();
+        let gate = Arc::clone(&self.gate);
+        let usage = report.usage;
+        let command = Settle {
+            id: gate.command_id(),
+            account: self.account.clone(),
+            reservation: self.id,
+            report,
+            actor: Actor::key(&self.key),
+        };
+        let began = Instant::now();
+        let taken = timeout(gate.ledger_timeout, gate.settle_taken(&command)).await;
+        gate.metrics.stage(Stage::Settle, began.elapsed());
+        match taken {
+            Ok(Ok(resolution)) => {
+                gate.mark(&self.account, resolution.position);
+                gate.metrics.spent(&usage, resolution.amounts.cost);
+                gate.follow_up_settle(command);
+                Ok(resolution.position)
+            }
+            // reconciled by another part meanwhile: it has its one end
+            Ok(Err(CommandError::AlreadyResolved { position, .. })) => {
+                tracing::warn!(reservation = %self.id, %position, "reservation had ended before its settle");
+                gate.mark(&self.account, position);
+                Ok(position)
+            }
+            Ok(Err(error)) => Err(ApiError::not_recorded(format!(
+                "settle was not accepted: {error}"
+            ))),
+            Err(_) => {
+                gate.metrics.ledger_unavailable();
+                gate.follow_up_settle(command);
+                Err(ApiError::not_recorded("settle was not taken in time"))
+            }
+        }
+    }
+
+    /// Gives the hold back: nothing was used. Returns once that is durable, or in any case after a
+    /// while; then it goes on in the background.
+    pub(crate) async fn release(mut self, reason: &str) {
+        self.close();
+        let gate = Arc::clone(&self.gate);
+        let command = gate.release_command(&self.account, &self.key, self.id, reason);
+        match timeout(gate.ledger_timeout, gate.ledger.release(command.clone())).await {
+            Ok(Ok(resolution)) => gate.mark(&self.account, resolution.position),
+            Ok(Err(CommandError::AlreadyResolved { position, .. })) => {
+                gate.mark(&self.account, position)
+            }
+            Ok(Err(error @ CommandError::Unavailable { .. })) => {
+                tracing::debug!(reservation = %self.id, %error, "release goes on in the background");
+                gate.follow_up_release(command);
+            }
+            Ok(Err(error)) => {
+                tracing::error!(reservation = %self.id, %error, "release was not accepted")
+            }
+            Err(_) => gate.follow_up_release(command),
+        }
+    }
+
+    fn close(&mut self) {
+        self.open = false;
+        self.gate.metrics.not_held(&self.hold);
+    }
+}
+
+impl Gate {
+    async fn settle_taken(&self, command: &Settle) -> Result<Resolution, CommandError> {
+        let mut pause = PAUSE_FIRST;
+        loop {
+            match self.ledger.settle(command.clone(), Ack::Taken).await {
+                Err(CommandError::Unavailable { .. }) => {}
+                answer => return answer,
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.open {
+            self.gate.metrics.not_held(&self.hold);
+            tracing::error!(reservation = %self.id, "reservation was dropped open; the ledger ends it by expiry");
+        }
+    }
+}
+
+pub(crate) fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

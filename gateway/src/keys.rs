@@ -1,0 +1,105 @@
+//! Who calls: the key that a request carries, looked up by its hash.
+
+use std::{collections::HashMap, sync::Arc};
+
+use axum::http::{HeaderMap, header};
+
+use crate::{
+    config::{KeyEntry, KeySecret},
+    error::ApiError,
+};
+
+/// The header in which Anthropic's SDKs send the key.
+const X_API_KEY: &str = "x-api-key";
+
+/// The keys this gateway knows.
+pub(crate) struct Keyring {
+    keys: HashMap<KeySecret, Arc<KeyEntry>>,
+    require_auth: bool,
+}
+
+impl Keyring {
+    pub(crate) fn new(keys: Vec<KeyEntry>, require_auth: bool) -> Self {
+        let keys = keys
+            .into_iter()
+            .map(|entry| (entry.secret, Arc::new(entry)))
+            .collect();
+        Self { keys, require_auth }
+    }
+
+    /// The caller's key; `None` for a request without one where that is allowed. A wrong key is
+    /// never taken for none.
+    pub(crate) fn caller(&self, headers: &HeaderMap) -> Result<Option<Arc<KeyEntry>>, ApiError> {
+        match secret(headers) {
+            Some(secret) => self
+                .keys
+                .get(&KeySecret::hash(secret))
+                .map(Arc::clone)
+                .map(Some)
+                .ok_or_else(ApiError::invalid_key),
+            None if self.require_auth || names_a_key(headers) => Err(ApiError::invalid_key()),
+            None => Ok(None),
+        }
+    }
+}
+
+fn secret(headers: &HeaderMap) -> Option<&str> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
+        let (scheme, secret) = value.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim())
+    });
+    let plain = || headers.get(X_API_KEY)?.to_str().ok().map(str::trim);
+    bearer.or_else(plain).filter(|secret| !secret.is_empty())
+}
+
+/// Whether a key was meant to be sent, readable or not.
+fn names_a_key(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::AUTHORIZATION) || headers.contains_key(X_API_KEY)
+}
+
+#[cfg(test)]
+mod tests {
+    use seatbelt_schemas::ids::{AccountId, KeyId};
+
+    use super::*;
+
+    fn caller(require_auth: bool, sent: &[(&'static str, &str)]) -> Option<Option<String>> {
+        let entry = KeyEntry::new(
+            KeySecret::hash("sk-good"),
+            AccountId::new("a").unwrap(),
+            KeyId::new("k").unwrap(),
+        );
+        let mut headers = HeaderMap::new();
+        for (name, value) in sent {
+            headers.insert(*name, value.parse().unwrap());
+        }
+        let found = Keyring::new(vec![entry], require_auth)
+            .caller(&headers)
+            .ok()?;
+        Some(found.map(|entry| entry.key.to_string()))
+    }
+
+    #[test]
+    fn a_key_is_taken_from_either_header() {
+        let good = Some(Some("k".to_owned()));
+        assert_eq!(caller(true, &[("authorization", "Bearer sk-good")]), good);
+        assert_eq!(caller(true, &[("authorization", "bearer  sk-good ")]), good);
+        assert_eq!(caller(true, &[("x-api-key", "sk-good")]), good);
+    }
+
+    #[test]
+    fn a_wrong_key_is_refused_even_where_none_is_needed() {
+        for require_auth in [true, false] {
+            for sent in [
+                ("authorization", "Bearer sk-bad"),
+                ("x-api-key", "x"),
+                ("authorization", "Basic eDp5"),
+                ("x-api-key", ""),
+            ] {
+                assert_eq!(caller(require_auth, &[sent]), None, "{sent:?}");
+            }
+        }
+        assert_eq!(caller(true, &[]), None);
+        assert_eq!(caller(false, &[]), Some(None));
+    }
+}

@@ -1,0 +1,456 @@
+//! The Anthropic dialect over an upstream that speaks the OpenAI one: requests, answers, streams.
+//!
+//! Text only. A field that has no counterpart is refused by name and never dropped in silence; hints
+//! that change nothing (`cache_control`, `service_tier`) are let go. Not here: calls to upstreams that
+//! speak the Anthropic dialect themselves, which are passed through.
+
+use bytes::BytesMut;
+use seatbelt_schemas::usage::Usage;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    error::ApiError,
+    sse::{SseEvent, write_event},
+    usage::openai_usage,
+};
+
+/// Fields of a request that are translated below or change nothing.
+const KNOWN_FIELDS: &[&str] = &[
+    "model",
+    "messages",
+    "max_tokens",
+    "system",
+    "stop_sequences",
+    "temperature",
+    "top_p",
+    "stream",
+    "metadata",
+    "service_tier",
+    "thinking",
+    "tools",
+    "tool_choice",
+];
+
+/// A body of `/v1/messages` as one of `/v1/chat/completions`.
+pub(crate) fn to_chat(body: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+    refuse_untranslatable(body)?;
+    let mut chat = Map::new();
+    for (from, to) in [
+        ("model", "model"),
+        ("max_tokens", "max_tokens"),
+        ("temperature", "temperature"),
+        ("top_p", "top_p"),
+        ("stop_sequences", "stop"),
+        ("stream", "stream"),
+    ] {
+        if let Some(value) = body.get(from).filter(|value| !value.is_null()) {
+            chat.insert(to.to_owned(), value.clone());
+        }
+    }
+    if !chat.contains_key("max_tokens") {
+        return Err(ApiError::invalid_field(
+            "max_tokens",
+            "is missing: set the output maximum, at least 1",
+        ));
+    }
+    if let Some(user) = body
+        .get("metadata")
+        .and_then(|metadata| metadata.get("user_id"))
+    {
+        chat.insert("user".to_owned(), user.clone());
+    }
+    let mut messages = Vec::new();
+    match body.get("system") {
+        None | Some(Value::Null) => {}
+        Some(system) => {
+            messages.push(json!({"role": "system", "content": text("system", system)?}))
+        }
+    }
+    messages.extend(chat_messages(body)?);
+    chat.insert("messages".to_owned(), Value::Array(messages));
+    Ok(chat)
+}
+
+fn refuse_untranslatable(body: &Map<String, Value>) -> Result<(), ApiError> {
+    let cannot = "cannot be translated for this model's upstream: leave it out";
+    for (name, value) in body {
+        let known = KNOWN_FIELDS.contains(&name.as_str());
+        let empty = value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+        let fits = match name.as_str() {
+            "tools" | "tool_choice" => empty,
+            "thinking" => value.get("type").is_some_and(|kind| kind == "disabled"),
+            _ => known,
+        };
+        if !fits && !empty {
+            return Err(ApiError::invalid_field(name, cannot));
+        }
+    }
+    Ok(())
+}
+
+fn chat_messages(body: &Map<String, Value>) -> Result<Vec<Value>, ApiError> {
+    let messages = match body.get("messages") {
+        Some(Value::Array(messages)) if !messages.is_empty() => messages,
+        _ => {
+            return Err(ApiError::invalid_field(
+                "messages",
+                "must be an array of at least one message",
+            ));
+        }
+    };
+    let translate = |(n, message): (usize, &Value)| {
+        let role = message.get("role").and_then(Value::as_str);
+        let role = role
+            .filter(|role| matches!(*role, "user" | "assistant"))
+            .ok_or_else(|| {
+                ApiError::invalid_field(
+                    &format!("messages[{n}].role"),
+                    "must be 'user' or 'assistant'",
+                )
+            })?;
+        let content = message.get("content").unwrap_or(&Value::Null);
+        let content = text(&format!("messages[{n}].content"), content)?;
+        Ok(json!({"role": role, "content": content}))
+    };
+    messages.iter().enumerate().map(translate).collect()
+}
+
+/// Content that is a string, or blocks of text, as one string.
+fn text(param: &str, content: &Value) -> Result<String, ApiError> {
+    match content {
+        Value::String(text) => Ok(text.clone()),
+        Value::Array(blocks) => {
+            let mut all = String::new();
+            for (n, block) in blocks.iter().enumerate() {
+                let kind = block.get("type").and_then(Value::as_str).unwrap_or("");
+                let text = block.get("text").and_then(Value::as_str);
+                match (kind, text) {
+                    ("text", Some(text)) => all.push_str(text),
+                    ("image" | "document", _) => {
+                        return Err(ApiError::unbounded(
+                            &format!("{param}[{n}]"),
+                            "images and documents have no configured maximum; send text instead",
+                        ));
+                    }
+                    _ => {
+                        return Err(ApiError::invalid_field(
+                            &format!("{param}[{n}]"),
+                            "must be a text block",
+                        ));
+                    }
+                }
+            }
+            Ok(all)
+        }
+        _ => Err(ApiError::invalid_field(
+            param,
+            "must be a string or an array of text blocks",
+        )),
+    }
+}
+
+/// Usage as the dialect shows it: cached input stands beside the rest.
+fn shown(usage: Usage) -> Value {
+    json!({
+        "input_tokens": usage.input_tokens.saturating_sub(usage.cached_input_tokens),
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_input_tokens,
+        "output_tokens": usage.output_tokens,
+    })
+}
+
+fn stop_reason(finish: &str) -> &'static str {
+    match finish {
+        "length" => "max_tokens",
+        "tool_calls" | "function_call" => "tool_use",
+        "content_filter" => "refusal",
+        _ => "end_turn",
+    }
+}
+
+/// Why the output ended: some upstreams name the stop string that ended it.
+#[derive(Debug, Default, Deserialize)]
+struct Ending {
+    #[serde(default)]
+    finish_reason: Option<String>,
+    #[serde(default)]
+    stop_reason: Option<Value>,
+}
+
+impl Ending {
+    /// The dialect's `stop_reason` and `stop_sequence`.
+    fn shown(&self) -> (&'static str, Option<&str>) {
+        match self.stop_reason.as_ref().and_then(Value::as_str) {
+            Some(stop) => ("stop_sequence", Some(stop)),
+            None => (
+                stop_reason(self.finish_reason.as_deref().unwrap_or("stop")),
+                None,
+            ),
+        }
+    }
+}
+
+/// A whole answer of the OpenAI dialect in the Anthropic one; `None` where it is not an answer.
+pub(crate) fn from_chat(body: &[u8], id: &str) -> Option<Value> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let choice = body.pointer("/choices/0")?;
+    let text = choice
+        .pointer("/message/content")
+        .and_then(Value::as_str)
+        .unwrap_or("");
+    let ending = Ending::deserialize(choice).unwrap_or_default();
+    let (reason, sequence) = ending.shown();
+    Some(json!({
+        "id": id,
+        "type": "message",
+        "role": "assistant",
+        "model": body.get("model"),
+        "content": [{"type": "text", "text": text}],
+        "stop_reason": reason,
+        "stop_sequence": sequence,
+        "usage": shown(body.get("usage").and_then(openai_usage).unwrap_or_default()),
+    }))
+}
+
+/// An upstream's error in the Anthropic envelope, its own fields kept.
+pub(crate) fn error_from_chat(body: &[u8]) -> Option<Value> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let error = body.get("error")?;
+    let mut inner = match error {
+        Value::Object(fields) => fields.clone(),
+        other => Map::from_iter([("message".to_owned(), other.clone())]),
+    };
+    inner.entry("type").or_insert_with(|| json!("api_error"));
+    Some(json!({"type": "error", "error": inner}))
+}
+
+/// Translates a stream, event by event.
+#[derive(Debug)]
+pub(crate) struct MessagesStream {
+    id: String,
+    model: String,
+    /// Known before the answer where the model's own tokenizer counted it.
+    input_tokens: u64,
+    begun: bool,
+    ending: Ending,
+}
+
+#[derive(Deserialize)]
+struct Chunk {
+    #[serde(default)]
+    choices: Vec<ChunkChoice>,
+}
+
+#[derive(Deserialize)]
+struct ChunkChoice {
+    #[serde(default)]
+    delta: Option<Delta>,
+    #[serde(flatten)]
+    ending: Ending,
+}
+
+#[derive(Deserialize)]
+struct Delta {
+    #[serde(default)]
+    content: Option<String>,
+}
+
+impl MessagesStream {
+    pub(crate) fn new(id: String, model: String, input_tokens: u64) -> Self {
+        Self {
+            id,
+            model,
+            input_tokens,
+            begun: false,
+            ending: Ending::default(),
+        }
+    }
+
+    /// Writes what `event` comes to.
+    pub(crate) fn content(&mut self, event: &SseEvent, out: &mut BytesMut) {
+        let Ok(chunk) = serde_json::from_slice::<Chunk>(&event.data) else {
+            return;
+        };
+        let Some(choice) = chunk.choices.into_iter().next() else {
+            return;
+        };
+        self.begin(out);
+        if let Some(text) = choice
+            .delta
+            .and_then(|delta| delta.content)
+            .filter(|text| !text.is_empty())
+        {
+            emit(
+                out,
+                &json!({
+                    "type": "content_block_delta", "index": 0,
+                    "delta": {"type": "text_delta", "text": text},
+                }),
+            );
+        }
+        if choice.ending.finish_reason.is_some() {
+            self.ending = choice.ending;
+        }
+    }
+
+    fn begin(&mut self, out: &mut BytesMut) {
+        if self.begun {
+            return;
+        }
+        self.begun = true;
+        let usage = Usage {
+            input_tokens: self.input_tokens,
+            ..Usage::default()
+        };
+        emit(
+            out,
+            &json!({
+                "type": "message_start",
+                "message": {
+                    "id": self.id, "type": "message", "role": "assistant", "model": self.model,
+                    "content": [], "stop_reason": null, "stop_sequence": null, "usage": shown(usage),
+                },
+            }),
+        );
+        emit(
+            out,
+            &json!({
+                "type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""},
+            }),
+        );
+    }
+
+    /// Writes the normal end.
+    pub(crate) fn end(&mut self, usage: Usage, out: &mut BytesMut) {
+        self.begin(out);
+        let (reason, sequence) = self.ending.shown();
+        emit(out, &json!({"type": "content_block_stop", "index": 0}));
+        emit(
+            out,
+            &json!({
+                "type": "message_delta",
+                "delta": {"stop_reason": reason, "stop_sequence": sequence},
+                "usage": shown(usage),
+            }),
+        );
+        emit(out, &json!({"type": "message_stop"}));
+    }
+}
+
+/// Writes an event that is named by its own type.
+fn emit(out: &mut BytesMut, data: &Value) {
+    let name = data.get("type").and_then(Value::as_str);
+    write_event(out, name, data.to_string().as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{error::Dialect, sse::SseReader};
+
+    fn map(value: Value) -> Map<String, Value> {
+        match value {
+            Value::Object(map) => map,
+            other => panic!("{other} is no object"),
+        }
+    }
+
+    #[test]
+    fn a_basic_request_is_translated() {
+        let body: Value =
+            serde_json::from_str(include_str!("messages/basic.request.json")).unwrap();
+        let chat = Value::Object(to_chat(&map(body)).unwrap());
+        let expected = include_str!("messages/basic.request.chat.json");
+        assert_eq!(
+            serde_json::to_string_pretty(&chat).unwrap().trim(),
+            expected.trim()
+        );
+    }
+
+    #[test]
+    fn a_full_request_is_translated() {
+        let body: Value = serde_json::from_str(include_str!("messages/full.request.json")).unwrap();
+        let chat = Value::Object(to_chat(&map(body)).unwrap());
+        let expected = include_str!("messages/full.request.chat.json");
+        assert_eq!(
+            serde_json::to_string_pretty(&chat).unwrap().trim(),
+            expected.trim()
+        );
+    }
+
+    #[test]
+    fn a_whole_answer_is_translated() {
+        let found = from_chat(include_bytes!("messages/answer.chat.json"), "msg_1").unwrap();
+        let expected = include_str!("messages/answer.json");
+        assert_eq!(
+            serde_json::to_string_pretty(&found).unwrap().trim(),
+            expected.trim()
+        );
+    }
+
+    #[test]
+    fn a_stream_is_translated() {
+        let mut reader = SseReader::default();
+        reader.push(include_bytes!("messages/stream.chat.txt"));
+        let mut stream = MessagesStream::new("msg_1".to_owned(), "m".to_owned(), 10);
+        let mut out = BytesMut::new();
+        while let Some(event) = reader.next_event().unwrap() {
+            stream.content(&event, &mut out);
+        }
+        let usage = Usage {
+            input_tokens: 10,
+            output_tokens: 5,
+            ..Usage::default()
+        };
+        stream.end(usage, &mut out);
+        assert_eq!(
+            std::str::from_utf8(&out).unwrap().trim(),
+            include_str!("messages/stream.txt").trim()
+        );
+    }
+
+    #[test]
+    fn what_has_no_counterpart_is_refused_by_name() {
+        let refused = |extra: Value| {
+            let mut body = map(
+                json!({"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}),
+            );
+            body.extend(map(extra));
+            let envelope = to_chat(&body).unwrap_err().envelope(Dialect::OpenAi);
+            let text = |name: &str| envelope["error"][name].as_str().unwrap().to_owned();
+            (text("code"), text("param"))
+        };
+        let invalid = |param: &str| ("invalid_body".to_owned(), param.to_owned());
+        assert_eq!(refused(json!({"tools": [{"name": "t"}]})), invalid("tools"));
+        assert_eq!(refused(json!({"top_k": 5})), invalid("top_k"));
+        assert_eq!(
+            refused(json!({"thinking": {"type": "enabled"}})),
+            invalid("thinking")
+        );
+        assert_eq!(refused(json!({"max_tokens": null})), invalid("max_tokens"));
+        assert_eq!(
+            refused(json!({"messages": [{"role": "tool"}]})),
+            invalid("messages[0].role")
+        );
+        let image = json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]});
+        assert_eq!(
+            refused(image),
+            (
+                "cost_unbounded".to_owned(),
+                "messages[0].content[0]".to_owned()
+            )
+        );
+    }
+
+    #[test]
+    fn an_upstream_error_keeps_its_fields() {
+        let error =
+            error_from_chat(br#"{"error":{"message":"no","type":"server_error","code":7}}"#)
+                .unwrap();
+        assert_eq!(
+            error,
+            json!({"type": "error", "error": {"message": "no", "type": "server_error", "code": 7}})
+        );
+    }
+}

@@ -1,0 +1,192 @@
+//! Requests to neurons: counted exactly, bound to their reservation, settled from their reports.
+
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+
+use seatbelt_schemas::{
+    ids::{ModelId, NeuronId},
+    neuron::{NeuronModel, NeuronRecord},
+    usage::{NeuronUsage, Outcome, UsageEvent},
+};
+use serde_json::{Value, json};
+
+use crate::support::{
+    Script, Stack, account, chat_stream, eventually, hi, hi_stream, key, read_until,
+    status_and_body, stream_text,
+};
+
+/// A stack whose upstream is a neuron as well.
+async fn with_neuron(limit: u64) -> Stack {
+    let stack = Stack::balance(limit).await;
+    let model = NeuronModel {
+        id: ModelId::new("tiny").unwrap(),
+        context: 64,
+        output: 32,
+        slots: 1,
+    };
+    stack
+        .neurons
+        .send(vec![NeuronRecord {
+            v: 1,
+            neuron: NeuronId::new("n-1").unwrap(),
+            url: format!("http://{}", stack.upstream.address),
+            device: "cpu".to_owned(),
+            models: vec![model],
+            active: 0,
+            queued: 0,
+            at_ms: 1,
+        }])
+        .unwrap();
+    stack
+}
+
+fn tiny(mut body: Value) -> Value {
+    body["model"] = json!("tiny");
+    body
+}
+
+fn event(reservation: &str, outcome: Outcome, input_tokens: u64, output_tokens: u64) -> UsageEvent {
+    UsageEvent {
+        v: 1,
+        reservation: reservation.to_owned(),
+        account: Some(account()),
+        key: Some(key()),
+        model: None,
+        neuron: NeuronId::new("n-1").unwrap(),
+        device: "cpu".to_owned(),
+        usage: NeuronUsage {
+            input_tokens,
+            cached_input_tokens: 0,
+            output_tokens,
+        },
+        outcome,
+        queued_ms: 0,
+        prefill_ms: 0,
+        decode_ms: 0,
+        at_ms: 1,
+    }
+}
+
+#[tokio::test]
+async fn the_prompt_is_counted_exactly_and_the_neuron_is_told_its_bounds() {
+    let stack = with_neuron(1000).await;
+    let before = system_ms();
+    let response = stack.chat(&tiny(hi(20))).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    let reservation = response.headers()["x-seatbelt-reservation"].clone();
+    let headers = stack.upstream.last().headers;
+    assert_eq!(headers["x-seatbelt-reservation"], reservation);
+    assert_eq!(headers["x-seatbelt-account"], "acct");
+    assert_eq!(headers["x-seatbelt-key"], "key");
+    assert_eq!(headers["x-seatbelt-max-input-tokens"], "10");
+    assert_eq!(headers["x-seatbelt-max-output-tokens"], "20");
+    let deadline: u64 = headers["x-seatbelt-deadline-ms"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(deadline > before + 500_000);
+    assert_eq!(stack.spent_once_idle().await, 15);
+}
+
+fn system_ms() -> u64 {
+    seatbelt_gateway::system_clock()()
+}
+
+#[tokio::test]
+async fn the_default_maximum_is_what_the_context_leaves() {
+    let stack = with_neuron(1000).await;
+    let mut body = tiny(hi(1));
+    body.as_object_mut().unwrap().shift_remove("max_tokens");
+    assert_eq!(status_and_body(stack.chat(&body)).await.0, 200);
+    assert_eq!(stack.upstream.last().body["max_tokens"], 32);
+    stack.upstream.counts.store(50, SeqCst);
+    assert_eq!(status_and_body(stack.chat(&body)).await.0, 200);
+    assert_eq!(stack.upstream.last().body["max_tokens"], 14);
+    stack.upstream.counts.store(64, SeqCst);
+    let (status, body) = status_and_body(stack.chat(&body)).await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (400, &json!("context_length_exceeded"))
+    );
+}
+
+#[tokio::test]
+async fn a_stream_of_a_neuron_is_settled_from_its_answer() {
+    let stack = with_neuron(1000).await;
+    stack.upstream.plays(Script::Stream(chat_stream()));
+    let text = stream_text(stack.post("/v1/messages", &tiny(hi_stream(20)))).await;
+    assert!(
+        text.contains("\"input_tokens\":10") && text.contains("message_stop"),
+        "{text}"
+    );
+    assert_eq!(stack.spent_once_idle().await, 15);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_stops_the_neuron_and_pays_what_it_reports() {
+    let stack = with_neuron(1000).await;
+    stack.upstream.plays(Script::Held(chat_stream()));
+    let mut response = stack.chat(&tiny(hi_stream(20))).send().await.unwrap();
+    let reservation = response.headers()["x-seatbelt-reservation"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    read_until(&mut response, "hel").await;
+    drop(response);
+    eventually(async || (stack.upstream.open.load(SeqCst) == 0).then_some(())).await;
+    stack
+        .usage
+        .publish(event(&reservation, Outcome::Aborted, 10, 3));
+    assert_eq!(stack.spent_once_idle().await, 13);
+}
+
+#[tokio::test]
+async fn a_neuron_that_breaks_is_settled_from_its_report() {
+    let stack = with_neuron(1000).await;
+    stack
+        .upstream
+        .plays(Script::Broken(vec![crate::support::chunk("hel")]));
+    let mut response = stack.chat(&tiny(hi_stream(20))).send().await.unwrap();
+    let reservation = response.headers()["x-seatbelt-reservation"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    stack
+        .usage
+        .publish(event(&reservation, Outcome::Failed, 10, 1));
+    read_until(&mut response, "upstream_connection_error").await;
+    assert_eq!(stack.spent_once_idle().await, 11);
+}
+
+#[tokio::test]
+async fn a_model_whose_neuron_left_is_unavailable() {
+    let stack = with_neuron(1000).await;
+    assert_eq!(status_and_body(stack.chat(&tiny(hi(20)))).await.0, 200);
+    stack.neurons.send(Vec::new()).unwrap();
+    let response = stack.chat(&tiny(hi(20))).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 503);
+    let after: u64 = response.headers()["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((1..=5).contains(&after));
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(body["error"]["code"], "service_unavailable");
+}
+
+#[tokio::test]
+async fn a_full_neuron_costs_nothing() {
+    let stack = with_neuron(1000).await;
+    let error = r#"{"error":{"message":"queue is full"}}"#;
+    stack
+        .upstream
+        .plays(Script::Whole(503, "application/json", error.to_owned()));
+    let request = stack.chat(&tiny(hi(20))).timeout(Duration::from_secs(4));
+    let (status, body) = status_and_body(request).await;
+    assert_eq!(
+        (status, &body["error"]["message"]),
+        (503, &json!("queue is full"))
+    );
+    assert_eq!(stack.spent_once_idle().await, 0);
+}

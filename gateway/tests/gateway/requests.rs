@@ -1,0 +1,196 @@
+//! What is forwarded, and what is refused before that.
+
+use seatbelt_schemas::window::Window;
+use serde_json::{Value, json};
+
+use crate::support::{Stack, hi, hi_stream, status_and_body, stream_text, tokens};
+
+#[tokio::test]
+async fn the_body_is_forwarded_with_its_maximum_and_unknown_fields() {
+    let stack = Stack::balance(1_000_000).await;
+    let body = json!({"model": "test-model", "zeta": {"b": 1, "a": 2}, "messages": [{"role": "user", "content": "hi"}], "max_completion_tokens": 9, "max_tokens": null});
+    assert_eq!(status_and_body(stack.chat(&body)).await.0, 200);
+    let asked = stack.upstream.last();
+    assert_eq!(asked.path, "/v1/chat/completions");
+    assert_eq!(
+        asked.body.to_string(),
+        r#"{"model":"test-model","zeta":{"b":1,"a":2},"messages":[{"role":"user","content":"hi"}],"max_completion_tokens":9}"#
+    );
+    let body = json!({"model": "test-model", "messages": [{"role": "user", "content": "hi"}]});
+    assert_eq!(status_and_body(stack.chat(&body)).await.0, 200);
+    assert_eq!(stack.upstream.last().body["max_tokens"], 4096);
+}
+
+#[tokio::test]
+async fn several_choices_hold_the_maximum_several_times() {
+    let stack = Stack::balance(100).await;
+    let mut body = hi(30);
+    body["n"] = json!(4);
+    let (status, refused) = status_and_body(stack.chat(&body)).await;
+    assert_eq!(
+        (status, &refused["error"]["requested"]),
+        (429, &json!(18 + 4 * 30))
+    );
+}
+
+#[tokio::test]
+async fn no_header_of_the_client_reaches_the_upstream() {
+    let stack = Stack::start_with(tokens(1000, Window::Balance), |config| {
+        config.upstreams[0].api_key = Some(seatbelt_gateway::Secret::new("sk-upstream"));
+    })
+    .await;
+    let request = stack
+        .chat(&hi(20))
+        .header("x-seatbelt-account", "someone-else")
+        .header("x-api-key", "sk-test")
+        .header("cookie", "a=b");
+    assert_eq!(status_and_body(request).await.0, 200);
+    let headers = stack.upstream.last().headers;
+    assert_eq!(headers["authorization"], "Bearer sk-upstream");
+    for name in ["x-seatbelt-account", "x-api-key", "cookie"] {
+        assert!(!headers.contains_key(name), "{name} was forwarded");
+    }
+    assert_eq!(stack.spent_once_idle().await, 15);
+}
+
+#[tokio::test]
+async fn bad_bodies_get_the_enveloped_error_and_change_nothing() {
+    let stack = Stack::balance(1000).await;
+    let with = |name: &str, value: Value| {
+        let mut body = hi(20);
+        body[name] = value;
+        body.to_string()
+    };
+    let cases = [
+        ("nonsense".to_owned(), "invalid_body"),
+        ("[1]".to_owned(), "invalid_body"),
+        (String::new(), "invalid_body"),
+        (r#"{"messages": []}"#.to_owned(), "missing_model_field"),
+        (with("model", json!(null)), "missing_model_field"),
+        (with("model", json!(5)), "invalid_body"),
+        (with("model", json!("no-such-model")), "model_not_found"),
+        (with("max_tokens", json!(-1)), "invalid_body"),
+        (with("max_tokens", json!(1.5)), "invalid_body"),
+        (with("max_tokens", json!("20")), "invalid_body"),
+        (with("max_tokens", json!(0)), "invalid_body"),
+        (
+            hi(20).to_string().replace("20", "18446744073709551616"),
+            "invalid_body",
+        ),
+        (with("messages", json!("hi")), "invalid_body"),
+        (with("audio", json!({"voice": "x"})), "cost_unbounded"),
+    ];
+    for (body, code) in cases {
+        let request = stack.chat(&Value::Null).body(body.clone());
+        let (status, answer) = status_and_body(request).await;
+        assert_eq!(answer["error"]["code"], code, "{body}: {answer}");
+        assert_eq!(
+            status,
+            if code == "model_not_found" { 404 } else { 400 },
+            "{body}"
+        );
+        assert!(answer["error"]["message"].is_string());
+    }
+    assert_eq!(stack.upstream.hits(), 0);
+    assert_eq!(stack.spent_once_idle().await, 0);
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_and_the_answer_can_be_read() {
+    let stack = Stack::start_with(tokens(1000, Window::Balance), |config| {
+        config.body_bytes = 1000
+    })
+    .await;
+    let body = "x".repeat(8 * 1024 * 1024);
+    let (status, answer) = status_and_body(stack.chat(&Value::Null).body(body)).await;
+    assert_eq!(
+        (status, &answer["error"]["code"]),
+        (413, &json!("request_too_large"))
+    );
+}
+
+#[tokio::test]
+async fn wrong_keys_are_refused_in_the_dialect_of_the_route() {
+    let stack = Stack::balance(1000).await;
+    for path in ["/v1/chat/completions", "/v1/messages"] {
+        for key in [Some("sk-wrong"), None] {
+            let mut request = stack
+                .client
+                .post(format!("{}{path}", stack.base))
+                .body(hi(20).to_string());
+            if let Some(key) = key {
+                request = request.header("x-api-key", key);
+            }
+            let (status, body) = status_and_body(request).await;
+            assert_eq!(
+                (status, &body["error"]["code"]),
+                (401, &json!("invalid_api_key"))
+            );
+            assert_eq!(body["type"] == "error", path == "/v1/messages");
+        }
+    }
+    assert_eq!(stack.upstream.hits(), 0);
+}
+
+#[tokio::test]
+async fn odd_routes_and_methods_are_enveloped_too() {
+    let stack = Stack::balance(1000).await;
+    let ask = |method: &str, path: &str| {
+        let url = format!("{}{path}", stack.base);
+        status_and_body(stack.client.request(method.parse().unwrap(), url))
+    };
+    let code = |body: &Value| body["error"]["code"].as_str().unwrap().to_owned();
+    let (status, body) = ask("GET", "/v1/nothing").await;
+    assert_eq!((status, code(&body)), (404, "route_not_found".to_owned()));
+    let (status, body) = ask("GET", "/v1/messages").await;
+    assert_eq!(
+        (status, code(&body), &body["type"]),
+        (405, "method_not_allowed".to_owned(), &json!("error"))
+    );
+    for path in [
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/embeddings",
+        "/v1/messages/count_tokens",
+        "/admin/v1/keys",
+    ] {
+        let (status, body) = ask("POST", path).await;
+        assert_eq!(
+            (status, code(&body)),
+            (404, "route_not_served".to_owned()),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn without_a_key_requests_are_unmetered_only_where_that_is_allowed() {
+    let stack = Stack::start_with(tokens(1, Window::Balance), |config| {
+        config.require_auth = false
+    })
+    .await;
+    let keyless = |body: &Value| {
+        let url = format!("{}/v1/chat/completions", stack.base);
+        stack.client.post(url).body(body.to_string())
+    };
+    let response = keyless(&hi(20)).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    assert!(!response.headers().contains_key("x-seatbelt-reservation"));
+    stack
+        .upstream
+        .plays(crate::support::Script::Stream(crate::support::chat_stream()));
+    assert!(
+        stream_text(keyless(&hi_stream(20)))
+            .await
+            .contains("[DONE]")
+    );
+    assert_eq!(stack.spent_once_idle().await, 0);
+    // a key that is given is held to its cap
+    assert_eq!(status_and_body(stack.chat(&hi(20))).await.0, 429);
+    assert_eq!(
+        status_and_body(keyless(&hi(20)).bearer_auth("sk-wrong"))
+            .await
+            .0,
+        401
+    );
+}

@@ -1,0 +1,95 @@
+//! Models, health, metrics, limits of the gateway itself.
+
+use seatbelt_schemas::{ids::ModelId, price::Rates, window::Window};
+use serde_json::json;
+
+use crate::support::{
+    Script, Stack, chat_stream, hi, hi_stream, read_until, status_and_body, tokens,
+};
+
+#[tokio::test]
+async fn models_are_listed_with_limits_and_prices() {
+    let stack = Stack::start_with(tokens(1000, Window::Balance), |config| {
+        let id = ModelId::new("test-model").unwrap();
+        config.prices.insert(id, Rates::flat(150_000, 600_000));
+    })
+    .await;
+    let (status, list) = stack.get("/v1/models").await;
+    assert_eq!((status, &list["object"]), (200, &json!("list")));
+    let (status, one) = stack.get("/v1/models/test-model").await;
+    assert_eq!((status, &one), (200, &list["data"][0]));
+    assert_eq!(
+        (&one["context_length"], &one["max_output_tokens"]),
+        (&json!(8192), &json!(4096))
+    );
+    assert_eq!(
+        (&one["price"]["input"], &one["price"]["output"]),
+        (&json!(150_000), &json!(600_000))
+    );
+    let (status, body) = stack.get("/v1/models/no/such").await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (404, &json!("model_not_found"))
+    );
+    let keyless = stack.client.get(format!("{}/v1/models", stack.base));
+    assert_eq!(status_and_body(keyless).await.0, 401);
+}
+
+#[tokio::test]
+async fn health_says_what_it_is_ready_for() {
+    let stack = Stack::balance(1000).await;
+    assert_eq!(stack.get("/health/live").await.0, 200);
+    let (status, body) = stack.get("/health/ready").await;
+    assert_eq!(
+        (status, &body["durability"], &body["ready"]),
+        (200, &json!("fsync"), &json!(true))
+    );
+    stack.ready.send(false).unwrap();
+    assert_eq!(stack.get("/health/ready").await.0, 503);
+}
+
+#[tokio::test]
+async fn metrics_count_without_telling_who() {
+    let stack = Stack::balance(100).await;
+    stack.chat(&hi(20)).send().await.unwrap();
+    stack.chat(&hi(1000)).send().await.unwrap();
+    let text = stack
+        .client
+        .get(&stack.metrics)
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    for line in [
+        "seatbelt_gateway_requests_total{route=\"/v1/chat/completions\",status=\"200\"} 1",
+        "seatbelt_gateway_requests_total{route=\"/v1/chat/completions\",status=\"429\"} 1",
+        "seatbelt_gateway_refusals_total{reason=\"spent\"} 1",
+        "seatbelt_gateway_spent_input_tokens_total 10",
+        "seatbelt_gateway_held_tokens 0",
+        "seatbelt_gateway_stage_seconds_count{stage=\"reserve\"} 2",
+    ] {
+        assert!(
+            text.lines().any(|found| found == line),
+            "{line} is not in\n{text}"
+        );
+    }
+    assert!(!text.contains("acct") && !text.contains("sk-test"));
+    assert_eq!(stack.get("/metrics").await.0, 404);
+}
+
+#[tokio::test]
+async fn more_requests_than_there_is_room_for_are_turned_away() {
+    let cap = tokens(1000, Window::Balance);
+    let stack = Stack::start_with(cap, |config| config.requests = 1).await;
+    stack.upstream.plays(Script::Held(chat_stream()));
+    let mut first = stack.chat(&hi_stream(20)).send().await.unwrap();
+    read_until(&mut first, "hel").await;
+    let (status, body) = status_and_body(stack.chat(&hi(20))).await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (503, &json!("service_unavailable"))
+    );
+    assert_eq!(stack.upstream.hits(), 1);
+}

@@ -1,0 +1,570 @@
+//! A gateway over the real ledger (journal in memory) and an upstream that counts its hits, all in
+//! this process on free ports. The upstream and the neuron are foreign parts: they answer as told.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri},
+    response::{IntoResponse, Response},
+    routing::any,
+};
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use seatbelt_gateway::{
+    Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret, Parts, UpstreamConfig, UpstreamKind,
+    UpstreamModel, system_clock,
+};
+use seatbelt_ledger::{
+    api::{
+        Ack, Admin, AdminOutcome, Answer, CommandError, Ledger, Read, Release, Reserve,
+        ReserveOutcome, Resize, Resolution, Settle, SnapshotError, SnapshotStanding, Snapshots,
+        Standing, UsageEvents,
+    },
+    host::{HostConfig, LedgerHost},
+    journal::memory::MemoryJournal,
+};
+use seatbelt_schemas::{
+    cap::{CapSpec, CapStanding},
+    command::Change,
+    event::KeyIssued,
+    ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ModelId, ReservationId},
+    meter::Meter,
+    neuron::NeuronRecord,
+    position::Partitions,
+    scope::Scope,
+    usage::UsageEvent,
+    window::Window,
+};
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const SECRET: &str = "sk-test";
+/// Longest that any condition is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How the upstream answers.
+#[derive(Debug, Clone)]
+pub(crate) enum Script {
+    /// A status, a content type and a body.
+    Whole(u16, &'static str, String),
+    /// Pieces of an event stream; the body ends cleanly after them.
+    Stream(Vec<String>),
+    /// The same, but the connection breaks after them.
+    Broken(Vec<String>),
+    /// The first piece of a stream, the rest once the test says so.
+    Held(Vec<String>),
+}
+
+/// What the upstream was asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Value,
+}
+
+/// The foreign upstream.
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    pub(crate) hits: Arc<AtomicUsize>,
+    script: Mutex<Script>,
+    asked: Mutex<Vec<Asked>>,
+    pub(crate) go_on: Notify,
+    /// Streams that this upstream is still writing.
+    pub(crate) open: Arc<AtomicUsize>,
+    /// How many input tokens it counts in any prompt.
+    pub(crate) counts: AtomicUsize,
+}
+
+pub(crate) fn chat_answer() -> String {
+    json!({
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "test-model",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+    })
+    .to_string()
+}
+
+pub(crate) fn chunk(content: &str) -> String {
+    let data = json!({"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": content}, "finish_reason": null}], "usage": null});
+    format!("data: {data}\n\n")
+}
+
+pub(crate) fn chat_stream() -> Vec<String> {
+    let finish = json!({"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": null});
+    let usage =
+        json!({"id": "c", "choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5}});
+    vec![
+        chunk("hel"),
+        chunk("lo"),
+        format!("data: {finish}\n\n"),
+        format!("data: {usage}\n\n"),
+        "data: [DONE]\n\n".to_owned(),
+    ]
+}
+
+impl Upstream {
+    pub(crate) async fn start() -> Arc<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = Arc::new(Self {
+            address: listener.local_addr().unwrap(),
+            hits: Arc::default(),
+            script: Mutex::new(Script::Whole(200, "application/json", chat_answer())),
+            asked: Mutex::default(),
+            go_on: Notify::new(),
+            open: Arc::default(),
+            counts: AtomicUsize::new(10),
+        });
+        let router = Router::new()
+            .fallback(any(answer))
+            .with_state(Arc::clone(&upstream));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        upstream
+    }
+
+    pub(crate) fn plays(&self, script: Script) {
+        *self.script.lock().unwrap() = script;
+    }
+
+    pub(crate) fn hits(&self) -> usize {
+        self.hits.load(SeqCst)
+    }
+
+    pub(crate) fn last(&self) -> Asked {
+        self.asked
+            .lock()
+            .unwrap()
+            .last()
+            .expect("the upstream was never asked")
+            .clone()
+    }
+}
+
+async fn answer(
+    State(upstream): State<Arc<Upstream>>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    if uri.path() == "/tokenize" {
+        return axum::Json(json!({"input_tokens": upstream.counts.load(SeqCst)})).into_response();
+    }
+    upstream.hits.fetch_add(1, SeqCst);
+    let path = uri.path().to_owned();
+    upstream.asked.lock().unwrap().push(Asked {
+        path,
+        headers,
+        body,
+    });
+    let script = upstream.script.lock().unwrap().clone();
+    match script {
+        Script::Whole(status, kind, body) => {
+            let status = StatusCode::from_u16(status).unwrap();
+            (status, [("content-type", kind), ("retry-after", "7")], body).into_response()
+        }
+        Script::Stream(pieces) => streamed(stream::iter(pieces.into_iter().map(Ok))),
+        Script::Broken(pieces) => {
+            let broken = Err(std::io::Error::other("broken on purpose"));
+            streamed(stream::iter(pieces.into_iter().map(Ok).chain([broken])))
+        }
+        Script::Held(pieces) => streamed(held(upstream, pieces)),
+    }
+}
+
+/// A stream that stops after its first piece until it may go on; counted while it is alive.
+fn held(
+    upstream: Arc<Upstream>,
+    pieces: Vec<String>,
+) -> impl futures::Stream<Item = Result<String, std::io::Error>> + Send + 'static {
+    struct Alive(Arc<AtomicUsize>);
+    impl Drop for Alive {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, SeqCst);
+        }
+    }
+    upstream.open.fetch_add(1, SeqCst);
+    let alive = Alive(Arc::clone(&upstream.open));
+    stream::unfold(
+        (upstream, pieces.into_iter(), 0, alive),
+        |(upstream, mut rest, sent, alive)| async move {
+            if sent == 1 {
+                upstream.go_on.notified().await;
+            }
+            let piece = rest.next()?;
+            Some((Ok(piece), (upstream, rest, sent + 1, alive)))
+        },
+    )
+}
+
+fn streamed(
+    pieces: impl futures::Stream<Item = Result<String, std::io::Error>> + Send + 'static,
+) -> Response {
+    (
+        [("content-type", "text/event-stream")],
+        Body::from_stream(pieces),
+    )
+        .into_response()
+}
+
+/// The ledger, which the test may cut off.
+pub(crate) struct Switched {
+    host: Arc<LedgerHost>,
+    pub(crate) away: AtomicBool,
+    pub(crate) settles_away: AtomicBool,
+}
+
+impl Switched {
+    fn check(&self) -> Result<(), CommandError> {
+        match self.away.load(SeqCst) {
+            true => Err(CommandError::unavailable("cut off by the test")),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Ledger for Switched {
+    fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        async move {
+            self.check()?;
+            self.host.reserve(command).await
+        }
+        .boxed()
+    }
+
+    fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>> {
+        self.host.resize(command)
+    }
+
+    fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
+        async move {
+            self.check()?;
+            if self.settles_away.load(SeqCst) {
+                return Err(CommandError::unavailable("cut off by the test"));
+            }
+            self.host.settle(command, ack).await
+        }
+        .boxed()
+    }
+
+    fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {
+        async move {
+            self.check()?;
+            self.host.release(command).await
+        }
+        .boxed()
+    }
+
+    fn read(&self, query: Read) -> BoxFuture<'_, Answer<Standing>> {
+        self.host.read(query)
+    }
+
+    fn admin(&self, command: Admin) -> BoxFuture<'_, Answer<AdminOutcome>> {
+        self.host.admin(command)
+    }
+}
+
+/// Snapshots taken from the ledger; frozen ones show what was last seen.
+pub(crate) struct TestSnapshots {
+    host: Arc<LedgerHost>,
+    pub(crate) frozen: AtomicBool,
+    last: Mutex<Option<Standing>>,
+    pub(crate) looked: Notify,
+}
+
+impl Snapshots for TestSnapshots {
+    fn standing(
+        &self,
+        account: AccountId,
+        key: Option<KeyId>,
+        _at_ms: u64,
+    ) -> BoxFuture<'_, Result<Option<SnapshotStanding>, SnapshotError>> {
+        async move {
+            if !self.frozen.load(SeqCst) {
+                let standing = self.host.read(Read { account, key }).await.unwrap();
+                *self.last.lock().unwrap() = Some(standing);
+            }
+            self.looked.notify_one();
+            let standing = self.last.lock().unwrap().clone();
+            Ok(standing.map(|standing| SnapshotStanding {
+                standing,
+                age_ms: 3,
+            }))
+        }
+        .boxed()
+    }
+}
+
+/// Usage events that the test publishes.
+#[derive(Default)]
+pub(crate) struct TestUsage {
+    waiting: Arc<Mutex<HashMap<ReservationId, mpsc::Sender<UsageEvent>>>>,
+}
+
+impl TestUsage {
+    pub(crate) fn publish(&self, event: UsageEvent) {
+        let id = event.reservation.parse().unwrap();
+        if let Some(waiting) = self.waiting.lock().unwrap().get(&id) {
+            let _ = waiting.try_send(event);
+        }
+    }
+}
+
+impl UsageEvents for TestUsage {
+    fn usage(
+        &self,
+        reservation: ReservationId,
+        patience: Duration,
+    ) -> BoxFuture<'static, Option<UsageEvent>> {
+        let (sender, mut events) = mpsc::channel(1);
+        self.waiting.lock().unwrap().insert(reservation, sender);
+        async move { timeout(patience, events.recv()).await.ok().flatten() }.boxed()
+    }
+}
+
+/// A gateway and all around it.
+pub(crate) struct Stack {
+    pub(crate) base: String,
+    pub(crate) metrics: String,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) ledger: Arc<Switched>,
+    pub(crate) snapshots: Arc<TestSnapshots>,
+    pub(crate) usage: Arc<TestUsage>,
+    pub(crate) neurons: watch::Sender<Vec<NeuronRecord>>,
+    pub(crate) ready: watch::Sender<bool>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) served: JoinHandle<Result<(), GatewayError>>,
+    pub(crate) client: reqwest::Client,
+}
+
+pub(crate) fn account() -> AccountId {
+    AccountId::new("acct").unwrap()
+}
+
+pub(crate) fn key() -> KeyId {
+    KeyId::new("key").unwrap()
+}
+
+pub(crate) fn tokens(limit: u64, window: Window) -> CapSpec {
+    CapSpec {
+        cap: CapId::new("tokens").unwrap(),
+        scope: Scope::Key(key()),
+        meter: Meter::Tokens,
+        window,
+        limit,
+        hard: true,
+        thresholds: vec![100],
+    }
+}
+
+impl Stack {
+    /// A gateway over an upstream with one model, and a key with one cap.
+    pub(crate) async fn start(cap: CapSpec) -> Self {
+        Self::start_with(cap, |_| ()).await
+    }
+
+    pub(crate) async fn balance(limit: u64) -> Self {
+        Self::start(tokens(limit, Window::Balance)).await
+    }
+
+    pub(crate) async fn start_with(cap: CapSpec, change: impl FnOnce(&mut GatewayConfig)) -> Self {
+        let upstream = Upstream::start().await;
+        let host = ledger(cap).await;
+        let ledger = Arc::new(Switched {
+            host: Arc::clone(&host),
+            away: AtomicBool::new(false),
+            settles_away: AtomicBool::new(false),
+        });
+        let snapshots = Arc::new(TestSnapshots {
+            host,
+            frozen: AtomicBool::new(false),
+            last: Mutex::default(),
+            looked: Notify::new(),
+        });
+        let usage = Arc::new(TestUsage::default());
+        let (neurons, alive) = watch::channel(Vec::new());
+        let (ready, is_ready) = watch::channel(true);
+        let mut config = config(&upstream);
+        change(&mut config);
+        let parts = Parts {
+            ledger: Arc::clone(&ledger) as Arc<dyn Ledger>,
+            snapshots: Arc::clone(&snapshots) as Arc<dyn Snapshots>,
+            usage: Arc::clone(&usage) as Arc<dyn UsageEvents>,
+            neurons: alive,
+            clock: system_clock(),
+            ready: is_ready,
+        };
+        let gateway = Gateway::new(config, parts).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let metrics = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let shutdown = CancellationToken::new();
+        Self {
+            base: format!("http://{}", listener.local_addr().unwrap()),
+            metrics: format!("http://{}/metrics", metrics.local_addr().unwrap()),
+            served: tokio::spawn(gateway.serve(listener, metrics, shutdown.clone())),
+            client: reqwest::Client::builder().no_proxy().build().unwrap(),
+            upstream,
+            ledger,
+            snapshots,
+            usage,
+            neurons,
+            ready,
+            shutdown,
+        }
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
+        self.client
+            .post(format!("{}{path}", self.base))
+            .bearer_auth(SECRET)
+            .body(body.to_string())
+    }
+
+    pub(crate) fn chat(&self, body: &Value) -> reqwest::RequestBuilder {
+        self.post("/v1/chat/completions", body)
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
+        let request = self
+            .client
+            .get(format!("{}{path}", self.base))
+            .bearer_auth(SECRET);
+        status_and_body(request).await
+    }
+
+    /// The only cap, in the writer's own state.
+    pub(crate) async fn cap(&self) -> CapStanding {
+        let read = Read {
+            account: account(),
+            key: Some(key()),
+        };
+        self.ledger.host.read(read).await.unwrap().caps.remove(0)
+    }
+
+    /// Waits until nothing is held any more; what is spent then.
+    pub(crate) async fn spent_once_idle(&self) -> u64 {
+        eventually(async || {
+            let cap = self.cap().await;
+            (cap.held == 0).then_some(cap.spent)
+        })
+        .await
+    }
+}
+
+/// Waits for a condition, at most [`PATIENCE`].
+pub(crate) async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let looking = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(PATIENCE, looking)
+        .await
+        .expect("the condition never came true")
+}
+
+pub(crate) async fn status_and_body(request: reqwest::RequestBuilder) -> (u16, Value) {
+    let response = request.send().await.unwrap();
+    let status = response.status().as_u16();
+    let text = response.text().await.unwrap();
+    (
+        status,
+        serde_json::from_str(&text).unwrap_or(Value::String(text)),
+    )
+}
+
+/// The whole text of a stream.
+pub(crate) async fn stream_text(request: reqwest::RequestBuilder) -> String {
+    let response = request.send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    response.text().await.unwrap()
+}
+
+/// Reads a stream until `text` has come.
+pub(crate) async fn read_until(response: &mut reqwest::Response, text: &str) -> String {
+    let mut all = String::new();
+    while !all.contains(text) {
+        let chunk = timeout(PATIENCE, response.chunk()).await.unwrap().unwrap();
+        all.push_str(std::str::from_utf8(&chunk.expect("the stream ended early")).unwrap());
+    }
+    all
+}
+
+pub(crate) fn hi(max_tokens: u64) -> Value {
+    json!({"model": "test-model", "max_tokens": max_tokens, "messages": [{"role": "user", "content": "hi"}]})
+}
+
+pub(crate) fn hi_stream(max_tokens: u64) -> Value {
+    let mut body = hi(max_tokens);
+    body["stream"] = json!(true);
+    body
+}
+
+fn config(upstream: &Upstream) -> GatewayConfig {
+    GatewayConfig {
+        keys: vec![KeyEntry::new(KeySecret::hash(SECRET), account(), key())],
+        upstreams: vec![UpstreamConfig {
+            name: "mock".to_owned(),
+            kind: UpstreamKind::OpenAi,
+            base_url: format!("http://{}/v1", upstream.address),
+            api_key: None,
+            models: vec![UpstreamModel::new(
+                ModelId::new("test-model").unwrap(),
+                8192,
+                4096,
+            )],
+        }],
+        ..GatewayConfig::default()
+    }
+}
+
+async fn ledger(cap: CapSpec) -> Arc<LedgerHost> {
+    let config = HostConfig {
+        partitions: Partitions::try_from(1).unwrap(),
+        ledger: LedgerId::new("test").unwrap(),
+        writer: "test".to_owned(),
+        expiry_grace_ms: 1000,
+    };
+    let host = LedgerHost::start(&config, vec![MemoryJournal::new()]);
+    host.ready().await.unwrap();
+    let key = KeyIssued {
+        key: key(),
+        team: None,
+        secret_sha256: None,
+    };
+    let changes = [
+        Change::OpenAccount,
+        Change::IssueKey(key),
+        Change::SetCap(cap),
+    ];
+    for (n, change) in changes.into_iter().enumerate() {
+        let admin = Admin {
+            id: CommandId::from_parts(system_clock()(), n as u128),
+            account: account(),
+            actor: Actor::system("test"),
+            change,
+        };
+        host.admin(admin).await.unwrap();
+    }
+    host
+}
