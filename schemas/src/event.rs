@@ -555,7 +555,11 @@ impl<'de> de::Visitor<'de> for EventVisitor {
         let body = match data.ok_or_else(|| missing("data"))? {
             Found::Body(body) => body,
             Found::Raw(raw) => {
-                de::DeserializeSeed::deserialize(BodySeed(&kind), raw).map_err(de::Error::custom)?
+                // a raw value cannot be read as an enum written by name: read its bytes again
+                let bytes = wire::encode(&raw);
+                let mut reader = rmp_serde::Deserializer::from_read_ref(&bytes);
+                de::DeserializeSeed::deserialize(BodySeed(&kind), &mut reader)
+                    .map_err(de::Error::custom)?
             }
         };
         Ok(Event {

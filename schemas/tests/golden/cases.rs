@@ -1,0 +1,563 @@
+//! What the golden files say: for each kind the least that it can carry, and everything it can.
+
+use seatbelt_schemas::{
+    cap::{CapEvidence, CapSpec, THRESHOLDS_DEFAULT},
+    commit::{ChainHash, Commit},
+    event::{
+        AccountOpened, Adjusted, Asked, CapRemoved, Credited, Event, EventBody, Expired, Genesis,
+        KeyIssued, KeyRevoked, OnShort, OnUnknown, Overrun, RefusalReason, Refused, Released,
+        Report, Reserved, Resized, Settled, StoredEvent, ThresholdCrossed, Timings, UsageSource,
+        WriterStarted,
+    },
+    ids::{
+        AccountId, Actor, CapId, CommandId, EndUserId, KeyId, LedgerId, ModelId, NeuronId,
+        ReservationId, RunId, TeamId,
+    },
+    meter::{Amounts, Meter},
+    position::{Epoch, Partition, Position},
+    price::{LongContext, Price, Rates},
+    scope::{Scope, Scopes},
+    usage::{NeuronUsage, Outcome, Usage, UsageEvent},
+    window::{Period, Window},
+};
+
+/// 2026-11-20T12:00:00Z.
+const AT_MS: u64 = 1_795_176_000_000;
+
+/// One golden file by its name, and what it holds.
+pub(crate) type Case<T> = (String, T);
+
+pub(crate) fn events() -> Vec<Case<Event>> {
+    let all = basic()
+        .into_iter()
+        .map(|body| (body.kind().to_owned(), body));
+    let full = full()
+        .into_iter()
+        .map(|body| (format!("{}-full", body.kind()), body));
+    all.chain(full)
+        .zip(1..)
+        .map(|((name, body), number)| (name, event(number, body)))
+        .collect()
+}
+
+pub(crate) fn commits() -> Vec<Case<Commit>> {
+    let basic = basic();
+    let first = commit(0, 1, ChainHash::default(), &basic[..2]);
+    let second = commit(7, 3, ChainHash::of(&first.encode()), &full()[4..8]);
+    vec![
+        ("commit".to_owned(), first),
+        ("commit-full".to_owned(), second),
+    ]
+}
+
+pub(crate) fn usage_events() -> Vec<Case<UsageEvent>> {
+    let basic = UsageEvent {
+        v: UsageEvent::VERSION,
+        reservation: "req-1".to_owned(),
+        account: None,
+        key: None,
+        model: None,
+        neuron: NeuronId::new("neuron-1").unwrap(),
+        device: "cpu".to_owned(),
+        usage: NeuronUsage::default(),
+        outcome: Outcome::Rejected,
+        queued_ms: 0,
+        prefill_ms: 0,
+        decode_ms: 0,
+        at_ms: AT_MS,
+    };
+    let full = UsageEvent {
+        reservation: reservation(7).to_string(),
+        account: Some(AccountId::new("acct-1").unwrap()),
+        key: Some(key()),
+        model: Some(model()),
+        device: "cuda".to_owned(),
+        usage: NeuronUsage {
+            input_tokens: 1200,
+            cached_input_tokens: 1000,
+            output_tokens: 345,
+        },
+        outcome: Outcome::Completed,
+        queued_ms: 3,
+        prefill_ms: 45,
+        decode_ms: 678,
+        ..basic.clone()
+    };
+    vec![
+        ("usage_event".to_owned(), basic),
+        ("usage_event-full".to_owned(), full),
+    ]
+}
+
+fn event(number: u64, body: EventBody) -> Event {
+    let system = matches!(
+        body,
+        EventBody::Genesis(_) | EventBody::WriterStarted(_) | EventBody::PriceSet(_)
+    );
+    Event {
+        position: Position(number),
+        at_ms: AT_MS + number,
+        account: if system {
+            AccountId::system()
+        } else {
+            AccountId::new("acct-1").unwrap()
+        },
+        cause: CommandId::from_parts(AT_MS, u128::from(number)),
+        actor: if system {
+            Actor::system("writer")
+        } else {
+            Actor::key(&key())
+        },
+        body,
+    }
+}
+
+fn commit(partition: u8, first: u64, prev: ChainHash, bodies: &[EventBody]) -> Commit {
+    let events = bodies
+        .iter()
+        .zip(first..)
+        .map(|(body, number)| StoredEvent::new(event(number, body.clone())));
+    let events: Vec<StoredEvent> = events.collect();
+    Commit {
+        partition: Partition(partition),
+        epoch: Epoch(first),
+        first_position: Position(first),
+        prev,
+        at_ms: AT_MS + first + bodies.len() as u64,
+        events,
+    }
+}
+
+fn key() -> KeyId {
+    KeyId::new("key-1").unwrap()
+}
+
+fn model() -> ModelId {
+    ModelId::new("vendor/model-1:latest").unwrap()
+}
+
+fn cap(text: &str) -> CapId {
+    CapId::new(text).unwrap()
+}
+
+fn reservation(number: u64) -> ReservationId {
+    ReservationId::from_parts(AT_MS, u128::from(number))
+}
+
+fn key_alone() -> Scopes {
+    Scopes {
+        key: key(),
+        team: None,
+        model: None,
+        run: None,
+        end_user: None,
+    }
+}
+
+fn all_scopes() -> Scopes {
+    Scopes {
+        key: key(),
+        team: Some(TeamId::new("team-1").unwrap()),
+        model: Some(model()),
+        run: Some(RunId::new("run-1").unwrap()),
+        end_user: Some(EndUserId::new("Zoë <zoe@example.org>").unwrap()),
+    }
+}
+
+fn asked() -> Asked {
+    Asked {
+        input_tokens: 10,
+        output_tokens: 20,
+        deadline_ms: AT_MS + 60_000,
+        on_short: OnShort::Refuse,
+        on_unknown: OnUnknown::ChargeHold,
+    }
+}
+
+fn asked_in_full() -> Asked {
+    Asked {
+        on_short: OnShort::Clamp,
+        on_unknown: OnUnknown::Release,
+        ..asked()
+    }
+}
+
+fn hold() -> Amounts {
+    Amounts::request(10, 20, None)
+}
+
+fn priced(cost: u64) -> Amounts {
+    Amounts::request(10, 20, Some(cost))
+}
+
+fn evidence() -> Vec<CapEvidence> {
+    vec![CapEvidence {
+        cap: cap("key/key-1/tokens/balance"),
+        limit: 100,
+        spent: 60,
+        held: 0,
+    }]
+}
+
+fn evidence_in_full() -> Vec<CapEvidence> {
+    let money = CapEvidence {
+        cap: cap("money"),
+        limit: 1 << 62,
+        spent: 25_000_000_000,
+        held: 4_294_967_296,
+    };
+    evidence().into_iter().chain([money]).collect()
+}
+
+fn report() -> Report {
+    Report {
+        usage: Usage {
+            input_tokens: 10,
+            output_tokens: 5,
+            ..Usage::default()
+        },
+        upstream: "mock".to_owned(),
+        source: UsageSource::Upstream,
+        finish: None,
+        timings: Timings::default(),
+    }
+}
+
+fn report_in_full() -> Report {
+    Report {
+        usage: Usage {
+            input_tokens: 1200,
+            cached_input_tokens: 1000,
+            cache_write_tokens: 100,
+            output_tokens: 345,
+            reasoning_tokens: 300,
+        },
+        upstream: "neuron-1".to_owned(),
+        source: UsageSource::Neuron,
+        finish: Some("stop".to_owned()),
+        timings: Timings {
+            first_byte_ms: 120,
+            total_ms: 3456,
+        },
+    }
+}
+
+fn settled() -> Settled {
+    Settled {
+        reservation: reservation(1),
+        scopes: key_alone(),
+        report: report(),
+        model: None,
+        charge: Amounts::request(10, 5, None),
+        price: None,
+        reserved_at_ms: AT_MS,
+        late: false,
+    }
+}
+
+fn refused() -> Refused {
+    Refused {
+        reservation: reservation(1),
+        scopes: key_alone(),
+        asked: asked(),
+        want: hold(),
+        price: None,
+        reason: RefusalReason::Spent,
+        cap: cap("key/key-1/tokens/balance"),
+        resets_at_ms: None,
+        caps: evidence(),
+        count: 1,
+    }
+}
+
+fn cap_set() -> CapSpec {
+    CapSpec {
+        cap: cap("account/tokens/balance"),
+        scope: Scope::Account,
+        meter: Meter::Tokens,
+        window: Window::Balance,
+        limit: 100,
+        hard: true,
+        thresholds: THRESHOLDS_DEFAULT.to_vec(),
+    }
+}
+
+/// The least that each kind carries, in the order of the contract.
+fn basic() -> Vec<EventBody> {
+    vec![
+        Genesis {
+            ledger: LedgerId::new("ledger-1").unwrap(),
+            partition: 0,
+            partitions: 4,
+        }
+        .into(),
+        WriterStarted {
+            epoch: Epoch(1),
+            writer: "host-1".to_owned(),
+            version: "0.1.0".to_owned(),
+        }
+        .into(),
+        AccountOpened {}.into(),
+        KeyIssued {
+            key: key(),
+            team: None,
+            secret_sha256: None,
+        }
+        .into(),
+        KeyRevoked {
+            key: key(),
+            reason: None,
+        }
+        .into(),
+        cap_set().into(),
+        CapRemoved {
+            cap: cap("account/tokens/balance"),
+        }
+        .into(),
+        Credited {
+            cap: cap("account/tokens/balance"),
+            amount: 50,
+            reason: None,
+        }
+        .into(),
+        Adjusted {
+            cap: cap("account/tokens/balance"),
+            delta: 1,
+            reason: "audit".to_owned(),
+        }
+        .into(),
+        Price {
+            model: model(),
+            version: 1,
+            rates: Rates::flat(150_000, 600_000),
+            long_context: None,
+        }
+        .into(),
+        Reserved {
+            reservation: reservation(1),
+            scopes: key_alone(),
+            asked: asked(),
+            hold: hold(),
+            price: None,
+            caps: Vec::new(),
+        }
+        .into(),
+        Resized {
+            reservation: reservation(1),
+            key: key(),
+            hold: hold(),
+            caps: Vec::new(),
+        }
+        .into(),
+        refused().into(),
+        settled().into(),
+        Released {
+            reservation: reservation(1),
+            key: key(),
+            reason: "upstream unreachable".to_owned(),
+        }
+        .into(),
+        Expired {
+            reservation: reservation(1),
+            key: key(),
+            policy: OnUnknown::ChargeHold,
+            charge: hold(),
+            reserved_at_ms: AT_MS,
+        }
+        .into(),
+        Overrun {
+            reservation: reservation(1),
+            key: key(),
+            above: Amounts::default(),
+        }
+        .into(),
+        ThresholdCrossed {
+            cap: cap("account/tokens/balance"),
+            percent: 50,
+            limit: 100,
+            spent: 50,
+        }
+        .into(),
+    ]
+}
+
+/// Every field of each kind, with values as wide as they can be.
+fn full() -> Vec<EventBody> {
+    let rates = |base: u64| Rates {
+        input: base,
+        cached_input: base + 1,
+        cache_write: base + 2,
+        output: base + 3,
+        reasoning: base + 4,
+    };
+    vec![
+        Genesis {
+            ledger: LedgerId::new("01JD3W0000000000000000000L").unwrap(),
+            partition: 99,
+            partitions: 100,
+        }
+        .into(),
+        WriterStarted {
+            epoch: Epoch(u64::from(u32::MAX) + 1),
+            writer: "höst-1 pid 4711".to_owned(),
+            version: "1.0.0-rc.1+build".to_owned(),
+        }
+        .into(),
+        AccountOpened {}.into(),
+        KeyIssued {
+            key: key(),
+            team: Some(TeamId::new("team-1").unwrap()),
+            secret_sha256: Some("ab".repeat(32)),
+        }
+        .into(),
+        KeyRevoked {
+            key: key(),
+            reason: Some("leaked".to_owned()),
+        }
+        .into(),
+        CapSpec {
+            scope: Scope::EndUser(EndUserId::new("Zoë").unwrap()),
+            meter: Meter::Concurrency,
+            window: Window::Rolling { seconds: 3600 },
+            limit: 1 << 62,
+            hard: false,
+            thresholds: vec![1, 90, 100, 200],
+            ..cap_set()
+        }
+        .into(),
+        CapRemoved {
+            cap: cap("a cap, named by a person: 50 % off"),
+        }
+        .into(),
+        Credited {
+            cap: cap("account/tokens/balance"),
+            amount: 1 << 62,
+            reason: Some("invoice 2026-11".to_owned()),
+        }
+        .into(),
+        Adjusted {
+            cap: cap("account/tokens/balance"),
+            delta: -(1 << 62),
+            reason: "double charge of 2026-11-19".to_owned(),
+        }
+        .into(),
+        Price {
+            model: model(),
+            version: u32::MAX,
+            rates: rates(1_000_000_000),
+            long_context: Some(LongContext {
+                above_input_tokens: 200_000,
+                rates: rates(2_000_000_000),
+            }),
+        }
+        .into(),
+        Reserved {
+            reservation: reservation(2),
+            scopes: all_scopes(),
+            asked: asked_in_full(),
+            hold: priced(25_000_000_000),
+            price: Some(3),
+            caps: evidence_in_full(),
+        }
+        .into(),
+        Resized {
+            reservation: reservation(2),
+            key: key(),
+            hold: priced(26_000_000_000),
+            caps: evidence_in_full(),
+        }
+        .into(),
+        Refused {
+            scopes: all_scopes(),
+            asked: asked_in_full(),
+            want: priced(25_000_000_000),
+            price: Some(3),
+            reason: RefusalReason::Held,
+            resets_at_ms: Some(AT_MS + 3_600_000),
+            caps: evidence_in_full(),
+            count: 70_000,
+            ..refused()
+        }
+        .into(),
+        Settled {
+            scopes: all_scopes(),
+            report: report_in_full(),
+            model: Some(model()),
+            charge: Amounts::request(1200, 345, Some(1_234_567)),
+            price: Some(3),
+            late: true,
+            ..settled()
+        }
+        .into(),
+        Released {
+            reservation: reservation(2),
+            key: key(),
+            reason: "the caller left before the answer".to_owned(),
+        }
+        .into(),
+        Expired {
+            reservation: reservation(2),
+            key: key(),
+            policy: OnUnknown::Release,
+            charge: Amounts {
+                cost: Some(0),
+                ..Amounts::zero()
+            },
+            reserved_at_ms: AT_MS,
+        }
+        .into(),
+        Overrun {
+            reservation: reservation(2),
+            key: key(),
+            above: Amounts {
+                requests: 0,
+                tokens: 7,
+                input_tokens: 0,
+                output_tokens: 7,
+                cost: Some(4200),
+            },
+        }
+        .into(),
+        ThresholdCrossed {
+            cap: cap("month"),
+            percent: 200,
+            limit: 0,
+            spent: u64::MAX,
+        }
+        .into(),
+    ]
+}
+
+/// Windows, scopes and meters that the files above leave out, one `cap_set` each.
+pub(crate) fn every_cap() -> Vec<Case<Event>> {
+    use Period::{Day, Hour, Month, Week};
+    let id = "id-1";
+    let scopes = [
+        Scope::Team(TeamId::new(id).unwrap()),
+        Scope::Key(KeyId::new(id).unwrap()),
+        Scope::Model(ModelId::new(id).unwrap()),
+        Scope::Run(RunId::new(id).unwrap()),
+    ];
+    let meters = [
+        Meter::Requests,
+        Meter::InputTokens,
+        Meter::OutputTokens,
+        Meter::Cost,
+    ];
+    let periods = [Hour, Day, Week, Month];
+    let parts = scopes.into_iter().zip(meters).zip(periods);
+    parts
+        .zip(100..)
+        .map(|(((scope, meter), period), number)| {
+            let name = format!("cap_set-{}", scope.kind());
+            let window = Window::Calendar { period };
+            let spec = CapSpec {
+                scope,
+                meter,
+                window,
+                ..cap_set()
+            };
+            (name, event(number, spec.into()))
+        })
+        .collect()
+}
