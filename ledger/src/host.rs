@@ -103,56 +103,50 @@ pub struct PartitionHandle {
     status: watch::Receiver<PartitionStatus>,
 }
 
-/// The writers that this process runs.
+/// One partition's writer in this process, and the way to it.
 #[derive(Debug)]
-pub struct LedgerHost {
-    partitions: Partitions,
-    handles: Vec<PartitionHandle>,
+pub struct HostedPartition {
+    handle: PartitionHandle,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
 
-impl LedgerHost {
-    /// Starts a writer over each journal; `journals` are those of partition 0, 1, 2, ... in order.
-    pub fn start<J: Journal>(config: &HostConfig, journals: Vec<J>) -> Arc<Self> {
-        assert_eq!(
-            journals.len(),
-            usize::from(u8::from(config.partitions)),
-            "one journal per partition"
-        );
+impl HostedPartition {
+    /// Starts a writer over the journal of `partition`.
+    pub fn start<J: Journal>(config: &HostConfig, partition: Partition, journal: J) -> Self {
+        let (sender, receiver) = mpsc::channel(CHANNEL_MAX);
+        let (report, status) = watch::channel(PartitionStatus::Recovering);
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let handles = config
-            .partitions
-            .iter()
-            .zip(journals)
-            .map(|(partition, journal)| {
-                PartitionHandle::spawn(config, partition, journal, &tasks, shutdown.clone())
-            });
-        Arc::new(Self {
+        let config = WriterConfig {
+            partition,
             partitions: config.partitions,
-            handles: handles.collect(),
+            ledger: config.ledger.clone(),
+            writer: config.writer.clone(),
+            expiry_grace_ms: config.expiry_grace_ms,
+        };
+        let task = Task {
+            config,
+            journal,
+            receiver,
+            report,
+            shutdown: shutdown.clone(),
+        };
+        tasks.spawn(task.run());
+        Self {
+            handle: PartitionHandle {
+                partition,
+                sender,
+                status,
+            },
             shutdown,
             tasks,
-        })
-    }
-
-    /// The handle of one partition.
-    pub fn partition(&self, partition: Partition) -> &PartitionHandle {
-        &self.handles[usize::from(partition.0)]
-    }
-
-    /// All handles, by partition.
-    pub fn handles(&self) -> &[PartitionHandle] {
-        &self.handles
-    }
-
-    /// Waits until every partition serves; the first reason why one does not otherwise.
-    pub async fn ready(&self) -> Result<(), CommandError> {
-        for handle in &self.handles {
-            handle.ready().await?;
         }
-        Ok(())
+    }
+
+    /// The way to the writer.
+    pub fn handle(&self) -> &PartitionHandle {
+        &self.handle
     }
 
     /// Stops taking commands, makes what was decided durable, and ends.
@@ -161,6 +155,55 @@ impl LedgerHost {
         self.tasks.close();
         self.tasks.wait().await;
     }
+}
+
+/// The writers of a ledger of which this process hosts every partition.
+#[derive(Debug)]
+pub struct LedgerHost {
+    partitions: Partitions,
+    hosted: Vec<HostedPartition>,
+}
+
+impl LedgerHost {
+    /// Starts a writer over each journal; `journals` are those of partition 0, 1, 2, ... in order.
+    pub fn start<J: Journal>(config: &HostConfig, journals: Vec<J>) -> Arc<Self> {
+        let partitions = config.partitions;
+        assert_eq!(
+            journals.len(),
+            usize::from(u8::from(partitions)),
+            "one journal per partition"
+        );
+        let hosted = partitions.iter().zip(journals);
+        let hosted =
+            hosted.map(|(partition, journal)| HostedPartition::start(config, partition, journal));
+        Arc::new(Self {
+            partitions,
+            hosted: hosted.collect(),
+        })
+    }
+
+    /// The handle of one partition.
+    pub fn partition(&self, partition: Partition) -> &PartitionHandle {
+        self.hosted[usize::from(partition.0)].handle()
+    }
+
+    /// All handles, by partition.
+    pub fn handles(&self) -> impl Iterator<Item = &PartitionHandle> {
+        self.hosted.iter().map(HostedPartition::handle)
+    }
+
+    /// Waits until every partition serves; the first reason why one does not otherwise.
+    pub async fn ready(&self) -> Result<(), CommandError> {
+        for handle in self.handles() {
+            handle.ready().await?;
+        }
+        Ok(())
+    }
+
+    /// Stops taking commands, makes what was decided durable, and ends.
+    pub async fn stop(&self) {
+        futures::future::join_all(self.hosted.iter().map(HostedPartition::stop)).await;
+    }
 
     fn of(&self, account: &AccountId) -> &PartitionHandle {
         self.partition(self.partitions.of(account))
@@ -168,39 +211,6 @@ impl LedgerHost {
 }
 
 impl PartitionHandle {
-    fn spawn<J: Journal>(
-        config: &HostConfig,
-        partition: Partition,
-        journal: J,
-        tasks: &TaskTracker,
-        shutdown: CancellationToken,
-    ) -> Self {
-        let (sender, receiver) = mpsc::channel(CHANNEL_MAX);
-        let (report, status) = watch::channel(PartitionStatus::Recovering);
-        let config = WriterConfig {
-            partition,
-            partitions: config.partitions,
-            ledger: config.ledger.clone(),
-            writer: config.writer.clone(),
-            expiry_grace_ms: config.expiry_grace_ms,
-        };
-        tasks.spawn(
-            Task {
-                config,
-                journal,
-                receiver,
-                report,
-                shutdown,
-            }
-            .run(),
-        );
-        Self {
-            partition,
-            sender,
-            status,
-        }
-    }
-
     /// How the partition stands.
     pub fn status(&self) -> PartitionStatus {
         self.status.borrow().clone()
@@ -218,6 +228,18 @@ impl PartitionHandle {
             Ok(PartitionStatus::Recovering) | Err(_) => {
                 Err(self.unavailable("its writer has ended"))
             }
+        }
+    }
+
+    /// Waits until the writer is over.
+    pub async fn ended(&self) -> String {
+        let mut status = self.status.clone();
+        let reached = status
+            .wait_for(|status| matches!(status, PartitionStatus::Stopped(_)))
+            .await;
+        match reached.as_deref() {
+            Ok(PartitionStatus::Stopped(reason)) => reason.clone(),
+            Ok(_) | Err(_) => "its writer has ended".to_owned(),
         }
     }
 
@@ -250,44 +272,10 @@ impl PartitionHandle {
             }
         }
     }
-
-    async fn reserve(&self, command: Reserve) -> Answer<ReserveOutcome> {
-        let mut leaving = Leaving {
-            sender: &self.sender,
-            account: Some(command.account.clone()),
-        };
-        let reply = self.call(Request::Reserve(command)).await;
-        leaving.account = None;
-        match reply? {
-            Reply::Reserve(outcome) => Ok(outcome),
-            other => Err(mismatched(&other)),
-        }
-    }
-
-    async fn resolution(&self, request: Request) -> Answer<Resolution> {
-        match self.call(request).await? {
-            Reply::Resolution(resolution) => Ok(resolution),
-            other => Err(mismatched(&other)),
-        }
-    }
-
-    async fn admin(&self, command: Admin) -> Answer<AdminOutcome> {
-        match self.call(Request::Admin(command)).await? {
-            Reply::Admin(outcome) => Ok(outcome),
-            other => Err(mismatched(&other)),
-        }
-    }
-
-    async fn read(&self, query: Read) -> Answer<Standing> {
-        match self.call(Request::Read(query)).await? {
-            Reply::Standing(standing) => Ok(standing),
-            other => Err(mismatched(&other)),
-        }
-    }
 }
 
 /// A repeated id may belong to a command of another verb: its outcome answers nothing here.
-fn mismatched(_reply: &Reply) -> CommandError {
+fn mismatched() -> CommandError {
     CommandError::invalid("the command id was used for another verb before: use a new id")
 }
 
@@ -306,30 +294,70 @@ impl Drop for Leaving<'_> {
     }
 }
 
-impl Ledger for LedgerHost {
+/// What a reply of the right kind holds.
+macro_rules! expect {
+    ($reply:expr, $kind:ident) => {
+        match $reply? {
+            Reply::$kind(outcome) => Ok(outcome),
+            _ => Err(mismatched()),
+        }
+    };
+}
+
+impl Ledger for PartitionHandle {
     fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
-        let handle = self.of(&command.account);
-        Box::pin(handle.reserve(command))
+        Box::pin(async move {
+            let mut leaving = Leaving {
+                sender: &self.sender,
+                account: Some(command.account.clone()),
+            };
+            let reply = self.call(Request::Reserve(command)).await;
+            leaving.account = None;
+            expect!(reply, Reserve)
+        })
     }
 
     fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>> {
-        let handle = self.of(&command.account);
-        Box::pin(handle.resolution(Request::Resize(command)))
+        Box::pin(async move { expect!(self.call(Request::Resize(command)).await, Resolution) })
     }
 
     fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
-        let handle = self.of(&command.account);
-        Box::pin(handle.resolution(Request::Settle(command, ack)))
+        Box::pin(async move { expect!(self.call(Request::Settle(command, ack)).await, Resolution) })
     }
 
     fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {
-        let handle = self.of(&command.account);
-        Box::pin(handle.resolution(Request::Release(command)))
+        Box::pin(async move { expect!(self.call(Request::Release(command)).await, Resolution) })
     }
 
     fn read(&self, query: Read) -> BoxFuture<'_, Answer<Standing>> {
-        let handle = self.of(&query.account);
-        Box::pin(handle.read(query))
+        Box::pin(async move { expect!(self.call(Request::Read(query)).await, Standing) })
+    }
+
+    /// A price goes into this partition's book only.
+    fn admin(&self, command: Admin) -> BoxFuture<'_, Answer<AdminOutcome>> {
+        Box::pin(async move { expect!(self.call(Request::Admin(command)).await, Admin) })
+    }
+}
+
+impl Ledger for LedgerHost {
+    fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        self.of(&command.account).reserve(command)
+    }
+
+    fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>> {
+        self.of(&command.account).resize(command)
+    }
+
+    fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
+        self.of(&command.account).settle(command, ack)
+    }
+
+    fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {
+        self.of(&command.account).release(command)
+    }
+
+    fn read(&self, query: Read) -> BoxFuture<'_, Answer<Standing>> {
+        self.of(&query.account).read(query)
     }
 
     fn admin(&self, command: Admin) -> BoxFuture<'_, Answer<AdminOutcome>> {
@@ -339,7 +367,7 @@ impl Ledger for LedgerHost {
             }
             // the price book is kept in every partition: each decides with its own
             let mut last = AdminOutcome { position: None };
-            for handle in &self.handles {
+            for handle in self.handles() {
                 last = handle.admin(command.clone()).await?;
             }
             Ok(last)

@@ -8,6 +8,7 @@
 pub mod account;
 pub mod api;
 pub mod audit;
+pub mod cluster;
 pub mod counter;
 pub mod decide;
 pub mod host;

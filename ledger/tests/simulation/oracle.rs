@@ -69,7 +69,7 @@ impl Books {
                 slot.0 = spec.clone();
             }
             EventBody::Credited(data) => {
-                self.caps.get_mut(&(account, data.cap.clone())).unwrap().1 += data.amount
+                self.caps.get_mut(&(account, data.cap.clone())).unwrap().1 += data.amount;
             }
             EventBody::Adjusted(data) => {
                 self.caps.get_mut(&(account, data.cap.clone())).unwrap().2 +=
@@ -109,7 +109,7 @@ impl Books {
             }
             EventBody::Settled(data) => self.end(data.reservation, "settled", data.charge)?,
             EventBody::Released(data) => {
-                self.end(data.reservation, "released", Amounts::default())?
+                self.end(data.reservation, "released", Amounts::default())?;
             }
             EventBody::Expired(data) => self.end(data.reservation, "expired", data.charge)?,
             _ => {}

@@ -594,10 +594,10 @@ impl World {
             Ok(Reply::Admin(outcome)) => outcome.position,
             Ok(Reply::Standing(_)) | Err(_) => None,
         };
-        if let (Some(position), false) = (position, taken) {
-            if *self.acknowledged.entry(id).or_insert(position.0) != position.0 {
-                return Err(format!("command {id} has two outcomes"));
-            }
+        if let (Some(position), false) = (position, taken)
+            && *self.acknowledged.entry(id).or_insert(position.0) != position.0
+        {
+            return Err(format!("command {id} has two outcomes"));
         }
         call.answers.push(answer);
         Ok(())

@@ -1,0 +1,337 @@
+//! The ledger of many processes: each hosts the partitions whose leases it holds and reaches the
+//! others by NATS request, through the same trait.
+//!
+//! A lease only says who should try. What a writer may append is decided by the journal's sequence
+//! alone. On a planned stop requests are finished, the last commit is made durable, and only then is
+//! the lease given back; after a kill the lease ends by its age.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use seatbelt_schemas::{
+    command::{CommandError, ReserveOutcome},
+    ids::AccountId,
+    names::Names,
+    position::{Partition, Partitions},
+};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+use crate::{
+    api::{
+        Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, Resize, Resolution,
+        Settle, Standing,
+    },
+    host::{HostConfig, HostedPartition, PartitionHandle, PartitionStatus},
+    nats::{
+        Nats, NatsJournal, ProvisionError,
+        lease::{Lease, Leases},
+        remote::{LedgerService, RemoteLedger},
+    },
+};
+
+/// How long a call is tried again while a partition changes hands; a takeover takes two seconds.
+pub const PATIENCE: Duration = Duration::from_secs(4);
+/// How often a call is sent again after the writer in this process stepped down under it.
+const LOCAL_TRIES_MAX: usize = 3;
+/// Pause before a partition whose journal cannot be served is tried again.
+const DAMAGED_PAUSE: Duration = Duration::from_secs(30);
+/// Pause before a journal that cannot be opened is tried again.
+const OPEN_PAUSE: Duration = Duration::from_millis(500);
+/// How long a call waits to see a writer's seat change after the writer stepped down under it.
+const SEAT_PAUSE: Duration = Duration::from_millis(20);
+
+/// What the ledger of this process is made from.
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// What its writers share. `host.writer` must be unique among all processes.
+    pub host: HostConfig,
+    /// Names of streams and subjects.
+    pub names: Names,
+    /// Copies of every stream.
+    pub replicas: u8,
+}
+
+/// The ledger as one process takes part in it.
+#[derive(Debug)]
+pub struct ClusterLedger {
+    partitions: Partitions,
+    slots: Vec<Slot>,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// The ways to one partition.
+#[derive(Debug)]
+struct Slot {
+    partition: Partition,
+    local: watch::Receiver<Option<PartitionHandle>>,
+    remote: RemoteLedger,
+}
+
+impl ClusterLedger {
+    /// Begins to take part: every partition that nobody hosts will be hosted here.
+    pub async fn start(nats: &Nats, config: ClusterConfig) -> Result<Arc<Self>, ProvisionError> {
+        let ClusterConfig {
+            host,
+            names,
+            replicas,
+        } = &config;
+        let leases = Leases::start(nats, names, *replicas, &host.writer).await?;
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let slots = host.partitions.iter().map(|partition| {
+            let (local, watched) = watch::channel(None);
+            let seat = Seat {
+                nats: nats.clone(),
+                config: config.clone(),
+                leases: leases.clone(),
+                partition,
+                local,
+                shutdown: shutdown.clone(),
+            };
+            tasks.spawn(seat.keep());
+            let remote = RemoteLedger::new(nats, names, partition, PATIENCE);
+            Slot {
+                partition,
+                local: watched,
+                remote,
+            }
+        });
+        let slots = slots.collect();
+        Ok(Arc::new(Self {
+            partitions: host.partitions,
+            slots,
+            shutdown,
+            tasks,
+        }))
+    }
+
+    /// Waits until every partition is served, here or elsewhere.
+    pub async fn ready(&self) {
+        for slot in &self.slots {
+            slot.served().await;
+        }
+    }
+
+    /// The partitions hosted here.
+    pub fn hosted(&self) -> Vec<Partition> {
+        let here = self
+            .slots
+            .iter()
+            .filter(|slot| slot.local.borrow().is_some());
+        here.map(|slot| slot.partition).collect()
+    }
+
+    /// Hands every partition over: requests are finished, commits durable, leases given back.
+    pub async fn stop(&self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn of(&self, account: &AccountId) -> &Slot {
+        &self.slots[usize::from(self.partitions.of(account).0)]
+    }
+}
+
+impl Slot {
+    /// Waits until somebody answers for the partition; any answer but "not now" tells.
+    async fn served(&self) {
+        let mut local = self.local.clone();
+        loop {
+            let probe = self.remote.read(Read {
+                account: AccountId::system(),
+                key: None,
+            });
+            tokio::select! {
+                _ = local.wait_for(Option::is_some) => return,
+                answer = probe => match answer {
+                    Err(CommandError::Unavailable { .. }) => {}
+                    Ok(_) | Err(_) => return,
+                },
+            }
+        }
+    }
+
+    /// Calls the writer here, or the one elsewhere. A writer that stepped down under the call leaves
+    /// its outcome open: the same command goes to its successor, which knows what became of it.
+    async fn call<T>(
+        &self,
+        call: impl for<'l> Fn(&'l dyn Ledger) -> BoxFuture<'l, Answer<T>>,
+    ) -> Answer<T> {
+        for _ in 0..LOCAL_TRIES_MAX {
+            let handle = self.local.borrow().clone();
+            let Some(handle) = handle else { break };
+            match call(&handle).await {
+                Err(CommandError::Unavailable { .. })
+                    if handle.status() != PartitionStatus::Serving =>
+                {
+                    // its seat learns of it at once and takes the handle away
+                    let mut local = self.local.clone();
+                    let _ = tokio::time::timeout(SEAT_PAUSE, local.changed()).await;
+                }
+                answer => return answer,
+            }
+        }
+        call(&self.remote).await
+    }
+}
+
+impl Ledger for ClusterLedger {
+    fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        let slot = self.of(&command.account);
+        Box::pin(async move { slot.call(|ledger| ledger.reserve(command.clone())).await })
+    }
+
+    fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>> {
+        let slot = self.of(&command.account);
+        Box::pin(async move { slot.call(|ledger| ledger.resize(command.clone())).await })
+    }
+
+    fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
+        let slot = self.of(&command.account);
+        Box::pin(async move {
+            slot.call(|ledger| ledger.settle(command.clone(), ack))
+                .await
+        })
+    }
+
+    fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {
+        let slot = self.of(&command.account);
+        Box::pin(async move { slot.call(|ledger| ledger.release(command.clone())).await })
+    }
+
+    fn read(&self, query: Read) -> BoxFuture<'_, Answer<Standing>> {
+        let slot = self.of(&query.account);
+        Box::pin(async move { slot.call(|ledger| ledger.read(query.clone())).await })
+    }
+
+    fn admin(&self, command: Admin) -> BoxFuture<'_, Answer<AdminOutcome>> {
+        Box::pin(async move {
+            if !command.account.is_system() {
+                let slot = self.of(&command.account);
+                return slot.call(|ledger| ledger.admin(command.clone())).await;
+            }
+            // the price book is kept in every partition: each decides with its own
+            let mut last = AdminOutcome { position: None };
+            for slot in &self.slots {
+                last = slot.call(|ledger| ledger.admin(command.clone())).await?;
+            }
+            Ok(last)
+        })
+    }
+}
+
+/// This process's place at one partition: waits for the lease, hosts while it holds it.
+struct Seat {
+    nats: Nats,
+    config: ClusterConfig,
+    leases: Leases,
+    partition: Partition,
+    local: watch::Sender<Option<PartitionHandle>>,
+    shutdown: CancellationToken,
+}
+
+/// Why a reign ended.
+enum End {
+    Shutdown,
+    LeaseLost,
+    Writer(String),
+}
+
+impl Seat {
+    async fn keep(self) {
+        loop {
+            let lease = tokio::select! {
+                lease = self.leases.acquire(self.partition) => lease,
+                () = self.shutdown.cancelled() => return,
+            };
+            let partition = self.partition;
+            let pause = match self.reign(lease).await {
+                End::Shutdown => return,
+                End::LeaseLost => {
+                    warn!(%partition, "lease lost: another process hosts the partition");
+                    Duration::ZERO
+                }
+                End::Writer(reason) => {
+                    error!(%partition, reason, "partition cannot be hosted here");
+                    DAMAGED_PAUSE
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    async fn reign(&self, lease: Lease) -> End {
+        let journal = tokio::select! {
+            journal = self.open() => journal,
+            () = lease.lost() => return End::LeaseLost,
+            () = self.shutdown.cancelled() => {
+                lease.release().await;
+                return End::Shutdown;
+            }
+        };
+        let hosted = HostedPartition::start(&self.config.host, self.partition, journal);
+        let (end, service) = self.host(&lease, &hosted).await;
+        if let Some(service) = service {
+            match end {
+                // callers turn elsewhere at once, and what is being worked on is answered first
+                End::Shutdown => service.stop().await,
+                End::LeaseLost | End::Writer(_) => drop(service),
+            }
+        }
+        hosted.stop().await;
+        self.local.send_replace(None);
+        lease.release().await;
+        end
+    }
+
+    async fn host(&self, lease: &Lease, hosted: &HostedPartition) -> (End, Option<LedgerService>) {
+        let handle = hosted.handle();
+        let ready = tokio::select! {
+            ready = handle.ready() => ready,
+            () = lease.lost() => return (End::LeaseLost, None),
+            () = self.shutdown.cancelled() => return (End::Shutdown, None),
+        };
+        if let Err(refused) = ready {
+            return (End::Writer(refused.to_string()), None);
+        }
+        let ledger: Arc<dyn Ledger> = Arc::new(handle.clone());
+        let service =
+            LedgerService::start(&self.nats, &self.config.names, self.partition, ledger).await;
+        let service = match service {
+            Ok(service) => service,
+            Err(failure) => return (End::Writer(failure.to_string()), None),
+        };
+        info!(partition = %self.partition, "hosting");
+        self.local.send_replace(Some(handle.clone()));
+        let end = tokio::select! {
+            () = lease.lost() => End::LeaseLost,
+            reason = handle.ended() => End::Writer(reason),
+            () = self.shutdown.cancelled() => End::Shutdown,
+        };
+        if !matches!(end, End::Shutdown) {
+            self.local.send_replace(None);
+        }
+        (end, Some(service))
+    }
+
+    async fn open(&self) -> NatsJournal {
+        let ClusterConfig {
+            names, replicas, ..
+        } = &self.config;
+        loop {
+            match NatsJournal::open(&self.nats, names, self.partition, *replicas).await {
+                Ok(journal) => return journal,
+                Err(failure) => {
+                    warn!(partition = %self.partition, error = %failure, "journal cannot be opened, trying again");
+                    tokio::time::sleep(OPEN_PAUSE).await;
+                }
+            }
+        }
+    }
+}
