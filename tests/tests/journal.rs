@@ -1,6 +1,8 @@
 //! The journal on a real nats-server: the conformance suite, and what only a server can do wrong.
 
 use std::{
+    fs,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU8, Ordering},
     time::Duration,
 };
@@ -249,4 +251,73 @@ async fn a_commit_larger_than_the_server_takes_is_refused() {
         "{outcome:?}"
     );
     assert_eq!(journal.end().await.unwrap(), Sequence(0));
+}
+
+/// The folder of the journal's message blocks, somewhere beneath `folder`.
+fn blocks_of(folder: &Path) -> Option<PathBuf> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).ok()?.flatten() {
+            let path = entry.path();
+            if path.ends_with("SEATBELT_JOURNAL_00/msgs") {
+                return Some(path);
+            }
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    None
+}
+
+#[tokio::test]
+async fn a_journal_whose_storage_broke_refuses_and_goes_on_once_repaired() {
+    /// More than one block of the server's file store holds.
+    const ENOUGH: u64 = 400;
+    let mut nats = TestNats::start().await;
+    let journal = open(&nats, 0).await;
+    let large = Bytes::from(vec![7; 60_000]);
+    journal.append(Sequence(0), large.clone()).await.unwrap();
+    // the next block cannot be made: a file stands where its folder was
+    let blocks = blocks_of(&nats.folder()).expect("the journal's blocks");
+    let away = blocks.with_extension("away");
+    fs::rename(&blocks, &away).unwrap();
+    fs::write(&blocks, "in the way").unwrap();
+    let mut end = Sequence(1);
+    let broken = loop {
+        match journal.append(end, large.clone()).await {
+            Ok(landed) => end = landed,
+            Err(error) => break error,
+        }
+        assert!(end < Sequence(ENOUGH), "the server found a way to store");
+    };
+    assert!(matches!(broken, AppendError::Refused { .. }), "{broken:?}");
+    assert_eq!(journal.end().await.unwrap(), end);
+
+    nats.server.kill().await;
+    fs::remove_file(&blocks).unwrap();
+    fs::rename(&away, &blocks).unwrap();
+    nats.server.restart().await.unwrap();
+    let there = journal.end().await.unwrap();
+    assert!(
+        there <= end.next(),
+        "nothing but the refused commit may have come: {there}"
+    );
+    let landed = append_until_known(&journal, there, large).await;
+    assert_eq!(landed, there.next());
+}
+
+/// Tries again while the client finds its way back to the server.
+async fn append_until_known(journal: &NatsJournal, at: Sequence, bytes: Bytes) -> Sequence {
+    let tries = async {
+        loop {
+            match journal.append(at, bytes.clone()).await {
+                Ok(landed) => return landed,
+                Err(AppendError::WrongSequence { .. }) => return journal.end().await.unwrap(),
+                Err(AppendError::Unknown { .. }) => {}
+                Err(refused) => panic!("{refused:?}"),
+            }
+        }
+    };
+    timeout(PATIENCE, tries).await.expect("the journal goes on")
 }

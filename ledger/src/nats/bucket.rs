@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use super::{
     Nats, ProvisionError,
-    publish::{Published, publish},
+    publish::{Published, SILENCE, publish},
     stream::{ensure, ensure_derived, inspect},
 };
 
@@ -209,6 +209,7 @@ impl Bucket {
             Published::Acknowledged(ack) => Ok(ack.sequence),
             Published::WrongPlace => Err(WriteError::Moved),
             Published::Refused(detail) => Err(self.error("write", key, detail).into()),
+            Published::Silence => Err(self.error("write", key, SILENCE).into()),
             Published::Unknown(source) => Err(self.error("write", key, source).into()),
         }
     }

@@ -9,10 +9,12 @@ use std::{sync::Arc, time::Duration};
 use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError, jetstream,
 };
+use bytes::Bytes;
+use futures::StreamExt;
 use thiserror::Error;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::{debug, info, warn};
 
@@ -116,12 +118,28 @@ impl Nats {
         self.client.connection_state() == async_nats::connection::State::Connected
     }
 
-    /// Waits until everything sent has left this process.
+    /// Waits until the server has processed all that was sent before, subscriptions too. Whether it
+    /// did within a few seconds.
+    pub async fn settled(&self) -> bool {
+        timeout(REQUEST_MAX, self.round_trip())
+            .await
+            .is_ok_and(|there| there)
+    }
+
+    /// As [`Nats::settled`], for a process that ends: a connection that is gone has nothing to flush.
     pub async fn flush(&self) {
-        // a connection that is gone has nothing left to flush
-        if let Err(error) = self.client.flush().await {
-            debug!(%error, "nats connection not flushed");
+        if !self.settled().await {
+            debug!("nats connection not flushed");
         }
+    }
+
+    async fn round_trip(&self) -> bool {
+        let inbox = self.client.new_inbox();
+        let Ok(mut echo) = self.client.subscribe(inbox.clone()).await else {
+            return false;
+        };
+        let sent = self.client.publish(inbox, Bytes::new()).await;
+        sent.is_ok() && echo.next().await.is_some()
     }
 
     /// From now on.

@@ -1,13 +1,15 @@
 //! The stream of the public feed, appended to by compare and append.
 //!
-//! Messages of one call are sent without waiting for each other, each conditional on the sequence of
-//! the one before, so that what lands is always a prefix, in order, once. Derived from the journal.
+//! Messages of one call are sent without waiting for each other, each conditional on the sequence and
+//! on the id of the one before, so that what lands is always a prefix, in order, once. The sequence
+//! alone would not do: where somebody else appends meanwhile, a later message of a call that comes
+//! late could find its sequence by chance, and land without those before it. Derived from the journal.
 
 use std::{sync::Arc, time::Duration};
 
 use async_nats::{
     HeaderMap, HeaderValue,
-    header::{NATS_EXPECTED_LAST_SEQUENCE, NATS_MESSAGE_ID},
+    header::{NATS_EXPECTED_LAST_MESSAGE_ID, NATS_EXPECTED_LAST_SEQUENCE, NATS_MESSAGE_ID},
     jetstream::{
         context::{PublishAckFuture, PublishErrorKind},
         stream::{Config, PersistenceMode, RawMessageErrorKind, StorageType},
@@ -173,12 +175,17 @@ impl FeedStream {
         messages: &[FeedMessage<'_>],
     ) -> Result<u64, WriteError> {
         let mut acks = Vec::with_capacity(messages.len());
+        let mut before: Option<HeaderValue> = None;
         for (last, message) in (expected..).zip(messages) {
             let mut headers = HeaderMap::new();
             for (name, value) in message.headers {
                 headers.insert(*name, value.as_str());
             }
             headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(last));
+            let id = headers.get(NATS_MESSAGE_ID).cloned();
+            if let Some(before) = std::mem::replace(&mut before, id) {
+                headers.insert(NATS_EXPECTED_LAST_MESSAGE_ID, before);
+            }
             let subject = message.subject.to_owned();
             let jetstream = self.nats.jetstream();
             let sent = jetstream.publish_with_headers(subject, headers, message.payload.clone());
@@ -195,7 +202,12 @@ impl FeedStream {
             Ok(ack) if ack.sequence == at && !ack.duplicate => Ok(()),
             // the server knew the id: it is on the stream already, elsewhere
             Ok(_) => Err(WriteError::Moved),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    PublishErrorKind::WrongLastSequence | PublishErrorKind::WrongLastMessageId
+                ) =>
+            {
                 Err(WriteError::Moved)
             }
             Err(error) => Err(self.error("append to", error).into()),

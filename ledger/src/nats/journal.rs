@@ -24,7 +24,7 @@ use seatbelt_schemas::{names::Names, position::Partition};
 use super::{
     Nats, ProvisionError,
     cursor::Cursor,
-    publish::{Published, publish},
+    publish::{Published, SILENCE, publish},
     stream::{ApiError, ensure, info, inspect},
 };
 use crate::journal::{AppendError, Journal, ReadError, Sequence, Stored};
@@ -32,6 +32,11 @@ use crate::journal::{AppendError, Journal, ReadError, Sequence, Stored};
 /// How long an append waits for its acknowledgement. Short: the same append may be sent again at
 /// once, and in a cluster one sent while a leader is elected is never answered.
 const APPEND_MAX: Duration = Duration::from_secs(2);
+
+/// How long a question about an append that got no answer may take.
+const PROBE_MAX: Duration = Duration::from_secs(1);
+/// A place where no journal ever ends: an append there is always answered, and never written.
+const NOWHERE: Sequence = Sequence(i64::MAX as u64);
 
 /// Settings compared at every opening; all that could drop, change or hide a commit.
 const RELIED_ON: [&str; 27] = [
@@ -91,6 +96,8 @@ pub struct NatsJournal {
     nats: Nats,
     stream: Arc<str>,
     subject: Arc<str>,
+    /// Zero where it was opened to be read.
+    replicas: u8,
 }
 
 impl NatsJournal {
@@ -104,7 +111,7 @@ impl NatsJournal {
     ) -> Result<Self, ProvisionError> {
         let wanted = config(names, partition, usize::from(replicas));
         ensure(nats, &wanted, &RELIED_ON).await?;
-        Ok(Self::at(nats, names, partition))
+        Ok(Self::at(nats, names, partition, replicas))
     }
 
     /// Opens the journal to read it, as an auditor does: nothing is made, and the number of copies
@@ -120,22 +127,48 @@ impl NatsJournal {
             .filter(|field| *field != "num_replicas")
             .collect();
         inspect(nats, &wanted, &fields).await?;
-        Ok(Self::at(nats, names, partition))
+        Ok(Self::at(nats, names, partition, 0))
     }
 
-    fn at(nats: &Nats, names: &Names, partition: Partition) -> Self {
+    fn at(nats: &Nats, names: &Names, partition: Partition, replicas: u8) -> Self {
         Self {
             nats: nats.clone(),
             stream: names.journal_stream(partition).into(),
             subject: names.journal_subject(partition).into(),
+            replicas,
         }
     }
 
-    async fn publish(&self, expected: Sequence, payload: Bytes) -> Published {
+    async fn publish(&self, expected: Sequence, payload: Bytes, patience: Duration) -> Published {
         let mut headers = HeaderMap::new();
         headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(expected.0));
         headers.insert(NATS_EXPECTED_STREAM, &*self.stream);
-        publish(&self.nats, &self.subject, headers, payload, APPEND_MAX).await
+        publish(&self.nats, &self.subject, headers, payload, patience).await
+    }
+
+    /// A stream whose storage broke (disk full, I/O error) is frozen by its server: it checks the
+    /// place of an append as ever, but drops what it cannot store without a word. An append over the
+    /// same connection is processed after the silent one; once it is answered and the journal still
+    /// ends where it did, the silent one was dropped. With copies on several servers that does not
+    /// follow, for another server may have taken over meanwhile.
+    async fn after_silence(&self, expected: Sequence) -> AppendError {
+        let unknown = AppendError::Unknown {
+            expected,
+            source: SILENCE.into(),
+        };
+        if self.replicas != 1 {
+            return unknown;
+        }
+        let probe = self.publish(NOWHERE, Bytes::new(), PROBE_MAX).await;
+        match (probe, self.end().await) {
+            (Published::WrongPlace, Ok(end)) if end == expected => AppendError::Refused {
+                detail: format!(
+                    "stream {} answers but stores nothing: its storage is full or broken; see the log of nats-server, make room, and start it again",
+                    self.stream
+                ),
+            },
+            _ => unknown,
+        }
     }
 
     async fn raw(&self, sequence: Sequence) -> Result<Option<Bytes>, ReadError> {
@@ -161,25 +194,22 @@ impl NatsJournal {
     }
 }
 
-fn outcome(expected: Sequence, published: Published) -> Result<Sequence, AppendError> {
-    match published {
-        Published::Acknowledged(ack) => {
-            let landed = Sequence(ack.sequence);
-            // no id is ever sent, so a duplicate would be somebody else's message
-            if landed == expected.next() && !ack.duplicate {
-                return Ok(landed);
-            }
-            Err(AppendError::WrongSequence { expected })
-        }
-        Published::WrongPlace => Err(AppendError::WrongSequence { expected }),
-        Published::Unknown(source) => Err(AppendError::Unknown { expected, source }),
-        Published::Refused(detail) => Err(AppendError::Refused { detail }),
-    }
-}
-
 impl Journal for NatsJournal {
     async fn append(&self, expected: Sequence, payload: Bytes) -> Result<Sequence, AppendError> {
-        outcome(expected, self.publish(expected, payload).await)
+        match self.publish(expected, payload, APPEND_MAX).await {
+            Published::Acknowledged(ack) => {
+                let landed = Sequence(ack.sequence);
+                // no id is ever sent, so a duplicate would be somebody else's message
+                if landed == expected.next() && !ack.duplicate {
+                    return Ok(landed);
+                }
+                Err(AppendError::WrongSequence { expected })
+            }
+            Published::WrongPlace => Err(AppendError::WrongSequence { expected }),
+            Published::Refused(detail) => Err(AppendError::Refused { detail }),
+            Published::Unknown(source) => Err(AppendError::Unknown { expected, source }),
+            Published::Silence => Err(self.after_silence(expected).await),
+        }
     }
 
     async fn end(&self) -> Result<Sequence, ReadError> {

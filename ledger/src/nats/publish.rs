@@ -12,6 +12,9 @@ use tokio::time::timeout;
 
 use super::{Nats, connect::Trouble, stream::is_passing};
 
+/// Why nobody knows, where nothing was heard.
+pub(crate) const SILENCE: &str = "no acknowledgement came in time";
+
 /// What came of publishing.
 #[derive(Debug)]
 pub(crate) enum Published {
@@ -21,6 +24,8 @@ pub(crate) enum Published {
     WrongPlace,
     /// The server refuses; nothing was written by this attempt.
     Refused(String),
+    /// No answer came in time, over a connection that stands. Nobody knows.
+    Silence,
     /// Nobody knows.
     Unknown(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -49,9 +54,10 @@ pub(crate) async fn publish(
                 RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
                     Published::Refused(error.to_string())
                 }
+                RequestErrorKind::TimedOut => Published::Silence,
                 _ => Published::Unknown(error.into()),
             },
-            Err(elapsed) => Published::Unknown(elapsed.into()),
+            Err(_) => Published::Silence,
         },
         trouble = troubles.about(subject) => match trouble {
             Trouble::Lost => Published::Unknown("the connection was lost".into()),
@@ -69,7 +75,7 @@ fn acknowledged(payload: &[u8]) -> Published {
 }
 
 /// The codes are those of nats-server's `errors.json`.
-pub(crate) fn refusal(error: &jetstream::Error) -> Published {
+fn refusal(error: &jetstream::Error) -> Published {
     /// As 10071, without the sequence: raised for a message that is still being replicated.
     const WRONG_LAST_SEQUENCE_CONSTANT: ErrorCode = ErrorCode(10164);
     let code = error.error_code();
@@ -91,7 +97,7 @@ mod tests {
         let outcome = match acknowledged(reply.as_bytes()) {
             Published::Acknowledged(ack) => format!("at {}", ack.sequence),
             Published::WrongPlace => "wrong place".to_owned(),
-            Published::Unknown(_) => "unknown".to_owned(),
+            Published::Silence | Published::Unknown(_) => "unknown".to_owned(),
             Published::Refused(detail) => detail,
         };
         assert_eq!(outcome, expected);

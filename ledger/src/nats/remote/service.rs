@@ -60,7 +60,11 @@ impl LedgerService {
             source: error.into(),
         })?;
         // the server must know of the subscription before anybody is told that this is the host
-        nats.flush().await;
+        if !nats.settled().await {
+            let source = "the server does not answer".into();
+            let action = format!("subscribe to {subject}");
+            return Err(StoreError { action, source });
+        }
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let desk = Arc::new(Desk {
             nats: nats.clone(),
@@ -115,7 +119,7 @@ async fn take_in(
     if let Err(error) = requests.unsubscribe().await {
         debug!(%error, "not unsubscribed");
     }
-    desk.nats.flush().await;
+    desk.nats.settled().await;
 }
 
 /// What all requests share.
