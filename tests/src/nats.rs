@@ -1,8 +1,10 @@
 //! A real `nats-server` for a test: on a free port, in a temporary folder, gone when dropped.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::TcpListener, path::PathBuf, time::Duration};
 
-use seatbelt_cli::nats_server::{NatsServer, NatsServerOptions, find_nats_server};
+use seatbelt_cli::nats_server::{
+    ClusterOptions, NatsServer, NatsServerOptions, Secret, find_nats_server,
+};
 use seatbelt_ledger::nats::{Nats, connect};
 use tempfile::TempDir;
 
@@ -46,6 +48,63 @@ impl TestNats {
         let connected = connect(&self.server.url(), name, PATIENCE).await;
         connected.expect("a connection to the test server")
     }
+}
+
+/// Three servers as one cluster on loopback, and their folder.
+#[derive(Debug)]
+pub struct TestCluster {
+    /// The servers; each may be killed and started again.
+    pub nodes: Vec<NatsServer>,
+    // dropped after the servers, which write into it
+    _folder: TempDir,
+}
+
+impl TestCluster {
+    /// Starts three servers and waits until JetStream has a leader.
+    pub async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let ports = free_ports();
+        let mut nodes = Vec::new();
+        for index in 0..ports.len() {
+            let data_dir = folder.path().join(format!("node-{index}"));
+            let mut options = NatsServerOptions::new(program(), data_dir);
+            options.cluster = Some(member(&ports, index));
+            let node = NatsServer::start(options).await;
+            nodes.push(node.expect("nats-server starts"));
+        }
+        for node in &mut nodes {
+            let ready = node.jetstream_ready(PATIENCE).await;
+            ready.expect("jetstream has a leader");
+        }
+        Self {
+            nodes,
+            _folder: folder,
+        }
+    }
+
+    /// A new connection to whichever server is there.
+    pub async fn connect(&self, name: &str) -> Nats {
+        let urls: Vec<_> = self.nodes.iter().map(NatsServer::url).collect();
+        let connected = connect(&urls.join(","), name, PATIENCE).await;
+        connected.expect("a connection to the test cluster")
+    }
+}
+
+fn member(ports: &[u16], index: usize) -> ClusterOptions {
+    let others = ports.iter().filter(|port| **port != ports[index]);
+    ClusterOptions {
+        name: "test".to_owned(),
+        server_name: format!("node-{index}"),
+        cluster_port: ports[index],
+        routes: others.copied().collect(),
+        secret: Secret::new("onlyfortests").expect("letters"),
+    }
+}
+
+/// Three ports that were free a moment ago: a cluster must know them before it starts.
+fn free_ports() -> [u16; 3] {
+    let listeners = [0; 3].map(|port| TcpListener::bind(("127.0.0.1", port)).expect("a free port"));
+    listeners.map(|listener| listener.local_addr().expect("bound").port())
 }
 
 /// The program as the product finds it, or where the repository's own set-up puts it.
