@@ -10,7 +10,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use seatbelt_gateway::{Gateway, GatewayError, Parts, system_clock};
 use seatbelt_ledger::{
     api::{Ledger, Neurons},
-    host::{HostConfig, LedgerHost, PartitionStatus},
+    cluster::{ClusterConfig, ClusterLedger},
+    host::HostConfig,
     nats::{self, Nats},
 };
 use seatbelt_neuron::NeuronError;
@@ -19,10 +20,10 @@ use seatbelt_schemas::command::CommandError;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::{
-    config::{Config, Neuron},
+    config::{Config, Key, Neuron},
     declared::{self, DeclareError},
 };
 
@@ -224,31 +225,46 @@ async fn start_projector(bus: &Bus, running: &mut Running) -> Result<(), RoleErr
     Ok(())
 }
 
-/// Starts the writers of all partitions, and makes true what the configuration declares.
+/// Takes part in the ledger, and makes true what the configuration declares.
 async fn start_ledger(
     config: &Config,
     bus: &Bus,
     running: &mut Running,
-) -> Result<Arc<LedgerHost>, RoleError> {
-    let journals = bus.journals().await?.into_iter();
+) -> Result<Arc<ClusterLedger>, RoleError> {
     let host = HostConfig {
         partitions: bus.meta.partitions,
         ledger: bus.meta.ledger.clone(),
         writer: bus.process.clone(),
         expiry_grace_ms: u64::try_from(config.ledger.expiry_grace.as_millis()).unwrap_or(u64::MAX),
     };
-    let host = LedgerHost::start(&host, journals.map(|(_, journal)| journal).collect());
-    let (stop, writers) = (CancellationToken::new(), Arc::clone(&host));
+    let cluster = ClusterConfig {
+        host,
+        names: bus.names.clone(),
+        replicas: bus.replicas,
+    };
+    let ledger = ClusterLedger::start(&bus.nats, cluster).await;
+    let ledger = ledger.map_err(BusError::from)?;
+    let (stop, writers) = (CancellationToken::new(), Arc::clone(&ledger));
     running.add("ledger", stop.clone(), async move {
         stop.cancelled().await;
         writers.stop().await;
         Ok(())
     });
-    host.ready().await.map_err(RoleError::Ledger)?;
-    declared::prices(&*host, config.prices()).await?;
-    let ledger: Arc<dyn Ledger> = Arc::<LedgerHost>::clone(&host);
-    declared::keys(ledger, &config.keys).await?;
-    Ok(host)
+    let troubled = ledger.ready().await;
+    for (partition, reason) in &troubled {
+        error!(%partition, reason, "partition is not served: its accounts get 503 until its journal is repaired and this process restarted");
+    }
+    declared::prices(&*ledger, config.prices()).await?;
+    let partitions = bus.meta.partitions;
+    let served = |key: &&Key| {
+        !troubled
+            .iter()
+            .any(|(troubled, _)| *troubled == partitions.of(&key.account))
+    };
+    let keys: Vec<Key> = config.keys.iter().filter(served).cloned().collect();
+    let declaring: Arc<dyn Ledger> = Arc::<ClusterLedger>::clone(&ledger);
+    declared::keys(declaring, &keys).await?;
+    Ok(ledger)
 }
 
 async fn start_neuron(
@@ -274,7 +290,7 @@ async fn start_neuron(
 /// What the gateway is started with.
 struct GatewayParts {
     listeners: gateway::Listeners,
-    ledger: Arc<LedgerHost>,
+    ledger: Arc<ClusterLedger>,
     /// The neuron of this process.
     neuron: Option<String>,
 }
@@ -294,7 +310,7 @@ async fn start_gateway(
     }
     let stop = CancellationToken::new();
     let parts = Parts {
-        ledger: Arc::<LedgerHost>::clone(&with.ledger),
+        ledger: Arc::<ClusterLedger>::clone(&with.ledger),
         snapshots: Arc::new(SnapshotReader::new(
             Arc::new(store.map_err(BusError::from)?),
             bus.meta.partitions,
@@ -324,16 +340,14 @@ async fn seen(mut neurons: Neurons, url: &str) {
 /// Whether the ledger can take commands: every partition serves and NATS is there.
 fn readiness(
     nats: Nats,
-    ledger: Arc<LedgerHost>,
+    ledger: Arc<ClusterLedger>,
     stop: CancellationToken,
 ) -> watch::Receiver<bool> {
     let (sender, receiver) = watch::channel(true);
     // ends with the gateway it tells
     tokio::spawn(async move {
         while !stop.is_cancelled() && !sender.is_closed() {
-            let mut handles = ledger.handles().iter();
-            let serves = handles.all(|handle| handle.status() == PartitionStatus::Serving);
-            sender.send_replace(serves && nats.is_connected());
+            sender.send_replace(ledger.serves() && nats.is_connected());
             tokio::time::sleep(READY_EVERY).await;
         }
     });

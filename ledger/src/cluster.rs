@@ -62,11 +62,22 @@ pub struct ClusterLedger {
     tasks: TaskTracker,
 }
 
+/// Where a partition's writer is, as this process knows.
+#[derive(Debug, Clone)]
+enum Place {
+    /// In another process, or nowhere yet.
+    Elsewhere,
+    /// Here.
+    Here(PartitionHandle),
+    /// It should be here, and its journal cannot be served: the reason.
+    Trouble(String),
+}
+
 /// The ways to one partition.
 #[derive(Debug)]
 struct Slot {
     partition: Partition,
-    local: watch::Receiver<Option<PartitionHandle>>,
+    local: watch::Receiver<Place>,
     remote: RemoteLedger,
 }
 
@@ -81,7 +92,7 @@ impl ClusterLedger {
         let leases = Leases::start(nats, names, *replicas, &host.writer).await?;
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let slots = host.partitions.iter().map(|partition| {
-            let (local, watched) = watch::channel(None);
+            let (local, watched) = watch::channel(Place::Elsewhere);
             let seat = Seat {
                 nats: nats.clone(),
                 config: config.clone(),
@@ -107,11 +118,27 @@ impl ClusterLedger {
         }))
     }
 
-    /// Waits until every partition is served, here or elsewhere.
-    pub async fn ready(&self) {
-        for slot in &self.slots {
-            slot.served().await;
-        }
+    /// Waits until every partition is served, here or elsewhere; gives those whose journal cannot be
+    /// served, with the reason. The others go on without them.
+    pub async fn ready(&self) -> Vec<(Partition, String)> {
+        let served = self
+            .slots
+            .iter()
+            .map(async |slot| (slot.partition, slot.served().await));
+        let served = futures::future::join_all(served).await;
+        served
+            .into_iter()
+            .filter_map(|(partition, served)| Some((partition, served.err()?)))
+            .collect()
+    }
+
+    /// Whether every partition is believed to be served: none is in trouble here.
+    pub fn serves(&self) -> bool {
+        self.slots.iter().all(|slot| match &*slot.local.borrow() {
+            Place::Here(handle) => handle.status() == PartitionStatus::Serving,
+            Place::Elsewhere => true,
+            Place::Trouble(_) => false,
+        })
     }
 
     /// The partitions hosted here.
@@ -119,7 +146,7 @@ impl ClusterLedger {
         let here = self
             .slots
             .iter()
-            .filter(|slot| slot.local.borrow().is_some());
+            .filter(|slot| matches!(*slot.local.borrow(), Place::Here(_)));
         here.map(|slot| slot.partition).collect()
     }
 
@@ -136,8 +163,9 @@ impl ClusterLedger {
 }
 
 impl Slot {
-    /// Waits until somebody answers for the partition; any answer but "not now" tells.
-    async fn served(&self) {
+    /// Waits until somebody answers for the partition (any answer but "not now" tells), or until it
+    /// is known that nobody can.
+    async fn served(&self) -> Result<(), String> {
         let mut local = self.local.clone();
         loop {
             let probe = self.remote.read(Read {
@@ -145,10 +173,15 @@ impl Slot {
                 key: None,
             });
             tokio::select! {
-                _ = local.wait_for(Option::is_some) => return,
+                place = local.wait_for(|place| !matches!(place, Place::Elsewhere)) => {
+                    return match place.as_deref() {
+                        Ok(Place::Trouble(reason)) => Err(reason.clone()),
+                        Ok(_) | Err(_) => Ok(()),
+                    };
+                }
                 answer = probe => match answer {
                     Err(CommandError::Unavailable { .. }) => {}
-                    Ok(_) | Err(_) => return,
+                    Ok(_) | Err(_) => return Ok(()),
                 },
             }
         }
@@ -161,8 +194,12 @@ impl Slot {
         call: impl for<'l> Fn(&'l dyn Ledger) -> BoxFuture<'l, Answer<T>>,
     ) -> Answer<T> {
         for _ in 0..LOCAL_TRIES_MAX {
-            let handle = self.local.borrow().clone();
-            let Some(handle) = handle else { break };
+            let place = self.local.borrow().clone();
+            let handle = match place {
+                Place::Here(handle) => handle,
+                Place::Elsewhere => break,
+                Place::Trouble(reason) => return Err(CommandError::unavailable(reason)),
+            };
             match call(&handle).await {
                 Err(CommandError::Unavailable { .. })
                     if handle.status() != PartitionStatus::Serving =>
@@ -216,7 +253,10 @@ impl Ledger for ClusterLedger {
             // the price book is kept in every partition: each decides with its own
             let mut last = AdminOutcome { position: None };
             for slot in &self.slots {
-                last = slot.call(|ledger| ledger.admin(command.clone())).await?;
+                // a partition in trouble decides nothing: it needs no price now
+                if !matches!(*slot.local.borrow(), Place::Trouble(_)) {
+                    last = slot.call(|ledger| ledger.admin(command.clone())).await?;
+                }
             }
             Ok(last)
         })
@@ -229,7 +269,7 @@ struct Seat {
     config: ClusterConfig,
     leases: Leases,
     partition: Partition,
-    local: watch::Sender<Option<PartitionHandle>>,
+    local: watch::Sender<Place>,
     shutdown: CancellationToken,
 }
 
@@ -255,7 +295,8 @@ impl Seat {
                     Duration::ZERO
                 }
                 End::Writer(reason) => {
-                    error!(%partition, reason, "partition cannot be hosted here");
+                    error!(%partition, reason, "partition cannot be served");
+                    self.local.send_replace(Place::Trouble(reason));
                     DAMAGED_PAUSE
                 }
             };
@@ -285,7 +326,7 @@ impl Seat {
             }
         }
         hosted.stop().await;
-        self.local.send_replace(None);
+        self.local.send_replace(Place::Elsewhere);
         lease.release().await;
         end
     }
@@ -308,14 +349,14 @@ impl Seat {
             Err(failure) => return (End::Writer(failure.to_string()), None),
         };
         info!(partition = %self.partition, "hosting");
-        self.local.send_replace(Some(handle.clone()));
+        self.local.send_replace(Place::Here(handle.clone()));
         let end = tokio::select! {
             () = lease.lost() => End::LeaseLost,
             reason = handle.ended() => End::Writer(reason),
             () = self.shutdown.cancelled() => End::Shutdown,
         };
         if !matches!(end, End::Shutdown) {
-            self.local.send_replace(None);
+            self.local.send_replace(Place::Elsewhere);
         }
         (end, Some(service))
     }

@@ -85,7 +85,7 @@ impl Bus {
             (None, Some(url)) => url.expose().to_owned(),
             (None, None) => unreachable!("without a url the server is embedded"),
         };
-        let process = format!("seatbelt-{}", std::process::id());
+        let process = process_name();
         let nats = connect(&url, &process, CONNECT_PATIENCE).await?;
         prove(config, &nats).await?;
         let layout = Layout {
@@ -195,4 +195,11 @@ async fn read_monitor(base: &str) -> Result<String, BusError> {
             url: base.to_owned(),
             source: source.without_url(),
         })
+}
+
+/// A name for people that no other process has: leases are held under it.
+fn process_name() -> String {
+    let mut random = [0; 4];
+    getrandom::fill(&mut random).expect("the system gives random bytes");
+    format!("seatbelt-{}-{}", std::process::id(), hex::encode(random))
 }
