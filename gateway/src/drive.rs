@@ -182,7 +182,9 @@ impl Job {
     ) -> Result<Response, ApiError> {
         let status = answer.status();
         let headers = passed_headers(answer.headers());
-        let body = match self.limits.collect(&mut answer, head).await {
+        let collected = self.limits.collect(&mut answer, head).await;
+        drop(answer); // a connection that is closed now is what stops a neuron
+        let body = match collected {
             Ok(body) => body,
             Err(stop) => return Err(self.stopped(stop, Known::default()).await),
         };
@@ -381,9 +383,13 @@ impl Job {
         self.shared
             .metrics
             .stage(Stage::UpstreamTotal, self.began.elapsed());
+        // a connection that is closed now is what stops a neuron: only then it reports
+        let ended = stopped.is_ok().then_some(answer);
         self.finish(relay, stopped).await;
         // read the end of the body, so that the connection goes back to the pool
-        let _ = timeout(TRAILER_WAIT, answer.chunk()).await;
+        if let Some(mut answer) = ended {
+            let _ = timeout(TRAILER_WAIT, answer.chunk()).await;
+        }
     }
 
     /// Reads the upstream until its end, sending on all but the end itself.

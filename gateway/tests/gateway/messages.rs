@@ -5,7 +5,7 @@ use seatbelt_schemas::window::Window;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Script, Stack, chat_stream, hi, hi_stream, status_and_body, stream_text, tokens,
+    Script, Stack, broken_text, chat_stream, hi, hi_stream, status_and_body, stream_text, tokens,
 };
 
 async fn native() -> Stack {
@@ -146,7 +146,7 @@ async fn an_anthropic_stream_is_passed_through_byte_for_byte() {
     assert_eq!(stack.spent_once_idle().await, 15);
     let cut = native_stream().into_iter().take(2).collect();
     stack.upstream.plays(Script::Broken(cut));
-    let text = stream_text(stack.post("/v1/messages", &hi_stream(20))).await;
+    let text = broken_text(&stack, stack.post("/v1/messages", &hi_stream(20))).await;
     assert!(
         text.contains("event: error\ndata: {\"type\":\"error\"") && !text.contains("message_stop"),
         "{text}"

@@ -154,6 +154,8 @@ async fn a_neuron_that_breaks_is_settled_from_its_report() {
     stack
         .usage
         .publish(event(&reservation, Outcome::Failed, 10, 1));
+    read_until(&mut response, "hel").await;
+    stack.upstream.go_on.notify_one();
     read_until(&mut response, "upstream_connection_error").await;
     assert_eq!(stack.spent_once_idle().await, 11);
 }

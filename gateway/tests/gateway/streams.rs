@@ -6,7 +6,8 @@ use seatbelt_schemas::window::Window;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Script, Stack, chat_stream, chunk, hi_stream, read_until, status_and_body, stream_text, tokens,
+    Script, Stack, broken_text, chat_stream, chunk, hi_stream, read_until, status_and_body,
+    stream_text, tokens,
 };
 
 #[tokio::test]
@@ -63,11 +64,11 @@ async fn a_stream_that_breaks_ends_in_an_error_and_is_charged() {
     let stack = Stack::balance(1000).await;
     for script in [
         Script::Broken(vec![chunk("hel")]),
-        Script::Stream(vec![chunk("hel")]),
+        Script::Held(vec![chunk("hel")]),
     ] {
         let before = stack.spent_once_idle().await;
         stack.upstream.plays(script);
-        let text = stream_text(stack.chat(&hi_stream(20))).await;
+        let text = broken_text(&stack, stack.chat(&hi_stream(20))).await;
         let (_, error) = text.split_once("event: error\ndata: ").expect(&text);
         let error: Value = serde_json::from_str(error.trim()).unwrap();
         assert_eq!(error["error"]["code"], "upstream_connection_error");

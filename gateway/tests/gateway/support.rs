@@ -20,7 +20,7 @@ use axum::{
     routing::any,
 };
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use futures::{FutureExt, future::BoxFuture, stream};
 use seatbelt_gateway::{
     Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret, Parts, UpstreamConfig, UpstreamKind,
     UpstreamModel, system_clock,
@@ -66,7 +66,7 @@ pub(crate) enum Script {
     Whole(u16, &'static str, String),
     /// Pieces of an event stream; the body ends cleanly after them.
     Stream(Vec<String>),
-    /// The same, but the connection breaks after them.
+    /// The same, but once the test says so the connection breaks after them.
     Broken(Vec<String>),
     /// The first piece of a stream, the rest once the test says so.
     Held(Vec<String>),
@@ -182,17 +182,18 @@ async fn answer(
         }
         Script::Stream(pieces) => streamed(stream::iter(pieces.into_iter().map(Ok))),
         Script::Broken(pieces) => {
+            let pieces = pieces.into_iter().map(Ok);
             let broken = Err(std::io::Error::other("broken on purpose"));
-            streamed(stream::iter(pieces.into_iter().map(Ok).chain([broken])))
+            streamed(held(upstream, pieces.chain([broken])))
         }
-        Script::Held(pieces) => streamed(held(upstream, pieces)),
+        Script::Held(pieces) => streamed(held(upstream, pieces.into_iter().map(Ok))),
     }
 }
 
 /// A stream that stops after its first piece until it may go on; counted while it is alive.
 fn held(
     upstream: Arc<Upstream>,
-    pieces: Vec<String>,
+    pieces: impl Iterator<Item = Result<String, std::io::Error>> + Send + 'static,
 ) -> impl futures::Stream<Item = Result<String, std::io::Error>> + Send + 'static {
     struct Alive(Arc<AtomicUsize>);
     impl Drop for Alive {
@@ -203,13 +204,13 @@ fn held(
     upstream.open.fetch_add(1, SeqCst);
     let alive = Alive(Arc::clone(&upstream.open));
     stream::unfold(
-        (upstream, pieces.into_iter(), 0, alive),
+        (upstream, pieces, 0, alive),
         |(upstream, mut rest, sent, alive)| async move {
             if sent == 1 {
                 upstream.go_on.notified().await;
             }
             let piece = rest.next()?;
-            Some((Ok(piece), (upstream, rest, sent + 1, alive)))
+            Some((piece, (upstream, rest, sent + 1, alive)))
         },
     )
 }
@@ -498,6 +499,14 @@ pub(crate) async fn stream_text(request: reqwest::RequestBuilder) -> String {
     let response = request.send().await.unwrap();
     assert_eq!(response.status().as_u16(), 200);
     response.text().await.unwrap()
+}
+
+/// The whole text of a stream that breaks once its first piece has come.
+pub(crate) async fn broken_text(stack: &Stack, request: reqwest::RequestBuilder) -> String {
+    let mut response = request.send().await.unwrap();
+    let first = read_until(&mut response, "\n\n").await;
+    stack.upstream.go_on.notify_one();
+    first + &response.text().await.unwrap()
 }
 
 /// Reads a stream until `text` has come.
