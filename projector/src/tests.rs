@@ -511,11 +511,17 @@ impl Random {
     }
 }
 
+impl Random {
+    fn index(&mut self, length: usize) -> usize {
+        usize::try_from(self.below(length as u64)).unwrap()
+    }
+}
+
 fn random_story(random: &mut Random) -> Vec<Commit> {
     let mut opened_accounts: HashMap<&str, u64> = HashMap::new();
     let mut lists: Vec<Vec<Body>> = vec![Vec::new()];
     for _ in 0..random.below(60) + 5 {
-        let id = ["a", "b", "c", "d"][random.below(4) as usize];
+        let id = ["a", "b", "c", "d"][random.index(4)];
         let events = match opened_accounts.get_mut(id) {
             None => {
                 opened_accounts.insert(id, 0);
@@ -544,7 +550,7 @@ fn random_story(random: &mut Random) -> Vec<Commit> {
 async fn crash_story(seed: u64) {
     let mut random = Random(seed);
     let mut story = random_story(&mut random);
-    let rest = story.split_off(random.below(story.len() as u64) as usize);
+    let rest = story.split_off(random.index(story.len()));
     let mut world = World::of(story);
     for crash in 0..2 + random.below(8) {
         let operations = 1 + random.below(30);

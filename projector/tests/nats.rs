@@ -1,0 +1,322 @@
+//! The projector on a real server: projectors that are killed at any moment, two at a time, leave a
+//! feed with every event once and in order, and snapshots that readers can trust.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{StreamExt, TryStreamExt};
+use seatbelt_ledger::{
+    api::Snapshots,
+    host::now_ms,
+    journal::{Journal, Sequence},
+    nats::{FeedStream, Nats, NatsJournal, connect, snapshot_bucket},
+};
+use seatbelt_projector::{Parts, SnapshotReader, record::PartitionRecord, run};
+use seatbelt_schemas::{
+    commit::{ChainHash, Commit},
+    event::{AccountOpened, Event, Genesis, StoredEvent},
+    ids::{AccountId, Actor, CommandId, LedgerId},
+    names::Names,
+    position::{Epoch, Partition, Partitions, Position},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Longest that anything here is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+const COMMITS: u64 = 120;
+const EVENTS: u64 = 7;
+const ROUNDS: u64 = 12;
+
+/// A server of its own, killed when dropped.
+struct Server {
+    child: Child,
+    port: u16,
+    _folder: tempfile::TempDir,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let told = std::env::var_os("SEATBELT_NATS_SERVER").map(PathBuf::from);
+        let set_up = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/nats-server/nats-server");
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = Command::new(told.unwrap_or(set_up))
+            .args(["-a", "127.0.0.1", "-p", "-1", "-js", "-sd"])
+            .arg(folder.path().join("store"))
+            .arg("--ports_file_dir")
+            .arg(folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("nats-server runs: `make setup` puts it into .deps");
+        let file = folder
+            .path()
+            .join(format!("nats-server_{}.ports", child.id()));
+        let port = within(async || {
+            assert!(child.try_wait().unwrap().is_none(), "nats-server ended");
+            let text = std::fs::read(&file).ok()?;
+            let ports: serde_json::Value = serde_json::from_slice(&text).ok()?;
+            let port = ports["nats"][0]
+                .as_str()?
+                .rsplit_once(':')?
+                .1
+                .parse()
+                .ok()?;
+            TcpStream::connect(("127.0.0.1", port)).ok().map(|_| port)
+        })
+        .await;
+        Self {
+            child,
+            port,
+            _folder: folder,
+        }
+    }
+
+    async fn connect(&self, name: &str) -> Nats {
+        let url = format!("nats://127.0.0.1:{}", self.port);
+        connect(&url, name, PATIENCE).await.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // the only failure is that it has ended already
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn within<T>(mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    let tries = async {
+        loop {
+            if let Some(done) = attempt().await {
+                return done;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, tries)
+        .await
+        .expect("it never came")
+}
+
+fn partitions() -> Partitions {
+    Partitions::try_from(2).unwrap()
+}
+
+/// An account of this partition, the `number`th.
+fn account(partition: Partition, number: u64) -> AccountId {
+    let ids = (0..).map(|salt| AccountId::new(format!("acct-{number}-{salt}")).unwrap());
+    let mut ours = ids.filter(|id| partitions().of(id) == partition);
+    ours.next().unwrap()
+}
+
+fn commits(partition: Partition) -> Vec<Commit> {
+    let (mut position, mut prev) = (Position(0), ChainHash::default());
+    (0..COMMITS)
+        .map(|number| {
+            let first_position = position.next();
+            let genesis = Genesis {
+                ledger: LedgerId::new("real").unwrap(),
+                partition: partition.0,
+                partitions: 2,
+            };
+            let at_ms = 1_700_000_000_000 + number;
+            let events = (0..EVENTS).map(|event| {
+                position = position.next();
+                let first = position == Position(1);
+                let event = Event {
+                    position,
+                    at_ms,
+                    account: match first {
+                        true => AccountId::system(),
+                        false => account(partition, (number + event) % 5),
+                    },
+                    cause: CommandId::from_parts(at_ms, u128::from(position.0)),
+                    actor: Actor::system("test"),
+                    body: match first {
+                        true => genesis.clone().into(),
+                        false => AccountOpened {}.into(),
+                    },
+                };
+                StoredEvent::new(event)
+            });
+            let commit = Commit {
+                partition,
+                epoch: Epoch(1),
+                first_position,
+                prev,
+                at_ms,
+                events: events.collect(),
+            };
+            prev = ChainHash::of(&commit.encode());
+            commit
+        })
+        .collect()
+}
+
+/// Appends some of each partition's commits.
+async fn append(nats: &Nats, from: u64, to: u64) {
+    for partition in partitions().iter() {
+        let names = Names::default();
+        let journal = NatsJournal::open(nats, &names, partition, 1).await.unwrap();
+        let commits = commits(partition);
+        for expected in from..to {
+            let payload = commits[usize::try_from(expected).unwrap()].encode();
+            journal.append(Sequence(expected), payload).await.unwrap();
+        }
+    }
+}
+
+/// Starts a projector on a connection of its own.
+async fn project(
+    server: &Server,
+    projector: &str,
+    stop: &CancellationToken,
+) -> tokio::task::JoinHandle<Result<(), seatbelt_projector::ProjectorError>> {
+    let (nats, names) = (server.connect(projector).await, Names::default());
+    let mut journals = Vec::new();
+    for partition in partitions().iter() {
+        let journal = NatsJournal::open(&nats, &names, partition, 1)
+            .await
+            .unwrap();
+        journals.push((partition, Arc::new(journal)));
+    }
+    let parts = Parts {
+        projector: projector.to_owned(),
+        journals,
+        snapshots: Arc::new(snapshot_bucket(&nats, &names, 1).await.unwrap()),
+        feed: Arc::new(FeedStream::open(&nats, &names, 1).await.unwrap()),
+        names,
+    };
+    tokio::spawn(run(parts, stop.clone()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_projectors_leave_a_feed_with_every_event_once_and_in_order() {
+    let server = Server::start().await;
+    let (nats, names) = (server.connect("test").await, Names::default());
+    let feed = FeedStream::open(&nats, &names, 1).await.unwrap();
+    let stop = CancellationToken::new();
+    for round in 0..ROUNDS {
+        append(
+            &nats,
+            round * COMMITS / ROUNDS,
+            (round + 1) * COMMITS / ROUNDS,
+        )
+        .await;
+        // the same name, so that each believes the seat is its own: only compare-and-swap is left
+        let (one, other) = (
+            project(&server, "p", &stop).await,
+            project(&server, "p", &stop).await,
+        );
+        // killed at the start, in the middle, and when all is there
+        let landed = feed.end().await.unwrap();
+        let there = 2 * EVENTS * (round + 1) * COMMITS / ROUNDS;
+        let goal = landed + (there - landed) * (round % 3) / 2;
+        within(async || (feed.end().await.unwrap() >= goal).then_some(())).await;
+        one.abort();
+        other.abort();
+        drop((one.await, other.await));
+    }
+    let last = project(&server, "p", &stop).await;
+    let total = 2 * COMMITS * EVENTS;
+    within(async || (feed.end().await.unwrap() >= total).then_some(())).await;
+    let reader = SnapshotReader::new(
+        Arc::new(snapshot_bucket(&nats, &names, 1).await.unwrap()),
+        partitions(),
+    );
+    let home = Partition(1);
+    let standing = within(async || {
+        let read = reader.standing(account(home, 0), None, now_ms()).await;
+        let found = read
+            .unwrap()
+            .filter(|found| found.standing.position.0 == COMMITS * EVENTS);
+        found.filter(|found| found.age_ms < 10_000)
+    })
+    .await;
+    assert_eq!(standing.standing.account, account(home, 0));
+    stop.cancel();
+    last.await.unwrap().unwrap();
+
+    let end = feed.end().await.unwrap();
+    let ids: Vec<String> = feed
+        .entries(0, end)
+        .map_ok(|entry| entry.id)
+        .try_collect()
+        .await
+        .unwrap();
+    for partition in partitions().iter() {
+        let prefix = format!("real/{partition}/");
+        let found: Vec<_> = ids
+            .iter()
+            .filter(|id| id.starts_with(&prefix))
+            .cloned()
+            .collect();
+        let expected: Vec<_> = (1..=COMMITS * EVENTS)
+            .map(|at| format!("{prefix}{at}"))
+            .collect();
+        assert_eq!(found, expected);
+    }
+    assert_eq!(ids.len() as u64, total);
+    let bucket = snapshot_bucket(&nats, &names, 1).await.unwrap();
+    let record = bucket.read("partition.01").await.unwrap().value.unwrap();
+    let record = PartitionRecord::decode(&record).unwrap();
+    assert_eq!((record.sequence, record.projector), (COMMITS, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_gets_the_event_bytes_with_cloud_event_headers() {
+    let server = Server::start().await;
+    let nats = server.connect("test").await;
+    let mut events = nats
+        .client()
+        .subscribe("seatbelt.spend.v1.>")
+        .await
+        .unwrap();
+    nats.flush().await;
+    append(&nats, 0, 1).await;
+    let stop = CancellationToken::new();
+    let running = project(&server, "p", &stop).await;
+    let mut messages = Vec::new();
+    while messages.len() < 2 * usize::try_from(EVENTS).unwrap() {
+        let next = tokio::time::timeout(PATIENCE, events.next()).await;
+        messages.push(next.expect("an event is published").unwrap());
+    }
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    let second = &commits(Partition(1))[0].events[1];
+    let header = |message: &_, name: &str| header_of(message, name);
+    let message = messages
+        .iter()
+        .find(|message| header(message, "ce-id") == "real/01/2")
+        .unwrap();
+    assert_eq!(message.payload, second.bytes);
+    assert_eq!(
+        message.subject.as_str(),
+        format!("seatbelt.spend.v1.{}.account_opened", second.event.account)
+    );
+    for (name, value) in [
+        ("ce-specversion", "1.0"),
+        ("ce-type", "seatbelt.spend.account_opened.v1"),
+        ("ce-source", "/seatbelt/real/01"),
+        ("ce-time", "2023-11-14T22:13:20.000Z"),
+        ("content-type", "application/msgpack"),
+        ("Nats-Msg-Id", "real/01/2"),
+    ] {
+        assert_eq!(header(message, name), value, "{name}");
+    }
+}
+
+fn header_of(message: &async_nats::Message, name: &str) -> String {
+    let headers = message.headers.as_ref().unwrap();
+    headers
+        .get(name)
+        .map(ToString::to_string)
+        .unwrap_or_default()
+}
