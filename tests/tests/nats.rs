@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_nats::jetstream::stream::PersistenceMode;
 use bytes::Bytes;
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
 use seatbelt_ledger::{
@@ -95,6 +96,31 @@ async fn the_ledgers_facts_are_made_once_and_then_fixed() {
     let other = provision(&connection, &names, layout(8)).await.unwrap_err();
     let words = other.to_string();
     assert!(words.contains('4') && words.contains('8'), "{words}");
+}
+
+#[tokio::test]
+async fn what_can_be_rebuilt_need_not_be_synced_and_all_else_is() {
+    let nats = TestNats::start().await;
+    let (connection, _) = provisioned(&nats).await;
+    let derived = [
+        "SEATBELT_FEED",
+        "KV_SEATBELT_SNAPSHOTS",
+        "KV_SEATBELT_NEURONS",
+        "KV_SEATBELT_LEASES",
+    ];
+    for (name, relaxed) in derived
+        .map(|name| (name, true))
+        .into_iter()
+        .chain([("SEATBELT_USAGE", false), ("KV_SEATBELT_META", false)])
+    {
+        let stream = connection.jetstream().get_stream(name).await.unwrap();
+        let mode = stream.cached_info().config.persist_mode;
+        assert_eq!(
+            mode == Some(PersistenceMode::Async),
+            relaxed,
+            "{name}: {mode:?}"
+        );
+    }
 }
 
 #[tokio::test]

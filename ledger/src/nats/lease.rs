@@ -144,6 +144,12 @@ impl Leases {
                     revision,
                     ..
                 }) => return revision,
+                // our own, lost while the server was away: nobody else has it
+                Some(Seen {
+                    holder: Some(holder),
+                    revision,
+                    ..
+                }) if *holder == *self.holder => return revision,
                 Some(Seen { revision, at, .. }) => (revision, at + LEASE_TTL),
                 // nothing seen may only mean nothing seen yet
                 None => (0, begun + PAUSE),

@@ -1,0 +1,340 @@
+//! The process that hosts a ledger's writers is killed, stopped, or frozen and woken again: callers
+//! in another process never get an error or a wrong answer, and the journal tells one story.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    env,
+    io::{Read as _, Write as _},
+    process::{ExitCode, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt, future::join_all};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use seatbelt_ledger::{
+    api::{Admin, Ledger, Release, Reserve, ReserveOutcome},
+    audit::Verifier,
+    cluster::{ClusterConfig, ClusterLedger},
+    host::{HostConfig, now_ms},
+    journal::{Journal, Sequence},
+    nats::{Layout, Nats, NatsJournal, connect, provision},
+};
+use seatbelt_schemas::{
+    cap::{CapSpec, THRESHOLDS_DEFAULT},
+    command::Change,
+    event::{EventBody, KeyIssued, OnShort, OnUnknown},
+    ids::{AccountId, Actor, CapId, CommandId, KeyId, ReservationId},
+    meter::Meter,
+    names::Names,
+    position::{Epoch, Partitions},
+    scope::Scope,
+    window::Window,
+};
+use seatbelt_tests::nats::{PATIENCE, TestNats};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+
+/// Tells a child process of this test where its server is.
+const SERVER: &str = "SEATBELT_TEST_TAKEOVER_NATS";
+const HOSTING: &str = "hosting every partition";
+/// Accounts, so that every partition has some.
+const ACCOUNTS: usize = 12;
+/// Longest that a partition may be without a writer after its process was killed.
+const TAKEOVER_MAX: Duration = Duration::from_secs(2);
+
+fn partitions() -> Partitions {
+    Partitions::try_from(4).unwrap()
+}
+
+async fn take_part(nats: &Nats, name: &str) -> Arc<ClusterLedger> {
+    let (names, replicas) = (Names::default(), 1);
+    let layout = Layout {
+        partitions: partitions(),
+        replicas,
+    };
+    let meta = provision(nats, &names, layout).await.unwrap();
+    let host = HostConfig {
+        partitions: meta.partitions,
+        ledger: meta.ledger,
+        writer: name.to_owned(),
+        expiry_grace_ms: 1000,
+    };
+    let config = ClusterConfig {
+        host,
+        names,
+        replicas,
+    };
+    ClusterLedger::start(nats, config).await.unwrap()
+}
+
+/// Not a case of its own: the other process. Hosts until its standard input ends, or it is killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "is started by the cases as a process of its own"]
+async fn other_process() -> ExitCode {
+    let server = env::var(SERVER).unwrap();
+    let nats = connect(&server, "other", PATIENCE).await.unwrap();
+    let ledger = take_part(&nats, "other").await;
+    while ledger.hosted().len() < usize::from(u8::from(partitions())) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    writeln!(std::io::stdout(), "{HOSTING}").unwrap();
+    let input = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
+    input.await.unwrap().unwrap();
+    ledger.stop().await;
+    ExitCode::SUCCESS
+}
+
+async fn start_other(server: &TestNats) -> Child {
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "other_process", "--ignored", "--nocapture"])
+        .env(SERVER, server.server.url())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let hosting = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.ends_with(HOSTING) {
+                return;
+            }
+        }
+        panic!("the other process ended");
+    };
+    timeout(PATIENCE, hosting)
+        .await
+        .expect("the other process hosts");
+    // it goes on printing, and must not find the pipe closed
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    child
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap();
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+fn account(number: usize) -> AccountId {
+    AccountId::new(format!("acct-{number}")).unwrap()
+}
+
+fn key(number: usize) -> KeyId {
+    KeyId::new(format!("key-{number}")).unwrap()
+}
+
+fn command_id() -> CommandId {
+    ulid::Ulid::new().into()
+}
+
+async fn open_account(ledger: &ClusterLedger, number: usize) {
+    let cap = CapSpec {
+        cap: CapId::new("cap").unwrap(),
+        scope: Scope::Account,
+        meter: Meter::Tokens,
+        window: Window::Balance,
+        limit: 1000,
+        hard: true,
+        thresholds: THRESHOLDS_DEFAULT.to_vec(),
+    };
+    let issued = KeyIssued {
+        key: key(number),
+        team: None,
+        secret_sha256: None,
+    };
+    for change in [
+        Change::OpenAccount,
+        Change::IssueKey(issued),
+        Change::SetCap(cap),
+    ] {
+        let command = Admin {
+            id: command_id(),
+            account: account(number),
+            actor: Actor::operator("test"),
+            change,
+        };
+        ledger.admin(command).await.unwrap();
+    }
+}
+
+/// Reserves and releases on one account, again and again.
+struct Caller {
+    ledger: Arc<ClusterLedger>,
+    stop: Arc<AtomicBool>,
+    rounds: Arc<AtomicU64>,
+}
+
+impl Caller {
+    /// Every reservation made, and the longest round.
+    async fn run(self, number: usize) -> (Vec<ReservationId>, Duration) {
+        let (mut made, mut longest) = (Vec::new(), Duration::ZERO);
+        while !self.stop.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            made.push(self.round(number).await);
+            longest = longest.max(begun.elapsed());
+            self.rounds.fetch_add(1, Ordering::Relaxed);
+        }
+        (made, longest)
+    }
+
+    async fn round(&self, number: usize) -> ReservationId {
+        let reserve = Reserve {
+            id: command_id(),
+            account: account(number),
+            key: key(number),
+            model: None,
+            run: None,
+            end_user: None,
+            input_tokens: 1,
+            // two of these do not fit: a hold that leaked would be refused at once
+            output_tokens: 600,
+            deadline_ms: now_ms() + 60_000,
+            wait_ms: 0,
+            on_short: OnShort::Refuse,
+            on_unknown: OnUnknown::ChargeHold,
+        };
+        let outcome = self.ledger.reserve(reserve).await;
+        let ReserveOutcome::Reserved(grant) = outcome.expect("a hold within the call's time")
+        else {
+            panic!("refused although nothing is held");
+        };
+        let release = Release {
+            id: command_id(),
+            account: account(number),
+            reservation: grant.reservation,
+            reason: "test".to_owned(),
+            actor: Actor::key(&key(number)),
+        };
+        let released = self.ledger.release(release).await;
+        released.expect("released within the call's time");
+        grant.reservation
+    }
+}
+
+/// Runs callers here against the other process, does `harm` to it, and checks that all went on.
+/// Gives the longest that any caller waited.
+async fn through(harm: impl AsyncFnOnce(&mut Child, &AtomicU64)) -> Duration {
+    let server = TestNats::start().await;
+    let mut other = start_other(&server).await;
+    let nats = server.connect("here").await;
+    let ledger = take_part(&nats, "here").await;
+    join_all((0..ACCOUNTS).map(|number| open_account(&ledger, number))).await;
+    assert_eq!(ledger.hosted(), [], "the other process hosts all");
+
+    let (stop, rounds) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+    let callers = (0..ACCOUNTS).map(|number| {
+        let caller = Caller {
+            ledger: Arc::clone(&ledger),
+            stop: Arc::clone(&stop),
+            rounds: Arc::clone(&rounds),
+        };
+        tokio::spawn(caller.run(number))
+    });
+    let callers: Vec<_> = callers.collect();
+    go_on(&rounds, 200).await;
+    harm(&mut other, &rounds).await;
+    go_on(&rounds, 200).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut made = Vec::new();
+    let mut longest = Duration::ZERO;
+    for caller in callers {
+        let (reservations, waited) = timeout(PATIENCE, caller).await.unwrap().unwrap();
+        made.extend(reservations);
+        longest = longest.max(waited);
+    }
+    assert_eq!(ledger.hosted().len(), 4, "all are hosted here now");
+    check_journals(&nats, made).await;
+    ledger.stop().await;
+    println!("longest wait of a caller: {longest:?}");
+    longest
+}
+
+/// Waits until the callers have done some more rounds.
+async fn go_on(rounds: &AtomicU64, more: u64) {
+    let enough = rounds.load(Ordering::Relaxed) + more;
+    let reached = async {
+        while rounds.load(Ordering::Relaxed) < enough {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, reached).await.expect("the callers go on");
+}
+
+/// The journals verify, their reigns do not mix, and each reservation began and ended once.
+async fn check_journals(nats: &Nats, mut made: Vec<ReservationId>) {
+    let (mut began, mut ended) = (Vec::new(), Vec::new());
+    for partition in partitions().iter() {
+        let journal = NatsJournal::open_existing(nats, &Names::default(), partition).await;
+        let journal = journal.unwrap();
+        let end = journal.end().await.unwrap();
+        let mut verifier = Verifier::new(partition);
+        let mut reign = Epoch(0);
+        let mut commits = journal.replay(Sequence(0), end);
+        while let Some(stored) = commits.next().await {
+            let stored = stored.unwrap();
+            let commit = verifier.accept(stored.sequence, &stored.payload).unwrap();
+            assert!(
+                commit.epoch >= reign,
+                "an older writer appended after a newer one"
+            );
+            reign = commit.epoch;
+            for event in commit.events {
+                match event.event.body {
+                    EventBody::Reserved(data) => began.push(data.reservation),
+                    EventBody::Released(data) => ended.push(data.reservation),
+                    _ => {}
+                }
+            }
+        }
+        assert!(reign >= Epoch(2), "partition {partition} was taken over");
+        verifier.finish().unwrap();
+    }
+    made.sort();
+    began.sort();
+    ended.sort();
+    assert_eq!(began, made, "each reservation was made once");
+    assert_eq!(ended, made, "each reservation was released once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_host_is_taken_over_from_within_two_seconds() {
+    let longest = through(async |other, _| {
+        signal(other, Signal::SIGKILL);
+        timeout(PATIENCE, other.wait()).await.unwrap().unwrap();
+    })
+    .await;
+    assert!(longest <= TAKEOVER_MAX, "a caller waited {longest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_stops_hands_over_and_no_request_fails() {
+    let longest = through(async |other, _| {
+        drop(other.stdin.take());
+        let status = timeout(PATIENCE, other.wait()).await.unwrap().unwrap();
+        assert!(status.success(), "{status}");
+    })
+    .await;
+    assert!(longest <= TAKEOVER_MAX, "a caller waited {longest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_frozen_and_woken_appends_nothing_after_its_successor() {
+    through(async |other, rounds| {
+        signal(other, Signal::SIGSTOP);
+        // taken over: the callers go on without it
+        go_on(rounds, 200).await;
+        signal(other, Signal::SIGCONT);
+        go_on(rounds, 400).await;
+    })
+    .await;
+}
