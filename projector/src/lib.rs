@@ -9,6 +9,7 @@
 pub mod chain;
 pub mod feed;
 pub mod reader;
+pub mod reconcile;
 pub mod record;
 pub mod snapshots;
 pub mod store;

@@ -8,12 +8,15 @@
 pub mod memory;
 mod nats;
 
+pub use nats::NatsUsage;
+
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 
 use crate::feed::message::FeedMessage;
 
 pub use seatbelt_ledger::nats::{StoreError, WriteError};
+use seatbelt_schemas::usage::UsageEvent;
 
 /// Version of one key's value; zero stands for "never written".
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,4 +82,13 @@ pub trait FeedStore: Send + Sync + 'static {
         expected: FeedSequence,
         messages: &'a [FeedMessage],
     ) -> BoxFuture<'a, Result<FeedSequence, WriteError>>;
+}
+
+/// The stream of usage events.
+pub trait UsageStore: Send + Sync + 'static {
+    /// The last place on the stream.
+    fn end(&self) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// Usage events after `after`, and then each new one as it lands; an error is the last item.
+    fn follow(&self, after: u64) -> BoxStream<'_, Result<(u64, UsageEvent), StoreError>>;
 }

@@ -1,11 +1,13 @@
-//! Both stores on a NATS server: thin covers over the ledger's bucket and feed stream.
+//! The stores on a NATS server: thin covers over the ledger's bucket and streams.
 
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
-use seatbelt_ledger::nats::{self, Bucket, FeedStream};
+use seatbelt_ledger::nats::{self, Bucket, FeedStream, Nats};
+use seatbelt_schemas::{names::Names, usage::UsageEvent};
 
 use super::{
-    FeedEntry, FeedSequence, FeedStore, Kept, Revision, SnapshotStore, StoreError, WriteError,
+    FeedEntry, FeedSequence, FeedStore, Kept, Revision, SnapshotStore, StoreError, UsageStore,
+    WriteError,
 };
 use crate::feed::{message::FeedMessage, writer::FEED_BATCH_MAX};
 
@@ -75,5 +77,24 @@ impl FeedStore for FeedStream {
             self.append(expected.0, &messages).await.map(FeedSequence)
         }
         .boxed()
+    }
+}
+
+/// The stream of usage events on a server.
+#[derive(Debug, Clone)]
+pub struct NatsUsage {
+    /// The connection.
+    pub nats: Nats,
+    /// Names of the ledger.
+    pub names: Names,
+}
+
+impl UsageStore for NatsUsage {
+    fn end(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        nats::usage_end(&self.nats, &self.names).boxed()
+    }
+
+    fn follow(&self, after: u64) -> BoxStream<'_, Result<(u64, UsageEvent), StoreError>> {
+        nats::follow_usage(&self.nats, &self.names, after)
     }
 }
