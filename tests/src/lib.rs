@@ -21,7 +21,7 @@ mod process;
 pub use answer::Answer;
 pub use foreign::Foreign;
 pub use stack::{Key, Running, Stack, Stopped};
-pub use wait::until;
+pub use wait::{until, until_within};
 
 /// The repository's root.
 pub fn repository() -> std::path::PathBuf {

@@ -79,6 +79,7 @@ pub struct Stack {
     neuron: Option<String>,
     nats: String,
     gateway: String,
+    ledger: String,
     quiet: bool,
 }
 
@@ -132,6 +133,14 @@ impl Stack {
         self
     }
 
+    /// With another line in `[ledger]`.
+    #[must_use]
+    pub fn ledger(mut self, line: &str) -> Self {
+        self.ledger.push_str(line);
+        self.ledger.push('\n');
+        self
+    }
+
     /// With another line in `[nats]`.
     #[must_use]
     pub fn nats(mut self, line: &str) -> Self {
@@ -153,9 +162,10 @@ impl Stack {
         let folder = folder.unwrap();
         let keys: String = self.keys.iter().map(Key::toml).collect();
         let text = format!(
-            "[nats]\ndata_dir = \"data\"\n{}\n\
+            "[nats]\ndata_dir = \"data\"\n{}\n[ledger]\n{}\n\
              [gateway]\nlisten = \"127.0.0.1:0\"\nmetrics_listen = \"127.0.0.1:0\"\n{}\n{keys}{}{}",
             self.nats,
+            self.ledger,
             self.gateway,
             self.upstreams,
             self.neuron.unwrap_or_default()
@@ -163,7 +173,7 @@ impl Stack {
         std::fs::write(folder.path().join("seatbelt.toml"), text).unwrap();
         Stopped {
             home: Arc::new(folder),
-            log: if self.quiet { "warn" } else { "info" },
+            quiet: self.quiet,
         }
     }
 
@@ -177,7 +187,7 @@ impl Stack {
 #[derive(Debug, Clone)]
 pub struct Stopped {
     home: Arc<TempDir>,
-    log: &'static str,
+    quiet: bool,
 }
 
 impl Stopped {
@@ -228,8 +238,8 @@ impl Stopped {
         let mut command = Command::new(process::seatbelt());
         command.args(["up", "--config"]).arg(self.config());
         command.current_dir(crate::repository());
-        if std::env::var_os("SEATBELT_LOG").is_none() {
-            command.env("SEATBELT_LOG", self.log);
+        if self.quiet && std::env::var_os("SEATBELT_LOG").is_none() {
+            command.env("SEATBELT_LOG", "warn");
         }
         let mut process = Process::spawn(&mut command);
         let line = process.line().await?;
@@ -389,9 +399,9 @@ impl Running {
     pub async fn nats_client(&self) -> async_nats::Client {
         let text = std::fs::read(self.stopped.home.path().join("data/nats.json")).unwrap();
         let found: Value = serde_json::from_slice(&text).unwrap();
-        async_nats::connect(found["url"].as_str().unwrap())
-            .await
-            .unwrap()
+        let url = found["url"].as_str().unwrap();
+        let nats = seatbelt_ledger::nats::connect(url, "test", crate::wait::PATIENCE).await;
+        nats.unwrap().client().clone()
     }
 
     /// Kills everything at once, as a power failure of the machine would.

@@ -14,11 +14,21 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 #[track_caller]
 pub fn until<T, F: Future<Output = Option<T>>>(
     what: impl Into<String>,
+    look: impl FnMut() -> F,
+) -> impl Future<Output = T> {
+    until_within(PATIENCE, what, look)
+}
+
+/// As [`until`], with another patience.
+#[track_caller]
+pub fn until_within<T, F: Future<Output = Option<T>>>(
+    patience: Duration,
+    what: impl Into<String>,
     mut look: impl FnMut() -> F,
 ) -> impl Future<Output = T> {
     let what = what.into();
     let caller = std::panic::Location::caller();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     async move {
         loop {
             if let Some(found) = look().await {
@@ -26,7 +36,7 @@ pub fn until<T, F: Future<Output = Option<T>>>(
             }
             assert!(
                 Instant::now() < deadline,
-                "waited {PATIENCE:?} at {caller} until {what}"
+                "waited {patience:?} at {caller} until {what}"
             );
             tokio::time::sleep(LOOK_EVERY).await;
         }

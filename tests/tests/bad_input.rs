@@ -77,10 +77,6 @@ async fn unknown_keys_models_and_routes_get_their_own_errors() {
     let body = json!({"model": "no-such-model", "messages": [{"role": "user", "content": "hi"}]});
     let answer = send(&stack, body.to_string()).await;
     answer.expect_error(404, "invalid_request_error", "model_not_found");
-    let long = "x".repeat(9000);
-    let body = json!({"model": MODEL, "messages": [{"role": "user", "content": long}]});
-    let answer = send(&stack, body.to_string()).await;
-    answer.expect_error(400, "invalid_request_error", "context_length_exceeded");
     let nowhere = stack.post("/v1/nowhere", "sk-bad", "{}").await;
     assert_eq!(nowhere.status, 404, "{nowhere:?}");
     assert!(
@@ -91,6 +87,18 @@ async fn unknown_keys_models_and_routes_get_their_own_errors() {
     assert_eq!(method.status, 405, "{method:?}");
     assert!(method.json()["error"]["message"].is_string(), "{method:?}");
     unchanged_but_for_the_good_one(&stack, &foreign, &before).await;
+}
+
+#[tokio::test]
+async fn a_prompt_longer_than_the_neurons_model_can_take_is_refused_before_it_costs() {
+    let key = Key::new("bad").hard_cap(1_000_000);
+    let stack = Stack::new().neuron().key(key).start().await;
+    let before = stack.home().events().await;
+    let long = "x".repeat(5000);
+    let body = json!({"model": "tiny", "messages": [{"role": "user", "content": long}]});
+    let answer = send(&stack, body.to_string()).await;
+    answer.expect_error(400, "invalid_request_error", "context_length_exceeded");
+    assert_eq!(stack.home().events().await, before);
 }
 
 #[tokio::test]
