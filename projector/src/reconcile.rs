@@ -143,7 +143,7 @@ impl Reconcile {
         match mark {
             Some(Ok(mark)) => place.sequence = place.sequence.max(mark.sequence),
             Some(Err(error)) => {
-                warn!(%error, "reconcile mark unreadable: going through all usage events")
+                warn!(%error, "reconcile mark unreadable: going through all usage events");
             }
             None => {}
         }
@@ -229,7 +229,7 @@ impl Reconcile {
                 debug!(%reservation, %position, "settled meanwhile");
             }
             Err(error) => {
-                error!(%reservation, %account, %error, "usage that the ledger does not take")
+                error!(%reservation, %account, %error, "usage that the ledger does not take");
             }
         }
         Ok(())

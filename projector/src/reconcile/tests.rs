@@ -138,7 +138,7 @@ impl World {
     }
 
     /// A neuron reports.
-    fn report(&self, reservation: impl ToString) {
+    fn report(&self, reservation: &dyn ToString) {
         let event = UsageEvent {
             v: UsageEvent::VERSION,
             reservation: reservation.to_string(),
@@ -220,7 +220,7 @@ async fn until(mut is_so: impl FnMut() -> bool) {
 async fn what_a_dead_gateway_left_open_is_settled_from_the_usage_event() {
     let world = World::new().await;
     let reservation = world.reserve(10, 600_000).await;
-    world.report(reservation);
+    world.report(&reservation);
     world.reconcile().await;
     let settled = world.events("settled");
     let [EventBody::Settled(settled)] = &settled[..] else {
@@ -249,7 +249,7 @@ async fn what_its_gateway_settled_stays_as_it_is() {
         account: account(),
         reservation,
         report: report(&{
-            world.report(reservation);
+            world.report(&reservation);
             world.usage.0.borrow()[0].clone()
         }),
         actor: Actor::key(&key()),
@@ -270,7 +270,7 @@ async fn a_hold_charged_at_its_deadline_is_corrected_to_the_truth() {
     let world = World::new().await;
     let reservation = world.reserve(10, 1).await;
     until(|| world.events("expired").len() == 1).await;
-    world.report(reservation);
+    world.report(&reservation);
     world.reconcile().await;
     let settled = world.events("settled");
     let [EventBody::Settled(settled)] = &settled[..] else {
@@ -286,7 +286,7 @@ async fn doing_it_again_or_twice_at_once_settles_nothing_twice() {
     let world = World::new().await;
     for number in 10..20 {
         let reservation = world.reserve(number, 600_000).await;
-        world.report(reservation);
+        world.report(&reservation);
     }
     let ((one, stop_one), (other, stop_other)) = (world.start(), world.start());
     until(|| world.place() == 10).await;
@@ -303,10 +303,10 @@ async fn doing_it_again_or_twice_at_once_settles_nothing_twice() {
 #[tokio::test]
 async fn events_without_a_reservation_are_passed_over() {
     let world = World::new().await;
-    world.report("request-without-reservation");
-    world.report(ReservationId::from_parts(now_ms(), 99));
+    world.report(&"request-without-reservation");
+    world.report(&ReservationId::from_parts(now_ms(), 99));
     let reservation = world.reserve(10, 600_000).await;
-    world.report(reservation);
+    world.report(&reservation);
     world.reconcile().await;
     assert_eq!(world.events("settled").len(), 1);
     world.end().await;
