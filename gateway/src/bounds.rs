@@ -22,6 +22,8 @@ pub(crate) const MESSAGES_MAX: usize = 100_000;
 /// No token of a known vocabulary is longer. A prompt of more bytes than this times the context is
 /// over the context for certain; below it only the upstream can tell.
 const TOKEN_BYTES_MAX: u64 = 128;
+/// Tokens of the instructions that Anthropic adds to a request with tools (346 at most are documented).
+const TOOLS_PREAMBLE_TOKENS: u64 = 512;
 /// Bytes that a token has at least on average in any common language, for the default maximum alone,
 /// where a wrong guess costs an error of the upstream and no money.
 const TOKEN_BYTES_GUESS: u64 = 3;
@@ -163,6 +165,9 @@ impl Asked {
             asked.content("system", system)?;
         }
         asked.tools(body)?;
+        if body.contains_key("tools") {
+            asked.text_bytes += TOOLS_PREAMBLE_TOKENS;
+        }
         asked.other_fields(body);
         Ok(asked)
     }

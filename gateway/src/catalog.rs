@@ -53,6 +53,10 @@ impl Drop for ChosenNeuron {
 
 /// Where a request for a model goes.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one lives for each request, and is moved twice"
+)]
 pub(crate) enum Route {
     Foreign(Arc<Upstream>, Arc<UpstreamModel>),
     Neuron(ChosenNeuron),
@@ -103,39 +107,40 @@ impl Catalog {
         catalog
     }
 
-    /// Where a request for `model` goes now.
-    pub(crate) fn route(&self, model: &str) -> Result<Route, ApiError> {
-        let id = ModelId::new(model).map_err(|_| ApiError::model_not_found(model))?;
-        if let Some((upstream, model)) = self.foreign.get(&id) {
+    /// Where a request for `model` goes now; to none of the neurons in `apart_from`.
+    pub(crate) fn route(
+        &self,
+        model: &ModelId,
+        apart_from: &[NeuronId],
+    ) -> Result<Route, ApiError> {
+        if let Some((upstream, model)) = self.foreign.get(model) {
             return Ok(Route::Foreign(Arc::clone(upstream), Arc::clone(model)));
         }
-        let records = self.neurons.borrow();
-        let least = records
-            .iter()
-            .filter_map(|record| {
-                Some((record, record.models.iter().find(|served| served.id == id)?))
-            })
-            .min_by_key(|(record, served)| self.load(record, served));
-        let chosen = least.and_then(|(record, served)| self.choose(record, served));
-        drop(records);
-        match chosen {
-            Some(chosen) => {
-                self.remember(&id);
-                Ok(Route::Neuron(chosen))
-            }
-            None if self
-                .remembered
-                .lock()
-                .expect("no holder of the lock panics")
-                .contains(&id) =>
-            {
-                Err(ApiError::no_upstream(
-                    &id,
-                    "no neuron that serves the model is registered",
-                ))
-            }
-            None => Err(ApiError::model_not_found(model)),
+        if let Some(chosen) = self.least_loaded(model, apart_from) {
+            self.remember(model);
+            return Ok(Route::Neuron(chosen));
         }
+        let remembered = self.remembered.lock();
+        if remembered
+            .expect("no holder of the lock panics")
+            .contains(model)
+        {
+            let log = "no neuron that serves the model is registered";
+            return Err(ApiError::no_upstream(model, log));
+        }
+        Err(ApiError::model_not_found(model.as_str()))
+    }
+
+    fn least_loaded(&self, model: &ModelId, apart_from: &[NeuronId]) -> Option<ChosenNeuron> {
+        let records = self.neurons.borrow();
+        let serving = records.iter().filter_map(|record| {
+            let served = record.models.iter().find(|served| served.id == *model)?;
+            Some((record, served))
+        });
+        let (record, served) = serving
+            .filter(|(record, _)| !apart_from.contains(&record.neuron))
+            .min_by_key(|(record, served)| self.load(record, served))?;
+        self.choose(record, served)
     }
 
     /// Requests waiting and running per slot, in thousandths: what the neuron last said, and what this
@@ -245,6 +250,10 @@ mod tests {
 
     use super::*;
 
+    fn id(model: &str) -> ModelId {
+        ModelId::new(model).unwrap()
+    }
+
     fn record(neuron: &str, active: u32, model: &str) -> NeuronRecord {
         NeuronRecord {
             v: 1,
@@ -252,7 +261,7 @@ mod tests {
             url: format!("http://{neuron}:9"),
             device: "cpu".to_owned(),
             models: vec![NeuronModel {
-                id: ModelId::new(model).unwrap(),
+                id: id(model),
                 context: 64,
                 output: 32,
                 slots: 1,
@@ -264,7 +273,7 @@ mod tests {
     }
 
     fn chosen(catalog: &Catalog) -> ChosenNeuron {
-        match catalog.route("tiny").unwrap() {
+        match catalog.route(&id("tiny"), &[]).unwrap() {
             Route::Neuron(chosen) => chosen,
             Route::Foreign(..) => panic!("not a neuron"),
         }
@@ -294,7 +303,7 @@ mod tests {
         let catalog = Catalog::new(&[], &expected, neurons);
         drop(chosen(&catalog));
         tx.send(Vec::new()).unwrap();
-        let code = |model: &str| catalog.route(model).unwrap_err().code();
+        let code = |model: &str| catalog.route(&id(model), &[]).unwrap_err().code();
         assert_eq!(code("tiny"), "service_unavailable");
         assert_eq!(code("later"), "service_unavailable");
         assert_eq!(code("never"), "model_not_found");

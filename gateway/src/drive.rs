@@ -106,6 +106,8 @@ pub(crate) struct Job {
     pub(crate) output_is_visible: bool,
     pub(crate) limits: Limits,
     pub(crate) began: Instant,
+    /// From the reserve to the head of the answer.
+    pub(crate) first_byte_ms: u64,
     /// Headers of the answer.
     pub(crate) headers: HeaderMap,
     pub(crate) _permit: OwnedSemaphorePermit,
@@ -164,6 +166,7 @@ impl Job {
             .send();
         match self.limits.unless_stopped(sent, head.closed()).await? {
             Ok(answer) => {
+                self.first_byte_ms = ms(self.began.elapsed());
                 self.shared
                     .metrics
                     .stage(Stage::UpstreamFirstByte, self.began.elapsed());
@@ -302,7 +305,7 @@ impl Job {
             source,
             finish: known.finish,
             timings: Timings {
-                first_byte_ms: 0,
+                first_byte_ms: self.first_byte_ms,
                 total_ms: ms(reservation.reserved_at.elapsed()),
             },
         };
@@ -401,7 +404,7 @@ impl Job {
         loop {
             let chunk = self.limits.chunk(answer, relay.gone()).await?;
             let last = chunk.is_none();
-            let out = relay.take(chunk, &mut self.face)?;
+            let out = relay.take(chunk.as_ref(), &mut self.face)?;
             if !out.is_empty() {
                 self.limits.send(relay, out).await?;
             }
@@ -433,7 +436,7 @@ impl Job {
         let mut last = BytesMut::new();
         match (failed, &mut self.face) {
             (Some(error), _) => {
-                tracing::warn!(upstream = %self.upstream, code = error.code(), detail = error.log, "stream failed");
+                tracing::warn!(upstream = %self.upstream, code = error.code(), detail = error.log.as_deref(), "stream failed");
                 let envelope = error.envelope(self.dialect).to_string();
                 write_event(&mut last, Some("error"), envelope.as_bytes());
             }
@@ -557,9 +560,9 @@ impl Relay {
     }
 
     /// Takes a chunk, or the end of the body, and gives what the client may see of it now.
-    fn take(&mut self, chunk: Option<Bytes>, face: &mut Face) -> Result<Bytes, Stop> {
+    fn take(&mut self, chunk: Option<&Bytes>, face: &mut Face) -> Result<Bytes, Stop> {
         let mut out = BytesMut::new();
-        if let Some(chunk) = &chunk {
+        if let Some(chunk) = chunk {
             self.reader.push(chunk);
         }
         while self.state == State::Open {
@@ -592,7 +595,7 @@ impl Relay {
             (Face::Same { .. }, Part::Error) => out.extend_from_slice(&event.raw),
             // nothing overtakes a usage chunk that is held back
             (Face::Same { .. }, Part::Content) if !self.end.is_empty() => {
-                self.end.extend_from_slice(&event.raw)
+                self.end.extend_from_slice(&event.raw);
             }
             (Face::Same { hide_usage }, Part::Content) => pass(&event.raw, *hide_usage, out),
             (Face::Messages(_), Part::End) => {}

@@ -3,6 +3,8 @@
 //! What the client reads (`message`) and what the log says (`log`) are two fields. Never 402. An
 //! upstream's own error is passed on elsewhere and is not made here.
 
+use std::ops::{Deref, DerefMut};
+
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
@@ -14,10 +16,11 @@ use seatbelt_schemas::{
     event::RefusalReason,
     ids::ModelId,
     meter::Meter,
-    position::Position,
     time::rfc3339_ms,
 };
 use serde_json::{Map, Value, json};
+
+use crate::allowance;
 
 /// Says to the official SDKs whether a retry can help.
 pub(crate) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -133,16 +136,18 @@ impl Case {
     }
 }
 
-/// An error on its way to a client.
+/// An error on its way to a client. Boxed: it is rare, and travels through every result.
 #[derive(Debug, Clone)]
-pub(crate) struct ApiError {
+pub(crate) struct ApiError(Box<Details>);
+
+/// What an error says, and to whom.
+#[derive(Debug, Clone)]
+pub(crate) struct Details {
     case: Case,
     message: String,
     param: Option<String>,
     retry_after_s: Option<u64>,
     extras: Map<String, Value>,
-    /// Why a reserve was refused, for the metrics.
-    pub(crate) reason: Option<RefusalReason>,
     /// Headers besides those of the table.
     pub(crate) headers: HeaderMap,
     /// What the log says; the client never sees it.
@@ -151,19 +156,31 @@ pub(crate) struct ApiError {
     verbatim: Option<(StatusCode, Value)>,
 }
 
+impl Deref for ApiError {
+    type Target = Details;
+    fn deref(&self) -> &Details {
+        &self.0
+    }
+}
+
+impl DerefMut for ApiError {
+    fn deref_mut(&mut self) -> &mut Details {
+        &mut self.0
+    }
+}
+
 impl ApiError {
     pub(crate) fn new(case: Case, message: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Details {
             case,
             message: message.into(),
             param: None,
             retry_after_s: None,
             extras: Map::new(),
-            reason: None,
             headers: HeaderMap::new(),
             log: None,
             verbatim: None,
-        }
+        }))
     }
 
     fn param(mut self, param: impl Into<String>) -> Self {
@@ -178,12 +195,6 @@ impl ApiError {
 
     fn log(mut self, log: impl Into<String>) -> Self {
         self.log = Some(log.into());
-        self
-    }
-
-    /// The position of the event that says the same.
-    pub(crate) fn at(mut self, position: Position) -> Self {
-        self.headers.insert(X_POSITION, position.0.into());
         self
     }
 
@@ -356,8 +367,10 @@ impl ApiError {
         };
         let mut error = Self::new(case, refusal_message(case, refusal, retry_after_s));
         error.retry_after_s = retry_after_s;
-        error.reason = Some(reason);
         error.extras = refusal_extras(refusal);
+        error.headers.insert(X_POSITION, refusal.position.0.into());
+        let caps = std::slice::from_ref(&refusal.cap);
+        allowance::show(caps, now_ms, &mut error.headers);
         error
     }
 
@@ -447,7 +460,7 @@ impl ApiError {
             let text = if should { "true" } else { "false" };
             headers.insert(X_SHOULD_RETRY, HeaderValue::from_static(text));
         }
-        headers.extend(self.headers);
+        headers.extend(self.0.headers);
         response
     }
 }

@@ -159,7 +159,7 @@ impl Gate {
             ReserveOutcome::Refused(refusal) => {
                 self.mark(&want.account, refusal.position);
                 self.metrics.refused(refusal.reason);
-                Err(ApiError::refused(&refusal, (self.clock)()).at(refusal.position))
+                Err(ApiError::refused(&refusal, (self.clock)()))
             }
         }
     }
@@ -354,14 +354,14 @@ impl Reservation {
         match timeout(gate.ledger_timeout, gate.ledger.release(command.clone())).await {
             Ok(Ok(resolution)) => gate.mark(&self.account, resolution.position),
             Ok(Err(CommandError::AlreadyResolved { position, .. })) => {
-                gate.mark(&self.account, position)
+                gate.mark(&self.account, position);
             }
             Ok(Err(error @ CommandError::Unavailable { .. })) => {
                 tracing::debug!(reservation = %self.id, %error, "release goes on in the background");
                 gate.follow_up_release(command);
             }
             Ok(Err(error)) => {
-                tracing::error!(reservation = %self.id, %error, "release was not accepted")
+                tracing::error!(reservation = %self.id, %error, "release was not accepted");
             }
             Err(_) => gate.follow_up_release(command),
         }

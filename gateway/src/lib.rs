@@ -10,6 +10,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+mod allowance;
 mod bounds;
 mod catalog;
 pub mod config;
@@ -17,9 +18,12 @@ mod drive;
 mod endpoint;
 mod error;
 mod gate;
+mod intake;
 mod keys;
 mod messages;
 mod metrics;
+mod outbound;
+mod plan;
 mod server;
 mod sse;
 mod usage;

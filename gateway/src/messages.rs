@@ -64,7 +64,7 @@ pub(crate) fn to_chat(body: &Map<String, Value>) -> Result<Map<String, Value>, A
     match body.get("system") {
         None | Some(Value::Null) => {}
         Some(system) => {
-            messages.push(json!({"role": "system", "content": text("system", system)?}))
+            messages.push(json!({"role": "system", "content": text("system", system)?}));
         }
     }
     messages.extend(chat_messages(body)?);

@@ -31,6 +31,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
 use ulid::Ulid;
 
 use crate::{
@@ -279,8 +280,9 @@ async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, next: 
         .map_or("other", |path| known_route(path.as_str()));
     let id = Ulid::new().to_string();
     let header = HeaderValue::try_from(&id).expect("a ULID is a valid header value");
+    let span = tracing::info_span!("request", %id, route);
     request.extensions_mut().insert(RequestId(id));
-    let mut response = next.run(request).await;
+    let mut response = next.run(request).instrument(span).await;
     response.headers_mut().insert(X_REQUEST_ID, header);
     shared.metrics.request(route, response.status().as_u16());
     response

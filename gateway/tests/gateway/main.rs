@@ -1,5 +1,7 @@
 //! The gateway from outside: over HTTP, against the real ledger and a foreign upstream.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
 mod budget;
 mod disconnect;
 mod messages;
