@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_nats::RequestErrorKind;
 use bytes::Bytes;
-use futures::{FutureExt, future::BoxFuture};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use seatbelt_schemas::{
     command::{
         Ack, Admin, AdminOutcome, CommandError, Read, Release, Reserve, ReserveOutcome, Resize,
@@ -16,7 +16,7 @@ use seatbelt_schemas::{
     wire,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use super::{Request, SettleBody, VERSION, Verb, decode_reply};
@@ -25,10 +25,11 @@ use crate::{
     nats::{Nats, connect::Trouble},
 };
 
-/// How long one try waits for its reply, on top of what the command itself may wait; doubles with
-/// each try. A host that was killed takes its requests with it: the next try reaches its successor.
-const TRY_MIN: Duration = Duration::from_secs(1);
-/// Pauses between tries while nobody hosts the partition.
+/// How long a call waits for its reply before it is sent again; doubles each time. A host that was
+/// killed or frozen takes its requests with it: one sent again finds that out, or its successor. The
+/// writer answers a command sent twice once it is decided, to both.
+const AGAIN_FIRST: Duration = Duration::from_millis(300);
+/// Pauses before a call is sent again that was told that nobody hosts the partition now.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// How long a reserve given up by its caller is tried to be given back.
@@ -78,33 +79,42 @@ impl Inner {
             within_ms: 0,
             body,
         };
-        let (mut try_for, mut pause) = (TRY_MIN, PAUSE_MIN);
+        let (mut again, mut pause) = (AGAIN_FIRST, PAUSE_MIN);
+        let mut detail = format!("the host of partition {} does not answer", self.partition);
+        let mut send_at = Instant::now();
+        // replies to earlier tries stay welcome
+        let mut tries = FuturesUnordered::new();
         loop {
-            // the host works on it for as long as there may be a further try: if it gave a hold back
-            // when one try ends, the next would be told of a hold that is no more
-            let left = deadline.saturating_duration_since(Instant::now());
-            request.within_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-            let payload = Bytes::from(wire::encode(&request));
-            let within = left.min(try_for + waits);
-            let detail = match self.try_once(&subject, payload, within).await {
+            let tried = tokio::select! {
+                biased;
+                Some(tried) = tries.next() => tried,
+                () = sleep_until(send_at.min(deadline)) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(CommandError::Unavailable { detail });
+                    }
+                    // the host works on it until the last try ends: if it gave a hold back before,
+                    // a later try would be told of a hold that is no more
+                    request.within_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+                    let payload = Bytes::from(wire::encode(&request));
+                    tries.push(self.try_once(&subject, payload, left));
+                    send_at = Instant::now() + again;
+                    again *= 2;
+                    continue;
+                }
+            };
+            detail = match tried {
                 Tried::Answered(bytes) => match decode_reply(&bytes) {
                     Err(CommandError::Unavailable { detail }) => detail,
                     answer => return answer,
                 },
                 Tried::TooLarge(detail) => return Err(CommandError::Invalid { detail }),
                 Tried::Nobody => format!("nobody hosts partition {} now", self.partition),
-                Tried::Unanswered => {
-                    // the time was spent waiting: no pause on top
-                    (try_for, pause) = (try_for * 2, Duration::ZERO);
-                    format!("the host of partition {} does not answer", self.partition)
-                }
+                Tried::Unanswered => continue,
             };
-            if Instant::now() + pause >= deadline {
-                return Err(CommandError::Unavailable { detail });
-            }
             debug!(subject, detail, "asking again");
-            sleep(pause).await;
-            pause = (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+            send_at = send_at.min(Instant::now() + pause);
+            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 
