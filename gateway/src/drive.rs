@@ -138,20 +138,15 @@ struct Known {
 
 /// Drives a request to its end.
 pub(crate) async fn drive(mut job: Job, mut head: Head) {
-    let answer = match job.dispatch(&mut head).await {
-        Ok(answer) => answer,
-        Err(stop) => {
-            let error = job.stopped(stop, Known::default()).await;
-            let _ = head.send(Err(error));
-            return;
-        }
+    let response = match job.dispatch(&mut head).await {
+        Ok(answer) if job.is_stream(&answer) => return job.relay(answer, head).await,
+        Ok(answer) => job.whole(answer, &mut head).await,
+        Err(stop) => Err(job.stopped(stop, Known::default()).await),
     };
-    if job.stream && answer.status().is_success() && is_event_stream(&answer) {
-        job.relay(answer, head).await;
-    } else {
-        let response = job.whole(answer, &mut head).await;
-        let _ = head.send(response);
-    }
+    let _ = head.send(response.map_err(|mut error| {
+        error.headers.extend(std::mem::take(&mut job.headers));
+        error
+    }));
 }
 
 impl Job {
@@ -175,6 +170,10 @@ impl Job {
             Err(error) if error.is_connect() => Err(Stop::Unreachable(chain(&error))),
             Err(error) => Err(Stop::Broke(chain(&error))),
         }
+    }
+
+    fn is_stream(&self, answer: &reqwest::Response) -> bool {
+        self.stream && answer.status().is_success() && is_event_stream(answer)
     }
 
     /// An answer that is no stream: read whole, settled, then shown.
@@ -203,26 +202,26 @@ impl Job {
         let known = read.map_or_else(Known::default, |read| Known {
             usage: read.usage,
             finish: read.finish,
-            output_bytes: Some(read.output_bytes),
+            output_bytes: Some(read.output_bytes).filter(|bytes| *bytes > 0),
         });
         let position = self.settle(known).await?;
-        let body = match self.face {
-            Face::Same { .. } => body,
-            Face::Messages(_) => match from_chat(&body, &self.answer_id) {
-                Some(message) => message.to_string().into(),
-                None => {
-                    return Err(ApiError::upstream_broke(
-                        &self.upstream,
-                        "answer is no chat completion",
-                    ));
-                }
-            },
-        };
-        let mut response = self.response(status, headers, Body::from(body));
+        let mut response = self.response(status, headers, Body::from(self.shown(body)?));
         if let Some(position) = position {
             response.headers_mut().insert(X_POSITION, position.0.into());
         }
         Ok(response)
+    }
+
+    /// A whole answer in the client's dialect.
+    fn shown(&self, body: Bytes) -> Result<Bytes, ApiError> {
+        match self.face {
+            Face::Same { .. } => Ok(body),
+            Face::Messages(_) => from_chat(&body, &self.answer_id)
+                .map(|message| message.to_string().into())
+                .ok_or_else(|| {
+                    ApiError::upstream_broke(&self.upstream, "answer is no chat completion")
+                }),
+        }
     }
 
     /// The upstream answered with an error: passed on as it is. Without usage in it, nothing was used.

@@ -108,46 +108,16 @@ impl Gate {
         self: &Arc<Self>,
         want: Want,
     ) -> Result<(Reservation, Grant), ApiError> {
-        let asked_at = Instant::now();
-        let id = self.command_id();
-        let command = self.reserve_command(id, &want);
+        let command = self.reserve_command(&want);
         let deadline_ms = command.deadline_ms;
-        let mut undelivered = Undelivered {
-            gate: self,
-            account: &want.account,
-            key: &want.key,
-            id: id.into(),
-            armed: true,
-        };
-        let patience = self.budget_wait + self.ledger_timeout;
-        let outcome = match timeout(patience, self.ledger.reserve(command)).await {
-            Ok(Ok(outcome)) => outcome,
-            // what became of it is not known: the guard releases it
-            Ok(Err(error @ CommandError::Unavailable { .. })) => {
-                self.metrics.ledger_unavailable();
-                return Err(ApiError::from_command(&error));
-            }
-            Ok(Err(error)) => {
-                undelivered.armed = false;
-                return Err(ApiError::from_command(&error));
-            }
-            Err(_) => {
-                self.metrics.ledger_unavailable();
-                return Err(ApiError::ledger_unavailable(
-                    "reserve was not answered in time",
-                ));
-            }
-        };
-        undelivered.armed = false;
-        self.metrics.stage(Stage::Reserve, asked_at.elapsed());
-        match outcome {
+        match self.decided(&want, command).await? {
             ReserveOutcome::Reserved(grant) => {
                 self.mark(&want.account, grant.position);
                 self.metrics.held(&grant.hold);
                 let reservation = Reservation {
                     gate: Arc::clone(self),
-                    account: want.account.clone(),
-                    key: want.key.clone(),
+                    account: want.account,
+                    key: want.key,
                     id: grant.reservation,
                     hold: grant.hold,
                     deadline_ms,
@@ -164,10 +134,40 @@ impl Gate {
         }
     }
 
-    fn reserve_command(&self, id: CommandId, want: &Want) -> Reserve {
+    /// The ledger's decision. Where none is known, because the caller left or the ledger did not
+    /// answer, what may have been held is released.
+    async fn decided(
+        self: &Arc<Self>,
+        want: &Want,
+        command: Reserve,
+    ) -> Result<ReserveOutcome, ApiError> {
+        let asked_at = Instant::now();
+        let mut undelivered = Undelivered {
+            gate: self,
+            account: &want.account,
+            key: &want.key,
+            id: command.id.into(),
+            armed: true,
+        };
+        let patience = self.budget_wait + self.ledger_timeout;
+        let answer = timeout(patience, self.ledger.reserve(command)).await;
+        let away = matches!(answer, Err(_) | Ok(Err(CommandError::Unavailable { .. })));
+        if away {
+            self.metrics.ledger_unavailable();
+        } else {
+            undelivered.armed = false;
+            self.metrics.stage(Stage::Reserve, asked_at.elapsed());
+        }
+        let late = || ApiError::ledger_unavailable("reserve was not answered in time");
+        answer
+            .map_err(|_| late())?
+            .map_err(|error| ApiError::from_command(&error))
+    }
+
+    fn reserve_command(&self, want: &Want) -> Reserve {
         let life = self.budget_wait + self.request_timeout + HOLD_GRACE;
         Reserve {
-            id,
+            id: self.command_id(),
             account: want.account.clone(),
             key: want.key.clone(),
             model: Some(want.model.clone()),

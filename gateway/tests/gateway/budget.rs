@@ -146,11 +146,11 @@ async fn an_upstream_that_cannot_be_reached_costs_nothing() {
         config.upstreams[0].base_url = format!("http://{free}/v1");
     })
     .await;
-    let (status, body) = status_and_body(stack.chat(&hi(20))).await;
-    assert_eq!(
-        (status, &body["error"]["code"]),
-        (502, &json!("upstream_connection_error"))
-    );
+    let response = stack.chat(&hi(20)).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 502);
+    assert!(response.headers().contains_key("x-seatbelt-reservation"));
+    let body: serde_json::Value = response.json().await.unwrap();
+    assert_eq!(body["error"]["code"], "upstream_connection_error");
     let cap = stack.cap().await;
     assert_eq!((cap.spent, cap.held), (0, 0));
 }
@@ -249,10 +249,23 @@ async fn without_the_ledger_nothing_is_let_through() {
 }
 
 #[tokio::test]
+async fn a_hold_whose_answer_was_lost_is_given_back() {
+    let stack = Stack::balance(1000).await;
+    stack.ledger.answers_lost.store(true, SeqCst);
+    let (status, body) = status_and_body(stack.chat(&hi(20))).await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (503, &json!("ledger_unavailable"))
+    );
+    assert_eq!(stack.spent_once_idle().await, 0);
+    assert_eq!(stack.upstream.hits(), 0);
+}
+
+#[tokio::test]
 async fn an_answer_that_cannot_be_settled_is_withheld_and_settled_later() {
     let cap = tokens(1000, Window::Balance);
     let stack = Stack::start_with(cap, |config| {
-        config.ledger_timeout = std::time::Duration::from_millis(100)
+        config.ledger_timeout = std::time::Duration::from_millis(100);
     })
     .await;
     stack.ledger.settles_away.store(true, SeqCst);

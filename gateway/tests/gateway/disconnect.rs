@@ -114,7 +114,7 @@ async fn a_drain_that_takes_too_long_is_cut_and_still_settled() {
 async fn a_request_that_takes_too_long_is_charged_at_its_hold() {
     let cap = tokens(1000, Window::Balance);
     let stack = Stack::start_with(cap, |config| {
-        config.request_timeout = Duration::from_millis(200)
+        config.request_timeout = Duration::from_millis(200);
     })
     .await;
     stack.upstream.plays(Script::Held(chat_stream()));

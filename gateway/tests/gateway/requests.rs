@@ -98,7 +98,7 @@ async fn bad_bodies_get_the_enveloped_error_and_change_nothing() {
 #[tokio::test]
 async fn a_body_that_is_too_large_is_refused_and_the_answer_can_be_read() {
     let stack = Stack::start_with(tokens(1000, Window::Balance), |config| {
-        config.body_bytes = 1000
+        config.body_bytes = 1000;
     })
     .await;
     let body = "x".repeat(8 * 1024 * 1024);
@@ -166,7 +166,7 @@ async fn odd_routes_and_methods_are_enveloped_too() {
 #[tokio::test]
 async fn without_a_key_requests_are_unmetered_only_where_that_is_allowed() {
     let stack = Stack::start_with(tokens(1, Window::Balance), |config| {
-        config.require_auth = false
+        config.require_auth = false;
     })
     .await;
     let keyless = |body: &Value| {

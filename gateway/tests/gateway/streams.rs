@@ -103,7 +103,7 @@ async fn a_stream_without_its_mark_ends_normally_if_its_usage_came() {
 async fn a_stream_that_cannot_be_settled_ends_in_an_error() {
     let cap = tokens(1000, Window::Balance);
     let stack = Stack::start_with(cap, |config| {
-        config.ledger_timeout = std::time::Duration::from_millis(100)
+        config.ledger_timeout = std::time::Duration::from_millis(100);
     })
     .await;
     stack.upstream.plays(Script::Stream(chat_stream()));

@@ -230,6 +230,8 @@ pub(crate) struct Switched {
     host: Arc<LedgerHost>,
     pub(crate) away: AtomicBool,
     pub(crate) settles_away: AtomicBool,
+    /// Reserves are decided, and their answers lost.
+    pub(crate) answers_lost: AtomicBool,
 }
 
 impl Switched {
@@ -245,7 +247,11 @@ impl Ledger for Switched {
     fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
         async move {
             self.check()?;
-            self.host.reserve(command).await
+            let answer = self.host.reserve(command).await;
+            if self.answers_lost.load(SeqCst) {
+                return Err(CommandError::unavailable("lost by the test"));
+            }
+            answer
         }
         .boxed()
     }
@@ -392,6 +398,7 @@ impl Stack {
             host: Arc::clone(&host),
             away: AtomicBool::new(false),
             settles_away: AtomicBool::new(false),
+            answers_lost: AtomicBool::new(false),
         });
         let snapshots = Arc::new(TestSnapshots {
             host,
