@@ -49,6 +49,9 @@ pub struct Cap {
     pub counter: Counter,
     /// Thresholds already announced, each with the moment until which it stays quiet.
     pub announced: Vec<(u8, u64)>,
+    /// The account's version from which on it counts.
+    #[serde(default)]
+    pub since: u32,
 }
 
 impl Cap {
@@ -165,6 +168,9 @@ pub struct ExpiredReservation {
     pub charge: Amounts,
     /// When it expired, unix ms.
     pub expired_at_ms: u64,
+    /// The account's version that this came with: caps set later know nothing of the charge.
+    #[serde(default)]
+    pub version: u32,
 }
 
 /// The state of one account.
@@ -324,6 +330,7 @@ impl Account {
             held: 0,
             counter: Counter::default(),
             announced: Vec::new(),
+            since: self.version,
         };
         let matching = self
             .open
@@ -342,7 +349,7 @@ impl Account {
             if data.delta >= 0 {
                 cap.counter.add(window, at_ms, at_ms, amount);
             } else {
-                cap.counter.subtract(window, at_ms, at_ms, amount);
+                cap.counter.take_back(window, at_ms, amount);
             }
             cap.rearm(at_ms);
         });
@@ -380,8 +387,10 @@ impl Account {
         } else if let Some(expired) = self.expired.remove(&data.reservation) {
             let reserved_at_ms = expired.reservation.at_ms;
             self.each_matching(&expired.reservation.scopes, |cap| {
-                cap.uncharge(&expired.charge, reserved_at_ms, at_ms);
-                cap.charge(&data.charge, reserved_at_ms, at_ms);
+                if cap.since <= expired.version {
+                    cap.uncharge(&expired.charge, reserved_at_ms, at_ms);
+                    cap.charge(&data.charge, reserved_at_ms, at_ms);
+                }
             });
         }
     }
@@ -398,6 +407,7 @@ impl Account {
             reservation,
             charge: data.charge,
             expired_at_ms: at_ms,
+            version: self.version,
         };
         self.expired.insert(data.reservation, expired);
         self.expired

@@ -129,9 +129,25 @@ impl Verifier {
                     detail,
                 })?;
         }
+        self.reigns(sequence, &commit)?;
         self.state.committed(commit.epoch, ChainHash::of(payload));
         self.sequence = sequence;
         Ok(commit)
+    }
+
+    /// A commit belongs to the reign that the last `writer_started` began.
+    fn reigns(&self, sequence: Sequence, commit: &Commit) -> Result<(), VerifyError> {
+        if commit.epoch == self.state.epoch() {
+            return Ok(());
+        }
+        let first = &commit.events[0].event;
+        Err(VerifyError::Decision {
+            sequence,
+            position: first.position,
+            account: first.account.clone(),
+            kind: first.body.kind().to_owned(),
+            detail: format!("stands in epoch {}, which never began", commit.epoch),
+        })
     }
 
     /// Ends the proof.

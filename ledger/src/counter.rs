@@ -54,6 +54,19 @@ impl Counter {
         }
     }
 
+    /// Takes spend back, whichever moment of the window it belongs to: the newest first, so that what
+    /// is taken back counts nowhere until the window has passed.
+    pub fn take_back(&mut self, window: Window, now_ms: u64, amount: u64) {
+        self.forget(window, now_ms);
+        let mut left = amount;
+        for (_, spent) in self.slots.iter_mut().rev() {
+            let taken = left.min(*spent);
+            *spent -= taken;
+            self.total -= taken;
+            left -= taken;
+        }
+    }
+
     /// The first moment at which `shortfall` of what counts at `at_ms` has left the window; `None`
     /// where that never happens.
     pub fn aged_out_ms(&self, window: Window, at_ms: u64, shortfall: u64) -> Option<u64> {

@@ -278,7 +278,9 @@ impl Outcomes {
             .entry(event.cause)
             .or_insert((fingerprint, outcome));
         if self.hot.len() > HOT_MAX {
-            let dropped = self.hot.pop_first().map(|(id, _)| id);
+            // not this one, however old its id is: its caller has not been answered yet
+            let dropped = self.hot.keys().copied().find(|known| *known != event.cause);
+            dropped.map(|dropped| self.hot.remove(&dropped));
             self.floor = self.floor.max(dropped);
         }
     }

@@ -492,16 +492,17 @@ impl<T: Caller> Writer<T> {
     }
 
     fn reserve(&mut self, now_ms: u64, command: Reserve, caller: T) {
-        if let Err(error) = validate::reserve(&command, now_ms)
-            .and_then(|()| self.account(&command.account).map(drop))
-        {
-            return self.answer(caller, Err(error));
-        }
         let fingerprint = Fingerprint::of_reserve(&command);
+        // first of all: what was decided stays so, also after the request's own deadline
         match self.recall(&command.account, command.id, fingerprint) {
             Some(Ok((position, reply))) => return self.answer_at(position, caller, reply),
             Some(Err(error)) => return self.answer(caller, Err(error)),
             None => {}
+        }
+        if let Err(error) = validate::reserve(&command, now_ms)
+            .and_then(|()| self.account(&command.account).map(drop))
+        {
+            return self.answer(caller, Err(error));
         }
         if let Some(waiter) = self.waiting.find(command.id) {
             let same = Fingerprint::of_reserve(&waiter.command) == fingerprint;
@@ -519,7 +520,7 @@ impl<T: Caller> Writer<T> {
         } else {
             command.wait_ms.min(WAIT_MS_MAX)
         };
-        let give_up_ms = now_ms.saturating_add(wait_ms);
+        let give_up_ms = now_ms.saturating_add(wait_ms).min(command.deadline_ms);
         let waiter = Waiter {
             command,
             give_up_ms,

@@ -1,0 +1,21 @@
+//! The ledger's decisions as stories: given commands, when one more comes, then these events.
+//!
+//! Every story runs through the partition writer without I/O, and at its end its whole journal is
+//! proved by the audit. Events are told in short lines, see `story::tell`.
+#![allow(clippy::unwrap_used)]
+
+#[path = "decide/story.rs"]
+mod story;
+
+#[path = "decide/audit.rs"]
+mod audit;
+#[path = "decide/caps.rs"]
+mod caps;
+#[path = "decide/idempotency.rs"]
+mod idempotency;
+#[path = "decide/life.rs"]
+mod life;
+#[path = "decide/waiting.rs"]
+mod waiting;
+#[path = "decide/windows.rs"]
+mod windows;

@@ -1,0 +1,335 @@
+//! The audit finds what does not hold in a journal, and names the place.
+
+use bytes::Bytes;
+use seatbelt_schemas::{
+    commit::{ChainHash, Commit},
+    event::{Event, EventBody, StoredEvent},
+    position::{Epoch, Position},
+};
+
+use crate::story::{Ask, Story, ask, prove};
+
+/// Every way a reservation can go, over several commits.
+fn journal() -> Vec<Bytes> {
+    let mut story = Story::new(&[
+        "all account tokens balance 100",
+        "minute key:k tokens rolling:60 200",
+    ]);
+    story.price("m", 2, 3);
+    story.spend(
+        &Ask {
+            model: Some("m"),
+            ..ask(10, 20)
+        },
+        10,
+        30,
+    );
+    let call = story.reserve(&ask(10, 20));
+    story.resize(&call, 10, 10);
+    story.release(&call);
+    story.reserve(&ask(10, 200));
+    let late = story.reserve(&Ask {
+        life_ms: 1000,
+        ..ask(10, 10)
+    });
+    story.restart();
+    story.at(5000);
+    story.settle(&late, 10, 5);
+    story.journal.clone()
+}
+
+fn commits(journal: &[Bytes]) -> Vec<Commit> {
+    journal
+        .iter()
+        .map(|payload| Commit::decode(payload).unwrap())
+        .collect()
+}
+
+/// Writes commits anew, each chained to the one before, as a forger with the whole journal would.
+fn chained(commits: Vec<Commit>) -> Vec<Bytes> {
+    let mut prev = ChainHash::default();
+    let payloads = commits.into_iter().map(|commit| {
+        let payload = Commit { prev, ..commit }.encode();
+        prev = ChainHash::of(&payload);
+        payload
+    });
+    payloads.collect()
+}
+
+/// The first event that `pick` finds is changed and the whole chain recomputed. Returns its position.
+fn forged(
+    pick: impl Fn(&EventBody) -> bool,
+    change: impl Fn(&mut Event),
+) -> (Position, Vec<Bytes>) {
+    let mut commits = commits(&journal());
+    let events = commits.iter_mut().flat_map(|commit| &mut commit.events);
+    let stored = events
+        .into_iter()
+        .find(|stored| pick(&stored.event.body))
+        .expect("there is one");
+    let mut event = stored.event.clone();
+    change(&mut event);
+    let position = event.position;
+    *stored = StoredEvent::new(event);
+    (position, chained(commits))
+}
+
+#[track_caller]
+fn found(journal: &[Bytes], place: &str) -> String {
+    let error = prove(journal).expect_err("it must be found");
+    assert!(error.contains(place), "{error:?} does not name {place:?}");
+    error
+}
+
+#[track_caller]
+fn forgery_is_found(pick: impl Fn(&EventBody) -> bool, change: impl Fn(&mut Event)) {
+    let (position, journal) = forged(pick, change);
+    found(&journal, &format!("position {position},"));
+}
+
+#[test]
+fn an_honest_journal_is_proved() {
+    let journal = journal();
+    let summary = prove(&journal).unwrap();
+    assert_eq!((summary.open, summary.unknown, summary.accounts), (0, 0, 1));
+    assert_eq!(summary.commits, journal.len() as u64);
+    assert_eq!(
+        chained(commits(&journal)),
+        journal,
+        "the forger's tools change nothing by themselves"
+    );
+}
+
+#[test]
+fn one_flipped_bit_anywhere_is_found_at_its_commit_or_the_next() {
+    let journal = journal();
+    let at = journal.len() / 2;
+    for byte in 0..journal[at].len() {
+        let mut bad = journal.clone();
+        let mut payload = bad[at].to_vec();
+        payload[byte] ^= 1;
+        bad[at] = payload.into();
+        let error = prove(&bad).expect_err("it must be found");
+        let places = [at + 1, at + 2].map(|sequence| format!("sequence {sequence}"));
+        assert!(
+            places.iter().any(|place| error.starts_with(place)),
+            "byte {byte}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_removed_a_repeated_and_a_swapped_commit_are_found() {
+    let journal = journal();
+    for at in 0..journal.len() - 1 {
+        let mut without = journal.clone();
+        without.remove(at);
+        found(&without, &format!("sequence {}", at + 1));
+        let mut twice = journal.clone();
+        twice.insert(at, journal[at].clone());
+        found(&twice, &format!("sequence {}", at + 2));
+        let mut swapped = journal.clone();
+        swapped.swap(at, at + 1);
+        found(&swapped, &format!("sequence {}", at + 1));
+    }
+}
+
+#[test]
+fn a_commit_removed_and_the_rest_renumbered_is_found() {
+    let mut commits = commits(&journal());
+    let settle = |commit: &Commit| matches!(commit.events[0].event.body, EventBody::Reserved(_));
+    let at = commits.iter().position(settle).unwrap();
+    let removed = commits.remove(at).events.len() as u64;
+    for commit in &mut commits[at..] {
+        commit.first_position.0 -= removed;
+        for stored in &mut commit.events {
+            let position = Position(stored.event.position.0 - removed);
+            *stored = StoredEvent::new(Event {
+                position,
+                ..stored.event.clone()
+            });
+        }
+    }
+    found(&chained(commits), &format!("sequence {}, position", at + 1));
+}
+
+#[test]
+fn a_lower_charge_is_found() {
+    let settled = |body: &EventBody| matches!(body, EventBody::Settled(_));
+    forgery_is_found(settled, |event| {
+        let EventBody::Settled(data) = &mut event.body else {
+            return;
+        };
+        data.charge.tokens -= 1;
+    });
+    forgery_is_found(settled, |event| {
+        let EventBody::Settled(data) = &mut event.body else {
+            return;
+        };
+        data.charge.cost = None;
+    });
+    forgery_is_found(settled, |event| {
+        let EventBody::Settled(data) = &mut event.body else {
+            return;
+        };
+        data.reserved_at_ms -= 60_000;
+    });
+}
+
+#[test]
+fn another_policy_at_expiry_is_found() {
+    forgery_is_found(
+        |body| matches!(body, EventBody::Expired(_)),
+        |event| {
+            let EventBody::Expired(data) = &mut event.body else {
+                return;
+            };
+            data.charge = seatbelt_schemas::meter::Amounts::zero();
+        },
+    );
+}
+
+#[test]
+fn false_evidence_is_found() {
+    forgery_is_found(
+        |body| matches!(body, EventBody::Refused(_)),
+        |event| {
+            let EventBody::Refused(data) = &mut event.body else {
+                return;
+            };
+            data.caps[0].spent += 1;
+        },
+    );
+    forgery_is_found(
+        |body| matches!(body, EventBody::Reserved(_)),
+        |event| {
+            let EventBody::Reserved(data) = &mut event.body else {
+                return;
+            };
+            data.caps[0].limit += 1;
+        },
+    );
+}
+
+#[test]
+fn a_hold_above_the_cap_is_found() {
+    forgery_is_found(
+        |body| matches!(body, EventBody::Reserved(_)),
+        |event| {
+            let EventBody::Reserved(data) = &mut event.body else {
+                return;
+            };
+            data.asked.output_tokens = 91;
+            data.hold = seatbelt_schemas::meter::Amounts::request(10, 91, Some(293));
+        },
+    );
+}
+
+#[test]
+fn a_refusal_that_was_none_is_found() {
+    forgery_is_found(
+        |body| matches!(body, EventBody::Refused(_)),
+        |event| {
+            let EventBody::Refused(data) = &mut event.body else {
+                return;
+            };
+            data.asked.output_tokens = 1;
+            data.want = seatbelt_schemas::meter::Amounts::request(10, 1, None);
+        },
+    );
+}
+
+#[test]
+fn a_missing_overrun_is_found_where_it_belongs() {
+    let (position, journal) = forged(
+        |body| matches!(body, EventBody::Overrun(_)),
+        |event| {
+            event.body = unknown();
+        },
+    );
+    found(&journal, &format!("position {}", position.0 + 1));
+}
+
+/// An event that decides nothing: a kind of a later build.
+fn unknown() -> EventBody {
+    let known = Event::decode(&seatbelt_schemas::wire::encode(&serde_json::json!({
+        "v": 1, "position": 1, "at_ms": 0, "account": "a", "kind": "of_a_later_build",
+        "cause": "00000000000000000000000000", "actor": "test", "data": {},
+    })));
+    known.unwrap().body
+}
+
+/// The same journal with one more commit at its end.
+fn and_then(change: impl Fn(&[Commit], Commit) -> Commit) -> (Vec<Bytes>, usize) {
+    let mut commits = commits(&journal());
+    let last = commits.last().unwrap().clone();
+    let mut event = last.events[0].event.clone();
+    event.position = last.last_position().next();
+    event.at_ms = last.at_ms;
+    let blank = Commit {
+        first_position: event.position,
+        events: vec![StoredEvent::new(event)],
+        ..last
+    };
+    let more = change(&commits, blank);
+    commits.push(more);
+    let count = commits.len();
+    (chained(commits), count)
+}
+
+fn with_body(commit: &Commit, body: EventBody) -> Commit {
+    let event = Event {
+        body,
+        ..commit.events[0].event.clone()
+    };
+    Commit {
+        events: vec![StoredEvent::new(event)],
+        ..commit.clone()
+    }
+}
+
+#[test]
+fn a_reservation_that_ends_twice_is_found() {
+    type Pick = fn(&EventBody) -> bool;
+    let ends: [Pick; 3] = [
+        |body| matches!(body, EventBody::Settled(_)),
+        |body| matches!(body, EventBody::Released(_)),
+        |body| matches!(body, EventBody::Expired(_)),
+    ];
+    for pick in ends {
+        let (journal, sequence) = and_then(|commits, blank| {
+            let mut events = commits.iter().flat_map(|commit| &commit.events);
+            let end = events.find(|stored| pick(&stored.event.body)).unwrap();
+            with_body(&blank, end.event.body.clone())
+        });
+        found(&journal, &format!("sequence {sequence}, position"));
+    }
+}
+
+#[test]
+fn a_commit_of_a_reign_that_never_began_is_found() {
+    let (journal, sequence) = and_then(|_, blank| {
+        let commit = with_body(&blank, unknown());
+        Commit {
+            epoch: Epoch(commit.epoch.0 + 1),
+            ..commit
+        }
+    });
+    found(&journal, &format!("sequence {sequence}"));
+}
+
+#[test]
+fn another_partitions_commit_is_found() {
+    let (journal, sequence) = and_then(|_, blank| Commit {
+        partition: seatbelt_schemas::position::Partition(1),
+        ..blank
+    });
+    found(&journal, &format!("sequence {sequence}"));
+}
+
+#[test]
+fn a_second_genesis_is_found() {
+    let (journal, sequence) =
+        and_then(|commits, blank| with_body(&blank, commits[0].events[0].event.body.clone()));
+    found(&journal, &format!("sequence {sequence}"));
+}
