@@ -16,7 +16,7 @@ use futures::{StreamExt, future::BoxFuture, stream};
 use seatbelt_schemas::{
     event::{Report, Timings, UsageSource},
     position::Position,
-    usage::{Outcome, Usage, UsageEvent},
+    usage::{Usage, UsageEvent},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot},
@@ -232,7 +232,10 @@ impl Job {
         body: Bytes,
         read: Answer,
     ) -> Result<Response, ApiError> {
-        let failed_midway = self.neuron.is_some() && status == StatusCode::INTERNAL_SERVER_ERROR;
+        // a neuron that turns a request away answers 4xx or 503; other errors come after work
+        let failed_midway = self.neuron.is_some()
+            && status.is_server_error()
+            && status != StatusCode::SERVICE_UNAVAILABLE;
         if read.usage.is_some() || failed_midway {
             let known = Known {
                 usage: read.usage,
@@ -290,11 +293,10 @@ impl Job {
             _ => None,
         };
         if let Some(event) = &event
-            && event.outcome == Outcome::Rejected
             && event.usage.input_tokens == 0
             && event.usage.output_tokens == 0
         {
-            reservation.release("neuron turned the request away").await;
+            reservation.release("neuron reported no usage").await;
             return Ok(None);
         }
         let (usage, source) = self.account_for(&reservation, &known, event.as_ref());

@@ -192,3 +192,24 @@ async fn a_full_neuron_costs_nothing() {
     );
     assert_eq!(stack.spent_once_idle().await, 0);
 }
+
+#[tokio::test]
+async fn a_neuron_that_ran_out_of_time_is_settled_from_its_report() {
+    let stack = with_neuron(1000).await;
+    let error = r#"{"error":{"message":"deadline passed"}}"#.to_owned();
+    stack
+        .upstream
+        .plays(Script::Whole(504, "application/json", error));
+    for (output_tokens, spent) in [(3, 13), (0, 13)] {
+        let input_tokens = if output_tokens == 0 { 0 } else { 10 };
+        let hits = stack.upstream.hits();
+        let asked = tokio::spawn(stack.chat(&tiny(hi(20))).send());
+        eventually(async || (stack.upstream.hits() > hits).then_some(())).await;
+        let headers = stack.upstream.last().headers;
+        let reservation = headers["x-seatbelt-reservation"].to_str().unwrap();
+        let reported = event(reservation, Outcome::Expired, input_tokens, output_tokens);
+        stack.usage.publish(reported);
+        assert_eq!(asked.await.unwrap().unwrap().status().as_u16(), 504);
+        assert_eq!(stack.spent_once_idle().await, spent);
+    }
+}
