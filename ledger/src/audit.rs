@@ -214,11 +214,17 @@ impl Verifier {
             EventBody::Genesis(_) | EventBody::WriterStarted(_) => self.decide_start(event, commit),
             EventBody::Reserved(data) => {
                 let request = (&data.scopes, data.asked, data.reservation);
-                decide_reserve(self.account(event)?, context, event, request, 1)
+                decide_reserve(self.account(event)?, context, event, request, None)
             }
             EventBody::Refused(data) => {
+                let at_ms = data.decided_at_ms.unwrap_or(event.at_ms);
+                if at_ms > event.at_ms {
+                    return Err("was decided after it was written".to_owned());
+                }
+                let context = Context { at_ms, ..context };
                 let request = (&data.scopes, data.asked, data.reservation);
-                decide_reserve(self.account(event)?, context, event, request, data.count)
+                let counted = Some((data.count, data.decided_at_ms));
+                decide_reserve(self.account(event)?, context, event, request, counted)
             }
             EventBody::Resized(data) => {
                 let (input, output) = (data.hold.input_tokens, data.hold.output_tokens);
@@ -376,7 +382,7 @@ fn decide_reserve(
         seatbelt_schemas::event::Asked,
         seatbelt_schemas::ids::ReservationId,
     ),
-    count: u64,
+    counted: Option<(u64, Option<u64>)>,
 ) -> Result<EventBody, String> {
     let request = ReserveRequest {
         reservation,
@@ -392,7 +398,7 @@ fn decide_reserve(
     match decide::reserve(account, context, request, true).map_err(|error| error.to_string())? {
         Verdict::Reserve(data) => Ok(data.into()),
         Verdict::Refuse(mut data) => {
-            data.count = count;
+            (data.count, data.decided_at_ms) = counted.unwrap_or((1, None));
             Ok(data.into())
         }
         Verdict::Wait(_) => Err(format!(

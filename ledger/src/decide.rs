@@ -117,6 +117,7 @@ pub fn reserve(
         resets_at_ms: shortage.resets_at_ms,
         caps: survey.evidence,
         count: 1,
+        decided_at_ms: None,
     }))
 }
 

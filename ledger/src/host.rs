@@ -124,6 +124,7 @@ impl HostedPartition {
             ledger: config.ledger.clone(),
             writer: config.writer.clone(),
             expiry_grace_ms: config.expiry_grace_ms,
+            single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
         };
         let task = Task {
             config,
@@ -468,7 +469,11 @@ impl<J: Journal> Task<J> {
             let Some((expected, payload)) = writer.in_flight().or_else(|| writer.take_append())
             else {
                 if stopping && self.receiver.is_empty() {
-                    return End::Shutdown;
+                    writer.write_all_counted(now_ms());
+                    if writer.pending() == 0 {
+                        return End::Shutdown;
+                    }
+                    continue;
                 }
                 self.idle(writer, &mut stopping).await;
                 continue;

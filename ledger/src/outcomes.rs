@@ -12,7 +12,7 @@ use std::{
 
 use seatbelt_schemas::{
     command::{Change, Refusal, Release, Reserve, Resize, Resolution, Settle},
-    event::{Asked, Event, EventBody, Report},
+    event::{Asked, Event, EventBody, Refused, Report},
     ids::{AccountId, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::Amounts,
     position::Position,
@@ -185,6 +185,24 @@ impl Outcome {
         }
     }
 
+    /// A refusal as callers see it; `None` where its cap is gone.
+    pub fn of_refused(
+        data: &Refused,
+        position: Position,
+        at_ms: u64,
+        account: Option<&Account>,
+    ) -> Option<Self> {
+        let cap = account?.cap(&data.cap)?;
+        Some(Self::Refused(Box::new(Refusal {
+            position,
+            at_ms,
+            reason: data.reason,
+            cap: cap.standing(at_ms),
+            requested: data.want.held_in(cap.spec.meter).unwrap_or(0),
+            resets_at_ms: data.resets_at_ms,
+        })))
+    }
+
     /// The outcome that an event records, given the account after it.
     fn of_event(event: &Event, account: Option<&Account>) -> Option<Self> {
         let position = event.position;
@@ -199,18 +217,7 @@ impl Outcome {
                     ended: None,
                 })
             }
-            EventBody::Refused(data) => {
-                let cap = account?.cap(&data.cap)?;
-                let requested = data.want.held_in(cap.spec.meter).unwrap_or(0);
-                Some(Self::Refused(Box::new(Refusal {
-                    position,
-                    at_ms: event.at_ms,
-                    reason: data.reason,
-                    cap: cap.standing(event.at_ms),
-                    requested,
-                    resets_at_ms: data.resets_at_ms,
-                })))
-            }
+            EventBody::Refused(data) => Self::of_refused(data, position, event.at_ms, account),
             EventBody::Resized(data) => resolved(data.hold),
             EventBody::Settled(data) => resolved(data.charge),
             EventBody::Released(_) => resolved(Amounts::zero()),
@@ -274,12 +281,15 @@ impl Outcomes {
             return;
         };
         // of several events with one cause (a settle and its overrun) the first tells
-        self.hot
-            .entry(event.cause)
-            .or_insert((fingerprint, outcome));
+        self.remember(event.cause, fingerprint, outcome);
+    }
+
+    /// Notes the outcome of a command, unless one is known.
+    pub fn remember(&mut self, id: CommandId, fingerprint: Fingerprint, outcome: Outcome) {
+        self.hot.entry(id).or_insert((fingerprint, outcome));
         if self.hot.len() > HOT_MAX {
             // not this one, however old its id is: its caller has not been answered yet
-            let dropped = self.hot.keys().copied().find(|known| *known != event.cause);
+            let dropped = self.hot.keys().copied().find(|known| *known != id);
             dropped.map(|dropped| self.hot.remove(&dropped));
             self.floor = self.floor.max(dropped);
         }

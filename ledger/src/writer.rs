@@ -17,7 +17,7 @@ use seatbelt_schemas::{
         ReserveOutcome, Resize, Resolution, Settle, Standing,
     },
     commit::{COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, COMMIT_OVERHEAD_MAX, ChainHash, encode_commit},
-    event::{Event, EventBody, Genesis, WriterStarted},
+    event::{Event, EventBody, Genesis, Refused, WriterStarted},
     ids::{AccountId, Actor, CapId, CommandId, LedgerId, ReservationId},
     meter::Amounts,
     position::{Epoch, Partition, Partitions, Position},
@@ -33,8 +33,10 @@ use crate::{
     partition::PartitionState,
 };
 
+pub mod tally;
 pub mod waiting;
 
+use tally::{Counted, SINGLE_REFUSALS_PER_SECOND, Tallies};
 use waiting::{WAIT_MS_MAX, WAITERS_PER_ACCOUNT_MAX, Waiter, Waiting};
 
 /// Most decisions that wait for their commit; beyond it commands are turned away as unavailable.
@@ -60,6 +62,13 @@ pub struct WriterConfig {
     pub writer: String,
     /// How long after its deadline a reservation is left alone, ms.
     pub expiry_grace_ms: u64,
+    /// How many refusals of one key by one cap for one reason are events of their own, per second.
+    pub single_refusals_per_second: u32,
+}
+
+impl WriterConfig {
+    /// The usual rate of refusals that are events of their own.
+    pub const SINGLE_REFUSALS_DEFAULT: u32 = SINGLE_REFUSALS_PER_SECOND;
 }
 
 /// A command.
@@ -154,6 +163,7 @@ pub struct Writer<T> {
     state: PartitionState,
     outcomes: Outcomes,
     waiting: Waiting<T>,
+    tallies: Tallies,
     deadlines: BTreeSet<(u64, ReservationId, AccountId)>,
     pending: VecDeque<Pending>,
     in_flight: Option<InFlight>,
@@ -183,6 +193,7 @@ impl<T: Caller> Writer<T> {
             epoch: state.epoch().next(),
             deadlines: deadlines.collect(),
             durable: state.position(),
+            tallies: Tallies::new(config.single_refusals_per_second),
             config,
             state,
             outcomes,
@@ -264,6 +275,17 @@ impl<T: Caller> Writer<T> {
         while let Some(account) = self.waiting.pop_due(now_ms) {
             self.sweep(now_ms, &account);
         }
+        while let Some(account) = self.tallies.pop_due(now_ms) {
+            self.write_counted(now_ms, &account);
+            self.tallies.close(now_ms, &account);
+        }
+    }
+
+    /// Writes all refusals that are counted and not yet written, before a planned end.
+    pub fn write_all_counted(&mut self, now_ms: u64) {
+        for account in self.tallies.counting() {
+            self.write_counted(now_ms, &account);
+        }
     }
 
     /// The next moment at which [`Writer::tick`] has something to do.
@@ -272,10 +294,14 @@ impl<T: Caller> Writer<T> {
             .deadlines
             .first()
             .map(|(at_ms, ..)| at_ms + self.config.expiry_grace_ms);
-        [deadline, self.waiting.next_wake_ms()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            deadline,
+            self.waiting.next_wake_ms(),
+            self.tallies.next_due_ms(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// A caller of this account went away: whoever waited behind it may fit now.
@@ -418,8 +444,32 @@ impl<T: Caller> Writer<T> {
         CommandId::from_parts(self.event_ms(now_ms), unique)
     }
 
-    /// Records one event: state, outcome, and the next commit.
+    /// Writes one event. Refusals that were counted on the state before it are written first: they
+    /// decide again only there.
     fn write(
+        &mut self,
+        now_ms: u64,
+        account: &AccountId,
+        cause: CommandId,
+        actor: &Actor,
+        body: EventBody,
+    ) -> Position {
+        match &body {
+            EventBody::PriceSet(_) => self.write_all_counted(now_ms),
+            _ => self.write_counted(now_ms, account),
+        }
+        self.record(now_ms, account, cause, actor, body)
+    }
+
+    fn write_counted(&mut self, now_ms: u64, account: &AccountId) {
+        for Counted { cause, data } in self.tallies.drain(account) {
+            let actor = Actor::key(&data.scopes.key);
+            self.record(now_ms, account, cause, &actor, data.into());
+        }
+    }
+
+    /// Records one event: state, outcome, and the next commit.
+    fn record(
         &mut self,
         now_ms: u64,
         account: &AccountId,
@@ -616,7 +666,7 @@ impl<T: Caller> Writer<T> {
                 None
             }
             Ok(Verdict::Refuse(data)) => {
-                self.conclude(now_ms, waiter, data.into());
+                self.refuse(now_ms, waiter, data);
                 None
             }
             Err(error) => {
@@ -624,6 +674,34 @@ impl<T: Caller> Writer<T> {
                     self.ready.push((caller, Err(error.clone())));
                 }
                 None
+            }
+        }
+    }
+
+    /// Writes a refusal, or counts it where its key has caused many in this second. What is counted
+    /// is answered at once: it takes nothing from anybody, and its event follows within a second.
+    fn refuse(&mut self, now_ms: u64, waiter: Waiter<T>, data: Refused) {
+        let (account, at_ms) = (waiter.command.account.clone(), self.event_ms(now_ms));
+        let counted = Refused {
+            decided_at_ms: Some(at_ms),
+            ..data.clone()
+        };
+        let single = !self
+            .tallies
+            .take(now_ms, &account, waiter.command.id, counted);
+        if single {
+            return self.conclude(now_ms, waiter, data.into());
+        }
+        let position = self.state.position();
+        let fingerprint = Fingerprint::of_reserve(&waiter.command);
+        let known = self.state.account(&account);
+        if let Some(outcome) = Outcome::of_refused(&data, position, at_ms, known) {
+            self.outcomes
+                .remember(waiter.command.id, fingerprint, outcome);
+        }
+        for caller in waiter.callers {
+            if let Some(Ok((_, reply))) = self.recall(&account, waiter.command.id, fingerprint) {
+                self.answer(caller, reply);
             }
         }
     }

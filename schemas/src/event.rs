@@ -223,9 +223,13 @@ pub struct Refused {
     pub resets_at_ms: Option<u64>,
     /// Every matching cap, as the decision met it.
     pub caps: Vec<CapEvidence>,
-    /// How many equal refusals this event stands for; one where absent.
+    /// How many refusals of the same key, cap and reason this event stands for; one where absent.
+    /// The numbers are those of the last of them.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub count: u64,
+    /// When the last of them was decided, unix ms, where that was before this event was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided_at_ms: Option<u64>,
 }
 
 fn one() -> u64 {

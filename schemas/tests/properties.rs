@@ -175,7 +175,12 @@ prop_compose! {
         reason in select(vec![RefusalReason::Spent, RefusalReason::Unsatisfiable, RefusalReason::Held, RefusalReason::Unpriced]),
     ) -> Refused {
         let Reserved { reservation, scopes, asked, hold: want, price, caps } = reserved;
-        Refused { reservation, scopes, asked, want, price, reason, cap, resets_at_ms, caps, count }
+        let fields = serde_json::json!({
+            "reservation": reservation, "scopes": scopes, "asked": asked, "want": want, "price": price,
+            "reason": reason, "cap": cap, "resets_at_ms": resets_at_ms, "caps": caps, "count": count,
+            "decided_at_ms": resets_at_ms,
+        });
+        serde_json::from_value(fields).unwrap()
     }
 }
 

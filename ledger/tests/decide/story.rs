@@ -116,6 +116,7 @@ fn config() -> WriterConfig {
         ledger: LedgerId::new("story").unwrap(),
         writer: "story".to_owned(),
         expiry_grace_ms: GRACE_MS,
+        single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
     }
 }
 

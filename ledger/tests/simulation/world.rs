@@ -131,6 +131,15 @@ impl World {
         )
     }
 
+    /// In every second world refusals are counted from the second one of a second on.
+    fn single_refusals(&self) -> u32 {
+        if self.seed.is_multiple_of(2) {
+            1
+        } else {
+            WriterConfig::SINGLE_REFUSALS_DEFAULT
+        }
+    }
+
     fn set_up(&mut self) {
         let rates = Rates::flat(1_000_000, 3_000_000);
         let price = Price {
@@ -252,6 +261,7 @@ impl World {
             ledger: LedgerId::new("sim").unwrap(),
             writer: "sim".to_owned(),
             expiry_grace_ms: 1_000,
+            single_refusals_per_second: self.single_refusals(),
         };
         let tail = Sequence(self.journal.len() as u64);
         let writer = Writer::start(config, state, outcomes, tail, self.now_ms);
@@ -571,6 +581,7 @@ impl World {
         token: &Token,
         answer: Result<Reply, CommandError>,
     ) -> Result<(), String> {
+        let counts = self.single_refusals() == 1;
         let call = &mut self.calls[token.call];
         let (id, taken) = match &call.request {
             Request::Reserve(command) => (command.id, false),
@@ -589,6 +600,8 @@ impl World {
                     .push((command.account.clone(), grant.reservation));
                 Some(grant.position)
             }
+            // a counted refusal has no event of its own, and its answer is not durable
+            Ok(Reply::Reserve(ReserveOutcome::Refused(_))) if counts => None,
             Ok(Reply::Reserve(ReserveOutcome::Refused(refusal))) => Some(refusal.position),
             Ok(Reply::Resolution(resolution)) => Some(resolution.position),
             Ok(Reply::Admin(outcome)) => outcome.position,

@@ -20,6 +20,7 @@ use seatbelt_schemas::{
     usage::{NeuronUsage, Outcome, Usage, UsageEvent},
     window::{Period, Window},
 };
+use serde_json::json;
 
 /// 2026-11-20T12:00:00Z.
 const AT_MS: u64 = 1_795_176_000_000;
@@ -255,19 +256,18 @@ fn settled() -> Settled {
     }
 }
 
+/// Read, not built: what a later build adds is absent here.
 fn refused() -> Refused {
-    Refused {
-        reservation: reservation(1),
-        scopes: key_alone(),
-        asked: asked(),
-        want: hold(),
-        price: None,
-        reason: RefusalReason::Spent,
-        cap: cap("key/key-1/tokens/balance"),
-        resets_at_ms: None,
-        caps: evidence(),
-        count: 1,
-    }
+    let least = json!({
+        "reservation": reservation(1),
+        "scopes": key_alone(),
+        "asked": asked(),
+        "want": hold(),
+        "reason": RefusalReason::Spent,
+        "cap": "key/key-1/tokens/balance",
+        "caps": evidence(),
+    });
+    serde_json::from_value(least).unwrap()
 }
 
 fn cap_set() -> CapSpec {

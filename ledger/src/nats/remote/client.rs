@@ -79,27 +79,29 @@ impl Inner {
             within_ms: 0,
             body,
         };
-        let (mut again, mut pause) = (AGAIN_FIRST, PAUSE_MIN);
-        let mut detail = format!("the host of partition {} does not answer", self.partition);
-        let mut send_at = Instant::now();
+        let mut send = || {
+            // the host works on it until the last try ends: if it gave a hold back before, a later
+            // try would be told of a hold that is no more
+            let left = deadline.saturating_duration_since(Instant::now());
+            request.within_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            self.try_once(&subject, wire::encode(&request).into(), left)
+        };
         // replies to earlier tries stay welcome
-        let mut tries = FuturesUnordered::new();
+        let mut tries = FuturesUnordered::from_iter([send()]);
+        let (mut again, mut pause) = (AGAIN_FIRST, PAUSE_MIN);
+        let mut send_at = Instant::now() + again;
+        let mut detail = format!("the host of partition {} does not answer", self.partition);
         loop {
             let tried = tokio::select! {
                 biased;
                 Some(tried) = tries.next() => tried,
                 () = sleep_until(send_at.min(deadline)) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
+                    if Instant::now() >= deadline {
                         return Err(CommandError::Unavailable { detail });
                     }
-                    // the host works on it until the last try ends: if it gave a hold back before,
-                    // a later try would be told of a hold that is no more
-                    request.within_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-                    let payload = Bytes::from(wire::encode(&request));
-                    tries.push(self.try_once(&subject, payload, left));
-                    send_at = Instant::now() + again;
+                    tries.push(send());
                     again *= 2;
+                    send_at = Instant::now() + again;
                     continue;
                 }
             };
