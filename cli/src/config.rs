@@ -33,6 +33,8 @@ pub use upstreams::{MaxField, Upstream, UpstreamKind, UpstreamModel};
 /// Everything that one file configures.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The file it was read from; none where it was read from text.
+    pub file: Option<PathBuf>,
     /// Where events are kept.
     pub nats: Nats,
     /// The ledger's writers.
@@ -130,7 +132,11 @@ impl Config {
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
         let folder = absolute.parent().unwrap_or(Path::new("/"));
-        Self::from_text(&text, &environment, folder)
+        let config = Self::from_text(&text, &environment, folder)?;
+        Ok(Self {
+            file: Some(absolute),
+            ..config
+        })
     }
 
     /// Reads text, with `environment` laid over it; paths are relative to `folder`.
@@ -168,6 +174,7 @@ impl Config {
         prices_agree(&root, &upstreams, neuron.as_ref());
         root.finish();
         Self {
+            file: None,
             nats,
             ledger,
             gateway,

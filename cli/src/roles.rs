@@ -15,7 +15,11 @@ use seatbelt_ledger::{
     nats::{self, Nats},
 };
 use seatbelt_neuron::NeuronError;
-use seatbelt_projector::{ProjectorError, SnapshotReader};
+use seatbelt_projector::{
+    ProjectorError, SnapshotReader,
+    reconcile::{RECONCILE_GRACE, Reconcile, reconcile},
+    store::NatsUsage,
+};
 use seatbelt_schemas::command::CommandError;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -32,11 +36,13 @@ mod gateway;
 mod neuron;
 mod parts;
 mod ready;
+mod remote;
 
 use bus::Bus;
 pub use bus::BusError;
 use parts::Running;
 pub use ready::Ready;
+use remote::Remote;
 
 /// How long our own neuron may take to be seen once it is registered.
 const NEURON_SEEN_MAX: Duration = Duration::from_secs(10);
@@ -182,6 +188,16 @@ async fn start(
             Some(_) => Some(start_ledger(config, bus, running).await?),
             None => None,
         };
+        match (&ledger, role) {
+            (Some(ledger), Role::All) => {
+                let ledger: Arc<dyn Ledger> = Arc::<ClusterLedger>::clone(ledger);
+                start_reconcile(bus, ledger, running).await?;
+            }
+            (None, Role::Projector) => {
+                start_reconcile(bus, Arc::new(Remote::new(bus)), running).await?;
+            }
+            _ => {}
+        }
         if matches!(role, Role::All | Role::Neuron)
             && let Some(neuron) = &config.neuron
         {
@@ -221,6 +237,31 @@ async fn start_projector(bus: &Bus, running: &mut Running) -> Result<(), RoleErr
     running.add("projector", stop.clone(), async move {
         let projected = seatbelt_projector::run(parts, stop).await;
         projected.map_err(RoleError::Projector)
+    });
+    Ok(())
+}
+
+/// Settles from usage events what a dead gateway left open: the projector's, wherever it runs.
+async fn start_reconcile(
+    bus: &Bus,
+    ledger: Arc<dyn Ledger>,
+    running: &mut Running,
+) -> Result<(), RoleError> {
+    let store = nats::snapshot_bucket(&bus.nats, &bus.names, bus.replicas).await;
+    let parts = Reconcile {
+        usage: Arc::new(NatsUsage {
+            nats: bus.nats.clone(),
+            names: bus.names.clone(),
+        }),
+        snapshots: Arc::new(store.map_err(BusError::from)?),
+        partitions: bus.meta.partitions,
+        ledger,
+        grace: RECONCILE_GRACE,
+    };
+    let stop = CancellationToken::new();
+    running.add("reconcile", stop.clone(), async move {
+        reconcile(parts, stop).await;
+        Ok(())
     });
     Ok(())
 }

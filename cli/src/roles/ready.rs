@@ -59,8 +59,8 @@ impl Ready {
     }
 }
 
-/// A `curl` with the first declared key for the first model. It shows that key's secret, which
-/// stands in the configuration already, to whoever started the process, and never in a log.
+/// A `curl` with the first declared key for the first model. Standard error may be kept as a log, so
+/// the secret is not in it: the shell takes it from the configuration file.
 pub(super) fn example(config: &Config, gateway: &str) -> Option<String> {
     let key = config.keys.first()?;
     let own = config.neuron.iter().flat_map(|neuron| &neuron.models);
@@ -71,20 +71,31 @@ pub(super) fn example(config: &Config, gateway: &str) -> Option<String> {
     let model = own
         .map(|model| &model.id)
         .chain(foreign.map(|model| &model.id))
-        .next()?;
+        .next()
+        .filter(|model| !model.as_str().contains('\''))?;
     let body = serde_json::json!({
         "model": model.as_str(),
         "messages": [{"role": "user", "content": "Hello!"}],
         "max_tokens": 32,
     });
-    let plain = |text: &str| !text.contains('\'');
-    let (secret, body) = (key.secret.expose(), body.to_string());
-    (plain(secret) && plain(&body)).then(|| {
-        format!(
-            "curl {gateway}/v1/chat/completions -H 'authorization: Bearer {secret}' \\\n  \
-             -H 'content-type: application/json' -d '{body}'"
-        )
-    })
+    let secret =
+        in_shell(config, key.secret.expose()).unwrap_or_else(|| format!("<secret of {}>", key.key));
+    Some(format!(
+        "curl {gateway}/v1/chat/completions \\\n  -H \"authorization: Bearer {secret}\" \\\n  \
+         -H 'content-type: application/json' -d '{body}'"
+    ))
+}
+
+/// How a shell reads the secret: the first quoted text of its own line in the file, where it is that.
+fn in_shell(config: &Config, secret: &str) -> Option<String> {
+    let file = config.file.as_deref()?;
+    let path = file.to_str().filter(|path| !path.contains('\''))?;
+    let text = std::fs::read_to_string(file).ok()?;
+    let quoted = |line: &str| line.split('"').nth(1) == Some(secret);
+    let number = 1 + text.lines().position(quoted)?;
+    Some(format!(
+        "$(sed -n '{number}s/^[^\"]*\"\\([^\"]*\\)\".*/\\1/p' '{path}')"
+    ))
 }
 
 #[cfg(test)]
@@ -104,5 +115,28 @@ mod tests {
             r#"{"ready":true,"gateway":"http://127.0.0.1:8080","metrics":"http://127.0.0.1:9090","nats":"nats://127.0.0.1:4222"}"#
         );
         assert!(ready.text().contains("gateway  http://127.0.0.1:8080"));
+    }
+
+    #[test]
+    fn the_example_gets_the_secret_from_the_file_and_does_not_show_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("seatbelt.toml");
+        let text = concat!(
+            "[[entitlements.keys]]\nkey = \"sk-hush\" # ours\naccount_id = \"a\"\nkey_id = \"k\"\n",
+            "[neuron]\nmodels = [{ id = \"tiny\", path = \"m\" }]\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let config = Config::load(&file).unwrap();
+        let example = example(&config, "http://here").unwrap();
+        assert!(!example.contains("sk-hush"), "{example}");
+        let begin = example.find("$(").unwrap() + 2;
+        let command = &example[begin..begin + example[begin..].find("')\"").unwrap() + 1];
+        let shell = std::process::Command::new("/bin/sh")
+            .args(["-c", command])
+            .output();
+        assert_eq!(
+            String::from_utf8(shell.unwrap().stdout).unwrap(),
+            "sk-hush\n"
+        );
     }
 }

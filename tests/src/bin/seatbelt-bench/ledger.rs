@@ -46,9 +46,13 @@ pub(crate) async fn measure() {
     let server = TestNats::start().await;
     let nats = server.connect("bench").await;
     let names = Names::default();
-    let journal = NatsJournal::open(&nats, &names, Partition(0), 1).await.unwrap();
+    let journal = NatsJournal::open(&nats, &names, Partition(0), 1)
+        .await
+        .unwrap();
     let raw = Names::new("raw").unwrap();
-    let raw = NatsJournal::open(&nats, &raw, Partition(0), 1).await.unwrap();
+    let raw = NatsJournal::open(&nats, &raw, Partition(0), 1)
+        .await
+        .unwrap();
     let bench = Bench::start(journal.clone()).await;
     idle(&bench, &journal, &raw).await;
     hot(Arc::new(bench)).await;
@@ -88,7 +92,11 @@ impl Bench {
             team: None,
             secret_sha256: None,
         };
-        for change in [Change::OpenAccount, Change::IssueKey(issued), Change::SetCap(cap)] {
+        for change in [
+            Change::OpenAccount,
+            Change::IssueKey(issued),
+            Change::SetCap(cap),
+        ] {
             let command = Admin {
                 id: command_id(),
                 account: self.account.clone(),
@@ -192,7 +200,10 @@ async fn idle(bench: &Bench, journal: &NatsJournal, raw: &NatsJournal) {
         }
     }
     println!("\nledger, one account, nothing else running ({bytes} bytes a commit)");
-    println!("{:<28} {:>9} {:>9} {:>8} {:>8}", "operation", "p50 ms", "p99 ms", "p50 x", "p99 x");
+    println!(
+        "{:<28} {:>9} {:>9} {:>8} {:>8}",
+        "operation", "p50 ms", "p99 ms", "p50 x", "p99 x"
+    );
     row("raw compare-and-append", &appends, &appends);
     row("reserve, durable", &reserves, &appends);
 }
