@@ -255,7 +255,6 @@ async fn through(harm: impl AsyncFnOnce(&mut Child, &AtomicU64)) -> Duration {
     assert_eq!(ledger.hosted().len(), 4, "all are hosted here now");
     check_journals(&nats, made).await;
     ledger.stop().await;
-    println!("longest wait of a caller: {longest:?}");
     longest
 }
 
