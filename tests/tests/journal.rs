@@ -313,7 +313,9 @@ async fn append_until_known(journal: &NatsJournal, at: Sequence, bytes: Bytes) -
         loop {
             match journal.append(at, bytes.clone()).await {
                 Ok(landed) => return landed,
-                Err(AppendError::WrongSequence { .. }) => return journal.end().await.unwrap(),
+                Err(AppendError::WrongSequence { .. }) => {
+                    return journal.end().await.expect("an end");
+                }
                 Err(AppendError::Unknown { .. }) => {}
                 Err(refused) => panic!("{refused:?}"),
             }

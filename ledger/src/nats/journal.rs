@@ -20,6 +20,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use seatbelt_schemas::{names::Names, position::Partition};
+use tokio::time::timeout;
 
 use super::{
     Nats, ProvisionError,
@@ -156,12 +157,15 @@ impl NatsJournal {
             expected,
             source: SILENCE.into(),
         };
-        if self.replicas != 1 {
+        if self.replicas != 1 || !self.nats.is_connected() {
             return unknown;
         }
         let probe = self.publish(NOWHERE, Bytes::new(), PROBE_MAX).await;
-        match (probe, self.end().await) {
-            (Published::WrongPlace, Ok(end)) if end == expected => AppendError::Refused {
+        if !matches!(probe, Published::WrongPlace) {
+            return unknown;
+        }
+        match timeout(PROBE_MAX, self.end()).await {
+            Ok(Ok(end)) if end == expected => AppendError::Refused {
                 detail: format!(
                     "stream {} answers but stores nothing: its storage is full or broken; see the log of nats-server, make room, and start it again",
                     self.stream
