@@ -10,12 +10,13 @@ use seatbelt_schemas::{
     event::{
         AccountOpened, Adjusted, Asked, CapRemoved, Credited, EventBody, Expired, KeyIssued,
         KeyRevoked, OnShort, OnUnknown, Overrun, RefusalReason, Refused, Released, Report,
-        Reserved, Resized, Settled, ThresholdCrossed,
+        Reserved, Resized, Settled, ThresholdCrossed, UsageSource,
     },
     ids::{CapId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::{Amounts, Meter},
     price::Price,
     scope::Scopes,
+    usage::Usage,
     window::Window,
 };
 
@@ -368,13 +369,7 @@ pub fn settle(
         (None, Some(expired)) => (&expired.reservation, true),
         (None, None) => return Err(CommandError::UnknownReservation { reservation }),
     };
-    let cost = match price_of(open, context) {
-        None => None,
-        Some(price) => Some(price.cost(&report.usage).ok_or_else(|| {
-            CommandError::invalid("the cost of the reported usage is not countable")
-        })?),
-    };
-    let charge = Amounts::request(report.usage.input_tokens, report.usage.output_tokens, cost);
+    let charge = charge(open, price_of(open, context), report)?;
     let above = charge.above(&open.hold);
     let key = open.scopes.key.clone();
     let overrun = (!above.is_zero()).then_some(Overrun {
@@ -393,6 +388,34 @@ pub fn settle(
         late,
     };
     Ok((settled, overrun))
+}
+
+/// What a report comes to. Where nothing was reported the whole hold is charged, its dearest cost
+/// included; where tokens were only counted, their kinds are not known and the dearest rate applies.
+fn charge(
+    open: &Reservation,
+    price: Option<&Price>,
+    report: &Report,
+) -> Result<Amounts, CommandError> {
+    let Usage {
+        input_tokens,
+        output_tokens,
+        ..
+    } = report.usage;
+    let countable = |cost: Option<u64>| {
+        let uncountable =
+            || CommandError::invalid("the cost of the reported usage is not countable");
+        cost.map(Some).ok_or_else(uncountable)
+    };
+    let cost = match (report.source, price) {
+        (UsageSource::Hold, _) => return Ok(open.hold),
+        (_, None) => None,
+        (UsageSource::Counted, Some(price)) => countable(price.bound(input_tokens, output_tokens))?,
+        (UsageSource::Neuron | UsageSource::Upstream, Some(price)) => {
+            countable(price.cost(&report.usage))?
+        }
+    };
+    Ok(Amounts::request(input_tokens, output_tokens, cost))
 }
 
 /// Decides a release.

@@ -1,9 +1,12 @@
 //! The life of a reservation: every way in which it changes and ends, and what each charges.
 
+use seatbelt_ledger::{api::Ack, writer::Request};
 use seatbelt_schemas::{
     command::{Change, CommandError},
-    event::OnUnknown,
+    event::{OnUnknown, UsageSource},
+    ids::ModelId,
     position::Position,
+    price::{Price, Rates},
 };
 
 use crate::story::{Ask, GRACE_MS, Story, ask, cap_id};
@@ -268,4 +271,37 @@ fn a_command_out_of_bounds_changes_nothing() {
     });
     assert!(matches!(story.error(&call), CommandError::Invalid { .. }));
     story.then(&[]);
+}
+
+#[test]
+fn usage_whose_kinds_are_not_known_is_charged_at_the_dearest_rate() {
+    let mut story = Story::new(&["money account cost balance 100000"]);
+    let rates = Rates {
+        cache_write: 5000,
+        reasoning: 9000,
+        ..Rates::flat(1000, 2000)
+    };
+    let model = ModelId::new("priced").unwrap();
+    story.change(Change::SetPrice(Price {
+        model: model.clone(),
+        version: 0,
+        rates,
+        long_context: None,
+    }));
+    story.skip();
+    for (source, told) in [
+        (UsageSource::Upstream, "settled 4+6 for 16"),
+        (UsageSource::Counted, "settled 4+6 for 74"),
+        (UsageSource::Hold, "settled 10+20 for 230"),
+    ] {
+        let call = story.reserve(&Ask {
+            model: Some("priced"),
+            ..ask(10, 20)
+        });
+        let mut command = story.settle_command(&call, 4, 6);
+        command.report.source = source;
+        story.send(command.id, Request::Settle(command, Ack::Durable));
+        story.then(&["reserved 10+20 for 230", told]);
+    }
+    story.proved();
 }
