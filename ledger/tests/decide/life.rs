@@ -283,7 +283,7 @@ fn usage_whose_kinds_are_not_known_is_charged_at_the_dearest_rate() {
     };
     let model = ModelId::new("priced").unwrap();
     story.change(Change::SetPrice(Price {
-        model: model.clone(),
+        model,
         version: 0,
         rates,
         long_context: None,
