@@ -20,6 +20,10 @@ use serde::{Deserialize, Serialize};
 
 /// Version of both shapes.
 pub const RECORD_VERSION: u8 = 1;
+/// Largest snapshot that is kept: what a NATS server takes by default, less its headers. Of a larger
+/// one (some thousands of open reservations) only the fact is kept, as [`TooLarge`]: readers are told,
+/// and the projector folds that account again from the journal when it starts.
+pub const SNAPSHOT_BYTES_MAX: usize = 1024 * 1024 - 16 * 1024;
 
 /// How far a partition's snapshots are current.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +56,22 @@ pub struct AccountSnapshot {
     pub state: Account,
 }
 
+/// Stands where an account's snapshot would, which is larger than [`SNAPSHOT_BYTES_MAX`]. It has no
+/// `state`, so it is never taken for one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TooLarge {
+    /// Version of this shape: 1.
+    pub v: u8,
+    /// The account.
+    pub account: AccountId,
+    /// Position up to which the account was folded.
+    pub position: Position,
+    /// Time of the partition's last event then, unix ms.
+    pub at_ms: u64,
+    /// How large it would be.
+    pub too_large: u64,
+}
+
 fn versioned(what: &'static str, v: u8) -> Result<(), WireError> {
     match v {
         RECORD_VERSION => Ok(()),
@@ -77,6 +97,27 @@ impl AccountSnapshot {
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let snapshot: Self = wire::decode("account snapshot", bytes)?;
         versioned("account snapshot", snapshot.v).map(|()| snapshot)
+    }
+
+    /// A snapshot as it is kept: whole, or as [`TooLarge`].
+    pub(crate) fn kept(
+        account: &AccountId,
+        position: Position,
+        at_ms: u64,
+        state: &Account,
+    ) -> Bytes {
+        let whole = Self::encode(account, position, at_ms, state);
+        if whole.len() <= SNAPSHOT_BYTES_MAX {
+            return whole;
+        }
+        let stand_in = TooLarge {
+            v: RECORD_VERSION,
+            account: account.clone(),
+            position,
+            at_ms,
+            too_large: whole.len() as u64,
+        };
+        wire::encode(&stand_in).into()
     }
 
     /// A snapshot as bytes, without owning the state.

@@ -306,7 +306,7 @@ impl<J: Journal> Snapshots<J> {
             .iter()
             .filter_map(|account| self.accounts.get(account).map(|folded| (account, folded)))
             .map(|(account, folded)| {
-                let value = AccountSnapshot::encode(account, position, at_ms, &folded.state);
+                let value = AccountSnapshot::kept(account, position, at_ms, &folded.state);
                 (account.clone(), folded.revision, value)
             })
             .collect();

@@ -15,6 +15,7 @@ use seatbelt_schemas::{
     ids::{AccountId, LedgerId},
     names::Names,
     position::{Partition, Partitions, Position},
+    wire,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Halt, Parts, ProjectorError, SnapshotReader,
     feed::message::{FeedMessage, Source},
-    record::{AccountSnapshot, PartitionRecord},
+    record::{AccountSnapshot, PartitionRecord, TooLarge},
     run,
     store::memory::{Fault, Fuse, MemoryFeed, MemorySnapshots},
     testing::{Body, START_MS, capped, commits, commits_of, opened, reserved, settled},
@@ -411,6 +412,48 @@ async fn a_lost_snapshot_is_folded_again_from_the_journal() {
         world.catch_up("p").await;
         world.check("snapshot lost");
     }
+}
+
+#[tokio::test]
+async fn an_account_too_large_for_a_snapshot_holds_nothing_else_up() {
+    let mut lists = vec![vec![opened("a"), opened("b"), capped("b", 100)]];
+    let holds = |from: u64| {
+        (from..from + 150)
+            .map(|number| reserved("a", number, 1))
+            .collect()
+    };
+    lists.extend((0..60).map(|list| holds(list * 150)));
+    let lists: Vec<&[Body]> = lists.iter().map(Vec::as_slice).collect();
+    let story = commits(&lists);
+    let mut world = World::of(story[..60].to_vec());
+    world.catch_up("p").await;
+    let at = START_MS + 1000;
+    let reader = SnapshotReader::new(
+        Arc::new(world.snapshots.clone()),
+        Partitions::try_from(1).unwrap(),
+    );
+    let large = reader.standing(account("a"), None, at).await;
+    assert!(large.is_err(), "a reader is told");
+    assert!(
+        reader
+            .standing(account("b"), None, at)
+            .await
+            .unwrap()
+            .is_some()
+    );
+    // the next start needs the account whole
+    world.append(&story[60..]).await;
+    world.catch_up("p").await;
+    assert_eq!(world.record().unwrap().sequence, 61);
+    let kept = world.snapshots.peek("account.a").unwrap();
+    let kept: TooLarge = wire::decode("stand-in", &kept).unwrap();
+    let mut state = PartitionState::new(PARTITION);
+    for commit in &world.commits {
+        state.accept(&commit.encode()).unwrap();
+    }
+    let whole = state.account(&account("a")).unwrap();
+    let whole = AccountSnapshot::encode(&account("a"), kept.position, kept.at_ms, whole);
+    assert_eq!(kept.too_large, whole.len() as u64);
 }
 
 #[tokio::test]
