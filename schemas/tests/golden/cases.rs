@@ -561,3 +561,12 @@ pub(crate) fn every_cap() -> Vec<Case<Event>> {
         })
         .collect()
 }
+
+/// Refusals that were written as one, later than the last of them was decided.
+pub(crate) fn refused_merged() -> Case<Event> {
+    let mut fields = serde_json::to_value(refused()).unwrap();
+    fields["count"] = json!(250);
+    fields["decided_at_ms"] = json!(AT_MS + 100);
+    let refused: Refused = serde_json::from_value(fields).unwrap();
+    ("refused-merged".to_owned(), event(104, refused.into()))
+}

@@ -235,11 +235,12 @@ fn matches(text: &str, pattern: &str) -> bool {
     }
 }
 
-/// Fields that a kind's schema describes and `data` does not have, at any depth.
-pub(crate) fn absent_fields(kind: &str, data: &Value) -> BTreeSet<String> {
+/// Fields that a kind's schema describes and none of these `data` has, at any depth.
+pub(crate) fn absent_fields(kind: &str, data: &[Value]) -> BTreeSet<String> {
     let file = format!("{kind}.schema.json");
     let mut absent = BTreeSet::new();
-    look_for(&file, &schemas()[&file], &[data], "", &mut absent);
+    let data: Vec<&Value> = data.iter().collect();
+    look_for(&file, &schemas()[&file], &data, "", &mut absent);
     absent
 }
 
