@@ -12,6 +12,7 @@ use crate::{
     foreign::MODEL,
     process::{self, Process},
     until,
+    wait::PATIENCE,
 };
 
 /// A declared key.
@@ -212,7 +213,7 @@ impl Stopped {
         command
             .stdin(std::process::Stdio::null())
             .kill_on_drop(true);
-        let output = tokio::time::timeout(crate::wait::PATIENCE * 2, command.output()).await;
+        let output = tokio::time::timeout(PATIENCE * 2, command.output()).await;
         output
             .unwrap_or_else(|_| panic!("seatbelt {arguments:?} does not end"))
             .unwrap()
@@ -409,11 +410,21 @@ impl Running {
 
     /// A NATS client with the embedded server's own credentials.
     pub async fn nats_client(&self) -> async_nats::Client {
+        let nats = seatbelt_ledger::nats::connect(&self.nats_url(), "test", PATIENCE).await;
+        nats.unwrap().client().clone()
+    }
+
+    /// The embedded server's password.
+    pub fn nats_password(&self) -> String {
+        let url = self.nats_url();
+        let login = url.split(['@', '/']).nth(2).unwrap();
+        login.split(':').nth(1).unwrap().to_owned()
+    }
+
+    fn nats_url(&self) -> String {
         let text = std::fs::read(self.stopped.home.path().join("data/nats.json")).unwrap();
         let found: Value = serde_json::from_slice(&text).unwrap();
-        let url = found["url"].as_str().unwrap();
-        let nats = seatbelt_ledger::nats::connect(url, "test", crate::wait::PATIENCE).await;
-        nats.unwrap().client().clone()
+        found["url"].as_str().unwrap().to_owned()
     }
 
     /// Kills everything at once, as a power failure of the machine would.
