@@ -1,10 +1,10 @@
 //! `[[entitlements.keys]]`: declared keys with their caps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use seatbelt_schemas::{
     amount::{AMOUNT_MAX, parse_usd},
-    cap::{CapSpec, THRESHOLDS_DEFAULT, THRESHOLDS_MAX},
+    cap::{CAPS_PER_SCOPE_MAX, CapSpec, THRESHOLDS_DEFAULT, THRESHOLDS_MAX},
     command::declared_cap_id,
     event::{OnShort, OnUnknown},
     ids::{AccountId, CapId, KeyId, TeamId},
@@ -64,6 +64,8 @@ struct Seen {
     secrets: BTreeMap<String, String>,
     keys: BTreeMap<(AccountId, KeyId), String>,
     caps: BTreeMap<(AccountId, CapId), (CapSpec, String)>,
+    /// How many caps each scope has.
+    scopes: BTreeMap<(AccountId, Scope), usize>,
 }
 
 fn read_key(mut section: Section, seen: &mut Seen) -> Option<Key> {
@@ -109,21 +111,40 @@ impl Seen {
                 format!("{key} is in {other} already, for the same account"),
             );
         }
-        for cap in caps {
-            let first = self.caps.entry((account.clone(), cap.cap.clone()));
-            let (first, place) = first.or_insert_with(|| (cap.clone(), here.clone()));
-            if first != cap {
-                at.mistake(
-                    "",
-                    format!(
-                        "cap {} differs from the one in {place}: declare it once",
-                        cap.cap
-                    ),
-                );
-            } else if *place == here && caps.iter().filter(|other| other.cap == cap.cap).count() > 1
-            {
+        for (n, cap) in caps.iter().enumerate() {
+            if caps[..n].iter().any(|other| other.cap == cap.cap) {
                 at.mistake("caps", format!("cap {} is declared twice", cap.cap));
-                return;
+            } else {
+                self.check_cap(at, account, cap);
+            }
+        }
+    }
+
+    fn check_cap(&mut self, at: &Section, account: &AccountId, cap: &CapSpec) {
+        match self.caps.entry((account.clone(), cap.cap.clone())) {
+            Entry::Occupied(first) if first.get().0 != *cap => at.mistake(
+                "",
+                format!(
+                    "cap {} differs from the one in {}: declare it once",
+                    cap.cap,
+                    first.get().1
+                ),
+            ),
+            Entry::Occupied(_) => {}
+            Entry::Vacant(place) => {
+                place.insert((cap.clone(), at.place().to_owned()));
+                let of_scope = (account.clone(), cap.scope.clone());
+                let count = self.scopes.entry(of_scope).or_insert(0);
+                *count += 1;
+                if *count == CAPS_PER_SCOPE_MAX + 1 {
+                    at.mistake(
+                        "caps",
+                        format!(
+                            "are more than {CAPS_PER_SCOPE_MAX} for {}: every request is checked against all of them",
+                            cap.scope
+                        ),
+                    );
+                }
             }
         }
     }

@@ -328,3 +328,21 @@ fn cost_is_decimal_text_and_windows_are_complete() {
         );
     }
 }
+
+#[test]
+fn a_scope_has_a_bounded_number_of_caps() {
+    let caps = |count: u64| {
+        let caps = (1..=count).map(|seconds| {
+            format!("{{ meter = \"tokens\", limit = 5, window = {{ kind = \"rolling\", seconds = {seconds} }} }}")
+        });
+        let caps: Vec<_> = caps.collect();
+        format!(
+            "[[entitlements.keys]]\nkey = \"s\"\naccount_id = \"a\"\nkey_id = \"k\"\ncaps = [{}]\n",
+            caps.join(", ")
+        )
+    };
+    assert!(read(&caps(8), &[]).is_ok());
+    let found = mistakes(&caps(9), &[]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("more than 8 for key k"), "{found:?}");
+}
