@@ -125,6 +125,7 @@ impl HostedPartition {
             writer: config.writer.clone(),
             expiry_grace_ms: config.expiry_grace_ms,
             single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
+            settle_linger_ms: WriterConfig::SETTLE_LINGER_MS_DEFAULT,
         };
         let task = Task {
             config,
@@ -469,7 +470,7 @@ impl<J: Journal> Task<J> {
             let Some((expected, payload)) = writer.in_flight().or_else(|| writer.take_append())
             else {
                 if stopping && self.receiver.is_empty() {
-                    writer.write_all_counted(now_ms());
+                    writer.hurry(now_ms());
                     if writer.pending() == 0 {
                         return End::Shutdown;
                     }

@@ -64,11 +64,17 @@ pub struct WriterConfig {
     pub expiry_grace_ms: u64,
     /// How many refusals of one key by one cap for one reason are events of their own, per second.
     pub single_refusals_per_second: u32,
+    /// How long a settle may wait for a commit that something else needs, ms. A settle is taken into
+    /// the state at once; a sequential caller's next reserve need not queue behind its append.
+    pub settle_linger_ms: u64,
 }
 
 impl WriterConfig {
     /// The usual rate of refusals that are events of their own.
     pub const SINGLE_REFUSALS_DEFAULT: u32 = SINGLE_REFUSALS_PER_SECOND;
+
+    /// The usual linger of a settle, ms.
+    pub const SETTLE_LINGER_MS_DEFAULT: u64 = 3;
 }
 
 /// A command.
@@ -166,6 +172,8 @@ pub struct Writer<T> {
     tallies: Tallies,
     deadlines: BTreeSet<(u64, ReservationId, AccountId)>,
     pending: VecDeque<Pending>,
+    /// Until when what is pending may wait, unix ms; `None` where it may not, or nothing is.
+    linger_until_ms: Option<u64>,
     in_flight: Option<InFlight>,
     tail: Sequence,
     durable: Position,
@@ -199,6 +207,7 @@ impl<T: Caller> Writer<T> {
             outcomes,
             waiting: Waiting::default(),
             pending: VecDeque::new(),
+            linger_until_ms: None,
             in_flight: None,
             tail,
             due: VecDeque::new(),
@@ -262,6 +271,10 @@ impl<T: Caller> Writer<T> {
 
     /// Lets time act: deadlines and waits that have run out, windows that have aged.
     pub fn tick(&mut self, now_ms: u64) {
+        // a clock that went back must not make anything wait longer
+        let lingers =
+            |until_ms| now_ms < until_ms && until_ms - now_ms <= self.config.settle_linger_ms;
+        self.linger_until_ms = self.linger_until_ms.filter(|until_ms| lingers(*until_ms));
         let grace_ms = self.config.expiry_grace_ms;
         for _ in 0..EXPIRE_PER_TICK_MAX {
             match self.deadlines.first() {
@@ -281,8 +294,13 @@ impl<T: Caller> Writer<T> {
         }
     }
 
-    /// Writes all refusals that are counted and not yet written, before a planned end.
-    pub fn write_all_counted(&mut self, now_ms: u64) {
+    /// Lets nothing wait any longer, before a planned end.
+    pub fn hurry(&mut self, now_ms: u64) {
+        self.linger_until_ms = None;
+        self.write_all_counted(now_ms);
+    }
+
+    fn write_all_counted(&mut self, now_ms: u64) {
         for account in self.tallies.counting() {
             self.write_counted(now_ms, &account);
         }
@@ -296,6 +314,7 @@ impl<T: Caller> Writer<T> {
             .map(|(at_ms, ..)| at_ms + self.config.expiry_grace_ms);
         [
             deadline,
+            self.linger_until_ms,
             self.waiting.next_wake_ms(),
             self.tallies.next_due_ms(),
         ]
@@ -317,7 +336,7 @@ impl<T: Caller> Writer<T> {
     /// The next commit to append, if there is one and none is in flight: the sequence at which the
     /// journal must end, and the bytes.
     pub fn take_append(&mut self) -> Option<(Sequence, Bytes)> {
-        if self.in_flight.is_some() {
+        if self.in_flight.is_some() || self.linger_until_ms.is_some() {
             return None;
         }
         let first = self.pending.front()?.position;
@@ -488,6 +507,7 @@ impl<T: Caller> Writer<T> {
         let (position, at_ms, bytes) = (event.position, event.at_ms, event.encode());
         self.state.apply(&event);
         self.outcomes.apply(&event, self.state.account(account));
+        self.linger_until_ms = None;
         self.pending.push_back(Pending {
             position,
             at_ms,
@@ -891,15 +911,29 @@ impl<T: Caller> Writer<T> {
             Ok((settled, overrun)) => {
                 let (amounts, scopes) = (settled.charge, settled.scopes.clone());
                 self.forget_deadline(account, *reservation);
+                let linger_until_ms = self.linger(now_ms);
                 let position = self.write(now_ms, account, *id, actor, settled.into());
                 if let Some(overrun) = overrun {
                     self.write(now_ms, account, *id, actor, overrun.into());
                 }
                 self.write_thresholds(now_ms, account, *id, actor, Applies::Scopes(&scopes));
+                self.linger_until_ms = linger_until_ms;
                 let reply = Ok(Reply::Resolution(Resolution { position, amounts }));
                 self.answer_when(ack, position, caller, reply);
                 self.sweep(now_ms, account);
             }
+        }
+    }
+
+    /// Until when a settle decided now may wait for its commit; not at all behind what may not.
+    fn linger(&self, now_ms: u64) -> Option<u64> {
+        let linger_ms = self.config.settle_linger_ms;
+        if linger_ms == 0 {
+            return None;
+        }
+        match self.linger_until_ms {
+            None if self.pending.is_empty() => Some(now_ms.saturating_add(linger_ms)),
+            until_ms => until_ms,
         }
     }
 

@@ -262,6 +262,7 @@ impl World {
             writer: "sim".to_owned(),
             expiry_grace_ms: 1_000,
             single_refusals_per_second: self.single_refusals(),
+            settle_linger_ms: self.seed % 3 * 1_000,
         };
         let tail = Sequence(self.journal.len() as u64);
         let writer = Writer::start(config, state, outcomes, tail, self.now_ms);
