@@ -105,7 +105,7 @@ impl Seen {
             at.mistake("key", format!("is the same as in {other}"));
         }
         let pair = (account.clone(), key.clone());
-        if let Some(other) = self.keys.insert(pair, here.clone()) {
+        if let Some(other) = self.keys.insert(pair, here) {
             at.mistake(
                 "key_id",
                 format!("{key} is in {other} already, for the same account"),
