@@ -277,7 +277,10 @@ struct Seat {
 enum End {
     Shutdown,
     LeaseLost,
-    Writer(String),
+    /// The writer served and lost its place: whoever took it may serve, or we may again.
+    SteppedDown(String),
+    /// The journal cannot be served, by us or by anybody.
+    Damaged(String),
 }
 
 impl Seat {
@@ -294,7 +297,11 @@ impl Seat {
                     warn!(%partition, "lease lost: another process hosts the partition");
                     Duration::ZERO
                 }
-                End::Writer(reason) => {
+                End::SteppedDown(reason) => {
+                    warn!(%partition, reason, "writer stepped down, trying again");
+                    OPEN_PAUSE
+                }
+                End::Damaged(reason) => {
                     error!(%partition, reason, "partition cannot be served");
                     self.local.send_replace(Place::Trouble(reason));
                     DAMAGED_PAUSE
@@ -304,6 +311,8 @@ impl Seat {
                 () = tokio::time::sleep(pause) => {}
                 () = self.shutdown.cancelled() => return,
             }
+            // another process may be luckier: calls go there until we host again
+            self.local.send_replace(Place::Elsewhere);
         }
     }
 
@@ -322,7 +331,7 @@ impl Seat {
             match end {
                 // callers turn elsewhere at once, and what is being worked on is answered first
                 End::Shutdown => service.stop().await,
-                End::LeaseLost | End::Writer(_) => drop(service),
+                End::LeaseLost | End::SteppedDown(_) | End::Damaged(_) => drop(service),
             }
         }
         hosted.stop().await;
@@ -339,20 +348,20 @@ impl Seat {
             () = self.shutdown.cancelled() => return (End::Shutdown, None),
         };
         if let Err(refused) = ready {
-            return (End::Writer(refused.to_string()), None);
+            return (End::Damaged(refused.to_string()), None);
         }
         let ledger: Arc<dyn Ledger> = Arc::new(handle.clone());
         let service =
             LedgerService::start(&self.nats, &self.config.names, self.partition, ledger).await;
         let service = match service {
             Ok(service) => service,
-            Err(failure) => return (End::Writer(failure.to_string()), None),
+            Err(failure) => return (End::SteppedDown(failure.to_string()), None),
         };
         info!(partition = %self.partition, "hosting");
         self.local.send_replace(Place::Here(handle.clone()));
         let end = tokio::select! {
             () = lease.lost() => End::LeaseLost,
-            reason = handle.ended() => End::Writer(reason),
+            reason = handle.ended() => End::SteppedDown(reason),
             () = self.shutdown.cancelled() => End::Shutdown,
         };
         if !matches!(end, End::Shutdown) {

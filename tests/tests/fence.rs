@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use seatbelt_ledger::{
-    api::{Admin, CommandError, Ledger as _, Reserve, ReserveOutcome},
+    api::{Admin, CommandError, Ledger, Reserve, ReserveOutcome},
+    cluster::{ClusterConfig, ClusterLedger},
     host::{HostConfig, LedgerHost, PartitionStatus, now_ms},
     journal::{Journal as _, Sequence},
     nats::{Nats, NatsJournal},
@@ -54,7 +55,7 @@ async fn writer(nats: &Nats, name: &str) -> Arc<LedgerHost> {
     host
 }
 
-async fn open_account(host: &LedgerHost) {
+async fn open_account(host: &dyn Ledger) {
     let cap = CapSpec {
         cap: CapId::new("cap").unwrap(),
         scope: Scope::Account,
@@ -84,7 +85,7 @@ async fn open_account(host: &LedgerHost) {
     }
 }
 
-async fn reserve(host: &LedgerHost, tokens: u64) -> Result<ReserveOutcome, CommandError> {
+async fn reserve(host: &dyn Ledger, tokens: u64) -> Result<ReserveOutcome, CommandError> {
     host.reserve(Reserve {
         id: command_id(),
         account: account(),
@@ -117,8 +118,8 @@ async fn the_older_of_two_writers_is_fenced_and_appends_nothing_more() {
     let server = TestNats::start().await;
     let (one, two) = (server.connect("one").await, server.connect("two").await);
     let older = writer(&one, "older").await;
-    open_account(&older).await;
-    let granted = reserve(&older, 100).await.unwrap();
+    open_account(&*older).await;
+    let granted = reserve(&*older, 100).await.unwrap();
     assert!(
         matches!(granted, ReserveOutcome::Reserved(_)),
         "{granted:?}"
@@ -127,7 +128,7 @@ async fn the_older_of_two_writers_is_fenced_and_appends_nothing_more() {
     let newer = writer(&two, "newer").await;
     let taken_over = journal(&two).await.end().await.unwrap();
     // the older does not know yet: whatever it decides now cannot land
-    let refused = reserve(&older, 100).await;
+    let refused = reserve(&*older, 100).await;
     assert!(
         matches!(refused, Err(CommandError::Unavailable { .. })),
         "{refused:?}"
@@ -140,14 +141,14 @@ async fn the_older_of_two_writers_is_fenced_and_appends_nothing_more() {
     assert_eq!(journal(&one).await.end().await.unwrap(), taken_over);
 
     // 100 are held since before the takeover: the newer one knows, and the cap holds
-    let granted = reserve(&newer, 900).await.unwrap();
+    let granted = reserve(&*newer, 900).await.unwrap();
     assert!(
         matches!(granted, ReserveOutcome::Reserved(_)),
         "{granted:?}"
     );
-    let over = reserve(&newer, 1).await.unwrap();
+    let over = reserve(&*newer, 1).await.unwrap();
     assert!(matches!(over, ReserveOutcome::Refused(_)), "{over:?}");
-    let again = reserve(&older, 1).await;
+    let again = reserve(&*older, 1).await;
     assert!(
         matches!(again, Err(CommandError::Unavailable { .. })),
         "{again:?}"
@@ -166,7 +167,7 @@ async fn the_older_of_two_writers_is_fenced_and_appends_nothing_more() {
 async fn writers_that_race_leave_one_history() {
     let server = TestNats::start().await;
     let first = writer(&server.connect("first").await, "first").await;
-    open_account(&first).await;
+    open_account(&*first).await;
     let mut hosts = vec![first];
     for name in ["second", "third"] {
         let nats = server.connect(name).await;
@@ -174,7 +175,7 @@ async fn writers_that_race_leave_one_history() {
         let load = tokio::spawn(async move {
             let mut granted = 0;
             for _ in 0..200 {
-                match reserve(&running, 1).await {
+                match reserve(&*running, 1).await {
                     Ok(ReserveOutcome::Reserved(_)) => granted += 1,
                     Ok(ReserveOutcome::Refused(refusal)) => panic!("{refusal:?}"),
                     Err(_) => break,
@@ -192,4 +193,36 @@ async fn writers_that_race_leave_one_history() {
     let epochs = epochs(&journal(&nats).await).await;
     assert!(epochs.is_sorted(), "{epochs:?}");
     assert_eq!(epochs.last(), Some(&Epoch(3)));
+}
+
+#[tokio::test]
+async fn a_process_that_was_fenced_finds_its_way_back() {
+    let server = TestNats::start().await;
+    let (one, two) = (server.connect("one").await, server.connect("two").await);
+    let host = HostConfig {
+        partitions: Partitions::try_from(1).unwrap(),
+        ledger: LedgerId::new("test").unwrap(),
+        writer: "cluster".to_owned(),
+        expiry_grace_ms: 1000,
+    };
+    let names = Names::default();
+    let config = ClusterConfig {
+        host,
+        names,
+        replicas: 1,
+    };
+    let cluster = ClusterLedger::start(&one, config).await.unwrap();
+    assert_eq!(cluster.ready().await, Vec::new());
+    open_account(&*cluster).await;
+
+    // a writer that no lease allows: the journal's sequence fences the one that has it
+    let intruder = writer(&two, "intruder").await;
+    let _ = reserve(&*cluster, 10).await;
+    intruder.stop().await;
+    let granted = reserve(&*cluster, 10).await;
+    assert!(
+        matches!(granted, Ok(ReserveOutcome::Reserved(_))),
+        "{granted:?}"
+    );
+    cluster.stop().await;
 }
