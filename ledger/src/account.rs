@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use seatbelt_schemas::{
-    cap::{CapEvidence, CapSpec, CapStanding},
+    cap::{CapEvidence, CapSpec, CapStanding, CapTerms},
     event::{Adjusted, Asked, Event, EventBody, Expired, Reserved, Resized, Settled},
     ids::{CapId, KeyId, ReservationId, TeamId},
     meter::Amounts,
@@ -85,6 +85,16 @@ impl Cap {
             limit: self.limit(),
             spent: self.spent(at_ms),
             held: self.held,
+            resets_at_ms: self.counter.all_aged_out_ms(self.spec.window, at_ms),
+        }
+    }
+
+    /// What the cap is, besides its numbers, as a refusal at `at_ms` records it.
+    pub fn terms(&self, at_ms: u64) -> CapTerms {
+        CapTerms {
+            scope: self.spec.scope.clone(),
+            meter: self.spec.meter,
+            window: self.spec.window,
             resets_at_ms: self.counter.all_aged_out_ms(self.spec.window, at_ms),
         }
     }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use seatbelt_schemas::{
     commit::{ChainHash, Commit},
-    event::{Event, EventBody, RefusalReason, StoredEvent},
+    event::{Event, EventBody, RefusalReason, Refused, StoredEvent},
     ids::{AccountId, CapId},
     position::{Partition, Position},
     scope::Scopes,
@@ -223,7 +223,7 @@ impl Verifier {
                 }
                 let context = Context { at_ms, ..context };
                 let request = (&data.scopes, data.asked, data.reservation);
-                let counted = Some((data.count, data.decided_at_ms));
+                let counted = Some(data);
                 decide_reserve(self.account(event)?, context, event, request, counted)
             }
             EventBody::Resized(data) => {
@@ -382,7 +382,7 @@ fn decide_reserve(
         seatbelt_schemas::event::Asked,
         seatbelt_schemas::ids::ReservationId,
     ),
-    counted: Option<(u64, Option<u64>)>,
+    recorded: Option<&Refused>,
 ) -> Result<EventBody, String> {
     let request = ReserveRequest {
         reservation,
@@ -398,7 +398,11 @@ fn decide_reserve(
     match decide::reserve(account, context, request, true).map_err(|error| error.to_string())? {
         Verdict::Reserve(data) => Ok(data.into()),
         Verdict::Refuse(mut data) => {
-            (data.count, data.decided_at_ms) = counted.unwrap_or((1, None));
+            if let Some(recorded) = recorded {
+                (data.count, data.decided_at_ms) = (recorded.count, recorded.decided_at_ms);
+                // earlier builds recorded no terms
+                data.terms = data.terms.filter(|_| recorded.terms.is_some());
+            }
             Ok(data.into())
         }
         Verdict::Wait(_) => Err(format!(

@@ -25,10 +25,12 @@ use crate::{
     },
     host::{HostConfig, HostedPartition, PartitionHandle, PartitionStatus},
     nats::{
-        Nats, NatsJournal, ProvisionError,
+        Bucket, Nats, NatsJournal, ProvisionError,
         lease::{Lease, Leases},
         remote::{LedgerService, RemoteLedger},
+        snapshot_bucket,
     },
+    store::SnapshotStore,
 };
 
 /// How long a call is tried again while a partition changes hands; a takeover takes two seconds.
@@ -89,6 +91,7 @@ impl ClusterLedger {
             names,
             replicas,
         } = &config;
+        let snapshots = snapshot_bucket(nats, names, *replicas).await?;
         let leases = Leases::start(nats, names, *replicas, &host.writer).await?;
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let slots = host.partitions.iter().map(|partition| {
@@ -97,6 +100,7 @@ impl ClusterLedger {
                 nats: nats.clone(),
                 config: config.clone(),
                 leases: leases.clone(),
+                snapshots: snapshots.clone(),
                 partition,
                 local,
                 shutdown: shutdown.clone(),
@@ -268,6 +272,7 @@ struct Seat {
     nats: Nats,
     config: ClusterConfig,
     leases: Leases,
+    snapshots: Bucket,
     partition: Partition,
     local: watch::Sender<Place>,
     shutdown: CancellationToken,
@@ -325,7 +330,9 @@ impl Seat {
                 return End::Shutdown;
             }
         };
-        let hosted = HostedPartition::start(&self.config.host, self.partition, journal);
+        let snapshots: Arc<dyn SnapshotStore> = Arc::new(self.snapshots.clone());
+        let hosted =
+            HostedPartition::start(&self.config.host, self.partition, journal, Some(snapshots));
         let (end, service) = self.host(&lease, &hosted).await;
         if let Some(service) = service {
             match end {

@@ -107,7 +107,11 @@ pub fn reserve(
             resets_at_ms: None,
         },
     };
+    let terms = account
+        .cap(&shortage.cap)
+        .map(|cap| cap.terms(context.at_ms));
     Ok(Verdict::Refuse(Refused {
+        terms,
         reservation: request.reservation,
         scopes: scopes.clone(),
         asked: request.asked,

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use seatbelt_schemas::{
     command::{CommandError, ReserveOutcome},
     ids::{AccountId, LedgerId},
@@ -25,14 +25,24 @@ use crate::{
         Settle, Standing,
     },
     journal::{AppendError, Journal, Sequence},
-    recovery::{self, RecoveryError},
-    writer::{Caller, Next, Reply, Request, StepDown, Writer, WriterConfig},
+    lookup,
+    recovery::{Base, RecoveryError, Source},
+    store::SnapshotStore,
+    writer::{
+        Caller, Next, Reply, Request, StepDown, Writer, WriterConfig,
+        cold::{Fetch, Fetched},
+    },
 };
 
 /// Commands that wait in a partition's channel; beyond it callers wait to hand theirs over.
 pub const CHANNEL_MAX: usize = 4096;
 /// Commands taken in before the next commit is looked at.
 const BURST_MAX: usize = 512;
+/// Accounts and older commands that are fetched at once.
+const FETCHES_MAX: usize = 64;
+/// How often a fetch is tried, and the pause in between.
+const FETCH_TRIES_MAX: u32 = 8;
+const FETCH_PAUSE: Duration = Duration::from_millis(250);
 /// First and longest pause between tries of an append whose outcome is not known.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_LONGEST: Duration = Duration::from_secs(1);
@@ -112,8 +122,13 @@ pub struct HostedPartition {
 }
 
 impl HostedPartition {
-    /// Starts a writer over the journal of `partition`.
-    pub fn start<J: Journal>(config: &HostConfig, partition: Partition, journal: J) -> Self {
+    /// Starts a writer over the journal of `partition`, from its snapshots where there are any.
+    pub fn start<J: Journal>(
+        config: &HostConfig,
+        partition: Partition,
+        journal: J,
+        snapshots: Option<Arc<dyn SnapshotStore>>,
+    ) -> Self {
         let (sender, receiver) = mpsc::channel(CHANNEL_MAX);
         let (report, status) = watch::channel(PartitionStatus::Recovering);
         let shutdown = CancellationToken::new();
@@ -127,9 +142,15 @@ impl HostedPartition {
             single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
             settle_linger_ms: WriterConfig::SETTLE_LINGER_MS_DEFAULT,
         };
+        let source = Source {
+            journal: Arc::new(journal),
+            snapshots,
+            partition,
+        };
         let task = Task {
             config,
-            journal,
+            source,
+            fetches: FuturesUnordered::new(),
             receiver,
             report,
             shutdown: shutdown.clone(),
@@ -169,6 +190,15 @@ pub struct LedgerHost {
 impl LedgerHost {
     /// Starts a writer over each journal; `journals` are those of partition 0, 1, 2, ... in order.
     pub fn start<J: Journal>(config: &HostConfig, journals: Vec<J>) -> Arc<Self> {
+        Self::start_from(config, journals, None)
+    }
+
+    /// The same, from the snapshots of the partitions where there are any.
+    pub fn start_from<J: Journal>(
+        config: &HostConfig,
+        journals: Vec<J>,
+        snapshots: Option<&Arc<dyn SnapshotStore>>,
+    ) -> Arc<Self> {
         let partitions = config.partitions;
         assert_eq!(
             journals.len(),
@@ -176,8 +206,9 @@ impl LedgerHost {
             "one journal per partition"
         );
         let hosted = partitions.iter().zip(journals);
-        let hosted =
-            hosted.map(|(partition, journal)| HostedPartition::start(config, partition, journal));
+        let hosted = hosted.map(|(partition, journal)| {
+            HostedPartition::start(config, partition, journal, snapshots.cloned())
+        });
         Arc::new(Self {
             partitions,
             hosted: hosted.collect(),
@@ -380,7 +411,8 @@ impl Ledger for LedgerHost {
 /// The task of one partition.
 struct Task<J> {
     config: WriterConfig,
-    journal: J,
+    source: Source<J>,
+    fetches: FuturesUnordered<BoxFuture<'static, Fetched>>,
     receiver: mpsc::Receiver<Message>,
     report: watch::Sender<PartitionStatus>,
     shutdown: CancellationToken,
@@ -442,34 +474,30 @@ impl<J: Journal> Task<J> {
     }
 
     async fn serve(&mut self) -> Result<End, RecoveryError> {
-        let recovered = tokio::select! {
-            recovered = recovery::recover(&self.journal, self.config.partition) => recovered?,
+        let (resumed, base) = tokio::select! {
+            recovered = self.source.recover() => recovered?,
             () = self.shutdown.cancelled() => return Ok(End::Shutdown),
         };
-        let (tail, position) = (recovered.tail, recovered.state.position());
+        let (tail, position) = (resumed.tail, resumed.state.position());
         info!(partition = %self.config.partition, sequence = %tail, %position, "journal read");
-        let mut writer = Writer::start(
-            self.config.clone(),
-            recovered.state,
-            recovered.outcomes,
-            tail,
-            now_ms(),
-        );
-        let end = self.work(&mut writer).await;
+        let mut writer = Writer::start(self.config.clone(), resumed, now_ms());
+        let end = self.work(&mut writer, base).await;
+        self.fetches.clear();
         deliver(&mut writer);
         Ok(end)
     }
 
-    async fn work(&mut self, writer: &mut Writer<Waiting>) -> End {
+    async fn work(&mut self, writer: &mut Writer<Waiting>, base: Base) -> End {
         let mut stopping = false;
         loop {
+            self.begin_fetches(writer, base);
             if self.shutdown.is_cancelled() && !stopping {
                 self.receiver.close();
                 stopping = true;
             }
             let Some((expected, payload)) = writer.in_flight().or_else(|| writer.take_append())
             else {
-                if stopping && self.receiver.is_empty() {
+                if stopping && self.receiver.is_empty() && writer.parked() == 0 {
                     writer.hurry(now_ms());
                     if writer.pending() == 0 {
                         return End::Shutdown;
@@ -479,9 +507,21 @@ impl<J: Journal> Task<J> {
                 self.idle(writer, &mut stopping).await;
                 continue;
             };
-            if let Some(end) = self.append(writer, expected, payload, &mut stopping).await {
+            let flight = (expected, payload, base);
+            if let Some(end) = self.append(writer, flight, &mut stopping).await {
                 return end;
             }
+        }
+    }
+
+    /// Begins to fetch what the writer wants, up to [`FETCHES_MAX`] at once.
+    fn begin_fetches(&mut self, writer: &mut Writer<Waiting>, base: Base) {
+        while self.fetches.len() < FETCHES_MAX
+            && let Some(fetch) = writer.take_fetch()
+        {
+            let source = self.source.clone();
+            self.fetches
+                .push(fetched(source, base, fetch, writer.tail()).boxed());
         }
     }
 
@@ -497,6 +537,7 @@ impl<J: Journal> Task<J> {
                 None => *stopping = true,
             },
             () = wake => writer.tick(now_ms()),
+            Some(fetched) = self.fetches.next() => writer.fetched(now_ms(), fetched),
             // the caller's loop closes the channel and takes what is left in it
             () = self.shutdown.cancelled(), if !*stopping => {}
         }
@@ -507,14 +548,14 @@ impl<J: Journal> Task<J> {
     async fn append(
         &mut self,
         writer: &mut Writer<Waiting>,
-        expected: Sequence,
-        payload: bytes::Bytes,
+        (expected, payload, base): (Sequence, bytes::Bytes, Base),
         stopping: &mut bool,
     ) -> Option<End> {
         let mut pause = RETRY_FIRST;
         let give_up = tokio::time::Instant::now() + FLUSH_MAX;
         loop {
-            let outcome = self.appending(writer, expected, payload.clone()).await;
+            let flight = (expected, payload.clone(), base);
+            let outcome = self.appending(writer, flight).await;
             deliver(writer);
             let mut next = writer.appended(outcome);
             if let Next::ReadBack(sequence) = next {
@@ -551,12 +592,13 @@ impl<J: Journal> Task<J> {
     async fn appending(
         &mut self,
         writer: &mut Writer<Waiting>,
-        expected: Sequence,
-        payload: bytes::Bytes,
+        (expected, payload, base): (Sequence, bytes::Bytes, Base),
     ) -> Result<Sequence, AppendError> {
-        let append = self.journal.append(expected, payload);
+        let journal = Arc::clone(&self.source.journal);
+        let append = journal.append(expected, payload);
         tokio::pin!(append);
         loop {
+            self.begin_fetches(writer, base);
             let room = writer.pending() < crate::writer::PENDING_EVENTS_MAX / 2;
             tokio::select! {
                 biased;
@@ -564,6 +606,10 @@ impl<J: Journal> Task<J> {
                 Some(message) = self.receiver.recv(), if room => {
                     take_in(writer, message);
                     take_burst(&mut self.receiver, writer);
+                    deliver(writer);
+                }
+                Some(fetched) = self.fetches.next(), if room => {
+                    writer.fetched(now_ms(), fetched);
                     deliver(writer);
                 }
                 () = sleep_until(writer.next_wake_ms()), if room => {
@@ -575,12 +621,42 @@ impl<J: Journal> Task<J> {
     }
 
     async fn read_back(&mut self, writer: &mut Writer<Waiting>, sequence: Sequence) -> Next {
-        match self.journal.get(sequence).await {
+        match self.source.journal.get(sequence).await {
             Ok(found) => writer.read_back(found.map(|stored| stored.payload).as_ref()),
             // the append is tried again and leads back here
             Err(_) => Next::Retry,
         }
     }
+}
+
+/// Fetches one thing; tries for a while, as callers wait for it.
+async fn fetched<J: Journal>(
+    source: Source<J>,
+    base: Base,
+    fetch: Fetch,
+    end: Sequence,
+) -> Fetched {
+    let mut detail = String::new();
+    for _ in 0..FETCH_TRIES_MAX {
+        let tried = match &fetch {
+            Fetch::Account(account) => source
+                .load(account, base)
+                .await
+                .map(|state| Fetched::Account(account.clone(), state))
+                .map_err(|error| describe(&error)),
+            Fetch::Command(id) => lookup::trace(&*source.journal, *id, end)
+                .await
+                .map(Fetched::Command)
+                .map_err(|error| describe(&error)),
+        };
+        match tried {
+            Ok(fetched) => return fetched,
+            Err(failure) => detail = failure,
+        }
+        tokio::time::sleep(FETCH_PAUSE).await;
+    }
+    warn!(partition = %source.partition, ?fetch, detail, "cannot be fetched");
+    Fetched::Failed { fetch, detail }
 }
 
 fn take_burst(receiver: &mut mpsc::Receiver<Message>, writer: &mut Writer<Waiting>) {

@@ -21,7 +21,7 @@ mod cursor;
 mod publish;
 mod stream;
 
-pub use bucket::{Bucket, Kept, StoreError, WriteError};
+pub use bucket::Bucket;
 pub use connect::{ConnectError, Nats, connect};
 pub use durability::{Durability, DurabilityError, Proof, prove};
 pub use feed::{FeedEntry, FeedMessage, FeedStream};

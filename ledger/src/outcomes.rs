@@ -1,16 +1,18 @@
 //! What became of recent commands: idempotency by id and fingerprint.
 //!
 //! Hot are the [`HOT_MAX`] commands of a partition with the newest ids. Every id at or below the
-//! largest one that was dropped may have been carried out: it is never taken for new. Command ids
-//! begin with their time, so what is dropped first is what is oldest. Outcomes are a fold of the
-//! journal like everything else, so a restart forgets nothing that is hot.
+//! largest one that was dropped may have been carried out: it is never taken for new before the
+//! journal was asked. Command ids begin with their time, so what is dropped first is what is oldest.
+//! Outcomes are a fold of the journal like everything else. What the journal tells of an older command
+//! is kept here for a while too, as a [`Trace`].
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
 };
 
 use seatbelt_schemas::{
+    cap::CapStanding,
     command::{Change, Refusal, Release, Reserve, Resize, Resolution, Settle},
     event::{Asked, Event, EventBody, Refused, Report},
     ids::{AccountId, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
@@ -18,11 +20,24 @@ use seatbelt_schemas::{
     position::Position,
 };
 
-use crate::{account::Account, decide};
+use crate::decide;
 
 /// How many commands of one partition stay hot: at about 120 bytes each, 120 MB at most. That is 10
 /// seconds at 100,000 decisions a second and a quarter of an hour at 1,000.
 pub const HOT_MAX: usize = 1 << 20;
+
+/// How many older commands are kept after the journal was asked for them.
+pub const RECOLLECTED_MAX: usize = 4096;
+
+/// What the journal tells of one command: its events, and those of its reservation up to its end, in
+/// order. Empty where it was never carried out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trace {
+    /// The command.
+    pub id: CommandId,
+    /// Its events.
+    pub events: Vec<Event>,
+}
 
 /// A digest of a command's content; only compared within one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,38 +188,49 @@ pub enum Outcome {
     Resolved(Resolution),
     /// An operator's change was made.
     Changed(Position),
+    /// An operator's change was so already. No event tells of it, so it is known while it is hot and
+    /// this writer lives; carried out again later, it would be decided anew.
+    Unchanged(Position),
 }
 
 impl Outcome {
     /// Where it is recorded.
     pub fn position(&self) -> Position {
         match self {
-            Self::Reserved { position, .. } | Self::Changed(position) => *position,
+            Self::Reserved { position, .. }
+            | Self::Changed(position)
+            | Self::Unchanged(position) => *position,
             Self::Refused(refusal) => refusal.position,
             Self::Resolved(resolution) => resolution.position,
         }
     }
 
-    /// A refusal as callers see it; `None` where its cap is gone.
-    pub fn of_refused(
-        data: &Refused,
-        position: Position,
-        at_ms: u64,
-        account: Option<&Account>,
-    ) -> Option<Self> {
-        let cap = account?.cap(&data.cap)?;
+    /// A refusal as callers see it; `None` where it does not say what its cap was.
+    pub fn of_refused(data: &Refused, position: Position, at_ms: u64) -> Option<Self> {
+        let terms = data.terms.as_ref()?;
+        let numbers = data.caps.iter().find(|known| known.cap == data.cap)?;
+        let cap = CapStanding {
+            cap: data.cap.clone(),
+            scope: terms.scope.clone(),
+            meter: terms.meter,
+            window: terms.window,
+            limit: numbers.limit,
+            spent: numbers.spent,
+            held: numbers.held,
+            resets_at_ms: terms.resets_at_ms,
+        };
         Some(Self::Refused(Box::new(Refusal {
             position,
             at_ms,
             reason: data.reason,
-            cap: cap.standing(at_ms),
-            requested: data.want.held_in(cap.spec.meter).unwrap_or(0),
+            requested: data.want.held_in(cap.meter).unwrap_or(0),
+            cap,
             resets_at_ms: data.resets_at_ms,
         })))
     }
 
-    /// The outcome that an event records, given the account after it.
-    fn of_event(event: &Event, account: Option<&Account>) -> Option<Self> {
+    /// The outcome that an event records.
+    fn of_event(event: &Event) -> Option<Self> {
         let position = event.position;
         let resolved = |amounts| Some(Self::Resolved(Resolution { position, amounts }));
         match &event.body {
@@ -217,7 +243,7 @@ impl Outcome {
                     ended: None,
                 })
             }
-            EventBody::Refused(data) => Self::of_refused(data, position, event.at_ms, account),
+            EventBody::Refused(data) => Self::of_refused(data, position, event.at_ms),
             EventBody::Resized(data) => resolved(data.hold),
             EventBody::Settled(data) => resolved(data.charge),
             EventBody::Released(_) => resolved(Amounts::zero()),
@@ -231,63 +257,94 @@ impl Outcome {
 pub enum Recall<'a> {
     /// Nothing: it is new.
     New,
-    /// It is older than what stays hot: it may have been carried out.
-    Forgotten,
+    /// It is older than what stays hot: only the journal knows whether it was carried out.
+    Cold,
     /// It was carried out with the same content.
     Same(&'a Outcome),
     /// It was carried out with another content.
     Other,
 }
 
-/// What became of recent commands of one partition.
-#[derive(Debug, Default)]
+type Known = (Fingerprint, Outcome);
+
+/// What became of the commands of one partition.
+#[derive(Debug)]
 pub struct Outcomes {
-    hot: BTreeMap<CommandId, (Fingerprint, Outcome)>,
-    /// The largest id that was dropped.
+    hot: BTreeMap<CommandId, Known>,
+    max: usize,
+    /// The largest id that is not hot.
     floor: Option<CommandId>,
+    recollected: Recollected,
+}
+
+impl Default for Outcomes {
+    fn default() -> Self {
+        Self::after(None, HOT_MAX)
+    }
 }
 
 impl Outcomes {
+    /// Those of a journal whose events so far have ids up to `floor`; the `max` newest of what follows
+    /// stay hot.
+    pub fn after(floor: Option<CommandId>, max: usize) -> Self {
+        Self {
+            hot: BTreeMap::new(),
+            max: max.max(1),
+            floor,
+            recollected: Recollected::default(),
+        }
+    }
+
+    /// Whether only the journal knows what became of a command.
+    pub fn is_cold(&self, id: CommandId) -> bool {
+        self.floor.is_some_and(|floor| id <= floor)
+            && !self.hot.contains_key(&id)
+            && !self.recollected.known.contains_key(&id)
+    }
+
     /// What is known of a command.
     pub fn recall(&self, id: CommandId, fingerprint: Fingerprint) -> Recall<'_> {
-        match self.hot.get(&id) {
-            Some((known, outcome)) if *known == fingerprint => Recall::Same(outcome),
-            Some(_) => Recall::Other,
-            None if self.floor.is_some_and(|floor| id <= floor) => Recall::Forgotten,
+        match self.known(id) {
+            Some(Some((known, outcome))) if *known == fingerprint => Recall::Same(outcome),
+            Some(Some(_)) => Recall::Other,
+            Some(None) => Recall::New,
+            None if self.floor.is_some_and(|floor| id <= floor) => Recall::Cold,
             None => Recall::New,
+        }
+    }
+
+    /// The outcome of a command, hot or recollected; `Some(None)` where the journal has none.
+    fn known(&self, id: CommandId) -> Option<Option<&Known>> {
+        match self.hot.get(&id) {
+            Some(known) => Some(Some(known)),
+            None => self.recollected.known.get(&id).map(Option::as_ref),
         }
     }
 
     /// Where a reservation ended, if that is still known.
     pub fn ended(&self, reservation: ReservationId) -> Option<Position> {
-        match self.hot.get(&reservation.into()) {
-            Some((_, Outcome::Reserved { ended, .. })) => *ended,
+        match self.known(reservation.into()) {
+            Some(Some((_, Outcome::Reserved { ended, .. }))) => *ended,
             _ => None,
         }
     }
 
-    /// Folds one event in, after the account has it.
-    pub fn apply(&mut self, event: &Event, account: Option<&Account>) {
-        match &event.body {
-            EventBody::Settled(data) => self.end(data.reservation, event.position),
-            EventBody::Released(data) => self.end(data.reservation, event.position),
-            EventBody::Expired(data) => self.end(data.reservation, event.position),
-            _ => {}
+    /// Folds one event in.
+    pub fn apply(&mut self, event: &Event) {
+        if let Some(reservation) = ended_by(&event.body) {
+            self.end(reservation, event.position);
         }
-        let Some(fingerprint) = Fingerprint::of_event(event) else {
-            return;
-        };
-        let Some(outcome) = Outcome::of_event(event, account) else {
-            return;
-        };
         // of several events with one cause (a settle and its overrun) the first tells
-        self.remember(event.cause, fingerprint, outcome);
+        if let Some((fingerprint, outcome)) = known_by(event) {
+            self.remember(event.cause, fingerprint, outcome);
+        }
     }
 
     /// Notes the outcome of a command, unless one is known.
     pub fn remember(&mut self, id: CommandId, fingerprint: Fingerprint, outcome: Outcome) {
+        self.recollected.known.remove(&id);
         self.hot.entry(id).or_insert((fingerprint, outcome));
-        if self.hot.len() > HOT_MAX {
+        if self.hot.len() > self.max {
             // not this one, however old its id is: its caller has not been answered yet
             let dropped = self.hot.keys().copied().find(|known| *known != id);
             dropped.map(|dropped| self.hot.remove(&dropped));
@@ -295,9 +352,67 @@ impl Outcomes {
         }
     }
 
+    /// Takes in what the journal tells of an older command.
+    pub fn recollect(&mut self, trace: &Trace) {
+        for event in &trace.events {
+            if let Some(reservation) = ended_by(&event.body) {
+                self.end(reservation, event.position);
+            }
+            if !self.hot.contains_key(&event.cause)
+                && let Some(known) = known_by(event)
+            {
+                self.recollected.keep(event.cause, Some(known));
+            }
+        }
+        if self.is_cold(trace.id) {
+            self.recollected.keep(trace.id, None);
+        }
+    }
+
     fn end(&mut self, reservation: ReservationId, position: Position) {
-        if let Some((_, Outcome::Reserved { ended, .. })) = self.hot.get_mut(&reservation.into()) {
+        let id = CommandId::from(reservation);
+        let known = match self.hot.get_mut(&id) {
+            Some(known) => Some(known),
+            None => self.recollected.known.get_mut(&id).and_then(Option::as_mut),
+        };
+        if let Some((_, Outcome::Reserved { ended, .. })) = known {
             *ended = Some(position);
         }
+    }
+}
+
+/// Older commands, as the journal told of them; the first asked for are let go first.
+#[derive(Debug, Default)]
+struct Recollected {
+    known: BTreeMap<CommandId, Option<Known>>,
+    order: VecDeque<CommandId>,
+}
+
+impl Recollected {
+    fn keep(&mut self, id: CommandId, known: Option<Known>) {
+        if self.known.contains_key(&id) {
+            return;
+        }
+        self.known.insert(id, known);
+        self.order.push_back(id);
+        if self.order.len() > RECOLLECTED_MAX
+            && let Some(first) = self.order.pop_front()
+        {
+            self.known.remove(&first);
+        }
+    }
+}
+
+fn known_by(event: &Event) -> Option<Known> {
+    Some((Fingerprint::of_event(event)?, Outcome::of_event(event)?))
+}
+
+/// The reservation that an event ends.
+pub fn ended_by(body: &EventBody) -> Option<ReservationId> {
+    match body {
+        EventBody::Settled(data) => Some(data.reservation),
+        EventBody::Released(data) => Some(data.reservation),
+        EventBody::Expired(data) => Some(data.reservation),
+        _ => None,
     }
 }

@@ -59,6 +59,9 @@ mod chain_bytes {
 pub struct PartitionState {
     head: Head,
     accounts: HashMap<AccountId, Account>,
+    /// Whether there may be accounts that are not in memory.
+    #[serde(default)]
+    paged: bool,
 }
 
 /// A commit that does not continue the journal. Nothing of it was applied.
@@ -136,12 +139,40 @@ impl PartitionState {
         Self {
             head,
             accounts: HashMap::new(),
+            paged: false,
         }
     }
 
-    /// A state as it was saved.
-    pub fn restore(head: Head, accounts: HashMap<AccountId, Account>) -> Self {
-        Self { head, accounts }
+    /// The state at `head` with no account in memory yet: each moves in before it is first used.
+    pub fn paged(head: Head) -> Self {
+        Self {
+            head,
+            accounts: HashMap::new(),
+            paged: true,
+        }
+    }
+
+    /// Whether all that is known of an account is in memory.
+    pub fn is_resident(&self, account: &AccountId) -> bool {
+        !self.paged || self.accounts.contains_key(account)
+    }
+
+    /// Puts an account into memory as it stands at the head. Asserts that it was not there: what is
+    /// in memory is never older.
+    pub fn move_in(&mut self, account: AccountId, state: Account) {
+        let before = self.accounts.insert(account, state);
+        assert!(before.is_none(), "an account moves in once");
+    }
+
+    /// Lets go of an account that does not exist.
+    pub fn forget_unopened(&mut self, account: &AccountId) {
+        if self.paged
+            && self
+                .account(account)
+                .is_some_and(|known| known.version() == 0)
+        {
+            self.accounts.remove(account);
+        }
     }
 
     /// Where the journal stands.
@@ -255,15 +286,23 @@ impl PartitionState {
         Ok(commit)
     }
 
-    /// Applies one event that is known to come next.
-    pub fn apply(&mut self, event: &Event) {
+    /// Steps over one event that its account has in it already.
+    pub fn pass(&mut self, event: &Event) {
         self.head.position = event.position;
         self.head.at_ms = self.head.at_ms.max(event.at_ms);
+    }
+
+    /// Applies one event that is known to come next.
+    pub fn apply(&mut self, event: &Event) {
+        self.pass(event);
         match &event.body {
             EventBody::Genesis(data) => self.head.ledger = Some(data.ledger.clone()),
             EventBody::WriterStarted(data) => self.head.epoch = data.epoch,
             EventBody::PriceSet(price) => self.head.prices.set(price.clone()),
-            EventBody::Unknown { .. } if !self.accounts.contains_key(&event.account) => {}
+            EventBody::Unknown { .. }
+                if self
+                    .account(&event.account)
+                    .is_none_or(|known| known.version() == 0) => {}
             _ => match self.accounts.get_mut(&event.account) {
                 Some(account) => account.apply(event),
                 None => self

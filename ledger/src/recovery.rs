@@ -1,29 +1,37 @@
-//! Reads a partition's journal from its beginning to its end and folds it.
+//! Reads what a writer needs to take a partition over: the partition record and the journal's end,
+//! with the accounts that the end touches; or the whole journal, where there is no record or it
+//! disagrees with the journal. Also how an account is loaded when it is first used.
 
-use futures::StreamExt;
-use seatbelt_schemas::position::Partition;
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, TryStreamExt, future::join, stream};
+use seatbelt_schemas::{
+    commit::{ChainHash, Commit},
+    event::EventBody,
+    ids::AccountId,
+    names::Names,
+    position::{Partition, Position},
+};
 use thiserror::Error;
-use tracing::warn;
+use tracing::{error, info, warn};
 
 use crate::{
+    account::Account,
     journal::{Journal, ReadError, Sequence, Stored},
-    outcomes::Outcomes,
+    outcomes::HOT_MAX,
     partition::{ChainError, PartitionState},
+    resume::{Disagreement, Resume, ResumeError, Resumed},
+    snapshot::{AccountSnapshot, PartitionRecord, Unusable},
+    store::{Kept, Revision, SnapshotStore, StoreError, WriteError},
 };
 
-/// Pause between tries to read a journal that cannot be reached.
-const RETRY: std::time::Duration = std::time::Duration::from_millis(250);
-
-/// A partition as its journal tells it.
-#[derive(Debug)]
-pub struct Recovered {
-    /// Its state.
-    pub state: PartitionState,
-    /// Its recent commands.
-    pub outcomes: Outcomes,
-    /// The last commit read.
-    pub tail: Sequence,
-}
+/// Pause between tries to read a journal or a snapshot that cannot be reached.
+const RETRY: Duration = Duration::from_millis(250);
+/// Snapshots on their way from the store at once.
+const SNAPSHOTS_IN_FLIGHT_MAX: usize = 64;
+/// How often a bucket that went back in time is asked again before the journal is read instead: the
+/// projector brings it up to date within seconds.
+const WENT_BACK_TRIES: u32 = 20;
 
 /// Why a partition cannot be served: its journal is damaged. Nothing was changed.
 #[derive(Debug, Error)]
@@ -42,74 +50,313 @@ pub enum RecoveryError {
     Damaged(#[source] ReadError),
 }
 
-/// Folds the whole journal. Waits for a journal that cannot be reached; ends with an error only where
-/// what stands there is wrong.
-pub async fn recover<J: Journal>(
-    journal: &J,
-    partition: Partition,
-) -> Result<Recovered, RecoveryError> {
-    let state = PartitionState::new(partition);
-    let mut recovered = Recovered {
-        state,
-        outcomes: Outcomes::default(),
-        tail: Sequence(0),
-    };
-    loop {
-        match catch_up(journal, &mut recovered).await {
-            Ok(()) => return Ok(recovered),
-            Err(CatchUpError::Stop(error)) => return Err(error),
-            Err(CatchUpError::Again(error)) => {
-                warn!(%partition, %error, "journal cannot be reached, trying again");
-                tokio::time::sleep(RETRY).await;
-            }
-        }
-    }
+/// Why an account could not be loaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// Not now: try again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The journal could not be read.
+    #[error("cannot fold the account from the journal")]
+    Journal(#[from] ReadError),
+    /// The journal is damaged.
+    #[error(transparent)]
+    Damaged(#[from] RecoveryError),
 }
 
-enum CatchUpError {
-    Again(ReadError),
+/// What stops a partition from being taken up.
+enum Trouble {
+    Again(Box<dyn std::error::Error + Send + Sync>),
+    Unusable(String),
     Stop(RecoveryError),
 }
 
-impl From<ReadError> for CatchUpError {
+impl From<ReadError> for Trouble {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::Unreachable { .. } => Self::Again(error),
+            ReadError::Unreachable { .. } => Self::Again(error.into()),
             ReadError::Gap { .. } => Self::Stop(RecoveryError::Damaged(error)),
         }
     }
 }
 
-async fn catch_up<J: Journal>(journal: &J, recovered: &mut Recovered) -> Result<(), CatchUpError> {
-    let end = journal.end().await?;
-    let mut commits = journal.replay(recovered.tail, end);
-    while recovered.tail < end {
-        let Some(stored) = commits.next().await else {
-            return Err(ReadError::Gap {
-                at: recovered.tail.next(),
-            }
-            .into());
-        };
-        recovered.fold(&stored?).map_err(CatchUpError::Stop)?;
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Self {
+        Self::Again(error.into())
     }
-    Ok(())
 }
 
-impl Recovered {
-    fn fold(&mut self, stored: &Stored) -> Result<(), RecoveryError> {
-        let at = stored.sequence;
-        let commit = self
-            .state
-            .check(&stored.payload)
-            .map_err(|source| RecoveryError::Chain { at, source })?;
-        for event in commit.events.iter().map(|stored| &stored.event) {
-            self.state.apply(event);
-            self.outcomes
-                .apply(event, self.state.account(&event.account));
+impl From<Disagreement> for Trouble {
+    fn from(disagreement: Disagreement) -> Self {
+        Self::Unusable(disagreement.to_string())
+    }
+}
+
+/// A partition's journal and snapshots, as the writer that takes it over reads them.
+pub struct Source<J> {
+    /// The journal.
+    pub journal: Arc<J>,
+    /// The snapshots; without any, every start reads the whole journal.
+    pub snapshots: Option<Arc<dyn SnapshotStore>>,
+    /// The partition.
+    pub partition: Partition,
+}
+
+impl<J> Clone for Source<J> {
+    fn clone(&self) -> Self {
+        Self {
+            journal: Arc::clone(&self.journal),
+            snapshots: self.snapshots.clone(),
+            partition: self.partition,
         }
-        let hash = seatbelt_schemas::commit::ChainHash::of(&stored.payload);
-        self.state.committed(commit.epoch, hash);
-        self.tail = at;
+    }
+}
+
+/// A partition record, as far as it matters to the accounts that it vouches for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Base {
+    revision: Revision,
+    position: Position,
+    sequence: Sequence,
+}
+
+/// What a look at the bucket gives.
+enum Look {
+    Found(Option<Account>),
+    Lost(String),
+    WentBack,
+}
+
+impl<J: Journal> Source<J> {
+    /// Takes the partition up. Waits for a journal or a bucket that cannot be reached; ends with an
+    /// error only where what stands in the journal is wrong. Snapshots that cannot be used, or that
+    /// disagree with the journal, are told of and not used.
+    pub async fn recover(&self) -> Result<(Resumed, Base), RecoveryError> {
+        let mut with_snapshots = true;
+        loop {
+            match self.attempt(with_snapshots).await {
+                Ok(recovered) => return Ok(recovered),
+                Err(Trouble::Stop(error)) => return Err(error),
+                Err(Trouble::Unusable(reason)) => {
+                    let partition = self.partition;
+                    error!(%partition, reason, "snapshots cannot be used: reading the whole journal instead");
+                    with_snapshots = false;
+                }
+                Err(Trouble::Again(error)) => {
+                    warn!(partition = %self.partition, %error, "partition cannot be read, trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, with_snapshots: bool) -> Result<(Resumed, Base), Trouble> {
+        let (mut resume, base) = match self.record(with_snapshots).await? {
+            None => (Resume::from_start(self.partition, HOT_MAX), Base::default()),
+            Some((record, base)) => (Resume::from_record(record, HOT_MAX), base),
+        };
+        let end = self.journal.end().await?;
+        if end < base.sequence {
+            let at = base.sequence;
+            return Err(Disagreement::Anchor { at }.into());
+        }
+        let mut commits = self.journal.replay(resume.tail(), end);
+        while resume.tail() < end {
+            let Some(stored) = commits.next().await else {
+                let at = resume.tail().next();
+                return Err(ReadError::Gap { at }.into());
+            };
+            self.take(&mut resume, &stored?, base).await?;
+        }
+        Ok((resume.finish(), base))
+    }
+
+    /// The partition record, if there is one that can be used.
+    async fn record(&self, wanted: bool) -> Result<Option<(PartitionRecord, Base)>, Trouble> {
+        let Some(store) = self.snapshots.as_ref().filter(|_| wanted) else {
+            return Ok(None);
+        };
+        let key = Names::snapshot_partition_key(self.partition);
+        let Kept { value, revision } = store.read(&key).await?;
+        let Some(value) = value else {
+            return Ok(None);
+        };
+        let record = PartitionRecord::decode(&value)
+            .map_err(|error| Trouble::Unusable(error.to_string()))?;
+        if record.head.partition != self.partition {
+            let detail = format!("its record is of partition {}", record.head.partition);
+            return Err(Trouble::Unusable(detail));
+        }
+        if record.sequence == 0 {
+            return Ok(None);
+        }
+        let base = Base {
+            revision,
+            position: record.head.position,
+            sequence: Sequence(record.sequence),
+        };
+        Ok(Some((record, base)))
+    }
+
+    async fn take(&self, resume: &mut Resume, stored: &Stored, base: Base) -> Result<(), Trouble> {
+        let at = stored.sequence;
+        let commit = resume.check(stored).map_err(|error| match error {
+            ResumeError::Chain(source) => Trouble::Stop(RecoveryError::Chain { at, source }),
+            ResumeError::Disagrees(disagreement) => disagreement.into(),
+        })?;
+        let missing = resume.missing(stored, &commit);
+        let mut loaded = stream::iter(missing)
+            .map(async |account| {
+                let snapshot = self.snapshot(&account, base).await?;
+                Ok::<_, StoreError>((account, snapshot))
+            })
+            .buffer_unordered(SNAPSHOTS_IN_FLIGHT_MAX);
+        while let Some((account, found)) = loaded.try_next().await? {
+            let snapshot = found.map_err(|unusable| {
+                Trouble::Unusable(format!("the snapshot of account {account}: {unusable}"))
+            })?;
+            resume.move_in(account, snapshot);
+        }
+        drop(loaded);
+        resume.take(stored, &commit)?;
         Ok(())
+    }
+
+    /// What the bucket has of an account.
+    async fn snapshot(
+        &self,
+        account: &AccountId,
+        base: Base,
+    ) -> Result<Result<Option<AccountSnapshot>, Unusable>, StoreError> {
+        let Some(store) = &self.snapshots else {
+            return Ok(Ok(None));
+        };
+        let kept = store.read(&Names::snapshot_account_key(account)).await?;
+        let vouched = (base.revision, base.position);
+        Ok(AccountSnapshot::of_kept(account, &kept, vouched))
+    }
+
+    /// An account that no event since `base` touches, as it stands; `None` where there is none. A
+    /// snapshot that cannot be used is told of, folded again from the journal, and put right.
+    pub async fn load(
+        &self,
+        account: &AccountId,
+        base: Base,
+    ) -> Result<Option<Account>, LoadError> {
+        let Some(store) = &self.snapshots else {
+            return Ok(None);
+        };
+        let (mut tries, mut kept) = (0, Kept::default());
+        let reason = loop {
+            match self.look(&**store, account, base, &mut kept).await? {
+                Look::Found(state) => return Ok(state),
+                Look::Lost(reason) => break reason,
+                Look::WentBack if tries == WENT_BACK_TRIES => {
+                    break "the bucket went back in time".to_owned();
+                }
+                Look::WentBack => tokio::time::sleep(RETRY).await,
+            }
+            tries += 1;
+        };
+        let partition = self.partition;
+        error!(%partition, %account, reason, "snapshot lost: folding the account again from the journal");
+        let state = self.fold(account, base.sequence).await?;
+        self.put_right(account, &kept, &state).await;
+        Ok(Some(state).filter(|state| state.version() > 0))
+    }
+
+    /// Reads an account's snapshot, and whether the bucket still is what it was at `base`: one that
+    /// lost its end has lost the record's end too, and the connection that both reads share ends with
+    /// the server that lost it.
+    async fn look(
+        &self,
+        store: &dyn SnapshotStore,
+        account: &AccountId,
+        base: Base,
+        found: &mut Kept,
+    ) -> Result<Look, StoreError> {
+        let (key, record) = (
+            Names::snapshot_account_key(account),
+            Names::snapshot_partition_key(self.partition),
+        );
+        let (kept, record) = join(store.read(&key), store.read(&record)).await;
+        *found = kept?;
+        let snapshot =
+            match AccountSnapshot::of_kept(account, found, (base.revision, base.position)) {
+                Ok(snapshot) => snapshot,
+                Err(unusable) => return Ok(Look::Lost(unusable.to_string())),
+            };
+        let current = snapshot
+            .as_ref()
+            .is_some_and(|snapshot| snapshot.position >= base.position);
+        let vouched = record?
+            .value
+            .and_then(|value| PartitionRecord::decode(&value).ok())
+            .is_some_and(|record| record.head.position >= base.position);
+        Ok(if current || vouched {
+            Look::Found(snapshot.map(|snapshot| snapshot.state))
+        } else {
+            Look::WentBack
+        })
+    }
+
+    /// One account, from the journal's beginning up to a commit.
+    async fn fold(&self, account: &AccountId, to: Sequence) -> Result<Account, LoadError> {
+        let mut chain = PartitionState::new(self.partition);
+        let mut state = Account::default();
+        let mut commits = self.journal.replay(Sequence(0), to);
+        while let Some(stored) = commits.next().await {
+            let Stored { sequence, payload } = stored?;
+            let at = sequence;
+            let commit = chain
+                .check(&payload)
+                .map_err(|source| RecoveryError::Chain { at, source })?;
+            for stored in &commit.events {
+                chain.pass(&stored.event);
+                let unseen =
+                    state.version() == 0 && matches!(stored.event.body, EventBody::Unknown { .. });
+                if stored.event.account == *account && !unseen {
+                    state.apply(&stored.event);
+                }
+            }
+            chain.committed(commit.epoch, ChainHash::of(&payload));
+        }
+        Ok(state)
+    }
+
+    /// Puts a state that was folded again where its snapshot was lost, unless somebody else wrote. No
+    /// event since the base touches the account, so it stands like this at the journal's end too.
+    async fn put_right(&self, account: &AccountId, kept: &Kept, state: &Account) {
+        let (Some(store), true) = (&self.snapshots, state.version() > 0) else {
+            return;
+        };
+        let Ok((position, at_ms)) = self.last().await else {
+            return; // what was found is good without it
+        };
+        let value = AccountSnapshot::kept(account, position, at_ms, state);
+        let key = Names::snapshot_account_key(account);
+        match store.write(&key, kept.revision, value).await {
+            Ok(_) => info!(%account, "snapshot written again"),
+            Err(WriteError::Moved) => info!(%account, "snapshot was written again by another"),
+            Err(error) => warn!(%account, %error, "snapshot not written again"),
+        }
+    }
+
+    /// Position and time of the journal's last event.
+    async fn last(&self) -> Result<(Position, u64), LoadError> {
+        let (partition, after) = (self.partition, Position(0));
+        let at = self.journal.end().await?;
+        let stored = self.journal.get(at).await?;
+        let payload = stored.ok_or(ReadError::Gap { at })?.payload;
+        let commit = Commit::decode(&payload).map_err(|source| {
+            let source = ChainError::Commit {
+                partition,
+                after,
+                source,
+            };
+            RecoveryError::Chain { at, source }
+        })?;
+        let last = commit.events.last().map(|stored| stored.event.position);
+        Ok((last.unwrap_or(commit.first_position), commit.at_ms))
     }
 }

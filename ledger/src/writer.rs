@@ -31,16 +31,21 @@ use crate::{
     journal::{AppendError, Sequence},
     outcomes::{self, Fingerprint, Outcome, Outcomes, Recall},
     partition::PartitionState,
+    resume::Resumed,
 };
 
+pub mod cold;
 pub mod tally;
 pub mod waiting;
 
+use cold::{Fetch, Fetched, Parked};
 use tally::{Counted, SINGLE_REFUSALS_PER_SECOND, Tallies};
 use waiting::{WAIT_MS_MAX, WAITERS_PER_ACCOUNT_MAX, Waiter, Waiting};
 
 /// Most decisions that wait for their commit; beyond it commands are turned away as unavailable.
 pub const PENDING_EVENTS_MAX: usize = 1 << 14;
+/// Most commands that wait for something to be fetched; beyond it they are turned away as unavailable.
+pub const PARKED_MAX: usize = 1 << 14;
 /// Most reservations ended by their deadline in one go.
 const EXPIRE_PER_TICK_MAX: usize = 256;
 
@@ -92,6 +97,20 @@ pub enum Request {
     Read(Read),
     /// Changes an account or the prices.
     Admin(Admin),
+}
+
+impl Request {
+    /// The account that it is about.
+    pub fn account(&self) -> &AccountId {
+        match self {
+            Self::Reserve(command) => &command.account,
+            Self::Resize(command) => &command.account,
+            Self::Settle(command, _) => &command.account,
+            Self::Release(command) => &command.account,
+            Self::Read(query) => &query.account,
+            Self::Admin(command) => &command.account,
+        }
+    }
 }
 
 /// An answer to the request of the same name.
@@ -168,6 +187,7 @@ pub struct Writer<T> {
     epoch: Epoch,
     state: PartitionState,
     outcomes: Outcomes,
+    parked: Parked<T>,
     waiting: Waiting<T>,
     tallies: Tallies,
     deadlines: BTreeSet<(u64, ReservationId, AccountId)>,
@@ -182,15 +202,15 @@ pub struct Writer<T> {
 }
 
 impl<T: Caller> Writer<T> {
-    /// Takes a partition over: `state` and `outcomes` are the fold of its journal up to `tail`. Its
-    /// first commit writes `writer_started`, which fences every writer before it.
-    pub fn start(
-        config: WriterConfig,
-        state: PartitionState,
-        outcomes: Outcomes,
-        tail: Sequence,
-        now_ms: u64,
-    ) -> Self {
+    /// Takes a partition over. Its first commit writes `writer_started`, which fences every writer
+    /// before it.
+    pub fn start(config: WriterConfig, resumed: Resumed, now_ms: u64) -> Self {
+        let Resumed {
+            state,
+            outcomes,
+            tail,
+            open,
+        } = resumed;
         let deadlines = state.accounts().flat_map(|(account, state)| {
             state
                 .open()
@@ -205,6 +225,7 @@ impl<T: Caller> Writer<T> {
             config,
             state,
             outcomes,
+            parked: Parked::watching(open),
             waiting: Waiting::default(),
             pending: VecDeque::new(),
             linger_until_ms: None,
@@ -248,6 +269,11 @@ impl<T: Caller> Writer<T> {
         self.durable
     }
 
+    /// The last commit on the journal, as far as this writer knows.
+    pub fn tail(&self) -> Sequence {
+        self.tail
+    }
+
     /// Events decided and not yet in a commit.
     pub fn pending(&self) -> usize {
         self.pending.len()
@@ -259,6 +285,9 @@ impl<T: Caller> Writer<T> {
             let detail = format!("{PENDING_EVENTS_MAX} decisions wait for the journal already");
             return self.answer(caller, Err(CommandError::unavailable(detail)));
         }
+        if let Some(fetch) = self.missing(&request) {
+            return self.park(fetch, request, caller);
+        }
         match request {
             Request::Reserve(command) => self.reserve(now_ms, command, caller),
             Request::Resize(command) => self.resize(now_ms, &command, caller),
@@ -266,6 +295,105 @@ impl<T: Caller> Writer<T> {
             Request::Release(command) => self.release(now_ms, &command, caller),
             Request::Read(query) => self.read(now_ms, &query, caller),
             Request::Admin(command) => self.admin(now_ms, &command, caller),
+        }
+    }
+
+    /// What a command needs that is not in memory: its account, or what the journal tells of an older
+    /// command with its id. What ends a reservation needs no such search while the reservation is
+    /// there to be ended: it cannot have been carried out before.
+    fn missing(&self, request: &Request) -> Option<Fetch> {
+        let account = request.account();
+        if !self.state.is_resident(account) && !account.is_system() && self.is_ours(account) {
+            return Some(Fetch::Account(account.clone()));
+        }
+        let state = self.state.account(account);
+        let is_open = |id| state.is_some_and(|state| state.open().contains_key(&id));
+        let has_expired = |id| state.is_some_and(|state| state.expired().contains_key(&id));
+        let id = match request {
+            Request::Read(_) => return None,
+            Request::Reserve(command) => command.id,
+            Request::Admin(command) => command.id,
+            Request::Resize(command) if is_open(command.reservation) => command.id,
+            Request::Resize(Resize { reservation, .. })
+            | Request::Settle(Settle { reservation, .. }, _)
+            | Request::Release(Release { reservation, .. }) => {
+                if is_open(*reservation) || has_expired(*reservation) {
+                    return None;
+                }
+                CommandId::from(*reservation)
+            }
+        };
+        self.outcomes.is_cold(id).then_some(Fetch::Command(id))
+    }
+
+    fn is_ours(&self, account: &AccountId) -> bool {
+        self.config.partitions.of(account) == self.config.partition
+    }
+
+    fn park(&mut self, fetch: Fetch, request: Request, caller: T) {
+        if self.parked.len() >= PARKED_MAX {
+            let detail = format!("{PARKED_MAX} commands wait for older state already");
+            return self.answer(caller, Err(CommandError::unavailable(detail)));
+        }
+        let decided = self.state.position();
+        self.parked.park(fetch, decided, request, caller);
+    }
+
+    /// The next that has to be fetched: from the snapshots, or from the journal up to its end.
+    pub fn take_fetch(&mut self) -> Option<Fetch> {
+        self.parked.next(self.durable)
+    }
+
+    /// Commands that wait for something to be fetched.
+    pub fn parked(&self) -> usize {
+        self.parked.len()
+    }
+
+    /// Takes in what was fetched, and carries out what waited for it.
+    pub fn fetched(&mut self, now_ms: u64, fetched: Fetched) {
+        let (fetch, failure) = match fetched {
+            Fetched::Account(account, state) => {
+                self.parked.arrived(&account);
+                self.move_in(now_ms, &account, state.unwrap_or_default());
+                (Fetch::Account(account), None)
+            }
+            Fetched::Command(trace) => {
+                self.outcomes.recollect(&trace);
+                (Fetch::Command(trace.id), None)
+            }
+            Fetched::Failed { fetch, detail } => {
+                self.parked.failed(&fetch);
+                (fetch, Some(detail))
+            }
+        };
+        for (request, caller) in self.parked.take(&fetch) {
+            match &failure {
+                None => self.submit(now_ms, request, caller),
+                Some(detail) => self.answer(caller, Err(CommandError::unavailable(detail))),
+            }
+        }
+        if let Fetch::Account(account) = fetch {
+            self.state.forget_unopened(&account);
+        }
+    }
+
+    /// Puts an account into memory, and ends what should have ended while it was away.
+    fn move_in(&mut self, now_ms: u64, account: &AccountId, state: Account) {
+        if self.state.is_resident(account) {
+            return;
+        }
+        let open = state.open().iter();
+        let open: Vec<_> = open
+            .map(|(id, open)| (open.asked.deadline_ms, *id, account.clone()))
+            .collect();
+        self.state.move_in(account.clone(), state);
+        let grace_ms = self.config.expiry_grace_ms;
+        for deadline in open {
+            if now_ms >= deadline.0.saturating_add(grace_ms) {
+                self.expire(now_ms, account, deadline.1);
+            } else {
+                self.deadlines.insert(deadline);
+            }
         }
     }
 
@@ -428,7 +556,8 @@ impl<T: Caller> Writer<T> {
             .due
             .drain(..)
             .map(|(_, caller, _)| caller)
-            .chain(self.waiting.drain());
+            .chain(self.waiting.drain())
+            .chain(self.parked.drain());
         let answers: Vec<_> = callers
             .map(|caller| (caller, Err(refused.clone())))
             .collect();
@@ -506,7 +635,7 @@ impl<T: Caller> Writer<T> {
         };
         let (position, at_ms, bytes) = (event.position, event.at_ms, event.encode());
         self.state.apply(&event);
-        self.outcomes.apply(&event, self.state.account(account));
+        self.outcomes.apply(&event);
         self.linger_until_ms = None;
         self.pending.push_back(Pending {
             position,
@@ -539,11 +668,10 @@ impl<T: Caller> Writer<T> {
     }
 
     fn account(&self, account: &AccountId) -> Result<&Account, CommandError> {
-        let partition = self.config.partition;
-        if self.config.partitions.of(account) != partition {
+        if !self.is_ours(account) {
             return Err(CommandError::WrongPartition {
                 account: account.clone(),
-                partition: partition.0,
+                partition: self.config.partition.0,
             });
         }
         self.state
@@ -714,8 +842,7 @@ impl<T: Caller> Writer<T> {
         }
         let position = self.state.position();
         let fingerprint = Fingerprint::of_reserve(&waiter.command);
-        let known = self.state.account(&account);
-        if let Some(outcome) = Outcome::of_refused(&data, position, at_ms, known) {
+        if let Some(outcome) = Outcome::of_refused(&data, position, at_ms) {
             self.outcomes
                 .remember(waiter.command.id, fingerprint, outcome);
         }
@@ -751,13 +878,9 @@ impl<T: Caller> Writer<T> {
         fingerprint: Fingerprint,
     ) -> Option<Result<(Position, Answer<Reply>), CommandError>> {
         let outcome = match self.outcomes.recall(id, fingerprint) {
-            Recall::New => return None,
+            // what is cold and matters was fetched before the command got here
+            Recall::New | Recall::Cold => return None,
             Recall::Other => return Some(Err(CommandError::Conflict { id })),
-            Recall::Forgotten => {
-                let detail =
-                    format!("command id {id} is older than the ledger remembers: use a new id");
-                return Some(Err(CommandError::invalid(detail)));
-            }
             Recall::Same(outcome) => outcome,
         };
         let position = outcome.position();
@@ -785,6 +908,7 @@ impl<T: Caller> Writer<T> {
             Outcome::Changed(position) => Ok(Reply::Admin(AdminOutcome {
                 position: Some(*position),
             })),
+            Outcome::Unchanged(_) => Ok(Reply::Admin(AdminOutcome { position: None })),
         };
         Some(Ok((position, reply)))
     }
@@ -827,14 +951,14 @@ impl<T: Caller> Writer<T> {
         ack: Ack,
         caller: T,
     ) -> Option<T> {
-        if let Err(error) = valid.and_then(|()| self.account(account).map(drop)) {
-            self.answer(caller, Err(error));
-            return None;
-        }
+        // first of all: what was decided stays so, however old it is
         match self.recall(account, id, fingerprint) {
             Some(Ok((position, reply))) => self.answer_when(ack, position, caller, reply),
             Some(Err(error)) => self.answer(caller, Err(error)),
-            None => return Some(caller),
+            None => match valid.and_then(|()| self.account(account).map(drop)) {
+                Err(error) => self.answer(caller, Err(error)),
+                Ok(()) => return Some(caller),
+            },
         }
         None
     }
@@ -1044,18 +1168,21 @@ impl<T: Caller> Writer<T> {
             actor,
             change,
         } = command;
-        if let Err(error) = validate::admin(command, now_ms) {
-            return self.answer(caller, Err(error));
-        }
-        match self.recall(account, *id, Fingerprint::of_change(account, change)) {
+        let fingerprint = Fingerprint::of_change(account, change);
+        match self.recall(account, *id, fingerprint) {
             Some(Ok((position, reply))) => return self.answer_at(position, caller, reply),
             Some(Err(error)) => return self.answer(caller, Err(error)),
             None => {}
+        }
+        if let Err(error) = validate::admin(command, now_ms) {
+            return self.answer(caller, Err(error));
         }
         match self.decide_change(account, change) {
             Err(error) => self.answer(caller, Err(error)),
             Ok(None) => {
                 let position = self.state.position();
+                self.outcomes
+                    .remember(*id, fingerprint, Outcome::Unchanged(position));
                 self.answer_at(
                     position,
                     caller,

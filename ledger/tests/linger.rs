@@ -4,8 +4,8 @@
 use seatbelt_ledger::{
     api::{Ack, Admin, Reserve, Settle},
     journal::Sequence,
-    outcomes::Outcomes,
-    partition::PartitionState,
+    outcomes::HOT_MAX,
+    resume::Resumed,
     writer::{Caller, Request, Writer, WriterConfig},
 };
 use seatbelt_schemas::{
@@ -45,8 +45,8 @@ impl Desk {
             single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
             settle_linger_ms: LINGER_MS,
         };
-        let state = PartitionState::new(Partition(0));
-        let writer = Writer::start(config, state, Outcomes::default(), Sequence(0), START_MS);
+        let resumed = Resumed::empty(Partition(0), HOT_MAX);
+        let writer = Writer::start(config, resumed, START_MS);
         let mut desk = Self {
             writer,
             appended: 0,

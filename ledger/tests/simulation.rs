@@ -1,9 +1,11 @@
 //! A deterministic simulation of writers over a model journal: lost acks, acks after the commit,
 //! late and repeated delivery, crashes between any two steps, zombies, a frozen stream, a clock that
-//! jumps both ways. Every run is made from one printed seed and can be replayed with
+//! jumps both ways, starts from snapshots that lag, accounts and older commands fetched late or not. Every run is made from one printed seed and can be replayed with
 //! `SEATBELT_SIM_SEED=<seed>`; `SEATBELT_SIM_RUNS` sets how many.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+#[path = "simulation/archive.rs"]
+mod archive;
 #[path = "simulation/oracle.rs"]
 mod oracle;
 #[path = "simulation/world.rs"]

@@ -10,7 +10,6 @@ pub mod chain;
 pub mod feed;
 pub mod reader;
 pub mod reconcile;
-pub mod record;
 pub mod snapshots;
 pub mod store;
 

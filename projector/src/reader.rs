@@ -4,17 +4,17 @@
 use std::sync::Arc;
 
 use futures::{FutureExt, future::BoxFuture};
-use seatbelt_ledger::api::{SnapshotError, SnapshotStanding, Snapshots, Standing};
+use seatbelt_ledger::{
+    api::{SnapshotError, SnapshotStanding, Snapshots, Standing},
+    snapshot::{AccountSnapshot, PartitionRecord},
+};
 use seatbelt_schemas::{
     ids::{AccountId, KeyId},
     names::Names,
     position::Partitions,
 };
 
-use crate::{
-    record::{AccountSnapshot, PartitionRecord},
-    store::SnapshotStore,
-};
+use crate::store::SnapshotStore;
 
 /// Snapshots as gateways read them.
 pub struct SnapshotReader {

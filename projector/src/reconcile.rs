@@ -11,7 +11,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
-use seatbelt_ledger::api::{Ack, CommandError, Ledger, Settle};
+use seatbelt_ledger::{
+    api::{Ack, CommandError, Ledger, Settle},
+    snapshot::{AccountSnapshot, PartitionRecord},
+};
 use seatbelt_schemas::{
     event::{Report, Timings, UsageSource},
     ids::{AccountId, Actor, CommandId, ReservationId},
@@ -27,7 +30,6 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     follow::{now_ms, pause, with_sources},
-    record::{AccountSnapshot, PartitionRecord},
     store::{Revision, SnapshotStore, StoreError, UsageStore, WriteError},
 };
 

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use seatbelt_ledger::snapshot::{History, PartitionRecord, RECORD_VERSION};
 use seatbelt_schemas::{names::Names, position::Partition};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +14,6 @@ use tracing::{info, warn};
 use crate::{
     chain::Tail,
     follow::{pause, with_sources},
-    record::{PartitionRecord, RECORD_VERSION},
     snapshots::RECORD_REFRESH_EVERY,
     store::{Revision, SnapshotStore, StoreError, WriteError},
 };
@@ -96,6 +96,8 @@ fn first(partition: Partition) -> PartitionRecord {
         sequence: sequence.0,
         head,
         checked_at_ms: 0,
+        history: History::default(),
+        open: Some(Vec::new()),
     }
 }
 

@@ -2,11 +2,12 @@
 //!
 //! Accounts that changed are written together, at most every [`FLUSH_EVERY`], and only then the
 //! partition record, which vouches for all of them. An account is loaded at its first event, so a
-//! start costs the journal's tail and not the number of accounts. A snapshot that is missing or
-//! cannot be read is folded again from the journal, loudly.
+//! start costs the journal's tail and not the number of accounts. A snapshot that is missing, cannot
+//! be read, or is not what the journal's decisions say they met, is folded again from the journal,
+//! loudly.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -16,6 +17,9 @@ use futures::{StreamExt, TryStreamExt, stream};
 use seatbelt_ledger::{
     account::Account,
     journal::{Journal, ReadError, Sequence, Stored},
+    snapshot::{
+        AccountSnapshot, History, OPEN_ACCOUNTS_MAX, PartitionRecord, RECORD_VERSION, agrees,
+    },
 };
 use seatbelt_schemas::{
     commit::Commit,
@@ -31,7 +35,6 @@ use tracing::{error, warn};
 use crate::{
     chain::{Halt, Tail},
     follow::{Stop, now_ms, pause, with_sources},
-    record::{AccountSnapshot, PartitionRecord, RECORD_VERSION},
     seat::Seat,
     store::{Revision, SnapshotStore, StoreError, WriteError},
 };
@@ -63,10 +66,17 @@ pub(crate) struct Snapshots<J> {
     tail: Tail,
     revision: Revision,
     checked_at_ms: u64,
+    history: History,
+    /// Accounts with open reservations; whether it is known of all accounts.
+    open: (BTreeSet<AccountId>, bool),
+    /// Accounts that were folded again because an event did not agree with them: where the journal
+    /// itself is at odds, that is the audit's to say, once.
+    refolded: HashSet<AccountId>,
     accounts: HashMap<AccountId, Folded>,
     dirty: HashSet<AccountId>,
     flushed_at: Instant,
     recorded: Sequence,
+    recorded_position: Position,
 }
 
 enum Trouble {
@@ -108,12 +118,19 @@ impl<J: Journal> Snapshots<J> {
             journal,
             store,
             projector,
+            recorded_position: record.head.position,
             tail: Tail {
                 sequence,
                 head: record.head,
             },
             revision,
             checked_at_ms: record.checked_at_ms,
+            history: record.history,
+            open: match record.open {
+                Some(open) => (open.into_iter().collect(), true),
+                None => (BTreeSet::new(), false),
+            },
+            refolded: HashSet::new(),
             accounts: HashMap::new(),
             dirty: HashSet::new(),
             flushed_at: Instant::now(),
@@ -187,21 +204,59 @@ impl<J: Journal> Snapshots<J> {
         let commit = self.tail.check(&stored)?;
         self.load(&commit).await?;
         self.tail.step(&commit, &stored.payload);
-        commit
-            .events
-            .iter()
-            .for_each(|stored| self.apply(&stored.event));
+        let mut odd = BTreeSet::new();
+        for stored in &commit.events {
+            self.history.note(&stored.event);
+            self.apply(&stored.event, &mut odd);
+        }
+        let (sequence, position) = (self.tail.sequence.0, self.tail.head.position);
+        self.history.step(sequence, position);
+        for account in odd {
+            self.refold(account).await?;
+        }
         Ok(())
     }
 
-    fn apply(&mut self, event: &Event) {
+    /// Folds an event into its account; an account that the event does not agree with is noted as odd
+    /// and left alone.
+    fn apply(&mut self, event: &Event, odd: &mut BTreeSet<AccountId>) {
         let Some(folded) = self.accounts.get_mut(&event.account) else {
             return; // the partition's own, or nothing this build knows of an account it never saw
         };
-        if event.position > folded.loaded_at {
-            folded.state.apply(event);
-            self.dirty.insert(event.account.clone());
+        if event.position <= folded.loaded_at || odd.contains(&event.account) {
+            return;
         }
+        if !agrees(&folded.state, event) && self.refolded.insert(event.account.clone()) {
+            odd.insert(event.account.clone());
+            return;
+        }
+        let was_open = !folded.state.open().is_empty();
+        folded.state.apply(event);
+        let is_open = !folded.state.open().is_empty();
+        self.dirty.insert(event.account.clone());
+        match (was_open, is_open) {
+            (false, true) => self.open.0.insert(event.account.clone()),
+            (true, false) => self.open.0.remove(&event.account),
+            _ => false,
+        };
+    }
+
+    /// Takes an account anew from the journal, up to the tail.
+    async fn refold(&mut self, account: AccountId) -> Result<(), Trouble> {
+        let (partition, position) = (self.tail.partition(), self.tail.head.position);
+        error!(%partition, %account, %position, "snapshot disagrees with the journal: folding the account again");
+        let state = self.fold_again(&account).await?;
+        if state.open().is_empty() {
+            self.open.0.remove(&account);
+        } else {
+            self.open.0.insert(account.clone());
+        }
+        if let Some(folded) = self.accounts.get_mut(&account) {
+            folded.state = state;
+            folded.loaded_at = position;
+        }
+        self.dirty.insert(account);
+        Ok(())
     }
 
     /// Makes sure that every account of a commit is in memory, as it was before it.
@@ -237,26 +292,24 @@ impl<J: Journal> Snapshots<J> {
             .store
             .read(&Names::snapshot_account_key(&account))
             .await?;
-        let revision = kept.revision;
-        let found = kept.value.map(|value| AccountSnapshot::decode(&value));
-        let (state, loaded_at) = match found {
-            Some(Ok(snapshot)) if snapshot.account == account => {
-                (snapshot.state, snapshot.position)
-            }
-            None if begins || self.tail.sequence == Sequence(0) => {
+        let vouched = (self.revision, self.recorded_position);
+        let (state, loaded_at) = match AccountSnapshot::of_kept(&account, &kept, vouched) {
+            Ok(Some(snapshot)) => (snapshot.state, snapshot.position),
+            // whatever stands there is of no use to an account that only begins
+            Ok(None) | Err(_) if begins || self.tail.sequence == Sequence(0) => {
                 (Account::default(), Position(0))
             }
             lost => {
                 let (partition, position) = (self.tail.partition(), self.tail.head.position);
                 let reason = match lost {
-                    None => "is missing".to_owned(),
-                    Some(Err(error)) => with_sources(&error),
-                    Some(Ok(other)) => format!("is of account {}", other.account),
+                    Err(unusable) => unusable.to_string(),
+                    Ok(_) => "is missing".to_owned(),
                 };
                 error!(%partition, %account, %position, reason, "snapshot lost: folding the account again from the journal");
                 (self.fold_again(&account).await?, position)
             }
         };
+        let revision = kept.revision;
         let folded = Folded {
             state,
             loaded_at,
@@ -358,6 +411,8 @@ impl<J: Journal> Snapshots<J> {
             sequence: self.tail.sequence.0,
             head: self.tail.head.clone(),
             checked_at_ms: self.checked_at_ms,
+            history: self.history,
+            open: self.open_accounts(),
         };
         let key = Names::snapshot_partition_key(self.tail.partition());
         self.revision = self
@@ -365,7 +420,13 @@ impl<J: Journal> Snapshots<J> {
             .write(&key, self.revision, record.encode())
             .await?;
         self.recorded = self.tail.sequence;
+        self.recorded_position = self.tail.head.position;
         Ok(())
+    }
+
+    fn open_accounts(&self) -> Option<Vec<AccountId>> {
+        let (open, of_all) = &self.open;
+        (*of_all && open.len() <= OPEN_ACCOUNTS_MAX).then(|| open.iter().cloned().collect())
     }
 
     /// Writes what is left and gives the seat up, so that a successor need not wait for it.

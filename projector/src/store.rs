@@ -1,6 +1,6 @@
-//! Where projections are kept: a bucket with compare-and-swap for snapshots, a stream with
-//! compare-and-append for the feed. What is stored lives behind these traits, so that every
-//! projection is tested without a server.
+//! Where projections are kept: the ledger's bucket of snapshots, with compare-and-swap, and a stream
+//! with compare-and-append for the feed. What is stored lives behind traits, so that every projection
+//! is tested without a server.
 //!
 //! Both say [`WriteError::Moved`] where another projector was there first; nothing here decides
 //! what to do about it.
@@ -10,40 +10,12 @@ mod nats;
 
 pub use nats::NatsUsage;
 
-use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 
 use crate::feed::message::FeedMessage;
 
-pub use seatbelt_ledger::nats::{StoreError, WriteError};
+pub use seatbelt_ledger::store::{Kept, Revision, SnapshotStore, StoreError, WriteError};
 use seatbelt_schemas::usage::UsageEvent;
-
-/// Version of one key's value; zero stands for "never written".
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Revision(pub u64);
-
-/// A key as it is stored.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Kept {
-    /// Its value; none where there is none, or none any more.
-    pub value: Option<Bytes>,
-    /// Its version: what the next write expects.
-    pub revision: Revision,
-}
-
-/// The bucket of snapshots.
-pub trait SnapshotStore: Send + Sync + 'static {
-    /// The value of a key.
-    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Kept, StoreError>>;
-
-    /// Writes if the key still has the `expected` version.
-    fn write<'a>(
-        &'a self,
-        key: &'a str,
-        expected: Revision,
-        value: Bytes,
-    ) -> BoxFuture<'a, Result<Revision, WriteError>>;
-}
 
 /// Number of a message on the feed's stream; zero stands before the first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]

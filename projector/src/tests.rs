@@ -9,6 +9,7 @@ use seatbelt_ledger::{
     api::Snapshots as _,
     journal::{Journal as _, Sequence, memory::MemoryJournal},
     partition::PartitionState,
+    snapshot::{AccountSnapshot, PartitionRecord, TooLarge},
 };
 use seatbelt_schemas::{
     commit::Commit,
@@ -23,7 +24,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Halt, Parts, ProjectorError, SnapshotReader,
     feed::message::{FeedMessage, Source},
-    record::{AccountSnapshot, PartitionRecord, TooLarge},
     run,
     store::memory::{Fault, Fuse, MemoryFeed, MemorySnapshots},
     testing::{Body, START_MS, capped, commits, commits_of, opened, reserved, settled},

@@ -16,8 +16,9 @@ use seatbelt_ledger::{
     host::now_ms,
     journal::{Journal, Sequence},
     nats::{FeedStream, Nats, NatsJournal, connect, snapshot_bucket},
+    snapshot::PartitionRecord,
 };
-use seatbelt_projector::{Parts, SnapshotReader, record::PartitionRecord, run};
+use seatbelt_projector::{Parts, SnapshotReader, run};
 use seatbelt_schemas::{
     commit::{ChainHash, Commit},
     event::{AccountOpened, Event, Genesis, StoredEvent},

@@ -62,6 +62,21 @@ pub struct CapEvidence {
     pub held: u64,
 }
 
+/// What a cap was when it refused, besides its numbers, so that a refusal can be told again in full
+/// when the cap is long gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapTerms {
+    /// What it applied to.
+    pub scope: Scope,
+    /// What it counted.
+    pub meter: Meter,
+    /// Over which time it counted.
+    pub window: Window,
+    /// When all that was spent then will have left the window, unix ms; none for a balance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resets_at_ms: Option<u64>,
+}
+
 /// A cap as it stands, for callers: with what it is and when it frees up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapStanding {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{
-    cap::{CapEvidence, CapSpec},
+    cap::{CapEvidence, CapSpec, CapTerms},
     ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ModelId, ReservationId, TeamId},
     meter::Amounts,
     position::{Epoch, Position},
@@ -221,6 +221,9 @@ pub struct Refused {
     /// When it would fit, unix ms; none where time alone does not help.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resets_at_ms: Option<u64>,
+    /// What the cap that refused was; absent in events of earlier builds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<CapTerms>,
     /// Every matching cap, as the decision met it.
     pub caps: Vec<CapEvidence>,
     /// How many refusals of the same key, cap and reason this event stands for; one where absent.

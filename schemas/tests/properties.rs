@@ -179,6 +179,9 @@ prop_compose! {
             "reservation": reservation, "scopes": scopes, "asked": asked, "want": want, "price": price,
             "reason": reason, "cap": cap, "resets_at_ms": resets_at_ms, "caps": caps, "count": count,
             "decided_at_ms": resets_at_ms,
+            "terms": resets_at_ms.map(|at_ms| serde_json::json!({
+                "scope": {"kind": "account"}, "meter": "tokens", "window": {"kind": "balance"}, "resets_at_ms": at_ms,
+            })),
         });
         serde_json::from_value(fields).unwrap()
     }

@@ -22,9 +22,10 @@ use seatbelt_ledger::{
     api::{Answer, Ledger, UsageEvents},
     nats::{
         ConnectError, Durability, DurabilityError, FeedMessage, FeedStream, GenesisError, Layout,
-        Leases, LedgerService, Nats, NatsUsageEvents, Proof, RemoteLedger, WriteError, connect,
-        meta, prove, provision, snapshot_bucket, watch_neurons,
+        Leases, LedgerService, Nats, NatsUsageEvents, Proof, RemoteLedger, connect, meta, prove,
+        provision, snapshot_bucket, watch_neurons,
     },
+    store::{Revision, WriteError},
 };
 use seatbelt_schemas::{
     command::{
@@ -152,9 +153,13 @@ async fn a_bucket_is_written_by_compare_and_swap_only() {
     let nats = TestNats::start().await;
     let (connection, names) = provisioned(&nats).await;
     let bucket = snapshot_bucket(&connection, &names, 1).await.unwrap();
-    assert_eq!(bucket.read("account.a").await.unwrap().revision, 0);
-    let first = bucket.write("account.a", 0, "one".into()).await.unwrap();
-    let again = bucket.write("account.a", 0, "two".into()).await;
+    let unwritten = bucket.read("account.a").await.unwrap().revision;
+    assert_eq!(unwritten, Revision(0));
+    let first = bucket
+        .write("account.a", unwritten, "one".into())
+        .await
+        .unwrap();
+    let again = bucket.write("account.a", unwritten, "two".into()).await;
     assert!(matches!(again, Err(WriteError::Moved)), "{again:?}");
     let second = bucket
         .write("account.a", first, "two".into())

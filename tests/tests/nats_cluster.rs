@@ -13,6 +13,7 @@ use seatbelt_ledger::{
         Durability, FeedMessage, FeedStream, Layout, NatsJournal, Proof, prove, provision,
         snapshot_bucket,
     },
+    store::Revision,
 };
 use seatbelt_schemas::{
     names::Names,
@@ -82,7 +83,7 @@ async fn a_ledger_is_provisioned_in_three_copies_and_its_feed_appended_to() {
     let bucket = snapshot_bucket(&connection, &names, REPLICAS)
         .await
         .expect("bucket");
-    let mut revision = 0;
+    let mut revision = Revision(0);
     for value in 0..20_u8 {
         let written = bucket
             .write("account.a", revision, vec![value].into())

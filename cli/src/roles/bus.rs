@@ -57,7 +57,7 @@ pub enum BusError {
     Provision(#[from] nats::ProvisionError),
     /// A stream or bucket does not answer.
     #[error(transparent)]
-    Store(#[from] nats::StoreError),
+    Store(#[from] seatbelt_ledger::store::StoreError),
 }
 
 /// A connection with a ledger behind it, and the server where it is ours.

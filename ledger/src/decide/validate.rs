@@ -13,6 +13,10 @@ use seatbelt_schemas::{
 /// How far ahead of the writer's clock the time in a command id may be: 1 minute. Ids of the future
 /// would push ids of the present out of what stays hot.
 pub const CLOCK_SKEW_MS_MAX: u64 = 60_000;
+/// How old a command may be that is carried out: 1 hour. An older one is answered if the journal has
+/// it, and turned away if not, so that the journal need not be searched further than that. What ends
+/// a reservation is not bound by it: no reservation ends twice.
+pub const COMMAND_AGE_MS_MAX: u64 = 3_600_000;
 /// Longest life of a reservation: 24 hours.
 pub const DEADLINE_MS_MAX: u64 = 24 * 3_600_000;
 /// Longest free text in a command.
@@ -20,7 +24,7 @@ pub const TEXT_LEN_MAX: usize = 512;
 
 /// Checks a reserve's bounds at `now_ms`.
 pub fn reserve(command: &Reserve, now_ms: u64) -> Result<(), CommandError> {
-    id(command.id, now_ms)?;
+    recent(command.id, now_ms)?;
     if command.account.is_system() {
         return Err(CommandError::invalid(
             "account \"_\" is the partition's own and reserves nothing",
@@ -43,7 +47,7 @@ pub fn reserve(command: &Reserve, now_ms: u64) -> Result<(), CommandError> {
 
 /// Checks a resize's bounds.
 pub fn resize(command: &Resize, now_ms: u64) -> Result<(), CommandError> {
-    id(command.id, now_ms)?;
+    recent(command.id, now_ms)?;
     tokens("input_tokens", command.input_tokens)?;
     tokens("output_tokens", command.output_tokens)
 }
@@ -81,7 +85,7 @@ pub fn release(command: &Release, now_ms: u64) -> Result<(), CommandError> {
 
 /// Checks an operator's command.
 pub fn admin(command: &Admin, now_ms: u64) -> Result<(), CommandError> {
-    id(command.id, now_ms)?;
+    recent(command.id, now_ms)?;
     if command.account.is_system() != matches!(command.change, Change::SetPrice(_)) {
         return Err(CommandError::invalid(
             "account \"_\" takes prices and nothing else does",
@@ -157,6 +161,15 @@ fn id(id: CommandId, now_ms: u64) -> Result<(), CommandError> {
         ));
     }
     Ok(())
+}
+
+fn recent(command: CommandId, now_ms: u64) -> Result<(), CommandError> {
+    if command.at_ms().saturating_add(COMMAND_AGE_MS_MAX) < now_ms {
+        return Err(CommandError::invalid(format!(
+            "command id {command} is over an hour old and was never carried out: use a new id"
+        )));
+    }
+    id(command, now_ms)
 }
 
 fn tokens(name: &str, count: u64) -> Result<(), CommandError> {

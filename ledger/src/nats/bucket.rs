@@ -13,51 +13,20 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
-use thiserror::Error;
+use futures::{FutureExt, future::BoxFuture};
 
 use super::{
     Nats, ProvisionError,
     publish::{Published, SILENCE, publish},
     stream::{ensure, ensure_derived, inspect},
 };
+use crate::store::{Kept, Revision, SnapshotStore, StoreError, WriteError};
 
 /// How long a write waits for its acknowledgement.
 const WRITE_MAX: Duration = Duration::from_secs(5);
 /// Header that marks a deleted key, as every NATS client knows it.
 const OPERATION: &str = "KV-Operation";
 const DELETED: &str = "DEL";
-
-/// The bucket does not answer now: try again.
-#[derive(Debug, Error)]
-#[error("cannot {action}")]
-pub struct StoreError {
-    /// What was attempted, and on what.
-    pub action: String,
-    /// What went wrong.
-    #[source]
-    pub source: Box<dyn std::error::Error + Send + Sync>,
-}
-
-/// Why nothing is known to be written.
-#[derive(Debug, Error)]
-pub enum WriteError {
-    /// The key is not at the expected revision: somebody else wrote, or an earlier try landed after
-    /// all. Read again, then decide.
-    #[error("somebody else wrote first")]
-    Moved,
-    /// It may or may not have been written.
-    #[error(transparent)]
-    Unreachable(#[from] StoreError),
-}
-
-/// A key's value and its revision.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
-    /// The value; `None` for a key that was deleted.
-    pub value: Option<Bytes>,
-    /// Its revision: what the next write expects. Zero where the key was never written.
-    pub revision: u64,
-}
 
 /// How a bucket is kept.
 #[derive(Debug, Clone, Copy)]
@@ -156,7 +125,7 @@ impl Bucket {
     pub async fn read(&self, key: &str) -> Result<Kept, StoreError> {
         let none = Kept {
             value: None,
-            revision: 0,
+            revision: Revision(0),
         };
         let stream = self
             .nats
@@ -172,7 +141,7 @@ impl Bucket {
                 let live = message.headers.get(OPERATION).is_none();
                 Ok(Kept {
                     value: live.then_some(message.payload),
-                    revision: message.sequence,
+                    revision: Revision(message.sequence),
                 })
             }
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(none),
@@ -182,12 +151,17 @@ impl Bucket {
 
     /// Writes if the key still has the `expected` revision (zero: was never written), and gives the
     /// new one.
-    pub async fn write(&self, key: &str, expected: u64, value: Bytes) -> Result<u64, WriteError> {
+    pub async fn write(
+        &self,
+        key: &str,
+        expected: Revision,
+        value: Bytes,
+    ) -> Result<Revision, WriteError> {
         self.put(key, expected, HeaderMap::new(), value).await
     }
 
     /// Deletes if the key still has the `expected` revision.
-    pub async fn delete(&self, key: &str, expected: u64) -> Result<(), WriteError> {
+    pub async fn delete(&self, key: &str, expected: Revision) -> Result<(), WriteError> {
         let mut headers = HeaderMap::new();
         headers.insert(OPERATION, DELETED);
         let deleted = self.put(key, expected, headers, Bytes::new()).await;
@@ -197,20 +171,35 @@ impl Bucket {
     async fn put(
         &self,
         key: &str,
-        expected: u64,
+        expected: Revision,
         mut headers: HeaderMap,
         value: Bytes,
-    ) -> Result<u64, WriteError> {
+    ) -> Result<Revision, WriteError> {
         headers.insert(
             NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-            HeaderValue::from(expected),
+            HeaderValue::from(expected.0),
         );
         match publish(&self.nats, &self.subject(key), headers, value, WRITE_MAX).await {
-            Published::Acknowledged(ack) => Ok(ack.sequence),
+            Published::Acknowledged(ack) => Ok(Revision(ack.sequence)),
             Published::WrongPlace => Err(WriteError::Moved),
             Published::Refused(detail) => Err(self.error("write", key, detail).into()),
             Published::Silence => Err(self.error("write", key, SILENCE).into()),
             Published::Unknown(source) => Err(self.error("write", key, source).into()),
         }
+    }
+}
+
+impl SnapshotStore for Bucket {
+    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Kept, StoreError>> {
+        self.read(key).boxed()
+    }
+
+    fn write<'a>(
+        &'a self,
+        key: &'a str,
+        expected: Revision,
+        value: Bytes,
+    ) -> BoxFuture<'a, Result<Revision, WriteError>> {
+        self.write(key, expected, value).boxed()
     }
 }

@@ -25,10 +25,11 @@ use seatbelt_schemas::names::Names;
 use tokio::time::timeout;
 
 use super::{
-    Nats, ProvisionError, StoreError, WriteError,
+    Nats, ProvisionError,
     cursor::Cursor,
     stream::{ensure_derived, info},
 };
+use crate::store::{StoreError, WriteError};
 
 /// How long the server remembers message ids: a second belt, nothing relies on it.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);

@@ -23,10 +23,11 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{debug, info, warn};
 
 use super::{
-    Bucket, Nats, ProvisionError, WriteError,
+    Bucket, Nats, ProvisionError,
     bucket::Keeping,
     cursor::{Cursor, Item},
 };
+use crate::store::{Revision, WriteError};
 
 /// A lease not renewed for so long may be taken.
 pub const LEASE_TTL: Duration = Duration::from_millis(1200);
@@ -78,7 +79,7 @@ struct Record {
 struct Seen {
     /// `None` once it was given back.
     holder: Option<String>,
-    revision: u64,
+    revision: Revision,
     at: Instant,
 }
 
@@ -133,7 +134,7 @@ impl Leases {
     }
 
     /// The revision at which the lease may be taken: given back, never there, or grown old.
-    async fn wait_until_free(&self, partition: Partition) -> u64 {
+    async fn wait_until_free(&self, partition: Partition) -> Revision {
         let begun = Instant::now();
         let mut table = self.table.clone();
         loop {
@@ -152,7 +153,7 @@ impl Leases {
                 }) if *holder == *self.holder => return revision,
                 Some(Seen { revision, at, .. }) => (revision, at + LEASE_TTL),
                 // nothing seen may only mean nothing seen yet
-                None => (0, begun + PAUSE),
+                None => (Revision(0), begun + PAUSE),
             };
             tokio::select! {
                 changed = table.changed() => if changed.is_err() {
@@ -168,7 +169,7 @@ impl Leases {
         sleep((MODESTY * held).min(MODESTY_MAX)).await;
     }
 
-    async fn try_take(&self, partition: Partition, revision: u64) -> Option<Lease> {
+    async fn try_take(&self, partition: Partition, revision: Revision) -> Option<Lease> {
         let taken = match self.write(partition, revision).await {
             // somebody was quicker, or what was seen is gone by its age: look at what stands there
             Err(WriteError::Moved) => match self.bucket.read(&key(partition)).await {
@@ -192,7 +193,11 @@ impl Leases {
         None
     }
 
-    async fn write(&self, partition: Partition, revision: u64) -> Result<u64, WriteError> {
+    async fn write(
+        &self,
+        partition: Partition,
+        revision: Revision,
+    ) -> Result<Revision, WriteError> {
         let record = self.record();
         self.bucket.write(&key(partition), revision, record).await
     }
@@ -202,7 +207,7 @@ impl Leases {
         wire::encode(&Record { v: 1, holder }).into()
     }
 
-    fn lease(&self, partition: Partition, revision: u64) -> Lease {
+    fn lease(&self, partition: Partition, revision: Revision) -> Lease {
         self.held.fetch_add(1, Ordering::Relaxed);
         let (lost, release) = (CancellationToken::new(), CancellationToken::new());
         let renewal = Renewal {
@@ -257,7 +262,7 @@ impl Lease {
 struct Renewal {
     leases: Leases,
     partition: Partition,
-    revision: u64,
+    revision: Revision,
     lost: CancellationToken,
     release: CancellationToken,
 }
@@ -309,10 +314,10 @@ impl Renewal {
     }
 
     /// An earlier renewal may have landed without an answer, or the bucket may have been made anew.
-    async fn still_ours(&self, key: &str) -> Option<u64> {
+    async fn still_ours(&self, key: &str) -> Option<Revision> {
         let kept = self.leases.bucket.read(key).await.ok()?;
         let Some(value) = kept.value else {
-            return (kept.revision == 0).then_some(0);
+            return (kept.revision == Revision(0)).then_some(Revision(0));
         };
         let record: Record = wire::decode("lease", &value).ok()?;
         (record.holder == *self.leases.holder).then_some(kept.revision)
@@ -354,14 +359,14 @@ fn note(table: &mut Table, prefix: &str, item: &Item) {
         return;
     };
     let known = table.get(&partition).map(|seen| seen.revision);
-    if known == Some(item.sequence) {
+    if known == Some(Revision(item.sequence)) {
         // read again from the start: its age goes on counting
         return;
     }
     let record = wire::decode::<Record>("lease", &message.payload);
     let seen = Seen {
         holder: record.ok().map(|record| record.holder),
-        revision: item.sequence,
+        revision: Revision(item.sequence),
         at: Instant::now(),
     };
     table.insert(partition, seen);

@@ -18,9 +18,10 @@ use thiserror::Error;
 use ulid::Ulid;
 
 use super::{
-    Bucket, FeedStream, Nats, ProvisionError, StoreError, WriteError, bucket::Keeping,
-    lease::lease_bucket, neurons::neuron_bucket, snapshots::snapshot_bucket, stream::ensure,
+    Bucket, FeedStream, Nats, ProvisionError, bucket::Keeping, lease::lease_bucket,
+    neurons::neuron_bucket, snapshots::snapshot_bucket, stream::ensure,
 };
+use crate::store::{Revision, StoreError, WriteError};
 
 /// Key of the facts in bucket `SEATBELT_META`.
 const META_KEY: &str = "ledger";
@@ -158,7 +159,10 @@ async fn create(bucket: &Bucket, name: &str, partitions: Partitions) -> Result<M
         ledger,
         partitions,
     };
-    match bucket.write(META_KEY, 0, wire::encode(&meta).into()).await {
+    match bucket
+        .write(META_KEY, Revision(0), wire::encode(&meta).into())
+        .await
+    {
         Ok(_) => Ok(meta),
         Err(WriteError::Unreachable(error)) => Err(error.into()),
         // another process made it at the same moment

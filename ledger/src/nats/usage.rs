@@ -23,8 +23,9 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use super::{Nats, StoreError, cursor::Cursor, stream::info};
+use super::{Nats, cursor::Cursor, stream::info};
 use crate::api::UsageEvents;
+use crate::store::StoreError;
 
 /// Most callers waiting at once; more are answered at once that nothing came.
 pub const USAGE_WAITERS_MAX: usize = 1 << 16;

@@ -219,7 +219,7 @@ fn a_burst_makes_no_new_command_old_and_no_old_one_new() {
     let mut outcomes = Outcomes::default();
     let fingerprint = Fingerprint::of_event(&change_of_id(START_MS, 0)).unwrap();
     for number in 0..=HOT_MAX {
-        outcomes.apply(&change_of_id(START_MS, number), None);
+        outcomes.apply(&change_of_id(START_MS, number));
     }
     let recall = |id| matches!(outcomes.recall(id, fingerprint), Recall::New);
     assert!(recall(CommandId::from_parts(START_MS + 1, 0)));
@@ -227,7 +227,7 @@ fn a_burst_makes_no_new_command_old_and_no_old_one_new() {
     assert!(!recall(CommandId::from_parts(START_MS, 1)));
 
     let waited = change_of_id(START_MS - 60_000, 0);
-    outcomes.apply(&waited, None);
+    outcomes.apply(&waited);
     assert!(matches!(
         outcomes.recall(waited.cause, fingerprint),
         Recall::Same(_)

@@ -8,15 +8,15 @@ use seatbelt_ledger::{
     account::Account,
     api::{Ack, Admin, Answer, Release, Reserve, Resize, Settle},
     audit::{PartitionSummary, Verifier},
-    journal::Sequence,
-    outcomes::Outcomes,
-    partition::PartitionState,
+    journal::{Sequence, Stored},
+    outcomes::HOT_MAX,
+    resume::{Resume, Resumed},
     writer::{Caller, Next, Reply, Request, Writer, WriterConfig},
 };
 use seatbelt_schemas::{
     cap::{CapSpec, THRESHOLDS_DEFAULT},
     command::{Change, CommandError, Grant, Refusal, ReserveOutcome},
-    commit::{ChainHash, Commit},
+    commit::Commit,
     event::{
         Event, EventBody, KeyIssued, OnShort, OnUnknown, Report, StoredEvent, Timings, UsageSource,
     },
@@ -206,13 +206,8 @@ pub(crate) fn tell(event: &Event) -> String {
 impl Story {
     /// An account with these caps.
     pub(crate) fn new(caps: &[&str]) -> Self {
-        let writer = Writer::start(
-            config(),
-            PartitionState::new(Partition(0)),
-            Outcomes::default(),
-            Sequence(0),
-            START_MS,
-        );
+        let resumed = Resumed::empty(Partition(0), HOT_MAX);
+        let writer = Writer::start(config(), resumed, START_MS);
         let mut story = Self {
             writer,
             journal: Vec::new(),
@@ -272,9 +267,7 @@ impl Story {
 
     /// The writer dies; another one starts from the journal.
     pub(crate) fn restart(&mut self) {
-        let (state, outcomes) = fold(&self.journal);
-        let tail = Sequence(self.journal.len() as u64);
-        self.writer = Writer::start(config(), state, outcomes, tail, self.now_ms);
+        self.writer = Writer::start(config(), fold(&self.journal), self.now_ms);
         self.pump();
     }
 
@@ -494,25 +487,24 @@ impl Drop for Story {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.proved();
-            let (state, _) = fold(&self.journal);
+            let state = fold(&self.journal).state;
             assert_eq!(state, *self.writer.state(), "replay is the live state");
         }
     }
 }
 
-/// State and outcomes as a journal tells them.
-fn fold(journal: &[Bytes]) -> (PartitionState, Outcomes) {
-    let mut state = PartitionState::new(Partition(0));
-    let mut outcomes = Outcomes::default();
-    for payload in journal {
-        let commit = state.check(payload).unwrap();
-        for stored in &commit.events {
-            state.apply(&stored.event);
-            outcomes.apply(&stored.event, state.account(&stored.event.account));
-        }
-        state.committed(commit.epoch, ChainHash::of(payload));
+/// A partition as its journal tells it.
+pub(crate) fn fold(journal: &[Bytes]) -> Resumed {
+    let mut resume = Resume::from_start(Partition(0), HOT_MAX);
+    for (payload, number) in journal.iter().zip(1..) {
+        let stored = Stored {
+            sequence: Sequence(number),
+            payload: payload.clone(),
+        };
+        let commit = resume.check(&stored).unwrap();
+        resume.take(&stored, &commit).unwrap();
     }
-    (state, outcomes)
+    resume.finish()
 }
 
 /// Proves a journal; an error as people read it, causes and all.

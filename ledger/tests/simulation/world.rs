@@ -6,17 +6,23 @@ use bytes::Bytes;
 use seatbelt_ledger::{
     api::{Ack, Admin, CommandError, Read, Release, Reserve, ReserveOutcome, Resize, Settle},
     audit::Verifier,
-    journal::{AppendError, Sequence},
-    outcomes::Outcomes,
+    journal::{AppendError, Sequence, Stored},
+    outcomes::HOT_MAX,
     partition::PartitionState,
-    writer::{Caller, Next, Reply, Request, Writer, WriterConfig},
+    resume::{Resume, Resumed},
+    writer::{
+        Caller, Next, Reply, Request, Writer, WriterConfig,
+        cold::{Fetch, Fetched},
+    },
 };
 use seatbelt_schemas::{
     cap::CapSpec,
     command::Change,
-    event::{EventBody, KeyIssued, OnShort, OnUnknown, Report, Timings, UsageSource},
+    event::{
+        EventBody, KeyIssued, OnShort, OnUnknown, Overrun, Report, Settled, Timings, UsageSource,
+    },
     ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ModelId, ReservationId},
-    meter::Meter,
+    meter::{Amounts, Meter},
     position::{Partition, Partitions},
     price::{Price, Rates},
     scope::Scope,
@@ -24,14 +30,17 @@ use seatbelt_schemas::{
     window::Window,
 };
 
-use super::oracle::Books;
+use super::{
+    archive::{self, Archive},
+    oracle::Books,
+};
 
 /// A fault planted in the writer, to test the test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mutant {
     /// Appends without the condition on the journal's end.
     SkipsFence,
-    /// Settles what is settled already.
+    /// Takes over without some of the settles that the journal has, and so settles again.
     SettlesTwice,
     /// Takes an append of unknown outcome for lost and goes on from the state without it.
     ForgetsUnknown,
@@ -89,6 +98,7 @@ pub(crate) struct World {
     mutant: Option<Mutant>,
     now_ms: u64,
     journal: Vec<Bytes>,
+    archive: Archive,
     frozen: bool,
     /// Appends that their sender gave up on and that may still arrive.
     network: Vec<(Sequence, Bytes)>,
@@ -110,6 +120,7 @@ impl World {
             mutant,
             now_ms: 1_700_000_000_000,
             journal: Vec::new(),
+            archive: Archive::new(),
             frozen: false,
             network: Vec::new(),
             hosts: Vec::new(),
@@ -241,20 +252,45 @@ impl World {
         self.send(0, Request::Admin(command));
     }
 
-    fn start_writer(&mut self) -> Result<(), String> {
-        let mut state = PartitionState::new(Partition(0));
-        let mut outcomes = Outcomes::default();
-        for payload in &self.journal {
-            let commit = state.check(payload).map_err(|error| describe(&error))?;
-            for stored in &commit.events {
-                state.apply(&stored.event);
-                outcomes.apply(&stored.event, state.account(&stored.event.account));
-            }
-            state.committed(
-                commit.epoch,
-                seatbelt_schemas::commit::ChainHash::of(payload),
-            );
+    /// In every fourth world only a handful of commands stay hot.
+    fn hot_max(&self) -> usize {
+        if self.seed.is_multiple_of(4) {
+            4
+        } else {
+            HOT_MAX
         }
+    }
+
+    /// The partition as a writer takes it over: from its snapshots, or from the journal alone.
+    fn resumed(&mut self) -> Result<Resumed, String> {
+        if self.mutant.is_none() && self.random.one_in(2) {
+            let resumed = self.archive.resume(&self.journal, self.hot_max());
+            if let Some(resumed) = resumed {
+                return resumed;
+            }
+        }
+        let mut resume = Resume::from_start(Partition(0), self.hot_max());
+        for (payload, number) in self.journal.clone().into_iter().zip(1..) {
+            let sequence = Sequence(number);
+            let stored = Stored { sequence, payload };
+            let mut commit = resume.check(&stored).map_err(|error| describe(&error))?;
+            if self.mutant == Some(Mutant::SettlesTwice) {
+                for stored in &mut commit.events {
+                    if let EventBody::Settled(data) = &stored.event.body
+                        && self.random.one_in(2)
+                    {
+                        stored.event.body = nothing(data);
+                    }
+                }
+            }
+            resume
+                .take(&stored, &commit)
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(resume.finish())
+    }
+
+    fn start_writer(&mut self) -> Result<(), String> {
         let config = WriterConfig {
             partition: Partition(0),
             partitions: Partitions::try_from(1).unwrap(),
@@ -264,8 +300,7 @@ impl World {
             single_refusals_per_second: self.single_refusals(),
             settle_linger_ms: self.seed % 3 * 1_000,
         };
-        let tail = Sequence(self.journal.len() as u64);
-        let writer = Writer::start(config, state, outcomes, tail, self.now_ms);
+        let writer = Writer::start(config, self.resumed()?, self.now_ms);
         self.hosts.push(Host { writer });
         Ok(())
     }
@@ -282,9 +317,42 @@ impl World {
             89..=91 => self.crash()?,
             92..=94 => self.take_over()?,
             95 => self.frozen = !self.frozen,
+            96 => self.project(),
             _ => self.leave(),
         }
+        for host in 0..self.hosts.len() {
+            if !self.random.one_in(3) {
+                self.fetch(host, true);
+            }
+        }
         self.collect()
+    }
+
+    fn project(&mut self) {
+        let (dies, recent) = (self.random.one_in(3), self.random.below(20) as usize);
+        self.archive.project(&self.journal, dies, recent);
+    }
+
+    /// One thing that a writer wants is fetched, or cannot be.
+    fn fetch(&mut self, host: usize, faults: bool) -> bool {
+        let fails = faults && self.random.one_in(8);
+        let writer = &mut self.hosts[host].writer;
+        let Some(fetch) = writer.take_fetch() else {
+            return false;
+        };
+        let detail = "cut off".to_owned();
+        let fetched = match fetch {
+            fetch if fails => Fetched::Failed { fetch, detail },
+            Fetch::Account(account) => {
+                let state = self.archive.account(&account);
+                Fetched::Account(account, state)
+            }
+            Fetch::Command(id) => {
+                Fetched::Command(archive::trace(&self.journal, writer.tail(), id))
+            }
+        };
+        writer.fetched(self.now_ms, fetched);
+        true
     }
 
     fn host(&mut self) -> usize {
@@ -621,11 +689,15 @@ impl World {
     fn settle_down(&mut self) {
         self.frozen = false;
         while !self.hosts.is_empty() {
+            let fetched = self.fetch(0, false);
             let Some((expected, payload)) = self.hosts[0]
                 .writer
                 .in_flight()
                 .or_else(|| self.hosts[0].writer.take_append())
             else {
+                if fetched {
+                    continue;
+                }
                 break;
             };
             let outcome = self.try_append(expected, &payload);
@@ -637,9 +709,6 @@ impl World {
     /// The end of a run: what was acknowledged is there, the books are right, nothing stays held.
     pub(crate) fn finish(mut self) -> Result<(), String> {
         self.collect()?;
-        if self.mutant == Some(Mutant::SettlesTwice) {
-            self.settle_twice();
-        }
         self.hosts.clear();
         self.network.clear();
         self.frozen = false;
@@ -649,6 +718,7 @@ impl World {
             self.tick();
             self.settle_down();
         }
+        self.read_all();
         self.collect()?;
         let books = Books::read(&self.journal)?;
         self.acknowledged_is_there(&books)?;
@@ -687,13 +757,26 @@ impl World {
         Ok(())
     }
 
+    /// Every account by name, so that none stays outside the writer's memory.
+    fn read_all(&mut self) {
+        for name in ACCOUNTS {
+            let account = AccountId::new(name).unwrap();
+            self.send(0, Request::Read(Read { account, key: None }));
+        }
+        self.settle_down();
+    }
+
     fn live_is_replay(&self, books: &Books) -> Result<(), String> {
         let live = self.hosts[0].writer.state();
         let mut replay = PartitionState::new(Partition(0));
         for payload in &self.journal {
             replay.accept(payload).map_err(|error| error.to_string())?;
         }
-        if replay != *live {
+        let same = |name: &&str| {
+            let account = AccountId::new(name).unwrap();
+            replay.account(&account) == live.account(&account)
+        };
+        if replay.head() != live.head() || !ACCOUNTS.iter().all(|name| same(&name)) {
             return Err("replay differs from the live state".to_owned());
         }
         for (account, cap) in books.caps() {
@@ -723,41 +806,16 @@ impl World {
             .map(drop)
             .map_err(|error| describe(&error))
     }
+}
 
-    /// The planted fault: the last settle is written once more, by a writer that forgot it.
-    fn settle_twice(&mut self) {
-        use seatbelt_schemas::{
-            commit::{ChainHash, Commit},
-            event::StoredEvent,
-            position::Position,
-        };
-        let commits: Vec<Commit> = self
-            .journal
-            .iter()
-            .filter_map(|payload| Commit::decode(payload).ok())
-            .collect();
-        let settled = |stored: &&StoredEvent| matches!(stored.event.body, EventBody::Settled(_));
-        let Some(again) = commits
-            .iter()
-            .flat_map(|commit| &commit.events)
-            .rfind(settled)
-            .cloned()
-        else {
-            return;
-        };
-        let Some(last) = commits.last() else { return };
-        let mut event = again.event;
-        event.position = Position(last.last_position().0 + 1);
-        event.at_ms = last.at_ms;
-        let commit = Commit {
-            first_position: event.position,
-            prev: ChainHash::of(self.journal.last().unwrap()),
-            at_ms: last.at_ms,
-            events: vec![StoredEvent::new(event)],
-            ..last.clone()
-        };
-        self.journal.push(commit.encode());
+/// An event that changes no balance, in the place of a settle.
+fn nothing(settled: &Settled) -> EventBody {
+    Overrun {
+        reservation: settled.reservation,
+        key: settled.scopes.key.clone(),
+        above: Amounts::zero(),
     }
+    .into()
 }
 
 fn describe(error: &dyn std::error::Error) -> String {

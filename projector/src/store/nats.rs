@@ -1,40 +1,16 @@
-//! The stores on a NATS server: thin covers over the ledger's bucket and streams.
+//! The feed and the usage events on a NATS server: thin covers over the ledger's streams.
 
-use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
-use seatbelt_ledger::nats::{self, Bucket, FeedStream, Nats};
+use seatbelt_ledger::nats::{self, FeedStream, Nats};
 use seatbelt_schemas::{names::Names, usage::UsageEvent};
 
-use super::{
-    FeedEntry, FeedSequence, FeedStore, Kept, Revision, SnapshotStore, StoreError, UsageStore,
-    WriteError,
-};
+use super::{FeedEntry, FeedSequence, FeedStore, StoreError, UsageStore, WriteError};
 use crate::feed::{message::FeedMessage, writer::FEED_BATCH_MAX};
 
 const _: () = assert!(
     FEED_BATCH_MAX <= nats::feed::FEED_APPEND_MAX,
     "a batch fits one append"
 );
-
-impl SnapshotStore for Bucket {
-    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Kept, StoreError>> {
-        async move {
-            let nats::Kept { value, revision } = self.read(key).await?;
-            let revision = Revision(revision);
-            Ok(Kept { value, revision })
-        }
-        .boxed()
-    }
-
-    fn write<'a>(
-        &'a self,
-        key: &'a str,
-        expected: Revision,
-        value: Bytes,
-    ) -> BoxFuture<'a, Result<Revision, WriteError>> {
-        async move { self.write(key, expected.0, value).await.map(Revision) }.boxed()
-    }
-}
 
 fn entry(entry: nats::FeedEntry) -> FeedEntry {
     FeedEntry {

@@ -570,3 +570,16 @@ pub(crate) fn refused_merged() -> Case<Event> {
     let refused: Refused = serde_json::from_value(fields).unwrap();
     ("refused-merged".to_owned(), event(104, refused.into()))
 }
+
+/// A refusal that says what its cap was, besides the numbers.
+pub(crate) fn refused_terms() -> Case<Event> {
+    let mut fields = serde_json::to_value(refused()).unwrap();
+    fields["terms"] = json!({
+        "scope": Scope::Key(key()),
+        "meter": Meter::Tokens,
+        "window": Window::Rolling { seconds: 3600 },
+        "resets_at_ms": AT_MS + 3_600_000,
+    });
+    let refused: Refused = serde_json::from_value(fields).unwrap();
+    ("refused-terms".to_owned(), event(105, refused.into()))
+}

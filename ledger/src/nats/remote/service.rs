@@ -30,7 +30,8 @@ use tracing::{debug, warn};
 use super::{REQUEST_BYTES_MAX, Request, SettleBody, Verb, WITHIN_MAX, decode, encode_reply};
 use crate::{
     api::{Answer, Ledger},
-    nats::{Nats, StoreError},
+    nats::Nats,
+    store::StoreError,
 };
 
 /// Requests worked on at once; more are turned away as unavailable.

@@ -1,0 +1,148 @@
+//! Finds in the journal what became of a command that is older than what stays hot.
+//!
+//! A command id begins with the time it was made. Its event is written at most [`CLOCK_SKEW_MS_MAX`]
+//! before that (the caller's clock was ahead) and at most [`COMMAND_AGE_MS_MAX`] after it (older ones
+//! are turned away), and times on a journal only go forward: so the place is found by bisection, and
+//! the search looks where it most likely is first.
+
+use futures::StreamExt;
+use memchr::memmem::Finder;
+use seatbelt_schemas::{
+    commit::Commit,
+    event::{Event, EventBody},
+    ids::{CommandId, ReservationId},
+};
+
+use crate::{
+    decide::validate::{CLOCK_SKEW_MS_MAX, COMMAND_AGE_MS_MAX},
+    journal::{Journal, ReadError, Sequence, Stored},
+    outcomes::{Trace, ended_by},
+};
+
+/// How far around its own time a command is looked for first, ms: clocks agree to a second, and a
+/// command waits for some seconds.
+const NEAR_BEFORE_MS: u64 = 1_000;
+const NEAR_AFTER_MS: u64 = 10_000;
+
+/// Traces a command up to the commit `end`, with all that befell its reservation if it made one.
+pub async fn trace<J: Journal>(
+    journal: &J,
+    id: CommandId,
+    end: Sequence,
+) -> Result<Trace, ReadError> {
+    let made_ms = id.at_ms();
+    let near = made_ms.saturating_sub(NEAR_BEFORE_MS)..made_ms.saturating_add(NEAR_AFTER_MS);
+    let whole =
+        made_ms.saturating_sub(CLOCK_SKEW_MS_MAX)..made_ms.saturating_add(COMMAND_AGE_MS_MAX);
+    let spans = [near.clone(), whole.start..near.start, near.end..whole.end];
+    for span in spans {
+        let mut search = Search::new(id);
+        let from = first_at(journal, span.start, end).await?;
+        search.run(journal, from, end, span.end).await?;
+        if !search.events.is_empty() {
+            let events = search.events;
+            return Ok(Trace { id, events });
+        }
+    }
+    let events = Vec::new();
+    Ok(Trace { id, events })
+}
+
+/// The last commit before the first one at or after `at_ms`.
+async fn first_at<J: Journal>(
+    journal: &J,
+    at_ms: u64,
+    end: Sequence,
+) -> Result<Sequence, ReadError> {
+    let (mut before, mut after) = (Sequence(0), end.next());
+    while before.next() < after {
+        let middle = Sequence(before.0 + (after.0 - before.0) / 2);
+        let Some(stored) = journal.get(middle).await? else {
+            return Err(ReadError::Gap { at: middle });
+        };
+        // what does not decode is found by the search itself, if it matters
+        match Commit::decode(&stored.payload) {
+            Ok(commit) if commit.at_ms < at_ms => before = middle,
+            _ => after = middle,
+        }
+    }
+    Ok(before)
+}
+
+struct Search {
+    id: CommandId,
+    reservation: ReservationId,
+    needle: Finder<'static>,
+    events: Vec<Event>,
+}
+
+impl Search {
+    fn new(id: CommandId) -> Self {
+        Self {
+            id,
+            reservation: id.into(),
+            needle: Finder::new(&id.to_string()).into_owned(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Looks through the commits after `from` until the command's story is whole or its time is over.
+    async fn run<J: Journal>(
+        &mut self,
+        journal: &J,
+        from: Sequence,
+        end: Sequence,
+        until_ms: u64,
+    ) -> Result<(), ReadError> {
+        let mut commits = journal.replay(from, end);
+        let mut at = from;
+        while at < end && !self.is_over() {
+            let Some(stored) = commits.next().await else {
+                return Err(ReadError::Gap { at: at.next() });
+            };
+            let stored = stored?;
+            at = stored.sequence;
+            let at_ms = self.look(&stored);
+            if self.events.is_empty() && at_ms.is_some_and(|at_ms| at_ms >= until_ms) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the events of a commit that belong to the story; the commit's time where it is known. A
+    /// commit that does not name the id is not decoded, but for now and then to see what time it is.
+    fn look(&mut self, stored: &Stored) -> Option<u64> {
+        let named = self.needle.find(&stored.payload).is_some();
+        if !named && !stored.sequence.0.is_multiple_of(16) {
+            return None;
+        }
+        let commit = Commit::decode(&stored.payload).ok()?;
+        let at_ms = commit.at_ms;
+        let events = commit.events.into_iter().map(|stored| stored.event);
+        self.events.extend(events.filter(|event| {
+            event.cause == self.id || concerns(&event.body) == Some(self.reservation)
+        }));
+        Some(at_ms)
+    }
+
+    /// Whether nothing more can follow.
+    fn is_over(&self) -> bool {
+        match self.events.first().map(|event| &event.body) {
+            None => false,
+            Some(EventBody::Reserved(_)) => self.events.iter().any(|event| {
+                // an expired reservation may still be settled late
+                ended_by(&event.body).is_some() && !matches!(event.body, EventBody::Expired(_))
+            }),
+            Some(_) => true,
+        }
+    }
+}
+
+/// The reservation that an event changes or ends.
+fn concerns(body: &EventBody) -> Option<ReservationId> {
+    match body {
+        EventBody::Resized(data) => Some(data.reservation),
+        other => ended_by(other),
+    }
+}

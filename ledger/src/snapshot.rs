@@ -1,0 +1,312 @@
+//! What the snapshot bucket holds, MessagePack with named fields:
+//!
+//! - `partition.<pp>`, [`PartitionRecord`]: where the journal stood when all snapshots of the
+//!   partition were current. A writer starts from this, the accounts' snapshots, and the journal
+//!   after `sequence`.
+//! - `account.<id>`, [`AccountSnapshot`]: one account, at its own `position`, which may be past the
+//!   partition's when the projector died between the two: events of that account up to its own
+//!   position are already in it.
+//!
+//! Snapshots are for reading and for starting faster, never the gate; all of them can be thrown away.
+//! Whoever starts from one checks it first: its digest, its place in time, and, event by event, that
+//! it agrees with what the journal's decisions say they met.
+
+use bytes::Bytes;
+use seatbelt_schemas::{
+    cap::CapEvidence,
+    event::{Event, EventBody},
+    ids::{AccountId, CommandId},
+    position::Position,
+    scope::Scopes,
+    wire::{self, WireError},
+};
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::{
+    account::Account,
+    partition::Head,
+    store::{Kept, Revision},
+};
+
+/// Version of both shapes.
+pub const RECORD_VERSION: u8 = 2;
+/// How many events lie between two marks of a partition's history. A writer that starts from a
+/// snapshot keeps the outcomes of one to two times so many events at hand.
+pub const MARK_EVERY_EVENTS: u64 = 32_768;
+/// How many accounts with open reservations a partition record names at most.
+pub const OPEN_ACCOUNTS_MAX: usize = 16_384;
+/// Largest snapshot that is kept: what a NATS server takes by default, less its headers. Of a larger
+/// one (some thousands of open reservations) only the fact is kept, as [`TooLarge`]: readers are told,
+/// and the projector folds that account again from the journal when it starts.
+pub const SNAPSHOT_BYTES_MAX: usize = 1024 * 1024 - 16 * 1024;
+
+/// A place in a partition's journal, and the newest command id of all events up to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Sequence of its last commit.
+    pub sequence: u64,
+    /// Position of its last event.
+    pub position: Position,
+    /// The newest id; none before the first event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<CommandId>,
+}
+
+/// What a fold of the journal knows of the ids in it: enough for a writer to take up the recent ones
+/// without reading the rest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// The newest command id so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<CommandId>,
+    /// At least [`MARK_EVERY_EVENTS`] before the end, or the journal's beginning.
+    pub older: Mark,
+    /// The mark after that.
+    pub newer: Mark,
+}
+
+impl History {
+    /// Folds one event in.
+    pub fn note(&mut self, event: &Event) {
+        self.newest = self.newest.max(Some(event.cause));
+    }
+
+    /// Notes that the commit of `sequence` ends at `position`.
+    pub fn step(&mut self, sequence: u64, position: Position) {
+        if position.0.saturating_sub(self.newer.position.0) < MARK_EVERY_EVENTS {
+            return;
+        }
+        let newest = self.newest;
+        self.older = self.newer;
+        self.newer = Mark {
+            sequence,
+            position,
+            newest,
+        };
+    }
+}
+
+/// How far a partition's snapshots are current.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionRecord {
+    /// Version of this shape: 2.
+    pub v: u8,
+    /// The projector that keeps the snapshots; none where it stopped by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub projector: Option<String>,
+    /// Sequence of the last commit that is in every snapshot.
+    pub sequence: u64,
+    /// Where the journal stood after it: position, chain, epoch, time, prices, ledger.
+    pub head: Head,
+    /// When the journal is last known to have ended there, unix ms.
+    pub checked_at_ms: u64,
+    /// The ids of its commands.
+    pub history: History,
+    /// Accounts with open reservations, whose deadlines somebody must watch; none where there are
+    /// more than [`OPEN_ACCOUNTS_MAX`]: then each is looked at when it is next used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<Vec<AccountId>>,
+}
+
+/// One account as folded up to a position.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountSnapshot {
+    /// Version of this shape: 2.
+    pub v: u8,
+    /// The account.
+    pub account: AccountId,
+    /// Every event of the account up to here is in it, and none after.
+    pub position: Position,
+    /// Time of the partition's last event then, unix ms.
+    pub at_ms: u64,
+    /// SHA-256 over the MessagePack of the account, the position, the time and the state, as an array.
+    pub digest: ByteBuf,
+    /// Its state.
+    pub state: Account,
+}
+
+/// Why what is kept for an account is not its snapshot: fold it again from the journal.
+#[derive(Debug, Error)]
+pub enum Unusable {
+    /// It cannot be read.
+    #[error(transparent)]
+    Unreadable(#[from] WireError),
+    /// Its content is not what was written.
+    #[error("its digest does not fit its content")]
+    Digest,
+    /// It stands under another account's key.
+    #[error("it is of account {found}")]
+    Account {
+        /// Whose it is.
+        found: AccountId,
+    },
+    /// It was deleted.
+    #[error("it was deleted")]
+    Deleted,
+    /// It is older than the record that vouches for it, yet was written after it.
+    #[error("it ends at position {found} and was put there after {vouched} had been vouched for")]
+    Stale {
+        /// Where it ends.
+        found: Position,
+        /// What it must hold.
+        vouched: Position,
+    },
+}
+
+/// Stands where an account's snapshot would, which is larger than [`SNAPSHOT_BYTES_MAX`]. It has no
+/// `state`, so it is never taken for one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TooLarge {
+    /// Version of this shape: 2.
+    pub v: u8,
+    /// The account.
+    pub account: AccountId,
+    /// Position up to which the account was folded.
+    pub position: Position,
+    /// Time of the partition's last event then, unix ms.
+    pub at_ms: u64,
+    /// How large it would be.
+    pub too_large: u64,
+}
+
+fn versioned(what: &'static str, v: u8) -> Result<(), WireError> {
+    match v {
+        RECORD_VERSION => Ok(()),
+        found => Err(WireError::Version { what, found }),
+    }
+}
+
+impl PartitionRecord {
+    /// The record as bytes.
+    pub fn encode(&self) -> Bytes {
+        wire::encode(self).into()
+    }
+
+    /// Reads a record.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let record: Self = wire::decode("partition record", bytes)?;
+        versioned("partition record", record.v).map(|()| record)
+    }
+}
+
+impl AccountSnapshot {
+    /// Reads a snapshot and checks its digest.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unusable> {
+        let snapshot: Self = wire::decode("account snapshot", bytes)?;
+        versioned("account snapshot", snapshot.v)?;
+        let Self {
+            account,
+            position,
+            at_ms,
+            digest,
+            state,
+            ..
+        } = &snapshot;
+        if digest_of(account, *position, *at_ms, state) != digest.as_slice() {
+            return Err(Unusable::Digest);
+        }
+        Ok(snapshot)
+    }
+
+    /// What the bucket keeps for an account; `None` where it never had a snapshot. `vouched` is the
+    /// partition's record as far as it matters: its revision, and the position it vouches for.
+    pub fn of_kept(
+        account: &AccountId,
+        kept: &Kept,
+        vouched: (Revision, Position),
+    ) -> Result<Option<Self>, Unusable> {
+        let value = match &kept.value {
+            Some(value) => value,
+            None if kept.revision == Revision(0) => return Ok(None),
+            None => return Err(Unusable::Deleted),
+        };
+        let snapshot = Self::decode(value)?;
+        if snapshot.account != *account {
+            let found = snapshot.account;
+            return Err(Unusable::Account { found });
+        }
+        let (revision, position) = vouched;
+        if kept.revision > revision && snapshot.position < position {
+            return Err(Unusable::Stale {
+                found: snapshot.position,
+                vouched: position,
+            });
+        }
+        Ok(Some(snapshot))
+    }
+
+    /// A snapshot as it is kept: whole, or as [`TooLarge`].
+    pub fn kept(account: &AccountId, position: Position, at_ms: u64, state: &Account) -> Bytes {
+        let whole = Self::encode(account, position, at_ms, state);
+        if whole.len() <= SNAPSHOT_BYTES_MAX {
+            return whole;
+        }
+        let stand_in = TooLarge {
+            v: RECORD_VERSION,
+            account: account.clone(),
+            position,
+            at_ms,
+            too_large: whole.len() as u64,
+        };
+        wire::encode(&stand_in).into()
+    }
+
+    /// A snapshot as bytes, without owning the state.
+    pub fn encode(account: &AccountId, position: Position, at_ms: u64, state: &Account) -> Bytes {
+        #[derive(Serialize)]
+        struct Borrowed<'a> {
+            v: u8,
+            account: &'a AccountId,
+            position: Position,
+            at_ms: u64,
+            #[serde(with = "serde_bytes")]
+            digest: [u8; 32],
+            state: &'a Account,
+        }
+        let borrowed = Borrowed {
+            v: RECORD_VERSION,
+            account,
+            position,
+            at_ms,
+            digest: digest_of(account, position, at_ms, state),
+            state,
+        };
+        wire::encode(&borrowed).into()
+    }
+}
+
+fn digest_of(account: &AccountId, position: Position, at_ms: u64, state: &Account) -> [u8; 32] {
+    Sha256::digest(wire::encode(&(account, position, at_ms, state))).into()
+}
+
+/// Whether the account, as it is before the event, is what the event says its decision met. Events
+/// without evidence agree with everything.
+pub fn agrees(account: &Account, event: &Event) -> bool {
+    let met = |scopes: &Scopes, caps: &[CapEvidence], at_ms| {
+        let known = account.matching(scopes).map(|cap| cap.evidence(at_ms));
+        known.eq(caps.iter().cloned())
+    };
+    match &event.body {
+        EventBody::Reserved(data) => met(&data.scopes, &data.caps, event.at_ms),
+        EventBody::Refused(data) => {
+            let at_ms = data.decided_at_ms.unwrap_or(event.at_ms);
+            met(&data.scopes, &data.caps, at_ms)
+        }
+        EventBody::Resized(data) => account
+            .open()
+            .get(&data.reservation)
+            .is_some_and(|open| met(&open.scopes, &data.caps, event.at_ms)),
+        EventBody::Settled(data) => {
+            let known = &data.reservation;
+            account.open().contains_key(known) || account.expired().contains_key(known)
+        }
+        EventBody::Released(data) => account.open().contains_key(&data.reservation),
+        EventBody::Expired(data) => account.open().contains_key(&data.reservation),
+        EventBody::AccountOpened(_) => !account.is_open(),
+        EventBody::Unknown { .. } => true,
+        _ => account.is_open(),
+    }
+}
