@@ -772,11 +772,11 @@ impl World {
         for payload in &self.journal {
             replay.accept(payload).map_err(|error| error.to_string())?;
         }
-        let same = |name: &&str| {
+        let same = |name: &str| {
             let account = AccountId::new(name).unwrap();
             replay.account(&account) == live.account(&account)
         };
-        if replay.head() != live.head() || !ACCOUNTS.iter().all(|name| same(&name)) {
+        if replay.head() != live.head() || !ACCOUNTS.iter().all(|name| same(name)) {
             return Err("replay differs from the live state".to_owned());
         }
         for (account, cap) in books.caps() {

@@ -1,0 +1,525 @@
+//! Starts a writer from snapshots and the journal's end: only the end is read, what a snapshot says is
+//! checked, and whatever is lost or at odds is found and put right from the journal.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use seatbelt_ledger::{
+    account::Account,
+    api::{Ack, Admin, CommandError, Ledger, Read, Reserve, ReserveOutcome, Settle, Standing},
+    host::{HostConfig, LedgerHost, now_ms},
+    journal::{Journal, Sequence, memory::MemoryJournal},
+    lookup,
+    partition::PartitionState,
+    snapshot::{AccountSnapshot, History, Mark, PartitionRecord, RECORD_VERSION},
+    store::{SnapshotStore, memory::MemorySnapshots},
+};
+use seatbelt_schemas::{
+    cap::CapSpec,
+    command::Change,
+    commit::Commit,
+    event::{EventBody, KeyIssued, OnShort, OnUnknown, Report, Timings, UsageSource},
+    ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ReservationId},
+    meter::Meter,
+    names::Names,
+    position::{Partition, Partitions},
+    scope::Scope,
+    usage::Usage,
+    window::Window,
+    wire,
+};
+use ulid::Ulid;
+
+const P: Partition = Partition(0);
+
+fn account(name: &str) -> AccountId {
+    AccountId::new(name).unwrap()
+}
+
+fn key_of(name: &str) -> String {
+    Names::snapshot_account_key(&account(name))
+}
+
+fn id() -> CommandId {
+    Ulid::new().into()
+}
+
+/// A journal, its snapshots, and one writer after another.
+struct World {
+    journal: MemoryJournal,
+    snapshots: MemorySnapshots,
+}
+
+impl World {
+    /// Accounts `a` and `b`, with 100 tokens each; `a` has spent 30.
+    async fn new() -> Self {
+        let world = Self {
+            journal: MemoryJournal::new(),
+            snapshots: MemorySnapshots::default(),
+        };
+        let host = world.host().await;
+        for name in ["a", "b"] {
+            open(&host, name).await;
+        }
+        spend(&host, "a", 30).await;
+        host.stop().await;
+        world
+    }
+
+    async fn host(&self) -> Arc<LedgerHost> {
+        let host = self.host_of(self.journal.clone());
+        host.ready().await.unwrap();
+        host
+    }
+
+    fn host_of(&self, journal: MemoryJournal) -> Arc<LedgerHost> {
+        let config = HostConfig {
+            partitions: Partitions::try_from(1).unwrap(),
+            ledger: LedgerId::new("test").unwrap(),
+            writer: "test".to_owned(),
+            expiry_grace_ms: 0,
+        };
+        let snapshots: Arc<dyn SnapshotStore> = Arc::new(self.snapshots.clone());
+        LedgerHost::start_from(&config, vec![journal], Some(&snapshots))
+    }
+
+    /// The journal's state, as a projector folds it.
+    fn state(&self) -> PartitionState {
+        let mut state = PartitionState::new(P);
+        for payload in self.journal.commits() {
+            state.accept(&payload).unwrap();
+        }
+        state
+    }
+
+    /// Writes all snapshots, and then the record; no command before it stays hot at a start.
+    fn project(&self) {
+        let state = self.state();
+        for (account, known) in state.accounts() {
+            self.put(account, known);
+        }
+        let events = self.journal.commits();
+        let events = events
+            .iter()
+            .flat_map(|payload| Commit::decode(payload).unwrap().events);
+        let newest = events.map(|stored| stored.event.cause).max();
+        let mark = Mark {
+            sequence: self.journal.commits().len() as u64,
+            position: state.position(),
+            newest,
+        };
+        let is_open = |(account, known): (&AccountId, &Account)| {
+            (!known.open().is_empty()).then(|| account.clone())
+        };
+        let record = PartitionRecord {
+            v: RECORD_VERSION,
+            projector: None,
+            sequence: mark.sequence,
+            head: state.head().clone(),
+            checked_at_ms: 0,
+            history: History {
+                newest,
+                older: mark,
+                newer: mark,
+            },
+            open: Some(state.accounts().filter_map(is_open).collect()),
+        };
+        let key = Names::snapshot_partition_key(P);
+        self.snapshots.overwrite(&key, record.encode());
+    }
+
+    fn put(&self, account: &AccountId, known: &Account) {
+        let state = self.state();
+        let value = AccountSnapshot::kept(account, state.position(), state.at_ms(), known);
+        self.snapshots
+            .overwrite(&Names::snapshot_account_key(account), value);
+    }
+
+    /// The journal with its first commits unreadable.
+    fn without_beginning(&self, good: usize) -> MemoryJournal {
+        let mut commits = self.journal.commits();
+        let damaged = commits.len() - good;
+        for commit in &mut commits[..damaged] {
+            *commit = Bytes::from_static(b"not read");
+        }
+        MemoryJournal::with_commits(commits)
+    }
+
+    /// Whatever has become of the snapshot of `a`: a new writer knows what it has spent, and the
+    /// snapshot is whole again.
+    async fn is_put_right(&self) {
+        let host = self.host().await;
+        assert_eq!(spent(&host, "a").await, 30);
+        assert_eq!(spent(&host, "b").await, 0);
+        host.stop().await;
+        let kept = self.snapshots.peek(&key_of("a")).unwrap();
+        let kept = AccountSnapshot::decode(&kept).unwrap();
+        assert_eq!(Some(&kept.state), self.state().account(&account("a")));
+    }
+}
+
+async fn open(host: &LedgerHost, name: &str) {
+    let key = KeyIssued {
+        key: KeyId::new("key").unwrap(),
+        team: None,
+        secret_sha256: None,
+    };
+    let cap = CapSpec {
+        cap: CapId::new("cap").unwrap(),
+        scope: Scope::Account,
+        meter: Meter::Tokens,
+        window: Window::Balance,
+        limit: 100,
+        hard: true,
+        thresholds: Vec::new(),
+    };
+    for change in [
+        Change::OpenAccount,
+        Change::IssueKey(key),
+        Change::SetCap(cap),
+    ] {
+        admin(host, name, change).await.unwrap();
+    }
+}
+
+async fn admin(host: &LedgerHost, name: &str, change: Change) -> Result<(), CommandError> {
+    let command = Admin {
+        id: id(),
+        account: account(name),
+        actor: Actor::operator("test"),
+        change,
+    };
+    host.admin(command).await.map(drop)
+}
+
+fn reserve(name: &str, output_tokens: u64) -> Reserve {
+    Reserve {
+        id: id(),
+        account: account(name),
+        key: KeyId::new("key").unwrap(),
+        model: None,
+        run: None,
+        end_user: None,
+        input_tokens: 0,
+        output_tokens,
+        deadline_ms: now_ms() + 60_000,
+        wait_ms: 0,
+        on_short: OnShort::Refuse,
+        on_unknown: OnUnknown::ChargeHold,
+    }
+}
+
+fn settle(name: &str, reservation: ReservationId, output_tokens: u64) -> Settle {
+    let usage = Usage {
+        output_tokens,
+        ..Usage::default()
+    };
+    let (upstream, timings) = ("test".to_owned(), Timings::default());
+    let report = Report {
+        usage,
+        upstream,
+        source: UsageSource::Upstream,
+        finish: None,
+        timings,
+    };
+    Settle {
+        id: id(),
+        account: account(name),
+        reservation,
+        report,
+        actor: Actor::operator("test"),
+    }
+}
+
+async fn spend(host: &LedgerHost, name: &str, tokens: u64) -> (Reserve, Settle) {
+    let command = reserve(name, tokens);
+    let outcome = host.reserve(command.clone()).await.unwrap();
+    assert!(matches!(outcome, ReserveOutcome::Reserved(_)));
+    let end = settle(name, command.id.into(), tokens);
+    host.settle(end.clone(), Ack::Durable).await.unwrap();
+    (command, end)
+}
+
+async fn standing(host: &LedgerHost, name: &str) -> Result<Standing, CommandError> {
+    let account = account(name);
+    host.read(Read { account, key: None }).await
+}
+
+async fn spent(host: &LedgerHost, name: &str) -> u64 {
+    standing(host, name).await.unwrap().caps[0].spent
+}
+
+#[tokio::test]
+async fn only_the_end_of_the_journal_is_read() {
+    let world = World::new().await;
+    world.project();
+    let host = world.host().await;
+    spend(&host, "b", 7).await;
+    host.stop().await;
+    // writer started, reserved, settled
+    let host = world.host_of(world.without_beginning(4));
+    host.ready().await.unwrap();
+    assert_eq!((spent(&host, "a").await, spent(&host, "b").await), (30, 7));
+    spend(&host, "a", 70).await;
+    let over = host.reserve(reserve("a", 1)).await.unwrap();
+    assert!(matches!(over, ReserveOutcome::Refused(_)), "{over:?}");
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn an_account_that_does_not_exist_is_not_made_by_asking_for_it() {
+    let world = World::new().await;
+    world.project();
+    let host = world.host().await;
+    let unknown = standing(&host, "nobody").await;
+    assert!(
+        matches!(unknown, Err(CommandError::UnknownAccount { .. })),
+        "{unknown:?}"
+    );
+    open(&host, "nobody").await;
+    assert_eq!(spent(&host, "nobody").await, 0);
+    admin(&host, "a", Change::OpenAccount).await.unwrap();
+    assert_eq!(spent(&host, "a").await, 30);
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_that_was_changed_is_put_right_from_the_journal() {
+    let world = World::new().await;
+    world.project();
+    let key = key_of("a");
+    let mut snapshot = AccountSnapshot::decode(&world.snapshots.peek(&key).unwrap()).unwrap();
+    snapshot.state = world.state().account(&account("b")).unwrap().clone();
+    world
+        .snapshots
+        .overwrite(&key, wire::encode(&snapshot).into());
+    world.is_put_right().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_read_is_put_right_from_the_journal() {
+    let world = World::new().await;
+    world.project();
+    let key = key_of("a");
+    world
+        .snapshots
+        .overwrite(&key, Bytes::from_static(b"rotten"));
+    world.is_put_right().await;
+}
+
+#[tokio::test]
+async fn an_old_snapshot_that_was_put_back_is_put_right_from_the_journal() {
+    let world = World::new().await;
+    let mut early = PartitionState::new(P);
+    let mut old = None;
+    for payload in world.journal.commits() {
+        early.accept(&payload).unwrap();
+        let known = early.account(&account("a"));
+        if old.is_none()
+            && let Some(known) = known.filter(|known| !known.caps().is_empty())
+        {
+            let (position, at_ms) = (early.position(), early.at_ms());
+            old = Some(AccountSnapshot::kept(&account("a"), position, at_ms, known));
+        }
+    }
+    world.project();
+    world.snapshots.overwrite(&key_of("a"), old.unwrap());
+    world.is_put_right().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_of_another_account_is_put_right_from_the_journal() {
+    let world = World::new().await;
+    world.project();
+    let other = world.snapshots.peek(&key_of("b")).unwrap();
+    world.snapshots.overwrite(&key_of("a"), other);
+    world.is_put_right().await;
+}
+
+/// The projector had the account wrong all along: its digest fits, but not what the journal met.
+#[tokio::test]
+async fn an_account_at_odds_with_the_journals_end_is_not_used() {
+    let world = World::new().await;
+    world.project();
+    let host = world.host().await;
+    spend(&host, "a", 5).await;
+    host.stop().await;
+    let key = key_of("a");
+    let snapshot = AccountSnapshot::decode(&world.snapshots.peek(&key).unwrap()).unwrap();
+    let wrong = world.state().account(&account("b")).unwrap().clone();
+    let value = AccountSnapshot::kept(&account("a"), snapshot.position, snapshot.at_ms, &wrong);
+    world.snapshots.overwrite(&key, value);
+    let host = world.host().await;
+    assert_eq!(spent(&host, "a").await, 35);
+    host.stop().await;
+}
+
+/// As after restoring the journal alone from a backup.
+#[tokio::test]
+async fn snapshots_of_another_journal_are_not_used() {
+    let world = World::new().await;
+    let other = World::new().await;
+    let host = other.host().await;
+    spend(&host, "b", 50).await;
+    host.stop().await;
+    other.project();
+    for (journal, expected) in [(&world.journal, 0), (&other.journal, 50)] {
+        let world = World {
+            journal: journal.clone(),
+            snapshots: other.snapshots.clone(),
+        };
+        let host = world.host().await;
+        assert_eq!(spent(&host, "b").await, expected);
+        host.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_end_stops_the_partition_whatever_the_snapshots_say() {
+    let world = World::new().await;
+    world.project();
+    let mut commits = world.journal.commits();
+    commits.push(Bytes::from_static(b"rotten"));
+    let host = world.host_of(MemoryJournal::with_commits(commits));
+    let refused = host.ready().await.unwrap_err().to_string();
+    assert!(refused.contains("audit verify"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_hold_whose_deadline_passes_ends_though_nobody_uses_its_account() {
+    let world = World::new().await;
+    let host = world.host().await;
+    let mut command = reserve("b", 9);
+    command.deadline_ms = now_ms() + 1_000;
+    host.reserve(command).await.unwrap();
+    host.stop().await;
+    world.project();
+    let host = world.host().await;
+    let before = world.journal.end().await.unwrap();
+    let mut commits = world.journal.follow(Sequence(before.0.saturating_sub(1)));
+    let expired = async {
+        use futures::StreamExt;
+        while let Some(stored) = commits.next().await {
+            let commit = Commit::decode(&stored.unwrap().payload).unwrap();
+            let is_expired = |body: &EventBody| matches!(body, EventBody::Expired(_));
+            if commit
+                .events
+                .iter()
+                .any(|stored| is_expired(&stored.event.body))
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), expired)
+        .await
+        .expect("the hold expires");
+    assert_eq!(spent(&host, "b").await, 9);
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn commands_older_than_what_stays_hot_keep_their_outcome() {
+    let world = World::new().await;
+    let host = world.host().await;
+    let (first, end) = spend(&host, "a", 10).await;
+    let over = reserve("a", 90);
+    let refused = host.reserve(over.clone()).await.unwrap();
+    let held = reserve("a", 1);
+    let grant = host.reserve(held.clone()).await.unwrap();
+    let credit = Admin {
+        id: id(),
+        account: account("b"),
+        actor: Actor::operator("test"),
+        change: Change::Credit {
+            cap: CapId::new("cap").unwrap(),
+            amount: 11,
+            reason: None,
+        },
+    };
+    let credited = host.admin(credit.clone()).await.unwrap();
+    let settled = host.settle(end.clone(), Ack::Durable).await.unwrap();
+    host.stop().await;
+    world.project();
+
+    let host = world.host().await;
+    assert_eq!(host.reserve(over).await.unwrap(), refused);
+    assert_eq!(
+        host.settle(end.clone(), Ack::Durable).await.unwrap(),
+        settled
+    );
+    assert_eq!(host.admin(credit.clone()).await.unwrap(), credited);
+    let again = host.reserve(held).await.unwrap();
+    let (ReserveOutcome::Reserved(again), ReserveOutcome::Reserved(grant)) = (again, grant) else {
+        panic!("both are grants");
+    };
+    assert_eq!((again.position, again.hold), (grant.position, grant.hold));
+    let ended = host.reserve(first.clone()).await.unwrap_err();
+    let position = settled.position;
+    let reservation = first.id.into();
+    assert_eq!(
+        ended,
+        CommandError::AlreadyResolved {
+            reservation,
+            position
+        }
+    );
+    let mut other = settle("a", reservation, 3);
+    assert_eq!(
+        host.settle(other.clone(), Ack::Durable).await.unwrap_err(),
+        CommandError::AlreadyResolved {
+            reservation,
+            position
+        }
+    );
+    other.id = end.id;
+    assert_eq!(
+        host.settle(other, Ack::Durable).await.unwrap_err(),
+        CommandError::Conflict { id: end.id }
+    );
+    assert_eq!(spent(&host, "a").await, 40);
+    assert_eq!(standing(&host, "b").await.unwrap().caps[0].limit, 111);
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_that_was_never_carried_out_is_turned_away_when_it_is_too_old() {
+    let world = World::new().await;
+    world.project();
+    let host = world.host().await;
+    let mut late = reserve("a", 1);
+    late.id = CommandId::from_parts(now_ms() - 30_000, 7);
+    let outcome = host.reserve(late.clone()).await.unwrap();
+    assert!(matches!(outcome, ReserveOutcome::Reserved(_)));
+    late.id = CommandId::from_parts(now_ms() - 3_700_000, 7);
+    let refused = host.reserve(late).await.unwrap_err();
+    assert!(matches!(refused, CommandError::Invalid { .. }));
+    assert!(refused.to_string().contains("use a new id"), "{refused}");
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn a_trace_tells_the_whole_story_of_a_command_and_no_other() {
+    let world = World::new().await;
+    let host = world.host().await;
+    let mut traced = Vec::new();
+    for tokens in 1..20 {
+        traced.push(spend(&host, "b", tokens % 3).await);
+    }
+    host.stop().await;
+    let end = world.journal.end().await.unwrap();
+    for (command, end_command) in traced {
+        let trace = lookup::trace(&world.journal, command.id, end)
+            .await
+            .unwrap();
+        let kinds: Vec<_> = trace.events.iter().map(|event| event.body.kind()).collect();
+        assert_eq!(kinds, ["reserved", "settled"]);
+        assert_eq!(trace.events[1].cause, end_command.id);
+    }
+    let never = lookup::trace(&world.journal, id(), end).await.unwrap();
+    assert_eq!(never.events, []);
+    let empty = MemoryJournal::new();
+    let never = lookup::trace(&empty, id(), Sequence(0)).await.unwrap();
+    assert_eq!(never.events, []);
+}
