@@ -1,5 +1,6 @@
 //! Commits for tests, written as lists of events: genesis comes first by itself.
 
+use seatbelt_ledger::partition::PartitionState;
 use seatbelt_schemas::{
     cap::CapSpec,
     commit::{ChainHash, Commit},
@@ -34,6 +35,7 @@ pub(crate) fn commits_of(partition: Partition, lists: &[&[Body]]) -> Vec<Commit>
     };
     let genesis = (AccountId::system(), genesis.into());
     let (mut position, mut prev) = (Position(0), ChainHash::default());
+    let mut state = PartitionState::new(partition);
     let mut commits = Vec::new();
     for (index, list) in lists.iter().enumerate() {
         let at_ms = START_MS + index as u64 * 10;
@@ -41,14 +43,16 @@ pub(crate) fn commits_of(partition: Partition, lists: &[&[Body]]) -> Vec<Commit>
         let first = (index == 0).then_some(&genesis);
         let events = first.into_iter().chain(*list).map(|(account, body)| {
             position = position.next();
-            StoredEvent::new(Event {
+            let event = Event {
                 position,
                 at_ms,
                 account: account.clone(),
                 cause: CommandId::from_parts(at_ms, u128::from(position.0)),
                 actor: Actor::system("test"),
-                body: body.clone(),
-            })
+                body: with_evidence(&state, account, body, at_ms),
+            };
+            state.apply(&event);
+            StoredEvent::new(event)
         });
         let commit = Commit {
             partition,
@@ -62,6 +66,23 @@ pub(crate) fn commits_of(partition: Partition, lists: &[&[Body]]) -> Vec<Commit>
         commits.push(commit);
     }
     commits
+}
+
+/// A reserve carries what it met, as the writer's do.
+fn with_evidence(
+    state: &PartitionState,
+    account: &AccountId,
+    body: &EventBody,
+    at_ms: u64,
+) -> EventBody {
+    match (body.clone(), state.account(account)) {
+        (EventBody::Reserved(mut data), Some(known)) => {
+            let caps = known.matching(&data.scopes).map(|cap| cap.evidence(at_ms));
+            data.caps = caps.collect();
+            data.into()
+        }
+        (body, _) => body,
+    }
 }
 
 fn account(id: &str) -> AccountId {

@@ -1,7 +1,11 @@
 //! The projector as a whole, against stores in memory: what it writes, and that crashes, faults and
 //! second projectors change none of it.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use seatbelt_ledger::{
@@ -127,6 +131,12 @@ impl World {
         }
         let record = self.record().unwrap();
         assert_eq!(record.head, *state.head(), "{hint}");
+        let open = state
+            .accounts()
+            .filter(|(_, account)| !account.open().is_empty());
+        let open: BTreeSet<_> = open.map(|(id, _)| id.clone()).collect();
+        let named = record.open.unwrap_or_default().into_iter().collect();
+        assert_eq!(open, named, "{hint}");
         for (account, expected) in state.accounts() {
             let snapshot = self.snapshot(account).unwrap();
             assert_eq!(snapshot.state, *expected, "{hint}: {account}");
@@ -412,6 +422,20 @@ async fn a_lost_snapshot_is_folded_again_from_the_journal() {
         world.catch_up("p").await;
         world.check("snapshot lost");
     }
+}
+
+/// Its digest fits its content, but the content is not what the journal's decisions met.
+#[tokio::test]
+async fn a_snapshot_at_odds_with_the_journal_is_folded_again() {
+    let story = short_story();
+    let mut world = World::of(story[..2].to_vec());
+    world.catch_up("p").await;
+    let was = world.snapshot(&account("a")).unwrap();
+    let wrong = AccountSnapshot::kept(&was.account, was.position, was.at_ms, &Account::default());
+    world.snapshots.overwrite("account.a", wrong);
+    world.append(&story[2..]).await;
+    world.catch_up("p").await;
+    world.check("snapshot at odds");
 }
 
 #[tokio::test]
