@@ -241,16 +241,22 @@ impl<J: Journal> Snapshots<J> {
         };
     }
 
+    /// Notes whether an account has open reservations, as it is in memory: where its snapshot was
+    /// ahead of the record, so is this.
+    fn note_open(&mut self, account: &AccountId, state: &Account) {
+        if state.open().is_empty() {
+            self.open.0.remove(account);
+        } else {
+            self.open.0.insert(account.clone());
+        }
+    }
+
     /// Takes an account anew from the journal, up to the tail.
     async fn refold(&mut self, account: AccountId) -> Result<(), Trouble> {
         let (partition, position) = (self.tail.partition(), self.tail.head.position);
         error!(%partition, %account, %position, "snapshot disagrees with the journal: folding the account again");
         let state = self.fold_again(&account).await?;
-        if state.open().is_empty() {
-            self.open.0.remove(&account);
-        } else {
-            self.open.0.insert(account.clone());
-        }
+        self.note_open(&account, &state);
         if let Some(folded) = self.accounts.get_mut(&account) {
             folded.state = state;
             folded.loaded_at = position;
@@ -273,12 +279,15 @@ impl<J: Journal> Snapshots<J> {
             let begins = matches!(event.body, EventBody::AccountOpened(_));
             missing.push((event.account.clone(), begins));
         }
-        let loaded: Vec<_> = stream::iter(missing)
+        let loaded: Vec<(AccountId, Folded)> = stream::iter(missing)
             .map(|(account, begins)| self.load_one(account, begins))
             .buffer_unordered(SNAPSHOTS_IN_FLIGHT_MAX)
             .try_collect()
             .await?;
-        self.accounts.extend(loaded);
+        for (account, folded) in loaded {
+            self.note_open(&account, &folded.state);
+            self.accounts.insert(account, folded);
+        }
         Ok(())
     }
 
