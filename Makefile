@@ -6,7 +6,7 @@ CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build up test bench lint deny layers clean-data
+.PHONY: help setup setup-test build up test nightly bench lint deny layers clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -25,6 +25,9 @@ up: build ## build and serve everything in one process (CONFIG=seatbelt.toml)
 
 test: setup-test ## run every test; the last line counts them
 	@$(PYTHON) scripts/run_tests.py
+
+nightly: ## the long simulation: 100,000 runs of writers, crashes and faults
+	SEATBELT_SIM_RUNS=100000 cargo test --locked -p seatbelt-ledger --test simulation
 
 bench: setup ## measure; prints one table
 	cargo build --release --locked -p seatbelt-cli -p seatbelt-tests --bins

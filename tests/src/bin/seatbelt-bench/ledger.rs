@@ -1,33 +1,29 @@
-//! The ledger's price: a reserve on an idle account against a raw compare-and-append of the same
-//! size, in turns; then decisions per second on one hot account. All on one server that fsyncs.
+//! The ledger's price: a reserve on an idle account, in process and through NATS requests, against a
+//! raw compare-and-append of the same size, in turns; then decisions per second on one hot account and
+//! over many, against one event per message. All on one server that fsyncs.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use hdrhistogram::Histogram;
 use seatbelt_ledger::{
-    api::{Ack, Admin, Ledger, Release, Reserve, ReserveOutcome, Settle},
-    host::{HostConfig, LedgerHost, now_ms},
+    api::Ledger,
+    host::{HostConfig, LedgerHost},
     journal::{Journal, Sequence},
-    nats::NatsJournal,
+    nats::{LedgerService, Nats, NatsJournal, RemoteLedger},
 };
 use seatbelt_schemas::{
-    cap::{CapSpec, THRESHOLDS_DEFAULT},
-    command::{Change, Grant},
-    event::{KeyIssued, OnShort, OnUnknown, Report, Timings, UsageSource},
-    ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId},
-    meter::Meter,
+    commit::Commit,
+    ids::LedgerId,
     names::Names,
     position::{Partition, Partitions},
-    scope::Scope,
-    usage::Usage,
-    window::Window,
 };
 use seatbelt_tests::nats::TestNats;
 
-use crate::{histogram, millis};
+use crate::{histogram, millis, payer::Payer};
 
 const IDLE_ROUNDS: usize = 10;
 const IDLE_PER_ROUND: usize = 200;
@@ -35,177 +31,164 @@ const IDLE_PER_ROUND: usize = 200;
 const HOT_CALLERS: usize = 2048;
 const HOT: Duration = Duration::from_secs(5);
 const HOT_WARM_UP: Duration = Duration::from_secs(1);
-
-struct Bench {
-    host: Arc<LedgerHost>,
-    account: AccountId,
-    key: KeyId,
-}
+/// Accounts when the load is spread.
+const ACCOUNTS: usize = 10_000;
+/// How long a caller of a remote writer waits.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn measure() {
     let server = TestNats::start().await;
     let nats = server.connect("bench").await;
-    let names = Names::default();
-    let journal = NatsJournal::open(&nats, &names, Partition(0), 1)
+    let journal = open(&nats, "hot").await;
+    let raw = open(&nats, "raw").await;
+    let host = host_of(journal.clone()).await;
+    let ledger: Arc<dyn Ledger> = host.clone();
+    let payer = Payer::new(&ledger, 0);
+    payer.open().await;
+    idle(&nats, &server, &payer, (&journal, &raw)).await;
+    let hot = saturated(&vec![payer.clone(); HOT_CALLERS]).await;
+    let spread = over_many(&ledger).await;
+    let single = one_event_per_message(&nats, &journal).await;
+    println!("\nledger, saturated, {HOT_CALLERS} callers, reserve and settle, all durable");
+    println!("{:<36} {:>14} {:>8}", "what", "decisions/s", "x");
+    for (name, rate) in [
+        ("one event per message, pipelined".to_owned(), single),
+        ("one hot account".to_owned(), hot),
+        (format!("{ACCOUNTS} accounts"), spread),
+    ] {
+        println!("{name:<36} {rate:>14.0} {:>8.1}", rate / single);
+    }
+    host.stop().await;
+}
+
+pub(crate) async fn open(nats: &Nats, prefix: &str) -> NatsJournal {
+    let names = Names::new(prefix).unwrap();
+    NatsJournal::open(nats, &names, Partition(0), 1)
         .await
-        .unwrap();
-    let raw = Names::new("raw").unwrap();
-    let raw = NatsJournal::open(&nats, &raw, Partition(0), 1)
-        .await
-        .unwrap();
-    let bench = Bench::start(journal.clone()).await;
-    idle(&bench, &journal, &raw).await;
-    hot(Arc::new(bench)).await;
+        .unwrap()
 }
 
-impl Bench {
-    async fn start(journal: NatsJournal) -> Self {
-        let config = HostConfig {
-            partitions: Partitions::try_from(1).unwrap(),
-            ledger: LedgerId::new("bench").unwrap(),
-            writer: "bench".to_owned(),
-            expiry_grace_ms: 60_000,
-        };
-        let host = LedgerHost::start(&config, vec![journal]);
-        host.ready().await.unwrap();
-        let bench = Self {
-            host,
-            account: AccountId::new("acct-bench").unwrap(),
-            key: KeyId::new("key-bench").unwrap(),
-        };
-        bench.open().await;
-        bench
-    }
-
-    async fn open(&self) {
-        let cap = CapSpec {
-            cap: CapId::new("key/key-bench/tokens/balance").unwrap(),
-            scope: Scope::Key(self.key.clone()),
-            meter: Meter::Tokens,
-            window: Window::Balance,
-            limit: 1 << 60,
-            hard: true,
-            thresholds: THRESHOLDS_DEFAULT.to_vec(),
-        };
-        let issued = KeyIssued {
-            key: self.key.clone(),
-            team: None,
-            secret_sha256: None,
-        };
-        for change in [
-            Change::OpenAccount,
-            Change::IssueKey(issued),
-            Change::SetCap(cap),
-        ] {
-            let command = Admin {
-                id: command_id(),
-                account: self.account.clone(),
-                actor: Actor::operator("bench"),
-                change,
-            };
-            self.host.admin(command).await.unwrap();
-        }
-    }
-
-    async fn reserve(&self) -> Grant {
-        let outcome = self.host.reserve(Reserve {
-            id: command_id(),
-            account: self.account.clone(),
-            key: self.key.clone(),
-            model: None,
-            run: None,
-            end_user: None,
-            input_tokens: 20,
-            output_tokens: 64,
-            deadline_ms: now_ms() + 600_000,
-            wait_ms: 2000,
-            on_short: OnShort::Refuse,
-            on_unknown: OnUnknown::ChargeHold,
-        });
-        match outcome.await.unwrap() {
-            ReserveOutcome::Reserved(grant) => grant,
-            ReserveOutcome::Refused(refusal) => panic!("refused: {refusal:?}"),
-        }
-    }
-
-    async fn release(&self, grant: &Grant) {
-        let command = Release {
-            id: command_id(),
-            account: self.account.clone(),
-            reservation: grant.reservation,
-            reason: "bench".to_owned(),
-            actor: Actor::key(&self.key),
-        };
-        self.host.release(command).await.unwrap();
-    }
-
-    async fn settle(&self, grant: &Grant) {
-        let report = Report {
-            usage: Usage {
-                input_tokens: 10,
-                output_tokens: 5,
-                ..Usage::default()
-            },
-            upstream: "static".to_owned(),
-            source: UsageSource::Upstream,
-            finish: Some("stop".to_owned()),
-            timings: Timings::default(),
-        };
-        let command = Settle {
-            id: command_id(),
-            account: self.account.clone(),
-            reservation: grant.reservation,
-            report,
-            actor: Actor::key(&self.key),
-        };
-        self.host.settle(command, Ack::Durable).await.unwrap();
+pub(crate) fn config() -> HostConfig {
+    HostConfig {
+        partitions: Partitions::try_from(1).unwrap(),
+        ledger: LedgerId::new("bench").unwrap(),
+        writer: "bench".to_owned(),
+        expiry_grace_ms: 60_000,
     }
 }
 
-fn command_id() -> CommandId {
-    ulid::Ulid::new().into()
+async fn host_of(journal: NatsJournal) -> Arc<LedgerHost> {
+    let host = LedgerHost::start(&config(), vec![journal]);
+    host.ready().await.unwrap();
+    host
 }
 
-fn nanos(since: Instant) -> u64 {
+pub(crate) fn nanos(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_nanos()).unwrap()
 }
 
-/// Both in turns on the same server; the raw one appends the very bytes of the reserve's commit.
-async fn idle(bench: &Bench, journal: &NatsJournal, raw: &NatsJournal) {
-    let (mut reserves, mut appends) = (histogram(), histogram());
-    let mut sequence = Sequence(0);
-    let mut bytes = 0;
+/// Waits for something and notes how long it took.
+pub(crate) async fn timed<T>(into: &mut Histogram<u64>, what: impl Future<Output = T>) -> T {
+    let begun = Instant::now();
+    let done = what.await;
+    into.saturating_record(nanos(begun));
+    done
+}
+
+/// All in turns on the same server; the raw append has the very bytes of the reserve's commit, and the
+/// bare request about those of a reserve and its answer.
+async fn idle(
+    nats: &Nats,
+    server: &TestNats,
+    payer: &Payer,
+    (journal, raw): (&NatsJournal, &NatsJournal),
+) {
+    let (_service, remote) = remote_of(server, payer).await;
+    let echo = Echo::start(server).await;
+    let mut seen = [(); 4].map(|()| histogram());
+    let [appends, reserves, requests, remotes] = &mut seen;
+    let (mut sequence, mut payload) = (Sequence(0), bytes::Bytes::new());
     for round in 0..=IDLE_ROUNDS {
         if round == 1 {
             // the first round only warms up
-            reserves.reset();
-            appends.reset();
+            for histogram in [&mut *appends, reserves, requests, remotes] {
+                histogram.reset();
+            }
         }
-        let mut payload = bytes::Bytes::new();
         for n in 0..IDLE_PER_ROUND {
-            let begun = Instant::now();
-            let grant = bench.reserve().await;
-            reserves.saturating_record(nanos(begun));
+            let grant = timed(reserves, payer.reserve()).await;
             if n == 0 {
                 let end = journal.end().await.unwrap();
                 payload = journal.get(end).await.unwrap().unwrap().payload;
             }
-            bench.release(&grant).await;
+            payer.release(&grant).await;
         }
-        bytes = payload.len();
         for _ in 0..IDLE_PER_ROUND {
-            let begun = Instant::now();
-            sequence = raw.append(sequence, payload.clone()).await.unwrap();
-            appends.saturating_record(nanos(begun));
+            let append = raw.append(sequence, payload.clone());
+            sequence = timed(appends, append).await.unwrap();
+        }
+        for _ in 0..IDLE_PER_ROUND {
+            let grant = timed(remotes, remote.reserve()).await;
+            payer.release(&grant).await;
+        }
+        for _ in 0..IDLE_PER_ROUND {
+            timed(requests, echo.ask(nats)).await;
         }
     }
+    let bytes = payload.len();
     println!("\nledger, one account, nothing else running ({bytes} bytes a commit)");
     println!(
         "{:<28} {:>9} {:>9} {:>8} {:>8}",
         "operation", "p50 ms", "p99 ms", "p50 x", "p99 x"
     );
-    row("raw compare-and-append", &appends, &appends);
-    row("reserve, durable", &reserves, &appends);
+    let [appends, reserves, requests, remotes] = &seen;
+    row("raw compare-and-append", appends, appends);
+    row("reserve, durable", reserves, appends);
+    row("bare request and reply", requests, appends);
+    row("reserve by NATS request", remotes, appends);
+    let bound = millis(appends, 0.5) + 1.5 * millis(requests, 0.5);
+    println!(
+        "by NATS request, p50 against raw append + 1.5 bare requests ({bound:.3} ms): {:.2}",
+        millis(remotes, 0.5) / bound
+    );
+}
+
+/// The same account, reached as another process does it: over a connection of its own.
+async fn remote_of(server: &TestNats, payer: &Payer) -> (LedgerService, Payer) {
+    let (names, partition) = (Names::new("hot").unwrap(), Partition(0));
+    let (host, caller) = (server.connect("host").await, server.connect("caller").await);
+    let service = LedgerService::start(&host, &names, partition, payer.ledger()).await;
+    let remote: Arc<dyn Ledger> = Arc::new(RemoteLedger::new(&caller, &names, partition, PATIENCE));
+    (service.unwrap(), payer.through(&remote))
+}
+
+/// Answers requests with a reply of a grant's size, and does nothing else.
+struct Echo {
+    _task: tokio_util::task::AbortOnDropHandle<()>,
+}
+
+impl Echo {
+    const SUBJECT: &str = "bench.echo";
+
+    async fn start(server: &TestNats) -> Self {
+        let nats = server.connect("echo").await;
+        let mut requests = nats.client().subscribe(Self::SUBJECT).await.unwrap();
+        nats.client().flush().await.unwrap();
+        let task = tokio::spawn(async move {
+            while let Some(request) = requests.next().await {
+                let reply = request.reply.unwrap();
+                nats.client().publish(reply, vec![0; 400].into()).await.unwrap();
+            }
+        });
+        Self {
+            _task: tokio_util::task::AbortOnDropHandle::new(task),
+        }
+    }
+
+    async fn ask(&self, nats: &Nats) {
+        let asked = nats.client().request(Self::SUBJECT, vec![0; 300].into());
+        asked.await.unwrap();
+    }
 }
 
 fn row(name: &str, seen: &Histogram<u64>, base: &Histogram<u64>) {
@@ -217,27 +200,76 @@ fn row(name: &str, seen: &Histogram<u64>, base: &Histogram<u64>) {
     );
 }
 
-/// As many callers as keep every commit full; each reserves and settles, durably, without pause.
-async fn hot(bench: Arc<Bench>) {
+/// Each payer is a caller that reserves and settles, durably, without pause. Decisions per second.
+async fn saturated(payers: &[Payer]) -> f64 {
     let begun = Instant::now();
-    let callers = (0..HOT_CALLERS).map(|_| {
-        let bench = Arc::clone(&bench);
+    let callers = payers.iter().cloned().map(|payer| {
         tokio::spawn(async move {
             let mut decisions = 0_u32;
             while begun.elapsed() < HOT_WARM_UP + HOT {
                 let counts = begun.elapsed() >= HOT_WARM_UP;
-                let grant = bench.reserve().await;
-                bench.settle(&grant).await;
+                let grant = payer.reserve().await;
+                payer.settle(&grant).await;
                 decisions += if counts { 2 } else { 0 };
             }
             decisions
         })
     });
-    let ended = futures::future::join_all(callers).await;
+    let ended = join_all(callers.collect::<Vec<_>>()).await;
     let elapsed = begun.elapsed() - HOT_WARM_UP;
     let decisions: u32 = ended.into_iter().map(Result::unwrap).sum();
-    println!(
-        "\nledger, one hot account, {HOT_CALLERS} callers: {:.0} decisions/s (reserve and settle, durable)",
-        f64::from(decisions) / elapsed.as_secs_f64()
-    );
+    f64::from(decisions) / elapsed.as_secs_f64()
+}
+
+/// As many callers, each going from account to account.
+async fn over_many(ledger: &Arc<dyn Ledger>) -> f64 {
+    let payers: Vec<_> = (1..=ACCOUNTS).map(|n| Payer::new(ledger, n)).collect();
+    for some in payers.chunks(HOT_CALLERS) {
+        join_all(some.iter().map(Payer::open)).await;
+    }
+    let payers: Arc<[Payer]> = payers.into();
+    let begun = Instant::now();
+    let callers = (0..HOT_CALLERS).map(|caller| {
+        let payers = Arc::clone(&payers);
+        tokio::spawn(async move {
+            let (mut decisions, mut next) = (0_u32, caller);
+            while begun.elapsed() < HOT_WARM_UP + HOT {
+                let counts = begun.elapsed() >= HOT_WARM_UP;
+                let payer = &payers[next % payers.len()];
+                next += HOT_CALLERS + 1;
+                let grant = payer.reserve().await;
+                payer.settle(&grant).await;
+                decisions += if counts { 2 } else { 0 };
+            }
+            decisions
+        })
+    });
+    let ended = join_all(callers.collect::<Vec<_>>()).await;
+    let elapsed = begun.elapsed() - HOT_WARM_UP;
+    let decisions: u32 = ended.into_iter().map(Result::unwrap).sum();
+    f64::from(decisions) / elapsed.as_secs_f64()
+}
+
+/// The same events as messages of their own, as many in flight: what a ledger without group commit
+/// could reach at most, if it never had to check a place.
+async fn one_event_per_message(nats: &Nats, journal: &NatsJournal) -> f64 {
+    let end = journal.end().await.unwrap();
+    let stored = journal.get(end).await.unwrap().unwrap();
+    let event = Commit::decode(&stored.payload).unwrap().events[0].bytes.clone();
+    open(nats, "single").await;
+    let subject = Names::new("single").unwrap().journal_subject(Partition(0));
+    let begun = Instant::now();
+    let mut in_flight = FuturesUnordered::new();
+    let mut landed = 0_u32;
+    while begun.elapsed() < HOT {
+        while in_flight.len() < HOT_CALLERS {
+            let sent = nats.jetstream().publish(subject.clone(), event.clone());
+            in_flight.push(sent.await.unwrap().into_future());
+        }
+        if let Some(ack) = in_flight.next().await {
+            ack.unwrap();
+            landed += 1;
+        }
+    }
+    f64::from(landed) / begun.elapsed().as_secs_f64()
 }
