@@ -12,6 +12,9 @@ use seatbelt_cli::{
     signals,
 };
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Hard spend caps for AI inference, on an event ledger that anyone can replay.
 #[derive(Parser)]
 #[command(name = "seatbelt", version)]

@@ -31,6 +31,9 @@ const IDLE_PER_ROUND: usize = 200;
 const HOT_CALLERS: usize = 2048;
 const HOT: Duration = Duration::from_secs(5);
 const HOT_WARM_UP: Duration = Duration::from_secs(1);
+/// Messages in flight without group commit: more would wait longer than a client waits for an
+/// acknowledgement.
+const SINGLE_IN_FLIGHT: usize = 256;
 /// Accounts when the load is spread.
 const ACCOUNTS: usize = 10_000;
 /// How long a caller of a remote writer waits.
@@ -177,7 +180,10 @@ impl Echo {
         let task = tokio::spawn(async move {
             while let Some(request) = requests.next().await {
                 let reply = request.reply.unwrap();
-                nats.client().publish(reply, vec![0; 400].into()).await.unwrap();
+                nats.client()
+                    .publish(reply, vec![0; 400].into())
+                    .await
+                    .unwrap();
             }
         });
         Self {
@@ -250,19 +256,21 @@ async fn over_many(ledger: &Arc<dyn Ledger>) -> f64 {
     f64::from(decisions) / elapsed.as_secs_f64()
 }
 
-/// The same events as messages of their own, as many in flight: what a ledger without group commit
-/// could reach at most, if it never had to check a place.
+/// The same events as messages of their own, many in flight: what a ledger without group commit could
+/// reach at most, if it never had to check a place.
 async fn one_event_per_message(nats: &Nats, journal: &NatsJournal) -> f64 {
     let end = journal.end().await.unwrap();
     let stored = journal.get(end).await.unwrap().unwrap();
-    let event = Commit::decode(&stored.payload).unwrap().events[0].bytes.clone();
+    let event = Commit::decode(&stored.payload).unwrap().events[0]
+        .bytes
+        .clone();
     open(nats, "single").await;
     let subject = Names::new("single").unwrap().journal_subject(Partition(0));
     let begun = Instant::now();
     let mut in_flight = FuturesUnordered::new();
     let mut landed = 0_u32;
     while begun.elapsed() < HOT {
-        while in_flight.len() < HOT_CALLERS {
+        while in_flight.len() < SINGLE_IN_FLIGHT {
             let sent = nats.jetstream().publish(subject.clone(), event.clone());
             in_flight.push(sent.await.unwrap().into_future());
         }

@@ -23,6 +23,10 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+/// As in the product's own program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Latencies in nanoseconds, from 1 us to a minute, to three digits.
 fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1_000, 60_000_000_000, 3).unwrap()
@@ -47,6 +51,11 @@ fn resident_mib(pid: u32) -> f64 {
 #[tokio::main]
 async fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let [part, url, accounts] = wanted.as_slice()
+        && part == size::RESIDENT
+    {
+        return size::resident(url, accounts.parse().unwrap()).await;
+    }
     let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
     println!("machine: {}", machine());
     if wants("gateway") {

@@ -18,11 +18,12 @@ use futures::{
     future::BoxFuture,
     stream::{self, BoxStream},
 };
+use hdrhistogram::Histogram;
 use seatbelt_ledger::{
     api::{Ack, Ledger, Read},
     host::{LedgerHost, now_ms},
     journal::{Journal, Sequence},
-    nats::{Nats, NatsJournal, snapshot_bucket},
+    nats::{Nats, NatsJournal, connect, snapshot_bucket},
     outcomes::HOT_MAX,
     resume::Resumed,
     snapshot::PartitionRecord,
@@ -46,6 +47,8 @@ use crate::{
     resident_mib,
 };
 
+/// Name of the part that a process of its own plays.
+pub(crate) const RESIDENT: &str = "resident";
 const PREFIX: &str = "size";
 const P: Partition = Partition(0);
 /// Commits on their way to the server while the journal is made.
@@ -71,11 +74,20 @@ pub(crate) async fn measure() {
     println!("\nledger, {accounts} accounts and {events} events on one journal");
     let begun = Instant::now();
     let commits = make(&nats, accounts, events).await;
-    println!("  journal made: {commits} commits in {:.0?}", begun.elapsed());
+    println!(
+        "  journal made: {commits} commits in {:.0?}",
+        begun.elapsed()
+    );
     let begun = Instant::now();
     project(&nats, commits).await;
     println!("  snapshots projected in {:.0?}", begun.elapsed());
     compare(&nats, accounts).await;
+    // in a process of its own, whose memory nothing else has stretched
+    let program = std::env::current_exe().unwrap();
+    let (url, sample) = (server.server.url(), accounts.min(SAMPLE).to_string());
+    let mut child = std::process::Command::new(program);
+    let ended = child.args([RESIDENT, &url, &sample]).status().unwrap();
+    assert!(ended.success());
 }
 
 struct Nobody;
@@ -246,7 +258,10 @@ async fn compare(nats: &Nats, accounts: usize) {
     let begun = Instant::now();
     let large = LedgerHost::start_from(&config(), vec![journal], Some(&snapshots));
     large.ready().await.unwrap();
-    println!("  a writer serves after {:.2} s", begun.elapsed().as_secs_f64());
+    println!(
+        "  a writer serves after {:.2} s",
+        begun.elapsed().as_secs_f64()
+    );
 
     let (small, many): (Arc<dyn Ledger>, Arc<dyn Ledger>) = (empty.clone(), large.clone());
     let payer = Payer::new(&small, 0);
@@ -273,7 +288,10 @@ async fn compare(nats: &Nats, accounts: usize) {
             }
         }
     }
-    println!("  {:<34} {:>9} {:>9} {:>8}", "reserve, durable", "p50 ms", "p99 ms", "p50 x");
+    println!(
+        "  {:<34} {:>9} {:>9} {:>8}",
+        "reserve, durable", "p50 ms", "p99 ms", "p50 x"
+    );
     let [base, used, first] = &seen;
     for (name, seen) in [
         ("empty ledger", base),
@@ -287,39 +305,55 @@ async fn compare(nats: &Nats, accounts: usize) {
             millis(seen, 0.5) / millis(base, 0.5)
         );
     }
-    memory(&many, accounts.min(SAMPLE)).await;
     large.stop().await;
     empty.stop().await;
 }
 
-/// Resident memory before and after many accounts have been used once.
-async fn memory(ledger: &Arc<dyn Ledger>, sample: usize) {
+/// The part that a process of its own plays: prints its resident memory before and after `sample`
+/// accounts have been used once.
+pub(crate) async fn resident(url: &str, sample: usize) {
+    let nats = connect(url, "bench", Duration::from_secs(10))
+        .await
+        .unwrap();
+    let names = Names::new(PREFIX).unwrap();
+    let snapshots = snapshot_bucket(&nats, &names, 1).await.unwrap();
+    let snapshots: Arc<dyn SnapshotStore> = Arc::new(snapshots);
+    let journal = open(&nats, PREFIX).await;
+    let host = LedgerHost::start_from(&config(), vec![journal], Some(&snapshots));
+    host.ready().await.unwrap();
+    let ledger: Arc<dyn Ledger> = host.clone();
+    // what only the first loads need is there before anything is counted
+    load(&ledger, 0..LOADS).await;
     let before = resident_mib(std::process::id());
     let begun = Instant::now();
+    let loads = load(&ledger, LOADS..LOADS + sample).await;
+    let seconds = begun.elapsed().as_secs_f64();
+    let grown = (resident_mib(std::process::id()) - before) * 1024.0 * 1024.0;
+    #[expect(clippy::cast_precision_loss, reason = "a count of accounts, for show")]
+    let count = sample as f64;
+    println!(
+        "  {sample} accounts loaded, {LOADS} at once, in {seconds:.1} s (p50 {:.3} ms): {:.0} bytes resident each",
+        millis(&loads, 0.5),
+        grown / count
+    );
+    host.stop().await;
+}
+
+async fn load(ledger: &Arc<dyn Ledger>, numbers: std::ops::Range<usize>) -> Histogram<u64> {
     let mut loads = histogram();
-    let mut reads = stream::iter(0..sample)
-        .map(|number| {
+    let mut reads = stream::iter(numbers)
+        .map(async |number| {
             let query = Read {
                 account: account(number),
                 key: None,
             };
-            async move {
-                let begun = Instant::now();
-                ledger.read(query).await.unwrap();
-                nanos(begun)
-            }
+            let begun = Instant::now();
+            ledger.read(query).await.unwrap();
+            nanos(begun)
         })
         .buffer_unordered(LOADS);
     while let Some(nanos) = reads.next().await {
         loads.saturating_record(nanos);
     }
-    let grown = (resident_mib(std::process::id()) - before) * 1024.0 * 1024.0;
-    #[expect(clippy::cast_precision_loss, reason = "a count of accounts, for show")]
-    let count = sample as f64;
-    println!(
-        "  {sample} accounts loaded, {LOADS} at once, in {:.1} s (p50 {:.3} ms); resident memory per account in use: {:.0} bytes",
-        begun.elapsed().as_secs_f64(),
-        millis(&loads, 0.5),
-        grown / count
-    );
+    loads
 }
