@@ -331,11 +331,20 @@ impl Outcomes {
 
     /// Folds one event in.
     pub fn apply(&mut self, event: &Event) {
+        if let Some(fingerprint) = Fingerprint::of_event(event) {
+            self.apply_as(event, fingerprint);
+        } else if let Some(reservation) = ended_by(&event.body) {
+            self.end(reservation, event.position);
+        }
+    }
+
+    /// Folds in an event of a command whose fingerprint is known.
+    pub fn apply_as(&mut self, event: &Event, fingerprint: Fingerprint) {
         if let Some(reservation) = ended_by(&event.body) {
             self.end(reservation, event.position);
         }
         // of several events with one cause (a settle and its overrun) the first tells
-        if let Some((fingerprint, outcome)) = known_by(event) {
+        if let Some(outcome) = Outcome::of_event(event) {
             self.remember(event.cause, fingerprint, outcome);
         }
     }

@@ -188,6 +188,8 @@ pub struct Writer<T> {
     state: PartitionState,
     outcomes: Outcomes,
     parked: Parked<T>,
+    /// The command being carried out, so that its events need not be digested to know it.
+    carrying_out: Option<(CommandId, Fingerprint)>,
     waiting: Waiting<T>,
     tallies: Tallies,
     deadlines: BTreeSet<(u64, ReservationId, AccountId)>,
@@ -226,6 +228,7 @@ impl<T: Caller> Writer<T> {
             state,
             outcomes,
             parked: Parked::watching(open),
+            carrying_out: None,
             waiting: Waiting::default(),
             pending: VecDeque::new(),
             linger_until_ms: None,
@@ -635,7 +638,13 @@ impl<T: Caller> Writer<T> {
         };
         let (position, at_ms, bytes) = (event.position, event.at_ms, event.encode());
         self.state.apply(&event);
-        self.outcomes.apply(&event);
+        match self.carrying_out {
+            Some((id, fingerprint)) if id == cause => {
+                debug_assert!(Fingerprint::of_event(&event).is_none_or(|of| of == fingerprint));
+                self.outcomes.apply_as(&event, fingerprint);
+            }
+            _ => self.outcomes.apply(&event),
+        }
         self.linger_until_ms = None;
         self.pending.push_back(Pending {
             position,
@@ -668,18 +677,16 @@ impl<T: Caller> Writer<T> {
     }
 
     fn account(&self, account: &AccountId) -> Result<&Account, CommandError> {
-        if !self.is_ours(account) {
-            return Err(CommandError::WrongPartition {
-                account: account.clone(),
-                partition: self.config.partition.0,
-            });
-        }
-        self.state
-            .account(account)
-            .filter(|account| account.is_open())
-            .ok_or_else(|| CommandError::UnknownAccount {
-                account: account.clone(),
-            })
+        let known = self.state.account(account);
+        known.filter(|account| account.is_open()).ok_or_else(|| {
+            let account = account.clone();
+            if self.is_ours(&account) {
+                CommandError::UnknownAccount { account }
+            } else {
+                let partition = self.config.partition.0;
+                CommandError::WrongPartition { account, partition }
+            }
+        })
     }
 
     fn context(&self, now_ms: u64) -> Context<'_> {
@@ -703,8 +710,7 @@ impl<T: Caller> Writer<T> {
             return self.answer(caller, Err(error));
         }
         if let Some(waiter) = self.waiting.find(command.id) {
-            let same = Fingerprint::of_reserve(&waiter.command) == fingerprint;
-            if same {
+            if waiter.fingerprint == fingerprint {
                 waiter.callers.push(caller);
             } else {
                 self.answer(caller, Err(CommandError::Conflict { id: command.id }));
@@ -721,6 +727,7 @@ impl<T: Caller> Writer<T> {
         let give_up_ms = now_ms.saturating_add(wait_ms).min(command.deadline_ms);
         let waiter = Waiter {
             command,
+            fingerprint,
             give_up_ms,
             short: Vec::new(),
             callers: vec![caller],
@@ -736,6 +743,9 @@ impl<T: Caller> Writer<T> {
 
     /// Looks through an account's waiters, first come first.
     fn sweep(&mut self, now_ms: u64, account: &AccountId) {
+        if self.waiting.is_empty() {
+            return;
+        }
         let queue = self.waiting.take(account);
         let mut kept: VecDeque<Waiter<T>> = VecDeque::with_capacity(queue.len());
         let mut blocked: Vec<CapId> = Vec::new();
@@ -841,7 +851,7 @@ impl<T: Caller> Writer<T> {
             return self.conclude(now_ms, waiter, data.into());
         }
         let position = self.state.position();
-        let fingerprint = Fingerprint::of_reserve(&waiter.command);
+        let fingerprint = waiter.fingerprint;
         if let Some(outcome) = Outcome::of_refused(&data, position, at_ms) {
             self.outcomes
                 .remember(waiter.command.id, fingerprint, outcome);
@@ -855,16 +865,18 @@ impl<T: Caller> Writer<T> {
 
     fn conclude(&mut self, now_ms: u64, waiter: Waiter<T>, body: EventBody) {
         let Waiter {
-            command, callers, ..
+            command,
+            fingerprint,
+            callers,
+            ..
         } = waiter;
         let actor = Actor::key(&command.key);
+        self.carrying_out = Some((command.id, fingerprint));
         self.write(now_ms, &command.account, command.id, &actor, body);
         for caller in callers {
-            if let Some(Ok((position, reply))) = self.recall(
-                &command.account,
-                command.id,
-                Fingerprint::of_reserve(&command),
-            ) {
+            if let Some(Ok((position, reply))) =
+                self.recall(&command.account, command.id, fingerprint)
+            {
                 self.answer_at(position, caller, reply);
             }
         }
@@ -951,6 +963,7 @@ impl<T: Caller> Writer<T> {
         ack: Ack,
         caller: T,
     ) -> Option<T> {
+        self.carrying_out = Some((id, fingerprint));
         // first of all: what was decided stays so, however old it is
         match self.recall(account, id, fingerprint) {
             Some(Ok((position, reply))) => self.answer_when(ack, position, caller, reply),
@@ -1169,6 +1182,7 @@ impl<T: Caller> Writer<T> {
             change,
         } = command;
         let fingerprint = Fingerprint::of_change(account, change);
+        self.carrying_out = Some((*id, fingerprint));
         match self.recall(account, *id, fingerprint) {
             Some(Ok((position, reply))) => return self.answer_at(position, caller, reply),
             Some(Err(error)) => return self.answer(caller, Err(error)),

@@ -10,6 +10,8 @@ use seatbelt_schemas::{
     ids::{AccountId, CapId, CommandId},
 };
 
+use crate::outcomes::Fingerprint;
+
 /// Most reserves that wait in one account; a further one is answered at once.
 pub const WAITERS_PER_ACCOUNT_MAX: usize = 1024;
 /// Longest wait a caller may ask for.
@@ -19,6 +21,7 @@ pub const WAIT_MS_MAX: u64 = 60_000;
 #[derive(Debug)]
 pub(super) struct Waiter<T> {
     pub(super) command: Reserve,
+    pub(super) fingerprint: Fingerprint,
     pub(super) give_up_ms: u64,
     /// The caps it was short of, or stood behind others at, when last looked at.
     pub(super) short: Vec<CapId>,
@@ -49,6 +52,10 @@ impl<T> Waiting<T> {
     pub(super) fn find(&mut self, id: CommandId) -> Option<&mut Waiter<T>> {
         let queue = self.queues.get_mut(self.ids.get(&id)?)?;
         queue.iter_mut().find(|waiter| waiter.command.id == id)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queues.is_empty()
     }
 
     pub(super) fn len(&self, account: &AccountId) -> usize {
