@@ -82,10 +82,15 @@ impl TestCluster {
         }
     }
 
+    /// The addresses of all three.
+    pub fn url(&self) -> String {
+        let urls: Vec<_> = self.nodes.iter().map(NatsServer::url).collect();
+        urls.join(",")
+    }
+
     /// A new connection to whichever server is there.
     pub async fn connect(&self, name: &str) -> Nats {
-        let urls: Vec<_> = self.nodes.iter().map(NatsServer::url).collect();
-        let connected = connect(&urls.join(","), name, PATIENCE).await;
+        let connected = connect(&self.url(), name, PATIENCE).await;
         connected.expect("a connection to the test cluster")
     }
 }

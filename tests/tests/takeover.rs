@@ -1,5 +1,6 @@
-//! The process that hosts a ledger's writers is killed, stopped, or frozen and woken again: callers
-//! in another process never get an error or a wrong answer, and the journal tells one story.
+//! The process that hosts a ledger's writers is killed, stopped, or frozen and woken again, on one
+//! nats-server and on three; or the servers are killed one after another: callers in another process
+//! never get a wrong answer, and the journal tells one story.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -19,7 +20,7 @@ use nix::{
     unistd::Pid,
 };
 use seatbelt_ledger::{
-    api::{Admin, Ledger, Release, Reserve, ReserveOutcome},
+    api::{Admin, Answer, CommandError, Ledger, Release, Reserve, ReserveOutcome},
     audit::Verifier,
     cluster::{ClusterConfig, ClusterLedger},
     host::{HostConfig, now_ms},
@@ -37,7 +38,7 @@ use seatbelt_schemas::{
     scope::Scope,
     window::Window,
 };
-use seatbelt_tests::nats::{PATIENCE, TestNats};
+use seatbelt_tests::nats::{PATIENCE, TestCluster, TestNats};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -46,6 +47,8 @@ use tokio::{
 
 /// Tells a child process of this test where its server is.
 const SERVER: &str = "SEATBELT_TEST_TAKEOVER_NATS";
+/// And how many copies of everything there are.
+const REPLICAS: &str = "SEATBELT_TEST_TAKEOVER_REPLICAS";
 const HOSTING: &str = "hosting every partition";
 /// Accounts, so that every partition has some.
 const ACCOUNTS: usize = 12;
@@ -56,8 +59,30 @@ fn partitions() -> Partitions {
     Partitions::try_from(4).unwrap()
 }
 
-async fn take_part(nats: &Nats, name: &str) -> Arc<ClusterLedger> {
-    let (names, replicas) = (Names::default(), 1);
+/// Where the ledger lives.
+enum Servers {
+    One(TestNats),
+    Three(TestCluster),
+}
+
+impl Servers {
+    fn url(&self) -> String {
+        match self {
+            Self::One(server) => server.server.url(),
+            Self::Three(cluster) => cluster.url(),
+        }
+    }
+
+    fn replicas(&self) -> u8 {
+        match self {
+            Self::One(_) => 1,
+            Self::Three(_) => 3,
+        }
+    }
+}
+
+async fn take_part(nats: &Nats, replicas: u8, name: &str) -> Arc<ClusterLedger> {
+    let names = Names::default();
     let layout = Layout {
         partitions: partitions(),
         replicas,
@@ -83,7 +108,8 @@ async fn take_part(nats: &Nats, name: &str) -> Arc<ClusterLedger> {
 async fn other_process() -> ExitCode {
     let server = env::var(SERVER).unwrap();
     let nats = connect(&server, "other", PATIENCE).await.unwrap();
-    let ledger = take_part(&nats, "other").await;
+    let replicas = env::var(REPLICAS).unwrap().parse().unwrap();
+    let ledger = take_part(&nats, replicas, "other").await;
     while ledger.hosted().len() < usize::from(u8::from(partitions())) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -94,10 +120,11 @@ async fn other_process() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-async fn start_other(server: &TestNats) -> Child {
+async fn start_other(servers: &Servers) -> Child {
     let mut child = Command::new(env::current_exe().unwrap())
         .args(["--exact", "other_process", "--ignored", "--nocapture"])
-        .env(SERVER, server.server.url())
+        .env(SERVER, servers.url())
+        .env(REPLICAS, servers.replicas().to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
@@ -163,13 +190,27 @@ async fn open_account(ledger: &ClusterLedger, number: usize) {
             actor: Actor::operator("test"),
             change,
         };
-        ledger.admin(command).await.unwrap();
+        patiently(|| ledger.admin(command.clone())).await.unwrap();
+    }
+}
+
+/// Asks again while the ledger is unavailable, as clients do that are answered 503; the same command
+/// each time. On one server no call needs it.
+async fn patiently<T, F: Future<Output = Answer<T>>>(mut call: impl FnMut() -> F) -> Answer<T> {
+    let begun = Instant::now();
+    loop {
+        match call().await {
+            Err(CommandError::Unavailable { .. }) if begun.elapsed() < PATIENCE => {}
+            answer => return answer,
+        }
     }
 }
 
 /// Reserves and releases on one account, again and again.
 struct Caller {
     ledger: Arc<ClusterLedger>,
+    /// Whether a call may have to be made again.
+    patient: bool,
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
 }
@@ -203,10 +244,14 @@ impl Caller {
             on_short: OnShort::Refuse,
             on_unknown: OnUnknown::ChargeHold,
         };
-        let outcome = self.ledger.reserve(reserve).await;
-        let ReserveOutcome::Reserved(grant) = outcome.expect("a hold within the call's time")
-        else {
-            panic!("refused although nothing is held");
+        let outcome = self.call(|| self.ledger.reserve(reserve.clone())).await;
+        let grant = match outcome {
+            Ok(ReserveOutcome::Reserved(grant)) => grant,
+            // the call before this one was given up after the hold was taken, and so it was given back
+            Err(CommandError::AlreadyResolved { reservation, .. }) if self.patient => {
+                return reservation;
+            }
+            other => panic!("refused although nothing is held: {other:?}"),
         };
         let release = Release {
             id: command_id(),
@@ -215,19 +260,50 @@ impl Caller {
             reason: "test".to_owned(),
             actor: Actor::key(&key(number)),
         };
-        let released = self.ledger.release(release).await;
+        let released = self.call(|| self.ledger.release(release.clone())).await;
         released.expect("released within the call's time");
         grant.reservation
     }
+
+    async fn call<T, F: Future<Output = Answer<T>>>(
+        &self,
+        mut call: impl FnMut() -> F,
+    ) -> Answer<T> {
+        if self.patient {
+            return patiently(call).await;
+        }
+        call().await
+    }
 }
 
-/// Runs callers here against the other process, does `harm` to it, and checks that all went on.
-/// Gives the longest that any caller waited.
-async fn through(harm: impl AsyncFnOnce(&mut Child, &AtomicU64)) -> Duration {
-    let server = TestNats::start().await;
-    let mut other = start_other(&server).await;
-    let nats = server.connect("here").await;
-    let ledger = take_part(&nats, "here").await;
+/// How it went.
+struct Went {
+    /// The longest that any caller waited.
+    longest: Duration,
+    /// The last reign of each partition.
+    reigns: Vec<Epoch>,
+    /// Partitions that were hosted here in the end.
+    hosted: usize,
+}
+
+impl Went {
+    #[track_caller]
+    fn taken_over(&self) {
+        assert_eq!(self.hosted, 4, "all are hosted here now");
+        let taken = self.reigns.iter().all(|reign| *reign >= Epoch(2));
+        assert!(taken, "every partition was taken over: {:?}", self.reigns);
+    }
+}
+
+/// Runs callers here against the other process, does `harm`, and checks that every call was answered
+/// and the journals tell one story.
+async fn through(
+    mut servers: Servers,
+    harm: impl AsyncFnOnce(&mut Servers, &mut Child, &AtomicU64),
+) -> Went {
+    let mut other = start_other(&servers).await;
+    let nats = connect(&servers.url(), "here", PATIENCE).await.unwrap();
+    let ledger = take_part(&nats, servers.replicas(), "here").await;
     join_all((0..ACCOUNTS).map(|number| open_account(&ledger, number))).await;
     assert_eq!(ledger.hosted(), [], "the other process hosts all");
 
@@ -235,6 +311,7 @@ async fn through(harm: impl AsyncFnOnce(&mut Child, &AtomicU64)) -> Duration {
     let callers = (0..ACCOUNTS).map(|number| {
         let caller = Caller {
             ledger: Arc::clone(&ledger),
+            patient: matches!(servers, Servers::Three(_)),
             stop: Arc::clone(&stop),
             rounds: Arc::clone(&rounds),
         };
@@ -242,7 +319,7 @@ async fn through(harm: impl AsyncFnOnce(&mut Child, &AtomicU64)) -> Duration {
     });
     let callers: Vec<_> = callers.collect();
     go_on(&rounds, 200).await;
-    harm(&mut other, &rounds).await;
+    harm(&mut servers, &mut other, &rounds).await;
     go_on(&rounds, 200).await;
     stop.store(true, Ordering::Relaxed);
     let mut made = Vec::new();
@@ -252,10 +329,14 @@ async fn through(harm: impl AsyncFnOnce(&mut Child, &AtomicU64)) -> Duration {
         made.extend(reservations);
         longest = longest.max(waited);
     }
-    assert_eq!(ledger.hosted().len(), 4, "all are hosted here now");
-    check_journals(&nats, made).await;
+    let reigns = check_journals(&nats, made).await;
+    let hosted = ledger.hosted().len();
     ledger.stop().await;
-    longest
+    Went {
+        longest,
+        reigns,
+        hosted,
+    }
 }
 
 /// Waits until the callers have done some more rounds.
@@ -270,7 +351,8 @@ async fn go_on(rounds: &AtomicU64, more: u64) {
 }
 
 /// The journals verify, their reigns do not mix, and each reservation began and ended once.
-async fn check_journals(nats: &Nats, mut made: Vec<ReservationId>) {
+async fn check_journals(nats: &Nats, mut made: Vec<ReservationId>) -> Vec<Epoch> {
+    let mut reigns = Vec::new();
     let (mut began, mut ended) = (Vec::new(), Vec::new());
     for partition in partitions().iter() {
         let journal = NatsJournal::open_existing(nats, &Names::default(), partition).await;
@@ -295,7 +377,7 @@ async fn check_journals(nats: &Nats, mut made: Vec<ReservationId>) {
                 }
             }
         }
-        assert!(reign >= Epoch(2), "partition {partition} was taken over");
+        reigns.push(reign);
         verifier.finish().unwrap();
     }
     made.sort();
@@ -303,37 +385,102 @@ async fn check_journals(nats: &Nats, mut made: Vec<ReservationId>) {
     ended.sort();
     assert_eq!(began, made, "each reservation was made once");
     assert_eq!(ended, made, "each reservation was released once");
+    reigns
+}
+
+async fn one() -> Servers {
+    Servers::One(TestNats::start().await)
+}
+
+async fn three() -> Servers {
+    Servers::Three(TestCluster::start().await)
+}
+
+async fn kill_host(other: &mut Child) {
+    signal(other, Signal::SIGKILL);
+    timeout(PATIENCE, other.wait()).await.unwrap().unwrap();
+}
+
+async fn stop_host(other: &mut Child) {
+    drop(other.stdin.take());
+    let status = timeout(PATIENCE, other.wait()).await.unwrap().unwrap();
+    assert!(status.success(), "{status}");
+}
+
+async fn freeze_and_wake(other: &mut Child, rounds: &AtomicU64) {
+    signal(other, Signal::SIGSTOP);
+    // taken over: the callers go on without it
+    go_on(rounds, 200).await;
+    signal(other, Signal::SIGCONT);
+    go_on(rounds, 400).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_host_is_taken_over_from_within_two_seconds() {
-    let longest = through(async |other, _| {
-        signal(other, Signal::SIGKILL);
-        timeout(PATIENCE, other.wait()).await.unwrap().unwrap();
-    })
-    .await;
+    let went = through(one().await, async |_, other, _| kill_host(other).await).await;
+    went.taken_over();
+    let longest = went.longest;
     assert!(longest <= TAKEOVER_MAX, "a caller waited {longest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_stops_hands_over_and_no_request_fails() {
-    let longest = through(async |other, _| {
-        drop(other.stdin.take());
-        let status = timeout(PATIENCE, other.wait()).await.unwrap().unwrap();
-        assert!(status.success(), "{status}");
-    })
-    .await;
+    let went = through(one().await, async |_, other, _| stop_host(other).await).await;
+    went.taken_over();
+    let longest = went.longest;
     assert!(longest <= TAKEOVER_MAX, "a caller waited {longest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_frozen_and_woken_appends_nothing_after_its_successor() {
-    through(async |other, rounds| {
-        signal(other, Signal::SIGSTOP);
-        // taken over: the callers go on without it
-        go_on(rounds, 200).await;
-        signal(other, Signal::SIGCONT);
-        go_on(rounds, 400).await;
+    let went = through(one().await, async |_, other, rounds| {
+        freeze_and_wake(other, rounds).await;
+    });
+    went.await.taken_over();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_three_servers_a_killed_host_is_taken_over_from() {
+    let went = through(three().await, async |_, other, _| kill_host(other).await).await;
+    went.taken_over();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_three_servers_a_host_frozen_and_woken_appends_nothing_after_its_successor() {
+    let went = through(three().await, async |_, other, rounds| {
+        freeze_and_wake(other, rounds).await;
+    });
+    went.await.taken_over();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_server_of_three_killed_at_a_time_loses_and_doubles_nothing() {
+    through(three().await, async |servers, _, rounds| {
+        let Servers::Three(cluster) = servers else {
+            return;
+        };
+        for node in &mut cluster.nodes {
+            node.kill().await;
+            go_on(rounds, 100).await;
+            node.restart().await.unwrap();
+            node.jetstream_ready(PATIENCE).await.unwrap();
+            go_on(rounds, 100).await;
+        }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_of_three_and_the_host_killed_together_lose_and_double_nothing() {
+    let went = through(three().await, async |servers, other, rounds| {
+        let Servers::Three(cluster) = servers else {
+            return;
+        };
+        cluster.nodes[0].kill().await;
+        kill_host(other).await;
+        go_on(rounds, 100).await;
+        cluster.nodes[0].restart().await.unwrap();
+        cluster.nodes[0].jetstream_ready(PATIENCE).await.unwrap();
+    });
+    went.await.taken_over();
 }
