@@ -277,6 +277,7 @@ async fn start_ledger(
         ledger: bus.meta.ledger.clone(),
         writer: bus.process.clone(),
         expiry_grace_ms: u64::try_from(config.ledger.expiry_grace.as_millis()).unwrap_or(u64::MAX),
+        accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
     };
     let cluster = ClusterConfig {
         host,

@@ -43,6 +43,8 @@ const FETCHES_MAX: usize = 64;
 /// How often a fetch is tried, and the pause in between.
 const FETCH_TRIES_MAX: u32 = 8;
 const FETCH_PAUSE: Duration = Duration::from_millis(250);
+/// How often it is looked whether accounts should leave memory.
+const CLEAR_EVERY: Duration = Duration::from_secs(1);
 /// First and longest pause between tries of an append whose outcome is not known.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_LONGEST: Duration = Duration::from_secs(1);
@@ -68,6 +70,8 @@ pub struct HostConfig {
     pub writer: String,
     /// How long after its deadline a reservation is left alone, ms.
     pub expiry_grace_ms: u64,
+    /// How many accounts of a partition stay in memory, where there are snapshots.
+    pub accounts_max: usize,
 }
 
 /// How a partition stands in this process.
@@ -140,6 +144,7 @@ impl HostedPartition {
             writer: config.writer.clone(),
             expiry_grace_ms: config.expiry_grace_ms,
             single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
+            accounts_max: config.accounts_max,
             settle_linger_ms: WriterConfig::SETTLE_LINGER_MS_DEFAULT,
         };
         let source = Source {
@@ -150,7 +155,9 @@ impl HostedPartition {
         let task = Task {
             config,
             source,
+            base: Base::default(),
             fetches: FuturesUnordered::new(),
+            clear_at: tokio::time::Instant::now(),
             receiver,
             report,
             shutdown: shutdown.clone(),
@@ -412,7 +419,11 @@ impl Ledger for LedgerHost {
 struct Task<J> {
     config: WriterConfig,
     source: Source<J>,
-    fetches: FuturesUnordered<BoxFuture<'static, Fetched>>,
+    /// What accounts that are not in memory are loaded from.
+    base: Base,
+    fetches: FuturesUnordered<BoxFuture<'static, Brought>>,
+    /// When memory is looked at next.
+    clear_at: tokio::time::Instant,
     receiver: mpsc::Receiver<Message>,
     report: watch::Sender<PartitionStatus>,
     shutdown: CancellationToken,
@@ -481,16 +492,17 @@ impl<J: Journal> Task<J> {
         let (tail, position) = (resumed.tail, resumed.state.position());
         info!(partition = %self.config.partition, sequence = %tail, %position, "journal read");
         let mut writer = Writer::start(self.config.clone(), resumed, now_ms());
-        let end = self.work(&mut writer, base).await;
+        self.base = base;
+        let end = self.work(&mut writer).await;
         self.fetches.clear();
         deliver(&mut writer);
         Ok(end)
     }
 
-    async fn work(&mut self, writer: &mut Writer<Waiting>, base: Base) -> End {
+    async fn work(&mut self, writer: &mut Writer<Waiting>) -> End {
         let mut stopping = false;
         loop {
-            self.begin_fetches(writer, base);
+            self.begin_fetches(writer);
             if self.shutdown.is_cancelled() && !stopping {
                 self.receiver.close();
                 stopping = true;
@@ -507,21 +519,49 @@ impl<J: Journal> Task<J> {
                 self.idle(writer, &mut stopping).await;
                 continue;
             };
-            let flight = (expected, payload, base);
-            if let Some(end) = self.append(writer, flight, &mut stopping).await {
+            if let Some(end) = self.append(writer, expected, payload, &mut stopping).await {
                 return end;
             }
         }
     }
 
-    /// Begins to fetch what the writer wants, up to [`FETCHES_MAX`] at once.
-    fn begin_fetches(&mut self, writer: &mut Writer<Waiting>, base: Base) {
+    /// Begins to fetch what the writer wants, up to [`FETCHES_MAX`] at once, and now and then looks
+    /// which accounts could leave memory.
+    fn begin_fetches(&mut self, writer: &mut Writer<Waiting>) {
         while self.fetches.len() < FETCHES_MAX
             && let Some(fetch) = writer.take_fetch()
         {
-            let source = self.source.clone();
+            let (source, base) = (self.source.clone(), self.base);
             self.fetches
                 .push(fetched(source, base, fetch, writer.tail()).boxed());
+        }
+        let now = tokio::time::Instant::now();
+        if now < self.clear_at {
+            return;
+        }
+        self.clear_at = now + CLEAR_EVERY;
+        let crowd = writer.crowd();
+        if !crowd.is_empty() {
+            let (source, base) = (self.source.clone(), self.base);
+            let current = async move {
+                let current = source.current(crowd, base).await;
+                Brought::Current(current.unwrap_or((base, Vec::new())))
+            };
+            self.fetches.push(current.boxed());
+        }
+    }
+
+    fn bring(&mut self, writer: &mut Writer<Waiting>, brought: Brought) {
+        match brought {
+            Brought::Fetched(fetched) => writer.fetched(now_ms(), fetched),
+            Brought::Current((base, accounts)) => {
+                // whatever is not in memory has no event after the new base either
+                self.base = base;
+                writer.let_go(&accounts);
+                if !accounts.is_empty() {
+                    self.clear_at = tokio::time::Instant::now();
+                }
+            }
         }
     }
 
@@ -537,7 +577,7 @@ impl<J: Journal> Task<J> {
                 None => *stopping = true,
             },
             () = wake => writer.tick(now_ms()),
-            Some(fetched) = self.fetches.next() => writer.fetched(now_ms(), fetched),
+            Some(brought) = self.fetches.next() => self.bring(writer, brought),
             // the caller's loop closes the channel and takes what is left in it
             () = self.shutdown.cancelled(), if !*stopping => {}
         }
@@ -548,14 +588,14 @@ impl<J: Journal> Task<J> {
     async fn append(
         &mut self,
         writer: &mut Writer<Waiting>,
-        (expected, payload, base): (Sequence, bytes::Bytes, Base),
+        expected: Sequence,
+        payload: bytes::Bytes,
         stopping: &mut bool,
     ) -> Option<End> {
         let mut pause = RETRY_FIRST;
         let give_up = tokio::time::Instant::now() + FLUSH_MAX;
         loop {
-            let flight = (expected, payload.clone(), base);
-            let outcome = self.appending(writer, flight).await;
+            let outcome = self.appending(writer, expected, payload.clone()).await;
             deliver(writer);
             let mut next = writer.appended(outcome);
             if let Next::ReadBack(sequence) = next {
@@ -592,13 +632,14 @@ impl<J: Journal> Task<J> {
     async fn appending(
         &mut self,
         writer: &mut Writer<Waiting>,
-        (expected, payload, base): (Sequence, bytes::Bytes, Base),
+        expected: Sequence,
+        payload: bytes::Bytes,
     ) -> Result<Sequence, AppendError> {
         let journal = Arc::clone(&self.source.journal);
         let append = journal.append(expected, payload);
         tokio::pin!(append);
         loop {
-            self.begin_fetches(writer, base);
+            self.begin_fetches(writer);
             let room = writer.pending() < crate::writer::PENDING_EVENTS_MAX / 2;
             tokio::select! {
                 biased;
@@ -608,8 +649,8 @@ impl<J: Journal> Task<J> {
                     take_burst(&mut self.receiver, writer);
                     deliver(writer);
                 }
-                Some(fetched) = self.fetches.next(), if room => {
-                    writer.fetched(now_ms(), fetched);
+                Some(brought) = self.fetches.next(), if room => {
+                    self.bring(writer, brought);
                     deliver(writer);
                 }
                 () = sleep_until(writer.next_wake_ms()), if room => {
@@ -629,13 +670,20 @@ impl<J: Journal> Task<J> {
     }
 }
 
+/// What comes back from the journal and the snapshots.
+enum Brought {
+    Fetched(Fetched),
+    /// What the bucket vouches for by now, and the accounts whose snapshots are current.
+    Current((Base, Vec<(AccountId, u32)>)),
+}
+
 /// Fetches one thing; tries for a while, as callers wait for it.
 async fn fetched<J: Journal>(
     source: Source<J>,
     base: Base,
     fetch: Fetch,
     end: Sequence,
-) -> Fetched {
+) -> Brought {
     let mut detail = String::new();
     for _ in 0..FETCH_TRIES_MAX {
         let tried = match &fetch {
@@ -650,13 +698,13 @@ async fn fetched<J: Journal>(
                 .map_err(|error| describe(&error)),
         };
         match tried {
-            Ok(fetched) => return fetched,
+            Ok(fetched) => return Brought::Fetched(fetched),
             Err(failure) => detail = failure,
         }
         tokio::time::sleep(FETCH_PAUSE).await;
     }
     warn!(partition = %source.partition, ?fetch, detail, "cannot be fetched");
-    Fetched::Failed { fetch, detail }
+    Brought::Fetched(Fetched::Failed { fetch, detail })
 }
 
 fn take_burst(receiver: &mut mpsc::Receiver<Message>, writer: &mut Writer<Waiting>) {

@@ -164,6 +164,22 @@ impl PartitionState {
         assert!(before.is_none(), "an account moves in once");
     }
 
+    /// How many accounts are in memory.
+    pub fn residents(&self) -> usize {
+        self.accounts.len()
+    }
+
+    /// Whether accounts may be out of memory.
+    pub fn is_paged(&self) -> bool {
+        self.paged
+    }
+
+    /// Takes an account out of memory. Only for one whose snapshot is current.
+    pub fn move_out(&mut self, account: &AccountId) {
+        assert!(self.paged, "what moves out can move in again");
+        self.accounts.remove(account);
+    }
+
     /// Lets go of an account that does not exist.
     pub fn forget_unopened(&mut self, account: &AccountId) {
         if self.paged

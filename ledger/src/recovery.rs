@@ -236,6 +236,28 @@ impl<J: Journal> Source<J> {
         Ok(AccountSnapshot::of_kept(account, &kept, vouched))
     }
 
+    /// Which of these accounts have, in snapshots that the bucket vouches for by now, the versions
+    /// given; and what it vouches for. `None` where that is less than at `base`.
+    pub async fn current(
+        &self,
+        accounts: Vec<(AccountId, u32)>,
+        base: Base,
+    ) -> Option<(Base, Vec<(AccountId, u32)>)> {
+        let (_, now) = self.record(true).await.ok()??;
+        if now.position < base.position {
+            return None;
+        }
+        let current = stream::iter(accounts)
+            .map(async |(account, version)| {
+                let found = self.snapshot(&account, now).await.ok()?.ok()??;
+                let same = found.position <= now.position && found.state.version() == version;
+                same.then_some((account, version))
+            })
+            .buffer_unordered(SNAPSHOTS_IN_FLIGHT_MAX)
+            .filter_map(async |current| current);
+        Some((now, current.collect().await))
+    }
+
     /// An account that no event since `base` touches, as it stands; `None` where there is none. A
     /// snapshot that cannot be used is told of, folded again from the journal, and put right.
     pub async fn load(

@@ -46,6 +46,8 @@ use waiting::{WAIT_MS_MAX, WAITERS_PER_ACCOUNT_MAX, Waiter, Waiting};
 pub const PENDING_EVENTS_MAX: usize = 1 << 14;
 /// Most commands that wait for something to be fetched; beyond it they are turned away as unavailable.
 pub const PARKED_MAX: usize = 1 << 14;
+/// Most accounts that leave memory in one go.
+const LET_GO_MAX: usize = 4096;
 /// Most reservations ended by their deadline in one go.
 const EXPIRE_PER_TICK_MAX: usize = 256;
 
@@ -69,6 +71,8 @@ pub struct WriterConfig {
     pub expiry_grace_ms: u64,
     /// How many refusals of one key by one cap for one reason are events of their own, per second.
     pub single_refusals_per_second: u32,
+    /// How many accounts stay in memory, where the others can be loaded from snapshots.
+    pub accounts_max: usize,
     /// How long a settle may wait for a commit that something else needs, ms. A settle is taken into
     /// the state at once; a sequential caller's next reserve need not queue behind its append.
     pub settle_linger_ms: u64,
@@ -77,6 +81,9 @@ pub struct WriterConfig {
 impl WriterConfig {
     /// The usual rate of refusals that are events of their own.
     pub const SINGLE_REFUSALS_DEFAULT: u32 = SINGLE_REFUSALS_PER_SECOND;
+
+    /// The usual number of accounts in memory: about 1 GB.
+    pub const ACCOUNTS_MAX_DEFAULT: usize = 1 << 20;
 
     /// The usual linger of a settle, ms.
     pub const SETTLE_LINGER_MS_DEFAULT: u64 = 3;
@@ -377,6 +384,36 @@ impl<T: Caller> Writer<T> {
         }
         if let Fetch::Account(account) = fetch {
             self.state.forget_unopened(&account);
+        }
+    }
+
+    /// Accounts that may leave memory once their snapshots are as they are here, each with its version:
+    /// some of those that nothing is open or waits in, where there are more in memory than there should
+    /// be.
+    pub fn crowd(&self) -> Vec<(AccountId, u32)> {
+        let most = self.config.accounts_max;
+        let above = self.state.residents().saturating_sub(most);
+        if above == 0 || !self.state.is_paged() {
+            return Vec::new();
+        }
+        // some more than need be, so that the next account does not crowd it again
+        let wanted = above.saturating_add(most / 16).min(LET_GO_MAX);
+        let accounts = self.state.accounts();
+        let idle = accounts.filter(|(_, state)| state.open().is_empty());
+        idle.take(wanted)
+            .map(|(account, state)| (account.clone(), state.version()))
+            .collect()
+    }
+
+    /// Takes accounts out of memory whose snapshots hold these versions, unless something has happened
+    /// to them since.
+    pub fn let_go(&mut self, accounts: &[(AccountId, u32)]) {
+        for (account, version) in accounts {
+            let known = self.state.account(account);
+            let same = known.is_some_and(|known| known.version() == *version);
+            if same && self.waiting.len(account) == 0 && !self.tallies.counts(account) {
+                self.state.move_out(account);
+            }
         }
     }
 

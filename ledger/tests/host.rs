@@ -42,6 +42,7 @@ fn host(journal: &MemoryJournal) -> Arc<LedgerHost> {
         ledger: LedgerId::new("test").unwrap(),
         writer: "test".to_owned(),
         expiry_grace_ms: 0,
+        accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
     };
     LedgerHost::start(&config, vec![journal.clone()])
 }

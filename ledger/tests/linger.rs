@@ -43,6 +43,7 @@ impl Desk {
             writer: "linger".to_owned(),
             expiry_grace_ms: 0,
             single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
+            accounts_max: WriterConfig::ACCOUNTS_MAX_DEFAULT,
             settle_linger_ms: LINGER_MS,
         };
         let resumed = Resumed::empty(Partition(0), HOT_MAX);

@@ -14,6 +14,7 @@ use seatbelt_ledger::{
     partition::PartitionState,
     snapshot::{AccountSnapshot, History, Mark, PartitionRecord, RECORD_VERSION},
     store::{SnapshotStore, memory::MemorySnapshots},
+    writer::WriterConfig,
 };
 use seatbelt_schemas::{
     cap::CapSpec,
@@ -74,11 +75,16 @@ impl World {
     }
 
     fn host_of(&self, journal: MemoryJournal) -> Arc<LedgerHost> {
+        self.host_with(journal, WriterConfig::ACCOUNTS_MAX_DEFAULT)
+    }
+
+    fn host_with(&self, journal: MemoryJournal, accounts_max: usize) -> Arc<LedgerHost> {
         let config = HostConfig {
             partitions: Partitions::try_from(1).unwrap(),
             ledger: LedgerId::new("test").unwrap(),
             writer: "test".to_owned(),
             expiry_grace_ms: 0,
+            accounts_max,
         };
         let snapshots: Arc<dyn SnapshotStore> = Arc::new(self.snapshots.clone());
         LedgerHost::start_from(&config, vec![journal], Some(&snapshots))
@@ -522,4 +528,33 @@ async fn a_trace_tells_the_whole_story_of_a_command_and_no_other() {
     let empty = MemoryJournal::new();
     let never = lookup::trace(&empty, id(), Sequence(0)).await.unwrap();
     assert_eq!(never.events, []);
+}
+
+/// One account fits memory. Whoever leaves it comes back as it was; who has changed since the last
+/// snapshot stays.
+#[tokio::test]
+async fn accounts_outgrow_memory() {
+    let world = World::new().await;
+    world.project();
+    let host = world.host_with(world.journal.clone(), 1);
+    host.ready().await.unwrap();
+    for round in 1..=3 {
+        spend(&host, "a", 1).await;
+        spend(&host, "b", 2).await;
+        if round == 2 {
+            world.project();
+        }
+        let reads = world.snapshots.reads();
+        let loaded_again = async {
+            while round == 2 && world.snapshots.reads() < reads + 6 {
+                assert_eq!(spent(&host, "a").await, 32);
+                assert_eq!(spent(&host, "b").await, 4);
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), loaded_again)
+            .await
+            .expect("accounts leave memory and come back");
+    }
+    assert_eq!((spent(&host, "a").await, spent(&host, "b").await), (33, 6));
+    host.stop().await;
 }

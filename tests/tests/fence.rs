@@ -49,6 +49,7 @@ async fn writer(nats: &Nats, name: &str) -> Arc<LedgerHost> {
         ledger: LedgerId::new("test").unwrap(),
         writer: name.to_owned(),
         expiry_grace_ms: 1000,
+        accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
     };
     let host = LedgerHost::start(&config, vec![journal(nats).await]);
     host.ready().await.unwrap();
@@ -204,6 +205,7 @@ async fn a_process_that_was_fenced_finds_its_way_back() {
         ledger: LedgerId::new("test").unwrap(),
         writer: "cluster".to_owned(),
         expiry_grace_ms: 1000,
+        accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
     };
     let names = Names::default();
     let config = ClusterConfig {

@@ -61,7 +61,7 @@ fn partitions() -> Partitions {
 
 /// Where the ledger lives.
 enum Servers {
-    One(TestNats),
+    One(Box<TestNats>),
     Three(TestCluster),
 }
 
@@ -93,6 +93,7 @@ async fn take_part(nats: &Nats, replicas: u8, name: &str) -> Arc<ClusterLedger> 
         ledger: meta.ledger,
         writer: name.to_owned(),
         expiry_grace_ms: 1000,
+        accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
     };
     let config = ClusterConfig {
         host,
@@ -389,7 +390,7 @@ async fn check_journals(nats: &Nats, mut made: Vec<ReservationId>) -> Vec<Epoch>
 }
 
 async fn one() -> Servers {
-    Servers::One(TestNats::start().await)
+    Servers::One(Box::new(TestNats::start().await))
 }
 
 async fn three() -> Servers {

@@ -75,6 +75,7 @@ impl Ledgers {
             ledger: LedgerId::new("test").unwrap(),
             writer: "test".to_owned(),
             expiry_grace_ms: 0,
+            accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
         };
         let host = LedgerHost::start(&config, journals.clone());
         host.ready().await.unwrap();

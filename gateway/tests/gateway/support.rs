@@ -560,6 +560,7 @@ async fn ledger(cap: CapSpec) -> Arc<LedgerHost> {
         ledger: LedgerId::new("test").unwrap(),
         writer: "test".to_owned(),
         expiry_grace_ms: 1000,
+        accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
     };
     let host = LedgerHost::start(&config, vec![MemoryJournal::new()]);
     host.ready().await.unwrap();

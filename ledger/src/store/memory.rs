@@ -98,6 +98,7 @@ struct Bucket {
     values: BTreeMap<String, Kept>,
     revision: u64,
     writes: Vec<String>,
+    reads: u64,
     faults: VecDeque<Fault>,
 }
 
@@ -124,6 +125,11 @@ impl MemorySnapshots {
     /// Keys in the order in which they were written.
     pub fn writes(&self) -> Vec<String> {
         lock(&self.0).writes.clone()
+    }
+
+    /// How many values were read.
+    pub fn reads(&self) -> u64 {
+        lock(&self.0).reads
     }
 
     /// Throws one value away.
@@ -178,7 +184,11 @@ impl Bucket {
 
 impl SnapshotStore for MemorySnapshots {
     fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Kept, StoreError>> {
-        let read = || Ok(lock(&self.0).values.get(key).cloned().unwrap_or_default());
+        let read = || {
+            let mut bucket = lock(&self.0);
+            bucket.reads += 1;
+            Ok(bucket.values.get(key).cloned().unwrap_or_default())
+        };
         self.1.step(read).boxed()
     }
 

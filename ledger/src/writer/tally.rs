@@ -98,6 +98,11 @@ impl Tallies {
         counted
     }
 
+    /// Whether anything is known of an account.
+    pub(super) fn counts(&self, account: &AccountId) -> bool {
+        self.accounts.contains_key(account)
+    }
+
     /// Accounts that have something counted.
     pub(super) fn counting(&self) -> Vec<AccountId> {
         let counts =

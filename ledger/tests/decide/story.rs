@@ -117,6 +117,7 @@ fn config() -> WriterConfig {
         writer: "story".to_owned(),
         expiry_grace_ms: GRACE_MS,
         single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
+        accounts_max: WriterConfig::ACCOUNTS_MAX_DEFAULT,
         settle_linger_ms: 0,
     }
 }

@@ -298,6 +298,7 @@ impl World {
             writer: "sim".to_owned(),
             expiry_grace_ms: 1_000,
             single_refusals_per_second: self.single_refusals(),
+            accounts_max: 1,
             settle_linger_ms: self.seed % 3 * 1_000,
         };
         let writer = Writer::start(config, self.resumed()?, self.now_ms);
@@ -318,6 +319,7 @@ impl World {
             92..=94 => self.take_over()?,
             95 => self.frozen = !self.frozen,
             96 => self.project(),
+            97 => self.let_go(),
             _ => self.leave(),
         }
         for host in 0..self.hosts.len() {
@@ -331,6 +333,17 @@ impl World {
     fn project(&mut self) {
         let (dies, recent) = (self.random.one_in(3), self.random.below(20) as usize);
         self.archive.project(&self.journal, dies, recent);
+    }
+
+    /// Accounts leave a writer's memory, if what the snapshots have of them is what it has.
+    fn let_go(&mut self) {
+        let host = self.host();
+        let mut crowd = self.hosts[host].writer.crowd();
+        crowd.retain(|(account, version)| {
+            let kept = self.archive.account(account);
+            kept.is_some_and(|kept| kept.version() == *version)
+        });
+        self.hosts[host].writer.let_go(&crowd);
     }
 
     /// One thing that a writer wants is fetched, or cannot be.

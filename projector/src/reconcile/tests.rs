@@ -78,6 +78,7 @@ impl World {
             ledger: LedgerId::new("test").unwrap(),
             writer: "test".to_owned(),
             expiry_grace_ms: 0,
+            accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
         };
         let ledger = LedgerHost::start(&config, vec![journal.clone()]);
         ledger.ready().await.unwrap();

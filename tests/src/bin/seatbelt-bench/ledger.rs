@@ -77,6 +77,7 @@ pub(crate) fn config() -> HostConfig {
         ledger: LedgerId::new("bench").unwrap(),
         writer: "bench".to_owned(),
         expiry_grace_ms: 60_000,
+        accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
     }
 }
 

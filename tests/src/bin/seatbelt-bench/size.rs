@@ -109,6 +109,7 @@ async fn make(nats: &Nats, accounts: usize, events: usize) -> u64 {
         writer: host.writer,
         expiry_grace_ms: host.expiry_grace_ms,
         single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
+        accounts_max: WriterConfig::ACCOUNTS_MAX_DEFAULT,
         settle_linger_ms: 0,
     };
     let resumed = Resumed::empty(P, HOT_MAX);
