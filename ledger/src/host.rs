@@ -555,8 +555,8 @@ impl<J: Journal> Task<J> {
         match brought {
             Brought::Fetched(fetched) => writer.fetched(now_ms(), fetched),
             Brought::Current((base, accounts)) => {
-                // whatever is not in memory has no event after the new base either
-                self.base = base;
+                // whatever is not in memory has no event after the new base either; looks may overlap
+                self.base = self.base.later(base);
                 writer.let_go(&accounts);
                 if !accounts.is_empty() {
                     self.clear_at = tokio::time::Instant::now();
@@ -569,7 +569,8 @@ impl<J: Journal> Task<J> {
     async fn idle(&mut self, writer: &mut Writer<Waiting>, stopping: &mut bool) {
         let wake = sleep_until(writer.next_wake_ms());
         tokio::select! {
-            message = self.receiver.recv() => match message {
+            // a channel that is closed and empty has no more to say, but what is fetched may be awaited
+            message = self.receiver.recv(), if !*stopping || !self.receiver.is_empty() => match message {
                 Some(message) => {
                     take_in(writer, message);
                     take_burst(&mut self.receiver, writer);

@@ -120,6 +120,18 @@ pub struct Base {
     sequence: Sequence,
 }
 
+impl Base {
+    /// The one of the two that vouches for more.
+    #[must_use]
+    pub fn later(self, other: Self) -> Self {
+        if (other.position, other.revision) > (self.position, self.revision) {
+            other
+        } else {
+            self
+        }
+    }
+}
+
 /// What a look at the bucket gives.
 enum Look {
     Found(Option<Account>),

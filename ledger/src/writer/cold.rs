@@ -75,9 +75,8 @@ impl<T> Parked<T> {
             return;
         }
         match &fetch {
-            // one that is watched is on its way already
-            Fetch::Account(account) if self.watched.contains(account) => {}
-            Fetch::Account(account) => self.accounts.push_back(account.clone()),
+            // somebody waits for it, which nobody does for those that are only watched
+            Fetch::Account(account) => self.accounts.push_front(account.clone()),
             Fetch::Command(id) => self.commands.push_back((decided, *id)),
         }
         self.callers.insert(fetch, vec![(request, caller)]);
