@@ -179,6 +179,7 @@ impl Gate {
             wait_ms: ms(self.budget_wait),
             on_short: want.on_short,
             on_unknown: want.on_unknown,
+            budget: None,
         }
     }
 

@@ -7,9 +7,10 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use seatbelt_schemas::{
+    budget::Budget,
     cap::{CapEvidence, CapSpec, CapStanding, CapTerms},
     event::{Adjusted, Asked, Event, EventBody, Expired, Reserved, Resized, Settled},
-    ids::{CapId, KeyId, ReservationId, TeamId},
+    ids::{CapId, KeyId, ReservationId, RunId, TeamId},
     meter::Amounts,
     scope::{Scope, Scopes},
     window::Window,
@@ -17,6 +18,10 @@ use seatbelt_schemas::{
 use serde::{Deserialize, Serialize};
 
 use crate::counter::Counter;
+
+mod run;
+
+pub use run::Run;
 
 /// How long an expired reservation can still be settled late: 24 hours.
 pub const LATE_SETTLE_MS_MAX: u64 = 24 * 3_600_000;
@@ -192,6 +197,9 @@ pub struct Account {
     caps: Vec<Cap>,
     open: BTreeMap<ReservationId, Reservation>,
     expired: BTreeMap<ReservationId, ExpiredReservation>,
+    /// Runs that are open with a budget of their own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    runs: BTreeMap<RunId, Run>,
 }
 
 impl Account {
@@ -251,7 +259,46 @@ impl Account {
         &self.expired
     }
 
-    /// The caps as callers see them at `at_ms`; only those that apply to `key` where one is given.
+    /// Runs that are open with a budget of their own.
+    pub fn runs(&self) -> &BTreeMap<RunId, Run> {
+        &self.runs
+    }
+
+    /// The open run that a request with these scopes spends from.
+    pub fn run_of(&self, scopes: &Scopes) -> Option<&Run> {
+        self.runs.get(scopes.run.as_ref()?)
+    }
+
+    /// The run whose budget this open reservation holds; `None` for a request.
+    pub fn run_held_by(&self, id: ReservationId, open: &Reservation) -> Option<&Run> {
+        self.run_of(&open.scopes)
+            .filter(|run| run.reservation == id)
+    }
+
+    /// The open run that a cap came with; it is the run's to change and remove.
+    pub fn run_with_cap(&self, cap: &CapSpec) -> Option<&Run> {
+        match &cap.scope {
+            Scope::Run(id) if run::is_of_run(cap, id) => self.runs.get(id),
+            _ => None,
+        }
+    }
+
+    /// Every cap that limits an open reservation: all that match, but for those in which the run of a
+    /// request holds its share already.
+    pub fn limiting<'a>(
+        &'a self,
+        id: ReservationId,
+        open: &'a Reservation,
+    ) -> impl Iterator<Item = &'a Cap> {
+        let run = self
+            .run_of(&open.scopes)
+            .filter(|run| run.reservation != id);
+        self.matching(&open.scopes)
+            .filter(move |cap| run.is_none_or(|run| !run.covers(&cap.spec)))
+    }
+
+    /// The caps as callers see them at `at_ms`; only those that apply to `key` where one is given,
+    /// those of its open runs included.
     pub fn standings(&self, key: Option<&KeyId>, at_ms: u64) -> Vec<CapStanding> {
         let team = key
             .and_then(|key| self.key(key))
@@ -260,6 +307,9 @@ impl Account {
             (_, None) | (Scope::Account, _) => true,
             (Scope::Key(id), Some(key)) => id == key,
             (Scope::Team(id), _) => Some(id) == team,
+            (Scope::Run(id), Some(key)) => {
+                self.runs.get(id).is_some_and(|run| run.payer.key == *key)
+            }
             _ => false,
         };
         self.caps
@@ -297,9 +347,7 @@ impl Account {
             EventBody::Reserved(data) => self.reserve(data, at_ms),
             EventBody::Resized(data) => self.resize(data),
             EventBody::Settled(data) => self.settle(data, at_ms),
-            EventBody::Released(data) => {
-                self.end(data.reservation);
-            }
+            EventBody::Released(data) => self.release(data.reservation),
             EventBody::Expired(data) => self.expire(data, at_ms),
             EventBody::ThresholdCrossed(data) => {
                 self.change_cap(&data.cap, |cap| cap.announce(data.percent, at_ms));
@@ -342,11 +390,7 @@ impl Account {
             announced: Vec::new(),
             since: self.version,
         };
-        let matching = self
-            .open
-            .values()
-            .filter(|open| open.scopes.matches(&spec.scope));
-        matching.for_each(|open| cap.take(&open.hold));
+        cap.held = self.held_under(spec);
         let order = |known: &Cap| (&known.spec.scope, &known.spec.cap) < (&spec.scope, &spec.cap);
         let index = self.caps.partition_point(order);
         self.caps.insert(index, cap);
@@ -365,8 +409,38 @@ impl Account {
         });
     }
 
+    /// What open reservations hold under a cap: requests each by itself, those of an open run by the
+    /// run where it covers the cap.
+    fn held_under(&self, spec: &CapSpec) -> u64 {
+        let held = self.open.iter().map(|(id, open)| {
+            let amount = match self.run_of(&open.scopes) {
+                Some(run) if run.reservation == *id => match &open.scopes.run {
+                    Some(run_id) if run.covers(spec) => {
+                        run::left(&self.caps, run_id).spent_in(spec.meter)
+                    }
+                    _ => None,
+                },
+                Some(run) if run.covers(spec) => None,
+                _ if open.scopes.matches(&spec.scope) => open.hold.held_in(spec.meter),
+                _ => None,
+            };
+            amount.unwrap_or(0)
+        });
+        held.fold(0, u64::saturating_add)
+    }
+
     fn reserve(&mut self, data: &Reserved, at_ms: u64) {
-        self.each_matching(&data.scopes, |cap| cap.take(&data.hold));
+        if let Some(budget) = data.budget {
+            self.open_run(data, budget, at_ms);
+            return;
+        }
+        self.within_run(&data.scopes, |account| {
+            account.each_holding(&data.scopes, |cap| cap.take(&data.hold));
+        });
+        self.insert_open(data, at_ms);
+    }
+
+    fn insert_open(&mut self, data: &Reserved, at_ms: u64) {
         let reservation = Reservation {
             scopes: data.scopes.clone(),
             asked: data.asked,
@@ -377,42 +451,120 @@ impl Account {
         self.open.insert(data.reservation, reservation);
     }
 
+    /// Sets a run's budget aside: its payer's caps hold it, the run's own caps divide it up.
+    fn open_run(&mut self, data: &Reserved, budget: Budget, at_ms: u64) {
+        let Some(id) = data.scopes.run.clone() else {
+            return;
+        };
+        let run = Run {
+            reservation: data.reservation,
+            payer: Scopes {
+                run: None,
+                ..data.scopes.clone()
+            },
+            budget,
+        };
+        self.each_matching(&run.payer, |cap| {
+            let amount = budget.amount(cap.spec.meter).unwrap_or(0);
+            cap.held = cap.held.saturating_add(amount);
+        });
+        self.insert_open(data, at_ms);
+        self.runs.insert(id.clone(), run);
+        budget.caps(&id).for_each(|spec| self.set_cap(&spec, at_ms));
+    }
+
+    /// Gives what is left of a run's budget back and removes its caps. Requests that are still open
+    /// hold by themselves from here on, within what the run held for them.
+    fn close_run(&mut self, id: &RunId) {
+        let left = run::left(&self.caps, id);
+        let Some(run) = self.runs.remove(id) else {
+            return;
+        };
+        self.each_matching(&run.payer, |cap| {
+            if run.covers(&cap.spec) {
+                let amount = left.spent_in(cap.spec.meter).unwrap_or(0);
+                cap.held = cap.held.saturating_sub(amount);
+            }
+        });
+        self.caps.retain(|cap| !run::is_of_run(&cap.spec, id));
+        let Self { open, caps, .. } = self;
+        let requests = open
+            .values()
+            .filter(|open| open.scopes.run.as_ref() == Some(id));
+        for request in requests {
+            each_matching(caps, &request.scopes, |cap| {
+                if run.covers(&cap.spec) {
+                    cap.take(&request.hold);
+                }
+            });
+        }
+    }
+
     fn resize(&mut self, data: &Resized) {
         let Some(mut open) = self.open.remove(&data.reservation) else {
             return;
         };
-        self.each_matching(&open.scopes, |cap| {
-            cap.give_back(&open.hold);
-            cap.take(&data.hold);
+        self.within_run(&open.scopes, |account| {
+            account.each_holding(&open.scopes, |cap| {
+                cap.give_back(&open.hold);
+                cap.take(&data.hold);
+            });
         });
         open.hold = data.hold;
         self.open.insert(data.reservation, open);
     }
 
     fn settle(&mut self, data: &Settled, at_ms: u64) {
-        if let Some(open) = self.end(data.reservation) {
-            self.each_matching(&open.scopes, |cap| {
-                cap.charge(&data.charge, open.at_ms, at_ms);
-            });
+        if let Some(open) = self.take_out(data.reservation) {
+            self.charge(&open, &data.charge, at_ms);
         } else if let Some(expired) = self.expired.remove(&data.reservation) {
-            let reserved_at_ms = expired.reservation.at_ms;
-            self.each_matching(&expired.reservation.scopes, |cap| {
-                if cap.since <= expired.version {
-                    cap.uncharge(&expired.charge, reserved_at_ms, at_ms);
-                    cap.charge(&data.charge, reserved_at_ms, at_ms);
-                }
+            self.within_run(&expired.reservation.scopes, |account| {
+                account.correct(&expired, &data.charge, at_ms);
             });
         }
     }
 
-    fn expire(&mut self, data: &Expired, at_ms: u64) {
-        let Some(reservation) = self.end(data.reservation) else {
+    /// Replaces an open reservation's hold by its charge.
+    fn charge(&mut self, open: &Reservation, charge: &Amounts, at_ms: u64) {
+        self.within_run(&open.scopes, |account| {
+            account.each_holding(&open.scopes, |cap| cap.give_back(&open.hold));
+            account.each_matching(&open.scopes, |cap| cap.charge(charge, open.at_ms, at_ms));
+        });
+    }
+
+    /// Replaces the charge of an expired reservation by the truth. What an open run gets back by it
+    /// goes on to the payer: others may have taken that room by now, so the run does not hold it anew.
+    fn correct(&mut self, expired: &ExpiredReservation, charge: &Amounts, at_ms: u64) {
+        let (scopes, reserved_at_ms) = (&expired.reservation.scopes, expired.reservation.at_ms);
+        let run = scopes.run.as_ref();
+        self.each_matching(scopes, |cap| {
+            if cap.since > expired.version {
+                return;
+            }
+            let before = cap.spent(at_ms);
+            cap.uncharge(&expired.charge, reserved_at_ms, at_ms);
+            cap.charge(charge, reserved_at_ms, at_ms);
+            if run.is_some_and(|run| run::is_of_run(&cap.spec, run)) {
+                let back = before.saturating_sub(cap.spent(at_ms));
+                cap.spec.limit = cap.spec.limit.saturating_sub(back);
+            }
+        });
+    }
+
+    fn release(&mut self, id: ReservationId) {
+        let Some(open) = self.take_out(id) else {
             return;
         };
-        let (scopes, reserved_at_ms) = (&reservation.scopes, reservation.at_ms);
-        self.each_matching(scopes, |cap| {
-            cap.charge(&data.charge, reserved_at_ms, at_ms);
+        self.within_run(&open.scopes, |account| {
+            account.each_holding(&open.scopes, |cap| cap.give_back(&open.hold));
         });
+    }
+
+    fn expire(&mut self, data: &Expired, at_ms: u64) {
+        let Some(reservation) = self.take_out(data.reservation) else {
+            return;
+        };
+        self.charge(&reservation, &data.charge, at_ms);
         let expired = ExpiredReservation {
             reservation,
             charge: data.charge,
@@ -427,24 +579,65 @@ impl Account {
         }
     }
 
-    /// Takes a reservation out and gives its hold back.
-    fn end(&mut self, reservation: ReservationId) -> Option<Reservation> {
-        let open = self.open.remove(&reservation)?;
-        self.each_matching(&open.scopes, |cap| cap.give_back(&open.hold));
-        Some(open)
+    /// Takes an open request out, for its hold to be ended. A run's budget is closed here at once and
+    /// has no hold of its own to end.
+    fn take_out(&mut self, id: ReservationId) -> Option<Reservation> {
+        let open = self.open.remove(&id)?;
+        if self.run_held_by(id, &open).is_none() {
+            return Some(open);
+        }
+        if let Some(run) = &open.scopes.run {
+            self.close_run(run);
+        }
+        None
     }
 
-    fn each_matching(&mut self, scopes: &Scopes, mut change: impl FnMut(&mut Cap)) {
-        for scope in scopes.sort_keys() {
-            let range = range_of(&self.caps, scope);
-            self.caps[range].iter_mut().for_each(&mut change);
+    /// Changes what a request holds and spends; what its open run still holds for it follows.
+    fn within_run(&mut self, scopes: &Scopes, change: impl FnOnce(&mut Self)) {
+        let Some(id) = scopes.run.as_ref().filter(|id| self.runs.contains_key(id)) else {
+            return change(self);
+        };
+        let before = run::left(&self.caps, id);
+        change(self);
+        let after = run::left(&self.caps, id);
+        let Self { runs, caps, .. } = self;
+        if let Some(run) = runs.get(id) {
+            each_matching(caps, &run.payer, |cap| {
+                if run.covers(&cap.spec) {
+                    let amount = |of: &Amounts| of.spent_in(cap.spec.meter).unwrap_or(0);
+                    let others = cap.held.saturating_sub(amount(&before));
+                    cap.held = others.saturating_add(amount(&after));
+                }
+            });
         }
+    }
+
+    fn each_matching(&mut self, scopes: &Scopes, change: impl FnMut(&mut Cap)) {
+        each_matching(&mut self.caps, scopes, change);
+    }
+
+    /// Every cap in which a request holds by itself.
+    fn each_holding(&mut self, scopes: &Scopes, mut change: impl FnMut(&mut Cap)) {
+        let Self { runs, caps, .. } = self;
+        let run = scopes.run.as_ref().and_then(|id| runs.get(id));
+        each_matching(caps, scopes, |cap| {
+            if run.is_none_or(|run| !run.covers(&cap.spec)) {
+                change(cap);
+            }
+        });
     }
 
     fn change_cap(&mut self, cap: &CapId, change: impl FnOnce(&mut Cap)) {
         if let Some(cap) = self.caps.iter_mut().find(|known| known.spec.cap == *cap) {
             change(cap);
         }
+    }
+}
+
+fn each_matching(caps: &mut [Cap], scopes: &Scopes, mut change: impl FnMut(&mut Cap)) {
+    for scope in scopes.sort_keys() {
+        let range = range_of(caps, scope);
+        caps[range].iter_mut().for_each(&mut change);
     }
 }
 

@@ -213,7 +213,7 @@ impl Verifier {
         match &event.body {
             EventBody::Genesis(_) | EventBody::WriterStarted(_) => self.decide_start(event, commit),
             EventBody::Reserved(data) => {
-                let request = (&data.scopes, data.asked, data.reservation);
+                let request = (&data.scopes, data.asked, data.reservation, &data.budget);
                 decide_reserve(self.account(event)?, context, event, request, None)
             }
             EventBody::Refused(data) => {
@@ -222,7 +222,7 @@ impl Verifier {
                     return Err("was decided after it was written".to_owned());
                 }
                 let context = Context { at_ms, ..context };
-                let request = (&data.scopes, data.asked, data.reservation);
+                let request = (&data.scopes, data.asked, data.reservation, &data.budget);
                 let counted = Some(data);
                 decide_reserve(self.account(event)?, context, event, request, counted)
             }
@@ -377,10 +377,11 @@ fn decide_reserve(
     account: &Account,
     context: Context<'_>,
     event: &Event,
-    (scopes, asked, reservation): (
+    (scopes, asked, reservation, budget): (
         &Scopes,
         seatbelt_schemas::event::Asked,
         seatbelt_schemas::ids::ReservationId,
+        &Option<seatbelt_schemas::budget::Budget>,
     ),
     recorded: Option<&Refused>,
 ) -> Result<EventBody, String> {
@@ -391,6 +392,7 @@ fn decide_reserve(
         run: scopes.run.as_ref(),
         end_user: scopes.end_user.as_ref(),
         asked,
+        budget: budget.as_ref(),
     };
     if account.open().contains_key(&reservation) || event.cause != reservation.into() {
         return Err("takes a reservation id that is not its own".to_owned());

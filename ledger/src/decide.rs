@@ -5,6 +5,7 @@
 //! once, when a command enters; a recorded decision is not judged by them again.
 
 use seatbelt_schemas::{
+    budget::Budget,
     cap::{CAPS_PER_ACCOUNT_MAX, CAPS_PER_SCOPE_MAX, CapEvidence, CapSpec},
     command::{Change, CommandError},
     event::{
@@ -15,16 +16,17 @@ use seatbelt_schemas::{
     ids::{CapId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::{Amounts, Meter},
     price::Price,
-    scope::Scopes,
+    scope::{Scope, Scopes},
     usage::Usage,
     window::Window,
 };
 
 use crate::{
-    account::{Account, Cap, Reservation},
+    account::{Account, Cap, Reservation, Run},
     prices::PriceBook,
 };
 
+mod run;
 pub mod validate;
 
 /// What a decision depends on besides the account.
@@ -51,6 +53,8 @@ pub struct ReserveRequest<'a> {
     pub end_user: Option<&'a EndUserId>,
     /// What is asked.
     pub asked: Asked,
+    /// The budget to open the run with.
+    pub budget: Option<&'a Budget>,
 }
 
 /// The decision on a reserve.
@@ -75,12 +79,21 @@ pub fn reserve(
     let price = request
         .model
         .and_then(|model| context.prices.current(model));
-    let want = amounts(
-        price,
-        request.asked.input_tokens,
-        request.asked.output_tokens,
-    )?;
-    let survey = Survey::of(account.matching(&scopes), &want, context.at_ms);
+    let run = account.run_of(&scopes);
+    let (want, survey) = match request.budget {
+        None => {
+            let Asked {
+                input_tokens,
+                output_tokens,
+                ..
+            } = request.asked;
+            let want = amounts(price, input_tokens, output_tokens)?;
+            let need = |cap: &Cap| need(run, cap, &want);
+            let survey = Survey::of(account.matching(&scopes), need, context.at_ms);
+            (want, survey)
+        }
+        Some(budget) => survey_budget(account, context, &request, &scopes, budget)?,
+    };
     let price_version = price.map(|price| price.version);
     let reserved = |hold, caps| Reserved {
         reservation: request.reservation,
@@ -88,13 +101,14 @@ pub fn reserve(
         asked: request.asked,
         hold,
         price: price_version,
+        budget: request.budget.copied(),
         caps,
     };
     if survey.fits() {
         return Ok(Verdict::Reserve(reserved(want, survey.evidence)));
     }
     if request.asked.on_short == OnShort::Clamp
-        && let Some(hold) = clamp(account.matching(&scopes), price, &want, context.at_ms)?
+        && let Some(hold) = clamp(limiting(account, &scopes), price, &want, context.at_ms)?
     {
         return Ok(Verdict::Reserve(reserved(hold, survey.evidence)));
     }
@@ -117,6 +131,7 @@ pub fn reserve(
         asked: request.asked,
         want,
         price: price_version,
+        budget: request.budget.copied(),
         reason: shortage.reason,
         cap: shortage.cap,
         resets_at_ms: shortage.resets_at_ms,
@@ -124,6 +139,62 @@ pub fn reserve(
         count: 1,
         decided_at_ms: None,
     }))
+}
+
+/// What a request needs of a cap; `None` where that is not known (no price). Nothing where its run
+/// holds its share already.
+fn need(run: Option<&Run>, cap: &Cap, want: &Amounts) -> Option<u64> {
+    if run.is_some_and(|run| run.covers(&cap.spec)) {
+        return Some(0);
+    }
+    want.held_in(cap.spec.meter)
+}
+
+/// The caps that a request needs something of.
+fn limiting<'a>(account: &'a Account, scopes: &'a Scopes) -> impl Iterator<Item = &'a Cap> {
+    let run = account.run_of(scopes);
+    account
+        .matching(scopes)
+        .filter(move |cap| run.is_none_or(|run| !run.covers(&cap.spec)))
+}
+
+/// A budget against the caps of its payer: it is no request, of no model, and not yet in a run.
+fn survey_budget(
+    account: &Account,
+    context: Context<'_>,
+    request: &ReserveRequest<'_>,
+    scopes: &Scopes,
+    budget: &Budget,
+) -> Result<(Amounts, Survey), CommandError> {
+    let run = run::admit(account, request, budget)?;
+    let payer = Scopes {
+        run: None,
+        ..scopes.clone()
+    };
+    let need = |cap: &Cap| Some(budget.amount(cap.spec.meter).unwrap_or(0));
+    let survey = Survey::of(account.matching(&payer), need, context.at_ms);
+    if survey.fits() {
+        run::unused(account, run, budget)?;
+    }
+    Ok((budget.hold(), survey))
+}
+
+/// Of the caps at which others stand before it, those that a decided reserve takes something of.
+pub fn contested(account: &Account, data: &Reserved, blocked: &[CapId]) -> Vec<CapId> {
+    let takes = |cap: &CapSpec| match &data.budget {
+        Some(budget) => {
+            let of_payer = !matches!(cap.scope, Scope::Run(_));
+            of_payer && budget.amount(cap.meter).is_some()
+        }
+        None => account
+            .run_of(&data.scopes)
+            .is_none_or(|run| !run.covers(cap)),
+    };
+    account
+        .matching(&data.scopes)
+        .filter(|cap| blocked.contains(&cap.spec.cap) && takes(&cap.spec))
+        .map(|cap| cap.spec.cap.clone())
+        .collect()
 }
 
 fn scopes_of(account: &Account, request: &ReserveRequest<'_>) -> Result<Scopes, CommandError> {
@@ -194,7 +265,11 @@ struct Survey {
 }
 
 impl Survey {
-    fn of<'a>(caps: impl Iterator<Item = &'a Cap>, want: &Amounts, at_ms: u64) -> Self {
+    fn of<'a>(
+        caps: impl Iterator<Item = &'a Cap>,
+        need: impl Fn(&Cap) -> Option<u64>,
+        at_ms: u64,
+    ) -> Self {
         let mut survey = Self {
             evidence: Vec::with_capacity(2),
             shortage: None,
@@ -203,15 +278,14 @@ impl Survey {
         for cap in caps {
             let evidence = cap.evidence(at_ms);
             if cap.spec.hard {
-                survey.weigh(cap, &evidence, want, at_ms);
+                survey.weigh(cap, &evidence, need(cap), at_ms);
             }
             survey.evidence.push(evidence);
         }
         survey
     }
 
-    fn weigh(&mut self, cap: &Cap, evidence: &CapEvidence, want: &Amounts, at_ms: u64) {
-        let need = want.held_in(cap.spec.meter);
+    fn weigh(&mut self, cap: &Cap, evidence: &CapEvidence, need: Option<u64>, at_ms: u64) {
         let empty_room = evidence.limit.saturating_sub(evidence.spent);
         match need {
             Some(need) if need <= empty_room => {
@@ -319,15 +393,14 @@ pub fn resize(
         .open()
         .get(&reservation)
         .ok_or(CommandError::UnknownReservation { reservation })?;
+    run::is_request(account, reservation, open)?;
+    let run = account.run_of(&open.scopes);
     let hold = amounts(price_of(open, context), input_tokens, output_tokens)?;
     let mut caps = Vec::with_capacity(2);
     for cap in account.matching(&open.scopes) {
         let evidence = cap.evidence(context.at_ms);
-        let old = open.hold.held_in(cap.spec.meter).unwrap_or(0);
-        let more = hold
-            .held_in(cap.spec.meter)
-            .unwrap_or(0)
-            .saturating_sub(old);
+        let old = need(run, cap, &open.hold).unwrap_or(0);
+        let more = need(run, cap, &hold).unwrap_or(0).saturating_sub(old);
         let available = evidence
             .limit
             .saturating_sub(evidence.spent)
@@ -373,6 +446,9 @@ pub fn settle(
         (None, Some(expired)) => (&expired.reservation, true),
         (None, None) => return Err(CommandError::UnknownReservation { reservation }),
     };
+    if !late {
+        run::is_request(account, reservation, open)?;
+    }
     let charge = charge(open, price_of(open, context), report)?;
     let above = charge.above(&open.hold);
     let key = open.scopes.key.clone();
@@ -440,6 +516,7 @@ pub fn release(
 }
 
 /// Decides the end of a reservation whose deadline has passed; `None` where it is not open or not due.
+/// A run's budget is no usage of anybody: what is left of it goes back, whatever the policy.
 pub fn expire(
     account: &Account,
     at_ms: u64,
@@ -450,7 +527,10 @@ pub fn expire(
     if at_ms < open.asked.deadline_ms.saturating_add(grace_ms) {
         return None;
     }
-    let policy = open.asked.on_unknown;
+    let policy = match account.run_held_by(reservation, open) {
+        None => open.asked.on_unknown,
+        Some(_) => OnUnknown::Release,
+    };
     let charge = match policy {
         OnUnknown::ChargeHold => open.hold,
         OnUnknown::Release => Amounts::zero(),
@@ -516,14 +596,17 @@ pub fn change(account: &Account, change: &Change) -> Result<Option<EventBody>, C
         Change::IssueKey(data) => Ok(issue(account, data)),
         Change::RevokeKey { key, reason } => revoke(account, key, reason.as_ref()),
         Change::SetCap(spec) => set_cap(account, spec),
-        Change::RemoveCap { cap } => Ok(account
-            .cap(cap)
-            .map(|_| CapRemoved { cap: cap.clone() }.into())),
+        Change::RemoveCap { cap } => {
+            operators(account, cap)?;
+            let known = account.cap(cap);
+            Ok(known.map(|_| CapRemoved { cap: cap.clone() }.into()))
+        }
         Change::Credit {
             cap,
             amount,
             reason,
         } => {
+            operators(account, cap)?;
             let known = known_cap(account, cap)?;
             if known.spec.window != Window::Balance {
                 return Err(CommandError::invalid(format!(
@@ -540,6 +623,7 @@ pub fn change(account: &Account, change: &Change) -> Result<Option<EventBody>, C
             ))
         }
         Change::Adjust { cap, delta, reason } => {
+            operators(account, cap)?;
             known_cap(account, cap)?;
             Ok(Some(
                 Adjusted {
@@ -580,6 +664,18 @@ fn known_cap<'a>(account: &'a Account, cap: &CapId) -> Result<&'a Cap, CommandEr
         .ok_or_else(|| CommandError::UnknownCap { cap: cap.clone() })
 }
 
+/// A cap is an operator's to change, unless an open run brought it with it.
+fn operators(account: &Account, cap: &CapId) -> Result<(), CommandError> {
+    let known = account.cap(cap);
+    match known.and_then(|known| account.run_with_cap(&known.spec)) {
+        None => Ok(()),
+        Some(run) => Err(CommandError::invalid(format!(
+            "cap {cap} is the budget of an open run: release reservation {} to close the run",
+            run.reservation
+        ))),
+    }
+}
+
 fn issue(account: &Account, data: &KeyIssued) -> Option<EventBody> {
     let same = account.key(&data.key).is_some_and(|known| {
         !known.revoked && known.team == data.team && known.secret_sha256 == data.secret_sha256
@@ -605,6 +701,7 @@ fn revoke(
 }
 
 fn set_cap(account: &Account, spec: &CapSpec) -> Result<Option<EventBody>, CommandError> {
+    operators(account, &spec.cap)?;
     let known = account.cap(&spec.cap);
     if known.is_some_and(|known| known.spec == *spec) {
         return Ok(None);

@@ -12,6 +12,7 @@ use std::{
 };
 
 use seatbelt_schemas::{
+    budget::Budget,
     cap::CapStanding,
     command::{Change, Refusal, Release, Reserve, Resize, Resolution, Settle},
     event::{Asked, Event, EventBody, Refused, Report},
@@ -58,13 +59,14 @@ impl Fingerprint {
             model,
             run,
             end_user,
+            budget,
             ..
         } = command;
         Self::of_asked(
             account,
             key,
             (model.as_ref(), run.as_ref(), end_user.as_ref()),
-            &asked(command),
+            (&asked(command), budget.as_ref()),
         )
     }
 
@@ -72,7 +74,7 @@ impl Fingerprint {
         account: &AccountId,
         key: &KeyId,
         scopes: (Option<&ModelId>, Option<&RunId>, Option<&EndUserId>),
-        asked: &Asked,
+        asked: (&Asked, Option<&Budget>),
     ) -> Self {
         Self::of(("reserve", account, key, scopes, asked))
     }
@@ -134,8 +136,12 @@ impl Fingerprint {
             Self::of_asked(account, &scopes.key, others, asked)
         };
         match &event.body {
-            EventBody::Reserved(data) => Some(of_scopes(&data.scopes, &data.asked)),
-            EventBody::Refused(data) => Some(of_scopes(&data.scopes, &data.asked)),
+            EventBody::Reserved(data) => {
+                Some(of_scopes(&data.scopes, (&data.asked, data.budget.as_ref())))
+            }
+            EventBody::Refused(data) => {
+                Some(of_scopes(&data.scopes, (&data.asked, data.budget.as_ref())))
+            }
             EventBody::Resized(data) => Some(Self::of((
                 "resize",
                 account,

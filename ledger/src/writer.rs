@@ -849,8 +849,11 @@ impl<T: Caller> Writer<T> {
                 Some(waiter)
             }
             Ok(Verdict::Reserve(data)) => {
-                let behind = data.caps.iter().filter(|cap| blocked.contains(&cap.cap));
-                let behind: Vec<CapId> = behind.map(|cap| cap.cap.clone()).collect();
+                let state = self.state.account(account);
+                let behind = match state {
+                    Some(state) if !blocked.is_empty() => decide::contested(state, &data, blocked),
+                    _ => Vec::new(),
+                };
                 if !behind.is_empty() && !last_call {
                     waiter.short = behind;
                     return Some(waiter);
@@ -971,7 +974,7 @@ impl<T: Caller> Writer<T> {
             return Vec::new();
         };
         state
-            .matching(&open.scopes)
+            .limiting(reservation, open)
             .map(|cap| cap.standing(self.state.at_ms()))
             .collect()
     }
@@ -1296,5 +1299,6 @@ fn request_of(command: &Reserve) -> ReserveRequest<'_> {
         run: command.run.as_ref(),
         end_user: command.end_user.as_ref(),
         asked: outcomes::asked(command),
+        budget: command.budget.as_ref(),
     }
 }

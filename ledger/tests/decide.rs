@@ -15,6 +15,8 @@ mod caps;
 mod idempotency;
 #[path = "decide/life.rs"]
 mod life;
+#[path = "decide/runs.rs"]
+mod runs;
 #[path = "decide/waiting.rs"]
 mod waiting;
 #[path = "decide/windows.rs"]

@@ -93,6 +93,7 @@ fn reserve(output_tokens: u64) -> Reserve {
         wait_ms: 30_000,
         on_short: OnShort::Refuse,
         on_unknown: OnUnknown::ChargeHold,
+        budget: None,
     }
 }
 

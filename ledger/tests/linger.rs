@@ -95,6 +95,7 @@ impl Desk {
             wait_ms: 0,
             on_short: OnShort::Refuse,
             on_unknown: OnUnknown::ChargeHold,
+            budget: None,
         };
         self.writer
             .submit(START_MS, Request::Reserve(command), Nobody);

@@ -213,6 +213,7 @@ fn reserve(name: &str, output_tokens: u64) -> Reserve {
         wait_ms: 0,
         on_short: OnShort::Refuse,
         on_unknown: OnUnknown::ChargeHold,
+        budget: None,
     }
 }
 

@@ -135,6 +135,7 @@ pub(crate) fn reserved(id: &str, number: u64, tokens: u64) -> Body {
         asked,
         hold: Amounts::request(0, tokens, None),
         price: None,
+        budget: None,
         caps: Vec::new(),
     };
     (account(id), reserved.into())

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
+    budget::Budget,
     cap::{CapSpec, CapStanding},
     event::{KeyIssued, OnShort, OnUnknown, RefusalReason, Report},
     ids::{AccountId, Actor, CapId, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
@@ -17,7 +18,7 @@ use crate::{
     window::Window,
 };
 
-/// Asks for a hold.
+/// Asks for a hold: of one request, or of the budget of a whole run.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Reserve {
     /// The command's id, and the reservation's.
@@ -28,7 +29,7 @@ pub struct Reserve {
     pub key: KeyId,
     /// The model.
     pub model: Option<ModelId>,
-    /// The agent run.
+    /// The agent run: a plain label, unless it was opened with a budget.
     pub run: Option<RunId>,
     /// The caller's end user.
     pub end_user: Option<EndUserId>,
@@ -44,6 +45,12 @@ pub struct Reserve {
     pub on_short: OnShort,
     /// What to do when nobody reports its usage.
     pub on_unknown: OnUnknown,
+    /// Opens `run` with this budget, out of what the key may spend: a run's whole life is one
+    /// reservation. It asks for no tokens, no model and no end user itself; while it is open, requests
+    /// of the account that name the run spend from the budget. Releasing it closes the run and gives
+    /// the rest back, and so does its deadline, whatever `on_unknown` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
 }
 
 /// A hold was taken: what the caller may do with it.
@@ -57,7 +64,8 @@ pub struct Grant {
     pub hold: Amounts,
     /// Whether the output maximum is lower than asked.
     pub clamped: bool,
-    /// Every matching cap, this hold included.
+    /// Every cap that limits it, this hold included. Caps in which the open run of a request holds
+    /// its share already are left out.
     pub caps: Vec<CapStanding>,
 }
 

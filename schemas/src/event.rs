@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{
+    budget::Budget,
     cap::{CapEvidence, CapSpec, CapTerms},
     ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ModelId, ReservationId, TeamId},
     meter::Amounts,
@@ -157,6 +158,9 @@ pub struct Reserved {
     /// Version of the model's price.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<u32>,
+    /// The budget with which this opens the run that `scopes` names; the hold is the same amounts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
     /// Every matching cap, as the decision met it.
     pub caps: Vec<CapEvidence>,
 }
@@ -214,6 +218,9 @@ pub struct Refused {
     /// Version of the model's price.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<u32>,
+    /// The budget with which it would have opened the run that `scopes` names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
     /// Why.
     pub reason: RefusalReason,
     /// The cap that refused.

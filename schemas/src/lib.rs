@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod amount;
+pub mod budget;
 pub mod cap;
 pub mod command;
 pub mod commit;

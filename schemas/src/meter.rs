@@ -48,7 +48,7 @@ impl fmt::Display for Meter {
 pub struct Amounts {
     /// Requests.
     pub requests: u64,
-    /// Input and output tokens; always their sum.
+    /// Input and output tokens: their sum, except in the budget of a run, which sets each by itself.
     pub tokens: u64,
     /// Input tokens.
     pub input_tokens: u64,

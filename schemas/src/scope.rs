@@ -44,10 +44,15 @@ impl Scope {
             Self::Team(_) => 1,
             Self::Key(_) => 2,
             Self::Model(_) => 3,
-            Self::Run(_) => 4,
+            Self::Run(run) => return Self::sort_key_of_run(run),
             Self::EndUser(_) => 5,
         };
         (rank, self.id().unwrap_or(""))
+    }
+
+    /// The sort key of a run's scope.
+    pub fn sort_key_of_run(run: &RunId) -> (u8, &str) {
+        (4, run.as_str())
     }
 
     /// The id inside the scope; `None` for the account itself.

@@ -107,6 +107,7 @@ fn encode_again(name: &str, bytes: &Bytes) -> Bytes {
 fn written_today() -> Vec<(String, Bytes)> {
     let events = cases::events().into_iter().chain(cases::every_cap());
     let events = events.chain([cases::refused_merged(), cases::refused_terms()]);
+    let events = events.chain(cases::budgets());
     let events = events.map(|(name, event)| (name, event.encode()));
     let commits = cases::commits()
         .into_iter()

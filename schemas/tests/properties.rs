@@ -5,6 +5,8 @@ use std::fmt::Debug;
 
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use seatbelt_schemas::{
+    amount::AMOUNT_MAX,
+    budget::Budget,
     cap::{CapEvidence, CapSpec},
     command::{
         Admin, AdminOutcome, CommandError, Read, Release, Reserve, ReserveOutcome, Resize,
@@ -163,10 +165,15 @@ prop_compose! {
     }
 }
 
+fn budget() -> impl Strategy<Value = Budget> {
+    let amount = (select(Budget::METERS.to_vec()), 1..=AMOUNT_MAX);
+    vec(amount, 1..5).prop_map(|amounts| Budget::new(amounts).unwrap())
+}
+
 prop_compose! {
     fn reserved()(reservation in reservation(), scopes in scopes(), asked in asked(), hold in amounts(),
-        price in any::<Option<u32>>(), caps in vec(evidence(), 0..5)) -> Reserved {
-        Reserved { reservation, scopes, asked, hold, price, caps }
+        price in any::<Option<u32>>(), budget in option::of(budget()), caps in vec(evidence(), 0..5)) -> Reserved {
+        Reserved { reservation, scopes, asked, hold, price, budget, caps }
     }
 }
 
@@ -174,9 +181,9 @@ prop_compose! {
     fn refused()(reserved in reserved(), cap in cap(), resets_at_ms in any::<Option<u64>>(), count in any::<u64>(),
         reason in select(vec![RefusalReason::Spent, RefusalReason::Unsatisfiable, RefusalReason::Held, RefusalReason::Unpriced]),
     ) -> Refused {
-        let Reserved { reservation, scopes, asked, hold: want, price, caps } = reserved;
+        let Reserved { reservation, scopes, asked, hold: want, price, budget, caps } = reserved;
         let fields = serde_json::json!({
-            "reservation": reservation, "scopes": scopes, "asked": asked, "want": want, "price": price,
+            "reservation": reservation, "scopes": scopes, "asked": asked, "want": want, "price": price, "budget": budget,
             "reason": reason, "cap": cap, "resets_at_ms": resets_at_ms, "caps": caps, "count": count,
             "decided_at_ms": resets_at_ms,
             "terms": resets_at_ms.map(|at_ms| serde_json::json!({

@@ -100,6 +100,7 @@ async fn reserve(host: &dyn Ledger, tokens: u64) -> Result<ReserveOutcome, Comma
         wait_ms: 0,
         on_short: OnShort::Refuse,
         on_unknown: OnUnknown::ChargeHold,
+        budget: None,
     })
     .await
 }

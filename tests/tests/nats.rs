@@ -479,6 +479,7 @@ fn reserve(name: &str, wait_ms: u64) -> Reserve {
         wait_ms,
         on_short: seatbelt_schemas::event::OnShort::Refuse,
         on_unknown: seatbelt_schemas::event::OnUnknown::ChargeHold,
+        budget: None,
     }
 }
 

@@ -244,6 +244,7 @@ impl Caller {
             wait_ms: 0,
             on_short: OnShort::Refuse,
             on_unknown: OnUnknown::ChargeHold,
+            budget: None,
         };
         let outcome = self.call(|| self.ledger.reserve(reserve.clone())).await;
         let grant = match outcome {

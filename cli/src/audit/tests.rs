@@ -169,6 +169,7 @@ async fn reserve(
         wait_ms: 0,
         on_short: OnShort::Refuse,
         on_unknown: OnUnknown::ChargeHold,
+        budget: None,
     };
     host.reserve(command).await.unwrap()
 }

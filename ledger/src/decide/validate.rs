@@ -3,6 +3,7 @@
 
 use seatbelt_schemas::{
     amount::{AMOUNT_MAX, PRICE_MAX, TOKENS_PER_REQUEST_MAX},
+    budget::is_kept_for_runs,
     cap::{CapSpec, THRESHOLDS_MAX},
     command::{Admin, Change, CommandError, Release, Reserve, Resize, Settle},
     event::Report,
@@ -105,6 +106,10 @@ pub fn admin(command: &Admin, now_ms: u64) -> Result<(), CommandError> {
             }
         }
         Change::RevokeKey { reason, .. } => text("reason", reason.as_deref().unwrap_or("")),
+        Change::SetCap(spec) if is_kept_for_runs(&spec.cap) => Err(CommandError::invalid(format!(
+            "cap id {} has the form of a run's budget: give the cap another id",
+            spec.cap
+        ))),
         Change::SetCap(spec) => cap(spec),
         Change::Credit { amount, reason, .. } => {
             within("amount", *amount, AMOUNT_MAX)?;

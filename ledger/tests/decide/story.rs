@@ -14,6 +14,7 @@ use seatbelt_ledger::{
     writer::{Caller, Next, Reply, Request, Writer, WriterConfig},
 };
 use seatbelt_schemas::{
+    budget::Budget,
     cap::{CapSpec, THRESHOLDS_DEFAULT},
     command::{Change, CommandError, Grant, Refusal, ReserveOutcome},
     commit::Commit,
@@ -50,6 +51,7 @@ pub(crate) struct Ask {
     pub(crate) life_ms: u64,
     pub(crate) on_short: OnShort,
     pub(crate) on_unknown: OnUnknown,
+    pub(crate) budget: Option<Budget>,
 }
 
 /// A request of key `k` that does not wait.
@@ -65,6 +67,29 @@ pub(crate) fn ask(input: u64, output: u64) -> Ask {
         life_ms: 600_000,
         on_short: OnShort::Refuse,
         on_unknown: OnUnknown::ChargeHold,
+        budget: None,
+    }
+}
+
+/// Key `k` opens a run with a budget in words, such as `tokens 50` or `requests 3 tokens 50`.
+pub(crate) fn opens(run: &'static str, budget: &str) -> Ask {
+    let words: Vec<&str> = budget.split(' ').collect();
+    let amounts = words.chunks(2).map(|pair| {
+        let meter = serde_json::from_value(pair[0].into()).unwrap();
+        (meter, pair[1].parse().unwrap())
+    });
+    Ask {
+        run: Some(run),
+        budget: Some(Budget::new(amounts).unwrap()),
+        ..ask(0, 0)
+    }
+}
+
+/// A request of key `k` in a run.
+pub(crate) fn within(run: &'static str, input: u64, output: u64) -> Ask {
+    Ask {
+        run: Some(run),
+        ..ask(input, output)
     }
 }
 
@@ -180,7 +205,18 @@ pub(crate) fn tell(event: &Event) -> String {
         tokens + &cost.unwrap_or_default()
     };
     match &event.body {
-        EventBody::Reserved(data) => format!("reserved {}", amounts(&data.hold)),
+        EventBody::Reserved(data) => match (&data.scopes.run, &data.budget) {
+            (Some(run), Some(budget)) => {
+                let amounts = budget
+                    .iter()
+                    .map(|(meter, amount)| format!("{meter} {amount}"));
+                format!(
+                    "opened {run} with {}",
+                    amounts.collect::<Vec<_>>().join(" ")
+                )
+            }
+            _ => format!("reserved {}", amounts(&data.hold)),
+        },
         EventBody::Resized(data) => format!("resized to {}", amounts(&data.hold)),
         EventBody::Refused(data) => {
             let resets = data
@@ -299,6 +335,7 @@ impl Story {
             wait_ms: ask.wait_ms,
             on_short: ask.on_short,
             on_unknown: ask.on_unknown,
+            budget: ask.budget,
         }
     }
 

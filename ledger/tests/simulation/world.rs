@@ -413,6 +413,7 @@ impl World {
             } else {
                 OnUnknown::ChargeHold
             },
+            budget: None,
         })
     }
 

@@ -131,6 +131,7 @@ impl World {
             wait_ms: 0,
             on_short: OnShort::Refuse,
             on_unknown: OnUnknown::ChargeHold,
+            budget: None,
         };
         match self.ledger.reserve(reserve).await.unwrap() {
             ReserveOutcome::Reserved(grant) => grant.reservation,

@@ -1,6 +1,7 @@
 //! What the golden files say: for each kind the least that it can carry, and everything it can.
 
 use seatbelt_schemas::{
+    budget::Budget,
     cap::{CapEvidence, CapSpec, THRESHOLDS_DEFAULT},
     commit::{ChainHash, Commit},
     event::{
@@ -339,6 +340,7 @@ fn basic() -> Vec<EventBody> {
             asked: asked(),
             hold: hold(),
             price: None,
+            budget: None,
             caps: Vec::new(),
         }
         .into(),
@@ -457,6 +459,7 @@ fn full() -> Vec<EventBody> {
             asked: asked_in_full(),
             hold: priced(25_000_000_000),
             price: Some(3),
+            budget: None,
             caps: evidence_in_full(),
         }
         .into(),
@@ -582,4 +585,41 @@ pub(crate) fn refused_terms() -> Case<Event> {
     });
     let refused: Refused = serde_json::from_value(fields).unwrap();
     ("refused-terms".to_owned(), event(105, refused.into()))
+}
+
+/// A run opened with its own budget, and one that was refused it.
+pub(crate) fn budgets() -> Vec<Case<Event>> {
+    let amounts = Budget::METERS
+        .into_iter()
+        .zip([40, 30_000, 20_000, 10_000, 1 << 62]);
+    let budget = Budget::new(amounts).unwrap();
+    let scopes = Scopes {
+        run: Some(RunId::new("run-1").unwrap()),
+        ..key_alone()
+    };
+    let asked = Asked {
+        input_tokens: 0,
+        output_tokens: 0,
+        ..asked()
+    };
+    let reserved = Reserved {
+        reservation: reservation(105),
+        scopes: scopes.clone(),
+        asked,
+        hold: budget.hold(),
+        price: None,
+        budget: Some(budget),
+        caps: evidence(),
+    };
+    let refused = Refused {
+        scopes,
+        asked,
+        want: budget.hold(),
+        budget: Some(budget),
+        ..refused()
+    };
+    vec![
+        ("reserved-budget".to_owned(), event(105, reserved.into())),
+        ("refused-budget".to_owned(), event(106, refused.into())),
+    ]
 }

@@ -101,6 +101,7 @@ impl Payer {
             wait_ms: 2000,
             on_short: OnShort::Refuse,
             on_unknown: OnUnknown::ChargeHold,
+            budget: None,
         }
     }
 

@@ -1,0 +1,97 @@
+//! Opening a run with a budget of its own: what such a reserve must and must not say, and what stands
+//! in its way. Whether the budget fits is decided like any reserve, by its payer's caps.
+
+use seatbelt_schemas::{
+    budget::Budget,
+    cap::{CAPS_PER_ACCOUNT_MAX, CAPS_PER_SCOPE_MAX},
+    command::CommandError,
+    event::OnShort,
+    ids::{ReservationId, RunId},
+    scope::Scope,
+};
+
+use super::ReserveRequest;
+use crate::account::{Account, Reservation};
+
+/// Checks what can be told without looking at open reservations; returns the run to open.
+pub(super) fn admit<'a>(
+    account: &Account,
+    request: &ReserveRequest<'a>,
+    budget: &Budget,
+) -> Result<&'a RunId, CommandError> {
+    let run = request.run.ok_or_else(|| {
+        CommandError::invalid("a budget is a run's: name the run that it is to open")
+    })?;
+    let asked = &request.asked;
+    if request.model.is_some()
+        || request.end_user.is_some()
+        || asked.input_tokens > 0
+        || asked.output_tokens > 0
+    {
+        return Err(CommandError::invalid(
+            "a budget is no request: leave model, end user and tokens to the requests of the run",
+        ));
+    }
+    if asked.on_short == OnShort::Clamp {
+        return Err(CommandError::invalid(
+            "a budget is not clamped: open the run with on_short refuse, or with less",
+        ));
+    }
+    if let Some(open) = account.runs().get(run) {
+        return Err(CommandError::invalid(format!(
+            "run {run} is open already as reservation {}: release it first, or open another run",
+            open.reservation
+        )));
+    }
+    room_for_caps(account, run, budget.iter().count())?;
+    Ok(run)
+}
+
+fn room_for_caps(account: &Account, run: &RunId, more: usize) -> Result<(), CommandError> {
+    let scope = Scope::Run(run.clone());
+    if account.caps_of(&scope).len() + more > CAPS_PER_SCOPE_MAX {
+        return Err(CommandError::invalid(format!(
+            "run {run} would have more than {CAPS_PER_SCOPE_MAX} caps: remove one first"
+        )));
+    }
+    if account.caps().len() + more > CAPS_PER_ACCOUNT_MAX {
+        return Err(CommandError::invalid(format!(
+            "the account would have more than {CAPS_PER_ACCOUNT_MAX} caps: remove one or close a run first"
+        )));
+    }
+    Ok(())
+}
+
+/// Checks what only a look at every open reservation and cap can tell; once, when the budget fits.
+pub(super) fn unused(account: &Account, run: &RunId, budget: &Budget) -> Result<(), CommandError> {
+    let mut open = account.open().values();
+    if open.any(|open| open.scopes.run.as_ref() == Some(run)) {
+        return Err(CommandError::invalid(format!(
+            "run {run} has open reservations from before: let them end first, or open another run"
+        )));
+    }
+    let taken = budget
+        .caps(run)
+        .find(|spec| account.cap(&spec.cap).is_some());
+    match taken {
+        None => Ok(()),
+        Some(spec) => Err(CommandError::invalid(format!(
+            "cap id {} is taken: remove that cap first",
+            spec.cap
+        ))),
+    }
+}
+
+/// Refuses what is done to a request and not to the budget of a run.
+pub(super) fn is_request(
+    account: &Account,
+    id: ReservationId,
+    open: &Reservation,
+) -> Result<(), CommandError> {
+    match (account.run_held_by(id, open), &open.scopes.run) {
+        (Some(_), Some(run)) => Err(CommandError::invalid(format!(
+            "reservation {id} is the budget of run {run}: its requests are settled and resized by themselves, release it to close the run"
+        ))),
+        _ => Ok(()),
+    }
+}
