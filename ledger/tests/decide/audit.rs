@@ -2,12 +2,14 @@
 
 use bytes::Bytes;
 use seatbelt_schemas::{
+    budget::Budget,
     commit::{ChainHash, Commit},
     event::{Event, EventBody, StoredEvent},
+    meter::Meter,
     position::{Epoch, Position},
 };
 
-use crate::story::{Ask, Story, ask, prove};
+use crate::story::{Ask, Story, ask, opens, prove, within};
 
 /// Every way a reservation can go, over several commits.
 fn journal() -> Vec<Bytes> {
@@ -35,6 +37,10 @@ fn journal() -> Vec<Bytes> {
     story.restart();
     story.at(5000);
     story.settle(&late, 10, 5);
+    let run = story.reserve(&opens("r", "tokens 20 requests 3"));
+    story.spend(&within("r", 0, 10), 0, 5);
+    story.reserve(&opens("s", "tokens 90"));
+    story.release(&run);
     story.journal.clone()
 }
 
@@ -235,6 +241,60 @@ fn a_refusal_that_was_none_is_found() {
             };
             data.asked.output_tokens = 1;
             data.want = seatbelt_schemas::meter::Amounts::request(10, 1, None);
+        },
+    );
+}
+
+#[test]
+fn another_budget_or_none_is_found() {
+    let more = Budget::new([(Meter::Tokens, 25), (Meter::Requests, 3)]).unwrap();
+    let less = Budget::new([(Meter::Tokens, 20)]).unwrap();
+    for budget in [Some(more), Some(less), None] {
+        forgery_is_found(
+            |body| matches!(body, EventBody::Reserved(data) if data.budget.is_some()),
+            |event| {
+                let EventBody::Reserved(data) = &mut event.body else {
+                    return;
+                };
+                data.budget = budget;
+            },
+        );
+        forgery_is_found(
+            |body| matches!(body, EventBody::Refused(data) if data.budget.is_some()),
+            |event| {
+                let EventBody::Refused(data) = &mut event.body else {
+                    return;
+                };
+                data.budget = budget;
+            },
+        );
+    }
+}
+
+#[test]
+fn a_larger_budget_that_would_have_fitted_is_found_at_the_next_decision() {
+    let (position, journal) = forged(
+        |body| matches!(body, EventBody::Reserved(data) if data.budget.is_some()),
+        |event| {
+            let EventBody::Reserved(data) = &mut event.body else {
+                return;
+            };
+            let more = Budget::new([(Meter::Tokens, 25), (Meter::Requests, 3)]).unwrap();
+            (data.budget, data.hold) = (Some(more), more.hold());
+        },
+    );
+    found(&journal, &format!("position {}", position.0 + 1));
+}
+
+#[test]
+fn a_request_in_a_run_that_no_longer_is_in_it_is_found() {
+    forgery_is_found(
+        |body| matches!(body, EventBody::Reserved(data) if data.budget.is_none() && data.scopes.run.is_some()),
+        |event| {
+            let EventBody::Reserved(data) = &mut event.body else {
+                return;
+            };
+            data.scopes.run = None;
         },
     );
 }

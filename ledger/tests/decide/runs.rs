@@ -7,7 +7,7 @@ use seatbelt_schemas::{
     command::{Change, CommandError},
     event::{EventBody, OnShort, OnUnknown},
     ids::KeyId,
-    meter::Meter,
+    meter::{Amounts, Meter},
     window::Window,
 };
 
@@ -602,6 +602,11 @@ fn a_run_closes_at_its_deadline_with_the_rest_given_back_whatever_the_policy() {
             "reserved 0+20",
             "expired charging 0+0",
         ]);
+        let EventBody::Expired(data) = story.events().pop().unwrap().event.body else {
+            panic!("not expired");
+        };
+        let given_back = (Amounts::zero(), OnUnknown::Release);
+        assert_eq!((data.charge, data.policy), given_back);
         assert_eq!(story.stands("all"), (0, 20));
         let late = story.settle(&run, 0, 0);
         assert!(matches!(

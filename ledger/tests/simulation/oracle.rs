@@ -5,20 +5,53 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use seatbelt_schemas::{
-    cap::CapSpec,
+    budget::Budget,
+    cap::{CapEvidence, CapSpec},
     commit::{ChainHash, Commit},
-    event::{Event, EventBody},
-    ids::{AccountId, CapId, CommandId, ReservationId},
-    meter::Amounts,
-    scope::Scopes,
+    event::{Event, EventBody, Reserved},
+    ids::{AccountId, CapId, CommandId, ReservationId, RunId},
+    meter::{Amounts, Meter},
+    scope::{Scope, Scopes},
+    window::Window,
 };
+
+/// A cap with what operators did to it.
+struct Cap {
+    spec: CapSpec,
+    credits: u64,
+    adjusted: i128,
+    /// Position of its event: what ended before is not counted.
+    set_at: u64,
+}
+
+/// An open reservation, or one that ended.
+#[derive(Clone)]
+struct Taken {
+    account: AccountId,
+    scopes: Scopes,
+    hold: Amounts,
+    at_ms: u64,
+    /// The budget, where it opened a run.
+    budget: Option<Budget>,
+    /// The opening of the run that it is in.
+    opening: Option<ReservationId>,
+}
+
+/// A charge, and the position at which its reservation ended.
+struct Charge {
+    taken: Taken,
+    amounts: Amounts,
+    ended_at: u64,
+}
 
 #[derive(Default)]
 pub(crate) struct Books {
-    caps: BTreeMap<(AccountId, CapId), (CapSpec, u64, i128)>,
-    open: BTreeMap<ReservationId, (AccountId, Scopes, Amounts, u64)>,
-    charges: BTreeMap<ReservationId, (AccountId, Scopes, Amounts, u64)>,
+    caps: BTreeMap<(AccountId, CapId), Cap>,
+    open: BTreeMap<ReservationId, Taken>,
+    charges: BTreeMap<ReservationId, Charge>,
     ends: BTreeMap<ReservationId, &'static str>,
+    /// What late settles gave back to the payers of open runs.
+    given_back: BTreeMap<(ReservationId, Meter), u64>,
     pub(crate) causes: BTreeMap<CommandId, Vec<Event>>,
     pub(crate) events: Vec<Event>,
 }
@@ -59,43 +92,51 @@ impl Books {
         {
             return Err(format!("time goes backwards at {}", event.position));
         }
+        let before = self.used(&event);
+        self.fold(&event)?;
+        self.nothing_rises(&event, &before)?;
+        self.causes
+            .entry(event.cause)
+            .or_default()
+            .push(event.clone());
+        self.events.push(event);
+        Ok(())
+    }
+
+    fn fold(&mut self, event: &Event) -> Result<(), String> {
         let account = event.account.clone();
         match &event.body {
             EventBody::CapSet(spec) => {
-                let slot =
-                    self.caps
-                        .entry((account, spec.cap.clone()))
-                        .or_insert((spec.clone(), 0, 0));
-                slot.0 = spec.clone();
+                let new = || Cap {
+                    spec: spec.clone(),
+                    credits: 0,
+                    adjusted: 0,
+                    set_at: event.position.0,
+                };
+                let slot = self.caps.entry((account, spec.cap.clone()));
+                slot.or_insert_with(new).spec = spec.clone();
+            }
+            EventBody::CapRemoved(data) => {
+                self.caps.remove(&(account, data.cap.clone()));
             }
             EventBody::Credited(data) => {
-                self.caps.get_mut(&(account, data.cap.clone())).unwrap().1 += data.amount;
+                let cap = self.caps.get_mut(&(account, data.cap.clone()));
+                cap.ok_or("credited but not set")?.credits += data.amount;
             }
             EventBody::Adjusted(data) => {
-                self.caps.get_mut(&(account, data.cap.clone())).unwrap().2 +=
-                    i128::from(data.delta);
+                let cap = self.caps.get_mut(&(account, data.cap.clone()));
+                cap.ok_or("adjusted but not set")?.adjusted += i128::from(data.delta);
             }
-            EventBody::Reserved(data) => {
-                self.fits(
-                    &event,
-                    &data.scopes,
-                    &data.hold,
-                    &Amounts::default(),
-                    data.reservation,
-                )?;
-                let held = (account, data.scopes.clone(), data.hold, event.at_ms);
-                if self.open.insert(data.reservation, held).is_some() {
-                    return Err(format!("{} is reserved twice", data.reservation));
-                }
-            }
+            EventBody::Reserved(data) => self.reserve(event, data)?,
             EventBody::Resized(data) => {
-                let (_, scopes, old, _) = self
-                    .open
-                    .get(&data.reservation)
-                    .ok_or("resized but not open")?
-                    .clone();
-                self.fits(&event, &scopes, &data.hold, &old, data.reservation)?;
-                self.open.get_mut(&data.reservation).unwrap().2 = data.hold;
+                let open = self.open.get(&data.reservation);
+                let mut open = open.ok_or("resized but not open")?.clone();
+                let old = std::mem::replace(&mut open.hold, data.hold);
+                if open.budget.is_some() {
+                    return Err(format!("the budget {} is resized", data.reservation));
+                }
+                self.fits(event, &open, &old, data.reservation)?;
+                self.open.insert(data.reservation, open);
             }
             EventBody::Settled(data) if data.late => {
                 let charge = self
@@ -105,61 +146,158 @@ impl Books {
                 if self.ends.insert(data.reservation, "late") != Some("expired") {
                     return Err(format!("{} is settled late twice", data.reservation));
                 }
-                charge.2 = data.charge;
+                let old = std::mem::replace(&mut charge.amounts, data.charge);
+                let opening = charge.taken.opening;
+                if let Some(opening) = opening.filter(|opening| self.open.contains_key(opening)) {
+                    for meter in Budget::METERS {
+                        let amount = |of: &Amounts| of.spent_in(meter).unwrap_or(0);
+                        *self.given_back.entry((opening, meter)).or_default() +=
+                            amount(&old).saturating_sub(amount(&data.charge));
+                    }
+                }
             }
-            EventBody::Settled(data) => self.end(data.reservation, "settled", data.charge)?,
+            EventBody::Settled(data) => {
+                self.end(event, data.reservation, "settled", data.charge)?;
+            }
             EventBody::Released(data) => {
-                self.end(data.reservation, "released", Amounts::default())?;
+                self.end(event, data.reservation, "released", Amounts::default())?;
             }
-            EventBody::Expired(data) => self.end(data.reservation, "expired", data.charge)?,
+            EventBody::Expired(data) => {
+                self.end(event, data.reservation, "expired", data.charge)?;
+            }
             _ => {}
         }
-        self.causes
-            .entry(event.cause)
-            .or_default()
-            .push(event.clone());
-        self.events.push(event);
         Ok(())
+    }
+
+    fn reserve(&mut self, event: &Event, data: &Reserved) -> Result<(), String> {
+        let opening = self.opening(&event.account, data.scopes.run.as_ref());
+        let taken = Taken {
+            account: event.account.clone(),
+            scopes: data.scopes.clone(),
+            hold: data.hold,
+            at_ms: event.at_ms,
+            budget: data.budget,
+            opening,
+        };
+        for evidence in &data.caps {
+            self.says(event, evidence)?;
+        }
+        self.fits(event, &taken, &Amounts::default(), data.reservation)?;
+        if let (Some(budget), Some(run)) = (&data.budget, &data.scopes.run) {
+            if opening.is_some() {
+                return Err(format!("run {run} is opened twice"));
+            }
+            for meter in Budget::METERS {
+                let Some(limit) = budget.amount(meter) else {
+                    continue;
+                };
+                let cap = CapId::new(format!("run:{run}:{meter}")).unwrap();
+                let (scope, window) = (Scope::Run(run.clone()), Window::Balance);
+                let (hard, thresholds) = (true, Vec::new());
+                let cap = Cap {
+                    spec: CapSpec {
+                        cap,
+                        scope,
+                        meter,
+                        window,
+                        limit,
+                        hard,
+                        thresholds,
+                    },
+                    credits: 0,
+                    adjusted: 0,
+                    set_at: event.position.0,
+                };
+                let id = (event.account.clone(), cap.spec.cap.clone());
+                if self.caps.insert(id, cap).is_some() {
+                    return Err(format!("the caps of run {run} were there before it"));
+                }
+            }
+        }
+        if self.open.insert(data.reservation, taken).is_some() {
+            return Err(format!("{} is reserved twice", data.reservation));
+        }
+        Ok(())
+    }
+
+    /// The reservation that opened a run, while it is open.
+    fn opening(&self, account: &AccountId, run: Option<&RunId>) -> Option<ReservationId> {
+        let mut open = self.open.iter();
+        let found = open.find(|(_, open)| {
+            open.budget.is_some() && open.account == *account && open.scopes.run.as_ref() == run
+        });
+        run.and(found).map(|(id, _)| *id)
     }
 
     fn end(
         &mut self,
+        event: &Event,
         reservation: ReservationId,
         how: &'static str,
-        charge: Amounts,
+        amounts: Amounts,
     ) -> Result<(), String> {
-        let Some((account, scopes, _, at_ms)) = self.open.remove(&reservation) else {
+        let Some(taken) = self.open.remove(&reservation) else {
             return Err(format!(
                 "{reservation} is {how} but not open: {:?}",
                 self.ends.get(&reservation)
             ));
         };
         self.ends.insert(reservation, how);
-        self.charges
-            .insert(reservation, (account, scopes, charge, at_ms));
+        if let (Some(_), Some(run)) = (taken.budget, &taken.scopes.run) {
+            let prefix = format!("run:{run}:");
+            let gone = |account: &AccountId, cap: &CapId| {
+                *account == taken.account && cap.as_str().starts_with(&prefix)
+            };
+            self.caps.retain(|(account, cap), _| !gone(account, cap));
+            return match amounts == Amounts::default() && how != "settled" {
+                true => Ok(()),
+                false => Err(format!("the budget {reservation} is {how} for {amounts:?}")),
+            };
+        }
+        let charge = Charge {
+            taken,
+            amounts,
+            ended_at: event.position.0,
+        };
+        self.charges.insert(reservation, charge);
         Ok(())
+    }
+
+    /// What a decision says of a cap is what the sums say.
+    fn says(&self, event: &Event, evidence: &CapEvidence) -> Result<(), String> {
+        let stands = self.stands(&event.account, &evidence.cap, event.at_ms, None);
+        let limit = self.limit(&event.account, &evidence.cap);
+        if (i128::from(evidence.spent), evidence.held) == stands && evidence.limit == limit {
+            return Ok(());
+        }
+        Err(format!(
+            "position {}: the books say {stands:?} of {limit}, the decision {evidence:?}",
+            event.position
+        ))
     }
 
     /// Promise 1, at the moment of taking or growing a hold.
     fn fits(
         &self,
         event: &Event,
-        scopes: &Scopes,
-        hold: &Amounts,
+        taken: &Taken,
         old: &Amounts,
         reservation: ReservationId,
     ) -> Result<(), String> {
-        for ((account, id), (spec, credits, _)) in &self.caps {
-            if *account != event.account || !spec.hard || !scopes.matches(&spec.scope) {
+        for ((account, id), Cap { spec, .. }) in &self.caps {
+            if *account != event.account || !spec.hard || !self.holds_in(taken, spec) {
                 continue;
             }
-            let need = hold.held_in(spec.meter).unwrap_or(0);
+            let need = match taken.budget {
+                Some(budget) => budget.amount(spec.meter).unwrap_or(0),
+                None => taken.hold.held_in(spec.meter).unwrap_or(0),
+            };
             let grows = need > old.held_in(spec.meter).unwrap_or(0)
                 || !self.open.contains_key(&reservation);
             let (spent, held) = self.stands(account, id, event.at_ms, Some(reservation));
-            if grows
-                && spent + i128::from(held) + i128::from(need) > i128::from(spec.limit + credits)
-            {
+            let limit = self.limit(account, id);
+            if grows && spent + i128::from(held) + i128::from(need) > i128::from(limit) {
                 return Err(format!(
                     "position {} breaks cap {id}: {spent} + {held} + {need}",
                     event.position
@@ -167,6 +305,114 @@ impl Books {
             }
         }
         Ok(())
+    }
+
+    /// What is spent and held together under each cap of an event's account.
+    fn used(&self, event: &Event) -> Vec<(CapId, Meter, i128)> {
+        let ends = matches!(
+            event.body,
+            EventBody::Settled(_) | EventBody::Released(_) | EventBody::Expired(_)
+        );
+        let caps = self
+            .caps
+            .iter()
+            .filter(|((account, _), _)| ends && *account == event.account);
+        caps.map(|((account, id), cap)| {
+            let (spent, held) = self.stands(account, id, event.at_ms, None);
+            (id.clone(), cap.spec.meter, spent + i128::from(held))
+        })
+        .collect()
+    }
+
+    /// The end of a reservation leads no cap up, but by what was used above the hold or found out late.
+    fn nothing_rises(&self, event: &Event, before: &[(CapId, Meter, i128)]) -> Result<(), String> {
+        let truth = match &event.body {
+            EventBody::Settled(data) => Some(data),
+            _ => None,
+        };
+        for (cap, meter, before) in before {
+            if !self
+                .caps
+                .contains_key(&(event.account.clone(), cap.clone()))
+            {
+                continue;
+            }
+            let (spent, held) = self.stands(&event.account, cap, event.at_ms, None);
+            let excess = truth.map_or(0, |data| self.excess(event, data.reservation, *meter));
+            if spent + i128::from(held) > before + excess {
+                return Err(format!(
+                    "position {} leads cap {cap} from {before} to {spent} + {held}",
+                    event.position
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// How far a settle lies above what was held, or charged at expiry, for its reservation.
+    fn excess(&self, event: &Event, reservation: ReservationId, meter: Meter) -> i128 {
+        let amount = |of: &Amounts| i128::from(of.spent_in(meter).unwrap_or(0));
+        let EventBody::Settled(data) = &event.body else {
+            return 0;
+        };
+        let known = if data.late {
+            let mut expiries = self.events.iter().filter_map(|past| match &past.body {
+                EventBody::Expired(data) if data.reservation == reservation => Some(data.charge),
+                _ => None,
+            });
+            expiries.next()
+        } else {
+            Some(self.charges[&reservation].taken.hold)
+        };
+        (amount(&data.charge) - known.map_or(0, |known| amount(&known))).max(0)
+    }
+
+    /// A cap's limit, by plain sums.
+    pub(crate) fn limit(&self, account: &AccountId, cap: &CapId) -> u64 {
+        let Some(Cap { spec, credits, .. }) = self.caps.get(&(account.clone(), cap.clone())) else {
+            return 0;
+        };
+        let run = match &spec.scope {
+            Scope::Run(run) if cap.as_str().starts_with("run:") => Some(run),
+            _ => None,
+        };
+        let opening = run.and_then(|run| self.opening(account, Some(run)));
+        let back = opening.and_then(|opening| self.given_back.get(&(opening, spec.meter)));
+        spec.limit + credits - back.unwrap_or(&0)
+    }
+
+    /// Whether a reservation holds in such a cap: a budget in its meters under its key, a request of
+    /// an open run not where the run does.
+    fn holds_in(&self, taken: &Taken, spec: &CapSpec) -> bool {
+        if let Some(budget) = taken.budget {
+            let of_payer = matches!(spec.scope, Scope::Account | Scope::Team(_) | Scope::Key(_));
+            return of_payer
+                && taken.scopes.matches(&spec.scope)
+                && budget.amount(spec.meter).is_some();
+        }
+        let opening = taken.opening.and_then(|opening| self.open.get(&opening));
+        taken.scopes.matches(&spec.scope)
+            && opening.is_none_or(|opening| !self.holds_in(opening, spec))
+    }
+
+    /// What an open run still holds: what its requests have left of the budget, or what they hold.
+    fn left(&self, opening: ReservationId, budget: &Budget, meter: Meter) -> u64 {
+        let spent = self
+            .charges
+            .values()
+            .filter(|charge| charge.taken.opening == Some(opening));
+        let spent = spent.map(|charge| charge.amounts.spent_in(meter).unwrap_or(0));
+        let back = self.given_back.get(&(opening, meter)).unwrap_or(&0);
+        let unspent = budget
+            .amount(meter)
+            .unwrap_or(0)
+            .saturating_sub(spent.sum::<u64>() + back);
+        let held = self
+            .open
+            .values()
+            .filter(|open| open.opening == Some(opening));
+        let held = held.map(|open| open.hold.held_in(meter).unwrap_or(0));
+        unspent.max(held.sum())
     }
 
     /// What is spent and held under a cap, by plain sums.
@@ -177,24 +423,31 @@ impl Books {
         at_ms: u64,
         except: Option<ReservationId>,
     ) -> (i128, u64) {
-        let (spec, _, adjusted) = &self.caps[&(account.clone(), cap.clone())];
-        let held = self.open.iter().filter(|(id, (owner, scopes, ..))| {
-            owner == account && scopes.matches(&spec.scope) && Some(**id) != except
+        let Some(cap) = self.caps.get(&(account.clone(), cap.clone())) else {
+            return (0, 0);
+        };
+        let spec = &cap.spec;
+        let held = self.open.iter().filter(|(id, open)| {
+            open.account == *account && Some(**id) != except && self.holds_in(open, spec)
         });
-        let held = held
-            .map(|(_, (.., hold, _))| hold.held_in(spec.meter).unwrap_or(0))
-            .sum();
-        let spent = self.charges.values().filter(|(owner, scopes, _, taken)| {
+        let held = held.map(|(id, open)| match &open.budget {
+            Some(budget) => self.left(*id, budget, spec.meter),
+            None => open.hold.held_in(spec.meter).unwrap_or(0),
+        });
+        let spent = self.charges.values().filter(|charge| {
             let counts = spec
                 .window
-                .slot_gone_ms(spec.window.slot(*taken))
+                .slot_gone_ms(spec.window.slot(charge.taken.at_ms))
                 .is_none_or(|gone| gone > at_ms);
-            owner == account && scopes.matches(&spec.scope) && counts
+            charge.taken.account == *account
+                && charge.taken.scopes.matches(&spec.scope)
+                && charge.ended_at > cap.set_at
+                && counts
         });
         let spent: i128 = spent
-            .map(|(_, _, charge, _)| i128::from(charge.spent_in(spec.meter).unwrap_or(0)))
+            .map(|charge| i128::from(charge.amounts.spent_in(spec.meter).unwrap_or(0)))
             .sum();
-        (spent + adjusted, held)
+        (spent + cap.adjusted, held.sum())
     }
 
     pub(crate) fn caps(&self) -> impl Iterator<Item = (&AccountId, &CapId)> {

@@ -16,12 +16,13 @@ use seatbelt_ledger::{
     },
 };
 use seatbelt_schemas::{
+    budget::Budget,
     cap::CapSpec,
     command::Change,
     event::{
         EventBody, KeyIssued, OnShort, OnUnknown, Overrun, Report, Settled, Timings, UsageSource,
     },
-    ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ModelId, ReservationId},
+    ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ModelId, ReservationId, RunId},
     meter::{Amounts, Meter},
     position::{Partition, Partitions},
     price::{Price, Rates},
@@ -111,6 +112,7 @@ pub(crate) struct World {
 }
 
 const ACCOUNTS: [&str; 3] = ["a", "b", "c"];
+const RUNS: [&str; 2] = ["r1", "r2"];
 
 impl World {
     pub(crate) fn new(seed: u64, mutant: Option<Mutant>) -> Self {
@@ -176,6 +178,12 @@ impl World {
             }
         }
         self.settle_down();
+        if self.runs_much() {
+            let account = self.account();
+            let request = self.open_run(account);
+            self.send(0, request);
+            self.settle_down();
+        }
     }
 
     fn specs(&mut self) -> Vec<CapSpec> {
@@ -372,15 +380,26 @@ impl World {
         self.random.below(self.hosts.len() as u64) as usize
     }
 
+    /// In every third world one account does everything, mostly in one run.
+    fn runs_much(&self) -> bool {
+        self.seed % 3 == 1
+    }
+
+    fn account(&mut self) -> AccountId {
+        let among = if self.runs_much() { 1 } else { ACCOUNTS.len() };
+        AccountId::new(self.random.pick(&ACCOUNTS[..among])).unwrap()
+    }
+
     fn command(&mut self) {
-        let account = AccountId::new(self.random.pick(&ACCOUNTS)).unwrap();
+        let account = self.account();
         let host = self.host();
         let request = match self.random.below(10) {
+            0..=4 if self.random.one_in(4) => self.open_run(account),
             0..=4 => self.reserve(account),
             5..=6 => self.settle(),
             7 => self.release(),
             8 => self.resize(),
-            _ if self.random.one_in(3) => self.change(account),
+            _ if self.runs_much() || self.random.one_in(3) => self.change(account),
             _ => Request::Read(Read { account, key: None }),
         };
         self.send(host, request);
@@ -397,7 +416,11 @@ impl World {
             account,
             key: KeyId::new(if self.random.one_in(2) { "k1" } else { "k2" }).unwrap(),
             model: Some(ModelId::new(model).unwrap()),
-            run: None,
+            run: if self.random.one_in(4) {
+                None
+            } else {
+                Some(self.run())
+            },
             end_user: None,
             input_tokens: 1 + self.random.below(20),
             output_tokens: 1 + self.random.below(40),
@@ -415,6 +438,45 @@ impl World {
             },
             budget: None,
         })
+    }
+
+    /// Sets a budget aside for a run; mostly one that fits.
+    fn open_run(&mut self, account: AccountId) -> Request {
+        let mut amounts = vec![(Meter::Tokens, 20 + self.random.below(100))];
+        if self.random.one_in(3) {
+            amounts.push((Meter::Cost, 20_000 + self.random.below(200_000)));
+        }
+        if self.random.one_in(3) {
+            amounts.push((Meter::Requests, 1 + self.random.below(4)));
+        }
+        if self.random.one_in(4) {
+            amounts.push((Meter::OutputTokens, 10 + self.random.below(60)));
+        }
+        if self.random.one_in(4) {
+            amounts.remove(0);
+        }
+        let Request::Reserve(request) = self.reserve(account) else {
+            unreachable!("a reserve");
+        };
+        let run = Some(self.run());
+        let Ok(budget) = Budget::new(amounts) else {
+            return Request::Reserve(Reserve { run, ..request });
+        };
+        Request::Reserve(Reserve {
+            model: None,
+            run,
+            input_tokens: 0,
+            output_tokens: 0,
+            deadline_ms: request.deadline_ms + self.random.below(600_000),
+            on_short: OnShort::Refuse,
+            budget: Some(budget),
+            ..request
+        })
+    }
+
+    fn run(&mut self) -> RunId {
+        let among = if self.runs_much() { 1 } else { RUNS.len() };
+        RunId::new(self.random.pick(&RUNS[..among])).unwrap()
     }
 
     fn some_reservation(&mut self) -> (AccountId, ReservationId) {
@@ -483,7 +545,10 @@ impl World {
 
     fn change(&mut self, account: AccountId) -> Request {
         let cap = CapId::new("total").unwrap();
-        let change = match self.random.below(3) {
+        let key = KeyId::new("k2").unwrap();
+        let which = self.random.below(6) as usize;
+        let spec = self.specs().swap_remove(which);
+        let change = match self.random.below(8) {
             0 => Change::Credit {
                 cap,
                 amount: self.random.below(200),
@@ -494,7 +559,14 @@ impl World {
                 delta: self.random.below(20) as i64,
                 reason: "sim".to_owned(),
             },
-            _ => Change::SetCap(self.specs().swap_remove(0)),
+            2 => Change::RemoveCap { cap: spec.cap },
+            3 if self.random.one_in(2) => Change::RevokeKey { key, reason: None },
+            3 | 4 => Change::IssueKey(KeyIssued {
+                key,
+                team: None,
+                secret_sha256: None,
+            }),
+            _ => Change::SetCap(spec),
         };
         Request::Admin(Admin {
             id: self.id(),
@@ -793,13 +865,22 @@ impl World {
         if replay.head() != live.head() || !ACCOUNTS.iter().all(|name| same(name)) {
             return Err("replay differs from the live state".to_owned());
         }
+        let caps: usize = live
+            .accounts()
+            .map(|(_, account)| account.caps().len())
+            .sum();
+        if caps != books.caps().count() {
+            return Err(format!("the ledger has {caps} caps and the books others"));
+        }
         for (account, cap) in books.caps() {
             let known = live
                 .account(account)
                 .and_then(|account| account.cap(cap))
                 .ok_or("a cap is lost")?;
             let (spent, held) = books.stands(account, cap, live.at_ms(), None);
-            if (i128::from(known.spent(live.at_ms())), known.held) != (spent, held) {
+            if (i128::from(known.spent(live.at_ms())), known.held) != (spent, held)
+                || known.limit() != books.limit(account, cap)
+            {
                 return Err(format!(
                     "cap {cap} of {account}: the books say {spent} and {held}, the ledger {known:?}"
                 ));
