@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderMap, HeaderValue},
     response::Response,
 };
-use seatbelt_schemas::event::OnShort;
+use seatbelt_schemas::{event::OnShort, ids::RunId};
 use tokio::{sync::oneshot, time::Instant};
 use tracing::Instrument;
 
@@ -26,9 +26,13 @@ use crate::{
     server::{RequestId, Shared},
 };
 
-/// A client may ask for its output maximum to be lowered to what fits: `clamp`, else `refuse`. The
-/// one `x-seatbelt-*` header of a client that is read: it says how to decide, not who asks.
+/// A client may ask for its output maximum to be lowered to what fits: `clamp`, else `refuse`. This
+/// and the next are the only `x-seatbelt-*` headers of a client that are read: they say how to decide
+/// and what the request is part of, not who pays for it.
 const X_ON_SHORT: &str = "x-seatbelt-on-short";
+/// The agent run that the request belongs to. Naming one can only add limits, or spend what the
+/// account has set aside for it: the caps of the caller's own key apply in any case.
+const X_RUN: &str = "x-seatbelt-run";
 
 /// `POST /v1/chat/completions`.
 pub(crate) async fn chat_completions(
@@ -76,9 +80,13 @@ async fn admit(
     let id = parts.extensions.get::<RequestId>();
     let id = id.map_or("", |id| id.0.as_str());
     let on_short = on_short(&parts.headers, caller.as_deref())?;
+    let run = run(&parts.headers)?;
     let plan = Plan::make(shared, dialect, body, id, caller.is_some()).await?;
     let held = match &caller {
-        Some(caller) => Some(shared.gate.reserve(plan.want(caller, on_short)?).await?),
+        Some(caller) => {
+            let want = plan.want(caller, on_short, run)?;
+            Some(shared.gate.reserve(want).await?)
+        }
         None => None,
     };
     // from here on, no await before the driver has the hold
@@ -107,4 +115,15 @@ fn on_short(headers: &HeaderMap, caller: Option<&KeyEntry>) -> Result<OnShort, A
             "must be 'refuse' or 'clamp'",
         )),
     }
+}
+
+/// The run that a client names.
+fn run(headers: &HeaderMap) -> Result<Option<RunId>, ApiError> {
+    let problem = "must be a run id: 1 to 64 characters of A-Z a-z 0-9 _ -";
+    let Some(value) = headers.get(X_RUN) else {
+        return Ok(None);
+    };
+    let run = value.to_str().ok().and_then(|text| RunId::new(text).ok());
+    run.map(Some)
+        .ok_or_else(|| ApiError::invalid_field(X_RUN, problem))
 }

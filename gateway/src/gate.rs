@@ -16,7 +16,7 @@ use seatbelt_ledger::api::{
 use seatbelt_schemas::{
     command::Grant,
     event::{OnShort, OnUnknown, Report},
-    ids::{AccountId, Actor, CommandId, EndUserId, KeyId, ModelId, ReservationId},
+    ids::{AccountId, Actor, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::Amounts,
     position::Position,
 };
@@ -48,6 +48,7 @@ pub(crate) struct Want {
     pub(crate) account: AccountId,
     pub(crate) key: KeyId,
     pub(crate) model: ModelId,
+    pub(crate) run: Option<RunId>,
     pub(crate) end_user: Option<EndUserId>,
     pub(crate) input_tokens: u64,
     pub(crate) output_tokens: u64,
@@ -171,7 +172,7 @@ impl Gate {
             account: want.account.clone(),
             key: want.key.clone(),
             model: Some(want.model.clone()),
-            run: None,
+            run: want.run.clone(),
             end_user: want.end_user.clone(),
             input_tokens: want.input_tokens,
             output_tokens: want.output_tokens,

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use seatbelt_schemas::{
     amount::TOKENS_PER_REQUEST_MAX,
     event::OnShort,
-    ids::{EndUserId, ModelId},
+    ids::{EndUserId, ModelId, RunId},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -92,7 +92,12 @@ impl Plan {
     }
 
     /// What to reserve for it.
-    pub(crate) fn want(&self, caller: &KeyEntry, on_short: OnShort) -> Result<Want, ApiError> {
+    pub(crate) fn want(
+        &self,
+        caller: &KeyEntry,
+        on_short: OnShort,
+        run: Option<RunId>,
+    ) -> Result<Want, ApiError> {
         let output_tokens = self.bound.output_tokens.saturating_mul(self.asked.choices);
         if output_tokens > TOKENS_PER_REQUEST_MAX {
             let problem = "asks for more output than one request may have";
@@ -103,6 +108,7 @@ impl Plan {
             account: caller.account.clone(),
             key: caller.key.clone(),
             model: self.model.clone(),
+            run,
             end_user: end_user.and_then(|user| EndUserId::new(user).ok()),
             input_tokens: self.bound.input_tokens,
             output_tokens,

@@ -7,6 +7,7 @@ mod disconnect;
 mod messages;
 mod neuron;
 mod requests;
+mod runs;
 mod service;
 mod streams;
 mod support;
