@@ -4,6 +4,8 @@
 //! proved by the audit. Events are told in short lines, see `story::tell`.
 #![allow(clippy::unwrap_used)]
 
+#[path = "simulation/oracle.rs"]
+mod oracle;
 #[path = "decide/story.rs"]
 mod story;
 
@@ -15,6 +17,8 @@ mod caps;
 mod idempotency;
 #[path = "decide/life.rs"]
 mod life;
+#[path = "decide/many_runs.rs"]
+mod many_runs;
 #[path = "decide/runs.rs"]
 mod runs;
 #[path = "decide/waiting.rs"]

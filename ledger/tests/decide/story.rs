@@ -485,6 +485,11 @@ impl Story {
         self.writer.state().account(&account()).unwrap()
     }
 
+    /// The time of the last event.
+    pub(crate) fn last_ms(&self) -> u64 {
+        self.writer.state().at_ms()
+    }
+
     /// What is spent and held under a cap now.
     pub(crate) fn stands(&self, cap: &str) -> (u64, u64) {
         let cap = self.account().cap(&cap_id(cap)).unwrap();
