@@ -8,7 +8,7 @@ use seatbelt_schemas::{
     budget::Budget,
     cap::{CapEvidence, CapSpec},
     commit::{ChainHash, Commit},
-    event::{Event, EventBody, Reserved},
+    event::{Event, EventBody, Refused, Reserved},
     ids::{AccountId, CapId, CommandId, ReservationId, RunId},
     meter::{Amounts, Meter},
     scope::{Scope, Scopes},
@@ -128,6 +128,7 @@ impl Books {
                 cap.ok_or("adjusted but not set")?.adjusted += i128::from(data.delta);
             }
             EventBody::Reserved(data) => self.reserve(event, data)?,
+            EventBody::Refused(data) => self.refuse(event, data)?,
             EventBody::Resized(data) => {
                 let open = self.open.get(&data.reservation);
                 let mut open = open.ok_or("resized but not open")?.clone();
@@ -217,6 +218,34 @@ impl Books {
         }
         if self.open.insert(data.reservation, taken).is_some() {
             return Err(format!("{} is reserved twice", data.reservation));
+        }
+        Ok(())
+    }
+
+    /// Promise 5: a refusal names a cap that the request takes something of, and does not fit.
+    fn refuse(&self, event: &Event, data: &Refused) -> Result<(), String> {
+        let taken = Taken {
+            account: event.account.clone(),
+            scopes: data.scopes.clone(),
+            hold: data.want,
+            at_ms: event.at_ms,
+            budget: data.budget,
+            opening: self.opening(&event.account, data.scopes.run.as_ref()),
+        };
+        let id = (event.account.clone(), data.cap.clone());
+        let cap = self.caps.get(&id).ok_or("refused by no cap")?;
+        let at_ms = data.decided_at_ms.unwrap_or(event.at_ms);
+        let (spent, held) = self.stands(&event.account, &data.cap, at_ms, None);
+        let limit = self.limit(&event.account, &data.cap);
+        let fits = data
+            .want
+            .held_in(cap.spec.meter)
+            .is_some_and(|need| spent + i128::from(held) + i128::from(need) <= i128::from(limit));
+        if fits || !self.holds_in(&taken, &cap.spec) {
+            return Err(format!(
+                "position {}: cap {} refuses without reason",
+                event.position, data.cap
+            ));
         }
         Ok(())
     }
