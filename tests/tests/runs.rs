@@ -53,6 +53,7 @@ async fn writer(nats: &Nats, name: &str) -> (Arc<LedgerHost>, LedgerService) {
         ledger: LedgerId::new("test").unwrap(),
         writer: name.to_owned(),
         expiry_grace_ms: 1000,
+        accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
     };
     let host = LedgerHost::start(&config, vec![journal(nats).await]);
     host.ready().await.unwrap();
