@@ -8,6 +8,7 @@
 
 pub mod amount;
 pub mod cap;
+pub mod claim;
 pub mod command;
 pub mod commit;
 pub mod event;
