@@ -1,10 +1,11 @@
 //! `seatbelt audit`: reads a ledger's journal, or an exported copy of it, and never writes to it.
 //!
 //! The exit code is 0 only if everything holds. What is not as it should be is told with its place:
-//! partition, sequence (the commit) and position (the event). An export is JSON lines, one commit a
-//! line, `{"partition":0,"sequence":1,"payload":"<hex>"}`: the payload is the commit's stored bytes in
-//! hexadecimal, so an exported copy proves exactly what the journal proves. Commits of one partition
-//! are in order; partitions take turns.
+//! partition, sequence (the commit) and position (the event). An export holds the stored bytes of every
+//! commit, so it proves exactly what the journal proves. It is written as binary frames
+//! ([`export`](seatbelt_ledger::journal::export)) or, for other tools, as JSON lines
+//! `{"partition":0,"sequence":1,"payload":"<hex>"}`; both are read. Commits of one partition are in
+//! order; partitions take turns.
 
 mod export;
 mod replay;
@@ -15,14 +16,14 @@ mod tests;
 mod verify;
 
 use std::{
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, IsTerminal, Write},
     path::PathBuf,
     process::ExitCode,
 };
 
 use clap::{Args, Subcommand};
 use seatbelt_ledger::{
-    journal::{ReadError, Sequence},
+    journal::{ReadError, Sequence, export::ExportError},
     nats::{ConnectError, ProvisionError},
 };
 use seatbelt_schemas::{
@@ -78,13 +79,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print every commit with its exact bytes, one JSON object a line, for `--file`
+    /// Copy every commit with its exact bytes, for `--file`
     Export {
         #[command(flatten)]
         source: SourceArgs,
         /// Write to this file, which must not exist, instead of standard output
         #[arg(long, short)]
         output: Option<PathBuf>,
+        /// Write JSON objects, one a line, instead of the compact binary form
+        #[arg(long)]
+        json: bool,
     },
     /// Prove that one event is in a signed checkpoint
     Prove {
@@ -197,6 +201,20 @@ pub enum AuditError {
         #[source]
         source: io::Error,
     },
+    /// An export could not be read on.
+    #[error("cannot read the export {}", .path.display())]
+    Export {
+        /// The file.
+        path: PathBuf,
+        /// Why not, and where.
+        #[source]
+        source: ExportError,
+    },
+    /// A terminal cannot show an export.
+    #[error(
+        "an export is binary: name a file with --output, redirect the output, or ask for --json"
+    )]
+    Terminal,
     /// A line of an export is not one.
     #[error("{}, line {line}: {detail}", .path.display())]
     Line {
@@ -225,6 +243,15 @@ pub enum AuditError {
 
 /// Carries an audit out, printing to standard output.
 pub async fn run(args: AuditArgs) -> Result<ExitCode, AuditError> {
+    if let Command::Export {
+        output: None,
+        json: false,
+        ..
+    } = &args.command
+        && io::stdout().is_terminal()
+    {
+        return Err(AuditError::Terminal);
+    }
     let mut out = BufWriter::new(io::stdout());
     let done = run_to(args, &mut out).await;
     let flushed = out.flush().map_err(AuditError::Output);
@@ -257,7 +284,7 @@ pub(crate) async fn run_to(
         Command::Show {
             account, at, json, ..
         } => show::show(&source, account, at, json, out).await,
-        Command::Export { output, .. } => export::export(&source, output, out).await,
+        Command::Export { output, json, .. } => export::export(&source, output, json, out).await,
         Command::Prove { .. } => Err(AuditError::NotBuilt),
     };
     source.close().await;

@@ -4,24 +4,28 @@
 //! Reads only. It trusts nothing but the bytes: what an event claims is decided anew from the state
 //! before it, with the same pure code that the writer runs.
 
-use std::collections::VecDeque;
+use std::{borrow::Cow, collections::VecDeque};
 
 use bytes::Bytes;
 use seatbelt_schemas::{
-    commit::{ChainHash, Commit},
-    event::{Event, EventBody, RefusalReason, Refused, StoredEvent},
-    ids::{AccountId, CapId},
+    cap::{CapEvidence, CapSpec},
+    claim::{self, Claim},
+    command::CommandError,
+    commit::{ChainHash, CommitOf},
+    event::{
+        Adjusted, Event, EventBody, EventOf, Overrun, RefusalReason, Reserved, Resized, StoredOf,
+    },
+    ids::{AccountId, CapId, CommandId},
     position::{Partition, Position},
     scope::Scopes,
 };
 use thiserror::Error;
 
 use crate::{
-    account::Account,
+    account::{Account, Cap},
     decide::{self, Context, ReserveRequest, Verdict},
     journal::Sequence,
     partition::{ChainError, PartitionState},
-    writer::changed_cap,
 };
 
 /// The first thing that does not hold, and where.
@@ -87,7 +91,11 @@ pub struct Verifier {
     events: u64,
     unknown: u64,
     /// What the last decision says must come next, of the same account and cause.
-    owed: VecDeque<EventBody>,
+    owed: VecDeque<Owed>,
+    /// The bytes of the decision at hand; kept for its room.
+    bytes: Vec<u8>,
+    /// How far above their limits the caps at hand stood before the event; kept for its room.
+    before: Vec<u64>,
 }
 
 impl Verifier {
@@ -99,6 +107,8 @@ impl Verifier {
             events: 0,
             unknown: 0,
             owed: VecDeque::new(),
+            bytes: Vec::new(),
+            before: Vec::new(),
         }
     }
 
@@ -107,8 +117,8 @@ impl Verifier {
         &self.state
     }
 
-    /// Verifies the next commit.
-    pub fn accept(&mut self, sequence: Sequence, payload: &Bytes) -> Result<Commit, VerifyError> {
+    /// Verifies the next commit; says how many events it holds.
+    pub fn accept(&mut self, sequence: Sequence, payload: &Bytes) -> Result<u64, VerifyError> {
         if sequence != self.sequence.next() {
             return Err(VerifyError::Sequence {
                 after: self.sequence,
@@ -117,47 +127,30 @@ impl Verifier {
         }
         let commit = self
             .state
-            .check(payload)
+            .check_as::<Claim>(payload)
             .map_err(|source| VerifyError::Chain { sequence, source })?;
         for stored in &commit.events {
             self.event(stored, &commit)
-                .map_err(|detail| VerifyError::Decision {
-                    sequence,
-                    position: stored.event.position,
-                    account: stored.event.account.clone(),
-                    kind: stored.event.body.kind().to_owned(),
-                    detail,
-                })?;
+                .map_err(|detail| failure(sequence, &stored.event, detail))?;
         }
-        self.reigns(sequence, &commit)?;
+        // a commit belongs to the reign that the last `writer_started` began
+        if commit.epoch != self.state.epoch() {
+            let detail = format!("stands in epoch {}, which never began", commit.epoch);
+            return Err(failure(sequence, &commit.events[0].event, detail));
+        }
         self.state.committed(commit.epoch, ChainHash::of(payload));
         self.sequence = sequence;
-        Ok(commit)
-    }
-
-    /// A commit belongs to the reign that the last `writer_started` began.
-    fn reigns(&self, sequence: Sequence, commit: &Commit) -> Result<(), VerifyError> {
-        if commit.epoch == self.state.epoch() {
-            return Ok(());
-        }
-        let first = &commit.events[0].event;
-        Err(VerifyError::Decision {
-            sequence,
-            position: first.position,
-            account: first.account.clone(),
-            kind: first.body.kind().to_owned(),
-            detail: format!("stands in epoch {}, which never began", commit.epoch),
-        })
+        Ok(commit.events.len() as u64)
     }
 
     /// Ends the proof.
     pub fn finish(self) -> Result<PartitionSummary, VerifyError> {
-        if let Some(body) = self.owed.front() {
+        if let Some(owed) = self.owed.front() {
             return Err(VerifyError::Decision {
                 sequence: self.sequence,
                 position: self.state.position(),
-                account: AccountId::system(),
-                kind: body.kind().to_owned(),
+                account: owed.account.clone(),
+                kind: owed.body.kind().to_owned(),
                 detail: "is missing at the end of the journal".to_owned(),
             });
         }
@@ -176,100 +169,128 @@ impl Verifier {
         })
     }
 
-    fn event(&mut self, stored: &StoredEvent, commit: &Commit) -> Result<(), String> {
-        let event = &stored.event;
+    fn event(&mut self, stored: &StoredOf<Claim>, commit: &CommitOf<Claim>) -> Result<(), String> {
+        let claimed = &stored.event;
         self.events += 1;
-        if let EventBody::Unknown { .. } = event.body {
+        if let Claim::Other(body @ EventBody::Unknown { .. }) = &claimed.body {
             self.unknown += 1;
-            self.state.apply(event);
+            self.state.apply(&with_body(claimed, body.clone()));
             return Ok(());
         }
-        let expected = match self.owed.pop_front() {
-            Some(body) => body,
-            None => self.decide(event, commit)?,
+        let account = self.state.account(&claimed.account);
+        let (expected, overrun) = match self.owed.pop_front() {
+            Some(owed) => (owed.taken_by(claimed)?, None),
+            None => self.decide(account, claimed, commit)?,
         };
-        same_bytes(stored, expected)?;
-        let before = self.breaches(event);
-        let scopes = self.scopes_of(event);
-        self.state.apply(event);
-        self.caps_hold(event, &before)?;
-        self.owe_thresholds(event, scopes.as_ref());
+        let event = &with_body(claimed, expected);
+        same_bytes(&mut self.bytes, &stored.bytes, event)?;
+        let scopes = account.and_then(|account| scopes_of(account, event));
+        let whole = account.and_then(|account| above_everywhere(account, event));
+        note_above(&mut self.before, account, event, scopes.as_deref());
+        let account = self.state.apply(event);
+        if let (Some(account), Some(before)) = (account, &whole) {
+            all_caps_hold(account, event, before, overrun.is_some())?;
+        }
+        let mut crossed = Vec::new();
+        if let (Some(account), Some(scopes)) = (account, scopes) {
+            if whole.is_none() {
+                caps_hold(account, event, &scopes, &self.before, overrun.is_some())?;
+            }
+            if let EventBody::Settled(_) | EventBody::Expired(_) = event.body {
+                crossed = decide::thresholds(account.matching(&scopes), event.at_ms);
+            }
+        } else if let (Some(account), Some(cap)) = (account, changed_cap(&event.body)) {
+            crossed = decide::thresholds(account.cap(cap).into_iter(), event.at_ms);
+        }
+        if overrun.is_some() || !crossed.is_empty() {
+            let bodies = overrun.into_iter().map(EventBody::from);
+            let bodies = bodies.chain(crossed.into_iter().map(EventBody::from));
+            self.owed
+                .extend(bodies.map(|body| Owed::after(event, body)));
+        }
         Ok(())
     }
 
-    fn account(&self, event: &Event) -> Result<&Account, String> {
-        self.state
-            .account(&event.account)
-            .filter(|account| account.is_open())
-            .ok_or_else(|| "belongs to an account that was never opened".to_owned())
-    }
-
     /// Decides an event's command again, on the state before it.
-    fn decide(&mut self, event: &Event, commit: &Commit) -> Result<EventBody, String> {
+    fn decide(
+        &self,
+        account: Option<&Account>,
+        event: &EventOf<Claim>,
+        commit: &CommitOf<Claim>,
+    ) -> Result<(EventBody, Option<Overrun>), String> {
         let context = Context {
             at_ms: event.at_ms,
             prices: self.state.prices(),
         };
-        match &event.body {
-            EventBody::Genesis(_) | EventBody::WriterStarted(_) => self.decide_start(event, commit),
-            EventBody::Reserved(data) => {
-                let request = (&data.scopes, data.asked, data.reservation, &data.budget);
-                decide_reserve(self.account(event)?, context, event, request, None)
-            }
-            EventBody::Refused(data) => {
+        let opened = || {
+            account
+                .filter(|account| account.is_open())
+                .ok_or_else(|| "belongs to an account that was never opened".to_owned())
+        };
+        let refused = |error: CommandError| error.to_string();
+        let body = match &event.body {
+            Claim::Reserved(request) => decide_reserve(opened()?, context, event, request, None)?,
+            Claim::Refused(data) => {
                 let at_ms = data.decided_at_ms.unwrap_or(event.at_ms);
                 if at_ms > event.at_ms {
                     return Err("was decided after it was written".to_owned());
                 }
                 let context = Context { at_ms, ..context };
-                let request = (&data.scopes, data.asked, data.reservation, &data.budget);
-                let counted = Some(data);
-                decide_reserve(self.account(event)?, context, event, request, counted)
+                decide_reserve(opened()?, context, event, &data.request, Some(data))?
             }
-            EventBody::Resized(data) => {
-                let (input, output) = (data.hold.input_tokens, data.hold.output_tokens);
-                decide::resize(
-                    self.account(event)?,
-                    context,
-                    data.reservation,
-                    input,
-                    output,
-                )
-                .map(EventBody::from)
-                .map_err(|error| error.to_string())
+            Claim::Settled {
+                reservation,
+                report,
+            } => {
+                let decided = decide::settle(opened()?, context, *reservation, report);
+                let (settled, overrun) = decided.map_err(refused)?;
+                return Ok((settled.into(), overrun));
             }
-            EventBody::Settled(data) => {
-                let decided = decide::settle(
-                    self.account(event)?,
-                    context,
-                    data.reservation,
-                    &data.report,
-                );
-                let (settled, overrun) = decided.map_err(|error| error.to_string())?;
-                self.owed.extend(overrun.map(EventBody::from));
-                Ok(settled.into())
-            }
-            EventBody::Released(data) => {
-                decide::release(self.account(event)?, data.reservation, &data.reason)
-                    .map(EventBody::from)
-                    .map_err(|error| error.to_string())
-            }
-            EventBody::Expired(data) => {
-                decide::expire(self.account(event)?, event.at_ms, 0, data.reservation)
-                    .map(EventBody::from)
-                    .ok_or_else(|| "ends a reservation that is not open or not due".to_owned())
-            }
-            EventBody::Overrun(_) | EventBody::ThresholdCrossed(_) => {
-                Err("does not follow from the event before it".to_owned())
-            }
-            EventBody::Unknown { .. } => Err("is not known".to_owned()),
-            _ => self.decide_change(event),
-        }
+            Claim::Other(body) => match body {
+                EventBody::Genesis(_) | EventBody::WriterStarted(_) => {
+                    self.decide_start(event.position, body, commit)?
+                }
+                EventBody::Resized(data) => {
+                    let (input, output) = (data.hold.input_tokens, data.hold.output_tokens);
+                    decide::resize(opened()?, context, data.reservation, input, output)
+                        .map_err(refused)?
+                        .into()
+                }
+                EventBody::Released(data) => {
+                    decide::release(opened()?, data.reservation, &data.reason)
+                        .map_err(refused)?
+                        .into()
+                }
+                EventBody::Expired(data) => {
+                    decide::expire(opened()?, event.at_ms, 0, data.reservation)
+                        .ok_or("ends a reservation that is not open or not due")?
+                        .into()
+                }
+                EventBody::Overrun(_) | EventBody::ThresholdCrossed(_) => {
+                    return Err("does not follow from the event before it".to_owned());
+                }
+                EventBody::Unknown { .. } => return Err("is not known".to_owned()),
+                EventBody::AccountOpened(_) => {
+                    decide_change(account.unwrap_or(&Account::default()), body)?
+                }
+                EventBody::PriceSet(price) => decide::set_price(self.state.prices(), price)
+                    .map_err(refused)?
+                    .ok_or("changes nothing")?
+                    .into(),
+                _ => decide_change(opened()?, body)?,
+            },
+        };
+        Ok((body, None))
     }
 
-    fn decide_start(&self, event: &Event, commit: &Commit) -> Result<EventBody, String> {
-        let first = event.position == Position(1);
-        match &event.body {
+    fn decide_start(
+        &self,
+        position: Position,
+        body: &EventBody,
+        commit: &CommitOf<Claim>,
+    ) -> Result<EventBody, String> {
+        let first = position == Position(1);
+        match body {
             EventBody::Genesis(data) if !first || data.partition != commit.partition.0 => {
                 Err("does not begin its own partition".to_owned())
             }
@@ -288,103 +309,235 @@ impl Verifier {
             body => Ok(body.clone()),
         }
     }
+}
 
-    fn decide_change(&self, event: &Event) -> Result<EventBody, String> {
-        let change = decide::change_of(&event.body).ok_or("is no operator's change")?;
-        if let seatbelt_schemas::command::Change::SetPrice(price) = &change {
-            let decided =
-                decide::set_price(self.state.prices(), price).map_err(|error| error.to_string())?;
-            return decided
-                .map(EventBody::from)
-                .ok_or_else(|| "changes nothing".to_owned());
+fn failure(sequence: Sequence, event: &EventOf<Claim>, detail: String) -> VerifyError {
+    VerifyError::Decision {
+        sequence,
+        position: event.position,
+        account: event.account.clone(),
+        kind: event.body.kind().to_owned(),
+        detail,
+    }
+}
+
+/// The event that the claim's envelope and a decision make.
+fn with_body(claimed: &EventOf<Claim>, body: EventBody) -> Event {
+    Event {
+        position: claimed.position,
+        at_ms: claimed.at_ms,
+        account: claimed.account.clone(),
+        cause: claimed.cause,
+        actor: claimed.actor.clone(),
+        body,
+    }
+}
+
+fn decide_change(account: &Account, body: &EventBody) -> Result<EventBody, String> {
+    let change = decide::change_of(body).ok_or("is no operator's change")?;
+    let decided = decide::change(account, &change).map_err(|error| error.to_string())?;
+    decided.ok_or_else(|| "changes nothing".to_owned())
+}
+
+/// An event that must come next.
+#[derive(Debug)]
+struct Owed {
+    account: AccountId,
+    cause: CommandId,
+    body: EventBody,
+}
+
+impl Owed {
+    fn after(event: &Event, body: EventBody) -> Self {
+        Self {
+            account: event.account.clone(),
+            cause: event.cause,
+            body,
         }
-        let unopened = Account::default();
-        let account = match &event.body {
-            EventBody::AccountOpened(_) => self.state.account(&event.account).unwrap_or(&unopened),
-            _ => self.account(event)?,
-        };
-        let decided = decide::change(account, &change).map_err(|error| error.to_string())?;
-        decided.ok_or_else(|| "changes nothing".to_owned())
     }
 
-    /// Whose caps an event may have led across a threshold.
-    fn scopes_of(&self, event: &Event) -> Option<Scopes> {
-        match &event.body {
-            EventBody::Settled(data) => Some(data.scopes.clone()),
-            EventBody::Expired(data) => {
-                let account = self.state.account(&event.account)?;
-                Some(account.open().get(&data.reservation)?.scopes.clone())
-            }
-            _ => None,
+    /// What the event in its place must say.
+    fn taken_by(self, event: &EventOf<Claim>) -> Result<EventBody, String> {
+        if self.account == event.account && self.cause == event.cause {
+            return Ok(self.body);
+        }
+        let Self {
+            account,
+            cause,
+            body,
+        } = self;
+        let kind = body.kind();
+        Err(format!(
+            "stands where `{kind}` of account {account} belongs, caused by {cause}"
+        ))
+    }
+}
+
+/// Compares an event's stored bytes with those of the decision, which are encoded into `room`. A build
+/// that adds fields to events must bring the code that decides them again: an older one says here that
+/// bytes differ.
+fn same_bytes(room: &mut Vec<u8>, stored: &Bytes, expected: &Event) -> Result<(), String> {
+    room.clear();
+    expected.encode_into(room);
+    if *room == *stored {
+        return Ok(());
+    }
+    Err(match Event::decode(stored) {
+        Err(error) => format!("cannot be read whole: {error}"),
+        Ok(event) if event == *expected => {
+            "decides again to the same event with other bytes".to_owned()
+        }
+        Ok(_) => format!("decides again to {:?}", expected.body),
+    })
+}
+
+/// Whose caps an event takes from or gives back to, looked up before it is applied.
+fn scopes_of<'a>(account: &Account, event: &'a Event) -> Option<Cow<'a, Scopes>> {
+    let of_open = |reservation| {
+        let open = account.open().get(reservation)?;
+        Some(Cow::Owned(open.scopes.clone()))
+    };
+    match &event.body {
+        EventBody::Reserved(data) => Some(Cow::Borrowed(&data.scopes)),
+        EventBody::Settled(data) => Some(Cow::Borrowed(&data.scopes)),
+        EventBody::Resized(data) => of_open(&data.reservation),
+        EventBody::Expired(data) => of_open(&data.reservation),
+        _ => None,
+    }
+}
+
+/// Notes how far above its limit each cap stands that the event could take higher. Where the event
+/// tells how the caps stood, that has just been proved.
+fn note_above(
+    before: &mut Vec<u64>,
+    account: Option<&Account>,
+    event: &Event,
+    scopes: Option<&Scopes>,
+) {
+    before.clear();
+    match (&event.body, account, scopes) {
+        (
+            EventBody::Reserved(Reserved { caps, .. }) | EventBody::Resized(Resized { caps, .. }),
+            ..,
+        ) => {
+            let above =
+                |cap: &CapEvidence| cap.spent.saturating_add(cap.held).saturating_sub(cap.limit);
+            before.extend(caps.iter().map(above));
+        }
+        (_, Some(account), Some(scopes)) => {
+            let caps = account.matching(scopes);
+            before.extend(caps.map(|cap| above(cap, event.at_ms)));
+        }
+        _ => {}
+    }
+}
+
+/// Promise 1: `spent + held <= limit` at every position. What lies above may only come from the
+/// truth (an overrun or a late settle) or from a change of the cap, and only shrinks otherwise.
+///
+/// Looking at the caps that match the reservation's scopes proves it for every cap of an account in
+/// which no run has a budget of its own ([`all_caps_hold`] proves the others), because applying an
+/// event changes nothing else that counts, kind by kind:
+/// - `reserved`, `resized`, `settled`, `expired` change `held` and `spent` of exactly the matching
+///   caps: these are looked at, before and after. They add, remove and reorder no cap.
+/// - `released` only lowers `held`, `credited` only raises a limit, `cap_removed` only removes.
+/// - `cap_set` and `adjusted` change the one cap they name, and are an operator's word.
+/// - every other kind changes no cap's limit, `held` or `spent`; `threshold_crossed` only notes
+///   that it was announced.
+///
+/// Between two events only time passes, which takes slots out of a window and never puts any in.
+fn caps_hold(
+    account: &Account,
+    event: &Event,
+    scopes: &Scopes,
+    before: &[u64],
+    overrun: bool,
+) -> Result<(), String> {
+    if matches!(&event.body, EventBody::Settled(data) if data.late || overrun) {
+        return Ok(());
+    }
+    for (cap, before) in account.matching(scopes).zip(before) {
+        let above = above(cap, event.at_ms);
+        if above > *before {
+            let cap = &cap.spec.cap;
+            return Err(format!("takes cap {cap} {above} above its limit"));
         }
     }
+    Ok(())
+}
 
-    fn owe_thresholds(&mut self, event: &Event, scopes: Option<&Scopes>) {
-        let Some(account) = self.state.account(&event.account) else {
-            return;
-        };
-        let crossed = match (
-            scopes,
-            decide::change_of(&event.body)
-                .as_ref()
-                .and_then(changed_cap),
-        ) {
-            (Some(scopes), _) => decide::thresholds(account.matching(scopes), event.at_ms),
-            (None, Some(cap)) => decide::thresholds(account.cap(cap).into_iter(), event.at_ms),
-            (None, None) => return,
-        };
-        self.owed.extend(crossed.into_iter().map(EventBody::from));
+/// How far each hard cap of the account stands above its limit, where a run has a budget of its own or
+/// is about to: what a run holds moves with what its requests hold and spend, in caps that need not
+/// match them, and its caps come and go with it.
+fn above_everywhere(account: &Account, event: &Event) -> Option<Vec<(CapId, u64)>> {
+    let opens = matches!(&event.body, EventBody::Reserved(data) if data.budget.is_some());
+    (opens || !account.runs().is_empty()).then(|| {
+        let caps = account.caps().iter();
+        caps.map(|cap| (cap.spec.cap.clone(), above(cap, event.at_ms)))
+            .filter(|(_, above)| *above > 0)
+            .collect()
+    })
+}
+
+/// Promise 1 over every cap of the account, by id.
+fn all_caps_hold(
+    account: &Account,
+    event: &Event,
+    before: &[(CapId, u64)],
+    overrun: bool,
+) -> Result<(), String> {
+    let excused = match &event.body {
+        EventBody::CapSet(_) | EventBody::Adjusted(_) => true,
+        EventBody::Settled(data) => data.late || overrun,
+        _ => false,
+    };
+    if excused {
+        return Ok(());
     }
-
-    /// How far each hard cap of the account is above its limit.
-    fn breaches(&self, event: &Event) -> Vec<(CapId, u64)> {
-        let account = self.state.account(&event.account);
-        let caps = account.map(Account::caps).unwrap_or_default().iter();
-        let above = caps.filter(|cap| cap.spec.hard).filter_map(|cap| {
-            let used = cap.spent(event.at_ms).saturating_add(cap.held);
-            (used > cap.limit()).then(|| (cap.spec.cap.clone(), used - cap.limit()))
-        });
-        above.collect()
+    for cap in account.caps() {
+        let (above, cap) = (above(cap, event.at_ms), &cap.spec.cap);
+        let was = before.iter().find(|(known, _)| known == cap);
+        if above > was.map_or(0, |(_, above)| *above) {
+            return Err(format!("takes cap {cap} {above} above its limit"));
+        }
     }
+    Ok(())
+}
 
-    /// Promise 1: `spent + held <= limit` at every position. What lies above may only come from the
-    /// truth (an overrun or a late settle) or from a change of the cap, and only shrinks otherwise.
-    fn caps_hold(&self, event: &Event, before: &[(CapId, u64)]) -> Result<(), String> {
-        let excused = match &event.body {
-            EventBody::CapSet(_) | EventBody::Adjusted(_) => true,
-            EventBody::Settled(data) => {
-                data.late || matches!(self.owed.front(), Some(EventBody::Overrun(_)))
-            }
-            _ => false,
-        };
-        if excused {
-            return Ok(());
+/// The cap whose spend or limit an operator's event touches.
+fn changed_cap(body: &EventBody) -> Option<&CapId> {
+    match body {
+        EventBody::CapSet(CapSpec { cap, .. }) | EventBody::Adjusted(Adjusted { cap, .. }) => {
+            Some(cap)
         }
-        for (cap, above) in self.breaches(event) {
-            let was = before
-                .iter()
-                .find(|(known, _)| *known == cap)
-                .map_or(0, |(_, above)| *above);
-            if above > was {
-                return Err(format!("takes cap {cap} {above} above its limit"));
-            }
-        }
-        Ok(())
+        _ => None,
+    }
+}
+
+/// How far a cap is above its limit; a soft one never is.
+fn above(cap: &Cap, at_ms: u64) -> u64 {
+    let used = cap.spent(at_ms).saturating_add(cap.held);
+    if cap.spec.hard {
+        used.saturating_sub(cap.limit())
+    } else {
+        0
     }
 }
 
 fn decide_reserve(
     account: &Account,
     context: Context<'_>,
-    event: &Event,
-    (scopes, asked, reservation, budget): (
-        &Scopes,
-        seatbelt_schemas::event::Asked,
-        seatbelt_schemas::ids::ReservationId,
-        &Option<seatbelt_schemas::budget::Budget>,
-    ),
-    recorded: Option<&Refused>,
+    event: &EventOf<Claim>,
+    claimed: &claim::Request,
+    recorded: Option<&claim::Refused>,
 ) -> Result<EventBody, String> {
+    let claim::Request {
+        reservation,
+        scopes,
+        asked,
+        budget,
+    } = claimed;
+    let (reservation, asked) = (*reservation, *asked);
     let request = ReserveRequest {
         reservation,
         key: &scopes.key,
@@ -412,20 +565,4 @@ fn decide_reserve(
             RefusalReason::Held.as_str()
         )),
     }
-}
-
-/// Compares an event's stored bytes with those of the decision. A build that adds fields to events
-/// must bring the code that decides them again: an older one says here that bytes differ.
-fn same_bytes(stored: &StoredEvent, expected: EventBody) -> Result<(), String> {
-    if stored.event.body != expected {
-        return Err(format!("decides again to {expected:?}"));
-    }
-    let again = Event {
-        body: expected,
-        ..stored.event.clone()
-    };
-    if again.encode() != stored.bytes {
-        return Err("decides again to the same event with other bytes".to_owned());
-    }
-    Ok(())
 }

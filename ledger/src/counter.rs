@@ -18,6 +18,10 @@ pub struct Counter {
 impl Counter {
     /// What counts at `at_ms`.
     pub fn spent(&self, window: Window, at_ms: u64) -> u64 {
+        match self.slots.front() {
+            Some((oldest, _)) if is_gone(window, *oldest, at_ms) => {}
+            _ => return self.total,
+        }
         let gone = self
             .slots
             .iter()

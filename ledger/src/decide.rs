@@ -95,22 +95,23 @@ pub fn reserve(
         Some(budget) => survey_budget(account, context, &request, &scopes, budget)?,
     };
     let price_version = price.map(|price| price.version);
-    let reserved = |hold, caps| Reserved {
-        reservation: request.reservation,
-        scopes: scopes.clone(),
-        asked: request.asked,
-        hold,
-        price: price_version,
-        budget: request.budget.copied(),
-        caps,
+    let fits = if survey.fits() {
+        Some(want)
+    } else if request.asked.on_short == OnShort::Clamp {
+        clamp(limiting(account, &scopes), price, &want, context.at_ms)?
+    } else {
+        None
     };
-    if survey.fits() {
-        return Ok(Verdict::Reserve(reserved(want, survey.evidence)));
-    }
-    if request.asked.on_short == OnShort::Clamp
-        && let Some(hold) = clamp(limiting(account, &scopes), price, &want, context.at_ms)?
-    {
-        return Ok(Verdict::Reserve(reserved(hold, survey.evidence)));
+    if let Some(hold) = fits {
+        return Ok(Verdict::Reserve(Reserved {
+            reservation: request.reservation,
+            scopes,
+            asked: request.asked,
+            hold,
+            price: price_version,
+            budget: request.budget.copied(),
+            caps: survey.evidence,
+        }));
     }
     let shortage = match survey.shortage {
         Some(shortage) => shortage,
@@ -127,7 +128,7 @@ pub fn reserve(
     Ok(Verdict::Refuse(Refused {
         terms,
         reservation: request.reservation,
-        scopes: scopes.clone(),
+        scopes,
         asked: request.asked,
         want,
         price: price_version,
@@ -548,15 +549,16 @@ pub fn expire(
 /// Thresholds of these caps that have been reached and not been announced. Decided after every event
 /// that changes what is spent or what a limit is.
 pub fn thresholds<'a>(caps: impl Iterator<Item = &'a Cap>, at_ms: u64) -> Vec<ThresholdCrossed> {
-    caps.flat_map(|cap| {
-        cap.due_thresholds(at_ms).map(|percent| ThresholdCrossed {
+    let mut crossed = Vec::new();
+    for cap in caps {
+        crossed.extend(cap.due_thresholds(at_ms).map(|percent| ThresholdCrossed {
             cap: cap.spec.cap.clone(),
             percent,
             limit: cap.limit(),
             spent: cap.spent(at_ms),
-        })
-    })
-    .collect()
+        }));
+    }
+    crossed
 }
 
 /// The change that an operator's event came from; `None` for every other event.

@@ -4,6 +4,7 @@
 //! which counts events. Both implementations pass one conformance suite.
 
 pub mod conformance;
+pub mod export;
 pub mod memory;
 
 use std::{fmt, future::Future};

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use seatbelt_schemas::{
-    commit::{ChainHash, Commit, CommitError},
-    event::{Event, EventBody},
+    commit::{ChainHash, Commit, CommitError, CommitOf},
+    event::{Body, Event, EventBody},
     ids::{AccountId, LedgerId},
     position::{Epoch, Partition, Position},
 };
@@ -244,22 +244,26 @@ impl PartitionState {
     /// Checks that a stored commit continues the journal, and applies it whole.
     pub fn accept(&mut self, payload: &Bytes) -> Result<Commit, ChainError> {
         let commit = self.check(payload)?;
-        commit
-            .events
-            .iter()
-            .for_each(|stored| self.apply(&stored.event));
+        for stored in &commit.events {
+            self.apply(&stored.event);
+        }
         self.committed(commit.epoch, ChainHash::of(payload));
         Ok(commit)
     }
 
     /// Reads a stored commit and checks that it continues the journal; applies nothing.
     pub fn check(&self, payload: &Bytes) -> Result<Commit, ChainError> {
+        self.check_as(payload)
+    }
+
+    /// As [`PartitionState::check`], reading of the events what `B` needs.
+    pub fn check_as<B: Body>(&self, payload: &Bytes) -> Result<CommitOf<B>, ChainError> {
         let Head {
             partition,
             position: after,
             ..
         } = self.head;
-        let commit = Commit::decode(payload).map_err(|source| ChainError::Commit {
+        let commit = CommitOf::<B>::read_as(payload).map_err(|source| ChainError::Commit {
             partition,
             after,
             source,
@@ -308,8 +312,8 @@ impl PartitionState {
         self.head.at_ms = self.head.at_ms.max(event.at_ms);
     }
 
-    /// Applies one event that is known to come next.
-    pub fn apply(&mut self, event: &Event) {
+    /// Applies one event that is known to come next; gives back its account as it stands then.
+    pub fn apply(&mut self, event: &Event) -> Option<&Account> {
         self.pass(event);
         match &event.body {
             EventBody::Genesis(data) => self.head.ledger = Some(data.ledger.clone()),
@@ -319,15 +323,13 @@ impl PartitionState {
                 if self
                     .account(&event.account)
                     .is_none_or(|known| known.version() == 0) => {}
-            _ => match self.accounts.get_mut(&event.account) {
-                Some(account) => account.apply(event),
-                None => self
-                    .accounts
-                    .entry(event.account.clone())
-                    .or_default()
-                    .apply(event),
-            },
+            _ => {
+                let account = self.accounts.entry(event.account.clone()).or_default();
+                account.apply(event);
+                return Some(account);
+            }
         }
+        None
     }
 
     /// Notes that everything applied so far ends with a commit of this hash.

@@ -18,6 +18,7 @@ use seatbelt_ledger::{
 use seatbelt_schemas::{
     cap::CapSpec,
     command::Change,
+    commit::Commit,
     event::{EventBody, KeyIssued, OnShort, OnUnknown, Report, Timings, UsageSource},
     ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ReservationId},
     meter::Meter,
@@ -142,7 +143,8 @@ async fn verified(journal: &MemoryJournal) -> Vec<EventBody> {
     let mut bodies = Vec::new();
     for sequence in 1..=journal.end().await.unwrap().0 {
         let stored = journal.get(Sequence(sequence)).await.unwrap().unwrap();
-        let commit = verifier.accept(stored.sequence, &stored.payload).unwrap();
+        verifier.accept(stored.sequence, &stored.payload).unwrap();
+        let commit = Commit::read(&stored.payload).unwrap();
         bodies.extend(commit.events.into_iter().map(|stored| stored.event.body));
     }
     verifier.finish().unwrap();

@@ -7,12 +7,11 @@ use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_bytes::ByteBuf;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::{
-    event::StoredEvent,
+    event::{Body, EventBody, StoredOf},
     position::{Epoch, Partition, Position},
     wire::{self, WireError},
 };
@@ -49,14 +48,16 @@ impl fmt::Debug for ChainHash {
 }
 
 #[derive(Deserialize)]
-struct Payload {
+struct Payload<'a> {
     v: u8,
     partition: u8,
     epoch: Epoch,
     first_position: Position,
-    prev: ByteBuf,
+    #[serde(borrow, with = "serde_bytes")]
+    prev: &'a [u8],
     at_ms: u64,
-    events: Vec<ByteBuf>,
+    #[serde(borrow)]
+    events: Vec<&'a serde_bytes::Bytes>,
 }
 
 #[derive(Serialize)]
@@ -95,9 +96,12 @@ pub fn encode_commit(
     wire::encode(&payload).into()
 }
 
-/// A commit, decoded, with the hash of its stored bytes.
+/// A commit, decoded.
+pub type Commit = CommitOf<EventBody>;
+
+/// A commit, its events read as far as `B` goes.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Commit {
+pub struct CommitOf<B> {
     /// Its partition.
     pub partition: Partition,
     /// The reign that wrote it.
@@ -109,7 +113,7 @@ pub struct Commit {
     /// When it was decided, unix ms.
     pub at_ms: u64,
     /// Its events, 1 to [`COMMIT_EVENTS_MAX`].
-    pub events: Vec<StoredEvent>,
+    pub events: Vec<StoredOf<B>>,
 }
 
 /// Bytes that are not a commit.
@@ -161,10 +165,23 @@ impl Commit {
         encode_commit(*partition, *epoch, *first_position, *prev, *at_ms, &events)
     }
 
-    /// Reads stored bytes and checks the commit against itself: bounds, gapless positions, times.
+    /// As [`Commit::read`], from a copy of the bytes.
     pub fn decode(payload: &[u8]) -> Result<Self, CommitError> {
-        let raw: Payload = wire::decode("commit", payload).map_err(CommitError::Shape)?;
-        if raw.v != Self::VERSION {
+        Self::read(&Bytes::copy_from_slice(payload))
+    }
+
+    /// Reads stored bytes and checks the commit against itself: bounds, gapless positions, times. Its
+    /// events share the bytes.
+    pub fn read(payload: &Bytes) -> Result<Self, CommitError> {
+        Self::read_as(payload)
+    }
+}
+
+impl<B: Body> CommitOf<B> {
+    /// As [`Commit::read`], reading of the events what `B` needs.
+    pub fn read_as(payload: &Bytes) -> Result<Self, CommitError> {
+        let raw: Payload<'_> = wire::decode("commit", payload).map_err(CommitError::Shape)?;
+        if raw.v != Commit::VERSION {
             return Err(CommitError::Shape(WireError::Version {
                 what: "commit",
                 found: raw.v,
@@ -175,23 +192,29 @@ impl Commit {
             first_position,
             detail,
         };
-        let prev = <[u8; 32]>::try_from(raw.prev.as_slice()).map_err(|_| {
+        let prev = <[u8; 32]>::try_from(raw.prev).map_err(|_| {
             contradiction(format!("prev has {} bytes instead of 32", raw.prev.len()))
         })?;
-        let events = raw.events.into_iter().enumerate().map(|(index, bytes)| {
-            StoredEvent::read(Bytes::from(bytes.into_vec())).map_err(|source| CommitError::Event {
-                index,
-                first_position,
-                source,
-            })
-        });
+        let mut events = Vec::with_capacity(raw.events.len());
+        for (index, bytes) in raw.events.into_iter().enumerate() {
+            match StoredOf::read_as(payload.slice_ref(bytes)) {
+                Ok(event) => events.push(event),
+                Err(source) => {
+                    return Err(CommitError::Event {
+                        index,
+                        first_position,
+                        source,
+                    });
+                }
+            }
+        }
         let commit = Self {
             partition: Partition(raw.partition),
             epoch: raw.epoch,
             first_position,
             prev: ChainHash(prev),
             at_ms: raw.at_ms,
-            events: events.collect::<Result<_, _>>()?,
+            events,
         };
         commit.consistent(payload.len()).map_err(contradiction)?;
         Ok(commit)
@@ -240,7 +263,7 @@ impl Commit {
 mod tests {
     use super::*;
     use crate::{
-        event::{AccountOpened, Event},
+        event::{AccountOpened, Event, StoredEvent},
         ids::{AccountId, Actor, CommandId},
     };
 

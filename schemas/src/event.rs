@@ -4,7 +4,7 @@
 //! kinds that this build does not know survive every hop. An event holds all that its decision
 //! depended on besides the state, so that it can be decided again and compared byte for byte.
 
-use std::fmt;
+use std::{fmt, marker::PhantomData};
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -295,28 +295,112 @@ pub struct Report {
 }
 
 /// A reservation was replaced by what was really used.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "SettledFields")]
 pub struct Settled {
     /// The reservation.
     pub reservation: ReservationId,
     /// Whose it was.
     pub scopes: Scopes,
     /// What was used, and by whom that is known.
-    #[serde(flatten)]
     pub report: Report,
     /// The model that was charged for; the same as asked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelId>,
     /// What is charged, by meter.
     pub charge: Amounts,
     /// Version of the model's price.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<u32>,
     /// The moment of the reservation: the spend belongs to it. Unix ms.
     pub reserved_at_ms: u64,
     /// The reservation had expired: this replaces the charge made then.
-    #[serde(default, skip_serializing_if = "is_default")]
     pub late: bool,
+}
+
+/// [`Settled`] on the wire, where the report's fields stand among its own. Written out, because
+/// `#[serde(flatten)]` buffers every field.
+#[derive(Deserialize)]
+struct SettledFields {
+    reservation: ReservationId,
+    scopes: Scopes,
+    usage: Usage,
+    upstream: String,
+    source: UsageSource,
+    finish: Option<String>,
+    timings: Timings,
+    model: Option<ModelId>,
+    charge: Amounts,
+    price: Option<u32>,
+    reserved_at_ms: u64,
+    #[serde(default)]
+    late: bool,
+}
+
+impl From<SettledFields> for Settled {
+    fn from(fields: SettledFields) -> Self {
+        let report = Report {
+            usage: fields.usage,
+            upstream: fields.upstream,
+            source: fields.source,
+            finish: fields.finish,
+            timings: fields.timings,
+        };
+        Self {
+            reservation: fields.reservation,
+            scopes: fields.scopes,
+            report,
+            model: fields.model,
+            charge: fields.charge,
+            price: fields.price,
+            reserved_at_ms: fields.reserved_at_ms,
+            late: fields.late,
+        }
+    }
+}
+
+impl Serialize for Settled {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Fields<'a> {
+            reservation: ReservationId,
+            scopes: &'a Scopes,
+            usage: &'a Usage,
+            upstream: &'a str,
+            source: UsageSource,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            finish: Option<&'a str>,
+            timings: &'a Timings,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            model: Option<&'a ModelId>,
+            charge: &'a Amounts,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            price: Option<u32>,
+            reserved_at_ms: u64,
+            #[serde(skip_serializing_if = "is_default")]
+            late: bool,
+        }
+        let Report {
+            usage,
+            upstream,
+            source,
+            finish,
+            timings,
+        } = &self.report;
+        Fields {
+            reservation: self.reservation,
+            scopes: &self.scopes,
+            usage,
+            upstream,
+            source: *source,
+            finish: finish.as_deref(),
+            timings,
+            model: self.model.as_ref(),
+            charge: &self.charge,
+            price: self.price,
+            reserved_at_ms: self.reserved_at_ms,
+            late: self.late,
+        }
+        .serialize(to)
+    }
 }
 
 /// A reservation was given back, nothing used.
@@ -369,6 +453,22 @@ pub struct ThresholdCrossed {
     pub spent: u64,
 }
 
+/// What is read of an event's `data`.
+pub trait Body: Sized {
+    /// Reads `data` straight into the type that `kind` names.
+    fn read<'de, D: Deserializer<'de>>(kind: &str, from: D) -> Result<Self, D::Error>;
+}
+
+struct BodySeed<'a, B>(&'a str, PhantomData<B>);
+
+impl<'de, B: Body> de::DeserializeSeed<'de> for BodySeed<'_, B> {
+    type Value = B;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<B, D::Error> {
+        B::read(self.0, from)
+    }
+}
+
 macro_rules! kinds {
     ($($variant:ident = $kind:literal),* $(,)?) => {
         /// What happened: one variant per kind of version 1, and whatever a newer build wrote.
@@ -412,15 +512,11 @@ macro_rules! kinds {
             }
         }
 
-        /// Reads `data` straight into the type that `kind` names.
-        struct BodySeed<'a>(&'a str);
-
-        impl<'de> de::DeserializeSeed<'de> for BodySeed<'_> {
-            type Value = EventBody;
-            fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<EventBody, D::Error> {
-                match self.0 {
-                    $($kind => $variant::deserialize(from).map(EventBody::$variant),)*
-                    kind => Ok(EventBody::Unknown { kind: kind.to_owned(), data: rmpv::Value::deserialize(from)? }),
+        impl Body for EventBody {
+            fn read<'de, D: Deserializer<'de>>(kind: &str, from: D) -> Result<Self, D::Error> {
+                match kind {
+                    $($kind => $variant::deserialize(from).map(Self::$variant),)*
+                    kind => Ok(Self::Unknown { kind: kind.to_owned(), data: rmpv::Value::deserialize(from)? }),
                 }
             }
         }
@@ -454,8 +550,11 @@ kinds! {
 }
 
 /// One event with its envelope.
+pub type Event = EventOf<EventBody>;
+
+/// An envelope around what is read of an event's `data`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Event {
+pub struct EventOf<B> {
     /// Its number within the partition.
     pub position: Position,
     /// When it was decided, unix ms; never goes backwards within a partition.
@@ -467,7 +566,7 @@ pub struct Event {
     /// Who gave that command.
     pub actor: Actor,
     /// What happened.
-    pub body: EventBody,
+    pub body: B,
 }
 
 #[derive(Serialize)]
@@ -482,13 +581,37 @@ struct Envelope<'a> {
     data: &'a EventBody,
 }
 
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum EnvelopeField {
+    V,
+    Position,
+    AtMs,
+    Account,
+    Kind,
+    Cause,
+    Actor,
+    Data,
+    #[serde(other)]
+    Other,
+}
+
 impl Event {
     /// The version this code writes.
     pub const VERSION: u8 = 1;
 
     /// The event's bytes, as they are stored and hashed.
     pub fn encode(&self) -> Bytes {
-        wire::encode(&Envelope {
+        wire::encode(&self.envelope()).into()
+    }
+
+    /// As [`Event::encode`], behind what `bytes` holds already.
+    pub fn encode_into(&self, bytes: &mut Vec<u8>) {
+        wire::encode_into(&self.envelope(), bytes);
+    }
+
+    fn envelope(&self) -> Envelope<'_> {
+        Envelope {
             v: Self::VERSION,
             position: self.position,
             at_ms: self.at_ms,
@@ -497,8 +620,7 @@ impl Event {
             cause: self.cause,
             actor: &self.actor,
             data: &self.body,
-        })
-        .into()
+        }
     }
 
     /// Reads stored bytes; unknown fields are skipped, an unknown kind is kept as it is.
@@ -507,51 +629,40 @@ impl Event {
     }
 }
 
-impl<'de> Deserialize<'de> for Event {
+impl<'de, B: Body> Deserialize<'de> for EventOf<B> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_map(EventVisitor)
+        from.deserialize_map(EventVisitor(PhantomData))
     }
 }
 
-struct EventVisitor;
+struct EventVisitor<B>(PhantomData<B>);
 
-/// `data` as found: decoded at once where `kind` came before it, kept raw where it did not.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "lives for one decode, on the stack"
-)]
-enum Found {
-    Body(EventBody),
-    Raw(rmpv::Value),
-}
-
-impl<'de> de::Visitor<'de> for EventVisitor {
-    type Value = Event;
+impl<'de, B: Body> de::Visitor<'de> for EventVisitor<B> {
+    type Value = EventOf<B>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an event: a map with v, position, at_ms, account, kind, cause, actor, data")
     }
 
-    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Event, A::Error> {
+    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<EventOf<B>, A::Error> {
         let (mut v, mut position, mut at_ms, mut account) = (None::<u8>, None, None, None);
-        let (mut kind, mut cause, mut actor, mut data) =
-            (None::<compact_str::CompactString>, None, None, None);
-        while let Some(name) = map.next_key::<compact_str::CompactString>()? {
-            match name.as_str() {
-                "v" => v = Some(map.next_value()?),
-                "position" => position = Some(map.next_value()?),
-                "at_ms" => at_ms = Some(map.next_value()?),
-                "account" => account = Some(map.next_value()?),
-                "kind" => kind = Some(map.next_value()?),
-                "cause" => cause = Some(map.next_value()?),
-                "actor" => actor = Some(map.next_value()?),
-                "data" => {
-                    data = Some(match &kind {
-                        Some(kind) => Found::Body(map.next_value_seed(BodySeed(kind))?),
-                        None => Found::Raw(map.next_value()?),
-                    });
-                }
-                _ => {
+        let (mut kind, mut cause, mut actor) = (None::<compact_str::CompactString>, None, None);
+        // decoded at once where `kind` came before it, kept raw where it did not
+        let (mut body, mut raw) = (None, None);
+        while let Some(name) = map.next_key::<EnvelopeField>()? {
+            match name {
+                EnvelopeField::V => v = Some(map.next_value()?),
+                EnvelopeField::Position => position = Some(map.next_value()?),
+                EnvelopeField::AtMs => at_ms = Some(map.next_value()?),
+                EnvelopeField::Account => account = Some(map.next_value()?),
+                EnvelopeField::Kind => kind = Some(map.next_value()?),
+                EnvelopeField::Cause => cause = Some(map.next_value()?),
+                EnvelopeField::Actor => actor = Some(map.next_value()?),
+                EnvelopeField::Data => match &kind {
+                    Some(kind) => body = Some(map.next_value_seed(BodySeed(kind, PhantomData))?),
+                    None => raw = Some(map.next_value::<rmpv::Value>()?),
+                },
+                EnvelopeField::Other => {
                     map.next_value::<de::IgnoredAny>()?;
                 }
             }
@@ -566,17 +677,17 @@ impl<'de> de::Visitor<'de> for EventVisitor {
             }
         }
         let kind = kind.ok_or_else(|| missing("kind"))?;
-        let body = match data.ok_or_else(|| missing("data"))? {
-            Found::Body(body) => body,
-            Found::Raw(raw) => {
+        let body = match (body, raw) {
+            (Some(body), _) => body,
+            (None, None) => return Err(missing("data")),
+            (None, Some(raw)) => {
                 // a raw value cannot be read as an enum written by name: read its bytes again
                 let bytes = wire::encode(&raw);
                 let mut reader = rmp_serde::Deserializer::from_read_ref(&bytes);
-                de::DeserializeSeed::deserialize(BodySeed(&kind), &mut reader)
-                    .map_err(de::Error::custom)?
+                B::read(&kind, &mut reader).map_err(de::Error::custom)?
             }
         };
-        Ok(Event {
+        Ok(EventOf {
             position: position.ok_or_else(|| missing("position"))?,
             at_ms: at_ms.ok_or_else(|| missing("at_ms"))?,
             account: account.ok_or_else(|| missing("account"))?,
@@ -588,12 +699,25 @@ impl<'de> de::Visitor<'de> for EventVisitor {
 }
 
 /// An event together with the bytes it was read from or will be stored as.
+pub type StoredEvent = StoredOf<EventBody>;
+
+/// Stored bytes, and what is read of them.
 #[derive(Debug, Clone, PartialEq)]
-pub struct StoredEvent {
+pub struct StoredOf<B> {
     /// The truth.
     pub bytes: Bytes,
     /// What this build understands of it.
-    pub event: Event,
+    pub event: EventOf<B>,
+}
+
+impl<B: Body> StoredOf<B> {
+    /// Reads a stored event as far as `B` goes.
+    pub fn read_as(bytes: Bytes) -> Result<Self, WireError> {
+        Ok(Self {
+            event: wire::decode("event", &bytes)?,
+            bytes,
+        })
+    }
 }
 
 impl StoredEvent {
@@ -607,10 +731,7 @@ impl StoredEvent {
 
     /// Reads a stored one.
     pub fn read(bytes: Bytes) -> Result<Self, WireError> {
-        Ok(Self {
-            event: Event::decode(&bytes)?,
-            bytes,
-        })
+        Self::read_as(bytes)
     }
 
     /// The whole event as JSON, from its bytes: also what this build does not understand.

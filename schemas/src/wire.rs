@@ -1,9 +1,12 @@
 //! MessagePack with named fields, both ways, and the one error of reading it.
+//!
+//! rmp-serde says what the bytes are. The plain cases, which is all of an honest journal, take a
+//! shorter way to the same bytes and the same values.
 
-use serde::{
-    Deserialize, Serialize,
-    de::{DeserializeOwned, IgnoredAny},
-};
+mod read;
+mod write;
+
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use thiserror::Error;
 
 /// Bytes that are not what they should be.
@@ -30,12 +33,39 @@ pub enum WireError {
 /// Encodes with named fields. Our own types always encode: they hold no maps with odd keys.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(512);
-    rmp_serde::encode::write_named(&mut bytes, value).expect("our own types encode to MessagePack");
+    encode_into(value, &mut bytes);
     bytes
 }
 
+/// As [`encode`], behind what `bytes` holds already.
+pub fn encode_into<T: Serialize + ?Sized>(value: &T, bytes: &mut Vec<u8>) {
+    let begin = bytes.len();
+    if value.serialize(&mut write::Writer(bytes)).is_err() {
+        bytes.truncate(begin);
+        rmp_serde::encode::write_named(bytes, value).expect("our own types encode to MessagePack");
+    }
+}
+
 /// Decodes one value that fills `bytes` whole; unknown fields are skipped.
-pub fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, WireError> {
+pub fn decode<'de, T: Deserialize<'de>>(
+    what: &'static str,
+    bytes: &'de [u8],
+) -> Result<T, WireError> {
+    let mut reader = read::Reader::new(bytes);
+    if let Ok(value) = T::deserialize(&mut reader)
+        && reader.is_done()
+    {
+        return Ok(value);
+    }
+    decode_any(what, bytes)
+}
+
+/// Reads whatever rmp-serde reads, and says what is wrong with the rest.
+#[cold]
+fn decode_any<'de, T: Deserialize<'de>>(
+    what: &'static str,
+    bytes: &'de [u8],
+) -> Result<T, WireError> {
     let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
     let shape = |detail: String| WireError::Shape { what, detail };
     let value = T::deserialize(&mut reader).map_err(|error| shape(error.to_string()))?;

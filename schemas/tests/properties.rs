@@ -362,6 +362,40 @@ proptest! {
     }
 
     #[test]
+    fn what_is_written_is_what_rmp_serde_writes_and_reads(event in event()) {
+        let body = wire::encode(&event.body);
+        prop_assert_eq!(&body, &rmp_serde::to_vec_named(&event.body).unwrap());
+        let bytes = event.encode();
+        prop_assert_eq!(rmp_serde::from_slice::<Event>(&bytes).unwrap(), event);
+        // the envelope ends with its data
+        prop_assert_eq!(&bytes[bytes.len() - body.len()..], &body[..]);
+    }
+
+    #[test]
+    fn numbers_of_every_width_are_written_as_rmp_serde_writes_them(
+        (unsigned, signed, shift) in any::<(u64, i64, u8)>(), text in ".{0,300}", blob in vec(any::<u8>(), 0..300),
+        list in vec(any::<Option<bool>>(), 0..20),
+    ) {
+        let shift = u32::from(shift) % 64;
+        let value = (unsigned >> shift, signed >> shift, text, serde_bytes::ByteBuf::from(blob));
+        macro_rules! same {
+            ($value:expr) => {
+                let bytes = wire::encode($value);
+                prop_assert_eq!(&bytes, &rmp_serde::to_vec_named($value).unwrap());
+            };
+        }
+        same!(&value.0);
+        same!(&value.1);
+        same!(&value.2);
+        same!(&value.3);
+        same!(&list);
+        prop_assert_eq!(wire::decode::<u64>("number", &wire::encode(&value.0)).unwrap(), value.0);
+        prop_assert_eq!(wire::decode::<i64>("number", &wire::encode(&value.1)).unwrap(), value.1);
+        prop_assert_eq!(wire::decode::<String>("text", &wire::encode(&value.2)).unwrap(), value.2);
+        prop_assert_eq!(wire::decode::<Vec<Option<bool>>>("list", &wire::encode(&list)).unwrap(), list);
+    }
+
+    #[test]
     fn a_commit_reads_back_as_it_was_written(commit in commit()) {
         let bytes = commit.encode();
         prop_assume!(bytes.len() <= seatbelt_schemas::commit::COMMIT_BYTES_MAX);
@@ -376,11 +410,14 @@ proptest! {
     }
 }
 
-/// Reads as every shape there is; what matters is that this returns.
+/// Reads as every shape there is; what matters is that this returns, and reads only what rmp-serde reads.
 fn read_as_everything(bytes: &[u8]) {
-    fn read<T: serde::de::DeserializeOwned + Debug>(bytes: &[u8]) {
-        drop(wire::decode::<T>("anything", bytes));
+    fn read<T: serde::de::DeserializeOwned + Debug + PartialEq>(bytes: &[u8]) {
+        if let Ok(found) = wire::decode::<T>("anything", bytes) {
+            assert_eq!(rmp_serde::from_slice::<T>(bytes).unwrap(), found);
+        }
     }
+    read::<Event>(bytes);
     if let Ok(stored) = StoredEvent::read(bytes.to_vec().into()) {
         drop(stored.to_json());
     }

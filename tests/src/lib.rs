@@ -29,6 +29,11 @@ pub fn repository() -> std::path::PathBuf {
     here.parent().unwrap().to_owned()
 }
 
+/// The binary under test.
+pub fn binary() -> std::path::PathBuf {
+    process::seatbelt()
+}
+
 /// An HTTP client without retries, proxies or a pool that outlives a restart.
 pub fn http_client() -> reqwest::Client {
     // a second installation is refused, and means that the provider is there

@@ -30,6 +30,7 @@ use seatbelt_ledger::{
 use seatbelt_schemas::{
     cap::{CapSpec, THRESHOLDS_DEFAULT},
     command::Change,
+    commit::Commit,
     event::{EventBody, KeyIssued, OnShort, OnUnknown},
     ids::{AccountId, Actor, CapId, CommandId, KeyId, ReservationId},
     meter::Meter,
@@ -365,7 +366,8 @@ async fn check_journals(nats: &Nats, mut made: Vec<ReservationId>) -> Vec<Epoch>
         let mut commits = journal.replay(Sequence(0), end);
         while let Some(stored) = commits.next().await {
             let stored = stored.unwrap();
-            let commit = verifier.accept(stored.sequence, &stored.payload).unwrap();
+            verifier.accept(stored.sequence, &stored.payload).unwrap();
+            let commit = Commit::read(&stored.payload).unwrap();
             assert!(
                 commit.epoch >= reign,
                 "an older writer appended after a newer one"

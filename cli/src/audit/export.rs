@@ -1,27 +1,32 @@
-//! `audit export`: every commit with its exact bytes, one JSON object a line.
+//! `audit export`: every commit with its exact bytes, as binary frames or one JSON object a line.
 
 use std::{
     borrow::Cow,
     fs::File,
-    io::{BufWriter, Write},
+    io::{self, BufWriter, Write},
     path::PathBuf,
     process::ExitCode,
 };
 
 use futures::TryStreamExt;
+use seatbelt_ledger::journal::export::ExportWriter;
 
 use super::{
     AuditError,
-    source::{Line, Source},
+    source::{Item, Line, Source},
 };
+
+/// Bytes kept back before the file is written to.
+const WRITE_BYTES: usize = 1 << 18;
 
 pub(super) async fn export(
     source: &Source,
     output: Option<PathBuf>,
+    json: bool,
     out: &mut (dyn Write + Send),
 ) -> Result<ExitCode, AuditError> {
     let Some(path) = output else {
-        write(source, out, AuditError::Output).await?;
+        write(source, json, out, AuditError::Output).await?;
         return Ok(ExitCode::SUCCESS);
     };
     let failed = |source| AuditError::File {
@@ -30,8 +35,9 @@ pub(super) async fn export(
         source,
     };
     // an earlier export is evidence: it is never overwritten
-    let mut file = BufWriter::new(File::create_new(&path).map_err(failed)?);
-    write(source, &mut file, failed).await?;
+    let file = File::create_new(&path).map_err(failed)?;
+    let mut file = BufWriter::with_capacity(WRITE_BYTES, file);
+    write(source, json, &mut file, failed).await?;
     let file = file
         .into_inner()
         .map_err(|error| failed(error.into_error()))?;
@@ -39,21 +45,36 @@ pub(super) async fn export(
     Ok(ExitCode::SUCCESS)
 }
 
+/// An export that breaks off has no end frame: it is known for incomplete.
 async fn write(
     source: &Source,
+    json: bool,
     out: &mut (dyn Write + Send),
-    failed: impl Fn(std::io::Error) -> AuditError,
+    failed: impl Fn(io::Error) -> AuditError,
 ) -> Result<(), AuditError> {
     let mut commits = source.commits_in_turns();
-    while let Some(item) = commits.try_next().await? {
-        let line = Line {
-            partition: item.partition.0,
-            sequence: item.stored.sequence.0,
-            payload: Cow::Owned(hex::encode(&item.stored.payload)),
-        };
-        let mut text = serde_json::to_vec(&line).expect("numbers and hexadecimal encode to JSON");
-        text.push(b'\n');
-        out.write_all(&text).map_err(&failed)?;
+    if json {
+        while let Some(item) = commits.try_next().await? {
+            write_line(&item, out).map_err(&failed)?;
+        }
+        return Ok(());
     }
-    Ok(())
+    let mut frames = ExportWriter::begin(out).map_err(&failed)?;
+    while let Some(Item { partition, stored }) = commits.try_next().await? {
+        frames
+            .commit(partition, stored.sequence, &stored.payload)
+            .map_err(&failed)?;
+    }
+    frames.finish().map(drop).map_err(failed)
+}
+
+fn write_line(item: &Item, out: &mut (dyn Write + Send)) -> io::Result<()> {
+    let line = Line {
+        partition: item.partition.0,
+        sequence: item.stored.sequence.0,
+        payload: Cow::Owned(hex::encode(&item.stored.payload)),
+    };
+    let mut text = serde_json::to_vec(&line).expect("numbers and hexadecimal encode to JSON");
+    text.push(b'\n');
+    out.write_all(&text)
 }

@@ -22,7 +22,7 @@ pub(super) async fn replay(
     };
     while let Some(item) = commits.try_next().await? {
         let (partition, at) = (item.partition, item.stored.sequence);
-        let commit = Commit::decode(&item.stored.payload).map_err(|source| AuditError::Commit {
+        let commit = Commit::read(&item.stored.payload).map_err(|source| AuditError::Commit {
             partition,
             at,
             source,

@@ -60,7 +60,7 @@ pub(super) async fn show(
     let mut commits = source.commits_around(&account).await?;
     'fold: while let Some(item) = commits.try_next().await? {
         let at_sequence = item.stored.sequence;
-        let commit = Commit::decode(&item.stored.payload).map_err(|source| AuditError::Commit {
+        let commit = Commit::read(&item.stored.payload).map_err(|source| AuditError::Commit {
             partition,
             at: at_sequence,
             source,

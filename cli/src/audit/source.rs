@@ -5,7 +5,12 @@ use std::{
     borrow::Cow,
     fs::File,
     io::{self, BufRead, BufReader, Read},
+    ops::ControlFlow,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,7 +19,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use seatbelt_ledger::{
-    journal::{Journal, ReadError, Sequence, Stored},
+    journal::{Journal, ReadError, Sequence, Stored, export::ExportReader},
     nats::{Nats, NatsJournal, ProvisionError, connect},
 };
 use seatbelt_schemas::{
@@ -41,6 +46,8 @@ const RUNNING_PATIENCE: Duration = Duration::from_secs(2);
 const LINE_BYTES_MAX: u64 = 2 * COMMIT_BYTES_MAX as u64 + 1024;
 /// Commits read ahead of whoever takes them.
 const READ_AHEAD_MAX: usize = 1024;
+/// Bytes of an export read at a time.
+const READ_BYTES: usize = 1 << 18;
 
 /// A commit and whose it is.
 #[derive(Debug, Clone)]
@@ -49,7 +56,7 @@ pub(super) struct Item {
     pub(super) stored: Stored,
 }
 
-/// A line of an export.
+/// A line of an export in JSON.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Line<'a> {
     pub(super) partition: u8,
@@ -197,10 +204,38 @@ impl Source {
         })
     }
 
+    /// How much there is to read, in the unit that [`read_file`] counts in or in commits.
+    pub(super) async fn size(&self) -> Option<u64> {
+        match self {
+            Self::File { path } => {
+                let about = std::fs::metadata(path).ok()?;
+                about.is_file().then_some(about.len())
+            }
+            Self::Server { journals, .. } => {
+                let mut commits = 0;
+                for (_, journal) in journals {
+                    commits += journal.end().await.ok()?.0;
+                }
+                Some(commits)
+            }
+        }
+    }
+
     fn file_commits(&self, path: &Path) -> BoxStream<'_, Result<Item, AuditError>> {
         let (sender, receiver) = mpsc::channel(READ_AHEAD_MAX);
         let path = path.to_owned();
-        tokio::task::spawn_blocking(move || read_file(&path, &sender));
+        tokio::task::spawn_blocking(move || {
+            let taken = read_file(&path, &Arc::default(), |item| {
+                match sender.blocking_send(Ok(item)) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(_) => ControlFlow::Break(()),
+                }
+            });
+            if let Err(error) = taken {
+                // whoever took the commits may be gone
+                let _ = sender.blocking_send(Err(error));
+            }
+        });
         stream::unfold(receiver, async |mut receiver| {
             receiver.recv().await.map(|item| (item, receiver))
         })
@@ -210,10 +245,13 @@ impl Source {
     /// Stops the server if it was started for this.
     pub(super) async fn close(self) {
         if let Self::Server {
+            journals,
             started: Some(server),
             ..
         } = self
         {
+            // the connection first: its end is no loss then
+            drop(journals);
             server.stop().await;
         }
     }
@@ -268,7 +306,7 @@ pub(super) fn genesis(commit: &Commit) -> Option<&Genesis> {
 
 fn partitions_of(partition: Partition, stored: &Stored) -> Result<Partitions, AuditError> {
     let at = stored.sequence;
-    let commit = Commit::decode(&stored.payload).map_err(|source| AuditError::Commit {
+    let commit = Commit::read(&stored.payload).map_err(|source| AuditError::Commit {
         partition,
         at,
         source,
@@ -322,25 +360,78 @@ fn one_by_one(journal: &NatsJournal) -> BoxStream<'_, Result<Stored, ReadError>>
     .boxed()
 }
 
-/// Reads an export, and stops when nobody takes what it reads.
-fn read_file(path: &Path, to: &mpsc::Sender<Result<Item, AuditError>>) {
+/// Reads an export in either form, one commit after the other, until `take` has seen enough. Counts
+/// in `done` the bytes that have been read.
+pub(super) fn read_file(
+    path: &Path,
+    done: &Arc<AtomicU64>,
+    take: impl FnMut(Item) -> ControlFlow<()>,
+) -> Result<(), AuditError> {
     let file: io::Result<Box<dyn Read>> = match path.to_str() {
         Some("-") => Ok(Box::new(io::stdin())),
         _ => File::open(path).map(|file| Box::new(file) as Box<dyn Read>),
     };
-    let failed = |action| {
-        let path = path.to_owned();
-        move |source| AuditError::File {
-            action,
-            path,
-            source,
+    let failed = |action| move |source| file_error(action, path, source);
+    let counted = Counted {
+        from: file.map_err(failed("open"))?,
+        done,
+    };
+    let mut reader = BufReader::with_capacity(READ_BYTES, counted);
+    match reader.fill_buf().map_err(failed("read"))?.first() {
+        None => Ok(()),
+        Some(b'{') => read_lines(path, reader, take),
+        Some(_) => read_frames(path, reader, take),
+    }
+}
+
+fn file_error(action: &'static str, path: &Path, source: io::Error) -> AuditError {
+    let path = path.to_owned();
+    AuditError::File {
+        action,
+        path,
+        source,
+    }
+}
+
+/// Counts what is read.
+struct Counted<'a, R> {
+    from: R,
+    done: &'a AtomicU64,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(into)?;
+        self.done.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+}
+
+fn read_frames(
+    path: &Path,
+    reader: impl BufRead,
+    mut take: impl FnMut(Item) -> ControlFlow<()>,
+) -> Result<(), AuditError> {
+    let mut frames = ExportReader::new(reader);
+    loop {
+        let next = frames.next_commit().map_err(|source| {
+            let path = path.to_owned();
+            AuditError::Export { path, source }
+        })?;
+        let Some((partition, stored)) = next else {
+            return Ok(());
+        };
+        if take(Item { partition, stored }).is_break() {
+            return Ok(());
         }
-    };
-    let file = match file.map_err(failed("open")) {
-        Ok(file) => file,
-        Err(error) => return drop(to.blocking_send(Err(error))),
-    };
-    let mut reader = BufReader::with_capacity(1 << 20, file);
+    }
+}
+
+fn read_lines(
+    path: &Path,
+    mut reader: impl BufRead,
+    mut take: impl FnMut(Item) -> ControlFlow<()>,
+) -> Result<(), AuditError> {
     let mut text = Vec::new();
     for line in 1.. {
         text.clear();
@@ -348,20 +439,21 @@ fn read_file(path: &Path, to: &mpsc::Sender<Result<Item, AuditError>>) {
             .by_ref()
             .take(LINE_BYTES_MAX)
             .read_until(b'\n', &mut text);
-        let item = match read.map_err(failed("read")) {
-            Ok(0) => return,
-            Ok(_) if text.trim_ascii().is_empty() => continue,
-            Ok(_) => parse(&text).map_err(|detail| {
-                let path = path.to_owned();
-                AuditError::Line { path, line, detail }
-            }),
-            Err(error) => Err(error),
-        };
-        let last = item.is_err();
-        if to.blocking_send(item).is_err() || last {
-            return;
+        if read.map_err(|source| file_error("read", path, source))? == 0 {
+            break;
+        }
+        if text.trim_ascii().is_empty() {
+            continue;
+        }
+        let item = parse(&text).map_err(|detail| {
+            let path = path.to_owned();
+            AuditError::Line { path, line, detail }
+        })?;
+        if take(item).is_break() {
+            break;
         }
     }
+    Ok(())
 }
 
 fn parse(text: &[u8]) -> Result<Item, String> {

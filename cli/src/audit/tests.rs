@@ -7,7 +7,7 @@ use clap::Parser;
 use seatbelt_ledger::{
     api::{Ack, Admin, Ledger, Reserve, ReserveOutcome, Settle},
     host::{HostConfig, LedgerHost, now_ms},
-    journal::{Journal, Sequence, memory::MemoryJournal},
+    journal::{Journal, Sequence, export::ExportWriter, memory::MemoryJournal},
     nats::{NatsJournal, connect},
 };
 use seatbelt_schemas::{
@@ -98,7 +98,17 @@ impl Ledgers {
             .collect()
     }
 
-    /// Lines as `audit export` writes them.
+    /// Both partitions' commits, one partition after the other.
+    fn frames(&self) -> Vec<(Partition, u64, Vec<u8>)> {
+        let of = |(partition, commits): (Partition, Vec<Vec<u8>>)| {
+            (1..)
+                .zip(commits)
+                .map(move |(sequence, payload)| (partition, sequence, payload))
+        };
+        self.commits().into_iter().flat_map(of).collect()
+    }
+
+    /// Lines as `audit export --json` writes them.
     fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for (partition, commits) in self.commits() {
@@ -217,6 +227,29 @@ impl Export {
         Self { _folder, path }
     }
 
+    /// As `audit export` writes it.
+    fn binary(frames: &[(Partition, u64, Vec<u8>)]) -> Self {
+        let mut writer = ExportWriter::begin(Vec::new()).unwrap();
+        for (partition, sequence, payload) in frames {
+            writer
+                .commit(*partition, Sequence(*sequence), payload)
+                .unwrap();
+        }
+        Self::bytes(&writer.finish().unwrap())
+    }
+
+    fn bytes(bytes: &[u8]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.export");
+        std::fs::write(&path, bytes).unwrap();
+        let _folder = folder;
+        Self { _folder, path }
+    }
+
+    fn read(&self) -> Vec<u8> {
+        std::fs::read(&self.path).unwrap()
+    }
+
     fn path(&self) -> &str {
         self.path.to_str().unwrap()
     }
@@ -286,6 +319,165 @@ fn rewrite(line_text: &mut String, change: impl FnOnce(&mut Commit)) {
 }
 
 #[tokio::test]
+async fn both_forms_of_an_export_tell_the_same() {
+    let ledgers = Ledgers::small().await;
+    let (lines, frames) = (
+        Export::of(&ledgers.lines()),
+        Export::binary(&ledgers.frames()),
+    );
+    for words in [
+        &["verify"][..],
+        &["verify", "--json"],
+        &["replay"],
+        &["replay", "--json", "--account", "bob"],
+        &["show", "alice"],
+    ] {
+        let told = async |export: &Export| {
+            let words: Vec<_> = words
+                .iter()
+                .copied()
+                .chain(["--file", export.path()])
+                .collect();
+            audit(&words).await.unwrap()
+        };
+        let (by_lines, by_frames) = (told(&lines).await, told(&frames).await);
+        assert_eq!(by_lines, by_frames, "{words:?}");
+        assert!(by_lines.0 && !by_lines.1.is_empty(), "{words:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_export_is_exported_again_to_the_same_bytes_in_either_form() {
+    let ledgers = Ledgers::small().await;
+    let (lines, frames) = (
+        Export::of(&ledgers.lines()),
+        Export::binary(&ledgers.frames()),
+    );
+    let folder = tempfile::tempdir().unwrap();
+    for (number, export) in [&lines, &frames].into_iter().enumerate() {
+        let copy = async |form: &[&str], expected: &[u8]| {
+            let name = format!("{number}{}", form.concat());
+            let to = folder.path().join(name);
+            let words = [
+                &[
+                    "export",
+                    "--file",
+                    export.path(),
+                    "-o",
+                    to.to_str().unwrap(),
+                ],
+                form,
+            ];
+            assert!(audit(&words.concat()).await.unwrap().0);
+            assert!(std::fs::read(&to).unwrap() == expected, "{form:?}");
+        };
+        copy(&[], &frames.read()).await;
+        copy(
+            &["--json"],
+            format!("{}\n", ledgers.lines().join("\n")).as_bytes(),
+        )
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_binary_export_that_was_cut_is_proven_as_far_as_it_goes_and_is_an_error() {
+    let ledgers = Ledgers::small().await;
+    let frames = ledgers.frames();
+    let whole = Export::binary(&frames).read();
+    // the last commit of the last partition is cut in two
+    let end = whole.len() - 20;
+    let cut = Export::bytes(&whole[..end]);
+    let mut out = Vec::new();
+    let words = ["audit", "verify", "--json", "--file", cut.path()];
+    let error = run_to(Line::parse_from(words).args, &mut out)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, AuditError::Export { .. }), "{error:?}");
+    let report: Value = serde_json::from_slice(&out).unwrap();
+    assert_eq!(report["ok"], false);
+    let place = format!("cut off at byte {end},");
+    assert!(
+        report["error"].as_str().unwrap().contains(&place),
+        "{report:#}"
+    );
+    assert_eq!(report["commits"], frames.len() - 1);
+    let failures = report["partitions"].as_array().unwrap().iter();
+    assert!(
+        failures
+            .clone()
+            .all(|finding| finding.get("failure").is_none()),
+        "{report:#}"
+    );
+    assert_eq!(failures.count(), 2);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_export_is_an_error_and_nothing_else() {
+    for foreign in ["nonsense", "SEATBELT-EXPORT-9\n", "[]"] {
+        let export = Export::bytes(foreign.as_bytes());
+        for words in [["verify", "--file"], ["replay", "--file"]] {
+            let mut out = Vec::new();
+            let words = ["audit"].into_iter().chain(words).chain([export.path()]);
+            let error = run_to(Line::parse_from(words).args, &mut out)
+                .await
+                .unwrap_err();
+            assert!(
+                matches!(error, AuditError::Export { .. }),
+                "{foreign}: {error:?}"
+            );
+            assert!(out.is_empty());
+        }
+    }
+}
+
+/// Every commit in turn has one byte changed: each time the audit names its partition and that commit,
+/// or the one after it, which it does not chain to.
+#[tokio::test]
+async fn a_byte_changed_in_any_commit_of_a_binary_export_is_found_there() {
+    let ledgers = Ledgers::small().await;
+    let frames = ledgers.frames();
+    for (changed, (partition, sequence, payload)) in frames.iter().enumerate() {
+        let mut frames = frames.clone();
+        let last = payload.len() - 1;
+        frames[changed].2[last / 2] ^= 1;
+        let (holds, report) = report(&Export::binary(&frames)).await;
+        let partitions = report["partitions"].as_array().unwrap();
+        for (number, finding) in partitions.iter().enumerate() {
+            if number != usize::from(partition.0) {
+                // a genesis that cannot be read tells nothing of the other partition
+                assert!(
+                    finding.get("failure").is_none() || *sequence == 1,
+                    "{report:#}"
+                );
+                continue;
+            }
+            let found = finding["failure"]["sequence"].as_u64().unwrap();
+            assert!(
+                [*sequence, sequence + 1].contains(&found),
+                "{sequence}: {report:#}"
+            );
+        }
+        assert!(!holds);
+    }
+}
+
+#[tokio::test]
+async fn each_partition_tells_its_own_first_failure() {
+    let ledgers = Ledgers::small().await;
+    let mut frames = ledgers.frames();
+    let second = frames
+        .iter()
+        .position(|(partition, ..)| partition.0 == 1)
+        .unwrap();
+    frames[second + 4].2[40] ^= 1;
+    frames[2].2[40] ^= 1;
+    let (_, report) = report(&Export::binary(&frames)).await;
+    let found = |partition: usize| report["partitions"][partition]["failure"]["sequence"].clone();
+    assert_eq!((found(0), found(1)), (3.into(), 5.into()), "{report:#}");
+}
+
+#[tokio::test]
 async fn a_commit_that_is_missing_is_found() {
     let found = damage(|lines| drop(lines.remove(3))).await;
     assert_eq!(found.len(), 1);
@@ -342,6 +534,17 @@ async fn a_line_that_is_no_export_is_an_error_with_its_place() {
     assert!(
         matches!(nowhere, AuditError::File { action: "open", .. }),
         "{nowhere}"
+    );
+    // what comes before it is proven all the same
+    let mut out = Vec::new();
+    let words = ["audit", "verify", "--json", "--file", export.path()];
+    run_to(Line::parse_from(words).args, &mut out)
+        .await
+        .unwrap_err();
+    let told: Value = serde_json::from_slice(&out).unwrap();
+    assert_eq!(
+        (&told["ok"], &told["commits"]),
+        (&Value::from(false), &Value::from(2))
     );
     let empty = Export::of(&[]);
     let (holds, _) = report(&empty).await;
@@ -511,7 +714,7 @@ async fn a_server_is_read_running_or_not_and_its_export_proves_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let data_dir = folder.path().join("data");
     let config = folder.path().join("seatbelt.toml");
-    let export = folder.path().join("export.jsonl");
+    let export = folder.path().join("ledger.export");
     std::fs::write(
         &config,
         "[nats]\ndata_dir = \"data\"\n\n[gateway]\nadmin_token = \"0123456789abcdef0123\"\n",
@@ -549,6 +752,16 @@ async fn a_server_is_read_running_or_not_and_its_export_proves_the_same() {
     for other in [by_url, running, started] {
         assert_eq!(other, copied);
     }
+    let printed = audit(&["export", "--config", config, "--json"])
+        .await
+        .unwrap();
+    let reference = ledgers.lines();
+    let mut lines: Vec<_> = printed.1.lines().collect();
+    lines.sort_unstable_by_key(|line| reference.iter().position(|known| known == line));
+    assert_eq!(
+        lines, reference,
+        "JSON holds the same commits, partitions in turns"
+    );
     let again = audit(&["export", "--config", config, "-o", export]).await;
     assert!(
         matches!(again, Err(AuditError::File { .. })),

@@ -1,9 +1,12 @@
 //! `audit verify`: proves every partition, each on a thread of its own, and says for each where the
-//! first thing stands that does not hold.
+//! first thing stands that does not hold. A copy that cannot be read to its end is proved as far as it
+//! goes, and then is an error.
 
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal, Write},
+    ops::ControlFlow,
+    path::Path,
     process::ExitCode,
     sync::{
         Arc,
@@ -19,6 +22,7 @@ use seatbelt_ledger::{
     partition::ChainError,
 };
 use seatbelt_schemas::{
+    commit::Commit,
     event::Genesis,
     position::{Partition, Position},
 };
@@ -27,13 +31,20 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
     AuditError,
-    source::{Item, Source, genesis},
+    source::{Item, Source, genesis, read_file},
 };
 
-/// Commits on their way to one partition's thread.
-const QUEUE_MAX: usize = 256;
+/// Commits handed to a partition's thread at once, at most. Waking a thread costs more than proving a
+/// small commit.
+const BATCH_COMMITS: usize = 64;
+/// Bytes handed to a partition's thread at once, where a commit more does not exceed them.
+const BATCH_BYTES: usize = 1 << 19;
+/// Batches on their way to one partition's thread: at most 4 MiB and a little.
+const QUEUE_MAX: usize = 8;
 /// How often progress is shown.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+/// Characters of the bar that shows it.
+const BAR_WIDTH: u64 = 32;
 
 /// What was found of one partition.
 #[derive(Debug, Serialize)]
@@ -69,6 +80,9 @@ struct Report {
     ledger: Option<String>,
     commits: u64,
     events: u64,
+    /// Why not everything could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
     partitions: Vec<Finding>,
 }
 
@@ -77,68 +91,161 @@ pub(super) async fn verify(
     json: bool,
     out: &mut (dyn Write + Send),
 ) -> Result<ExitCode, AuditError> {
-    let done = Arc::new(AtomicU64::new(0));
-    let progress = show_progress(&done);
-    let findings = examine(source, &done).await;
+    let done = Arc::new(Done::default());
+    let progress = show_progress(source, &done).await;
+    let (findings, error) = examine(source, &done).await;
     if let Some(progress) = progress {
         progress.abort();
         // the line is only for people; a terminal that is gone needs none
         let _ = write!(io::stderr(), "\r\x1b[K");
     }
-    let report = report(findings?);
-    print(&report, json, out).map_err(AuditError::Output)?;
-    Ok(match report.ok {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    match error {
+        // nothing to report on
+        Some(error) if findings.is_empty() => Err(error),
+        error => {
+            let report = report(findings, error.as_ref());
+            print(&report, json, out).map_err(AuditError::Output)?;
+            match error {
+                Some(error) => Err(error),
+                None if report.ok => Ok(ExitCode::SUCCESS),
+                None => Ok(ExitCode::FAILURE),
+            }
+        }
+    }
+}
+
+/// How far it is.
+#[derive(Debug, Default)]
+struct Done {
+    /// Events proved.
+    events: AtomicU64,
+    /// Bytes or commits read, out of the source's size.
+    read: Arc<AtomicU64>,
+}
+
+type Findings = BTreeMap<Partition, Finding>;
+
+/// What was found, and what kept it from being all.
+async fn examine(source: &Source, done: &Arc<Done>) -> (Findings, Option<AuditError>) {
+    let mut workers = Workers::new(Arc::clone(done));
+    let read = match source {
+        Source::File { path } => {
+            let path = path.clone();
+            let reading = move || {
+                let read = read_export(&path, &mut workers);
+                (workers, read)
+            };
+            let read = tokio::task::spawn_blocking(reading).await;
+            let (given, read) = read.expect("a reader does not panic");
+            workers = given;
+            read
+        }
+        Source::Server { .. } => read_journals(source, &mut workers).await,
+    };
+    (workers.finish().await, read.err())
+}
+
+fn read_export(path: &Path, workers: &mut Workers) -> Result<(), AuditError> {
+    let read = Arc::clone(&workers.done.read);
+    read_file(path, &read, |item| {
+        if let Some((queue, batch)) = workers.take(item) {
+            // one that has found its first failure takes no more
+            let _ = queue.blocking_send(batch);
+        }
+        ControlFlow::Continue(())
     })
 }
 
-/// One partition's thread.
-struct Worker {
-    commits: mpsc::Sender<Stored>,
-    finding: JoinHandle<Finding>,
-}
-
-async fn examine(
-    source: &Source,
-    done: &Arc<AtomicU64>,
-) -> Result<BTreeMap<Partition, Finding>, AuditError> {
-    let mut workers: BTreeMap<Partition, Worker> = BTreeMap::new();
-    let mut gaps: BTreeMap<Partition, AuditError> = BTreeMap::new();
+async fn read_journals(source: &Source, workers: &mut Workers) -> Result<(), AuditError> {
     let mut commits = source.commits_in_turns();
     while let Some(item) = commits.next().await {
         match item {
-            Ok(Item { partition, stored }) => {
-                let worker = workers
-                    .entry(partition)
-                    .or_insert_with(|| work(partition, done));
-                // one that has found its first failure takes no more
-                let _ = worker.commits.send(stored).await;
+            Ok(item) => {
+                workers.done.read.fetch_add(1, Ordering::Relaxed);
+                if let Some((queue, batch)) = workers.take(item) {
+                    let _ = queue.send(batch).await;
+                }
             }
             Err(error) => match gap_of(&error) {
-                Some(partition) => drop(gaps.insert(partition, error)),
+                Some(partition) => drop(workers.gaps.insert(partition, error)),
                 None => return Err(error),
             },
         }
     }
-    let mut findings = BTreeMap::new();
-    for (partition, worker) in workers {
-        drop(worker.commits);
-        let mut finding = worker.finding.await.expect("a verifier does not panic");
-        if let (None, Some(gap)) = (&finding.failure, gaps.remove(&partition)) {
-            finding.failure = Some(missing(&gap));
+    Ok(())
+}
+
+/// Commits for one partition's thread.
+type Batch = Vec<Stored>;
+
+/// One partition's thread.
+struct Worker {
+    queue: mpsc::Sender<Batch>,
+    /// What is handed over next, and its size.
+    batch: Batch,
+    bytes: usize,
+    finding: JoinHandle<Finding>,
+}
+
+/// The threads of all partitions seen so far.
+struct Workers {
+    done: Arc<Done>,
+    workers: BTreeMap<Partition, Worker>,
+    gaps: BTreeMap<Partition, AuditError>,
+}
+
+impl Workers {
+    fn new(done: Arc<Done>) -> Self {
+        Self {
+            done,
+            workers: BTreeMap::new(),
+            gaps: BTreeMap::new(),
         }
-        findings.insert(partition, finding);
     }
-    for (partition, gap) in gaps {
-        let failure = Some(missing(&gap));
-        let finding = Finding {
-            failure,
-            ..nothing(partition)
-        };
-        findings.insert(partition, finding);
+
+    /// Takes a commit for its partition; gives back what is to be handed over now.
+    fn take(&mut self, item: Item) -> Option<(&mpsc::Sender<Batch>, Batch)> {
+        let Item { partition, stored } = item;
+        let worker = self
+            .workers
+            .entry(partition)
+            .or_insert_with(|| work(partition, &self.done));
+        worker.bytes += stored.payload.len();
+        worker.batch.push(stored);
+        if worker.batch.len() < BATCH_COMMITS && worker.bytes < BATCH_BYTES {
+            return None;
+        }
+        worker.bytes = 0;
+        let room = Vec::with_capacity(BATCH_COMMITS);
+        let batch = std::mem::replace(&mut worker.batch, room);
+        Some((&worker.queue, batch))
     }
-    Ok(findings)
+
+    /// Waits for what every thread finds.
+    async fn finish(mut self) -> Findings {
+        let mut findings = BTreeMap::new();
+        for worker in self.workers.values_mut() {
+            let rest = std::mem::take(&mut worker.batch);
+            let _ = worker.queue.send(rest).await;
+        }
+        for (partition, worker) in self.workers {
+            drop(worker.queue);
+            let mut finding = worker.finding.await.expect("a verifier does not panic");
+            if let (None, Some(gap)) = (&finding.failure, self.gaps.remove(&partition)) {
+                finding.failure = Some(missing(&gap));
+            }
+            findings.insert(partition, finding);
+        }
+        for (partition, gap) in self.gaps {
+            let failure = Some(missing(&gap));
+            let finding = Finding {
+                failure,
+                ..nothing(partition)
+            };
+            findings.insert(partition, finding);
+        }
+        findings
+    }
 }
 
 /// A commit that is gone is a finding; a server that does not answer is not.
@@ -179,31 +286,41 @@ fn nothing(partition: Partition) -> Finding {
     }
 }
 
-fn work(partition: Partition, done: &Arc<AtomicU64>) -> Worker {
-    let (commits, queue) = mpsc::channel(QUEUE_MAX);
+fn work(partition: Partition, done: &Arc<Done>) -> Worker {
+    let (queue, batches) = mpsc::channel(QUEUE_MAX);
     let done = Arc::clone(done);
-    let finding = tokio::task::spawn_blocking(move || prove(partition, queue, &done));
-    Worker { commits, finding }
+    let finding = tokio::task::spawn_blocking(move || prove(partition, batches, &done));
+    Worker {
+        queue,
+        batch: Vec::with_capacity(BATCH_COMMITS),
+        bytes: 0,
+        finding,
+    }
 }
 
-fn prove(partition: Partition, mut queue: mpsc::Receiver<Stored>, done: &AtomicU64) -> Finding {
+fn prove(partition: Partition, mut batches: mpsc::Receiver<Batch>, done: &Done) -> Finding {
     let mut verifier = Verifier::new(partition);
     let mut finding = nothing(partition);
-    while let Some(stored) = queue.blocking_recv() {
-        match verifier.accept(stored.sequence, &stored.payload) {
-            Ok(commit) => {
-                if finding.genesis.is_none() {
-                    finding.genesis = genesis(&commit).cloned();
+    while let Some(batch) = batches.blocking_recv() {
+        let before = finding.events;
+        for stored in batch {
+            match verifier.accept(stored.sequence, &stored.payload) {
+                Ok(events) => {
+                    if finding.commits == 0 {
+                        let first = Commit::read(&stored.payload).ok();
+                        finding.genesis = first.as_ref().and_then(genesis).cloned();
+                    }
+                    finding.commits += 1;
+                    finding.events += events;
                 }
-                finding.commits += 1;
-                finding.events += commit.events.len() as u64;
-                done.fetch_add(commit.events.len() as u64, Ordering::Relaxed);
-            }
-            Err(error) => {
-                finding.failure = Some(failure(&error));
-                return finding;
+                Err(error) => {
+                    finding.failure = Some(failure(&error));
+                    return finding;
+                }
             }
         }
+        let events = finding.events - before;
+        done.events.fetch_add(events, Ordering::Relaxed);
     }
     match verifier.finish() {
         Ok(summary) => {
@@ -251,7 +368,7 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 }
 
 /// What holds between partitions: all of them are there, and of one ledger.
-fn report(mut findings: BTreeMap<Partition, Finding>) -> Report {
+fn report(mut findings: Findings, error: Option<&AuditError>) -> Report {
     let genesis = findings
         .values()
         .find_map(|finding| finding.genesis.clone());
@@ -266,11 +383,13 @@ fn report(mut findings: BTreeMap<Partition, Finding>) -> Report {
         }
     }
     let findings: Vec<Finding> = findings.into_values().collect();
+    let holds = findings.iter().all(|finding| finding.failure.is_none());
     Report {
-        ok: genesis.is_some() && findings.iter().all(|finding| finding.failure.is_none()),
+        ok: genesis.is_some() && holds && error.is_none(),
         ledger: genesis.map(|genesis| genesis.ledger.to_string()),
         commits: findings.iter().map(|finding| finding.commits).sum(),
         events: findings.iter().map(|finding| finding.events).sum(),
+        error: error.map(|error| with_sources(error)),
         partitions: findings,
     }
 }
@@ -336,6 +455,9 @@ fn print(report: &Report, json: bool, out: &mut (dyn Write + Send)) -> io::Resul
             )?;
         }
     }
+    if let Some(error) = &report.error {
+        writeln!(out, "NOT everything could be read: {error}")?;
+    }
     let verdict = if report.ok {
         "everything holds"
     } else {
@@ -351,17 +473,47 @@ fn print(report: &Report, json: bool, out: &mut (dyn Write + Send)) -> io::Resul
     )
 }
 
-/// Counts on standard error while somebody watches.
-fn show_progress(done: &Arc<AtomicU64>) -> Option<JoinHandle<()>> {
+/// Draws a bar on standard error while somebody watches.
+async fn show_progress(source: &Source, done: &Arc<Done>) -> Option<JoinHandle<()>> {
     if !io::stderr().is_terminal() {
         return None;
     }
+    let size = source.size().await;
     let done = Arc::clone(done);
     Some(tokio::spawn(async move {
         loop {
             tokio::time::sleep(PROGRESS_EVERY).await;
-            let events = done.load(Ordering::Relaxed);
-            let _ = write!(io::stderr(), "\r\x1b[K{events} events verified");
+            let events = done.events.load(Ordering::Relaxed);
+            let line = progress_line(events, done.read.load(Ordering::Relaxed), size);
+            let _ = write!(io::stderr(), "\r\x1b[K{line}");
         }
     }))
+}
+
+fn progress_line(events: u64, read: u64, size: Option<u64>) -> String {
+    let Some(size) = size.filter(|size| *size > 0) else {
+        return format!("{events} events verified");
+    };
+    let of = |whole: u64| {
+        let part = u128::from(read.min(size)) * u128::from(whole) / u128::from(size);
+        usize::try_from(part).unwrap_or(usize::MAX)
+    };
+    let (filled, percent) = ("#".repeat(of(BAR_WIDTH)), of(100));
+    let width = usize::try_from(BAR_WIDTH).unwrap_or(0);
+    format!("[{filled:-<width$}] {percent:>3} %  {events} events verified")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_shows_what_part_was_read() {
+        let bar = |read, size| progress_line(7, read, size);
+        assert_eq!(bar(0, None), "7 events verified");
+        assert_eq!(bar(0, Some(0)), "7 events verified");
+        let half = "[################----------------]  50 %  7 events verified";
+        assert_eq!(bar(5, Some(10)), half);
+        assert!(bar(11, Some(10)).contains("#] 100 %"), "a file that grew");
+    }
 }

@@ -389,8 +389,13 @@ fn reconnect_pause(attempt: usize) -> Duration {
 
 fn note(signals: &watch::Sender<Signals>, event: &Event) {
     match event {
-        Event::Disconnected | Event::Closed => {
+        Event::Disconnected => {
             warn!("nats connection lost");
+            signals.send_modify(|signals| signals.losses += 1);
+        }
+        // only ever by us: nobody holds the connection any more
+        Event::Closed => {
+            debug!("nats connection closed");
             signals.send_modify(|signals| signals.losses += 1);
         }
         Event::Connected => info!("nats connected"),

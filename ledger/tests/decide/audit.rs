@@ -5,6 +5,7 @@ use seatbelt_schemas::{
     budget::Budget,
     commit::{ChainHash, Commit},
     event::{Event, EventBody, StoredEvent},
+    ids::{AccountId, CommandId},
     meter::Meter,
     position::{Epoch, Position},
 };
@@ -308,6 +309,28 @@ fn a_missing_overrun_is_found_where_it_belongs() {
         },
     );
     found(&journal, &format!("position {}", position.0 + 1));
+}
+
+#[test]
+fn an_overrun_of_another_account_or_command_is_found() {
+    let overrun = |body: &EventBody| matches!(body, EventBody::Overrun(_));
+    forgery_is_found(overrun, |event| {
+        event.account = AccountId::new("mallory").unwrap();
+    });
+    forgery_is_found(overrun, |event| {
+        event.cause = CommandId::from_parts(1, 1);
+    });
+}
+
+#[test]
+fn a_threshold_that_was_not_crossed_is_found() {
+    let crossed = |body: &EventBody| matches!(body, EventBody::ThresholdCrossed(_));
+    forgery_is_found(crossed, |event| {
+        let EventBody::ThresholdCrossed(data) = &mut event.body else {
+            return;
+        };
+        data.spent += 1;
+    });
 }
 
 /// An event that decides nothing: a kind of a later build.

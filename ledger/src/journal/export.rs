@@ -1,0 +1,355 @@
+//! An exported copy of a ledger's journals: every commit with its exact bytes, one frame each.
+//!
+//! The file begins with [`MAGIC`], whose last digit is the format's version. A frame is one byte
+//! partition, eight bytes sequence, four bytes length (big endian) and the payload. Commits of one
+//! partition are in order; partitions take turns. The last frame is no commit: it carries
+//! [`END`] for a partition and the number of frames before it for a sequence, so a copy that was cut
+//! anywhere is known for one. Only one frame at a time is in memory. What a commit says is not looked at
+//! here.
+
+use std::io::{self, BufRead, Read, Write};
+
+use seatbelt_schemas::{
+    commit::COMMIT_BYTES_MAX,
+    position::{PARTITIONS_MAX, Partition},
+};
+use thiserror::Error;
+
+use super::{Sequence, Stored};
+
+/// How an export begins.
+pub const MAGIC: &[u8; MAGIC_BYTES] = b"SEATBELT-EXPORT-1\n";
+const MAGIC_BYTES: usize = 18;
+/// What stands for a partition in the last frame.
+pub const END: u8 = u8::MAX;
+/// Bytes before each payload.
+const HEAD_BYTES: usize = 13;
+
+const _: () = assert!(PARTITIONS_MAX < END, "no partition has this number");
+
+/// Writes an export. Without [`ExportWriter::finish`] the copy is incomplete, and says so when read.
+#[derive(Debug)]
+pub struct ExportWriter<W> {
+    to: W,
+    frames: u64,
+}
+
+impl<W: Write> ExportWriter<W> {
+    /// Begins an export.
+    pub fn begin(mut to: W) -> io::Result<Self> {
+        to.write_all(MAGIC)?;
+        Ok(Self { to, frames: 0 })
+    }
+
+    /// Adds one commit.
+    pub fn commit(
+        &mut self,
+        partition: Partition,
+        sequence: Sequence,
+        payload: &[u8],
+    ) -> io::Result<()> {
+        self.frames += 1;
+        self.frame(partition.0, sequence.0, payload)
+    }
+
+    /// Ends the export and gives back what it was written to, not flushed.
+    pub fn finish(mut self) -> io::Result<W> {
+        self.frame(END, self.frames, &[])?;
+        Ok(self.to)
+    }
+
+    fn frame(&mut self, partition: u8, number: u64, payload: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
+        let mut head = [0; HEAD_BYTES];
+        head[0] = partition;
+        head[1..9].copy_from_slice(&number.to_be_bytes());
+        head[9..].copy_from_slice(&length.to_be_bytes());
+        self.to.write_all(&head)?;
+        self.to.write_all(payload)
+    }
+}
+
+/// Why an export cannot be read on.
+#[derive(Debug, Error)]
+pub enum ExportError {
+    /// Reading failed: try again.
+    #[error("cannot read on at byte {offset}")]
+    Io {
+        /// Where, from the start of the file.
+        offset: u64,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Not an export of this version: give another file, or use a newer build.
+    #[error("the file does not begin as an export of version 1")]
+    Foreign,
+    /// The copy is cut: export again.
+    #[error("the copy is cut off at byte {offset}, inside or before a frame: export again")]
+    Truncated {
+        /// Where the file ends.
+        offset: u64,
+    },
+    /// A frame is none: the copy was changed after it was written.
+    #[error("the frame at byte {offset} is damaged: {detail}")]
+    Damaged {
+        /// Where the frame begins.
+        offset: u64,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+/// Reads an export, frame by frame.
+#[derive(Debug)]
+pub struct ExportReader<R> {
+    from: R,
+    /// How many bytes have been read.
+    offset: u64,
+    frames: u64,
+    ended: bool,
+}
+
+impl<R: BufRead> ExportReader<R> {
+    /// Reads from the very start of an export.
+    pub fn new(from: R) -> Self {
+        Self {
+            from,
+            offset: 0,
+            frames: 0,
+            ended: false,
+        }
+    }
+
+    /// The next commit; `None` at the end of a whole export. After an error nothing more is read.
+    pub fn next_commit(&mut self) -> Result<Option<(Partition, Stored)>, ExportError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let next = self.begin().and_then(|()| self.frame());
+        self.ended = !matches!(next, Ok(Some(_)));
+        next
+    }
+
+    fn begin(&mut self) -> Result<(), ExportError> {
+        if self.offset > 0 {
+            return Ok(());
+        }
+        let start = self.bytes(MAGIC.len())?;
+        match start.len() {
+            // as far as it goes it may be one
+            1..MAGIC_BYTES if MAGIC.starts_with(&start) => Err(self.truncated()),
+            _ if start == MAGIC => Ok(()),
+            _ => Err(ExportError::Foreign),
+        }
+    }
+
+    fn frame(&mut self) -> Result<Option<(Partition, Stored)>, ExportError> {
+        let offset = self.offset;
+        let head = self.bytes(HEAD_BYTES)?;
+        let head = <[u8; HEAD_BYTES]>::try_from(head).map_err(|_| self.truncated())?;
+        let (partition, number, length) = parts(&head);
+        if partition == END {
+            return self.end(offset, number, length).map(|()| None);
+        }
+        let damaged = |detail| Err(ExportError::Damaged { offset, detail });
+        if partition >= PARTITIONS_MAX {
+            return damaged(format!("partition {partition} is not possible"));
+        }
+        if length > COMMIT_BYTES_MAX {
+            return damaged(format!(
+                "{length} bytes instead of at most {COMMIT_BYTES_MAX}"
+            ));
+        }
+        let payload = self.bytes(length)?;
+        if payload.len() < length {
+            return Err(self.truncated());
+        }
+        self.frames += 1;
+        let (sequence, payload) = (Sequence(number), payload.into());
+        Ok(Some((Partition(partition), Stored { sequence, payload })))
+    }
+
+    fn end(&mut self, offset: u64, frames: u64, length: usize) -> Result<(), ExportError> {
+        if length != 0 || frames != self.frames {
+            let read = self.frames;
+            let detail = format!("it ends an export of {frames} commits, {read} were read");
+            return Err(ExportError::Damaged { offset, detail });
+        }
+        let offset = self.offset;
+        if self.bytes(1)?.is_empty() {
+            return Ok(());
+        }
+        let detail = "it follows the end of the export".to_owned();
+        Err(ExportError::Damaged { offset, detail })
+    }
+
+    fn truncated(&self) -> ExportError {
+        let offset = self.offset;
+        ExportError::Truncated { offset }
+    }
+
+    /// So many bytes, or fewer where the file ends.
+    fn bytes(&mut self, length: usize) -> Result<Vec<u8>, ExportError> {
+        let mut bytes = Vec::with_capacity(length);
+        let read = self
+            .from
+            .by_ref()
+            .take(length as u64)
+            .read_to_end(&mut bytes);
+        self.offset += bytes.len() as u64;
+        let offset = self.offset;
+        read.map_err(|source| ExportError::Io { offset, source })?;
+        Ok(bytes)
+    }
+}
+
+/// What stands before a payload.
+fn parts(head: &[u8; HEAD_BYTES]) -> (u8, u64, usize) {
+    let number = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .fold(0, |number: u64, byte| number << 8 | u64::from(*byte))
+    };
+    let length = usize::try_from(number(&head[9..])).expect("four bytes fit a length");
+    (head[0], number(&head[1..9]), length)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufReader;
+
+    use super::*;
+
+    fn commits() -> Vec<(Partition, Stored)> {
+        let of = |partition, number, payload: Vec<u8>| {
+            let sequence = Sequence(number);
+            (
+                Partition(partition),
+                Stored {
+                    sequence,
+                    payload: payload.into(),
+                },
+            )
+        };
+        vec![
+            of(0, 1, vec![1, 2, 3]),
+            of(1, 1, Vec::new()),
+            of(0, 2, vec![7; COMMIT_BYTES_MAX]),
+            of(99, u64::MAX, vec![9]),
+        ]
+    }
+
+    fn export() -> Vec<u8> {
+        let mut writer = ExportWriter::begin(Vec::new()).unwrap();
+        for (partition, stored) in commits() {
+            writer
+                .commit(partition, stored.sequence, &stored.payload)
+                .unwrap();
+        }
+        writer.finish().unwrap()
+    }
+
+    fn read(mut bytes: &[u8]) -> (Vec<(Partition, Stored)>, Result<(), ExportError>) {
+        // a small buffer, so that frames begin within one read and end in another
+        let mut reader = ExportReader::new(BufReader::with_capacity(100, &mut bytes));
+        let mut found = Vec::new();
+        loop {
+            match reader.next_commit() {
+                Ok(Some(commit)) => found.push(commit),
+                Ok(None) => return (found, Ok(())),
+                Err(error) => {
+                    assert!(
+                        matches!(reader.next_commit(), Ok(None)),
+                        "nothing follows an error"
+                    );
+                    return (found, Err(error));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_export_reads_back_as_it_was_written() {
+        let (found, end) = read(&export());
+        end.unwrap();
+        assert_eq!(found, commits());
+        let none = ExportWriter::begin(Vec::new()).unwrap().finish().unwrap();
+        assert!(matches!(read(&none), (found, Ok(())) if found.is_empty()));
+    }
+
+    #[test]
+    fn frames_that_begin_within_one_read_and_end_in_the_next_keep_their_bytes() {
+        let mut writer = ExportWriter::begin(Vec::new()).unwrap();
+        let payload =
+            |number: u64| vec![number.to_be_bytes()[7]; 40_000 + usize::try_from(number).unwrap()];
+        for number in 1..=100 {
+            writer
+                .commit(Partition(0), Sequence(number), &payload(number))
+                .unwrap();
+        }
+        let (found, end) = read(&writer.finish().unwrap());
+        end.unwrap();
+        for (number, (_, stored)) in (1..).zip(&found) {
+            assert_eq!(
+                (stored.sequence, &stored.payload[..]),
+                (Sequence(number), &payload(number)[..])
+            );
+        }
+        assert_eq!(found.len(), 100);
+    }
+
+    #[test]
+    fn an_export_that_was_cut_anywhere_says_where() {
+        let whole = export();
+        let ends = (1..200).chain(whole.len() - 200..whole.len());
+        for end in ends {
+            let (found, error) = read(&whole[..end]);
+            assert!(
+                matches!(error, Err(ExportError::Truncated { offset }) if offset == end as u64),
+                "cut at {end}: {error:?}"
+            );
+            assert_eq!(found, commits()[..found.len()], "what came before is read");
+        }
+        assert!(
+            matches!(read(&[]).1, Err(ExportError::Foreign)),
+            "nothing is no export"
+        );
+    }
+
+    #[test]
+    fn what_is_no_export_is_not_read() {
+        for foreign in [&b"{\"partition\":0}\n"[..], b"SEATBELT-EXPORT-2\n", b"x"] {
+            assert!(
+                matches!(read(foreign).1, Err(ExportError::Foreign)),
+                "{foreign:?}"
+            );
+        }
+    }
+
+    #[track_caller]
+    fn damage_is_found_at(place: u64, change: impl Fn(&mut Vec<u8>)) {
+        let mut bytes = export();
+        change(&mut bytes);
+        let error = read(&bytes).1;
+        assert!(
+            matches!(error, Err(ExportError::Damaged { offset, .. }) if offset == place),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn a_damaged_frame_is_found_where_it_begins() {
+        let first = MAGIC.len();
+        let second = first + HEAD_BYTES + 3;
+        let last = export().len() - HEAD_BYTES;
+        damage_is_found_at(second as u64, |bytes| bytes[second] = 100);
+        damage_is_found_at(second as u64, |bytes| bytes[second + 9] = 1);
+        damage_is_found_at(last as u64, |bytes| bytes[last + 8] = 3);
+        damage_is_found_at(export().len() as u64, |bytes| bytes.push(0));
+        // a whole frame taken out is known from the count
+        damage_is_found_at((last - HEAD_BYTES) as u64, |bytes| {
+            bytes.drain(second..second + HEAD_BYTES);
+        });
+    }
+}
