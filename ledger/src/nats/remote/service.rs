@@ -12,7 +12,7 @@ use std::{
 
 use async_nats::{Message, Subject, Subscriber};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use seatbelt_schemas::{
     command::{Admin, CommandError, Read, Release, Reserve, Resize},
     ids::ReservationId,
@@ -108,7 +108,13 @@ async fn take_in(
         };
         let Some(message) = message else { break };
         match Arc::clone(&desk.slots).try_acquire_owned() {
-            Ok(slot) => drop(tasks.spawn(Arc::clone(&desk).answer(message, slot))),
+            Ok(slot) => {
+                // begun here, so that the writer hears of it a task switch earlier
+                let mut answer = Arc::clone(&desk).answer(message, slot).boxed();
+                if futures::poll!(&mut answer).is_pending() {
+                    drop(tasks.spawn(answer));
+                }
+            }
             Err(_) => {
                 let busy = CommandError::unavailable("the writer has too many requests at once");
                 desk.reply(message.reply, encode_reply::<()>(Err(busy)))
