@@ -724,15 +724,25 @@ fn take_in(writer: &mut Writer<Waiting>, message: Message) {
     }
 }
 
-/// Gives out the answers that are due; takes back a hold that nobody is there to receive.
+/// Gives out the answers that are due; takes back a hold that nobody is there to receive. Of a reserve
+/// that was sent again, one caller who hears of the hold is enough to keep it.
 fn deliver(writer: &mut Writer<Waiting>) {
     let answers: Vec<_> = writer.answers().collect();
+    let (mut received, mut returned) = (Vec::new(), Vec::new());
     for (Waiting { sender, account }, answer) in answers {
-        let returned = sender.send(answer);
-        if let (Err(Ok(Reply::Reserve(ReserveOutcome::Reserved(grant)))), Some(account)) =
-            (returned, account)
-        {
-            writer.undelivered(now_ms(), &account, grant.reservation);
+        let grant = match &answer {
+            Ok(Reply::Reserve(ReserveOutcome::Reserved(grant))) => Some(grant.reservation),
+            _ => None,
+        };
+        match (sender.send(answer), grant, account) {
+            (Err(_), Some(reservation), Some(account)) => returned.push((account, reservation)),
+            (Ok(()), Some(reservation), _) => received.push(reservation),
+            _ => {}
+        }
+    }
+    for (account, reservation) in returned {
+        if !received.contains(&reservation) {
+            writer.undelivered(now_ms(), &account, reservation);
         }
     }
 }
