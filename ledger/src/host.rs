@@ -725,13 +725,16 @@ fn take_in(writer: &mut Writer<Waiting>, message: Message) {
 }
 
 /// Gives out the answers that are due; takes back a hold that nobody is there to receive. Of a reserve
-/// that was sent again, one caller who hears of the hold is enough to keep it.
+/// that was sent again, one caller who hears of the hold is enough to keep it, now or earlier.
 fn deliver(writer: &mut Writer<Waiting>) {
+    let told = writer.told();
     let answers: Vec<_> = writer.answers().collect();
     let (mut received, mut returned) = (Vec::new(), Vec::new());
     for (Waiting { sender, account }, answer) in answers {
         let grant = match &answer {
-            Ok(Reply::Reserve(ReserveOutcome::Reserved(grant))) => Some(grant.reservation),
+            Ok(Reply::Reserve(ReserveOutcome::Reserved(grant))) if grant.position > told => {
+                Some(grant.reservation)
+            }
             _ => None,
         };
         match (sender.send(answer), grant, account) {

@@ -206,6 +206,7 @@ pub struct Writer<T> {
     in_flight: Option<InFlight>,
     tail: Sequence,
     durable: Position,
+    told: Position,
     due: VecDeque<(Position, T, Answer<Reply>)>,
     ready: Vec<(T, Answer<Reply>)>,
 }
@@ -230,6 +231,7 @@ impl<T: Caller> Writer<T> {
             epoch: state.epoch().next(),
             deadlines: deadlines.collect(),
             durable: state.position(),
+            told: state.position(),
             tallies: Tallies::new(config.single_refusals_per_second),
             config,
             state,
@@ -496,8 +498,14 @@ impl<T: Caller> Writer<T> {
         self.sweep(now_ms, account);
     }
 
+    /// Up to where answers have been taken: what is answered again from before was heard of already.
+    pub fn told(&self) -> Position {
+        self.told
+    }
+
     /// Answers that may be given now.
     pub fn answers(&mut self) -> std::vec::Drain<'_, (T, Answer<Reply>)> {
+        self.told = self.durable;
         self.ready.drain(..)
     }
 
