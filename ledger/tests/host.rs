@@ -354,22 +354,3 @@ async fn a_repository_loads_an_account_by_replay_and_stores_what_it_decides() {
     assert_eq!(loaded.state().open().len(), 0);
     verified(&journal).await;
 }
-
-/// The second one leaves before it is answered; the first one has the hold and works under it.
-#[tokio::test]
-async fn a_hold_that_was_received_outlives_a_second_caller_who_leaves() {
-    let journal = MemoryJournal::new();
-    let host = host(&journal);
-    with_cap(&host, 100).await;
-    let command = reserve(10);
-    let outcome = host.reserve(command.clone()).await.unwrap();
-    assert!(matches!(outcome, ReserveOutcome::Reserved(_)));
-    let mut again = host.reserve(command.clone());
-    assert!(futures::poll!(&mut again).is_pending());
-    drop(again);
-    let settled = host
-        .settle(settle(command.id.into(), 5), Ack::Durable)
-        .await;
-    assert!(settled.is_ok(), "{settled:?}");
-    host.stop().await;
-}
