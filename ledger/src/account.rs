@@ -4,7 +4,7 @@
 //! Pure and deterministic: the same events give the same state, byte for byte. Prices are not part
 //! of an account: `settled` and `expired` carry what they charge.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use seatbelt_schemas::{
     budget::Budget,
@@ -166,7 +166,7 @@ impl Cap {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
     /// Whose it is.
-    pub scopes: Scopes,
+    pub scopes: Arc<Scopes>,
     /// What was asked.
     pub asked: Asked,
     /// What is held.
@@ -446,7 +446,7 @@ impl Account {
 
     fn insert_open(&mut self, data: &Reserved, at_ms: u64) {
         let reservation = Reservation {
-            scopes: data.scopes.clone(),
+            scopes: Arc::clone(&data.scopes),
             asked: data.asked,
             hold: data.hold,
             price: data.price,
@@ -464,7 +464,7 @@ impl Account {
             reservation: data.reservation,
             payer: Scopes {
                 run: None,
-                ..data.scopes.clone()
+                ..Scopes::clone(&data.scopes)
             },
             budget,
         };

@@ -4,17 +4,14 @@
 //! Reads only. It trusts nothing but the bytes: what an event claims is decided anew from the state
 //! before it, with the same pure code that the writer runs.
 
-use std::{borrow::Cow, collections::VecDeque};
+use std::{collections::VecDeque, sync::Arc};
 
-use bytes::Bytes;
 use seatbelt_schemas::{
     cap::{CapEvidence, CapSpec},
     claim::{self, Claim},
     command::CommandError,
-    commit::{ChainHash, CommitOf},
-    event::{
-        Adjusted, Event, EventBody, EventOf, Overrun, RefusalReason, Reserved, Resized, StoredOf,
-    },
+    commit::{ChainHash, Header},
+    event::{Adjusted, Event, EventBody, EventOf, Overrun, RefusalReason, Reserved, Resized},
     ids::{AccountId, CapId, CommandId},
     position::{Partition, Position},
     scope::Scopes,
@@ -117,30 +114,35 @@ impl Verifier {
         &self.state
     }
 
-    /// Verifies the next commit; says how many events it holds.
-    pub fn accept(&mut self, sequence: Sequence, payload: &Bytes) -> Result<u64, VerifyError> {
+    /// Verifies the next commit, event by event; says how many it holds.
+    pub fn accept(&mut self, sequence: Sequence, payload: &[u8]) -> Result<u64, VerifyError> {
         if sequence != self.sequence.next() {
             return Err(VerifyError::Sequence {
                 after: self.sequence,
                 found: sequence,
             });
         }
-        let commit = self
-            .state
-            .check_as::<Claim>(payload)
-            .map_err(|source| VerifyError::Chain { sequence, source })?;
-        for stored in &commit.events {
-            self.event(stored, &commit)
-                .map_err(|detail| failure(sequence, &stored.event, detail))?;
+        let chain = |source| VerifyError::Chain { sequence, source };
+        // from end to end before anything jumps about in it: so the bytes are at hand from here on
+        let hash = ChainHash::of(payload);
+        let unread = self.state.head().check_header(payload).map_err(chain)?;
+        let (header, before) = (unread.header(), self.events);
+        for read in unread.events() {
+            let head = self.state.head();
+            let (bytes, claimed): (_, EventOf<Claim>) =
+                read.map_err(|source| chain(head.unreadable(source)))?;
+            head.in_time(header, claimed.at_ms).map_err(chain)?;
+            self.event(bytes, claimed, header)
+                .map_err(|detail| failure(sequence, bytes, detail))?;
         }
         // a commit belongs to the reign that the last `writer_started` began
-        if commit.epoch != self.state.epoch() {
-            let detail = format!("stands in epoch {}, which never began", commit.epoch);
-            return Err(failure(sequence, &commit.events[0].event, detail));
+        if header.epoch != self.state.epoch() {
+            let detail = format!("stands in epoch {}, which never began", header.epoch);
+            return Err(failure(sequence, unread.first(), detail));
         }
-        self.state.committed(commit.epoch, ChainHash::of(payload));
+        self.state.committed(header.epoch, hash);
         self.sequence = sequence;
-        Ok(commit.events.len() as u64)
+        Ok(self.events - before)
     }
 
     /// Ends the proof.
@@ -169,21 +171,29 @@ impl Verifier {
         })
     }
 
-    fn event(&mut self, stored: &StoredOf<Claim>, commit: &CommitOf<Claim>) -> Result<(), String> {
-        let claimed = &stored.event;
+    fn event(
+        &mut self,
+        stored: &[u8],
+        claimed: EventOf<Claim>,
+        header: &Header,
+    ) -> Result<(), String> {
+        let (envelope, claim) = claimed.split();
         self.events += 1;
-        if let Claim::Other(body @ EventBody::Unknown { .. }) = &claimed.body {
-            self.unknown += 1;
-            self.state.apply(&with_body(claimed, body.clone()));
-            return Ok(());
-        }
-        let account = self.state.account(&claimed.account);
-        let (expected, overrun) = match self.owed.pop_front() {
-            Some(owed) => (owed.taken_by(claimed)?, None),
-            None => self.decide(account, claimed, commit)?,
+        let claim = match claim {
+            Claim::Other(body) if matches!(*body, EventBody::Unknown { .. }) => {
+                self.unknown += 1;
+                self.state.apply(&envelope.with(*body));
+                return Ok(());
+            }
+            claim => claim,
         };
-        let event = &with_body(claimed, expected);
-        same_bytes(&mut self.bytes, &stored.bytes, event)?;
+        let account = self.state.account(&envelope.account);
+        let (expected, overrun) = match self.owed.pop_front() {
+            Some(owed) => (owed.taken_by(&envelope)?, None),
+            None => self.decide(account, &envelope, claim, header)?,
+        };
+        let event = &envelope.with(expected);
+        same_bytes(&mut self.bytes, stored, event)?;
         let scopes = account.and_then(|account| scopes_of(account, event));
         let whole = account.and_then(|account| above_everywhere(account, event));
         note_above(&mut self.before, account, event, scopes.as_deref());
@@ -215,87 +225,96 @@ impl Verifier {
     fn decide(
         &self,
         account: Option<&Account>,
-        event: &EventOf<Claim>,
-        commit: &CommitOf<Claim>,
+        event: &EventOf<()>,
+        claim: Claim,
+        header: &Header,
     ) -> Result<(EventBody, Option<Overrun>), String> {
         let context = Context {
             at_ms: event.at_ms,
             prices: self.state.prices(),
         };
-        let opened = || {
-            account
-                .filter(|account| account.is_open())
-                .ok_or_else(|| "belongs to an account that was never opened".to_owned())
-        };
-        let refused = |error: CommandError| error.to_string();
-        let body = match &event.body {
-            Claim::Reserved(request) => decide_reserve(opened()?, context, event, request, None)?,
+        let body = match claim {
+            Claim::Reserved(request) => {
+                decide_reserve(opened(account)?, context, event, &request, None)?
+            }
             Claim::Refused(data) => {
                 let at_ms = data.decided_at_ms.unwrap_or(event.at_ms);
                 if at_ms > event.at_ms {
                     return Err("was decided after it was written".to_owned());
                 }
                 let context = Context { at_ms, ..context };
-                decide_reserve(opened()?, context, event, &data.request, Some(data))?
+                decide_reserve(opened(account)?, context, event, &data.request, Some(&data))?
             }
             Claim::Settled {
                 reservation,
                 report,
             } => {
-                let decided = decide::settle(opened()?, context, *reservation, report);
-                let (settled, overrun) = decided.map_err(refused)?;
+                let decided = decide::settle(opened(account)?, context, reservation, report);
+                let (settled, overrun) = decided.map_err(|error| error.to_string())?;
                 return Ok((settled.into(), overrun));
             }
-            Claim::Other(body) => match body {
-                EventBody::Genesis(_) | EventBody::WriterStarted(_) => {
-                    self.decide_start(event.position, body, commit)?
-                }
-                EventBody::Resized(data) => {
-                    let (input, output) = (data.hold.input_tokens, data.hold.output_tokens);
-                    decide::resize(opened()?, context, data.reservation, input, output)
-                        .map_err(refused)?
-                        .into()
-                }
-                EventBody::Released(data) => {
-                    decide::release(opened()?, data.reservation, &data.reason)
-                        .map_err(refused)?
-                        .into()
-                }
-                EventBody::Expired(data) => {
-                    decide::expire(opened()?, event.at_ms, 0, data.reservation)
-                        .ok_or("ends a reservation that is not open or not due")?
-                        .into()
-                }
-                EventBody::Overrun(_) | EventBody::ThresholdCrossed(_) => {
-                    return Err("does not follow from the event before it".to_owned());
-                }
-                EventBody::Unknown { .. } => return Err("is not known".to_owned()),
-                EventBody::AccountOpened(_) => {
-                    decide_change(account.unwrap_or(&Account::default()), body)?
-                }
-                EventBody::PriceSet(price) => decide::set_price(self.state.prices(), price)
-                    .map_err(refused)?
-                    .ok_or("changes nothing")?
-                    .into(),
-                _ => decide_change(opened()?, body)?,
-            },
+            Claim::Other(body) => self.decide_other(account, context, event, &body, header)?,
         };
         Ok((body, None))
+    }
+
+    fn decide_other(
+        &self,
+        account: Option<&Account>,
+        context: Context<'_>,
+        event: &EventOf<()>,
+        body: &EventBody,
+        header: &Header,
+    ) -> Result<EventBody, String> {
+        let refused = |error: CommandError| error.to_string();
+        Ok(match body {
+            EventBody::Genesis(_) | EventBody::WriterStarted(_) => {
+                self.decide_start(event.position, body, header)?
+            }
+            EventBody::Resized(data) => {
+                let (input, output) = (data.hold.input_tokens, data.hold.output_tokens);
+                decide::resize(opened(account)?, context, data.reservation, input, output)
+                    .map_err(refused)?
+                    .into()
+            }
+            EventBody::Released(data) => {
+                decide::release(opened(account)?, data.reservation, &data.reason)
+                    .map_err(refused)?
+                    .into()
+            }
+            EventBody::Expired(data) => {
+                decide::expire(opened(account)?, event.at_ms, 0, data.reservation)
+                    .ok_or("ends a reservation that is not open or not due")?
+                    .into()
+            }
+            EventBody::Overrun(_) | EventBody::ThresholdCrossed(_) => {
+                return Err("does not follow from the event before it".to_owned());
+            }
+            EventBody::Unknown { .. } => return Err("is not known".to_owned()),
+            EventBody::AccountOpened(_) => {
+                decide_change(account.unwrap_or(&Account::default()), body)?
+            }
+            EventBody::PriceSet(price) => decide::set_price(self.state.prices(), price)
+                .map_err(refused)?
+                .ok_or("changes nothing")?
+                .into(),
+            _ => decide_change(opened(account)?, body)?,
+        })
     }
 
     fn decide_start(
         &self,
         position: Position,
         body: &EventBody,
-        commit: &CommitOf<Claim>,
+        header: &Header,
     ) -> Result<EventBody, String> {
         let first = position == Position(1);
         match body {
-            EventBody::Genesis(data) if !first || data.partition != commit.partition.0 => {
+            EventBody::Genesis(data) if !first || data.partition != header.partition.0 => {
                 Err("does not begin its own partition".to_owned())
             }
             EventBody::WriterStarted(data)
-                if data.epoch != self.state.epoch().next() || data.epoch != commit.epoch =>
+                if data.epoch != self.state.epoch().next() || data.epoch != header.epoch =>
             {
                 Err(format!(
                     "begins epoch {} after {}",
@@ -311,25 +330,22 @@ impl Verifier {
     }
 }
 
-fn failure(sequence: Sequence, event: &EventOf<Claim>, detail: String) -> VerifyError {
+fn opened(account: Option<&Account>) -> Result<&Account, String> {
+    account
+        .filter(|account| account.is_open())
+        .ok_or_else(|| "belongs to an account that was never opened".to_owned())
+}
+
+/// What does not hold of an event that has been read before.
+#[cold]
+fn failure(sequence: Sequence, stored: &[u8], detail: String) -> VerifyError {
+    let event = EventOf::<Claim>::decode(stored).expect("it has been read before");
     VerifyError::Decision {
         sequence,
         position: event.position,
-        account: event.account.clone(),
+        account: event.account,
         kind: event.body.kind().to_owned(),
         detail,
-    }
-}
-
-/// The event that the claim's envelope and a decision make.
-fn with_body(claimed: &EventOf<Claim>, body: EventBody) -> Event {
-    Event {
-        position: claimed.position,
-        at_ms: claimed.at_ms,
-        account: claimed.account.clone(),
-        cause: claimed.cause,
-        actor: claimed.actor.clone(),
-        body,
     }
 }
 
@@ -357,7 +373,7 @@ impl Owed {
     }
 
     /// What the event in its place must say.
-    fn taken_by(self, event: &EventOf<Claim>) -> Result<EventBody, String> {
+    fn taken_by(self, event: &EventOf<()>) -> Result<EventBody, String> {
         if self.account == event.account && self.cause == event.cause {
             return Ok(self.body);
         }
@@ -376,7 +392,7 @@ impl Owed {
 /// Compares an event's stored bytes with those of the decision, which are encoded into `room`. A build
 /// that adds fields to events must bring the code that decides them again: an older one says here that
 /// bytes differ.
-fn same_bytes(room: &mut Vec<u8>, stored: &Bytes, expected: &Event) -> Result<(), String> {
+fn same_bytes(room: &mut Vec<u8>, stored: &[u8], expected: &Event) -> Result<(), String> {
     room.clear();
     expected.encode_into(room);
     if *room == *stored {
@@ -392,18 +408,16 @@ fn same_bytes(room: &mut Vec<u8>, stored: &Bytes, expected: &Event) -> Result<()
 }
 
 /// Whose caps an event takes from or gives back to, looked up before it is applied.
-fn scopes_of<'a>(account: &Account, event: &'a Event) -> Option<Cow<'a, Scopes>> {
-    let of_open = |reservation| {
-        let open = account.open().get(reservation)?;
-        Some(Cow::Owned(open.scopes.clone()))
-    };
-    match &event.body {
-        EventBody::Reserved(data) => Some(Cow::Borrowed(&data.scopes)),
-        EventBody::Settled(data) => Some(Cow::Borrowed(&data.scopes)),
+fn scopes_of(account: &Account, event: &Event) -> Option<Arc<Scopes>> {
+    let of_open = |reservation| account.open().get(reservation).map(|open| &open.scopes);
+    let scopes = match &event.body {
+        EventBody::Reserved(data) => Some(&data.scopes),
+        EventBody::Settled(data) => Some(&data.scopes),
         EventBody::Resized(data) => of_open(&data.reservation),
         EventBody::Expired(data) => of_open(&data.reservation),
         _ => None,
-    }
+    };
+    scopes.map(Arc::clone)
 }
 
 /// Notes how far above its limit each cap stands that the event could take higher. Where the event
@@ -527,7 +541,7 @@ fn above(cap: &Cap, at_ms: u64) -> u64 {
 fn decide_reserve(
     account: &Account,
     context: Context<'_>,
-    event: &EventOf<Claim>,
+    event: &EventOf<()>,
     claimed: &claim::Request,
     recorded: Option<&claim::Refused>,
 ) -> Result<EventBody, String> {

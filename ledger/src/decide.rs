@@ -4,6 +4,8 @@
 //! Limits of time and number that protect the ledger from its callers are checked in [`validate`],
 //! once, when a command enters; a recorded decision is not judged by them again.
 
+use std::sync::Arc;
+
 use seatbelt_schemas::{
     budget::Budget,
     cap::{CAPS_PER_ACCOUNT_MAX, CAPS_PER_SCOPE_MAX, CapEvidence, CapSpec},
@@ -75,7 +77,7 @@ pub fn reserve(
     request: ReserveRequest<'_>,
     last_call: bool,
 ) -> Result<Verdict, CommandError> {
-    let scopes = scopes_of(account, &request)?;
+    let scopes = Arc::new(scopes_of(account, &request)?);
     let price = request
         .model
         .and_then(|model| context.prices.current(model));
@@ -437,7 +439,7 @@ pub fn settle(
     account: &Account,
     context: Context<'_>,
     reservation: ReservationId,
-    report: &Report,
+    report: Report,
 ) -> Result<(Settled, Option<Overrun>), CommandError> {
     let (open, late) = match (
         account.open().get(&reservation),
@@ -450,7 +452,7 @@ pub fn settle(
     if !late {
         run::is_request(account, reservation, open)?;
     }
-    let charge = charge(open, price_of(open, context), report)?;
+    let charge = charge(open, price_of(open, context), &report)?;
     let above = charge.above(&open.hold);
     let key = open.scopes.key.clone();
     let overrun = (!above.is_zero()).then_some(Overrun {
@@ -460,8 +462,8 @@ pub fn settle(
     });
     let settled = Settled {
         reservation,
-        scopes: open.scopes.clone(),
-        report: report.clone(),
+        scopes: Arc::clone(&open.scopes),
+        report,
         model: open.scopes.model.clone(),
         charge,
         price: open.price,

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use seatbelt_schemas::{
-    commit::{ChainHash, Commit, CommitError, CommitOf},
-    event::{Body, Event, EventBody},
+    commit::{ChainHash, Commit, CommitError, Header, Unread},
+    event::{Event, EventBody},
     ids::{AccountId, LedgerId},
     position::{Epoch, Partition, Position},
 };
@@ -124,10 +124,10 @@ pub enum ChainError {
     },
 }
 
-impl PartitionState {
-    /// The state before the first commit.
-    pub fn new(partition: Partition) -> Self {
-        let head = Head {
+impl Head {
+    /// Before the first commit.
+    pub fn start(partition: Partition) -> Self {
+        Self {
             partition,
             ledger: None,
             epoch: Epoch(0),
@@ -135,9 +135,88 @@ impl PartitionState {
             at_ms: 0,
             chain: ChainHash::default(),
             prices: PriceBook::default(),
-        };
+        }
+    }
+
+    /// Reads a stored commit and checks that it continues the journal.
+    pub fn check(&self, payload: &Bytes) -> Result<Commit, ChainError> {
+        let commit = Commit::read(payload).map_err(|source| self.unreadable(source))?;
+        let header = commit.header();
+        self.continued_by(&header)?;
+        let first = commit.events.first();
+        match first.map(|first| first.event.at_ms) {
+            Some(at_ms) => self.in_time(&header, at_ms).map(|()| commit),
+            None => Ok(commit),
+        }
+    }
+
+    /// Reads a stored commit's header and checks that it continues the journal. The times of its
+    /// events are for [`Head::in_time`].
+    pub fn check_header<'a>(&self, payload: &'a [u8]) -> Result<Unread<'a>, ChainError> {
+        let unread = Unread::of(payload).map_err(|source| self.unreadable(source))?;
+        self.continued_by(unread.header()).map(|()| unread)
+    }
+
+    /// Checks that an event of the commit with this header is not before the journal's end.
+    pub fn in_time(&self, header: &Header, at_ms: u64) -> Result<(), ChainError> {
+        if at_ms < self.at_ms {
+            return Err(self.backwards(header, "time"));
+        }
+        Ok(())
+    }
+
+    /// What is wrong where the next commit cannot be read.
+    pub fn unreadable(&self, source: CommitError) -> ChainError {
+        ChainError::Commit {
+            partition: self.partition,
+            after: self.position,
+            source,
+        }
+    }
+
+    fn backwards(&self, header: &Header, what: &'static str) -> ChainError {
+        ChainError::Backwards {
+            partition: self.partition,
+            at: header.first_position,
+            what,
+        }
+    }
+
+    fn continued_by(&self, header: &Header) -> Result<(), ChainError> {
+        let (partition, after) = (self.partition, self.position);
+        if header.partition != partition {
+            return Err(ChainError::Partition {
+                partition,
+                after,
+                found: header.partition,
+            });
+        }
+        let (expected, found) = (after.next(), header.first_position);
+        if found != expected {
+            return Err(ChainError::Gap {
+                partition,
+                expected,
+                found,
+            });
+        }
+        if header.prev != self.chain {
+            return Err(ChainError::Broken {
+                partition,
+                at: found,
+            });
+        }
+        if header.epoch < self.epoch {
+            return Err(self.backwards(header, "epoch"));
+        }
+        Ok(())
+    }
+}
+
+impl PartitionState {
+    /// The state before the first commit.
+    pub fn new(partition: Partition) -> Self {
         Self {
-            head,
+            head: Head::start(partition),
             accounts: HashMap::new(),
             paged: false,
         }
@@ -253,57 +332,7 @@ impl PartitionState {
 
     /// Reads a stored commit and checks that it continues the journal; applies nothing.
     pub fn check(&self, payload: &Bytes) -> Result<Commit, ChainError> {
-        self.check_as(payload)
-    }
-
-    /// As [`PartitionState::check`], reading of the events what `B` needs.
-    pub fn check_as<B: Body>(&self, payload: &Bytes) -> Result<CommitOf<B>, ChainError> {
-        let Head {
-            partition,
-            position: after,
-            ..
-        } = self.head;
-        let commit = CommitOf::<B>::read_as(payload).map_err(|source| ChainError::Commit {
-            partition,
-            after,
-            source,
-        })?;
-        if commit.partition != partition {
-            return Err(ChainError::Partition {
-                partition,
-                after,
-                found: commit.partition,
-            });
-        }
-        let (expected, found) = (after.next(), commit.first_position);
-        if found != expected {
-            return Err(ChainError::Gap {
-                partition,
-                expected,
-                found,
-            });
-        }
-        if commit.prev != self.head.chain {
-            return Err(ChainError::Broken {
-                partition,
-                at: found,
-            });
-        }
-        if commit.epoch < self.head.epoch {
-            return Err(ChainError::Backwards {
-                partition,
-                at: found,
-                what: "epoch",
-            });
-        }
-        if commit.events[0].event.at_ms < self.head.at_ms {
-            return Err(ChainError::Backwards {
-                partition,
-                at: found,
-                what: "time",
-            });
-        }
-        Ok(commit)
+        self.head.check(payload)
     }
 
     /// Steps over one event that its account has in it already.

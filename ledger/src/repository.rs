@@ -95,6 +95,7 @@ impl AccountAggregate {
                 })
             }
             AccountAction::Settle(reservation, report) => {
+                let report = report.clone();
                 let (settled, overrun) = decide::settle(account, context, *reservation, report)?;
                 Ok(std::iter::once(settled.into())
                     .chain(overrun.map(EventBody::from))

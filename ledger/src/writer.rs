@@ -7,7 +7,10 @@
 //! definite, and by reading what stands there. A writer that lost its place answers nothing more
 //! from its state. It has no clock: the time is given with every call, and goes only forward here.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use seatbelt_schemas::{
@@ -303,7 +306,7 @@ impl<T: Caller> Writer<T> {
         match request {
             Request::Reserve(command) => self.reserve(now_ms, command, caller),
             Request::Resize(command) => self.resize(now_ms, &command, caller),
-            Request::Settle(command, ack) => self.settle(now_ms, &command, ack, caller),
+            Request::Settle(command, ack) => self.settle(now_ms, command, ack, caller),
             Request::Release(command) => self.release(now_ms, &command, caller),
             Request::Read(query) => self.read(now_ms, &query, caller),
             Request::Admin(command) => self.admin(now_ms, &command, caller),
@@ -1072,7 +1075,16 @@ impl<T: Caller> Writer<T> {
         }
     }
 
-    fn settle(&mut self, now_ms: u64, command: &Settle, ack: Ack, caller: T) {
+    fn settle(&mut self, now_ms: u64, command: Settle, ack: Ack, caller: T) {
+        let known = (
+            &command.account,
+            command.id,
+            Fingerprint::of_settle(&command),
+        );
+        let valid = validate::settle(&command, now_ms);
+        let Some(caller) = self.admit(valid, known, ack, caller) else {
+            return;
+        };
         let Settle {
             id,
             account,
@@ -1080,28 +1092,24 @@ impl<T: Caller> Writer<T> {
             report,
             actor,
         } = command;
-        let known = (account, *id, Fingerprint::of_settle(command));
-        let valid = validate::settle(command, now_ms);
-        let Some(caller) = self.admit(valid, known, ack, caller) else {
-            return;
-        };
+        let (account, actor) = (&account, &actor);
         let decision = self
             .account(account)
-            .and_then(|state| decide::settle(state, self.context(now_ms), *reservation, report));
+            .and_then(|state| decide::settle(state, self.context(now_ms), reservation, report));
         match decision {
             Err(error) => {
                 let error = self.explained(error);
                 self.answer(caller, Err(error));
             }
             Ok((settled, overrun)) => {
-                let (amounts, scopes) = (settled.charge, settled.scopes.clone());
-                self.forget_deadline(account, *reservation);
+                let (amounts, scopes) = (settled.charge, Arc::clone(&settled.scopes));
+                self.forget_deadline(account, reservation);
                 let linger_until_ms = self.linger(now_ms);
-                let position = self.write(now_ms, account, *id, actor, settled.into());
+                let position = self.write(now_ms, account, id, actor, settled.into());
                 if let Some(overrun) = overrun {
-                    self.write(now_ms, account, *id, actor, overrun.into());
+                    self.write(now_ms, account, id, actor, overrun.into());
                 }
-                self.write_thresholds(now_ms, account, *id, actor, Applies::Scopes(&scopes));
+                self.write_thresholds(now_ms, account, id, actor, Applies::Scopes(&scopes));
                 self.linger_until_ms = linger_until_ms;
                 let reply = Ok(Reply::Resolution(Resolution { position, amounts }));
                 self.answer_when(ack, position, caller, reply);
@@ -1186,7 +1194,7 @@ impl<T: Caller> Writer<T> {
         let Some(open) = state.open().get(&reservation) else {
             return;
         };
-        let scopes = open.scopes.clone();
+        let scopes = Arc::clone(&open.scopes);
         let Some(expired) = decide::expire(state, at_ms, grace_ms, reservation) else {
             return;
         };

@@ -8,12 +8,11 @@ use bytes::Bytes;
 use seatbelt_ledger::{
     journal::{Sequence, Stored},
     partition::{ChainError, Head},
-    prices::PriceBook,
 };
 use seatbelt_schemas::{
     commit::{ChainHash, Commit},
     event::{Event, EventBody, StoredEvent},
-    position::{Epoch, Partition, Position},
+    position::Partition,
 };
 use thiserror::Error;
 
@@ -101,18 +100,9 @@ pub struct Tail {
 impl Tail {
     /// The place before the first commit.
     pub fn start(partition: Partition) -> Self {
-        let head = Head {
-            partition,
-            ledger: None,
-            epoch: Epoch(0),
-            position: Position(0),
-            at_ms: 0,
-            chain: ChainHash::default(),
-            prices: PriceBook::default(),
-        };
         Self {
             sequence: Sequence(0),
-            head,
+            head: Head::start(partition),
         }
     }
 
@@ -134,13 +124,12 @@ impl Tail {
         if stored.sequence != at {
             return Err(Halt::Gap { partition, at });
         }
-        let commit = self
-            .continues(&stored.payload)
-            .map_err(|source| Halt::Chain {
-                partition,
-                at,
-                source,
-            })?;
+        let checked = self.head.check(&stored.payload);
+        let commit = checked.map_err(|source| Halt::Chain {
+            partition,
+            at,
+            source,
+        })?;
         let opens = |first: &StoredEvent| matches!(first.event.body, EventBody::Genesis(_));
         if self.head.ledger.is_none() && !commit.events.first().is_some_and(opens) {
             return Err(Halt::NoGenesis { partition, at });
@@ -158,47 +147,6 @@ impl Tail {
         self.head.chain = ChainHash::of(payload);
     }
 
-    fn continues(&self, payload: &Bytes) -> Result<Commit, ChainError> {
-        let (partition, after) = (self.partition(), self.head.position);
-        let commit = Commit::decode(payload).map_err(|source| ChainError::Commit {
-            partition,
-            after,
-            source,
-        })?;
-        let (expected, at) = (after.next(), commit.first_position);
-        let backwards = |what| ChainError::Backwards {
-            partition,
-            at,
-            what,
-        };
-        if commit.partition != partition {
-            let found = commit.partition;
-            return Err(ChainError::Partition {
-                partition,
-                after,
-                found,
-            });
-        }
-        if at != expected {
-            return Err(ChainError::Gap {
-                partition,
-                expected,
-                found: at,
-            });
-        }
-        if commit.prev != self.head.chain {
-            return Err(ChainError::Broken { partition, at });
-        }
-        if commit.epoch < self.head.epoch {
-            return Err(backwards("epoch"));
-        }
-        let first = commit.events.first();
-        if first.is_some_and(|first| first.event.at_ms < self.head.at_ms) {
-            return Err(backwards("time"));
-        }
-        Ok(commit)
-    }
-
     fn note(&mut self, event: &Event) {
         self.head.position = event.position;
         self.head.at_ms = event.at_ms;
@@ -212,6 +160,7 @@ impl Tail {
 
 #[cfg(test)]
 mod tests {
+    use seatbelt_schemas::position::{Epoch, Position};
 
     use super::*;
     use crate::testing::{commits, opened};

@@ -131,7 +131,7 @@ pub(crate) fn reserved(id: &str, number: u64, tokens: u64) -> Body {
     };
     let reserved = Reserved {
         reservation: reservation(number),
-        scopes: scopes(),
+        scopes: scopes().into(),
         asked,
         hold: Amounts::request(0, tokens, None),
         price: None,
@@ -154,7 +154,7 @@ pub(crate) fn settled(id: &str, number: u64, tokens: u64) -> Body {
     };
     let settled = Settled {
         reservation: reservation(number),
-        scopes: scopes(),
+        scopes: scopes().into(),
         report,
         model: None,
         charge: Amounts::request(0, tokens, None),

@@ -28,7 +28,7 @@ pub enum Claim {
         report: Report,
     },
     /// Every other kind, whole: most of it is the command's.
-    Other(EventBody),
+    Other(Box<EventBody>),
 }
 
 /// What a reserve asked. Its team is the ledger's to say.
@@ -127,7 +127,7 @@ impl Body for Claim {
                     },
                 }
             }
-            kind => Self::Other(EventBody::read(kind, from)?),
+            kind => Self::Other(EventBody::read(kind, from)?.into()),
         })
     }
 }

@@ -1,7 +1,8 @@
 //! A commit: the events decided together, durable together; one JetStream message.
 //!
 //! `prev` chains each commit to the SHA-256 of the stored bytes of the one before. Bytes are never
-//! re-encoded before hashing.
+//! re-encoded before hashing. Whoever needs a commit whole reads a [`Commit`]; whoever goes through its
+//! events one by one reads [`Unread`] and keeps none of them.
 
 use std::fmt;
 
@@ -11,7 +12,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::{
-    event::{Body, EventBody, StoredOf},
+    event::{Body, EventOf, StoredEvent},
     position::{Epoch, Partition, Position},
     wire::{self, WireError},
 };
@@ -96,12 +97,33 @@ pub fn encode_commit(
     wire::encode(&payload).into()
 }
 
-/// A commit, decoded.
-pub type Commit = CommitOf<EventBody>;
+/// What a commit says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Its partition.
+    pub partition: Partition,
+    /// The reign that wrote it.
+    pub epoch: Epoch,
+    /// Position of its first event.
+    pub first_position: Position,
+    /// Hash of the commit before it.
+    pub prev: ChainHash,
+    /// When it was decided, unix ms.
+    pub at_ms: u64,
+}
 
-/// A commit, its events read as far as `B` goes.
+impl Header {
+    fn contradicts(&self, detail: impl Into<String>) -> CommitError {
+        CommitError::Contradiction {
+            first_position: self.first_position,
+            detail: detail.into(),
+        }
+    }
+}
+
+/// A commit, decoded.
 #[derive(Debug, Clone, PartialEq)]
-pub struct CommitOf<B> {
+pub struct Commit {
     /// Its partition.
     pub partition: Partition,
     /// The reign that wrote it.
@@ -113,7 +135,14 @@ pub struct CommitOf<B> {
     /// When it was decided, unix ms.
     pub at_ms: u64,
     /// Its events, 1 to [`COMMIT_EVENTS_MAX`].
-    pub events: Vec<StoredOf<B>>,
+    pub events: Vec<StoredEvent>,
+}
+
+/// A commit of which only the header has been read.
+#[derive(Debug, Clone)]
+pub struct Unread<'a> {
+    header: Header,
+    events: Vec<&'a serde_bytes::Bytes>,
 }
 
 /// Bytes that are not a commit.
@@ -173,89 +202,137 @@ impl Commit {
     /// Reads stored bytes and checks the commit against itself: bounds, gapless positions, times. Its
     /// events share the bytes.
     pub fn read(payload: &Bytes) -> Result<Self, CommitError> {
-        Self::read_as(payload)
+        let unread = Unread::of(payload)?;
+        let mut events = Vec::with_capacity(unread.events.len());
+        for read in unread.events() {
+            let (bytes, event) = read?;
+            let bytes = payload.slice_ref(bytes);
+            events.push(StoredEvent { bytes, event });
+        }
+        let Header {
+            partition,
+            epoch,
+            first_position,
+            prev,
+            at_ms,
+        } = unread.header;
+        Ok(Self {
+            partition,
+            epoch,
+            first_position,
+            prev,
+            at_ms,
+            events,
+        })
+    }
+
+    /// What it says of itself.
+    pub fn header(&self) -> Header {
+        Header {
+            partition: self.partition,
+            epoch: self.epoch,
+            first_position: self.first_position,
+            prev: self.prev,
+            at_ms: self.at_ms,
+        }
+    }
+
+    /// Position of its last event.
+    pub fn last_position(&self) -> Position {
+        Position(self.first_position.0 + self.events.len() as u64 - 1)
     }
 }
 
-impl<B: Body> CommitOf<B> {
-    /// As [`Commit::read`], reading of the events what `B` needs.
-    pub fn read_as(payload: &Bytes) -> Result<Self, CommitError> {
-        let raw: Payload<'_> = wire::decode("commit", payload).map_err(CommitError::Shape)?;
+impl<'a> Unread<'a> {
+    /// Reads the header of stored bytes and checks the bounds.
+    pub fn of(payload: &'a [u8]) -> Result<Self, CommitError> {
+        let raw: Payload<'a> = wire::decode("commit", payload).map_err(CommitError::Shape)?;
         if raw.v != Commit::VERSION {
             return Err(CommitError::Shape(WireError::Version {
                 what: "commit",
                 found: raw.v,
             }));
         }
-        let first_position = raw.first_position;
-        let contradiction = |detail: String| CommitError::Contradiction {
-            first_position,
-            detail,
-        };
-        let prev = <[u8; 32]>::try_from(raw.prev).map_err(|_| {
-            contradiction(format!("prev has {} bytes instead of 32", raw.prev.len()))
-        })?;
-        let mut events = Vec::with_capacity(raw.events.len());
-        for (index, bytes) in raw.events.into_iter().enumerate() {
-            match StoredOf::read_as(payload.slice_ref(bytes)) {
-                Ok(event) => events.push(event),
-                Err(source) => {
-                    return Err(CommitError::Event {
-                        index,
-                        first_position,
-                        source,
-                    });
-                }
-            }
-        }
-        let commit = Self {
+        let mut header = Header {
             partition: Partition(raw.partition),
             epoch: raw.epoch,
-            first_position,
-            prev: ChainHash(prev),
+            first_position: raw.first_position,
+            prev: ChainHash::default(),
             at_ms: raw.at_ms,
-            events,
         };
-        commit.consistent(payload.len()).map_err(contradiction)?;
-        Ok(commit)
+        header.prev = <[u8; 32]>::try_from(raw.prev).map(ChainHash).map_err(|_| {
+            header.contradicts(format!("prev has {} bytes instead of 32", raw.prev.len()))
+        })?;
+        let unread = Self {
+            header,
+            events: raw.events,
+        };
+        unread.bounded(payload.len())?;
+        Ok(unread)
     }
 
-    fn consistent(&self, payload_len: usize) -> Result<(), String> {
-        if !(1..=COMMIT_EVENTS_MAX).contains(&self.events.len()) {
-            return Err(format!(
-                "{} events instead of 1 to {COMMIT_EVENTS_MAX}",
-                self.events.len()
-            ));
+    fn bounded(&self, payload_len: usize) -> Result<(), CommitError> {
+        let (header, count) = (&self.header, self.events.len());
+        if !(1..=COMMIT_EVENTS_MAX).contains(&count) {
+            return Err(header.contradicts(format!(
+                "{count} events instead of 1 to {COMMIT_EVENTS_MAX}"
+            )));
         }
         if payload_len > COMMIT_BYTES_MAX {
-            return Err(format!(
+            return Err(header.contradicts(format!(
                 "{payload_len} bytes instead of at most {COMMIT_BYTES_MAX}"
-            ));
+            )));
         }
-        if self.first_position == Position(0) {
-            return Err("positions begin at 1".to_owned());
+        if header.first_position == Position(0) {
+            return Err(header.contradicts("positions begin at 1"));
         }
-        let mut expected = self.first_position;
-        let mut at_ms = 0;
-        for stored in &self.events {
-            if stored.event.position != expected {
-                return Err(format!(
-                    "event {} stands where {expected} belongs",
-                    stored.event.position
-                ));
-            }
-            if stored.event.at_ms < at_ms || stored.event.at_ms > self.at_ms {
-                return Err(format!("the time of event {expected} goes backwards"));
-            }
-            at_ms = stored.event.at_ms;
-            expected = Position(expected.0.checked_add(1).ok_or("positions end")?);
+        match header.first_position.0.checked_add(count as u64) {
+            Some(_) => Ok(()),
+            None => Err(header.contradicts("positions end")),
         }
-        Ok(())
     }
 
-    /// Position of its last event.
-    pub fn last_position(&self) -> Position {
-        Position(self.first_position.0 + self.events.len() as u64 - 1)
+    /// What it says of itself.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The stored bytes of its first event.
+    pub fn first(&self) -> &'a [u8] {
+        self.events[0]
+    }
+
+    /// Its events, each with its stored bytes, read as far as `B` goes and checked against the commit:
+    /// gapless positions, times that do not go backwards.
+    pub fn events<B: Body>(
+        &self,
+    ) -> impl Iterator<Item = Result<(&'a [u8], EventOf<B>), CommitError>> {
+        let Header {
+            first_position,
+            at_ms: last_ms,
+            ..
+        } = self.header;
+        let mut earliest_ms = 0;
+        self.events.iter().enumerate().map(move |(index, bytes)| {
+            let bytes: &'a [u8] = bytes;
+            let event = EventOf::<B>::decode(bytes).map_err(|source| CommitError::Event {
+                index,
+                first_position,
+                source,
+            })?;
+            let expected = Position(first_position.0 + index as u64);
+            if event.position != expected {
+                let found = event.position;
+                let detail = format!("event {found} stands where {expected} belongs");
+                return Err(self.header.contradicts(detail));
+            }
+            if !(earliest_ms..=last_ms).contains(&event.at_ms) {
+                let detail = format!("the time of event {expected} goes backwards");
+                return Err(self.header.contradicts(detail));
+            }
+            earliest_ms = event.at_ms;
+            Ok((bytes, event))
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 //! kinds that this build does not know survive every hop. An event holds all that its decision
 //! depended on besides the state, so that it can be decided again and compared byte for byte.
 
-use std::{fmt, marker::PhantomData};
+use std::{fmt, marker::PhantomData, sync::Arc};
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -150,7 +150,7 @@ pub struct Reserved {
     /// Its id.
     pub reservation: ReservationId,
     /// Whose it is.
-    pub scopes: Scopes,
+    pub scopes: Arc<Scopes>,
     /// What was asked.
     pub asked: Asked,
     /// What is held. Its output is below what was asked where it was clamped.
@@ -210,7 +210,7 @@ pub struct Refused {
     /// The id it would have had.
     pub reservation: ReservationId,
     /// Whose it would have been.
-    pub scopes: Scopes,
+    pub scopes: Arc<Scopes>,
     /// What was asked.
     pub asked: Asked,
     /// What would have been held.
@@ -301,7 +301,7 @@ pub struct Settled {
     /// The reservation.
     pub reservation: ReservationId,
     /// Whose it was.
-    pub scopes: Scopes,
+    pub scopes: Arc<Scopes>,
     /// What was used, and by whom that is known.
     pub report: Report,
     /// The model that was charged for; the same as asked.
@@ -321,7 +321,7 @@ pub struct Settled {
 #[derive(Deserialize)]
 struct SettledFields {
     reservation: ReservationId,
-    scopes: Scopes,
+    scopes: Arc<Scopes>,
     usage: Usage,
     upstream: String,
     source: UsageSource,
@@ -622,8 +622,10 @@ impl Event {
             data: &self.body,
         }
     }
+}
 
-    /// Reads stored bytes; unknown fields are skipped, an unknown kind is kept as it is.
+impl<B: Body> EventOf<B> {
+    /// Reads stored bytes as far as `B` goes; unknown fields are skipped, an unknown kind is kept as it is.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         wire::decode("event", bytes)
     }
@@ -698,26 +700,58 @@ impl<'de, B: Body> de::Visitor<'de> for EventVisitor<B> {
     }
 }
 
-/// An event together with the bytes it was read from or will be stored as.
-pub type StoredEvent = StoredOf<EventBody>;
+impl<B> EventOf<B> {
+    /// Takes the envelope off what was read of the data.
+    pub fn split(self) -> (EventOf<()>, B) {
+        let Self {
+            position,
+            at_ms,
+            account,
+            cause,
+            actor,
+            body,
+        } = self;
+        let envelope = EventOf {
+            position,
+            at_ms,
+            account,
+            cause,
+            actor,
+            body: (),
+        };
+        (envelope, body)
+    }
+}
 
-/// Stored bytes, and what is read of them.
+impl EventOf<()> {
+    /// The event that this envelope and a body make.
+    pub fn with(self, body: EventBody) -> Event {
+        let Self {
+            position,
+            at_ms,
+            account,
+            cause,
+            actor,
+            ..
+        } = self;
+        Event {
+            position,
+            at_ms,
+            account,
+            cause,
+            actor,
+            body,
+        }
+    }
+}
+
+/// An event together with the bytes it was read from or will be stored as.
 #[derive(Debug, Clone, PartialEq)]
-pub struct StoredOf<B> {
+pub struct StoredEvent {
     /// The truth.
     pub bytes: Bytes,
     /// What this build understands of it.
-    pub event: EventOf<B>,
-}
-
-impl<B: Body> StoredOf<B> {
-    /// Reads a stored event as far as `B` goes.
-    pub fn read_as(bytes: Bytes) -> Result<Self, WireError> {
-        Ok(Self {
-            event: wire::decode("event", &bytes)?,
-            bytes,
-        })
-    }
+    pub event: Event,
 }
 
 impl StoredEvent {
@@ -731,7 +765,8 @@ impl StoredEvent {
 
     /// Reads a stored one.
     pub fn read(bytes: Bytes) -> Result<Self, WireError> {
-        Self::read_as(bytes)
+        let event = Event::decode(&bytes)?;
+        Ok(Self { bytes, event })
     }
 
     /// The whole event as JSON, from its bytes: also what this build does not understand.

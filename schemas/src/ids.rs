@@ -35,7 +35,9 @@ fn is_token(text: &str) -> bool {
 }
 
 fn is_name(text: &str) -> bool {
-    (1..=NAME_LEN_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
+    // most names are printable ASCII: every event has some
+    let plain = || text.bytes().all(|b| (b' '..=b'~').contains(&b));
+    (1..=NAME_LEN_MAX).contains(&text.len()) && (plain() || !text.chars().any(char::is_control))
 }
 
 macro_rules! text_id {

@@ -173,7 +173,7 @@ fn budget() -> impl Strategy<Value = Budget> {
 prop_compose! {
     fn reserved()(reservation in reservation(), scopes in scopes(), asked in asked(), hold in amounts(),
         price in any::<Option<u32>>(), budget in option::of(budget()), caps in vec(evidence(), 0..5)) -> Reserved {
-        Reserved { reservation, scopes, asked, hold, price, budget, caps }
+        Reserved { reservation, scopes: scopes.into(), asked, hold, price, budget, caps }
     }
 }
 
@@ -197,7 +197,7 @@ prop_compose! {
 prop_compose! {
     fn settled()(reservation in reservation(), scopes in scopes(), report in report(), model in option::of(model()),
         charge in amounts(), price in any::<Option<u32>>(), reserved_at_ms in any::<u64>(), late in any::<bool>()) -> Settled {
-        Settled { reservation, scopes, report, model, charge, price, reserved_at_ms, late }
+        Settled { reservation, scopes: scopes.into(), report, model, charge, price, reserved_at_ms, late }
     }
 }
 

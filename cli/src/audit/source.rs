@@ -19,7 +19,10 @@ use futures::{
     stream::{self, BoxStream},
 };
 use seatbelt_ledger::{
-    journal::{Journal, ReadError, Sequence, Stored, export::ExportReader},
+    journal::{
+        Journal, ReadError, Sequence, Stored,
+        export::{ExportReader, Exported},
+    },
     nats::{Nats, NatsJournal, ProvisionError, connect},
 };
 use seatbelt_schemas::{
@@ -54,6 +57,18 @@ const READ_BYTES: usize = 1 << 18;
 pub(super) struct Item {
     pub(super) partition: Partition,
     pub(super) stored: Stored,
+}
+
+impl From<Exported<'_>> for Item {
+    fn from(commit: Exported<'_>) -> Self {
+        Self {
+            partition: commit.partition,
+            stored: Stored {
+                sequence: commit.sequence,
+                payload: commit.payload.to_vec().into(),
+            },
+        }
+    }
 }
 
 /// A line of an export in JSON.
@@ -225,8 +240,8 @@ impl Source {
         let (sender, receiver) = mpsc::channel(READ_AHEAD_MAX);
         let path = path.to_owned();
         tokio::task::spawn_blocking(move || {
-            let taken = read_file(&path, &Arc::default(), |item| {
-                match sender.blocking_send(Ok(item)) {
+            let taken = read_file(&path, &Arc::default(), |commit| {
+                match sender.blocking_send(Ok(commit.into())) {
                     Ok(()) => ControlFlow::Continue(()),
                     Err(_) => ControlFlow::Break(()),
                 }
@@ -365,7 +380,7 @@ fn one_by_one(journal: &NatsJournal) -> BoxStream<'_, Result<Stored, ReadError>>
 pub(super) fn read_file(
     path: &Path,
     done: &Arc<AtomicU64>,
-    take: impl FnMut(Item) -> ControlFlow<()>,
+    take: impl FnMut(Exported<'_>) -> ControlFlow<()>,
 ) -> Result<(), AuditError> {
     let file: io::Result<Box<dyn Read>> = match path.to_str() {
         Some("-") => Ok(Box::new(io::stdin())),
@@ -410,7 +425,7 @@ impl<R: Read> Read for Counted<'_, R> {
 fn read_frames(
     path: &Path,
     reader: impl BufRead,
-    mut take: impl FnMut(Item) -> ControlFlow<()>,
+    mut take: impl FnMut(Exported<'_>) -> ControlFlow<()>,
 ) -> Result<(), AuditError> {
     let mut frames = ExportReader::new(reader);
     loop {
@@ -418,11 +433,9 @@ fn read_frames(
             let path = path.to_owned();
             AuditError::Export { path, source }
         })?;
-        let Some((partition, stored)) = next else {
-            return Ok(());
-        };
-        if take(Item { partition, stored }).is_break() {
-            return Ok(());
+        match next {
+            Some(commit) if take(commit).is_continue() => {}
+            _ => return Ok(()),
         }
     }
 }
@@ -430,9 +443,9 @@ fn read_frames(
 fn read_lines(
     path: &Path,
     mut reader: impl BufRead,
-    mut take: impl FnMut(Item) -> ControlFlow<()>,
+    mut take: impl FnMut(Exported<'_>) -> ControlFlow<()>,
 ) -> Result<(), AuditError> {
-    let mut text = Vec::new();
+    let (mut text, mut payload) = (Vec::new(), Vec::new());
     for line in 1.. {
         text.clear();
         let read = reader
@@ -445,27 +458,27 @@ fn read_lines(
         if text.trim_ascii().is_empty() {
             continue;
         }
-        let item = parse(&text).map_err(|detail| {
+        let commit = parse(&text, &mut payload).map_err(|detail| {
             let path = path.to_owned();
             AuditError::Line { path, line, detail }
         })?;
-        if take(item).is_break() {
+        if take(commit).is_break() {
             break;
         }
     }
     Ok(())
 }
 
-fn parse(text: &[u8]) -> Result<Item, String> {
+/// Reads a line; its payload is put into `payload`.
+fn parse<'a>(text: &[u8], payload: &'a mut Vec<u8>) -> Result<Exported<'a>, String> {
     let line: Line<'_> = serde_json::from_slice(text)
         .map_err(|error| format!("not a commit as `audit export` writes it: {error}"))?;
-    let payload = hex::decode(line.payload.as_bytes())
+    payload.resize(line.payload.len() / 2, 0);
+    hex::decode_to_slice(line.payload.as_bytes(), payload)
         .map_err(|error| format!("the payload is not hexadecimal: {error}"))?;
-    Ok(Item {
+    Ok(Exported {
         partition: Partition(line.partition),
-        stored: Stored {
-            sequence: Sequence(line.sequence),
-            payload: payload.into(),
-        },
+        sequence: Sequence(line.sequence),
+        payload,
     })
 }

@@ -18,11 +18,11 @@ use std::{
 use futures::StreamExt;
 use seatbelt_ledger::{
     audit::{Verifier, VerifyError},
-    journal::{ReadError, Stored},
+    journal::{ReadError, Sequence, export::Exported},
     partition::ChainError,
 };
 use seatbelt_schemas::{
-    commit::Commit,
+    commit::{COMMIT_BYTES_MAX, Commit},
     event::Genesis,
     position::{Partition, Position},
 };
@@ -37,10 +37,11 @@ use super::{
 /// Commits handed to a partition's thread at once, at most. Waking a thread costs more than proving a
 /// small commit.
 const BATCH_COMMITS: usize = 64;
-/// Bytes handed to a partition's thread at once, where a commit more does not exceed them.
-const BATCH_BYTES: usize = 1 << 19;
-/// Batches on their way to one partition's thread: at most 4 MiB and a little.
-const QUEUE_MAX: usize = 8;
+/// Bytes handed to a partition's thread at once: so many, and less than one commit more.
+const BATCH_BYTES: usize = 1 << 17;
+/// Batches on their way to one partition's thread: together under 1 MiB, so that what is read is still
+/// in a processor's cache when it is proved.
+const QUEUE_MAX: usize = 6;
 /// How often progress is shown.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// Characters of the bar that shows it.
@@ -147,8 +148,8 @@ async fn examine(source: &Source, done: &Arc<Done>) -> (Findings, Option<AuditEr
 
 fn read_export(path: &Path, workers: &mut Workers) -> Result<(), AuditError> {
     let read = Arc::clone(&workers.done.read);
-    read_file(path, &read, |item| {
-        if let Some((queue, batch)) = workers.take(item) {
+    read_file(path, &read, |commit| {
+        if let Some((queue, batch)) = workers.take(commit) {
             // one that has found its first failure takes no more
             let _ = queue.blocking_send(batch);
         }
@@ -160,9 +161,14 @@ async fn read_journals(source: &Source, workers: &mut Workers) -> Result<(), Aud
     let mut commits = source.commits_in_turns();
     while let Some(item) = commits.next().await {
         match item {
-            Ok(item) => {
+            Ok(Item { partition, stored }) => {
                 workers.done.read.fetch_add(1, Ordering::Relaxed);
-                if let Some((queue, batch)) = workers.take(item) {
+                let commit = Exported {
+                    partition,
+                    sequence: stored.sequence,
+                    payload: &stored.payload,
+                };
+                if let Some((queue, batch)) = workers.take(commit) {
                     let _ = queue.send(batch).await;
                 }
             }
@@ -175,15 +181,55 @@ async fn read_journals(source: &Source, workers: &mut Workers) -> Result<(), Aud
     Ok(())
 }
 
-/// Commits for one partition's thread.
-type Batch = Vec<Stored>;
+/// Commits for one partition's thread, one behind the other in one room that is used again and again:
+/// fresh memory for each would cost as much as reading it.
+#[derive(Debug)]
+struct Batch {
+    bytes: Vec<u8>,
+    /// Each commit's sequence, and where it ends.
+    commits: Vec<(Sequence, usize)>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            bytes: Vec::with_capacity(BATCH_BYTES + COMMIT_BYTES_MAX),
+            commits: Vec::with_capacity(BATCH_COMMITS),
+        }
+    }
+}
+
+impl Batch {
+    fn push(&mut self, sequence: Sequence, payload: &[u8]) {
+        self.bytes.extend_from_slice(payload);
+        self.commits.push((sequence, self.bytes.len()));
+    }
+
+    fn is_full(&self) -> bool {
+        self.commits.len() >= BATCH_COMMITS || self.bytes.len() >= BATCH_BYTES
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Sequence, &[u8])> {
+        let mut begin = 0;
+        self.commits.iter().map(move |(sequence, end)| {
+            let payload = &self.bytes[std::mem::replace(&mut begin, *end)..*end];
+            (*sequence, payload)
+        })
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.commits.clear();
+    }
+}
 
 /// One partition's thread.
 struct Worker {
     queue: mpsc::Sender<Batch>,
-    /// What is handed over next, and its size.
+    /// What it is done with.
+    done_with: mpsc::Receiver<Batch>,
+    /// What is handed over next.
     batch: Batch,
-    bytes: usize,
     finding: JoinHandle<Finding>,
 }
 
@@ -204,19 +250,17 @@ impl Workers {
     }
 
     /// Takes a commit for its partition; gives back what is to be handed over now.
-    fn take(&mut self, item: Item) -> Option<(&mpsc::Sender<Batch>, Batch)> {
-        let Item { partition, stored } = item;
+    fn take(&mut self, commit: Exported<'_>) -> Option<(&mpsc::Sender<Batch>, Batch)> {
+        let partition = commit.partition;
         let worker = self
             .workers
             .entry(partition)
             .or_insert_with(|| work(partition, &self.done));
-        worker.bytes += stored.payload.len();
-        worker.batch.push(stored);
-        if worker.batch.len() < BATCH_COMMITS && worker.bytes < BATCH_BYTES {
+        worker.batch.push(commit.sequence, commit.payload);
+        if !worker.batch.is_full() {
             return None;
         }
-        worker.bytes = 0;
-        let room = Vec::with_capacity(BATCH_COMMITS);
+        let room = worker.done_with.try_recv().unwrap_or_default();
         let batch = std::mem::replace(&mut worker.batch, room);
         Some((&worker.queue, batch))
     }
@@ -288,27 +332,36 @@ fn nothing(partition: Partition) -> Finding {
 
 fn work(partition: Partition, done: &Arc<Done>) -> Worker {
     let (queue, batches) = mpsc::channel(QUEUE_MAX);
+    let (give_back, done_with) = mpsc::channel(QUEUE_MAX);
     let done = Arc::clone(done);
-    let finding = tokio::task::spawn_blocking(move || prove(partition, batches, &done));
+    let finding = tokio::task::spawn_blocking(move || prove(partition, batches, &give_back, &done));
     Worker {
         queue,
-        batch: Vec::with_capacity(BATCH_COMMITS),
-        bytes: 0,
+        done_with,
+        batch: Batch::default(),
         finding,
     }
 }
 
-fn prove(partition: Partition, mut batches: mpsc::Receiver<Batch>, done: &Done) -> Finding {
+fn prove(
+    partition: Partition,
+    mut batches: mpsc::Receiver<Batch>,
+    give_back: &mpsc::Sender<Batch>,
+    done: &Done,
+) -> Finding {
     let mut verifier = Verifier::new(partition);
     let mut finding = nothing(partition);
-    while let Some(batch) = batches.blocking_recv() {
+    while let Some(mut batch) = batches.blocking_recv() {
         let before = finding.events;
-        for stored in batch {
-            match verifier.accept(stored.sequence, &stored.payload) {
+        for (sequence, payload) in batch.iter() {
+            match verifier.accept(sequence, payload) {
                 Ok(events) => {
                     if finding.commits == 0 {
-                        let first = Commit::read(&stored.payload).ok();
-                        finding.genesis = first.as_ref().and_then(genesis).cloned();
+                        finding.genesis = Commit::decode(payload)
+                            .ok()
+                            .as_ref()
+                            .and_then(genesis)
+                            .cloned();
                     }
                     finding.commits += 1;
                     finding.events += events;
@@ -321,6 +374,9 @@ fn prove(partition: Partition, mut batches: mpsc::Receiver<Batch>, done: &Done) 
         }
         let events = finding.events - before;
         done.events.fetch_add(events, Ordering::Relaxed);
+        batch.clear();
+        // a reader that has come to its end needs no more room
+        let _ = give_back.try_send(batch);
     }
     match verifier.finish() {
         Ok(summary) => {

@@ -4,8 +4,8 @@
 //! partition, eight bytes sequence, four bytes length (big endian) and the payload. Commits of one
 //! partition are in order; partitions take turns. The last frame is no commit: it carries
 //! [`END`] for a partition and the number of frames before it for a sequence, so a copy that was cut
-//! anywhere is known for one. Only one frame at a time is in memory. What a commit says is not looked at
-//! here.
+//! anywhere is known for one. Only one frame at a time is in memory, always in the same room. What a
+//! commit says is not looked at here.
 
 use std::io::{self, BufRead, Read, Write};
 
@@ -15,7 +15,7 @@ use seatbelt_schemas::{
 };
 use thiserror::Error;
 
-use super::{Sequence, Stored};
+use super::Sequence;
 
 /// How an export begins.
 pub const MAGIC: &[u8; MAGIC_BYTES] = b"SEATBELT-EXPORT-1\n";
@@ -108,6 +108,19 @@ pub struct ExportReader<R> {
     offset: u64,
     frames: u64,
     ended: bool,
+    /// What was read last; kept for its room.
+    bytes: Vec<u8>,
+}
+
+/// A commit as an export has it, until the next is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exported<'a> {
+    /// Whose it is.
+    pub partition: Partition,
+    /// Its sequence.
+    pub sequence: Sequence,
+    /// Its bytes, as stored.
+    pub payload: &'a [u8],
 }
 
 impl<R: BufRead> ExportReader<R> {
@@ -118,37 +131,43 @@ impl<R: BufRead> ExportReader<R> {
             offset: 0,
             frames: 0,
             ended: false,
+            bytes: Vec::new(),
         }
     }
 
     /// The next commit; `None` at the end of a whole export. After an error nothing more is read.
-    pub fn next_commit(&mut self) -> Result<Option<(Partition, Stored)>, ExportError> {
+    pub fn next_commit(&mut self) -> Result<Option<Exported<'_>>, ExportError> {
         if self.ended {
             return Ok(None);
         }
         let next = self.begin().and_then(|()| self.frame());
         self.ended = !matches!(next, Ok(Some(_)));
-        next
+        Ok(next?.map(|(partition, sequence)| Exported {
+            partition,
+            sequence,
+            payload: &self.bytes,
+        }))
     }
 
     fn begin(&mut self) -> Result<(), ExportError> {
         if self.offset > 0 {
             return Ok(());
         }
-        let start = self.bytes(MAGIC.len())?;
-        match start.len() {
+        self.read(MAGIC.len())?;
+        match self.bytes.len() {
             // as far as it goes it may be one
-            1..MAGIC_BYTES if MAGIC.starts_with(&start) => Err(self.truncated()),
-            _ if start == MAGIC => Ok(()),
+            1..MAGIC_BYTES if MAGIC.starts_with(&self.bytes) => Err(self.truncated()),
+            _ if self.bytes == MAGIC => Ok(()),
             _ => Err(ExportError::Foreign),
         }
     }
 
-    fn frame(&mut self) -> Result<Option<(Partition, Stored)>, ExportError> {
+    /// Reads a frame; its payload is what was read last.
+    fn frame(&mut self) -> Result<Option<(Partition, Sequence)>, ExportError> {
         let offset = self.offset;
-        let head = self.bytes(HEAD_BYTES)?;
-        let head = <[u8; HEAD_BYTES]>::try_from(head).map_err(|_| self.truncated())?;
-        let (partition, number, length) = parts(&head);
+        self.read(HEAD_BYTES)?;
+        let head = <&[u8; HEAD_BYTES]>::try_from(&self.bytes[..]);
+        let (partition, number, length) = parts(head.map_err(|_| self.truncated())?);
         if partition == END {
             return self.end(offset, number, length).map(|()| None);
         }
@@ -161,13 +180,12 @@ impl<R: BufRead> ExportReader<R> {
                 "{length} bytes instead of at most {COMMIT_BYTES_MAX}"
             ));
         }
-        let payload = self.bytes(length)?;
-        if payload.len() < length {
+        self.read(length)?;
+        if self.bytes.len() < length {
             return Err(self.truncated());
         }
         self.frames += 1;
-        let (sequence, payload) = (Sequence(number), payload.into());
-        Ok(Some((Partition(partition), Stored { sequence, payload })))
+        Ok(Some((Partition(partition), Sequence(number))))
     }
 
     fn end(&mut self, offset: u64, frames: u64, length: usize) -> Result<(), ExportError> {
@@ -177,7 +195,8 @@ impl<R: BufRead> ExportReader<R> {
             return Err(ExportError::Damaged { offset, detail });
         }
         let offset = self.offset;
-        if self.bytes(1)?.is_empty() {
+        self.read(1)?;
+        if self.bytes.is_empty() {
             return Ok(());
         }
         let detail = "it follows the end of the export".to_owned();
@@ -189,18 +208,15 @@ impl<R: BufRead> ExportReader<R> {
         ExportError::Truncated { offset }
     }
 
-    /// So many bytes, or fewer where the file ends.
-    fn bytes(&mut self, length: usize) -> Result<Vec<u8>, ExportError> {
-        let mut bytes = Vec::with_capacity(length);
-        let read = self
-            .from
-            .by_ref()
-            .take(length as u64)
-            .read_to_end(&mut bytes);
-        self.offset += bytes.len() as u64;
+    /// Reads so many bytes, or fewer where the file ends.
+    fn read(&mut self, length: usize) -> Result<(), ExportError> {
+        self.bytes.clear();
+        let from = self.from.by_ref();
+        let read = from.take(length as u64).read_to_end(&mut self.bytes);
+        self.offset += self.bytes.len() as u64;
         let offset = self.offset;
-        read.map_err(|source| ExportError::Io { offset, source })?;
-        Ok(bytes)
+        read.map(drop)
+            .map_err(|source| ExportError::Io { offset, source })
     }
 }
 
@@ -221,17 +237,11 @@ mod tests {
 
     use super::*;
 
-    fn commits() -> Vec<(Partition, Stored)> {
-        let of = |partition, number, payload: Vec<u8>| {
-            let sequence = Sequence(number);
-            (
-                Partition(partition),
-                Stored {
-                    sequence,
-                    payload: payload.into(),
-                },
-            )
-        };
+    type Owned = (Partition, Sequence, Vec<u8>);
+
+    fn commits() -> Vec<Owned> {
+        let of =
+            |partition, number, payload: Vec<u8>| (Partition(partition), Sequence(number), payload);
         vec![
             of(0, 1, vec![1, 2, 3]),
             of(1, 1, Vec::new()),
@@ -242,21 +252,22 @@ mod tests {
 
     fn export() -> Vec<u8> {
         let mut writer = ExportWriter::begin(Vec::new()).unwrap();
-        for (partition, stored) in commits() {
-            writer
-                .commit(partition, stored.sequence, &stored.payload)
-                .unwrap();
+        for (partition, sequence, payload) in commits() {
+            writer.commit(partition, sequence, &payload).unwrap();
         }
         writer.finish().unwrap()
     }
 
-    fn read(mut bytes: &[u8]) -> (Vec<(Partition, Stored)>, Result<(), ExportError>) {
+    fn read(mut bytes: &[u8]) -> (Vec<Owned>, Result<(), ExportError>) {
         // a small buffer, so that frames begin within one read and end in another
         let mut reader = ExportReader::new(BufReader::with_capacity(100, &mut bytes));
         let mut found = Vec::new();
         loop {
             match reader.next_commit() {
-                Ok(Some(commit)) => found.push(commit),
+                Ok(Some(commit)) => {
+                    let payload = commit.payload.to_vec();
+                    found.push((commit.partition, commit.sequence, payload));
+                }
                 Ok(None) => return (found, Ok(())),
                 Err(error) => {
                     assert!(
@@ -290,9 +301,9 @@ mod tests {
         }
         let (found, end) = read(&writer.finish().unwrap());
         end.unwrap();
-        for (number, (_, stored)) in (1..).zip(&found) {
+        for (number, (_, sequence, found)) in (1..).zip(&found) {
             assert_eq!(
-                (stored.sequence, &stored.payload[..]),
+                (*sequence, &found[..]),
                 (Sequence(number), &payload(number)[..])
             );
         }

@@ -1,5 +1,7 @@
 //! The audit finds what does not hold in a journal, and names the place.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use seatbelt_schemas::{
     budget::Budget,
@@ -295,7 +297,7 @@ fn a_request_in_a_run_that_no_longer_is_in_it_is_found() {
             let EventBody::Reserved(data) = &mut event.body else {
                 return;
             };
-            data.scopes.run = None;
+            Arc::make_mut(&mut data.scopes).run = None;
         },
     );
 }

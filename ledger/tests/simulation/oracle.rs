@@ -175,7 +175,7 @@ impl Books {
         let opening = self.opening(&event.account, data.scopes.run.as_ref());
         let taken = Taken {
             account: event.account.clone(),
-            scopes: data.scopes.clone(),
+            scopes: Scopes::clone(&data.scopes),
             hold: data.hold,
             at_ms: event.at_ms,
             budget: data.budget,
@@ -226,7 +226,7 @@ impl Books {
     fn refuse(&self, event: &Event, data: &Refused) -> Result<(), String> {
         let taken = Taken {
             account: event.account.clone(),
-            scopes: data.scopes.clone(),
+            scopes: Scopes::clone(&data.scopes),
             hold: data.want,
             at_ms: event.at_ms,
             budget: data.budget,

@@ -40,7 +40,8 @@ impl Writer<'_> {
         self.0.extend_from_slice(&bytes[9 - N..]);
     }
 
-    #[inline]
+    /// Always in line: the names of fields are known when this is compiled, and so are their lengths.
+    #[inline(always)]
     fn text(&mut self, text: &str) -> Written {
         match text.len() {
             length @ 0..=31 => self.0.push(0xa0 | length.to_be_bytes()[7]),

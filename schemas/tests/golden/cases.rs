@@ -247,7 +247,7 @@ fn report_in_full() -> Report {
 fn settled() -> Settled {
     Settled {
         reservation: reservation(1),
-        scopes: key_alone(),
+        scopes: key_alone().into(),
         report: report(),
         model: None,
         charge: Amounts::request(10, 5, None),
@@ -336,7 +336,7 @@ fn basic() -> Vec<EventBody> {
         .into(),
         Reserved {
             reservation: reservation(1),
-            scopes: key_alone(),
+            scopes: key_alone().into(),
             asked: asked(),
             hold: hold(),
             price: None,
@@ -455,7 +455,7 @@ fn full() -> Vec<EventBody> {
         .into(),
         Reserved {
             reservation: reservation(2),
-            scopes: all_scopes(),
+            scopes: all_scopes().into(),
             asked: asked_in_full(),
             hold: priced(25_000_000_000),
             price: Some(3),
@@ -471,7 +471,7 @@ fn full() -> Vec<EventBody> {
         }
         .into(),
         Refused {
-            scopes: all_scopes(),
+            scopes: all_scopes().into(),
             asked: asked_in_full(),
             want: priced(25_000_000_000),
             price: Some(3),
@@ -483,7 +483,7 @@ fn full() -> Vec<EventBody> {
         }
         .into(),
         Settled {
-            scopes: all_scopes(),
+            scopes: all_scopes().into(),
             report: report_in_full(),
             model: Some(model()),
             charge: Amounts::request(1200, 345, Some(1_234_567)),
@@ -604,7 +604,7 @@ pub(crate) fn budgets() -> Vec<Case<Event>> {
     };
     let reserved = Reserved {
         reservation: reservation(105),
-        scopes: scopes.clone(),
+        scopes: scopes.clone().into(),
         asked,
         hold: budget.hold(),
         price: None,
@@ -612,7 +612,7 @@ pub(crate) fn budgets() -> Vec<Case<Event>> {
         caps: evidence(),
     };
     let refused = Refused {
-        scopes,
+        scopes: scopes.into(),
         asked,
         want: budget.hold(),
         budget: Some(budget),
