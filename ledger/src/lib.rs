@@ -23,4 +23,5 @@ pub mod repository;
 pub mod resume;
 pub mod snapshot;
 pub mod store;
+pub mod testing;
 pub mod writer;

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use eventually::{aggregate::AggregateRootBuilder, repository::Repository};
 use seatbelt_ledger::{
-    api::{Ack, Admin, CommandError, Ledger, Read, Release, Reserve, ReserveOutcome, Settle},
+    api::{Ack, CommandError, Ledger, Read, Reserve, ReserveOutcome},
     audit::Verifier,
     host::{HostConfig, LedgerHost, PartitionStatus, now_ms},
     journal::{
@@ -14,109 +14,44 @@ use seatbelt_ledger::{
         memory::{Fault, MemoryJournal},
     },
     repository::{AccountAction, AccountAggregate, AccountCommand, JournalStore},
+    testing::{Payer, balance, command_id, one_partition},
 };
 use seatbelt_schemas::{
     cap::CapSpec,
-    command::Change,
     commit::Commit,
-    event::{EventBody, KeyIssued, OnShort, OnUnknown, Report, Timings, UsageSource},
-    ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ReservationId},
-    meter::Meter,
-    position::{Partition, Partitions},
+    event::EventBody,
+    ids::{Actor, CapId, ReservationId},
+    position::Partition,
     scope::Scope,
-    usage::Usage,
-    window::Window,
 };
-use ulid::Ulid;
 
-fn account() -> AccountId {
-    AccountId::new("acct").unwrap()
-}
-
-fn id() -> CommandId {
-    Ulid::new().into()
+fn payer() -> Payer {
+    Payer::new("acct", "key")
 }
 
 fn host(journal: &MemoryJournal) -> Arc<LedgerHost> {
     let config = HostConfig {
-        partitions: Partitions::try_from(1).unwrap(),
-        ledger: LedgerId::new("test").unwrap(),
-        writer: "test".to_owned(),
         expiry_grace_ms: 0,
-        accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
+        ..one_partition("test")
     };
     LedgerHost::start(&config, vec![journal.clone()])
 }
 
 async fn with_cap(host: &LedgerHost, limit: u64) {
     host.ready().await.unwrap();
-    let key = KeyIssued {
-        key: KeyId::new("key").unwrap(),
-        team: None,
-        secret_sha256: None,
-    };
     let cap = CapSpec {
-        cap: CapId::new("cap").unwrap(),
-        scope: Scope::Account,
-        meter: Meter::Tokens,
-        window: Window::Balance,
-        limit,
-        hard: true,
         thresholds: Vec::new(),
+        ..balance("cap", Scope::Account, limit)
     };
-    for change in [
-        Change::OpenAccount,
-        Change::IssueKey(key),
-        Change::SetCap(cap),
-    ] {
-        host.admin(Admin {
-            id: id(),
-            account: account(),
-            actor: Actor::operator("test"),
-            change,
-        })
-        .await
-        .unwrap();
+    for change in payer().changes(cap) {
+        host.admin(payer().admin(change)).await.unwrap();
     }
 }
 
 fn reserve(output_tokens: u64) -> Reserve {
     Reserve {
-        id: id(),
-        account: account(),
-        key: KeyId::new("key").unwrap(),
-        model: None,
-        run: None,
-        end_user: None,
-        input_tokens: 0,
-        output_tokens,
-        deadline_ms: now_ms() + 60_000,
         wait_ms: 30_000,
-        on_short: OnShort::Refuse,
-        on_unknown: OnUnknown::ChargeHold,
-        budget: None,
-    }
-}
-
-fn settle(reservation: ReservationId, output_tokens: u64) -> Settle {
-    let usage = Usage {
-        output_tokens,
-        ..Usage::default()
-    };
-    let (upstream, timings) = ("test".to_owned(), Timings::default());
-    let report = Report {
-        usage,
-        upstream,
-        source: UsageSource::Upstream,
-        finish: None,
-        timings,
-    };
-    Settle {
-        id: id(),
-        account: account(),
-        reservation,
-        report,
-        actor: Actor::operator("test"),
+        ..payer().reserve(output_tokens)
     }
 }
 
@@ -130,7 +65,7 @@ async fn granted(host: &LedgerHost, output_tokens: u64) -> ReservationId {
 async fn stands(host: &LedgerHost) -> (u64, u64) {
     let standing = host
         .read(Read {
-            account: account(),
+            account: payer().account,
             key: None,
         })
         .await
@@ -169,7 +104,7 @@ async fn a_hold_is_taken_settled_and_survives_a_restart() {
     let reservation = granted(&first, 60).await;
     assert_eq!(stands(&first).await, (0, 60));
     first
-        .settle(settle(reservation, 15), Ack::Durable)
+        .settle(payer().settle(reservation, 15), Ack::Durable)
         .await
         .unwrap();
     assert_eq!(stands(&first).await, (15, 0));
@@ -249,7 +184,9 @@ async fn a_caller_that_leaves_while_it_waits_is_forgotten() {
     let first = granted(&host, 80).await;
     let waiting = tokio::time::timeout(Duration::from_millis(50), host.reserve(reserve(80))).await;
     assert!(waiting.is_err(), "it must wait");
-    host.settle(settle(first, 10), Ack::Durable).await.unwrap();
+    host.settle(payer().settle(first, 10), Ack::Durable)
+        .await
+        .unwrap();
     assert_eq!(stands(&host).await, (10, 0));
     host.stop().await;
     let bodies = verified(&journal).await;
@@ -284,17 +221,11 @@ async fn a_waiting_reserve_is_let_in_by_a_settle() {
     with_cap(&host, 100).await;
     let first = granted(&host, 80).await;
     let (second, ()) = tokio::join!(granted(&host, 80), async {
-        host.settle(settle(first, 10), Ack::Taken).await.unwrap();
+        host.settle(payer().settle(first, 10), Ack::Taken)
+            .await
+            .unwrap();
     });
-    host.release(Release {
-        id: id(),
-        account: account(),
-        reservation: second,
-        reason: "test".to_owned(),
-        actor: Actor::operator("test"),
-    })
-    .await
-    .unwrap();
+    host.release(payer().release(second)).await.unwrap();
     assert_eq!(stands(&host).await, (10, 0));
     host.stop().await;
     verified(&journal).await;
@@ -327,14 +258,14 @@ async fn a_repository_loads_an_account_by_replay_and_stores_what_it_decides() {
     let store = JournalStore::new(journal.clone(), Partition(0));
     let builder = AggregateRootBuilder::from(AccountAggregate::default());
     let mut repository = Repository::new(builder, store);
-    let mut root = repository.get(account()).await.unwrap();
-    let mut stale = repository.get(account()).await.unwrap();
+    let mut root = repository.get(payer().account).await.unwrap();
+    let mut stale = repository.get(payer().account).await.unwrap();
     assert_eq!(
         root.state().cap(&CapId::new("cap").unwrap()).unwrap().held,
         60
     );
     let release = |reason: &str| AccountCommand {
-        id: id(),
+        id: command_id(),
         actor: Actor::operator("test"),
         at_ms: now_ms(),
         action: AccountAction::Release(reservation, reason.to_owned()),
@@ -347,10 +278,49 @@ async fn a_repository_loads_an_account_by_replay_and_stores_what_it_decides() {
         "two decisions on one version"
     );
     assert!(
-        repository.remove(account()).await.is_err(),
+        repository.remove(payer().account).await.is_err(),
         "nothing is ever removed"
     );
-    let loaded = repository.get(account()).await.unwrap();
+    let loaded = repository.get(payer().account).await.unwrap();
     assert_eq!(loaded.state().open().len(), 0);
     verified(&journal).await;
+}
+
+/// Both wait for the same reserve; the first one leaves.
+#[tokio::test]
+async fn a_hold_that_one_of_two_callers_received_is_kept() {
+    let journal = MemoryJournal::new();
+    let host = host(&journal);
+    with_cap(&host, 100).await;
+    let command = reserve(10);
+    let (mut first, mut second) = (host.reserve(command.clone()), host.reserve(command.clone()));
+    assert!(futures::poll!(&mut first).is_pending());
+    assert!(futures::poll!(&mut second).is_pending());
+    drop(first);
+    let outcome = second.await.unwrap();
+    assert!(matches!(outcome, ReserveOutcome::Reserved(_)));
+    assert_eq!(stands(&host).await, (0, 10));
+    host.stop().await;
+    verified(&journal).await;
+}
+
+/// The second one leaves before it is answered; the first one has the hold and works under it.
+#[tokio::test]
+async fn a_hold_that_was_received_outlives_a_second_caller_who_leaves() {
+    let journal = MemoryJournal::new();
+    let host = host(&journal);
+    with_cap(&host, 100).await;
+    let command = reserve(10);
+    let outcome = host.reserve(command.clone()).await.unwrap();
+    assert!(matches!(outcome, ReserveOutcome::Reserved(_)));
+    let mut again = host.reserve(command.clone());
+    assert!(futures::poll!(&mut again).is_pending());
+    drop(again);
+    // answered behind the second one: a settle sent now is not taken in together with it
+    assert_eq!(stands(&host).await, (0, 10));
+    let settled = host
+        .settle(payer().settle(command.id.into(), 5), Ack::Durable)
+        .await;
+    assert!(settled.is_ok(), "{settled:?}");
+    host.stop().await;
 }

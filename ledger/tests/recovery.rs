@@ -14,23 +14,20 @@ use seatbelt_ledger::{
     partition::PartitionState,
     snapshot::{AccountSnapshot, History, Mark, PartitionRecord, RECORD_VERSION},
     store::{SnapshotStore, memory::MemorySnapshots},
+    testing::{Payer, balance, command_id, one_partition},
     writer::WriterConfig,
 };
 use seatbelt_schemas::{
     cap::CapSpec,
     command::Change,
     commit::Commit,
-    event::{EventBody, KeyIssued, OnShort, OnUnknown, Report, Timings, UsageSource},
-    ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ReservationId},
-    meter::Meter,
+    event::EventBody,
+    ids::{AccountId, Actor, CapId, CommandId},
     names::Names,
-    position::{Partition, Partitions},
+    position::Partition,
     scope::Scope,
-    usage::Usage,
-    window::Window,
     wire,
 };
-use ulid::Ulid;
 
 const P: Partition = Partition(0);
 
@@ -42,8 +39,8 @@ fn key_of(name: &str) -> String {
     Names::snapshot_account_key(&account(name))
 }
 
-fn id() -> CommandId {
-    Ulid::new().into()
+fn payer(name: &str) -> Payer {
+    Payer::new(name, "key")
 }
 
 /// A journal, its snapshots, and one writer after another.
@@ -80,11 +77,9 @@ impl World {
 
     fn host_with(&self, journal: MemoryJournal, accounts_max: usize) -> Arc<LedgerHost> {
         let config = HostConfig {
-            partitions: Partitions::try_from(1).unwrap(),
-            ledger: LedgerId::new("test").unwrap(),
-            writer: "test".to_owned(),
             expiry_grace_ms: 0,
             accounts_max,
+            ..one_partition("test")
         };
         let snapshots: Arc<dyn SnapshotStore> = Arc::new(self.snapshots.clone());
         LedgerHost::start_from(&config, vec![journal], Some(&snapshots))
@@ -166,84 +161,24 @@ impl World {
 }
 
 async fn open(host: &LedgerHost, name: &str) {
-    let key = KeyIssued {
-        key: KeyId::new("key").unwrap(),
-        team: None,
-        secret_sha256: None,
-    };
     let cap = CapSpec {
-        cap: CapId::new("cap").unwrap(),
-        scope: Scope::Account,
-        meter: Meter::Tokens,
-        window: Window::Balance,
-        limit: 100,
-        hard: true,
         thresholds: Vec::new(),
+        ..balance("cap", Scope::Account, 100)
     };
-    for change in [
-        Change::OpenAccount,
-        Change::IssueKey(key),
-        Change::SetCap(cap),
-    ] {
+    for change in payer(name).changes(cap) {
         admin(host, name, change).await.unwrap();
     }
 }
 
 async fn admin(host: &LedgerHost, name: &str, change: Change) -> Result<(), CommandError> {
-    let command = Admin {
-        id: id(),
-        account: account(name),
-        actor: Actor::operator("test"),
-        change,
-    };
-    host.admin(command).await.map(drop)
-}
-
-fn reserve(name: &str, output_tokens: u64) -> Reserve {
-    Reserve {
-        id: id(),
-        account: account(name),
-        key: KeyId::new("key").unwrap(),
-        model: None,
-        run: None,
-        end_user: None,
-        input_tokens: 0,
-        output_tokens,
-        deadline_ms: now_ms() + 60_000,
-        wait_ms: 0,
-        on_short: OnShort::Refuse,
-        on_unknown: OnUnknown::ChargeHold,
-        budget: None,
-    }
-}
-
-fn settle(name: &str, reservation: ReservationId, output_tokens: u64) -> Settle {
-    let usage = Usage {
-        output_tokens,
-        ..Usage::default()
-    };
-    let (upstream, timings) = ("test".to_owned(), Timings::default());
-    let report = Report {
-        usage,
-        upstream,
-        source: UsageSource::Upstream,
-        finish: None,
-        timings,
-    };
-    Settle {
-        id: id(),
-        account: account(name),
-        reservation,
-        report,
-        actor: Actor::operator("test"),
-    }
+    host.admin(payer(name).admin(change)).await.map(drop)
 }
 
 async fn spend(host: &LedgerHost, name: &str, tokens: u64) -> (Reserve, Settle) {
-    let command = reserve(name, tokens);
+    let command = payer(name).reserve(tokens);
     let outcome = host.reserve(command.clone()).await.unwrap();
     assert!(matches!(outcome, ReserveOutcome::Reserved(_)));
-    let end = settle(name, command.id.into(), tokens);
+    let end = payer(name).settle(command.id.into(), tokens);
     host.settle(end.clone(), Ack::Durable).await.unwrap();
     (command, end)
 }
@@ -269,7 +204,7 @@ async fn only_the_end_of_the_journal_is_read() {
     host.ready().await.unwrap();
     assert_eq!((spent(&host, "a").await, spent(&host, "b").await), (30, 7));
     spend(&host, "a", 70).await;
-    let over = host.reserve(reserve("a", 1)).await.unwrap();
+    let over = host.reserve(payer("a").reserve(1)).await.unwrap();
     assert!(matches!(over, ReserveOutcome::Refused(_)), "{over:?}");
     host.stop().await;
 }
@@ -397,7 +332,7 @@ async fn a_damaged_end_stops_the_partition_whatever_the_snapshots_say() {
 async fn a_hold_whose_deadline_passes_ends_though_nobody_uses_its_account() {
     let world = World::new().await;
     let host = world.host().await;
-    let mut command = reserve("b", 9);
+    let mut command = payer("b").reserve(9);
     command.deadline_ms = now_ms() + 1_000;
     host.reserve(command).await.unwrap();
     host.stop().await;
@@ -431,12 +366,12 @@ async fn commands_older_than_what_stays_hot_keep_their_outcome() {
     let world = World::new().await;
     let host = world.host().await;
     let (first, end) = spend(&host, "a", 10).await;
-    let over = reserve("a", 90);
+    let over = payer("a").reserve(90);
     let refused = host.reserve(over.clone()).await.unwrap();
-    let held = reserve("a", 1);
+    let held = payer("a").reserve(1);
     let grant = host.reserve(held.clone()).await.unwrap();
     let credit = Admin {
-        id: id(),
+        id: command_id(),
         account: account("b"),
         actor: Actor::operator("test"),
         change: Change::Credit {
@@ -472,7 +407,7 @@ async fn commands_older_than_what_stays_hot_keep_their_outcome() {
             position
         }
     );
-    let mut other = settle("a", reservation, 3);
+    let mut other = payer("a").settle(reservation, 3);
     assert_eq!(
         host.settle(other.clone(), Ack::Durable).await.unwrap_err(),
         CommandError::AlreadyResolved {
@@ -495,7 +430,7 @@ async fn a_command_that_was_never_carried_out_is_turned_away_when_it_is_too_old(
     let world = World::new().await;
     world.project();
     let host = world.host().await;
-    let mut late = reserve("a", 1);
+    let mut late = payer("a").reserve(1);
     late.id = CommandId::from_parts(now_ms() - 30_000, 7);
     let outcome = host.reserve(late.clone()).await.unwrap();
     assert!(matches!(outcome, ReserveOutcome::Reserved(_)));
@@ -524,10 +459,14 @@ async fn a_trace_tells_the_whole_story_of_a_command_and_no_other() {
         assert_eq!(kinds, ["reserved", "settled"]);
         assert_eq!(trace.events[1].cause, end_command.id);
     }
-    let never = lookup::trace(&world.journal, id(), end).await.unwrap();
+    let never = lookup::trace(&world.journal, command_id(), end)
+        .await
+        .unwrap();
     assert_eq!(never.events, []);
     let empty = MemoryJournal::new();
-    let never = lookup::trace(&empty, id(), Sequence(0)).await.unwrap();
+    let never = lookup::trace(&empty, command_id(), Sequence(0))
+        .await
+        .unwrap();
     assert_eq!(never.events, []);
 }
 

@@ -6,37 +6,20 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use seatbelt_ledger::{
-    api::{Admin, CommandError, Ledger, Reserve, ReserveOutcome},
+    api::{CommandError, Ledger, ReserveOutcome},
     cluster::{ClusterConfig, ClusterLedger},
-    host::{HostConfig, LedgerHost, PartitionStatus, now_ms},
+    host::{LedgerHost, PartitionStatus},
     journal::{Journal as _, Sequence},
     nats::{Nats, NatsJournal},
+    testing::{Payer, balance, one_partition},
 };
 use seatbelt_schemas::{
-    cap::{CapSpec, THRESHOLDS_DEFAULT},
-    command::Change,
     commit::Commit,
-    event::{KeyIssued, OnShort, OnUnknown},
-    ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId},
-    meter::Meter,
     names::Names,
-    position::{Epoch, Partition, Partitions},
+    position::{Epoch, Partition},
     scope::Scope,
-    window::Window,
 };
 use seatbelt_tests::{nats::TestNats, until};
-
-fn account() -> AccountId {
-    AccountId::new("acct").unwrap()
-}
-
-fn key() -> KeyId {
-    KeyId::new("key").unwrap()
-}
-
-fn command_id() -> CommandId {
-    ulid::Ulid::new().into()
-}
 
 async fn journal(nats: &Nats) -> NatsJournal {
     let opened = NatsJournal::open(nats, &Names::default(), Partition(0), 1).await;
@@ -44,65 +27,23 @@ async fn journal(nats: &Nats) -> NatsJournal {
 }
 
 async fn writer(nats: &Nats, name: &str) -> Arc<LedgerHost> {
-    let config = HostConfig {
-        partitions: Partitions::try_from(1).unwrap(),
-        ledger: LedgerId::new("test").unwrap(),
-        writer: name.to_owned(),
-        expiry_grace_ms: 1000,
-        accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
-    };
-    let host = LedgerHost::start(&config, vec![journal(nats).await]);
+    let host = LedgerHost::start(&one_partition(name), vec![journal(nats).await]);
     host.ready().await.unwrap();
     host
 }
 
+fn payer() -> Payer {
+    Payer::new("acct", "key")
+}
+
 async fn open_account(host: &dyn Ledger) {
-    let cap = CapSpec {
-        cap: CapId::new("cap").unwrap(),
-        scope: Scope::Account,
-        meter: Meter::Tokens,
-        window: Window::Balance,
-        limit: 1000,
-        hard: true,
-        thresholds: THRESHOLDS_DEFAULT.to_vec(),
-    };
-    let issued = KeyIssued {
-        key: key(),
-        team: None,
-        secret_sha256: None,
-    };
-    for change in [
-        Change::OpenAccount,
-        Change::IssueKey(issued),
-        Change::SetCap(cap),
-    ] {
-        let command = Admin {
-            id: command_id(),
-            account: account(),
-            actor: Actor::operator("test"),
-            change,
-        };
-        host.admin(command).await.unwrap();
+    for change in payer().changes(balance("cap", Scope::Account, 1000)) {
+        host.admin(payer().admin(change)).await.unwrap();
     }
 }
 
 async fn reserve(host: &dyn Ledger, tokens: u64) -> Result<ReserveOutcome, CommandError> {
-    host.reserve(Reserve {
-        id: command_id(),
-        account: account(),
-        key: key(),
-        model: None,
-        run: None,
-        end_user: None,
-        input_tokens: 0,
-        output_tokens: tokens,
-        deadline_ms: now_ms() + 60_000,
-        wait_ms: 0,
-        on_short: OnShort::Refuse,
-        on_unknown: OnUnknown::ChargeHold,
-        budget: None,
-    })
-    .await
+    host.reserve(payer().reserve(tokens)).await
 }
 
 /// The epoch of every commit, in order.
@@ -201,13 +142,7 @@ async fn writers_that_race_leave_one_history() {
 async fn a_process_that_was_fenced_finds_its_way_back() {
     let server = TestNats::start().await;
     let (one, two) = (server.connect("one").await, server.connect("two").await);
-    let host = HostConfig {
-        partitions: Partitions::try_from(1).unwrap(),
-        ledger: LedgerId::new("test").unwrap(),
-        writer: "cluster".to_owned(),
-        expiry_grace_ms: 1000,
-        accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
-    };
+    let host = one_partition("cluster");
     let names = Names::default();
     let config = ClusterConfig {
         host,

@@ -6,39 +6,28 @@ use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use seatbelt_ledger::{
-    api::{Ack, Admin, CommandError, Ledger, Read, Release, Reserve, ReserveOutcome, Settle},
+    api::{Ack, CommandError, Ledger, Read, Reserve, ReserveOutcome},
     audit::Verifier,
-    host::{HostConfig, LedgerHost, now_ms},
+    host::LedgerHost,
     journal::{Journal as _, Sequence},
     nats::{LedgerService, Nats, NatsJournal, RemoteLedger},
+    testing::{Payer, balance, one_partition},
 };
 use seatbelt_schemas::{
     budget::Budget,
-    cap::{CapSpec, THRESHOLDS_DEFAULT},
-    command::{Change, Grant, Refusal},
-    event::{KeyIssued, OnShort, OnUnknown, Report, Timings, UsageSource},
-    ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ReservationId, RunId},
+    command::{Grant, Refusal},
+    ids::RunId,
     meter::Meter,
     names::Names,
-    position::{Partition, Partitions},
+    position::Partition,
     scope::Scope,
-    usage::Usage,
-    window::Window,
 };
 use seatbelt_tests::nats::TestNats;
 
 const PARTITION: Partition = Partition(0);
 
-fn account() -> AccountId {
-    AccountId::new("acct").unwrap()
-}
-
-fn key() -> KeyId {
-    KeyId::new("key").unwrap()
-}
-
-fn command_id() -> CommandId {
-    ulid::Ulid::new().into()
+fn payer() -> Payer {
+    Payer::new("acct", "key")
 }
 
 async fn journal(nats: &Nats) -> NatsJournal {
@@ -48,14 +37,7 @@ async fn journal(nats: &Nats) -> NatsJournal {
 
 /// A process that hosts the partition, and its service for the others.
 async fn writer(nats: &Nats, name: &str) -> (Arc<LedgerHost>, LedgerService) {
-    let config = HostConfig {
-        partitions: Partitions::try_from(1).unwrap(),
-        ledger: LedgerId::new("test").unwrap(),
-        writer: name.to_owned(),
-        expiry_grace_ms: 1000,
-        accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
-    };
-    let host = LedgerHost::start(&config, vec![journal(nats).await]);
+    let host = LedgerHost::start(&one_partition(name), vec![journal(nats).await]);
     host.ready().await.unwrap();
     let ledger: Arc<dyn Ledger> = Arc::clone(&host) as _;
     let service = LedgerService::start(nats, &Names::default(), PARTITION, ledger).await;
@@ -63,50 +45,17 @@ async fn writer(nats: &Nats, name: &str) -> (Arc<LedgerHost>, LedgerService) {
 }
 
 async fn open_account(ledger: &dyn Ledger) {
-    let cap = CapSpec {
-        cap: CapId::new("cap").unwrap(),
-        scope: Scope::Key(key()),
-        meter: Meter::Tokens,
-        window: Window::Balance,
-        limit: 1000,
-        hard: true,
-        thresholds: THRESHOLDS_DEFAULT.to_vec(),
-    };
-    let issued = KeyIssued {
-        key: key(),
-        team: None,
-        secret_sha256: None,
-    };
-    for change in [
-        Change::OpenAccount,
-        Change::IssueKey(issued),
-        Change::SetCap(cap),
-    ] {
-        let command = Admin {
-            id: command_id(),
-            account: account(),
-            actor: Actor::operator("test"),
-            change,
-        };
-        ledger.admin(command).await.unwrap();
+    let payer = payer();
+    for change in payer.changes(balance("cap", Scope::Key(payer.key.clone()), 1000)) {
+        ledger.admin(payer.admin(change)).await.unwrap();
     }
 }
 
 async fn reserve(ledger: &dyn Ledger, tokens: u64, budget: Option<Budget>) -> ReserveOutcome {
     let command = Reserve {
-        id: command_id(),
-        account: account(),
-        key: key(),
-        model: None,
         run: Some(RunId::new("run-1").unwrap()),
-        end_user: None,
-        input_tokens: 0,
-        output_tokens: tokens,
-        deadline_ms: now_ms() + 60_000,
-        wait_ms: 0,
-        on_short: OnShort::Refuse,
-        on_unknown: OnUnknown::ChargeHold,
         budget,
+        ..payer().reserve(tokens)
     };
     ledger.reserve(command).await.unwrap()
 }
@@ -127,32 +76,10 @@ fn refused(outcome: ReserveOutcome) -> Refusal {
     }
 }
 
-fn settle(reservation: ReservationId, output_tokens: u64) -> Settle {
-    let usage = Usage {
-        output_tokens,
-        ..Usage::default()
-    };
-    let (upstream, timings) = ("test".to_owned(), Timings::default());
-    let (source, finish) = (UsageSource::Upstream, None);
-    Settle {
-        id: command_id(),
-        account: account(),
-        reservation,
-        report: Report {
-            usage,
-            upstream,
-            source,
-            finish,
-            timings,
-        },
-        actor: Actor::operator("test"),
-    }
-}
-
 /// What is spent and held under each cap.
 async fn stands(ledger: &dyn Ledger) -> Vec<(String, u64, u64)> {
     let read = Read {
-        account: account(),
+        account: payer().account,
         key: None,
     };
     let caps = ledger.read(read).await.unwrap().caps.into_iter();
@@ -187,7 +114,7 @@ async fn a_run_is_opened_spent_and_closed_across_processes_and_writers() {
     older.stop().await;
     let (newer, _service) = writer(&two, "newer").await;
     remote
-        .settle(settle(first, 20), Ack::Durable)
+        .settle(payer().settle(first, 20), Ack::Durable)
         .await
         .unwrap();
     let open = [
@@ -196,19 +123,12 @@ async fn a_run_is_opened_spent_and_closed_across_processes_and_writers() {
         cap("run:run-1:tokens", 20, 0),
     ];
     assert_eq!(stands(&remote).await, open);
-    let settled = remote.settle(settle(run, 5), Ack::Durable).await;
+    let settled = remote.settle(payer().settle(run, 5), Ack::Durable).await;
     assert!(
         matches!(settled, Err(CommandError::Invalid { .. })),
         "{settled:?}"
     );
-    let release = Release {
-        id: command_id(),
-        account: account(),
-        reservation: run,
-        reason: "the agent is done".to_owned(),
-        actor: Actor::key(&key()),
-    };
-    remote.release(release).await.unwrap();
+    remote.release(payer().release(run)).await.unwrap();
     assert_eq!(stands(&remote).await, [cap("cap", 20, 0)]);
 
     newer.stop().await;

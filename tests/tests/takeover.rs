@@ -20,24 +20,21 @@ use nix::{
     unistd::Pid,
 };
 use seatbelt_ledger::{
-    api::{Admin, Answer, CommandError, Ledger, Release, Reserve, ReserveOutcome},
+    api::{Answer, CommandError, Ledger, ReserveOutcome},
     audit::Verifier,
     cluster::{ClusterConfig, ClusterLedger},
-    host::{HostConfig, now_ms},
+    host::HostConfig,
     journal::{Journal, Sequence},
     nats::{Layout, Nats, NatsJournal, connect, provision},
+    testing::{Payer, balance},
 };
 use seatbelt_schemas::{
-    cap::{CapSpec, THRESHOLDS_DEFAULT},
-    command::Change,
     commit::Commit,
-    event::{EventBody, KeyIssued, OnShort, OnUnknown},
-    ids::{AccountId, Actor, CapId, CommandId, KeyId, ReservationId},
-    meter::Meter,
+    event::EventBody,
+    ids::ReservationId,
     names::Names,
     position::{Epoch, Partitions},
     scope::Scope,
-    window::Window,
 };
 use seatbelt_tests::{
     nats::{PATIENCE, TestCluster, TestNats},
@@ -157,44 +154,14 @@ fn signal(child: &Child, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
 }
 
-fn account(number: usize) -> AccountId {
-    AccountId::new(format!("acct-{number}")).unwrap()
-}
-
-fn key(number: usize) -> KeyId {
-    KeyId::new(format!("key-{number}")).unwrap()
-}
-
-fn command_id() -> CommandId {
-    ulid::Ulid::new().into()
+fn payer(number: usize) -> Payer {
+    Payer::new(&format!("acct-{number}"), &format!("key-{number}"))
 }
 
 async fn open_account(ledger: &ClusterLedger, number: usize) {
-    let cap = CapSpec {
-        cap: CapId::new("cap").unwrap(),
-        scope: Scope::Account,
-        meter: Meter::Tokens,
-        window: Window::Balance,
-        limit: 1000,
-        hard: true,
-        thresholds: THRESHOLDS_DEFAULT.to_vec(),
-    };
-    let issued = KeyIssued {
-        key: key(number),
-        team: None,
-        secret_sha256: None,
-    };
-    for change in [
-        Change::OpenAccount,
-        Change::IssueKey(issued),
-        Change::SetCap(cap),
-    ] {
-        let command = Admin {
-            id: command_id(),
-            account: account(number),
-            actor: Actor::operator("test"),
-            change,
-        };
+    let payer = payer(number);
+    for change in payer.changes(balance("cap", Scope::Account, 1000)) {
+        let command = payer.admin(change);
         patiently(|| ledger.admin(command.clone())).await.unwrap();
     }
 }
@@ -234,22 +201,8 @@ impl Caller {
     }
 
     async fn round(&self, number: usize) -> ReservationId {
-        let reserve = Reserve {
-            id: command_id(),
-            account: account(number),
-            key: key(number),
-            model: None,
-            run: None,
-            end_user: None,
-            input_tokens: 1,
-            // two of these do not fit: a hold that leaked would be refused at once
-            output_tokens: 600,
-            deadline_ms: now_ms() + 60_000,
-            wait_ms: 0,
-            on_short: OnShort::Refuse,
-            on_unknown: OnUnknown::ChargeHold,
-            budget: None,
-        };
+        // two of these do not fit: a hold that leaked would be refused at once
+        let reserve = payer(number).reserve(600);
         let outcome = self.call(|| self.ledger.reserve(reserve.clone())).await;
         let grant = match outcome {
             Ok(ReserveOutcome::Reserved(grant)) => grant,
@@ -259,13 +212,7 @@ impl Caller {
             }
             other => panic!("refused although nothing is held: {other:?}"),
         };
-        let release = Release {
-            id: command_id(),
-            account: account(number),
-            reservation: grant.reservation,
-            reason: "test".to_owned(),
-            actor: Actor::key(&key(number)),
-        };
+        let release = payer(number).release(grant.reservation);
         let released = self.call(|| self.ledger.release(release.clone())).await;
         match released {
             Ok(_) => {}

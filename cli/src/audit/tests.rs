@@ -5,23 +5,20 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use seatbelt_ledger::{
-    api::{Ack, Admin, Ledger, Reserve, ReserveOutcome, Settle},
-    host::{HostConfig, LedgerHost, now_ms},
+    api::{Ack, Ledger, ReserveOutcome},
+    host::{HostConfig, LedgerHost},
     journal::{Journal, Sequence, export::ExportWriter, memory::MemoryJournal},
     nats::{NatsJournal, connect},
+    testing::{Payer, balance, one_partition},
 };
 use seatbelt_schemas::{
     cap::CapSpec,
-    command::Change,
     commit::Commit,
-    event::{KeyIssued, OnShort, OnUnknown, Report, StoredEvent, Timings, UsageSource},
-    ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId},
-    meter::Meter,
+    event::StoredEvent,
+    ids::{AccountId, Actor},
     names::Names,
     position::{Partition, Partitions},
     scope::Scope,
-    usage::Usage,
-    window::Window,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -57,10 +54,6 @@ fn account(id: &str) -> AccountId {
     AccountId::new(id).unwrap()
 }
 
-fn key() -> KeyId {
-    KeyId::new("key").unwrap()
-}
-
 /// A small ledger as its writers made it: per account 3 events to set it up, one hold that was
 /// settled, one that is open, and one refusal.
 struct Ledgers {
@@ -72,16 +65,15 @@ impl Ledgers {
         let journals = vec![MemoryJournal::new(), MemoryJournal::new()];
         let config = HostConfig {
             partitions: partitions(),
-            ledger: LedgerId::new("test").unwrap(),
-            writer: "test".to_owned(),
             expiry_grace_ms: 0,
-            accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
+            ..one_partition("test")
         };
         let host = LedgerHost::start(&config, journals.clone());
         host.ready().await.unwrap();
-        for (number, id) in (0..).step_by(10).zip(ACCOUNTS) {
-            set_up(&host, number, &account(id)).await;
-            spend(&host, number, &account(id)).await;
+        for account in ACCOUNTS {
+            let payer = Payer::new(account, "key");
+            set_up(&host, &payer).await;
+            spend(&host, &payer).await;
         }
         host.stop().await;
         Self { journals }
@@ -125,90 +117,29 @@ fn line(partition: Partition, sequence: u64, payload: &[u8]) -> String {
     format!(r#"{{"partition":{partition},"sequence":{sequence},"payload":"{payload}"}}"#)
 }
 
-async fn set_up(host: &LedgerHost, number: u64, account: &AccountId) {
-    let issued = KeyIssued {
-        key: key(),
-        team: None,
-        secret_sha256: None,
-    };
+async fn set_up(host: &LedgerHost, payer: &Payer) {
     let cap = CapSpec {
-        cap: CapId::new("cap").unwrap(),
-        scope: Scope::Account,
-        meter: Meter::Tokens,
-        window: Window::Balance,
-        limit: 100,
-        hard: true,
         thresholds: Vec::new(),
+        ..balance("cap", Scope::Account, 100)
     };
-    let changes = [
-        Change::OpenAccount,
-        Change::IssueKey(issued),
-        Change::SetCap(cap),
-    ];
-    for (number, change) in (number..).zip(changes) {
-        let admin = Admin {
-            id: command(number),
-            account: account.clone(),
-            actor: Actor::operator("test"),
-            change,
-        };
-        host.admin(admin).await.unwrap();
+    for change in payer.changes(cap) {
+        host.admin(payer.admin(change)).await.unwrap();
     }
 }
 
-fn command(number: u64) -> CommandId {
-    CommandId::from_parts(now_ms(), u128::from(number))
+async fn reserve(host: &LedgerHost, payer: &Payer, tokens: u64) -> ReserveOutcome {
+    host.reserve(payer.reserve(tokens)).await.unwrap()
 }
 
-async fn reserve(
-    host: &LedgerHost,
-    number: u64,
-    account: &AccountId,
-    tokens: u64,
-) -> ReserveOutcome {
-    let command = Reserve {
-        id: command(number),
-        account: account.clone(),
-        key: key(),
-        model: None,
-        run: None,
-        end_user: None,
-        input_tokens: 0,
-        output_tokens: tokens,
-        deadline_ms: now_ms() + 600_000,
-        wait_ms: 0,
-        on_short: OnShort::Refuse,
-        on_unknown: OnUnknown::ChargeHold,
-        budget: None,
-    };
-    host.reserve(command).await.unwrap()
-}
-
-async fn spend(host: &LedgerHost, number: u64, account: &AccountId) {
-    let ReserveOutcome::Reserved(first) = reserve(host, number + 3, account, 40).await else {
+async fn spend(host: &LedgerHost, payer: &Payer) {
+    let ReserveOutcome::Reserved(first) = reserve(host, payer, 40).await else {
         panic!("it fits");
     };
-    let report = Report {
-        usage: Usage {
-            output_tokens: 15,
-            ..Usage::default()
-        },
-        upstream: "mock".to_owned(),
-        source: UsageSource::Upstream,
-        finish: None,
-        timings: Timings::default(),
-    };
-    let settle = Settle {
-        id: command(number + 4),
-        account: account.clone(),
-        reservation: first.reservation,
-        report,
-        actor: Actor::key(&key()),
-    };
+    let settle = payer.settle(first.reservation, 15);
     host.settle(settle, Ack::Durable).await.unwrap();
-    let second = reserve(host, number + 5, account, 20).await;
+    let second = reserve(host, payer, 20).await;
     assert!(matches!(second, ReserveOutcome::Reserved(_)));
-    let third = reserve(host, number + 6, account, 1000).await;
+    let third = reserve(host, payer, 1000).await;
     assert!(matches!(third, ReserveOutcome::Refused(_)));
 }
 

@@ -14,13 +14,9 @@ use seatbelt_ledger::{
     host::{HostConfig, LedgerHost},
     journal::{Journal, Sequence},
     nats::{LedgerService, Nats, NatsJournal, RemoteLedger},
+    testing::one_partition,
 };
-use seatbelt_schemas::{
-    commit::Commit,
-    ids::LedgerId,
-    names::Names,
-    position::{Partition, Partitions},
-};
+use seatbelt_schemas::{commit::Commit, names::Names, position::Partition};
 use seatbelt_tests::nats::TestNats;
 
 use crate::{histogram, millis, payer::Payer};
@@ -49,8 +45,8 @@ pub(crate) async fn measure() {
     let payer = Payer::new(&ledger, 0);
     payer.open().await;
     idle(&nats, &server, &payer, (&journal, &raw)).await;
-    let hot = saturated(&vec![payer.clone(); HOT_CALLERS]).await;
-    let spread = over_many(&ledger).await;
+    let hot = saturated(vec![payer.clone()]).await;
+    let spread = saturated(open_many(&ledger).await).await;
     let single = one_event_per_message(&nats, &journal).await;
     println!("\nledger, saturated, {HOT_CALLERS} callers, reserve and settle, all durable");
     println!("{:<36} {:>14} {:>8}", "what", "decisions/s", "x");
@@ -73,11 +69,8 @@ pub(crate) async fn open(nats: &Nats, prefix: &str) -> NatsJournal {
 
 pub(crate) fn config() -> HostConfig {
     HostConfig {
-        partitions: Partitions::try_from(1).unwrap(),
-        ledger: LedgerId::new("bench").unwrap(),
-        writer: "bench".to_owned(),
         expiry_grace_ms: 60_000,
-        accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
+        ..one_partition("bench")
     }
 }
 
@@ -207,33 +200,18 @@ fn row(name: &str, seen: &Histogram<u64>, base: &Histogram<u64>) {
     );
 }
 
-/// Each payer is a caller that reserves and settles, durably, without pause. Decisions per second.
-async fn saturated(payers: &[Payer]) -> f64 {
-    let begun = Instant::now();
-    let callers = payers.iter().cloned().map(|payer| {
-        tokio::spawn(async move {
-            let mut decisions = 0_u32;
-            while begun.elapsed() < HOT_WARM_UP + HOT {
-                let counts = begun.elapsed() >= HOT_WARM_UP;
-                let grant = payer.reserve().await;
-                payer.settle(&grant).await;
-                decisions += if counts { 2 } else { 0 };
-            }
-            decisions
-        })
-    });
-    let ended = join_all(callers.collect::<Vec<_>>()).await;
-    let elapsed = begun.elapsed() - HOT_WARM_UP;
-    let decisions: u32 = ended.into_iter().map(Result::unwrap).sum();
-    f64::from(decisions) / elapsed.as_secs_f64()
-}
-
-/// As many callers, each going from account to account.
-async fn over_many(ledger: &Arc<dyn Ledger>) -> f64 {
+/// That many accounts, open.
+async fn open_many(ledger: &Arc<dyn Ledger>) -> Vec<Payer> {
     let payers: Vec<_> = (1..=ACCOUNTS).map(|n| Payer::new(ledger, n)).collect();
     for some in payers.chunks(HOT_CALLERS) {
         join_all(some.iter().map(Payer::open)).await;
     }
+    payers
+}
+
+/// Callers that reserve and settle, durably and without pause, each going from account to account.
+/// Decisions per second.
+async fn saturated(payers: Vec<Payer>) -> f64 {
     let payers: Arc<[Payer]> = payers.into();
     let begun = Instant::now();
     let callers = (0..HOT_CALLERS).map(|caller| {

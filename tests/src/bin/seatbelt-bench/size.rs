@@ -36,7 +36,7 @@ use seatbelt_projector::{
     store::{FeedEntry, FeedSequence, FeedStore, StoreError, WriteError},
 };
 use seatbelt_schemas::{names::Names, position::Partition};
-use seatbelt_tests::nats::TestNats;
+use seatbelt_tests::{nats::TestNats, until_within};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -232,19 +232,12 @@ async fn project(nats: &Nats, commits: u64) {
     let stop = CancellationToken::new();
     let projecting = tokio::spawn(seatbelt_projector::run(parts, stop.clone()));
     let key = Names::snapshot_partition_key(P);
-    let current = async {
-        loop {
-            let kept = snapshots.read(&key).await.unwrap();
-            let record = kept.value.map(|value| PartitionRecord::decode(&value));
-            if record.is_some_and(|record| record.unwrap().sequence == commits) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    };
-    tokio::time::timeout(PROJECT_MAX, current)
-        .await
-        .expect("the projector catches up");
+    until_within(PROJECT_MAX, "the projector catches up", async || {
+        let kept = snapshots.read(&key).await.unwrap();
+        let record = PartitionRecord::decode(&kept.value?).unwrap();
+        (record.sequence == commits).then_some(())
+    })
+    .await;
     stop.cancel();
     projecting.await.unwrap().unwrap();
 }
