@@ -81,22 +81,7 @@ pub fn reserve(
     let price = request
         .model
         .and_then(|model| context.prices.current(model));
-    let run = account.run_of(&scopes);
-    let (want, survey) = match request.budget {
-        None => {
-            let Asked {
-                input_tokens,
-                output_tokens,
-                ..
-            } = request.asked;
-            let want = amounts(price, input_tokens, output_tokens)?;
-            let need = |cap: &Cap| need(run, cap, &want);
-            let survey = Survey::of(account.matching(&scopes), need, context.at_ms);
-            (want, survey)
-        }
-        Some(budget) => survey_budget(account, context, &request, &scopes, budget)?,
-    };
-    let price_version = price.map(|price| price.version);
+    let (want, survey) = survey(account, context, &request, &scopes, price)?;
     let fits = if survey.fits() {
         Some(want)
     } else if request.asked.on_short == OnShort::Clamp {
@@ -104,36 +89,70 @@ pub fn reserve(
     } else {
         None
     };
-    if let Some(hold) = fits {
-        return Ok(Verdict::Reserve(Reserved {
-            reservation: request.reservation,
-            scopes,
-            asked: request.asked,
-            hold,
-            price: price_version,
-            budget: request.budget.copied(),
-            caps: survey.evidence,
-        }));
+    let price = price.map(|price| price.version);
+    let Some(hold) = fits else {
+        let asked = (request, scopes, want, price);
+        return Ok(short(account, context, asked, survey, last_call));
+    };
+    Ok(Verdict::Reserve(Reserved {
+        reservation: request.reservation,
+        scopes,
+        asked: request.asked,
+        hold,
+        price,
+        budget: request.budget.copied(),
+        caps: survey.evidence,
+    }))
+}
+
+/// What a reserve would hold, and every cap that it would hold it in.
+fn survey(
+    account: &Account,
+    context: Context<'_>,
+    request: &ReserveRequest<'_>,
+    scopes: &Scopes,
+    price: Option<&Price>,
+) -> Result<(Amounts, Survey), CommandError> {
+    if let Some(budget) = request.budget {
+        return survey_budget(account, context, request, scopes, budget);
     }
+    let Asked {
+        input_tokens,
+        output_tokens,
+        ..
+    } = request.asked;
+    let want = amounts(price, input_tokens, output_tokens)?;
+    let run = account.run_of(scopes);
+    let need = |cap: &Cap| need(run, cap, &want);
+    let survey = Survey::of(account.matching(scopes), need, context.at_ms);
+    Ok((want, survey))
+}
+
+/// What becomes of a reserve that does not fit: it waits, or is refused.
+fn short(
+    account: &Account,
+    context: Context<'_>,
+    (request, scopes, want, price): (ReserveRequest<'_>, Arc<Scopes>, Amounts, Option<u32>),
+    survey: Survey,
+    last_call: bool,
+) -> Verdict {
     let shortage = match survey.shortage {
         Some(shortage) => shortage,
-        None if !last_call => return Ok(Verdict::Wait(survey.short)),
+        None if !last_call => return Verdict::Wait(survey.short),
         None => Shortage {
             reason: RefusalReason::Held,
             cap: survey.short[0].clone(),
             resets_at_ms: None,
         },
     };
-    let terms = account
-        .cap(&shortage.cap)
-        .map(|cap| cap.terms(context.at_ms));
-    Ok(Verdict::Refuse(Refused {
-        terms,
+    let refused_by = account.cap(&shortage.cap);
+    Verdict::Refuse(Refused {
+        terms: refused_by.map(|cap| cap.terms(context.at_ms)),
         reservation: request.reservation,
         scopes,
         asked: request.asked,
         want,
-        price: price_version,
+        price,
         budget: request.budget.copied(),
         reason: shortage.reason,
         cap: shortage.cap,
@@ -141,7 +160,7 @@ pub fn reserve(
         caps: survey.evidence,
         count: 1,
         decided_at_ms: None,
-    }))
+    })
 }
 
 /// What a request needs of a cap; `None` where that is not known (no price). Nothing where its run
