@@ -24,7 +24,7 @@ use crate::{histogram, millis, payer::Payer};
 const IDLE_ROUNDS: usize = 10;
 const IDLE_PER_ROUND: usize = 200;
 /// Requests in flight when saturated.
-const HOT_CALLERS: usize = 2048;
+pub(crate) const HOT_CALLERS: usize = 2048;
 const HOT: Duration = Duration::from_secs(5);
 const HOT_WARM_UP: Duration = Duration::from_secs(1);
 /// Messages in flight without group commit: more would wait longer than a client waits for an
@@ -201,7 +201,7 @@ fn row(name: &str, seen: &Histogram<u64>, base: &Histogram<u64>) {
 }
 
 /// That many accounts, open.
-async fn open_many(ledger: &Arc<dyn Ledger>) -> Vec<Payer> {
+pub(crate) async fn open_many(ledger: &Arc<dyn Ledger>) -> Vec<Payer> {
     let payers: Vec<_> = (1..=ACCOUNTS).map(|n| Payer::new(ledger, n)).collect();
     for some in payers.chunks(HOT_CALLERS) {
         join_all(some.iter().map(Payer::open)).await;
@@ -211,7 +211,7 @@ async fn open_many(ledger: &Arc<dyn Ledger>) -> Vec<Payer> {
 
 /// Callers that reserve and settle, durably and without pause, each going from account to account.
 /// Decisions per second.
-async fn saturated(payers: Vec<Payer>) -> f64 {
+pub(crate) async fn saturated(payers: Vec<Payer>) -> f64 {
     let payers: Arc<[Payer]> = payers.into();
     let begun = Instant::now();
     let callers = (0..HOT_CALLERS).map(|caller| {

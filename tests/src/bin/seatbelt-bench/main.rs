@@ -4,9 +4,9 @@
 //! with a capped key (cap on, every reservation on disk before the upstream is called). Ledger: a
 //! reserve on an idle account against a raw compare-and-append of the same size, and decisions per
 //! second on one hot account and over many. Size: the same with a million accounts and ten million
-//! events on the journal. Verify: a large exported copy proved. Names of parts (`gateway`, `ledger`,
-//! `size`, `verify`) as arguments measure only those. Bounded in time. Absolute numbers move with the
-//! machine; ratios less.
+//! events on the journal. Takeover: a partition changes hands right after saturation. Verify: a large
+//! exported copy proved. Names of parts (`gateway`, `ledger`, `size`, `takeover`, `verify`) as arguments
+//! measure only those. Bounded in time. Absolute numbers move with the machine; ratios less.
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -18,6 +18,7 @@ mod ledger;
 mod load;
 mod payer;
 mod size;
+mod takeover;
 mod upstream;
 mod verify;
 
@@ -68,6 +69,9 @@ async fn main() {
     }
     if wants("size") {
         size::measure().await;
+    }
+    if wants("takeover") {
+        takeover::measure().await;
     }
     if wants("verify") {
         verify::measure();

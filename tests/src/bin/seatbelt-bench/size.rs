@@ -84,7 +84,10 @@ pub(crate) async fn measure() {
     compare(&nats, accounts).await;
     // in a process of its own, whose memory nothing else has stretched
     let program = std::env::current_exe().unwrap();
-    let (url, sample) = (server.server.url(), accounts.min(SAMPLE).to_string());
+    let (url, sample) = (
+        server.server.url(),
+        accounts.saturating_sub(LOADS).min(SAMPLE).to_string(),
+    );
     let mut child = std::process::Command::new(program);
     let ended = child.args([RESIDENT, &url, &sample]).status().unwrap();
     assert!(ended.success());

@@ -141,7 +141,7 @@ fn write_frames(journals: &[Vec<Bytes>], path: &Path) {
     for (partition, sequence, payload) in in_turns(journals) {
         writer.commit(partition, sequence, payload).unwrap();
     }
-    writer.finish().unwrap().flush().unwrap();
+    on_disk(writer.finish().unwrap());
 }
 
 fn write_lines(journals: &[Vec<Bytes>], path: &Path) {
@@ -151,7 +151,13 @@ fn write_lines(journals: &[Vec<Bytes>], path: &Path) {
         let line = serde_json::json!({"partition": partition.0, "sequence": sequence.0, "payload": payload});
         writeln!(file, "{line}").unwrap();
     }
+    on_disk(file);
+}
+
+/// Waits until all of it is on disk: writing it out must not go on beside what is timed.
+fn on_disk(mut file: BufWriter<File>) {
     file.flush().unwrap();
+    file.get_ref().sync_all().unwrap();
 }
 
 struct Nobody(usize);
