@@ -114,7 +114,8 @@ impl Verifier {
         &self.state
     }
 
-    /// Verifies the next commit, event by event; says how many it holds.
+    /// Verifies the next commit, event by event; says how many it holds. After an error the proof is
+    /// over: the events before it are in the state.
     pub fn accept(&mut self, sequence: Sequence, payload: &[u8]) -> Result<u64, VerifyError> {
         if sequence != self.sequence.next() {
             return Err(VerifyError::Sequence {
@@ -177,12 +178,12 @@ impl Verifier {
         claimed: EventOf<Claim>,
         header: &Header,
     ) -> Result<(), String> {
-        let (envelope, claim) = claimed.split();
+        let (envelope, claim) = claimed.replace(());
         self.events += 1;
         let claim = match claim {
             Claim::Other(body) if matches!(*body, EventBody::Unknown { .. }) => {
                 self.unknown += 1;
-                self.state.apply(&envelope.with(*body));
+                self.state.apply(&envelope.replace(*body).0);
                 return Ok(());
             }
             claim => claim,
@@ -192,7 +193,7 @@ impl Verifier {
             Some(owed) => (owed.taken_by(&envelope)?, None),
             None => self.decide(account, &envelope, claim, header)?,
         };
-        let event = &envelope.with(expected);
+        let (event, ()) = &envelope.replace(expected);
         same_bytes(&mut self.bytes, stored, event)?;
         let scopes = account.and_then(|account| scopes_of(account, event));
         let whole = account.and_then(|account| above_everywhere(account, event));

@@ -68,7 +68,7 @@ pub struct PartitionState {
 #[derive(Debug, Error)]
 pub enum ChainError {
     /// Its bytes are not a commit.
-    #[error("partition {partition}: the commit after position {after} cannot be read")]
+    #[error("partition {partition}: what follows position {after} cannot be read")]
     Commit {
         /// The partition.
         partition: Partition,
@@ -143,11 +143,8 @@ impl Head {
         let commit = Commit::read(payload).map_err(|source| self.unreadable(source))?;
         let header = commit.header();
         self.continued_by(&header)?;
-        let first = commit.events.first();
-        match first.map(|first| first.event.at_ms) {
-            Some(at_ms) => self.in_time(&header, at_ms).map(|()| commit),
-            None => Ok(commit),
-        }
+        self.in_time(&header, commit.events[0].event.at_ms)?;
+        Ok(commit)
     }
 
     /// Reads a stored commit's header and checks that it continues the journal. The times of its

@@ -238,7 +238,7 @@ mod tests {
         );
         check(
             |second| second.payload = Bytes::from_static(b"x"),
-            "past sequence 2: partition 00: the commit after position 2 cannot be read",
+            "past sequence 2: partition 00: what follows position 2 cannot be read",
         );
         check(
             |second| rewrite(second, |commit| commit.prev = ChainHash([7; 32])),

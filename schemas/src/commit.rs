@@ -112,15 +112,6 @@ pub struct Header {
     pub at_ms: u64,
 }
 
-impl Header {
-    fn contradicts(&self, detail: impl Into<String>) -> CommitError {
-        CommitError::Contradiction {
-            first_position: self.first_position,
-            detail: detail.into(),
-        }
-    }
-}
-
 /// A commit, decoded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Commit {
@@ -170,6 +161,13 @@ pub enum CommitError {
         /// What does not fit.
         detail: String,
     },
+}
+
+fn contradiction(first_position: Position, detail: impl Into<String>) -> CommitError {
+    CommitError::Contradiction {
+        first_position,
+        detail: detail.into(),
+    }
 }
 
 impl Commit {
@@ -253,16 +251,18 @@ impl<'a> Unread<'a> {
                 found: raw.v,
             }));
         }
-        let mut header = Header {
+        let first_position = raw.first_position;
+        let prev = <[u8; 32]>::try_from(raw.prev).map_err(|_| {
+            let detail = format!("prev has {} bytes instead of 32", raw.prev.len());
+            contradiction(first_position, detail)
+        })?;
+        let header = Header {
             partition: Partition(raw.partition),
             epoch: raw.epoch,
-            first_position: raw.first_position,
-            prev: ChainHash::default(),
+            first_position,
+            prev: ChainHash(prev),
             at_ms: raw.at_ms,
         };
-        header.prev = <[u8; 32]>::try_from(raw.prev).map(ChainHash).map_err(|_| {
-            header.contradicts(format!("prev has {} bytes instead of 32", raw.prev.len()))
-        })?;
         let unread = Self {
             header,
             events: raw.events,
@@ -272,24 +272,19 @@ impl<'a> Unread<'a> {
     }
 
     fn bounded(&self, payload_len: usize) -> Result<(), CommitError> {
-        let (header, count) = (&self.header, self.events.len());
-        if !(1..=COMMIT_EVENTS_MAX).contains(&count) {
-            return Err(header.contradicts(format!(
-                "{count} events instead of 1 to {COMMIT_EVENTS_MAX}"
-            )));
-        }
-        if payload_len > COMMIT_BYTES_MAX {
-            return Err(header.contradicts(format!(
-                "{payload_len} bytes instead of at most {COMMIT_BYTES_MAX}"
-            )));
-        }
-        if header.first_position == Position(0) {
-            return Err(header.contradicts("positions begin at 1"));
-        }
-        match header.first_position.0.checked_add(count as u64) {
-            Some(_) => Ok(()),
-            None => Err(header.contradicts("positions end")),
-        }
+        let (first, count) = (self.header.first_position, self.events.len());
+        let detail = if !(1..=COMMIT_EVENTS_MAX).contains(&count) {
+            format!("{count} events instead of 1 to {COMMIT_EVENTS_MAX}")
+        } else if payload_len > COMMIT_BYTES_MAX {
+            format!("{payload_len} bytes instead of at most {COMMIT_BYTES_MAX}")
+        } else if first == Position(0) {
+            "positions begin at 1".to_owned()
+        } else if first.0.checked_add(count as u64).is_none() {
+            "positions end".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(contradiction(first, detail))
     }
 
     /// What it says of itself.
@@ -324,11 +319,11 @@ impl<'a> Unread<'a> {
             if event.position != expected {
                 let found = event.position;
                 let detail = format!("event {found} stands where {expected} belongs");
-                return Err(self.header.contradicts(detail));
+                return Err(contradiction(first_position, detail));
             }
             if !(earliest_ms..=last_ms).contains(&event.at_ms) {
                 let detail = format!("the time of event {expected} goes backwards");
-                return Err(self.header.contradicts(detail));
+                return Err(contradiction(first_position, detail));
             }
             earliest_ms = event.at_ms;
             Ok((bytes, event))

@@ -701,47 +701,17 @@ impl<'de, B: Body> de::Visitor<'de> for EventVisitor<B> {
 }
 
 impl<B> EventOf<B> {
-    /// Takes the envelope off what was read of the data.
-    pub fn split(self) -> (EventOf<()>, B) {
-        let Self {
-            position,
-            at_ms,
-            account,
-            cause,
-            actor,
+    /// Puts another body into the envelope; gives back the one that was in it.
+    pub fn replace<C>(self, body: C) -> (EventOf<C>, B) {
+        let event = EventOf {
+            position: self.position,
+            at_ms: self.at_ms,
+            account: self.account,
+            cause: self.cause,
+            actor: self.actor,
             body,
-        } = self;
-        let envelope = EventOf {
-            position,
-            at_ms,
-            account,
-            cause,
-            actor,
-            body: (),
         };
-        (envelope, body)
-    }
-}
-
-impl EventOf<()> {
-    /// The event that this envelope and a body make.
-    pub fn with(self, body: EventBody) -> Event {
-        let Self {
-            position,
-            at_ms,
-            account,
-            cause,
-            actor,
-            ..
-        } = self;
-        Event {
-            position,
-            at_ms,
-            account,
-            cause,
-            actor,
-            body,
-        }
+        (event, self.body)
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
 use futures::StreamExt;
 use seatbelt_ledger::{
     audit::{Verifier, VerifyError},
-    journal::{ReadError, Sequence, export::Exported},
+    journal::{ReadError, Sequence, Stored, export::Exported},
     partition::ChainError,
 };
 use seatbelt_schemas::{
@@ -39,7 +39,7 @@ use super::{
 const BATCH_COMMITS: usize = 64;
 /// Bytes handed to a partition's thread at once: so many, and less than one commit more.
 const BATCH_BYTES: usize = 1 << 17;
-/// Batches on their way to one partition's thread: together under 1 MiB, so that what is read is still
+/// Batches on their way to one partition's thread: together about 1 MiB, so that what is read is still
 /// in a processor's cache when it is proved.
 const QUEUE_MAX: usize = 6;
 /// How often progress is shown.
@@ -149,7 +149,12 @@ async fn examine(source: &Source, done: &Arc<Done>) -> (Findings, Option<AuditEr
 fn read_export(path: &Path, workers: &mut Workers) -> Result<(), AuditError> {
     let read = Arc::clone(&workers.done.read);
     read_file(path, &read, |commit| {
-        if let Some((queue, batch)) = workers.take(commit) {
+        let Exported {
+            partition,
+            sequence,
+            payload,
+        } = commit;
+        if let Some((queue, batch)) = workers.take(partition, sequence, payload) {
             // one that has found its first failure takes no more
             let _ = queue.blocking_send(batch);
         }
@@ -163,12 +168,8 @@ async fn read_journals(source: &Source, workers: &mut Workers) -> Result<(), Aud
         match item {
             Ok(Item { partition, stored }) => {
                 workers.done.read.fetch_add(1, Ordering::Relaxed);
-                let commit = Exported {
-                    partition,
-                    sequence: stored.sequence,
-                    payload: &stored.payload,
-                };
-                if let Some((queue, batch)) = workers.take(commit) {
+                let Stored { sequence, payload } = stored;
+                if let Some((queue, batch)) = workers.take(partition, sequence, &payload) {
                     let _ = queue.send(batch).await;
                 }
             }
@@ -212,7 +213,8 @@ impl Batch {
     fn iter(&self) -> impl Iterator<Item = (Sequence, &[u8])> {
         let mut begin = 0;
         self.commits.iter().map(move |(sequence, end)| {
-            let payload = &self.bytes[std::mem::replace(&mut begin, *end)..*end];
+            let payload = &self.bytes[begin..*end];
+            begin = *end;
             (*sequence, payload)
         })
     }
@@ -250,13 +252,17 @@ impl Workers {
     }
 
     /// Takes a commit for its partition; gives back what is to be handed over now.
-    fn take(&mut self, commit: Exported<'_>) -> Option<(&mpsc::Sender<Batch>, Batch)> {
-        let partition = commit.partition;
+    fn take(
+        &mut self,
+        partition: Partition,
+        sequence: Sequence,
+        payload: &[u8],
+    ) -> Option<(&mpsc::Sender<Batch>, Batch)> {
         let worker = self
             .workers
             .entry(partition)
             .or_insert_with(|| work(partition, &self.done));
-        worker.batch.push(commit.sequence, commit.payload);
+        worker.batch.push(sequence, payload);
         if !worker.batch.is_full() {
             return None;
         }
@@ -357,11 +363,8 @@ fn prove(
             match verifier.accept(sequence, payload) {
                 Ok(events) => {
                     if finding.commits == 0 {
-                        finding.genesis = Commit::decode(payload)
-                            .ok()
-                            .as_ref()
-                            .and_then(genesis)
-                            .cloned();
+                        let first = Commit::decode(payload).ok();
+                        finding.genesis = first.as_ref().and_then(genesis).cloned();
                     }
                     finding.commits += 1;
                     finding.events += events;

@@ -404,6 +404,37 @@ fn a_commit_of_a_reign_that_never_began_is_found() {
 }
 
 #[test]
+fn an_event_from_before_the_last_commit_is_found() {
+    let (journal, sequence) = and_then(|_, blank| {
+        let mut commit = with_body(&blank, unknown());
+        let stored = &mut commit.events[0];
+        stored.event.at_ms -= 1;
+        *stored = StoredEvent::new(stored.event.clone());
+        commit
+    });
+    let error = found(&journal, &format!("sequence {sequence}"));
+    assert!(error.contains("time goes backwards"), "{error}");
+}
+
+#[test]
+fn an_event_that_cannot_be_read_is_found_behind_those_that_can() {
+    let (journal, sequence) = and_then(|_, blank| {
+        let mut commit = with_body(&blank, unknown());
+        let mut rotten = commit.events[0].clone();
+        rotten.bytes = Bytes::from_static(b"not an event");
+        commit.events.push(rotten);
+        commit
+    });
+    let error = found(&journal, &format!("sequence {sequence}"));
+    let last = commits(&journal[..journal.len() - 1]).pop().unwrap();
+    let place = last.last_position().next();
+    assert!(
+        error.contains(&format!("what follows position {place} ")),
+        "{error}"
+    );
+}
+
+#[test]
 fn another_partitions_commit_is_found() {
     let (journal, sequence) = and_then(|_, blank| Commit {
         partition: seatbelt_schemas::position::Partition(1),

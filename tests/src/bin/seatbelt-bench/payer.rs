@@ -25,7 +25,7 @@ impl Payer {
     pub(crate) fn new(ledger: &Arc<dyn Ledger>, number: usize) -> Self {
         Self {
             ledger: Arc::clone(ledger),
-            payer: testing::Payer::new(&format!("acct-{number}"), "key-bench"),
+            payer: testing::Payer::new(account(number).as_str(), "key-bench"),
         }
     }
 
