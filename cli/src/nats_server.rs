@@ -6,7 +6,8 @@
 //! Deliberately not here: streams, subjects and the proof of durability, which belong to the ledger.
 //!
 //! In the data folder: `nats.json` (address and password, while the server runs), `nats-server.log`,
-//! `nats-server.pid`, `nats-server.conf`, `nats.password`, `jetstream/`, `lock`. Secrets have mode 0600.
+//! `nats-server.pid`, `nats-server.conf`, `nats-server.lock` (held by the server itself), `nats.password`,
+//! `jetstream/`, `lock`. Secrets have mode 0600.
 
 mod config;
 mod error;
@@ -18,6 +19,7 @@ mod stale;
 mod tests;
 
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -135,12 +137,12 @@ impl NatsServer {
     /// The folder is in use or cannot be written, or the server did not come up.
     pub async fn start(options: NatsServerOptions) -> Result<Self, NatsServerError> {
         let folder = DataFolder::open(&options.data_dir)?;
-        stale::stop_servers_of(&folder.config_path()).await?;
+        let alive = stale::stop_servers_of(&folder).await?;
         let secret = match &options.cluster {
             Some(cluster) => cluster.secret.clone(),
             None => folder.password()?,
         };
-        let (child, guard) = spawn(&options, &folder, &secret, options.port)?;
+        let (child, guard) = spawn(&options, &folder, alive, &secret)?;
         let port = options.port;
         let mut server = Self {
             options,
@@ -160,7 +162,12 @@ impl NatsServer {
     /// As for [`NatsServer::start`]; the port may have been taken by another process meanwhile.
     pub async fn restart(&mut self) -> Result<(), NatsServerError> {
         self.kill().await;
-        let (child, guard) = spawn(&self.options, &self.folder, &self.secret, self.port)?;
+        let alive = stale::stop_servers_of(&self.folder).await?;
+        let options = NatsServerOptions {
+            port: self.port,
+            ..self.options.clone()
+        };
+        let (child, guard) = spawn(&options, &self.folder, alive, &self.secret)?;
         self.child = child;
         self.guard = guard;
         self.come_up().await
@@ -317,14 +324,14 @@ impl Drop for NatsServer {
 fn spawn(
     options: &NatsServerOptions,
     folder: &DataFolder,
+    alive: File,
     secret: &Secret,
-    port: u16,
 ) -> Result<(Child, OrphanGuard), NatsServerError> {
     folder.forget_last_run()?;
-    let config = config::render(options, folder, secret, port)?;
+    let config = config::render(options, folder, secret)?;
     let config_path = folder.config_path();
     folder::write_private(&config_path, &config)?;
-    let child = command(&options.binary, &config_path)
+    let child = command(&options.binary, &config_path, alive)
         .stderr(folder.complaints()?)
         .spawn()
         .map_err(|source| NatsServerError::Spawn {
@@ -335,11 +342,12 @@ fn spawn(
     Ok((child, guard))
 }
 
-fn command(binary: &Path, config_path: &Path) -> Command {
+/// `alive` is the locked file that tells others that this server lives.
+fn command(binary: &Path, config_path: &Path, alive: File) -> Command {
     let mut command = Command::new(binary);
     command
         .args([stale::CONFIG_FLAG.as_ref(), config_path.as_os_str()])
-        .stdin(Stdio::null())
+        .stdin(alive)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         // Ctrl-C in a terminal goes to the whole group; the server must outlive the drain of its clients.

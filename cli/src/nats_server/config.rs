@@ -24,13 +24,11 @@ pub(super) fn render(
     options: &NatsServerOptions,
     folder: &DataFolder,
     secret: &Secret,
-    port: u16,
 ) -> Result<String, NatsServerError> {
     // nats-server takes -1 for "any free port".
-    let port = if port == 0 {
-        "-1".to_owned()
-    } else {
-        port.to_string()
+    let port = match options.port {
+        0 => "-1".to_owned(),
+        port => port.to_string(),
     };
     let sync = if options.sync_always { "always" } else { "2m" };
     let mut text = format!(

@@ -69,6 +69,15 @@ pub enum NatsServerError {
         /// The process.
         pid: i32,
     },
+    /// End the process that has the file open.
+    #[error(
+        "a process left over from an earlier run still holds {} and does not end: stop it by hand (`fuser {}` names it)",
+        path.display(), path.display()
+    )]
+    StaleUnseen {
+        /// The file.
+        path: PathBuf,
+    },
     /// Read the log: usually the port is taken or the store is damaged.
     #[error("nats-server ended while starting ({status}); the end of {}:\n{tail}", log.display())]
     Ended {

@@ -57,6 +57,17 @@ impl DataFolder {
         self.root.join("run")
     }
 
+    /// Locked by the server for as long as it lives.
+    pub(super) fn server_lock_path(&self) -> PathBuf {
+        self.root.join("nats-server.lock")
+    }
+
+    /// The file that a server is to inherit, not locked yet.
+    pub(super) fn open_server_lock(&self) -> Result<File, NatsServerError> {
+        let path = self.server_lock_path();
+        open_lock(&path)
+    }
+
     fn complaints_path(&self) -> PathBuf {
         self.run_path().join("stderr")
     }
@@ -138,14 +149,7 @@ impl DataFolder {
 
 fn lock(root: &Path) -> Result<File, NatsServerError> {
     let path = root.join("lock");
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed("open", &path))?;
+    let mut file = open_lock(&path)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -168,6 +172,17 @@ fn lock(root: &Path) -> Result<File, NatsServerError> {
         .and_then(|()| writeln!(file, "{}", std::process::id()));
     written.map_err(failed("write", &path))?;
     Ok(file)
+}
+
+fn open_lock(path: &Path) -> Result<File, NatsServerError> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path);
+    opened.map_err(failed("open", path))
 }
 
 fn new_password(path: &Path) -> Result<Secret, NatsServerError> {

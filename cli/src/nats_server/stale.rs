@@ -1,9 +1,12 @@
 //! Servers left over from an earlier run on the same data folder: two on one store would destroy it.
 //!
-//! A process is ours if it runs with exactly our configuration file, so no file with a process id has to be
-//! believed. Needs `/proc`, as on Linux. Called only while the folder's lock is held.
+//! A server holds a lock for as long as it lives: it inherits the locked file as its standard input, so the
+//! lock is there before its first instruction and ends with it, however it ends. A process is ours to stop
+//! if it runs with exactly our configuration file, so no file with a process id has to be believed; one
+//! that has only just been started does not show its command line yet, which is why that alone proves
+//! nothing. Needs `/proc`, as on Linux. Called only while the folder's own lock is held.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Instant;
@@ -11,12 +14,37 @@ use std::time::Instant;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{LOOK_EVERY, NatsServerError, STOP_WITHIN};
+use super::{LOOK_EVERY, NatsServerError, STOP_WITHIN, folder::DataFolder};
 
 /// How the server is told its configuration file.
 pub(super) const CONFIG_FLAG: &str = "-c";
 
-pub(super) async fn stop_servers_of(config_path: &Path) -> Result<(), NatsServerError> {
+/// Stops every server of the folder; gives the lock that the next one is to inherit.
+pub(super) async fn stop_servers_of(folder: &DataFolder) -> Result<File, NatsServerError> {
+    let (path, config_path) = (folder.server_lock_path(), folder.config_path());
+    let alive = folder.open_server_lock()?;
+    let deadline = Instant::now() + STOP_WITHIN;
+    loop {
+        stop_visible_servers_of(&config_path).await?;
+        match alive.try_lock() {
+            Ok(()) => return Ok(alive),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            Err(TryLockError::WouldBlock) => return Err(NatsServerError::StaleUnseen { path }),
+            Err(TryLockError::Error(source)) => {
+                let action = "lock";
+                return Err(NatsServerError::Folder {
+                    action,
+                    path,
+                    source,
+                });
+            }
+        }
+    }
+}
+
+async fn stop_visible_servers_of(config_path: &Path) -> Result<(), NatsServerError> {
     for pid in servers_of(config_path) {
         tracing::warn!(pid, "stopping a nats-server left over from an earlier run");
         if !ends_after(Signal::SIGTERM, pid, config_path).await

@@ -36,6 +36,14 @@ fn options(folder: &TempDir) -> NatsServerOptions {
     NatsServerOptions::new(program(), folder.path().join("data"))
 }
 
+/// What an earlier run on the folder started its server with: its configuration, and the lock.
+fn as_started(folder: &TempDir) -> Result<(PathBuf, fs::File), Box<dyn Error>> {
+    let data = folder.path().canonicalize()?.join("data");
+    let alive = fs::File::open(data.join("nats-server.lock"))?;
+    alive.lock()?;
+    Ok((data.join("nats-server.conf"), alive))
+}
+
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
@@ -149,8 +157,8 @@ async fn a_second_server_on_the_folder_is_refused_by_name() -> Outcome {
 async fn a_server_left_over_on_the_folder_is_stopped_first() -> Outcome {
     let folder = TempDir::new()?;
     NatsServer::start(options(&folder)).await?.stop().await;
-    let config = folder.path().canonicalize()?.join("data/nats-server.conf");
-    let mut left_over = command(&program(), &config).spawn()?;
+    let (config, alive) = as_started(&folder)?;
+    let mut left_over = command(&program(), &config, alive).spawn()?;
 
     let server = NatsServer::start(options(&folder)).await?;
     let ended = tokio::time::timeout(PATIENCE, left_over.wait()).await?;
@@ -160,12 +168,35 @@ async fn a_server_left_over_on_the_folder_is_stopped_first() -> Outcome {
     Ok(())
 }
 
+/// A process that is only just becoming a server does not show its command line yet.
+#[tokio::test]
+async fn a_left_over_server_that_cannot_be_seen_yet_is_stopped_too() -> Outcome {
+    let folder = TempDir::new()?;
+    NatsServer::start(options(&folder)).await?.stop().await;
+    let (config, alive) = as_started(&folder)?;
+    let mut left_over = tokio::process::Command::new("/bin/sh")
+        .args(["-c", "sleep 1; exec \"$0\" -c \"$1\""])
+        .args([&program(), &config])
+        .stdin(alive)
+        .kill_on_drop(true)
+        .spawn()?;
+
+    let server = NatsServer::start(options(&folder)).await?;
+    let ended = left_over.try_wait()?;
+    assert!(
+        ended.is_some(),
+        "two servers ran on one folder at the same time"
+    );
+    server.stop().await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_server_ends_when_its_owner_is_gone() -> Outcome {
     let folder = TempDir::new()?;
     NatsServer::start(options(&folder)).await?.stop().await;
-    let config = folder.path().canonicalize()?.join("data/nats-server.conf");
-    let mut server = command(&program(), &config).spawn()?;
+    let (config, alive) = as_started(&folder)?;
+    let mut server = command(&program(), &config, alive).spawn()?;
     let mut guard = OrphanGuard::over(server.id(), &config);
 
     guard.lose_owner();
