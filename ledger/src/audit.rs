@@ -20,7 +20,7 @@ use thiserror::Error;
 
 use crate::{
     account::{Account, Cap},
-    decide::{self, Context, ReserveRequest, Verdict},
+    decide::{self, Context, ReserveRequest, THRESHOLDS_PER_DECISION_MAX, Verdict},
     journal::Sequence,
     partition::{ChainError, PartitionState},
 };
@@ -148,7 +148,7 @@ impl Verifier {
 
     /// Ends the proof.
     pub fn finish(self) -> Result<PartitionSummary, VerifyError> {
-        if let Some(owed) = self.owed.front() {
+        if let Some(owed) = self.owed.front().filter(|owed| !owed.may_wait) {
             return Err(VerifyError::Decision {
                 sequence: self.sequence,
                 position: self.state.position(),
@@ -188,6 +188,10 @@ impl Verifier {
             }
             claim => claim,
         };
+        let may_wait = |owed: &Owed| owed.may_wait && !owed.is_told_by(&envelope);
+        if self.owed.front().is_some_and(may_wait) {
+            self.owed.clear();
+        }
         let account = self.state.account(&envelope.account);
         let (expected, overrun) = match self.owed.pop_front() {
             Some(owed) => (owed.taken_by(&envelope)?, None),
@@ -208,16 +212,18 @@ impl Verifier {
                 caps_hold(account, event, &scopes, &self.before, overrun.is_some())?;
             }
             if let EventBody::Settled(_) | EventBody::Expired(_) = event.body {
-                crossed = decide::thresholds(account.matching(&scopes), event.at_ms);
+                crossed = decide::due_thresholds(account.matching(&scopes), event.at_ms);
             }
         } else if let (Some(account), Some(cap)) = (account, changed_cap(&event.body)) {
-            crossed = decide::thresholds(account.cap(cap).into_iter(), event.at_ms);
+            crossed = decide::due_thresholds(account.cap(cap).into_iter(), event.at_ms);
         }
         if overrun.is_some() || !crossed.is_empty() {
-            let bodies = overrun.into_iter().map(EventBody::from);
-            let bodies = bodies.chain(crossed.into_iter().map(EventBody::from));
-            self.owed
-                .extend(bodies.map(|body| Owed::after(event, body)));
+            let overrun = overrun.map(|data| Owed::after(event, data.into(), false));
+            let crossed = crossed.into_iter().enumerate().map(|(index, data)| {
+                let may_wait = index >= THRESHOLDS_PER_DECISION_MAX;
+                Owed::after(event, data.into(), may_wait)
+            });
+            self.owed.extend(overrun.into_iter().chain(crossed));
         }
         Ok(())
     }
@@ -362,26 +368,34 @@ struct Owed {
     account: AccountId,
     cause: CommandId,
     body: EventBody,
+    /// A threshold beyond what one decision announces: there now, or after a later event.
+    may_wait: bool,
 }
 
 impl Owed {
-    fn after(event: &Event, body: EventBody) -> Self {
+    fn after(event: &Event, body: EventBody, may_wait: bool) -> Self {
         Self {
             account: event.account.clone(),
             cause: event.cause,
             body,
+            may_wait,
         }
+    }
+
+    fn is_told_by<T>(&self, event: &EventOf<T>) -> bool {
+        self.account == event.account && self.cause == event.cause
     }
 
     /// What the event in its place must say.
     fn taken_by(self, event: &EventOf<()>) -> Result<EventBody, String> {
-        if self.account == event.account && self.cause == event.cause {
+        if self.is_told_by(event) {
             return Ok(self.body);
         }
         let Self {
             account,
             cause,
             body,
+            ..
         } = self;
         let kind = body.kind();
         Err(format!(

@@ -567,9 +567,24 @@ pub fn expire(
     })
 }
 
-/// Thresholds of these caps that have been reached and not been announced. Decided after every event
-/// that changes what is spent or what a limit is.
+/// Most thresholds that one decision announces, so that it always fits a commit. What is left over is
+/// announced by the next decision that touches those caps.
+pub const THRESHOLDS_PER_DECISION_MAX: usize = 64;
+
+/// The thresholds that one decision announces: of those that [are due](due_thresholds), the first.
+/// Decided after every event that changes what is spent or what a limit is.
 pub fn thresholds<'a>(caps: impl Iterator<Item = &'a Cap>, at_ms: u64) -> Vec<ThresholdCrossed> {
+    let mut crossed = due_thresholds(caps, at_ms);
+    crossed.truncate(THRESHOLDS_PER_DECISION_MAX);
+    crossed
+}
+
+/// All thresholds of these caps that have been reached and not been announced. The first writers
+/// announced all of them at once, so the audit takes more than [`thresholds`] gives.
+pub fn due_thresholds<'a>(
+    caps: impl Iterator<Item = &'a Cap>,
+    at_ms: u64,
+) -> Vec<ThresholdCrossed> {
     let mut crossed = Vec::new();
     for cap in caps {
         crossed.extend(cap.due_thresholds(at_ms).map(|percent| ThresholdCrossed {

@@ -12,6 +12,7 @@ use std::{
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use seatbelt_schemas::{
     command::{CommandError, ReserveOutcome},
+    commit::COMMIT_EVENTS_MAX,
     ids::{AccountId, LedgerId},
     position::{Partition, Partitions},
 };
@@ -146,6 +147,7 @@ impl HostedPartition {
             single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
             accounts_max: config.accounts_max,
             settle_linger_ms: WriterConfig::SETTLE_LINGER_MS_DEFAULT,
+            commit_events_max: COMMIT_EVENTS_MAX,
         };
         let source = Source {
             journal: Arc::new(journal),

@@ -19,7 +19,7 @@ use seatbelt_schemas::{
         Ack, Admin, AdminOutcome, Change, CommandError, Grant, Read, Release, Reserve,
         ReserveOutcome, Resize, Resolution, Settle, Standing,
     },
-    commit::{COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, COMMIT_OVERHEAD_MAX, ChainHash, encode_commit},
+    commit::{COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, ChainHash, encode_commit},
     event::{Event, EventBody, Genesis, Refused, WriterStarted},
     ids::{AccountId, Actor, CapId, CommandId, LedgerId, ReservationId},
     meter::Amounts,
@@ -38,10 +38,12 @@ use crate::{
 };
 
 pub mod cold;
+pub mod pending;
 pub mod tally;
 pub mod waiting;
 
 use cold::{Fetch, Fetched, Parked};
+use pending::{Pending, Queue};
 use tally::{Counted, SINGLE_REFUSALS_PER_SECOND, Tallies};
 use waiting::{WAIT_MS_MAX, WAITERS_PER_ACCOUNT_MAX, Waiter, Waiting};
 
@@ -79,6 +81,8 @@ pub struct WriterConfig {
     /// How long a settle may wait for a commit that something else needs, ms. A settle is taken into
     /// the state at once; a sequential caller's next reserve need not queue behind its append.
     pub settle_linger_ms: u64,
+    /// Most events of a commit, unless one decision alone is more; at most [`COMMIT_EVENTS_MAX`].
+    pub commit_events_max: usize,
 }
 
 impl WriterConfig {
@@ -183,13 +187,6 @@ struct InFlight {
     last: Position,
 }
 
-#[derive(Debug)]
-struct Pending {
-    position: Position,
-    at_ms: u64,
-    bytes: Bytes,
-}
-
 /// The writer of one partition. `T` stands for a caller.
 #[derive(Debug)]
 pub struct Writer<T> {
@@ -203,7 +200,7 @@ pub struct Writer<T> {
     waiting: Waiting<T>,
     tallies: Tallies,
     deadlines: BTreeSet<(u64, ReservationId, AccountId)>,
-    pending: VecDeque<Pending>,
+    pending: Queue,
     /// Until when what is pending may wait, unix ms; `None` where it may not, or nothing is.
     linger_until_ms: Option<u64>,
     in_flight: Option<InFlight>,
@@ -236,13 +233,13 @@ impl<T: Caller> Writer<T> {
             durable: state.position(),
             told: state.position(),
             tallies: Tallies::new(config.single_refusals_per_second),
+            pending: Queue::new(config.commit_events_max),
             config,
             state,
             outcomes,
             parked: Parked::watching(open),
             carrying_out: None,
             waiting: Waiting::default(),
-            pending: VecDeque::new(),
             linger_until_ms: None,
             in_flight: None,
             tail,
@@ -518,22 +515,8 @@ impl<T: Caller> Writer<T> {
         if self.in_flight.is_some() || self.linger_until_ms.is_some() {
             return None;
         }
-        let first = self.pending.front()?.position;
-        let mut room = COMMIT_BYTES_MAX - COMMIT_OVERHEAD_MAX;
-        let mut count = 0;
-        for event in self.pending.iter().take(COMMIT_EVENTS_MAX) {
-            match room.checked_sub(event.bytes.len()) {
-                Some(left) => room = left,
-                None => break,
-            }
-            count += 1;
-        }
-        assert!(
-            count > 0,
-            "one event always fits a commit: texts in it are bounded"
-        );
-        let taken: Vec<Pending> = self.pending.drain(..count).collect();
-        let last = taken.last().expect("at least one was taken");
+        let taken = self.pending.take_commit();
+        let (first, last) = (taken.first()?.position, taken.last()?);
         let events: Vec<&[u8]> = taken.iter().map(|event| event.bytes.as_ref()).collect();
         let (partition, prev) = (self.config.partition, self.state.chain());
         let payload = encode_commit(partition, self.epoch, first, prev, last.at_ms, &events);
@@ -694,9 +677,15 @@ impl<T: Caller> Writer<T> {
             _ => self.outcomes.apply(&event),
         }
         self.linger_until_ms = None;
-        self.pending.push_back(Pending {
+        // a journal never holds its genesis without the writer that began it
+        let decision = match (&event.body, self.pending.last_decision()) {
+            (EventBody::WriterStarted(_), Some(genesis)) => genesis,
+            _ => cause,
+        };
+        self.pending.push(Pending {
             position,
             at_ms,
+            decision,
             bytes,
         });
         position

@@ -45,6 +45,7 @@ impl Desk {
             single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
             accounts_max: WriterConfig::ACCOUNTS_MAX_DEFAULT,
             settle_linger_ms: LINGER_MS,
+            commit_events_max: seatbelt_schemas::commit::COMMIT_EVENTS_MAX,
         };
         let resumed = Resumed::empty(Partition(0), HOT_MAX);
         let writer = Writer::start(config, resumed, START_MS);

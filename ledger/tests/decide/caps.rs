@@ -1,5 +1,6 @@
 //! Caps: what refuses, what waits, what is told; every meter and scope; several at once; clamping.
 
+use seatbelt_ledger::decide::THRESHOLDS_PER_DECISION_MAX;
 use seatbelt_schemas::{
     command::{Change, CommandError},
     event::{EventBody, OnShort, RefusalReason},
@@ -451,6 +452,31 @@ fn thresholds_are_told_once_per_window_also_after_a_restart() {
     story.at(day_ms);
     story.spend(&ask(10, 50), 10, 45);
     story.then(&["reserved 10+50", "settled 10+45", "crossed 50% of day"]);
+}
+
+/// Eight caps in each of three scopes, all reached by one settle: more thresholds than one commit is
+/// sure to hold.
+#[test]
+fn thresholds_that_one_decision_cannot_hold_are_told_by_the_next() {
+    let names: Vec<String> = ["account", "team:t", "key:k"]
+        .iter()
+        .flat_map(|scope| {
+            (0..8).map(move |n| format!("{scope}-{n} {scope} tokens balance 100 soft"))
+        })
+        .collect();
+    let mut story = Story::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    story.spend(&ask(10, 90), 10, 90);
+    let crossed = |story: &mut Story| {
+        let events = story.events().into_iter();
+        events
+            .filter(|event| event.event.body.kind() == "threshold_crossed")
+            .count()
+    };
+    assert_eq!(crossed(&mut story), THRESHOLDS_PER_DECISION_MAX);
+    story.spend(&ask(1, 1), 1, 1);
+    assert_eq!(crossed(&mut story), 24 * 3);
+    story.spend(&ask(1, 1), 1, 1);
+    assert_eq!(crossed(&mut story), 24 * 3);
 }
 
 #[test]

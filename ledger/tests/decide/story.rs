@@ -144,6 +144,7 @@ fn config() -> WriterConfig {
         single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
         accounts_max: WriterConfig::ACCOUNTS_MAX_DEFAULT,
         settle_linger_ms: 0,
+        commit_events_max: seatbelt_schemas::commit::COMMIT_EVENTS_MAX,
     }
 }
 

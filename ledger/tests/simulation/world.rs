@@ -308,6 +308,8 @@ impl World {
             single_refusals_per_second: self.single_refusals(),
             accounts_max: 1,
             settle_linger_ms: self.seed % 3 * 1_000,
+            // tiny in most runs, so that commits fill
+            commit_events_max: [1, 2, 3, 5, 256][(self.seed % 5) as usize],
         };
         let writer = Writer::start(config, self.resumed()?, self.now_ms);
         self.hosts.push(Host { writer });

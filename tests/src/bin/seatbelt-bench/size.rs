@@ -114,6 +114,7 @@ async fn make(nats: &Nats, accounts: usize, events: usize) -> u64 {
         single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
         accounts_max: WriterConfig::ACCOUNTS_MAX_DEFAULT,
         settle_linger_ms: 0,
+        commit_events_max: seatbelt_schemas::commit::COMMIT_EVENTS_MAX,
     };
     let resumed = Resumed::empty(P, HOT_MAX);
     let mut maker = Maker {

@@ -207,6 +207,7 @@ impl Maker {
             single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
             accounts_max: usize::MAX,
             settle_linger_ms: 0,
+            commit_events_max: seatbelt_schemas::commit::COMMIT_EVENTS_MAX,
         };
         let resumed = Resumed::empty(partition, HOT_MAX);
         Self {
