@@ -1,9 +1,13 @@
 //! Finds in the journal what became of a command that is older than what stays hot.
 //!
 //! A command id begins with the time it was made. Its event is written at most [`CLOCK_SKEW_MS_MAX`]
-//! before that (the caller's clock was ahead) and at most [`COMMAND_AGE_MS_MAX`] after it (older ones
+//! before that (the caller's clock was ahead) and at most [`WRITTEN_MS_MAX`] after it (older ones
 //! are turned away), and times on a journal only go forward: so the place is found by bisection, and
 //! the search looks where it most likely is first.
+//!
+//! Only the command's own event proves that it was carried out. What befell its reservation may stand
+//! near the id's time while the reserve itself stands far before it, so none of that ends the search:
+//! a command is found, or the whole span in which it can stand has been read.
 
 use futures::StreamExt;
 use memchr::memmem::Finder;
@@ -17,8 +21,12 @@ use crate::{
     decide::validate::{CLOCK_SKEW_MS_MAX, COMMAND_AGE_MS_MAX},
     journal::{Journal, ReadError, Sequence, Stored},
     outcomes::{Trace, ended_by},
+    writer::waiting::WAIT_MS_MAX,
 };
 
+/// Longest time from a command's id to its event: the age at which it is still taken in, the wait for
+/// other holds, and as much again as clocks may differ.
+const WRITTEN_MS_MAX: u64 = COMMAND_AGE_MS_MAX + WAIT_MS_MAX + CLOCK_SKEW_MS_MAX;
 /// How far around its own time a command is looked for first, ms: clocks agree to a second, and a
 /// command waits for some seconds.
 const NEAR_BEFORE_MS: u64 = 1_000;
@@ -32,14 +40,13 @@ pub async fn trace<J: Journal>(
 ) -> Result<Trace, ReadError> {
     let made_ms = id.at_ms();
     let near = made_ms.saturating_sub(NEAR_BEFORE_MS)..made_ms.saturating_add(NEAR_AFTER_MS);
-    let whole =
-        made_ms.saturating_sub(CLOCK_SKEW_MS_MAX)..made_ms.saturating_add(COMMAND_AGE_MS_MAX);
+    let whole = made_ms.saturating_sub(CLOCK_SKEW_MS_MAX)..made_ms.saturating_add(WRITTEN_MS_MAX);
     let spans = [near.clone(), whole.start..near.start, near.end..whole.end];
     for span in spans {
         let mut search = Search::new(id);
         let from = first_at(journal, span.start, end).await?;
         search.run(journal, from, end, span.end).await?;
-        if !search.events.is_empty() {
+        if search.is_found() {
             let events = search.events;
             return Ok(Trace { id, events });
         }
@@ -103,7 +110,7 @@ impl Search {
             let stored = stored?;
             at = stored.sequence;
             let at_ms = self.look(&stored);
-            if self.events.is_empty() && at_ms.is_some_and(|at_ms| at_ms >= until_ms) {
+            if !self.is_found() && at_ms.is_some_and(|at_ms| at_ms >= until_ms) {
                 break;
             }
         }
@@ -126,9 +133,18 @@ impl Search {
         Some(at_ms)
     }
 
+    /// The command's own event, where it has been seen.
+    fn own(&self) -> Option<&Event> {
+        self.events.iter().find(|event| event.cause == self.id)
+    }
+
+    fn is_found(&self) -> bool {
+        self.own().is_some()
+    }
+
     /// Whether nothing more can follow.
     fn is_over(&self) -> bool {
-        match self.events.first().map(|event| &event.body) {
+        match self.own().map(|event| &event.body) {
             None => false,
             Some(EventBody::Reserved(_)) => self.events.iter().any(|event| {
                 // an expired reservation may still be settled late

@@ -3,6 +3,8 @@
 
 use seatbelt_ledger::{
     api::Ack,
+    journal::{Journal, Sequence, memory::MemoryJournal},
+    lookup,
     outcomes::{Fingerprint, HOT_MAX, Outcomes, Recall},
     writer::Request,
 };
@@ -13,7 +15,7 @@ use seatbelt_schemas::{
     position::Position,
 };
 
-use crate::story::{Ask, START_MS, Story, account, ask, cap_id, spec};
+use crate::story::{Ask, START_MS, Story, account, ask, cap_id, spec, tell};
 
 const ALL: &[&str] = &["all account tokens balance 100"];
 
@@ -232,4 +234,44 @@ fn a_burst_makes_no_new_command_old_and_no_old_one_new() {
         outcomes.recall(waited.cause, fingerprint),
         Recall::Same(_)
     ));
+}
+
+/// A caller's clock is ahead, and the reservation ends near the time in its id or far from it: the
+/// search of the journal tells the same as a look at every event.
+#[tokio::test]
+async fn an_old_command_is_found_wherever_the_rest_of_its_story_stands() {
+    for ahead_ms in [0, 900, 1_100, 5_000, 12_000, 59_000] {
+        for life_ms in [0, 400, 4_500, 6_000, 20_000, 90_000] {
+            let mut story = Story::new(ALL);
+            let mut command = story.command(&Ask {
+                life_ms: 200_000,
+                ..ask(10, 20)
+            });
+            command.id = CommandId::from_parts(START_MS + ahead_ms, 7);
+            let call = story.send(command.id, Request::Reserve(command.clone()));
+            for step in 1..=10 {
+                story.at(life_ms * step / 10);
+                story.spend(&ask(1, 1), 1, 1);
+            }
+            story.settle(&call, 10, 5);
+            story.spend(&ask(1, 1), 1, 1);
+            let found = traced(&story, command.id).await;
+            assert_eq!(
+                found,
+                ["reserved 10+20", "settled 10+5"],
+                "{ahead_ms} {life_ms}"
+            );
+        }
+    }
+}
+
+/// What the journal tells of a command.
+async fn traced(story: &Story, id: CommandId) -> Vec<String> {
+    let journal = MemoryJournal::new();
+    let mut end = Sequence(0);
+    for payload in story.journal() {
+        end = journal.append(end, payload.clone()).await.unwrap();
+    }
+    let trace = lookup::trace(&journal, id, end).await.unwrap();
+    trace.events.iter().map(tell).collect()
 }

@@ -497,6 +497,10 @@ impl Story {
         (cap.spent(self.now_ms), cap.held)
     }
 
+    pub(crate) fn journal(&self) -> &[Bytes] {
+        &self.journal
+    }
+
     pub(crate) fn events(&self) -> Vec<StoredEvent> {
         let commits = self
             .journal

@@ -81,6 +81,7 @@ impl Story {
             single_refusals_per_second: 1,
             accounts_max: WriterConfig::ACCOUNTS_MAX_DEFAULT,
             settle_linger_ms: 0,
+            commit_events_max: seatbelt_schemas::commit::COMMIT_EVENTS_MAX,
         };
         let empty = Resume::from_start(partition, HOT_MAX).finish();
         let mut story = Self {
