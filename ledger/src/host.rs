@@ -533,7 +533,7 @@ impl<J: Journal> Task<J> {
         while self.fetches.len() < FETCHES_MAX
             && let Some(fetch) = writer.take_fetch()
         {
-            let (source, base) = (self.source.clone(), self.base);
+            let (source, base) = (self.source.clone(), self.base.clone());
             self.fetches
                 .push(fetched(source, base, fetch, writer.tail()).boxed());
         }
@@ -544,9 +544,9 @@ impl<J: Journal> Task<J> {
         self.clear_at = now + CLEAR_EVERY;
         let crowd = writer.crowd();
         if !crowd.is_empty() {
-            let (source, base) = (self.source.clone(), self.base);
+            let (source, base) = (self.source.clone(), self.base.clone());
             let current = async move {
-                let current = source.current(crowd, base).await;
+                let current = source.current(crowd, &base).await;
                 Brought::Current(current.unwrap_or((base, Vec::new())))
             };
             self.fetches.push(current.boxed());
@@ -558,7 +558,8 @@ impl<J: Journal> Task<J> {
             Brought::Fetched(fetched) => writer.fetched(now_ms(), fetched),
             Brought::Current((base, accounts)) => {
                 // whatever is not in memory has no event after the new base either; looks may overlap
-                self.base = self.base.later(base);
+                self.base = self.base.clone().later(base);
+                self.base.leave(&accounts);
                 writer.let_go(&accounts);
                 if !accounts.is_empty() {
                     self.clear_at = tokio::time::Instant::now();
@@ -691,7 +692,7 @@ async fn fetched<J: Journal>(
     for _ in 0..FETCH_TRIES_MAX {
         let tried = match &fetch {
             Fetch::Account(account) => source
-                .load(account, base)
+                .load(account, &base)
                 .await
                 .map(|state| Fetched::Account(account.clone(), state))
                 .map_err(|error| describe(&error)),

@@ -11,6 +11,7 @@ pub mod audit;
 pub mod cluster;
 pub mod counter;
 pub mod decide;
+pub mod directory;
 pub mod host;
 pub mod journal;
 pub mod lookup;

@@ -2,7 +2,11 @@
 //! with the accounts that the end touches; or the whole journal, where there is no record or it
 //! disagrees with the journal. Also how an account is loaded when it is first used.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::{StreamExt, TryStreamExt, future::join, stream};
 use seatbelt_schemas::{
@@ -11,17 +15,19 @@ use seatbelt_schemas::{
     ids::AccountId,
     names::Names,
     position::{Partition, Position},
+    wire::WireError,
 };
 use thiserror::Error;
 use tracing::{error, info, warn};
 
 use crate::{
     account::Account,
+    directory::{Directory, DirectoryError, DirectoryRef, Entry, LastPositions},
     journal::{Journal, ReadError, Sequence, Stored},
     outcomes::HOT_MAX,
     partition::{ChainError, PartitionState},
     resume::{Disagreement, Resume, ResumeError, Resumed},
-    snapshot::{AccountSnapshot, PartitionRecord, Unusable},
+    snapshot::{AccountSnapshot, PartitionRecord, RECORD_VERSION, Unusable},
     store::{Kept, Revision, SnapshotStore, StoreError, WriteError},
 };
 
@@ -32,6 +38,8 @@ const SNAPSHOTS_IN_FLIGHT_MAX: usize = 64;
 /// How often a bucket that went back in time is asked again before the journal is read instead: the
 /// projector brings it up to date within seconds.
 const WENT_BACK_TRIES: u32 = 20;
+/// How often a directory is read again that is not what the record names.
+const FLUX_TRIES: u32 = 2;
 
 /// Why a partition cannot be served: its journal is damaged. Nothing was changed.
 #[derive(Debug, Error)]
@@ -62,6 +70,15 @@ pub enum LoadError {
     /// The journal is damaged.
     #[error(transparent)]
     Damaged(#[from] RecoveryError),
+    /// Snapshots by then come from a newer release: nothing is known of what they leave out, and folding
+    /// the journal for each account would bring it to its knees.
+    #[error(
+        "the partition record is of version {found}, which this release cannot read: upgrade it"
+    )]
+    Newer {
+        /// The version.
+        found: u8,
+    },
 }
 
 /// What stops a partition from being taken up.
@@ -83,6 +100,15 @@ impl From<ReadError> for Trouble {
 impl From<StoreError> for Trouble {
     fn from(error: StoreError) -> Self {
         Self::Again(error.into())
+    }
+}
+
+impl From<DirectoryError> for Trouble {
+    fn from(error: DirectoryError) -> Self {
+        match error {
+            DirectoryError::Store(error) => error.into(),
+            lost => Self::Unusable(lost.to_string()),
+        }
     }
 }
 
@@ -113,11 +139,50 @@ impl<J> Clone for Source<J> {
 }
 
 /// A partition record, as far as it matters to the accounts that it vouches for.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Base {
     revision: Revision,
     position: Position,
     sequence: Sequence,
+    known: Arc<Known>,
+}
+
+/// What is known of accounts that are not in memory: how far the snapshot of each must reach.
+#[derive(Debug, Default)]
+struct Known {
+    /// The last events that the start met between the directory's mark and the record's end.
+    last: LastPositions,
+    /// Versions of accounts that were in memory and left it. No more than there are accounts.
+    left: Mutex<HashMap<Entry, u32>>,
+    /// The directory that was asked last.
+    directory: Mutex<Option<Directory>>,
+}
+
+impl Known {
+    fn left(&self, account: &AccountId) -> u32 {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.get(&Entry::of(account)).copied().unwrap_or(0)
+    }
+
+    /// The directory that a record names; its root is read once.
+    async fn directory(
+        &self,
+        store: &dyn SnapshotStore,
+        partition: Partition,
+        named: Option<&DirectoryRef>,
+    ) -> Result<Directory, DirectoryError> {
+        let at_hand = || {
+            let directory = self.directory.lock();
+            directory.unwrap_or_else(PoisonError::into_inner)
+        };
+        let known = at_hand().clone();
+        if let Some(known) = known.filter(|known| known.named() == named) {
+            return Ok(known);
+        }
+        let opened = Directory::open(store, partition, named).await?;
+        *at_hand() = Some(opened.clone());
+        Ok(opened)
+    }
 }
 
 impl Base {
@@ -130,12 +195,25 @@ impl Base {
             self
         }
     }
+
+    /// Notes that accounts leave memory with these versions: none comes back older.
+    pub fn leave(&self, accounts: &[(AccountId, u32)]) {
+        let left = self.known.left.lock();
+        let mut left = left.unwrap_or_else(PoisonError::into_inner);
+        left.extend(
+            accounts
+                .iter()
+                .map(|(of, version)| (Entry::of(of), *version)),
+        );
+    }
 }
 
 /// What a look at the bucket gives.
 enum Look {
     Found(Option<Account>),
     Lost(String),
+    /// The directory was written anew twice while it was read, or it is lost.
+    Flux(String),
     WentBack,
 }
 
@@ -163,9 +241,15 @@ impl<J: Journal> Source<J> {
     }
 
     async fn attempt(&self, with_snapshots: bool) -> Result<(Resumed, Base), Trouble> {
-        let (mut resume, base) = match self.record(with_snapshots).await? {
-            None => (Resume::from_start(self.partition, HOT_MAX), Base::default()),
-            Some((record, base)) => (Resume::from_record(record, HOT_MAX), base),
+        let (mut resume, mut base, directory) = match self.record(with_snapshots).await? {
+            None => {
+                let resume = Resume::from_start(self.partition, HOT_MAX);
+                (resume, Base::default(), Directory::empty(self.partition))
+            }
+            Some((record, base)) => {
+                let directory = self.directory_of(&record).await?;
+                (Resume::from_record(record, HOT_MAX), base, directory)
+            }
         };
         let end = self.journal.end().await?;
         if end < base.sequence {
@@ -178,9 +262,23 @@ impl<J: Journal> Source<J> {
                 let at = resume.tail().next();
                 return Err(ReadError::Gap { at }.into());
             };
-            self.take(&mut resume, &stored?, base).await?;
+            self.take(&mut resume, &stored?, &base, &directory).await?;
         }
+        base.known = Arc::new(Known {
+            last: resume.take_last(),
+            left: Mutex::default(),
+            directory: Mutex::new(Some(directory)),
+        });
         Ok((resume.finish(), base))
+    }
+
+    /// The directory that a record names.
+    async fn directory_of(&self, record: &PartitionRecord) -> Result<Directory, DirectoryError> {
+        let named = record.directory.as_ref();
+        match &self.snapshots {
+            Some(store) => Directory::open(&**store, self.partition, named).await,
+            None => Ok(Directory::empty(self.partition)),
+        }
     }
 
     /// The partition record, if there is one that can be used.
@@ -202,25 +300,46 @@ impl<J: Journal> Source<J> {
         if record.sequence == 0 {
             return Ok(None);
         }
+        if record.directory.is_none() && record.history.newer.sequence > 0 {
+            let detail = "its record names no directory of accounts";
+            return Err(Trouble::Unusable(detail.to_owned()));
+        }
         let base = Base {
             revision,
             position: record.head.position,
             sequence: Sequence(record.sequence),
+            known: Arc::default(),
         };
         Ok(Some((record, base)))
     }
 
-    async fn take(&self, resume: &mut Resume, stored: &Stored, base: Base) -> Result<(), Trouble> {
+    async fn take(
+        &self,
+        resume: &mut Resume,
+        stored: &Stored,
+        base: &Base,
+        directory: &Directory,
+    ) -> Result<(), Trouble> {
         let at = stored.sequence;
         let commit = resume.check(stored).map_err(|error| match error {
             ResumeError::Chain(source) => Trouble::Stop(RecoveryError::Chain { at, source }),
             ResumeError::Disagrees(disagreement) => disagreement.into(),
         })?;
         let missing = resume.missing(stored, &commit);
+        let missing: Vec<_> = missing
+            .into_iter()
+            .map(|account| (resume.last(&account), account))
+            .collect();
         let mut loaded = stream::iter(missing)
-            .map(async |account| {
-                let snapshot = self.snapshot(&account, base).await?;
-                Ok::<_, StoreError>((account, snapshot))
+            .map(async |(last, account)| {
+                let (kept, last) = join(
+                    self.snapshot(&account, base),
+                    self.last_of(&account, last, directory),
+                )
+                .await;
+                let (kept, last) = (kept?, last?);
+                let held_to = |kept| AccountSnapshot::held_to(kept, last, base.position);
+                Ok::<_, Trouble>((account, kept.and_then(held_to)))
             })
             .buffer_unordered(SNAPSHOTS_IN_FLIGHT_MAX);
         while let Some((account, found)) = loaded.try_next().await? {
@@ -234,11 +353,24 @@ impl<J: Journal> Source<J> {
         Ok(())
     }
 
+    /// The last event of an account up to the record: as the commits before it had it, or the directory.
+    async fn last_of(
+        &self,
+        account: &AccountId,
+        met: Option<Position>,
+        directory: &Directory,
+    ) -> Result<Option<Position>, DirectoryError> {
+        match (&self.snapshots, met) {
+            (Some(store), None) => directory.last(&**store, Entry::of(account)).await,
+            (_, met) => Ok(met),
+        }
+    }
+
     /// What the bucket has of an account.
     async fn snapshot(
         &self,
         account: &AccountId,
-        base: Base,
+        base: &Base,
     ) -> Result<Result<Option<AccountSnapshot>, Unusable>, StoreError> {
         let Some(store) = &self.snapshots else {
             return Ok(Ok(None));
@@ -253,21 +385,23 @@ impl<J: Journal> Source<J> {
     pub async fn current(
         &self,
         accounts: Vec<(AccountId, u32)>,
-        base: Base,
+        base: &Base,
     ) -> Option<(Base, Vec<(AccountId, u32)>)> {
-        let (_, now) = self.record(true).await.ok()??;
+        let (_, mut now) = self.record(true).await.ok()??;
+        now.known = Arc::clone(&base.known);
         if now.position < base.position {
             return None;
         }
         let current = stream::iter(accounts)
             .map(async |(account, version)| {
-                let found = self.snapshot(&account, now).await.ok()?.ok()??;
+                let found = self.snapshot(&account, &now).await.ok()?.ok()??;
                 let same = found.position <= now.position && found.state.version() == version;
                 same.then_some((account, version))
             })
             .buffer_unordered(SNAPSHOTS_IN_FLIGHT_MAX)
             .filter_map(async |current| current);
-        Some((now, current.collect().await))
+        let current = current.collect().await;
+        Some((now, current))
     }
 
     /// An account that no event since `base` touches, as it stands; `None` where there is none. A
@@ -275,7 +409,7 @@ impl<J: Journal> Source<J> {
     pub async fn load(
         &self,
         account: &AccountId,
-        base: Base,
+        base: &Base,
     ) -> Result<Option<Account>, LoadError> {
         let Some(store) = &self.snapshots else {
             return Ok(None);
@@ -285,10 +419,11 @@ impl<J: Journal> Source<J> {
             match self.look(&**store, account, base, &mut kept).await? {
                 Look::Found(state) => return Ok(state),
                 Look::Lost(reason) => break reason,
+                Look::Flux(reason) if tries == FLUX_TRIES => break reason,
                 Look::WentBack if tries == WENT_BACK_TRIES => {
                     break "the bucket went back in time".to_owned();
                 }
-                Look::WentBack => tokio::time::sleep(RETRY).await,
+                Look::WentBack | Look::Flux(_) => tokio::time::sleep(RETRY).await,
             }
             tries += 1;
         };
@@ -306,9 +441,9 @@ impl<J: Journal> Source<J> {
         &self,
         store: &dyn SnapshotStore,
         account: &AccountId,
-        base: Base,
+        base: &Base,
         found: &mut Kept,
-    ) -> Result<Look, StoreError> {
+    ) -> Result<Look, LoadError> {
         let (key, record) = (
             Names::snapshot_account_key(account),
             Names::snapshot_partition_key(self.partition),
@@ -320,18 +455,48 @@ impl<J: Journal> Source<J> {
                 Ok(snapshot) => snapshot,
                 Err(unusable) => return Ok(Look::Lost(unusable.to_string())),
             };
-        let current = snapshot
+        let left = base.known.left(account);
+        if snapshot.as_ref().map_or(0, |found| found.state.version()) < left {
+            let lost = format!("it is older than version {left}, which was in memory");
+            return Ok(Look::Lost(lost));
+        }
+        if snapshot
             .as_ref()
-            .is_some_and(|snapshot| snapshot.position >= base.position);
-        let vouched = record?
-            .value
-            .and_then(|value| PartitionRecord::decode(&value).ok())
-            .is_some_and(|record| record.head.position >= base.position);
-        Ok(if current || vouched {
-            Look::Found(snapshot.map(|snapshot| snapshot.state))
-        } else {
-            Look::WentBack
-        })
+            .is_some_and(|snapshot| snapshot.position >= base.position)
+        {
+            return Ok(Look::Found(snapshot.map(|snapshot| snapshot.state)));
+        }
+        let Some(record) = vouching(&record?, base)? else {
+            return Ok(Look::WentBack);
+        };
+        let last = match self.last_known(store, account, base, &record).await {
+            Ok(last) => last,
+            Err(DirectoryError::Store(error)) => return Err(error.into()),
+            Err(lost) => return Ok(Look::Flux(lost.to_string())),
+        };
+        Ok(
+            match AccountSnapshot::held_to(snapshot, last, base.position) {
+                Ok(snapshot) => Look::Found(snapshot.map(|snapshot| snapshot.state)),
+                Err(unusable) => Look::Lost(unusable.to_string()),
+            },
+        )
+    }
+
+    /// The last event of an account that has none after `base`: so any later directory has it as well.
+    async fn last_known(
+        &self,
+        store: &dyn SnapshotStore,
+        account: &AccountId,
+        base: &Base,
+        record: &PartitionRecord,
+    ) -> Result<Option<Position>, DirectoryError> {
+        let entry = Entry::of(account);
+        if let Some(last) = base.known.last.get(&entry) {
+            return Ok(Some(*last));
+        }
+        let named = record.directory.as_ref();
+        let directory = base.known.directory(store, self.partition, named).await?;
+        directory.last(store, entry).await
     }
 
     /// One account, from the journal's beginning up to a commit.
@@ -392,5 +557,20 @@ impl<J: Journal> Source<J> {
         })?;
         let last = commit.events.last().map(|stored| stored.event.position);
         Ok((last.unwrap_or(commit.first_position), commit.at_ms))
+    }
+}
+
+/// The record, if it vouches for what it did at `base`.
+fn vouching(kept: &Kept, base: &Base) -> Result<Option<PartitionRecord>, LoadError> {
+    let record = kept
+        .value
+        .as_ref()
+        .map(|value| PartitionRecord::decode(value));
+    match record {
+        Some(Err(WireError::Version { found, .. })) if found > RECORD_VERSION => {
+            Err(LoadError::Newer { found })
+        }
+        Some(Ok(record)) if record.head.position >= base.position => Ok(Some(record)),
+        _ => Ok(None),
     }
 }

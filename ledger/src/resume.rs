@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::{
     account::Account,
+    directory::{self, Entry, LastPositions},
     journal::{Sequence, Stored},
     outcomes::Outcomes,
     partition::{ChainError, PartitionState},
@@ -86,6 +87,8 @@ pub struct Resume {
     link: Option<ChainHash>,
     /// Events of an account up to here were in its snapshot.
     moved_in: HashMap<AccountId, Position>,
+    /// The last positions, up to the base, of the accounts in the commits read before it.
+    last: LastPositions,
 }
 
 impl Resume {
@@ -96,6 +99,7 @@ impl Resume {
             base: Sequence(0),
             link: None,
             moved_in: HashMap::new(),
+            last: LastPositions::new(),
         }
     }
 
@@ -113,7 +117,18 @@ impl Resume {
             base: Sequence(record.sequence),
             link: None,
             moved_in: HashMap::new(),
+            last: LastPositions::new(),
         }
+    }
+
+    /// The last event of an account up to the base, where it is among the commits read before it.
+    pub fn last(&self, account: &AccountId) -> Option<Position> {
+        self.last.get(&Entry::of(account)).copied()
+    }
+
+    /// All of them.
+    pub fn take_last(&mut self) -> LastPositions {
+        std::mem::take(&mut self.last)
     }
 
     /// The last commit taken; the one after it comes next.
@@ -175,6 +190,7 @@ impl Resume {
         for event in commit.events.iter().map(|stored| &stored.event) {
             self.resumed.outcomes.apply(event);
             if stored.sequence <= self.base {
+                directory::note(&mut self.last, event);
                 continue;
             }
             let state = &mut self.resumed.state;

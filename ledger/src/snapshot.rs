@@ -3,6 +3,8 @@
 //! - `partition.<pp>`, [`PartitionRecord`]: where the journal stood when all snapshots of the
 //!   partition were current. A writer starts from this, the accounts' snapshots, and the journal
 //!   after `sequence`.
+//! - `directory.<pp>.*`, [`directory`](crate::directory): which accounts there are, and how far each
+//!   one's snapshot must reach.
 //! - `account.<id>`, [`AccountSnapshot`]: one account, at its own `position`, which may be past the
 //!   partition's when the projector died between the two: events of that account up to its own
 //!   position are already in it.
@@ -27,12 +29,15 @@ use thiserror::Error;
 
 use crate::{
     account::Account,
+    directory::DirectoryRef,
     partition::Head,
     store::{Kept, Revision},
 };
 
-/// Version of both shapes.
-pub const RECORD_VERSION: u8 = 2;
+/// Version of the partition record.
+pub const RECORD_VERSION: u8 = 3;
+/// Version of the account snapshot.
+pub const SNAPSHOT_VERSION: u8 = 2;
 /// How many events lie between two marks of a partition's history. A writer that starts from a
 /// snapshot keeps the outcomes of one to two times so many events at hand.
 pub const MARK_EVERY_EVENTS: u64 = 32_768;
@@ -74,10 +79,11 @@ impl History {
         self.newest = self.newest.max(Some(event.cause));
     }
 
-    /// Notes that the commit of `sequence` ends at `position`.
-    pub fn step(&mut self, sequence: u64, position: Position) {
-        if position.0.saturating_sub(self.newer.position.0) < MARK_EVERY_EVENTS {
-            return;
+    /// Notes that the commit of `sequence` ends at `position`; whether a mark was made there, as one is
+    /// after `every` events.
+    pub fn step(&mut self, sequence: u64, position: Position, every: u64) -> bool {
+        if position.0.saturating_sub(self.newer.position.0) < every {
+            return false;
         }
         let newest = self.newest;
         self.older = self.newer;
@@ -86,13 +92,14 @@ impl History {
             position,
             newest,
         };
+        true
     }
 }
 
 /// How far a partition's snapshots are current.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionRecord {
-    /// Version of this shape: 2.
+    /// Version of this shape.
     pub v: u8,
     /// The projector that keeps the snapshots; none where it stopped by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,12 +116,15 @@ pub struct PartitionRecord {
     /// more than [`OPEN_ACCOUNTS_MAX`]: then each is looked at when it is next used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open: Option<Vec<AccountId>>,
+    /// The directory of accounts, current up to the newer mark at least; none before the first mark.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<DirectoryRef>,
 }
 
 /// One account as folded up to a position.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountSnapshot {
-    /// Version of this shape: 2.
+    /// Version of this shape.
     pub v: u8,
     /// The account.
     pub account: AccountId,
@@ -154,13 +164,33 @@ pub enum Unusable {
         /// What it must hold.
         vouched: Position,
     },
+    /// There is none, yet the account has events.
+    #[error("it is missing, and the account has an event at position {last}")]
+    Missing {
+        /// Its last event that is known of.
+        last: Position,
+    },
+    /// The account has later events.
+    #[error("it ends at position {found}, and the account has an event at position {last}")]
+    Outdated {
+        /// Where it ends.
+        found: Position,
+        /// The account's last event that is known of.
+        last: Position,
+    },
+    /// The journal has no event of the account.
+    #[error("it ends at position {found}, and no event of the account is known up to there")]
+    Unheard {
+        /// Where it ends.
+        found: Position,
+    },
 }
 
 /// Stands where an account's snapshot would, which is larger than [`SNAPSHOT_BYTES_MAX`]. It has no
 /// `state`, so it is never taken for one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TooLarge {
-    /// Version of this shape: 2.
+    /// Version of this shape.
     pub v: u8,
     /// The account.
     pub account: AccountId,
@@ -172,11 +202,11 @@ pub struct TooLarge {
     pub too_large: u64,
 }
 
-fn versioned(what: &'static str, v: u8) -> Result<(), WireError> {
-    match v {
-        RECORD_VERSION => Ok(()),
-        found => Err(WireError::Version { what, found }),
+fn versioned(what: &'static str, found: u8, expected: u8) -> Result<(), WireError> {
+    if found == expected {
+        return Ok(());
     }
+    Err(WireError::Version { what, found })
 }
 
 impl PartitionRecord {
@@ -188,7 +218,7 @@ impl PartitionRecord {
     /// Reads a record.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let record: Self = wire::decode("partition record", bytes)?;
-        versioned("partition record", record.v).map(|()| record)
+        versioned("partition record", record.v, RECORD_VERSION).map(|()| record)
     }
 }
 
@@ -196,7 +226,7 @@ impl AccountSnapshot {
     /// Reads a snapshot and checks its digest.
     pub fn decode(bytes: &[u8]) -> Result<Self, Unusable> {
         let snapshot: Self = wire::decode("account snapshot", bytes)?;
-        versioned("account snapshot", snapshot.v)?;
+        versioned("account snapshot", snapshot.v, SNAPSHOT_VERSION)?;
         let Self {
             account,
             position,
@@ -238,6 +268,26 @@ impl AccountSnapshot {
         Ok(Some(snapshot))
     }
 
+    /// Holds what is kept for an account to the account's last event up to `vouched`; `None` where it
+    /// has none up to there.
+    pub fn held_to(
+        kept: Option<Self>,
+        last: Option<Position>,
+        vouched: Position,
+    ) -> Result<Option<Self>, Unusable> {
+        match (kept, last) {
+            (None, Some(last)) => Err(Unusable::Missing { last }),
+            (Some(Self { position, .. }), Some(last)) if position < last => {
+                let found = position;
+                Err(Unusable::Outdated { found, last })
+            }
+            (Some(Self { position, .. }), None) if position <= vouched => {
+                Err(Unusable::Unheard { found: position })
+            }
+            (kept, _) => Ok(kept),
+        }
+    }
+
     /// A snapshot as it is kept: whole, or as [`TooLarge`].
     pub fn kept(account: &AccountId, position: Position, at_ms: u64, state: &Account) -> Bytes {
         let whole = Self::encode(account, position, at_ms, state);
@@ -245,7 +295,7 @@ impl AccountSnapshot {
             return whole;
         }
         let stand_in = TooLarge {
-            v: RECORD_VERSION,
+            v: SNAPSHOT_VERSION,
             account: account.clone(),
             position,
             at_ms,
@@ -267,7 +317,7 @@ impl AccountSnapshot {
             state: &'a Account,
         }
         let borrowed = Borrowed {
-            v: RECORD_VERSION,
+            v: SNAPSHOT_VERSION,
             account,
             position,
             at_ms,

@@ -2,17 +2,20 @@
 //! checked, and whatever is lost or at odds is found and put right from the journal.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use seatbelt_ledger::{
     account::Account,
     api::{Ack, Admin, CommandError, Ledger, Read, Reserve, ReserveOutcome, Settle, Standing},
+    directory::{self, Directory, LastPositions},
     host::{HostConfig, LedgerHost, now_ms},
     journal::{Journal, Sequence, memory::MemoryJournal},
     lookup,
     partition::PartitionState,
-    snapshot::{AccountSnapshot, History, Mark, PartitionRecord, RECORD_VERSION},
+    snapshot::{
+        AccountSnapshot, History, Mark, PartitionRecord, RECORD_VERSION, SNAPSHOT_VERSION, TooLarge,
+    },
     store::{SnapshotStore, memory::MemorySnapshots},
     testing::{Payer, balance, command_id, one_partition},
     writer::WriterConfig,
@@ -94,8 +97,9 @@ impl World {
         state
     }
 
-    /// Writes all snapshots, and then the record; no command before it stays hot at a start.
-    fn project(&self) {
+    /// Writes all snapshots, the directory, and then the record; no command before it stays hot at a
+    /// start.
+    async fn project(&self) {
         let state = self.state();
         for (account, known) in state.accounts() {
             self.put(account, known);
@@ -110,6 +114,13 @@ impl World {
             position: state.position(),
             newest,
         };
+        let mut last = LastPositions::new();
+        for payload in self.journal.commits() {
+            for stored in Commit::decode(&payload).unwrap().events {
+                directory::note(&mut last, &stored.event);
+            }
+        }
+        let directory = Directory::empty(P).step(&self.snapshots, &last).await;
         let is_open = |(account, known): (&AccountId, &Account)| {
             (!known.open().is_empty()).then(|| account.clone())
         };
@@ -125,6 +136,7 @@ impl World {
                 newer: mark,
             },
             open: Some(state.accounts().filter_map(is_open).collect()),
+            directory: directory.unwrap().named().cloned(),
         };
         let key = Names::snapshot_partition_key(P);
         self.snapshots.overwrite(&key, record.encode());
@@ -195,7 +207,7 @@ async fn spent(host: &LedgerHost, name: &str) -> u64 {
 #[tokio::test]
 async fn only_the_end_of_the_journal_is_read() {
     let world = World::new().await;
-    world.project();
+    world.project().await;
     let host = world.host().await;
     spend(&host, "b", 7).await;
     host.stop().await;
@@ -212,7 +224,7 @@ async fn only_the_end_of_the_journal_is_read() {
 #[tokio::test]
 async fn an_account_that_does_not_exist_is_not_made_by_asking_for_it() {
     let world = World::new().await;
-    world.project();
+    world.project().await;
     let host = world.host().await;
     let unknown = standing(&host, "nobody").await;
     assert!(
@@ -229,7 +241,7 @@ async fn an_account_that_does_not_exist_is_not_made_by_asking_for_it() {
 #[tokio::test]
 async fn a_snapshot_that_was_changed_is_put_right_from_the_journal() {
     let world = World::new().await;
-    world.project();
+    world.project().await;
     let key = key_of("a");
     let mut snapshot = AccountSnapshot::decode(&world.snapshots.peek(&key).unwrap()).unwrap();
     snapshot.state = world.state().account(&account("b")).unwrap().clone();
@@ -242,7 +254,7 @@ async fn a_snapshot_that_was_changed_is_put_right_from_the_journal() {
 #[tokio::test]
 async fn a_snapshot_that_cannot_be_read_is_put_right_from_the_journal() {
     let world = World::new().await;
-    world.project();
+    world.project().await;
     let key = key_of("a");
     world
         .snapshots
@@ -265,7 +277,7 @@ async fn an_old_snapshot_that_was_put_back_is_put_right_from_the_journal() {
             old = Some(AccountSnapshot::kept(&account("a"), position, at_ms, known));
         }
     }
-    world.project();
+    world.project().await;
     world.snapshots.overwrite(&key_of("a"), old.unwrap());
     world.is_put_right().await;
 }
@@ -273,7 +285,7 @@ async fn an_old_snapshot_that_was_put_back_is_put_right_from_the_journal() {
 #[tokio::test]
 async fn a_snapshot_of_another_account_is_put_right_from_the_journal() {
     let world = World::new().await;
-    world.project();
+    world.project().await;
     let other = world.snapshots.peek(&key_of("b")).unwrap();
     world.snapshots.overwrite(&key_of("a"), other);
     world.is_put_right().await;
@@ -283,7 +295,7 @@ async fn a_snapshot_of_another_account_is_put_right_from_the_journal() {
 #[tokio::test]
 async fn an_account_at_odds_with_the_journals_end_is_not_used() {
     let world = World::new().await;
-    world.project();
+    world.project().await;
     let host = world.host().await;
     spend(&host, "a", 5).await;
     host.stop().await;
@@ -305,7 +317,7 @@ async fn snapshots_of_another_journal_are_not_used() {
     let host = other.host().await;
     spend(&host, "b", 50).await;
     host.stop().await;
-    other.project();
+    other.project().await;
     for (journal, expected) in [(&world.journal, 0), (&other.journal, 50)] {
         let world = World {
             journal: journal.clone(),
@@ -320,7 +332,7 @@ async fn snapshots_of_another_journal_are_not_used() {
 #[tokio::test]
 async fn a_damaged_end_stops_the_partition_whatever_the_snapshots_say() {
     let world = World::new().await;
-    world.project();
+    world.project().await;
     let mut commits = world.journal.commits();
     commits.push(Bytes::from_static(b"rotten"));
     let host = world.host_of(MemoryJournal::with_commits(commits));
@@ -336,7 +348,7 @@ async fn a_hold_whose_deadline_passes_ends_though_nobody_uses_its_account() {
     command.deadline_ms = now_ms() + 1_000;
     host.reserve(command).await.unwrap();
     host.stop().await;
-    world.project();
+    world.project().await;
     let host = world.host().await;
     let before = world.journal.end().await.unwrap();
     let mut commits = world.journal.follow(Sequence(before.0.saturating_sub(1)));
@@ -383,7 +395,7 @@ async fn commands_older_than_what_stays_hot_keep_their_outcome() {
     let credited = host.admin(credit.clone()).await.unwrap();
     let settled = host.settle(end.clone(), Ack::Durable).await.unwrap();
     host.stop().await;
-    world.project();
+    world.project().await;
 
     let host = world.host().await;
     assert_eq!(host.reserve(over).await.unwrap(), refused);
@@ -428,7 +440,7 @@ async fn commands_older_than_what_stays_hot_keep_their_outcome() {
 #[tokio::test]
 async fn a_command_that_was_never_carried_out_is_turned_away_when_it_is_too_old() {
     let world = World::new().await;
-    world.project();
+    world.project().await;
     let host = world.host().await;
     let mut late = payer("a").reserve(1);
     late.id = CommandId::from_parts(now_ms() - 30_000, 7);
@@ -475,14 +487,14 @@ async fn a_trace_tells_the_whole_story_of_a_command_and_no_other() {
 #[tokio::test]
 async fn accounts_outgrow_memory() {
     let world = World::new().await;
-    world.project();
+    world.project().await;
     let host = world.host_with(world.journal.clone(), 1);
     host.ready().await.unwrap();
     for round in 1..=3 {
         spend(&host, "a", 1).await;
         spend(&host, "b", 2).await;
         if round == 2 {
-            world.project();
+            world.project().await;
         }
         let reads = world.snapshots.reads();
         let loaded_again = async {
@@ -497,4 +509,158 @@ async fn accounts_outgrow_memory() {
     }
     assert_eq!((spent(&host, "a").await, spent(&host, "b").await), (33, 6));
     host.stop().await;
+}
+
+/// What befalls a value of the bucket.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Harm {
+    None,
+    Purged,
+    Stale,
+    Torn,
+    TooLarge,
+}
+
+const HARMS: [Harm; 5] = [
+    Harm::None,
+    Harm::Purged,
+    Harm::Stale,
+    Harm::Torn,
+    Harm::TooLarge,
+];
+
+/// Three accounts with a past: what each had spent when an old bucket was copied, and has spent since.
+const SPENT: [(&str, u64, u64); 3] = [("a", 10, 30), ("b", 20, 20), ("c", 5, 40)];
+
+/// A bucket, and what stood in it some time ago.
+struct Aged {
+    world: World,
+    old: HashMap<String, Bytes>,
+}
+
+impl Aged {
+    async fn new() -> Self {
+        let world = World {
+            journal: MemoryJournal::new(),
+            snapshots: MemorySnapshots::default(),
+        };
+        let host = world.host().await;
+        for (name, first, _) in SPENT {
+            open(&host, name).await;
+            spend(&host, name, first).await;
+        }
+        host.stop().await;
+        world.project().await;
+        let keys = world.snapshots.writes().into_iter();
+        let old = keys.filter_map(|key| Some((key.clone(), world.snapshots.peek(&key)?)));
+        let old = old.collect();
+        let host = world.host().await;
+        for (name, _, second) in SPENT {
+            spend(&host, name, second).await;
+        }
+        host.stop().await;
+        world.project().await;
+        Self { world, old }
+    }
+
+    /// Keys as they stand now.
+    fn keys(&self, prefix: &str) -> Vec<String> {
+        let mut keys = self.world.snapshots.writes();
+        keys.sort();
+        keys.dedup();
+        keys.retain(|key| key.starts_with(prefix));
+        keys
+    }
+
+    fn harm(&self, key: &str, harm: Harm) {
+        let bucket = &self.world.snapshots;
+        let value = bucket.peek(key).unwrap();
+        match harm {
+            Harm::None => {}
+            Harm::Purged => bucket.forget(key),
+            // at the revision it had then, as after the loss of what was not synced
+            Harm::Stale => bucket.put_back(key, self.old.get(key).cloned()),
+            Harm::Torn => bucket.put_back(key, Some(value.slice(..value.len() / 2))),
+            Harm::TooLarge => {
+                let large = TooLarge {
+                    v: SNAPSHOT_VERSION,
+                    account: account(key.strip_prefix("account.").unwrap_or("a")),
+                    position: self.world.state().position(),
+                    at_ms: 0,
+                    too_large: 2_000_000,
+                };
+                bucket.put_back(key, Some(wire::encode(&large).into()));
+            }
+        }
+    }
+
+    /// Whatever befell the bucket: every account is what the journal says, and no cap gives more.
+    async fn is_true(&self, hint: &str) {
+        let host = self.world.host().await;
+        for (name, first, second) in SPENT {
+            assert_eq!(spent(&host, name).await, first + second, "{name} {hint}");
+            let over = payer(name).reserve(101 - first - second);
+            let over = host.reserve(over).await.unwrap();
+            assert!(matches!(over, ReserveOutcome::Refused(_)), "{name} {hint}");
+        }
+        let unknown = standing(&host, "nobody").await;
+        assert!(unknown.is_err(), "{hint}: {unknown:?}");
+        host.stop().await;
+    }
+}
+
+/// Every way in which three snapshots can be lost, by themselves and together.
+#[tokio::test]
+async fn any_subset_of_snapshots_may_be_lost_stale_torn_or_too_large() {
+    let aged = Aged::new().await;
+    let good = aged.world.snapshots.copy();
+    for number in 0..HARMS.len().pow(3) {
+        let base = HARMS.len();
+        let harms = [number % base, number / base % base, number / base / base];
+        let harms = harms.map(|harm| HARMS[harm]);
+        let snapshots = good.copy();
+        let world = World {
+            journal: MemoryJournal::with_commits(aged.world.journal.commits()),
+            snapshots,
+        };
+        let aged = Aged {
+            world,
+            old: aged.old.clone(),
+        };
+        for ((name, ..), harm) in SPENT.iter().zip(harms) {
+            aged.harm(&key_of(name), harm);
+        }
+        aged.is_true(&format!("{harms:?}")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_directory_that_is_lost_stale_or_torn_costs_a_start_and_no_account() {
+    let aged = Aged::new().await;
+    let good = aged.world.snapshots.copy();
+    for key in aged.keys("directory.") {
+        for harm in [Harm::Purged, Harm::Stale, Harm::Torn] {
+            let world = World {
+                journal: MemoryJournal::with_commits(aged.world.journal.commits()),
+                snapshots: good.copy(),
+            };
+            let aged = Aged {
+                world,
+                old: aged.old.clone(),
+            };
+            aged.harm(&key, harm);
+            aged.harm(&key_of("a"), Harm::Purged);
+            aged.is_true(&format!("{key} {harm:?}")).await;
+        }
+    }
+}
+
+/// The bucket comes back as it was, with its record, and the journal has gone on.
+#[tokio::test]
+async fn a_bucket_that_is_old_as_a_whole_is_brought_up_to_date_by_the_journal() {
+    let aged = Aged::new().await;
+    for key in aged.keys("") {
+        aged.harm(&key, Harm::Stale);
+    }
+    aged.is_true("all old").await;
 }

@@ -88,7 +88,7 @@ async fn attempt(
 }
 
 /// The record of a partition that nobody has projected yet.
-fn first(partition: Partition) -> PartitionRecord {
+pub(crate) fn first(partition: Partition) -> PartitionRecord {
     let Tail { sequence, head } = Tail::start(partition);
     PartitionRecord {
         v: RECORD_VERSION,
@@ -98,6 +98,7 @@ fn first(partition: Partition) -> PartitionRecord {
         checked_at_ms: 0,
         history: History::default(),
         open: Some(Vec::new()),
+        directory: None,
     }
 }
 

@@ -5,6 +5,10 @@
 //! start costs the journal's tail and not the number of accounts. A snapshot that is missing, cannot
 //! be read, or is not what the journal's decisions say they met, is folded again from the journal,
 //! loudly.
+//!
+//! Which accounts there are, and how far each one's snapshot must reach, says the directory: it is
+//! written when a mark of the history is stepped; what came after the mark is read from the journal at
+//! the start. Where it is lost, all is projected again from the journal's beginning.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -13,12 +17,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, future::join, stream};
 use seatbelt_ledger::{
     account::Account,
+    directory::{self, Directory, DirectoryError, DirectoryRef, Entry, LastPositions},
     journal::{Journal, ReadError, Sequence, Stored},
     snapshot::{
-        AccountSnapshot, History, OPEN_ACCOUNTS_MAX, PartitionRecord, RECORD_VERSION, agrees,
+        AccountSnapshot, History, MARK_EVERY_EVENTS, OPEN_ACCOUNTS_MAX, PartitionRecord,
+        RECORD_VERSION, agrees,
     },
 };
 use seatbelt_schemas::{
@@ -35,7 +41,7 @@ use tracing::{error, warn};
 use crate::{
     chain::{Halt, Tail},
     follow::{Stop, now_ms, pause, with_sources},
-    seat::Seat,
+    seat::{Seat, first},
     store::{Revision, SnapshotStore, StoreError, WriteError},
 };
 
@@ -49,6 +55,9 @@ pub const SNAPSHOTS_IN_FLIGHT_MAX: usize = 64;
 /// Accounts kept in memory; past this, those that are written are let go and loaded again at their
 /// next event.
 pub const ACCOUNTS_IN_MEMORY_MAX: usize = 100_000;
+
+/// How many events lie between two marks; few in this crate's own tests, so that all of them meet some.
+pub(crate) const MARK_EVERY: u64 = if cfg!(test) { 3 } else { MARK_EVERY_EVENTS };
 
 /// One account in memory.
 struct Folded {
@@ -74,14 +83,41 @@ pub(crate) struct Snapshots<J> {
     refolded: HashSet<AccountId>,
     accounts: HashMap<AccountId, Folded>,
     dirty: HashSet<AccountId>,
+    listed: Listed,
     flushed_at: Instant,
     recorded: Sequence,
     recorded_position: Position,
 }
 
+/// The directory of accounts, with what is newer than it.
+enum Listed {
+    /// Not read yet; what the record names.
+    Named(Option<DirectoryRef>),
+    /// As it stands in the store.
+    Read {
+        directory: Directory,
+        /// What it has not got yet.
+        newer: LastPositions,
+        /// Whether a mark was stepped since it was written.
+        is_due: bool,
+    },
+}
+
 enum Trouble {
     Stop(Stop),
     Store(StoreError),
+    /// The directory is lost: nothing vouches for any snapshot.
+    Directory(String),
+}
+
+impl From<DirectoryError> for Trouble {
+    fn from(error: DirectoryError) -> Self {
+        match error {
+            DirectoryError::Store(error) => Self::Store(error),
+            DirectoryError::Moved => Self::Stop(Stop::Fenced),
+            DirectoryError::Lost { .. } => Self::Directory(error.to_string()),
+        }
+    }
 }
 
 impl From<Halt> for Trouble {
@@ -133,6 +169,7 @@ impl<J: Journal> Snapshots<J> {
             refolded: HashSet::new(),
             accounts: HashMap::new(),
             dirty: HashSet::new(),
+            listed: Listed::Named(record.directory),
             flushed_at: Instant::now(),
             recorded: sequence,
         }
@@ -149,6 +186,7 @@ impl<J: Journal> Snapshots<J> {
                     self.leave().await?;
                     return Err(halted);
                 }
+                Err(Trouble::Directory(reason)) => self.start_again(&reason),
                 Err(Trouble::Store(error)) => {
                     let partition = self.tail.partition();
                     warn!(%partition, error = with_sources(&error), "snapshots wait");
@@ -159,8 +197,104 @@ impl<J: Journal> Snapshots<J> {
         self.leave().await
     }
 
+    /// Lets go of everything: the journal is projected again from its beginning.
+    fn start_again(&mut self, reason: &str) {
+        let partition = self.tail.partition();
+        error!(%partition, reason, "snapshots cannot be trusted: projecting again from the journal's start");
+        let record = first(partition);
+        self.recorded_position = record.head.position;
+        self.recorded = Sequence(record.sequence);
+        self.checked_at_ms = 0;
+        self.tail = Tail::start(partition);
+        self.history = record.history;
+        self.open = (BTreeSet::new(), true);
+        self.listed = Listed::Named(None);
+        self.accounts.clear();
+        self.dirty.clear();
+    }
+
+    /// Reads the directory, all of it, and from the journal what is newer.
+    async fn list(&mut self) -> Result<(), Trouble> {
+        let Listed::Named(named) = &self.listed else {
+            return Ok(());
+        };
+        let (partition, mark) = (self.tail.partition(), self.history.newer.sequence);
+        if named.is_none() && mark > 0 {
+            return Err(Trouble::Directory(
+                "the record names no directory".to_owned(),
+            ));
+        }
+        let directory = Directory::open(&*self.store, partition, named.as_ref()).await?;
+        directory.verify(&*self.store).await?;
+        let mut newer = LastPositions::new();
+        let mut commits = self.journal.replay(Sequence(mark), self.tail.sequence);
+        while let Some(stored) = commits.next().await {
+            let stored = stored.map_err(|error| self.unread(error))?;
+            // what cannot be read is the writers' and the audit's to tell: it is before the record
+            if let Ok(commit) = Commit::decode(&stored.payload) {
+                let events = commit.events.iter();
+                events.for_each(|stored| directory::note(&mut newer, &stored.event));
+            }
+        }
+        drop(commits);
+        self.listed = Listed::Read {
+            directory,
+            newer,
+            is_due: false,
+        };
+        Ok(())
+    }
+
+    /// The last event of an account up to the tail; `None` where it has none.
+    async fn last(&self, account: &AccountId) -> Result<Option<Position>, Trouble> {
+        let Listed::Read {
+            directory, newer, ..
+        } = &self.listed
+        else {
+            unreachable!("the directory is read before any commit is taken");
+        };
+        let entry = Entry::of(account);
+        match newer.get(&entry) {
+            Some(last) => Ok(Some(*last)),
+            None => Ok(directory.last(&*self.store, entry).await?),
+        }
+    }
+
+    /// Writes the directory where a mark was stepped; the next record names it.
+    async fn write_directory(&mut self) -> Result<(), Trouble> {
+        if !matches!(self.listed, Listed::Read { is_due: true, .. }) {
+            return Ok(());
+        }
+        // what this record does not name, another projector's may
+        let key = Names::snapshot_partition_key(self.tail.partition());
+        if self.store.read(&key).await?.revision != self.revision {
+            return Err(Trouble::Stop(Stop::Fenced));
+        }
+        let Listed::Read {
+            directory,
+            newer,
+            is_due,
+        } = &mut self.listed
+        else {
+            return Ok(());
+        };
+        *directory = directory.step(&*self.store, newer).await?;
+        newer.clear();
+        *is_due = false;
+        Ok(())
+    }
+
+    fn unread(&self, error: ReadError) -> Trouble {
+        let partition = self.tail.partition();
+        match error {
+            ReadError::Gap { at } => Halt::Gap { partition, at }.into(),
+            ReadError::Unreachable { source, .. } => self.unreachable(source),
+        }
+    }
+
     async fn follow(&mut self, stop: &CancellationToken) -> Result<(), Trouble> {
         self.check_end().await?;
+        self.list().await?;
         let journal = Arc::clone(&self.journal);
         let mut commits = journal.follow(self.tail.sequence);
         loop {
@@ -210,7 +344,12 @@ impl<J: Journal> Snapshots<J> {
             self.apply(&stored.event, &mut odd);
         }
         let (sequence, position) = (self.tail.sequence.0, self.tail.head.position);
-        self.history.step(sequence, position);
+        let stepped = self.history.step(sequence, position, MARK_EVERY);
+        if let Listed::Read { newer, is_due, .. } = &mut self.listed {
+            let events = commit.events.iter();
+            events.for_each(|stored| directory::note(newer, &stored.event));
+            *is_due |= stepped;
+        }
         for account in odd {
             self.refold(account).await?;
         }
@@ -267,20 +406,19 @@ impl<J: Journal> Snapshots<J> {
 
     /// Makes sure that every account of a commit is in memory, as it was before it.
     async fn load(&mut self, commit: &Commit) -> Result<(), Trouble> {
-        let mut missing: Vec<(AccountId, bool)> = Vec::new();
+        let mut missing: Vec<AccountId> = Vec::new();
         for stored in &commit.events {
             let event = &stored.event;
-            let known = self.accounts.contains_key(&event.account)
-                || missing.iter().any(|(account, _)| *account == event.account);
+            let known =
+                self.accounts.contains_key(&event.account) || missing.contains(&event.account);
             if known || event.account.is_system() || matches!(event.body, EventBody::Unknown { .. })
             {
                 continue;
             }
-            let begins = matches!(event.body, EventBody::AccountOpened(_));
-            missing.push((event.account.clone(), begins));
+            missing.push(event.account.clone());
         }
         let loaded: Vec<(AccountId, Folded)> = stream::iter(missing)
-            .map(|(account, begins)| self.load_one(account, begins))
+            .map(|account| self.load_one(account))
             .buffer_unordered(SNAPSHOTS_IN_FLIGHT_MAX)
             .try_collect()
             .await?;
@@ -291,29 +429,26 @@ impl<J: Journal> Snapshots<J> {
         Ok(())
     }
 
-    /// One account from its snapshot, or from the journal where the snapshot must exist and does not.
-    async fn load_one(
-        &self,
-        account: AccountId,
-        begins: bool,
-    ) -> Result<(AccountId, Folded), Trouble> {
-        let kept = self
-            .store
-            .read(&Names::snapshot_account_key(&account))
-            .await?;
-        let vouched = (self.revision, self.recorded_position);
-        let (state, loaded_at) = match AccountSnapshot::of_kept(&account, &kept, vouched) {
+    /// One account from its snapshot; from the journal where the snapshot does not reach the account's
+    /// last event.
+    async fn load_one(&self, account: AccountId) -> Result<(AccountId, Folded), Trouble> {
+        let key = Names::snapshot_account_key(&account);
+        let (kept, last) = join(self.store.read(&key), self.last(&account)).await;
+        let (kept, last) = (kept?, last?);
+        let (vouched, tail) = (
+            (self.revision, self.recorded_position),
+            self.tail.head.position,
+        );
+        let found = AccountSnapshot::of_kept(&account, &kept, vouched)
+            .and_then(|found| AccountSnapshot::held_to(found, last, tail));
+        let (state, loaded_at) = match found {
             Ok(Some(snapshot)) => (snapshot.state, snapshot.position),
             // whatever stands there is of no use to an account that only begins
-            Ok(None) | Err(_) if begins || self.tail.sequence == Sequence(0) => {
-                (Account::default(), Position(0))
-            }
-            lost => {
-                let (partition, position) = (self.tail.partition(), self.tail.head.position);
-                let reason = match lost {
-                    Err(unusable) => unusable.to_string(),
-                    Ok(_) => "is missing".to_owned(),
-                };
+            Ok(None) => (Account::default(), Position(0)),
+            Err(_) if last.is_none() => (Account::default(), Position(0)),
+            Err(unusable) => {
+                let (partition, position) = (self.tail.partition(), tail);
+                let reason = unusable.to_string();
                 error!(%partition, %account, %position, reason, "snapshot lost: folding the account again from the journal");
                 (self.fold_again(&account).await?, position)
             }
@@ -356,6 +491,7 @@ impl<J: Journal> Snapshots<J> {
         if !self.is_behind() {
             self.check_end().await?;
         }
+        self.write_directory().await?;
         let projector = Some(self.projector.clone());
         self.record(projector).await
     }
@@ -422,6 +558,10 @@ impl<J: Journal> Snapshots<J> {
             checked_at_ms: self.checked_at_ms,
             history: self.history,
             open: self.open_accounts(),
+            directory: match &self.listed {
+                Listed::Named(named) => named.clone(),
+                Listed::Read { directory, .. } => directory.named().cloned(),
+            },
         };
         let key = Names::snapshot_partition_key(self.tail.partition());
         self.revision = self
@@ -444,6 +584,7 @@ impl<J: Journal> Snapshots<J> {
             self.write_accounts().await?;
             // whatever is wrong with the journal's end was told already, or the next start tells it
             drop(self.check_end().await);
+            self.write_directory().await?;
             self.record(None).await
         };
         match parting.await {
@@ -451,6 +592,11 @@ impl<J: Journal> Snapshots<J> {
             Err(Trouble::Store(error)) => {
                 let partition = self.tail.partition();
                 warn!(%partition, error = with_sources(&error), "the last snapshots were not written: the next start does it");
+                Ok(())
+            }
+            Err(Trouble::Directory(reason)) => {
+                let partition = self.tail.partition();
+                error!(%partition, reason, "the last snapshots were not written: the next start projects again");
                 Ok(())
             }
             Ok(()) | Err(Trouble::Stop(Stop::Fenced)) => Ok(()),

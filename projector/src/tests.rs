@@ -424,6 +424,65 @@ async fn a_lost_snapshot_is_folded_again_from_the_journal() {
     }
 }
 
+/// A snapshot of some time ago, put back as by a server that lost the end of its file.
+#[tokio::test]
+async fn a_stale_snapshot_is_folded_again_from_the_journal() {
+    let story = short_story();
+    let mut world = World::of(story[..1].to_vec());
+    world.catch_up("p").await;
+    let old = world.snapshots.peek("account.a");
+    world.append(&story[1..2]).await;
+    world.catch_up("p").await;
+    world.snapshots.put_back("account.a", old);
+    world.append(&story[2..]).await;
+    world.catch_up("p").await;
+    world.check("snapshot stale");
+}
+
+/// An account is nothing new because its snapshot is gone.
+#[tokio::test]
+async fn an_account_is_known_of_when_its_snapshot_is_lost_before_it_is_opened_again() {
+    let lists: [&[Body]; 4] = [
+        &[opened("a"), capped("a", 100)],
+        &[reserved("a", 1, 30), settled("a", 1, 30)],
+        &[opened("b"), opened("c"), opened("d")],
+        &[capped("a", 200)],
+    ];
+    let mut world = World::of(commits(&lists));
+    let last = world.commits.split_off(3);
+    world.journal = MemoryJournal::with_commits(world.commits.iter().map(Commit::encode));
+    world.catch_up("p").await;
+    world.snapshots.forget("account.a");
+    world.append(&last).await;
+    world.catch_up("p").await;
+    world.check("snapshot lost");
+}
+
+/// Nothing vouches for any snapshot then: a start writes all of them again.
+#[tokio::test]
+async fn without_its_directory_all_is_projected_again() {
+    let story = short_story();
+    let mut world = World::of(story[..2].to_vec());
+    world.catch_up("p").await;
+    world.append(&story[2..]).await;
+    world.catch_up("p").await;
+    let directory = world.record().unwrap().directory;
+    let root = Names::snapshot_directory_key(PARTITION, directory.expect("marks were made").slot);
+    let good = world.snapshots.copy();
+    for damage in [None, Some(Bytes::from_static(b"?"))] {
+        let world = World {
+            snapshots: good.copy(),
+            ..world.clone()
+        };
+        world.snapshots.put_back(&root, damage);
+        world.snapshots.forget("account.b");
+        let running = world.start("p");
+        until(|| world.is_current() && world.snapshot(&account("b")).is_some()).await;
+        running.end().await.unwrap();
+        world.check("directory lost");
+    }
+}
+
 /// Its digest fits its content, but the content is not what the journal's decisions met.
 #[tokio::test]
 async fn a_snapshot_at_odds_with_the_journal_is_folded_again() {

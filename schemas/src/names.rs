@@ -88,6 +88,16 @@ impl Names {
         format!("partition.{partition}")
     }
 
+    /// Key of one of the two roots of a partition's directory of accounts.
+    pub fn snapshot_directory_key(partition: Partition, slot: u8) -> String {
+        format!("directory.{partition}.{slot}")
+    }
+
+    /// Key of one of the two values of a shard of a partition's directory.
+    pub fn snapshot_directory_shard_key(partition: Partition, shard: u8, slot: u8) -> String {
+        format!("directory.{partition}.{shard:02x}.{slot}")
+    }
+
     /// Stream of the public feed.
     pub fn feed_stream(&self) -> String {
         format!("{}_FEED", self.upper)

@@ -55,3 +55,32 @@ async fn a_deleted_snapshot_is_found_and_put_right() {
     sent.unwrap().await.unwrap();
     is_found_and_put_right(stack).await;
 }
+
+/// A purge by subject leaves no marker: the key is as if it had never been.
+#[tokio::test]
+async fn a_purged_snapshot_gives_no_account_a_second_beginning() {
+    let foreign = Foreign::start().await;
+    let key = Key::new("cap").hard_cap(100);
+    let stack = Stack::new().upstream(&foreign).key(key).start().await;
+    for spent in [15, 30, 45, 60, 75, 90] {
+        assert!(stack.chat("sk-cap", 5).await.is_ok());
+        stack
+            .cap("sk-cap", "it is projected", |cap| cap["spent"] == spent)
+            .await;
+    }
+    let client = stack.nats_client().await;
+    let jetstream = async_nats::jetstream::new(client);
+    let bucket = jetstream.get_stream("KV_SEATBELT_SNAPSHOTS").await.unwrap();
+    let purged = bucket.purge().filter(SNAPSHOT).await.unwrap();
+    assert_eq!(purged.purged, 1);
+    let stack = stack.kill_all().await.start().await;
+    let refused = stack.chat("sk-cap", 5).await;
+    let refused = refused.expect_error(429, "insufficient_quota", "insufficient_quota");
+    assert_eq!(refused["spent"], 90, "{refused}");
+    let log = stack.log();
+    assert!(
+        log.contains("ERROR") && log.contains("it is missing"),
+        "{log}"
+    );
+    stack.stop().await.verify().await;
+}

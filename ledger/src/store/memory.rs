@@ -122,6 +122,11 @@ impl MemorySnapshots {
         lock(&self.0).faults.extend(faults);
     }
 
+    /// From here on all goes well.
+    pub fn clear_script(&self) {
+        lock(&self.0).faults.clear();
+    }
+
     /// Keys in the order in which they were written.
     pub fn writes(&self) -> Vec<String> {
         lock(&self.0).writes.clone()
@@ -135,6 +140,27 @@ impl MemorySnapshots {
     /// Throws one value away.
     pub fn forget(&self, key: &str) {
         lock(&self.0).values.remove(key);
+    }
+
+    /// Makes a key what it was once, as a server does that lost the end of its file: no new revision.
+    pub fn put_back(&self, key: &str, value: Option<Bytes>) {
+        let mut bucket = lock(&self.0);
+        match (value, bucket.values.get_mut(key)) {
+            (Some(value), Some(kept)) => kept.value = Some(value),
+            _ => drop(bucket.values.remove(key)),
+        }
+    }
+
+    /// Another bucket with the same values.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let bucket = lock(&self.0);
+        let copy = Bucket {
+            values: bucket.values.clone(),
+            revision: bucket.revision,
+            ..Bucket::default()
+        };
+        Self(Arc::new(Mutex::new(copy)), Fuse::default())
     }
 
     /// Puts a value, whatever is there.

@@ -93,6 +93,7 @@ impl Archive {
                 newer: older,
             },
             open: Some(self.state.accounts().filter_map(is_open).collect()),
+            directory: None,
         };
         self.revision += 1;
         self.record = Some((record, Revision(self.revision)));
