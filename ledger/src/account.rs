@@ -21,7 +21,7 @@ use crate::counter::Counter;
 
 mod run;
 
-pub use run::Run;
+pub use run::{Run, deciding};
 
 /// How long an expired reservation can still be settled late: 24 hours.
 pub const LATE_SETTLE_MS_MAX: u64 = 24 * 3_600_000;
@@ -462,10 +462,7 @@ impl Account {
         };
         let run = Run {
             reservation: data.reservation,
-            payer: Scopes {
-                run: None,
-                ..Scopes::clone(&data.scopes)
-            },
+            payer: deciding(&data.scopes, Some(&budget)),
             budget,
         };
         self.each_matching(&run.payer, |cap| {

@@ -18,13 +18,13 @@ use seatbelt_schemas::{
     ids::{CapId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::{Amounts, Meter},
     price::Price,
-    scope::{Scope, Scopes},
+    scope::Scopes,
     usage::Usage,
     window::Window,
 };
 
 use crate::{
-    account::{Account, Cap, Reservation, Run},
+    account::{Account, Cap, Reservation, Run, deciding},
     prices::PriceBook,
 };
 
@@ -189,10 +189,7 @@ fn survey_budget(
     budget: &Budget,
 ) -> Result<(Amounts, Survey), CommandError> {
     let run = run::admit(account, request, budget)?;
-    let payer = Scopes {
-        run: None,
-        ..scopes.clone()
-    };
+    let payer = deciding(scopes, Some(budget));
     let need = |cap: &Cap| Some(budget.amount(cap.spec.meter).unwrap_or(0));
     let survey = Survey::of(account.matching(&payer), need, context.at_ms);
     if survey.fits() {
@@ -203,17 +200,15 @@ fn survey_budget(
 
 /// Of the caps at which others stand before it, those that a decided reserve takes something of.
 pub fn contested(account: &Account, data: &Reserved, blocked: &[CapId]) -> Vec<CapId> {
+    let scopes = deciding(&data.scopes, data.budget.as_ref());
     let takes = |cap: &CapSpec| match &data.budget {
-        Some(budget) => {
-            let of_payer = !matches!(cap.scope, Scope::Run(_));
-            of_payer && budget.amount(cap.meter).is_some()
-        }
+        Some(budget) => budget.amount(cap.meter).is_some(),
         None => account
             .run_of(&data.scopes)
             .is_none_or(|run| !run.covers(cap)),
     };
     account
-        .matching(&data.scopes)
+        .matching(&scopes)
         .filter(|cap| blocked.contains(&cap.spec.cap) && takes(&cap.spec))
         .map(|cap| cap.spec.cap.clone())
         .collect()

@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::{
-    account::Account,
+    account::{Account, deciding},
     directory::DirectoryRef,
     partition::Head,
     store::{Kept, Revision},
@@ -340,10 +340,14 @@ pub fn agrees(account: &Account, event: &Event) -> bool {
         known.eq(caps.iter().cloned())
     };
     match &event.body {
-        EventBody::Reserved(data) => met(&data.scopes, &data.caps, event.at_ms),
+        EventBody::Reserved(data) => {
+            let scopes = deciding(&data.scopes, data.budget.as_ref());
+            met(&scopes, &data.caps, event.at_ms)
+        }
         EventBody::Refused(data) => {
             let at_ms = data.decided_at_ms.unwrap_or(event.at_ms);
-            met(&data.scopes, &data.caps, at_ms)
+            let scopes = deciding(&data.scopes, data.budget.as_ref());
+            met(&scopes, &data.caps, at_ms)
         }
         EventBody::Resized(data) => account
             .open()

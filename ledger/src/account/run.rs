@@ -15,6 +15,19 @@ use serde::{Deserialize, Serialize};
 
 use super::{Cap, range_of};
 
+/// Whose caps decide a reserve and stand in its evidence. A request is met by all that match it; what
+/// opens a run, by its payer's alone, whatever caps stand on the run already.
+pub fn deciding(scopes: &Scopes, budget: Option<&Budget>) -> Scopes {
+    let run = match budget {
+        None => scopes.run.clone(),
+        Some(_) => None,
+    };
+    Scopes {
+        run,
+        ..scopes.clone()
+    }
+}
+
 /// An open run with a budget.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {

@@ -10,14 +10,16 @@ use seatbelt_ledger::{
     audit::{PartitionSummary, Verifier},
     journal::{Sequence, Stored},
     outcomes::HOT_MAX,
+    partition::PartitionState,
     resume::{Resume, Resumed},
+    snapshot::agrees,
     writer::{Caller, Next, Reply, Request, Writer, WriterConfig},
 };
 use seatbelt_schemas::{
     budget::Budget,
     cap::{CapSpec, THRESHOLDS_DEFAULT},
     command::{Change, CommandError, Grant, Refusal, ReserveOutcome},
-    commit::Commit,
+    commit::{ChainHash, Commit},
     event::{
         Event, EventBody, KeyIssued, OnShort, OnUnknown, Report, StoredEvent, Timings, UsageSource,
     },
@@ -535,9 +537,27 @@ impl Drop for Story {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.proved();
+            each_event_agrees(&self.journal);
             let state = fold(&self.journal).state;
             assert_eq!(state, *self.writer.state(), "replay is the live state");
         }
+    }
+}
+
+/// Whoever starts from a snapshot asks of each event whether the account is what the event met: it is, of
+/// a true one.
+fn each_event_agrees(journal: &[Bytes]) {
+    let mut state = PartitionState::new(Partition(0));
+    for payload in journal {
+        for stored in state.check(payload).unwrap().events {
+            let event = &stored.event;
+            let unheard = Account::default();
+            let account = state.account(&event.account).unwrap_or(&unheard);
+            let good = event.account.is_system() || agrees(account, event);
+            assert!(good, "does not agree: {}", tell(event));
+            state.apply(event);
+        }
+        state.committed(state.epoch(), ChainHash::of(payload));
     }
 }
 
