@@ -49,6 +49,9 @@ pub(super) struct Parked<T> {
     commands: VecDeque<(Position, CommandId)>,
     /// Accounts that are wanted for their deadlines, whether or not anybody waits for them.
     watched: HashSet<AccountId>,
+    /// Accounts that are being fetched: a second fetch of one could bring back what it was before it
+    /// came into memory, changed, and left again.
+    under_way: HashSet<AccountId>,
 }
 
 impl<T> Parked<T> {
@@ -58,6 +61,7 @@ impl<T> Parked<T> {
             callers: HashMap::new(),
             len: 0,
             watched: accounts.iter().cloned().collect(),
+            under_way: HashSet::new(),
             accounts: accounts.into(),
             commands: VecDeque::new(),
         }
@@ -84,8 +88,10 @@ impl<T> Parked<T> {
 
     /// The next to be fetched.
     pub(super) fn next(&mut self, durable: Position) -> Option<Fetch> {
-        if let Some(account) = self.accounts.pop_front() {
-            return Some(Fetch::Account(account));
+        while let Some(account) = self.accounts.pop_front() {
+            if self.is_wanted(&account) && self.under_way.insert(account.clone()) {
+                return Some(Fetch::Account(account));
+            }
         }
         let (decided, _) = self.commands.front()?;
         if *decided > durable {
@@ -93,6 +99,12 @@ impl<T> Parked<T> {
         }
         let (_, id) = self.commands.pop_front()?;
         Some(Fetch::Command(id))
+    }
+
+    /// Whether anybody still wants an account: one that stood in the queue twice has arrived once.
+    fn is_wanted(&self, account: &AccountId) -> bool {
+        let fetch = Fetch::Account(account.clone());
+        self.watched.contains(account) || self.callers.contains_key(&fetch)
     }
 
     /// Who waited for this.
@@ -105,14 +117,16 @@ impl<T> Parked<T> {
     /// An account has arrived: it is no longer wanted.
     pub(super) fn arrived(&mut self, account: &AccountId) {
         self.watched.remove(account);
+        self.under_way.remove(account);
     }
 
     /// An account has not arrived: it is fetched again if it is wanted.
     pub(super) fn failed(&mut self, fetch: &Fetch) {
-        if let Fetch::Account(account) = fetch
-            && self.watched.contains(account)
-        {
-            self.accounts.push_back(account.clone());
+        if let Fetch::Account(account) = fetch {
+            self.under_way.remove(account);
+            if self.watched.contains(account) {
+                self.accounts.push_back(account.clone());
+            }
         }
     }
 
@@ -120,11 +134,66 @@ impl<T> Parked<T> {
     pub(super) fn drain(&mut self) -> Vec<T> {
         self.len = 0;
         self.accounts.clear();
+        self.under_way.clear();
         self.commands.clear();
         self.callers
             .drain()
             .flat_map(|(_, callers)| callers)
             .map(|(_, caller)| caller)
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use seatbelt_schemas::command::Read;
+
+    use super::*;
+
+    fn account() -> AccountId {
+        AccountId::new("a").unwrap()
+    }
+
+    fn fetch() -> Fetch {
+        Fetch::Account(account())
+    }
+
+    fn ask(parked: &mut Parked<u8>, caller: u8) {
+        let read = Read {
+            account: account(),
+            key: None,
+        };
+        parked.park(fetch(), Position(0), Request::Read(read), caller);
+    }
+
+    #[test]
+    fn an_account_is_fetched_once_however_many_want_it() {
+        let mut parked = Parked::watching(vec![account()]);
+        assert_eq!(parked.next(Position(0)), Some(fetch()));
+        ask(&mut parked, 1);
+        assert_eq!(parked.next(Position(0)), None, "it is under way");
+        parked.arrived(&account());
+        assert_eq!(parked.take(&fetch()).len(), 1);
+        assert_eq!(parked.next(Position(0)), None);
+        ask(&mut parked, 2);
+        assert_eq!(parked.next(Position(0)), Some(fetch()), "it left again");
+    }
+
+    #[test]
+    fn an_account_that_stood_in_the_queue_twice_is_not_fetched_when_it_is_there() {
+        let mut parked = Parked::watching(vec![account()]);
+        ask(&mut parked, 1);
+        assert_eq!(parked.next(Position(0)), Some(fetch()));
+        parked.arrived(&account());
+        assert_eq!(parked.take(&fetch()).len(), 1);
+        assert_eq!(parked.next(Position(0)), None);
+    }
+
+    #[test]
+    fn a_failed_fetch_is_tried_again_where_deadlines_want_it() {
+        let mut parked: Parked<u8> = Parked::watching(vec![account()]);
+        assert_eq!(parked.next(Position(0)), Some(fetch()));
+        parked.failed(&fetch());
+        assert_eq!(parked.next(Position(0)), Some(fetch()));
     }
 }
