@@ -37,8 +37,10 @@ use crate::{
 
 /// Commands that wait in a partition's channel; beyond it callers wait to hand theirs over.
 pub const CHANNEL_MAX: usize = 4096;
-/// Commands taken in before the next commit is looked at.
+/// Commands taken in, and for how long, before it is looked what else is due: an append, a fetch, a
+/// deadline. Time bounds what one expensive command after the other can keep from the rest.
 const BURST_MAX: usize = 512;
+const BURST_TIME_MAX: Duration = Duration::from_millis(2);
 /// Accounts and older commands that are fetched at once.
 const FETCHES_MAX: usize = 64;
 /// How often a fetch is tried, and the pause in between.
@@ -505,6 +507,7 @@ impl<J: Journal> Task<J> {
         let mut stopping = false;
         loop {
             self.begin_fetches(writer);
+            tend(writer);
             if self.shutdown.is_cancelled() && !stopping {
                 self.receiver.close();
                 stopping = true;
@@ -568,10 +571,13 @@ impl<J: Journal> Task<J> {
         }
     }
 
-    /// Nothing to append: waits for a command, for time to act, or for the end.
+    /// Nothing to append: waits for a command, for time to act, or for the end. What is due is done by
+    /// the caller's loop before each wait.
     async fn idle(&mut self, writer: &mut Writer<Waiting>, stopping: &mut bool) {
         let wake = sleep_until(writer.next_wake_ms());
         tokio::select! {
+            biased;
+            Some(brought) = self.fetches.next() => self.bring(writer, brought),
             // a channel that is closed and empty has no more to say, but what is fetched may be awaited
             message = self.receiver.recv(), if !*stopping || !self.receiver.is_empty() => match message {
                 Some(message) => {
@@ -580,8 +586,7 @@ impl<J: Journal> Task<J> {
                 }
                 None => *stopping = true,
             },
-            () = wake => writer.tick(now_ms()),
-            Some(brought) = self.fetches.next() => self.bring(writer, brought),
+            () = wake => {}
             // the caller's loop closes the channel and takes what is left in it
             () = self.shutdown.cancelled(), if !*stopping => {}
         }
@@ -645,22 +650,23 @@ impl<J: Journal> Task<J> {
         loop {
             self.begin_fetches(writer);
             let room = writer.pending() < crate::writer::PENDING_EVENTS_MAX / 2;
+            if room {
+                // before the commands, which may never end
+                tend(writer);
+            }
             tokio::select! {
                 biased;
                 outcome = &mut append => return outcome,
+                Some(brought) = self.fetches.next(), if room => {
+                    self.bring(writer, brought);
+                    deliver(writer);
+                }
                 Some(message) = self.receiver.recv(), if room => {
                     take_in(writer, message);
                     take_burst(&mut self.receiver, writer);
                     deliver(writer);
                 }
-                Some(brought) = self.fetches.next(), if room => {
-                    self.bring(writer, brought);
-                    deliver(writer);
-                }
-                () = sleep_until(writer.next_wake_ms()), if room => {
-                    writer.tick(now_ms());
-                    deliver(writer);
-                }
+                () = sleep_until(writer.next_wake_ms()), if room => {}
             }
         }
     }
@@ -711,8 +717,21 @@ async fn fetched<J: Journal>(
     Brought::Fetched(Fetched::Failed { fetch, detail })
 }
 
+/// Does what time has made due, a bounded piece of it at a time.
+fn tend(writer: &mut Writer<Waiting>) {
+    let now_ms = now_ms();
+    if writer.next_wake_ms().is_some_and(|due_ms| due_ms <= now_ms) {
+        writer.tick(now_ms);
+        deliver(writer);
+    }
+}
+
 fn take_burst(receiver: &mut mpsc::Receiver<Message>, writer: &mut Writer<Waiting>) {
+    let until = tokio::time::Instant::now() + BURST_TIME_MAX;
     for _ in 0..BURST_MAX {
+        if tokio::time::Instant::now() >= until {
+            break;
+        }
         match receiver.try_recv() {
             Ok(message) => take_in(writer, message),
             Err(_) => break,

@@ -4,13 +4,18 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use eventually::{aggregate::AggregateRootBuilder, repository::Repository};
+use futures::{
+    StreamExt,
+    stream::{BoxStream, FuturesUnordered},
+};
 use seatbelt_ledger::{
     api::{Ack, CommandError, Ledger, Read, Reserve, ReserveOutcome},
     audit::Verifier,
     host::{HostConfig, LedgerHost, PartitionStatus, now_ms},
     journal::{
-        Journal, Sequence,
+        AppendError, Journal, ReadError, Sequence, Stored,
         memory::{Fault, MemoryJournal},
     },
     repository::{AccountAction, AccountAggregate, AccountCommand, JournalStore},
@@ -18,12 +23,14 @@ use seatbelt_ledger::{
 };
 use seatbelt_schemas::{
     cap::CapSpec,
+    command::Change,
     commit::Commit,
     event::EventBody,
     ids::{Actor, CapId, ReservationId},
     position::Partition,
     scope::Scope,
 };
+use tokio::sync::watch;
 
 fn payer() -> Payer {
     Payer::new("acct", "key")
@@ -323,4 +330,73 @@ async fn a_hold_that_was_received_outlives_a_second_caller_who_leaves() {
         .await;
     assert!(settled.is_ok(), "{settled:?}");
     host.stop().await;
+}
+
+/// A journal that answers an append only once it may.
+struct Held {
+    journal: MemoryJournal,
+    answers: watch::Receiver<bool>,
+}
+
+impl Journal for Held {
+    async fn append(&self, expected: Sequence, payload: Bytes) -> Result<Sequence, AppendError> {
+        let _ = self.answers.clone().wait_for(|answers| *answers).await;
+        self.journal.append(expected, payload).await
+    }
+
+    async fn end(&self) -> Result<Sequence, ReadError> {
+        self.journal.end().await
+    }
+
+    async fn get(&self, sequence: Sequence) -> Result<Option<Stored>, ReadError> {
+        self.journal.get(sequence).await
+    }
+
+    fn replay(&self, after: Sequence, to: Sequence) -> BoxStream<'_, Result<Stored, ReadError>> {
+        self.journal.replay(after, to)
+    }
+
+    fn follow(&self, after: Sequence) -> BoxStream<'_, Result<Stored, ReadError>> {
+        self.journal.follow(after)
+    }
+}
+
+/// While an append is under way and commands keep coming, what is due is done between their bursts.
+#[tokio::test]
+async fn a_flood_of_commands_does_not_stop_time() {
+    let journal = MemoryJournal::default();
+    let (may_answer, answers) = watch::channel(true);
+    let held = Held {
+        journal: journal.clone(),
+        answers,
+    };
+    let config = HostConfig {
+        expiry_grace_ms: 0,
+        ..one_partition("test")
+    };
+    let host = LedgerHost::start(&config, vec![held]);
+    with_cap(&host, 100).await;
+    let short_lived = Reserve {
+        deadline_ms: now_ms() + 100,
+        ..payer().reserve(60)
+    };
+    host.reserve(short_lived).await.unwrap();
+    may_answer.send_replace(false);
+    let change = payer().admin(Change::SetCap(balance("other", Scope::Account, 1_000)));
+    let (changed, ()) = tokio::join!(host.admin(change), async {
+        let mut reads: FuturesUnordered<_> = (0..64).map(|_| stands(&host)).collect();
+        let end = tokio::time::Instant::now() + Duration::from_secs(10);
+        while let Some(standing) = reads.next().await {
+            if standing == (60, 0) {
+                break;
+            }
+            let in_time = tokio::time::Instant::now() < end;
+            assert!(in_time, "a deadline waited for the commands to end");
+            reads.push(stands(&host));
+        }
+        may_answer.send_replace(true);
+    });
+    changed.unwrap();
+    host.stop().await;
+    verified(&journal).await;
 }
