@@ -145,9 +145,13 @@ fn short(
             resets_at_ms: None,
         },
     };
-    let refused_by = account.cap(&shortage.cap);
+    // among those that apply, which are few, however many caps the account has
+    let refused_by = account
+        .matching(&scopes)
+        .find(|cap| cap.spec.cap == shortage.cap);
+    let terms = refused_by.map(|cap| cap.terms(context.at_ms));
     Verdict::Refuse(Refused {
-        terms: refused_by.map(|cap| cap.terms(context.at_ms)),
+        terms,
         reservation: request.reservation,
         scopes,
         asked: request.asked,
@@ -198,8 +202,12 @@ fn survey_budget(
     Ok((budget.hold(), survey))
 }
 
-/// Of the caps at which others stand before it, those that a decided reserve takes something of.
-pub fn contested(account: &Account, data: &Reserved, blocked: &[CapId]) -> Vec<CapId> {
+/// Of the caps at which others stand before it (`blocked`), those that a decided reserve takes something of.
+pub(crate) fn contested(
+    account: &Account,
+    data: &Reserved,
+    blocked: impl Fn(&CapId) -> bool,
+) -> Vec<CapId> {
     let scopes = deciding(&data.scopes, data.budget.as_ref());
     let takes = |cap: &CapSpec| match &data.budget {
         Some(budget) => budget.amount(cap.meter).is_some(),
@@ -209,12 +217,16 @@ pub fn contested(account: &Account, data: &Reserved, blocked: &[CapId]) -> Vec<C
     };
     account
         .matching(&scopes)
-        .filter(|cap| blocked.contains(&cap.spec.cap) && takes(&cap.spec))
+        .filter(|cap| blocked(&cap.spec.cap) && takes(&cap.spec))
         .map(|cap| cap.spec.cap.clone())
         .collect()
 }
 
-fn scopes_of(account: &Account, request: &ReserveRequest<'_>) -> Result<Scopes, CommandError> {
+/// Whose a request is.
+pub(crate) fn scopes_of(
+    account: &Account,
+    request: &ReserveRequest<'_>,
+) -> Result<Scopes, CommandError> {
     let key = account
         .key(request.key)
         .ok_or_else(|| CommandError::UnknownKey {

@@ -30,7 +30,7 @@ use seatbelt_schemas::{
 use crate::{
     account::Account,
     api::Answer,
-    decide::{self, Context, ReserveRequest, Verdict, validate},
+    decide::{self, Context, ReserveRequest, validate},
     journal::{AppendError, Sequence},
     outcomes::{self, Fingerprint, Outcome, Outcomes, Recall},
     partition::PartitionState,
@@ -39,6 +39,7 @@ use crate::{
 
 pub mod cold;
 pub mod pending;
+mod queueing;
 pub mod tally;
 pub mod waiting;
 
@@ -455,9 +456,7 @@ impl<T: Caller> Writer<T> {
                 self.expire(now_ms, &account, reservation);
             }
         }
-        while let Some(account) = self.waiting.pop_due(now_ms) {
-            self.sweep(now_ms, &account);
-        }
+        self.tick_waiting(now_ms);
         while let Some(account) = self.tallies.pop_due(now_ms) {
             self.write_counted(now_ms, &account);
             self.tallies.close(now_ms, &account);
@@ -491,11 +490,6 @@ impl<T: Caller> Writer<T> {
         .into_iter()
         .flatten()
         .min()
-    }
-
-    /// A caller of this account went away: whoever waited behind it may fit now.
-    pub fn caller_left(&mut self, now_ms: u64, account: &AccountId) {
-        self.sweep(now_ms, account);
     }
 
     /// Up to where answers have been taken: what is answered again from before was heard of already.
@@ -668,6 +662,7 @@ impl<T: Caller> Writer<T> {
             body,
         };
         let (position, at_ms, bytes) = (event.position, event.at_ms, event.encode());
+        self.mark_lines(&event);
         self.state.apply(&event);
         match self.carrying_out {
             Some((id, fingerprint)) if id == cause => {
@@ -754,9 +749,8 @@ impl<T: Caller> Writer<T> {
             }
             return;
         }
-        let account = command.account.clone();
-        let queued = self.waiting.len(&account);
-        let wait_ms = if queued >= WAITERS_PER_ACCOUNT_MAX {
+        let full = self.waiting.len(&command.account) >= WAITERS_PER_ACCOUNT_MAX;
+        let wait_ms = if full {
             0
         } else {
             command.wait_ms.min(WAIT_MS_MAX)
@@ -769,111 +763,7 @@ impl<T: Caller> Writer<T> {
             short: Vec::new(),
             callers: vec![caller],
         };
-        if queued == 0 {
-            let kept = self.look_at(now_ms, waiter, &[]);
-            self.requeue(now_ms, &account, kept.into_iter().collect());
-        } else {
-            self.waiting.push(waiter);
-            self.sweep(now_ms, &account);
-        }
-    }
-
-    /// Looks through an account's waiters, first come first.
-    fn sweep(&mut self, now_ms: u64, account: &AccountId) {
-        if self.waiting.is_empty() {
-            return;
-        }
-        let queue = self.waiting.take(account);
-        let mut kept: VecDeque<Waiter<T>> = VecDeque::with_capacity(queue.len());
-        let mut blocked: Vec<CapId> = Vec::new();
-        for waiter in queue {
-            if waiter.callers.iter().all(Caller::is_gone) {
-                continue;
-            }
-            let behind = waiter.short.iter().any(|cap| blocked.contains(cap));
-            if behind && now_ms < waiter.give_up_ms {
-                kept.push_back(waiter);
-                continue;
-            }
-            if let Some(waiter) = self.look_at(now_ms, waiter, &blocked) {
-                blocked.extend(
-                    waiter
-                        .short
-                        .iter()
-                        .filter(|cap| !blocked.contains(cap))
-                        .cloned()
-                        .collect::<Vec<_>>(),
-                );
-                kept.push_back(waiter);
-            }
-        }
-        self.requeue(now_ms, account, kept);
-    }
-
-    fn requeue(&mut self, now_ms: u64, account: &AccountId, kept: VecDeque<Waiter<T>>) {
-        if kept.is_empty() {
-            return;
-        }
-        let at_ms = self.event_ms(now_ms);
-        let state = self.state.account(account);
-        let short = kept.iter().flat_map(|waiter| &waiter.short);
-        let ages = short.filter_map(|cap| {
-            let cap = state?.cap(cap)?;
-            cap.counter.next_gone_ms(cap.spec.window, at_ms)
-        });
-        let wake_ms = ages.min();
-        self.waiting.put(account, kept, wake_ms);
-    }
-
-    /// Decides one reserve and answers it, or gives it back to wait on. `blocked` are caps at which
-    /// someone stands before it.
-    fn look_at(
-        &mut self,
-        now_ms: u64,
-        mut waiter: Waiter<T>,
-        blocked: &[CapId],
-    ) -> Option<Waiter<T>> {
-        let last_call = now_ms >= waiter.give_up_ms;
-        let account = &waiter.command.account;
-        let verdict = self.account(account).and_then(|state| {
-            decide::reserve(
-                state,
-                self.context(now_ms),
-                request_of(&waiter.command),
-                last_call,
-            )
-        });
-        match verdict {
-            Ok(Verdict::Wait(short)) => {
-                waiter.short = short;
-                Some(waiter)
-            }
-            Ok(Verdict::Reserve(data)) => {
-                let state = self.state.account(account);
-                let behind = match state {
-                    Some(state) if !blocked.is_empty() => decide::contested(state, &data, blocked),
-                    _ => Vec::new(),
-                };
-                if !behind.is_empty() && !last_call {
-                    waiter.short = behind;
-                    return Some(waiter);
-                }
-                self.deadlines
-                    .insert((data.asked.deadline_ms, data.reservation, account.clone()));
-                self.conclude(now_ms, waiter, data.into());
-                None
-            }
-            Ok(Verdict::Refuse(data)) => {
-                self.refuse(now_ms, waiter, data);
-                None
-            }
-            Err(error) => {
-                for caller in waiter.callers {
-                    self.ready.push((caller, Err(error.clone())));
-                }
-                None
-            }
-        }
+        self.enqueue(now_ms, waiter);
     }
 
     /// Writes a refusal, or counts it where its key has caused many in this second. What is counted
