@@ -5,7 +5,8 @@
 //! read or does not chain stops alone, with its reason; the others go on.
 
 use std::{
-    sync::Arc,
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -28,6 +29,7 @@ use crate::{
     journal::{AppendError, Journal, Sequence},
     lookup,
     recovery::{Base, RecoveryError, Source},
+    shares::{Place, Shares},
     store::SnapshotStore,
     writer::{
         Caller, Next, Reply, Request, StepDown, Writer, WriterConfig,
@@ -37,6 +39,9 @@ use crate::{
 
 /// Commands that wait in a partition's channel; beyond it callers wait to hand theirs over.
 pub const CHANNEL_MAX: usize = 4096;
+/// Reserves of one account that wait in it or to get into it; a further one is turned away at once, as
+/// it would only make the other accounts wait. What ends a hold is never turned away.
+pub const CHANNEL_SHARE_MAX: usize = CHANNEL_MAX / 2;
 /// Commands taken in, and for how long, before it is looked what else is due: an append, a fetch, a
 /// deadline. Time bounds what one expensive command after the other can keep from the rest.
 const BURST_MAX: usize = 512;
@@ -48,11 +53,17 @@ const FETCH_TRIES_MAX: u32 = 8;
 const FETCH_PAUSE: Duration = Duration::from_millis(250);
 /// How often it is looked whether accounts should leave memory.
 const CLEAR_EVERY: Duration = Duration::from_secs(1);
+/// Longest sleep before the clock is looked at again: it may have been set meanwhile.
+const SLEEP_MAX: Duration = Duration::from_millis(500);
 /// First and longest pause between tries of an append whose outcome is not known.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_LONGEST: Duration = Duration::from_secs(1);
 /// How long a stopping writer waits for its last commits.
 const FLUSH_MAX: Duration = Duration::from_secs(10);
+
+mod clock;
+
+use clock::Clock;
 
 /// The wall clock, unix ms.
 pub fn now_ms() -> u64 {
@@ -94,8 +105,9 @@ pub enum PartitionStatus {
     reason = "nearly every message is a command"
 )]
 enum Message {
-    Command(Request, Waiting),
-    Left(AccountId),
+    Command(Request, Waiting, Option<Place>),
+    /// Someone has left: see [`Handed::left`].
+    Left,
 }
 
 /// Someone in this process who waits for an answer.
@@ -112,11 +124,27 @@ impl Caller for Waiting {
     }
 }
 
+/// What a partition's handles share with its task, beside the channel.
+#[derive(Debug)]
+struct Handed {
+    shares: Arc<Shares>,
+    /// Accounts of which a caller has left. Here and not in the channel, which may be full.
+    left: Mutex<BTreeSet<AccountId>>,
+}
+
+impl Handed {
+    fn left(&self) -> MutexGuard<'_, BTreeSet<AccountId>> {
+        // no code panics while it holds the lock half way through a change
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The way to one partition's writer in this process.
 #[derive(Debug, Clone)]
 pub struct PartitionHandle {
     partition: Partition,
     sender: mpsc::Sender<Message>,
+    handed: Arc<Handed>,
     status: watch::Receiver<PartitionStatus>,
 }
 
@@ -138,6 +166,10 @@ impl HostedPartition {
     ) -> Self {
         let (sender, receiver) = mpsc::channel(CHANNEL_MAX);
         let (report, status) = watch::channel(PartitionStatus::Recovering);
+        let handed = Arc::new(Handed {
+            shares: Shares::new(CHANNEL_SHARE_MAX),
+            left: Mutex::default(),
+        });
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
         let config = WriterConfig {
@@ -162,6 +194,8 @@ impl HostedPartition {
             base: Base::default(),
             fetches: FuturesUnordered::new(),
             clear_at: tokio::time::Instant::now(),
+            clock: Clock::new(now_ms(), tokio::time::Instant::now()),
+            handed: Arc::clone(&handed),
             receiver,
             report,
             shutdown: shutdown.clone(),
@@ -171,6 +205,7 @@ impl HostedPartition {
             handle: PartitionHandle {
                 partition,
                 sender,
+                handed,
                 status,
             },
             shutdown,
@@ -298,14 +333,25 @@ impl PartitionHandle {
             Request::Reserve(command) => Some(command.account.clone()),
             _ => None,
         };
-        let sent = self
-            .sender
-            .send(Message::Command(request, Waiting { sender, account }))
-            .await;
+        let place = match &account {
+            Some(account) => Some(self.place(account)?),
+            None => None,
+        };
+        let message = Message::Command(request, Waiting { sender, account }, place);
+        let sent = self.sender.send(message).await;
         match sent {
             Ok(()) => receiver.await.unwrap_or_else(|_| Err(self.stopped())),
             Err(_) => Err(self.stopped()),
         }
+    }
+
+    fn place(&self, account: &AccountId) -> Result<Place, CommandError> {
+        self.handed.shares.take(account).ok_or_else(|| {
+            let most = CHANNEL_SHARE_MAX;
+            self.unavailable(&format!(
+                "{most} reserves of account {account} wait to be decided already: send fewer at once"
+            ))
+        })
     }
 
     fn stopped(&self) -> CommandError {
@@ -325,15 +371,16 @@ fn mismatched() -> CommandError {
 
 /// Tells the writer when a caller stops waiting, so that whoever waits behind it is looked at.
 struct Leaving<'a> {
-    sender: &'a mpsc::Sender<Message>,
+    handle: &'a PartitionHandle,
     account: Option<AccountId>,
 }
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         if let Some(account) = self.account.take() {
-            // a full channel means that the writer is about to look at its queues anyway
-            let _ = self.sender.try_send(Message::Left(account));
+            self.handle.handed.left().insert(account);
+            // only wakes the task: where the channel is full, it is about to look by itself
+            let _ = self.handle.sender.try_send(Message::Left);
         }
     }
 }
@@ -352,7 +399,7 @@ impl Ledger for PartitionHandle {
     fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
         Box::pin(async move {
             let mut leaving = Leaving {
-                sender: &self.sender,
+                handle: self,
                 account: Some(command.account.clone()),
             };
             let reply = self.call(Request::Reserve(command)).await;
@@ -428,6 +475,8 @@ struct Task<J> {
     fetches: FuturesUnordered<BoxFuture<'static, Brought>>,
     /// When memory is looked at next.
     clear_at: tokio::time::Instant,
+    clock: Clock,
+    handed: Arc<Handed>,
     receiver: mpsc::Receiver<Message>,
     report: watch::Sender<PartitionStatus>,
     shutdown: CancellationToken,
@@ -479,7 +528,7 @@ impl<J: Journal> Task<J> {
                 () = &mut pause => break,
                 () = self.shutdown.cancelled() => break,
                 Some(message) = self.receiver.recv() => {
-                    if let Message::Command(_, waiting) = message {
+                    if let Message::Command(_, waiting, _) = message {
                         let _ = waiting.sender.send(Err(CommandError::unavailable(reason)));
                     }
                 }
@@ -507,7 +556,7 @@ impl<J: Journal> Task<J> {
         let mut stopping = false;
         loop {
             self.begin_fetches(writer);
-            tend(writer);
+            self.tend(writer);
             if self.shutdown.is_cancelled() && !stopping {
                 self.receiver.close();
                 stopping = true;
@@ -515,7 +564,8 @@ impl<J: Journal> Task<J> {
             let Some((expected, payload)) = writer.in_flight().or_else(|| writer.take_append())
             else {
                 if stopping && self.receiver.is_empty() && writer.parked() == 0 {
-                    writer.hurry(now_ms());
+                    let now_ms = self.now_ms(writer);
+                    writer.hurry(now_ms);
                     if writer.pending() == 0 {
                         return End::Shutdown;
                     }
@@ -558,7 +608,10 @@ impl<J: Journal> Task<J> {
 
     fn bring(&mut self, writer: &mut Writer<Waiting>, brought: Brought) {
         match brought {
-            Brought::Fetched(fetched) => writer.fetched(now_ms(), fetched),
+            Brought::Fetched(fetched) => {
+                let now_ms = self.now_ms(writer);
+                writer.fetched(now_ms, fetched);
+            }
             Brought::Current((base, accounts)) => {
                 // whatever is not in memory has no event after the new base either; looks may overlap
                 self.base = self.base.clone().later(base);
@@ -580,10 +633,7 @@ impl<J: Journal> Task<J> {
             Some(brought) = self.fetches.next() => self.bring(writer, brought),
             // a channel that is closed and empty has no more to say, but what is fetched may be awaited
             message = self.receiver.recv(), if !*stopping || !self.receiver.is_empty() => match message {
-                Some(message) => {
-                    take_in(writer, message);
-                    take_burst(&mut self.receiver, writer);
-                }
+                Some(message) => self.take_burst(writer, message),
                 None => *stopping = true,
             },
             () = wake => {}
@@ -652,7 +702,7 @@ impl<J: Journal> Task<J> {
             let room = writer.pending() < crate::writer::PENDING_EVENTS_MAX / 2;
             if room {
                 // before the commands, which may never end
-                tend(writer);
+                self.tend(writer);
             }
             tokio::select! {
                 biased;
@@ -662,12 +712,55 @@ impl<J: Journal> Task<J> {
                     deliver(writer);
                 }
                 Some(message) = self.receiver.recv(), if room => {
-                    take_in(writer, message);
-                    take_burst(&mut self.receiver, writer);
+                    self.take_burst(writer, message);
                     deliver(writer);
                 }
                 () = sleep_until(writer.next_wake_ms()), if room => {}
             }
+        }
+    }
+
+    /// The time, once the writer knows by how much the clock was set.
+    fn now_ms(&mut self, writer: &mut Writer<Waiting>) -> u64 {
+        let now_ms = now_ms();
+        let step_ms = self.clock.step_ms(now_ms, tokio::time::Instant::now());
+        if step_ms != 0 {
+            warn!(partition = %self.config.partition, step_ms, "the clock was set");
+            writer.clock_was_set(step_ms);
+        }
+        now_ms
+    }
+
+    /// Does what time has made due and what callers left behind, a bounded piece of it at a time.
+    fn tend(&mut self, writer: &mut Writer<Waiting>) {
+        let now_ms = self.now_ms(writer);
+        let left = std::mem::take(&mut *self.handed.left());
+        for account in &left {
+            writer.caller_left(now_ms, account);
+        }
+        if writer.next_wake_ms().is_some_and(|due_ms| due_ms <= now_ms) {
+            writer.tick(now_ms);
+        }
+        deliver(writer);
+    }
+
+    fn take_burst(&mut self, writer: &mut Writer<Waiting>, first: Message) {
+        let until = tokio::time::Instant::now() + BURST_TIME_MAX;
+        let mut next = Some(first);
+        let mut taken = 0;
+        while let Some(message) = next {
+            taken += 1;
+            if let Message::Command(request, waiting, place) = message {
+                drop(place);
+                let now_ms = self.now_ms(writer);
+                writer.submit(now_ms, request, waiting);
+            }
+            let enough = taken >= BURST_MAX || tokio::time::Instant::now() >= until;
+            next = if enough {
+                None
+            } else {
+                self.receiver.try_recv().ok()
+            };
         }
     }
 
@@ -717,35 +810,6 @@ async fn fetched<J: Journal>(
     Brought::Fetched(Fetched::Failed { fetch, detail })
 }
 
-/// Does what time has made due, a bounded piece of it at a time.
-fn tend(writer: &mut Writer<Waiting>) {
-    let now_ms = now_ms();
-    if writer.next_wake_ms().is_some_and(|due_ms| due_ms <= now_ms) {
-        writer.tick(now_ms);
-        deliver(writer);
-    }
-}
-
-fn take_burst(receiver: &mut mpsc::Receiver<Message>, writer: &mut Writer<Waiting>) {
-    let until = tokio::time::Instant::now() + BURST_TIME_MAX;
-    for _ in 0..BURST_MAX {
-        if tokio::time::Instant::now() >= until {
-            break;
-        }
-        match receiver.try_recv() {
-            Ok(message) => take_in(writer, message),
-            Err(_) => break,
-        }
-    }
-}
-
-fn take_in(writer: &mut Writer<Waiting>, message: Message) {
-    match message {
-        Message::Command(request, waiting) => writer.submit(now_ms(), request, waiting),
-        Message::Left(account) => writer.caller_left(now_ms(), &account),
-    }
-}
-
 /// Gives out the answers that are due; takes back a hold that nobody is there to receive. Of a reserve
 /// that was sent again, one caller who hears of the hold is enough to keep it, now or earlier.
 fn deliver(writer: &mut Writer<Waiting>) {
@@ -775,7 +839,8 @@ fn deliver(writer: &mut Writer<Waiting>) {
 async fn sleep_until(wake_ms: Option<u64>) {
     match wake_ms {
         Some(at_ms) => {
-            tokio::time::sleep(Duration::from_millis(at_ms.saturating_sub(now_ms()))).await;
+            let left = Duration::from_millis(at_ms.saturating_sub(now_ms()));
+            tokio::time::sleep(left.min(SLEEP_MAX)).await;
         }
         None => std::future::pending().await,
     }

@@ -22,6 +22,7 @@ pub mod prices;
 pub mod recovery;
 pub mod repository;
 pub mod resume;
+mod shares;
 pub mod snapshot;
 pub mod store;
 pub mod testing;

@@ -2,7 +2,7 @@
 //! callers that leave, and the account as `eventually` loads it.
 #![allow(clippy::unwrap_used)]
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use eventually::{aggregate::AggregateRootBuilder, repository::Repository};
@@ -13,7 +13,7 @@ use futures::{
 use seatbelt_ledger::{
     api::{Ack, CommandError, Ledger, Read, Reserve, ReserveOutcome},
     audit::Verifier,
-    host::{HostConfig, LedgerHost, PartitionStatus, now_ms},
+    host::{CHANNEL_SHARE_MAX, HostConfig, LedgerHost, PartitionStatus, now_ms},
     journal::{
         AppendError, Journal, ReadError, Sequence, Stored,
         memory::{Fault, MemoryJournal},
@@ -399,4 +399,31 @@ async fn a_flood_of_commands_does_not_stop_time() {
     changed.unwrap();
     host.stop().await;
     verified(&journal).await;
+}
+
+#[tokio::test]
+async fn an_account_fills_no_more_than_its_share_of_the_channel() {
+    let host = host(&MemoryJournal::default());
+    with_cap(&host, 100).await;
+    // nothing here lets the writer run before all have been handed over
+    let mut flood: Vec<_> = (0..CHANNEL_SHARE_MAX)
+        .map(|_| host.reserve(payer().reserve(1)))
+        .collect();
+    for reserve in &mut flood {
+        assert!(futures::poll!(reserve).is_pending());
+    }
+    let mut further = host.reserve(payer().reserve(1));
+    match futures::poll!(&mut further) {
+        Poll::Ready(Err(CommandError::Unavailable { .. })) => {}
+        other => panic!("it would make others wait: {other:?}"),
+    }
+    let other = Payer::new("other", "key");
+    let mut other = host.reserve(other.reserve(1));
+    assert!(futures::poll!(&mut other).is_pending());
+    let unknown = other.await.unwrap_err();
+    assert!(matches!(unknown, CommandError::UnknownAccount { .. }));
+    for reserve in flood {
+        reserve.await.unwrap();
+    }
+    host.stop().await;
 }

@@ -67,6 +67,14 @@ impl<T: Caller> Writer<T> {
         }
     }
 
+    /// The clock that the time given with every call comes from was set, by so many ms forward. What
+    /// somebody waits for goes on from there: patience is a span of time, whatever the clock says.
+    pub fn clock_was_set(&mut self, step_ms: i64) {
+        self.waiting.shift(step_ms);
+        let lingers = self.linger_until_ms;
+        self.linger_until_ms = lingers.map(|until_ms| until_ms.saturating_add_signed(step_ms));
+    }
+
     /// A caller of this account went away: whoever waited behind it may fit now.
     pub fn caller_left(&mut self, now_ms: u64, account: &AccountId) {
         let gone = self.waiting.gone(account, nobody_listens);

@@ -293,6 +293,19 @@ impl<T> Waiting<T> {
             .collect()
     }
 
+    /// Moves every end of patience by as much as the clock was set.
+    pub(super) fn shift(&mut self, step_ms: i64) {
+        let is_patience = |due: &Due| matches!(due, Due::GaveUp(_));
+        self.wakes.retain(|(.., due)| !is_patience(due));
+        for (account, queue) in &mut self.queues {
+            for (ticket, waiter) in &mut queue.waiters {
+                waiter.give_up_ms = waiter.give_up_ms.saturating_add_signed(step_ms);
+                let due = Due::GaveUp(*ticket);
+                self.wakes.insert((waiter.give_up_ms, account.clone(), due));
+            }
+        }
+    }
+
     /// Everyone who waits, at the end of the writer.
     pub(super) fn drain(&mut self) -> Vec<T> {
         self.ids.clear();

@@ -95,6 +95,17 @@ pub(crate) fn within(run: &'static str, input: u64, output: u64) -> Ask {
     }
 }
 
+thread_local! {
+    static LOOKS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How often it was asked whether a caller is still there: whoever is looked at again is asked.
+pub(crate) fn looks_during(act: impl FnOnce()) -> usize {
+    let before = LOOKS.get();
+    act();
+    LOOKS.get() - before
+}
+
 #[derive(Debug)]
 struct Token {
     call: usize,
@@ -103,6 +114,7 @@ struct Token {
 
 impl Caller for Token {
     fn is_gone(&self) -> bool {
+        LOOKS.set(LOOKS.get() + 1);
         self.gone.get()
     }
 }
@@ -449,6 +461,19 @@ impl Story {
     /// Someone's waiting caller is known to have left.
     pub(crate) fn notice_leaving(&mut self) {
         self.writer.caller_left(self.now_ms, &account());
+        self.pump();
+    }
+
+    /// Somebody sets the clock.
+    pub(crate) fn set_clock(&mut self, step_ms: i64) {
+        self.now_ms = self.now_ms.saturating_add_signed(step_ms);
+        self.writer.clock_was_set(step_ms);
+    }
+
+    /// Time passes, from now on and by whatever the clock says.
+    pub(crate) fn pass(&mut self, ms: u64) {
+        self.now_ms += ms;
+        self.writer.tick(self.now_ms);
         self.pump();
     }
 

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use seatbelt_ledger::writer::{Request, waiting::WAITERS_PER_ACCOUNT_MAX};
 use seatbelt_schemas::{command::Change, event::RefusalReason, ids::KeyId};
 
-use crate::story::{Ask, Call, START_MS, Story, ask};
+use crate::story::{Ask, Call, START_MS, Story, ask, looks_during};
 
 const ALL: &[&str] = &["all account tokens balance 100"];
 
@@ -272,4 +272,78 @@ fn nobody_waits_past_the_deadline_of_the_request() {
     assert_eq!(story.refusal(&waiter).reason, RefusalReason::Held);
     story.settle(&first, 10, 5);
     assert_eq!(story.stands("all"), (15, 0));
+}
+
+#[test]
+fn what_a_command_costs_does_not_grow_with_those_who_wait() {
+    let mut story = Story::new(&[
+        "all account tokens balance 100",
+        "mine key:l tokens balance 100",
+    ]);
+    let first = story.reserve(&ask(10, 80));
+    (0..1000).for_each(|_| drop(story.reserve(&patient(10, 20))));
+    let looks = looks_during(|| drop(story.reserve(&patient(10, 20))));
+    assert_eq!(
+        looks, 0,
+        "a further one is decided against lines, not waiters"
+    );
+    let looks = looks_during(|| drop(story.settle(&first, 0, 0)));
+    assert_eq!(looks, 4, "three fit now, the fourth holds up the others");
+}
+
+#[test]
+fn a_waiter_is_not_looked_at_for_what_happens_at_other_caps() {
+    let mut story = Story::new(&["k key:k tokens balance 100", "l key:l tokens balance 100"]);
+    let other = Ask {
+        key: "l",
+        ..ask(10, 80)
+    };
+    let other = story.reserve(&other);
+    story.reserve(&ask(10, 80));
+    story.reserve(&patient(10, 20));
+    let looks = looks_during(|| drop(story.settle(&other, 0, 0)));
+    assert_eq!(looks, 0);
+}
+
+#[test]
+fn a_long_line_moves_on_in_pieces_and_comes_to_its_end() {
+    let mut story = Story::new(&["all account concurrency balance 1"]);
+    let calls: Vec<Call> = (0..300).map(|_| story.reserve(&patient(1, 1))).collect();
+    let open = |story: &Story| calls.iter().filter(|call| is_open(story, call)).count();
+    let looks = looks_during(|| story.cap("all account concurrency balance 1000"));
+    assert!(looks <= 64, "{looks} looks kept everybody else waiting");
+    assert!(open(&story) < 300);
+    // whoever comes now stands behind those who are still to be looked at
+    let late = story.reserve(&patient(1, 1));
+    assert!(story.answer(&late).is_none());
+    assert!(
+        story
+            .next_wake_ms()
+            .is_some_and(|at_ms| at_ms <= story.now_ms)
+    );
+    story.at(1);
+    assert_eq!(open(&story), 300);
+    story.grant(&late);
+}
+
+#[test]
+fn patience_is_a_span_of_time_whatever_the_clock_says() {
+    for step_ms in [-3_600_000, 3_600_000] {
+        let mut story = Story::new(ALL);
+        story.reserve(&Ask {
+            life_ms: 7_200_000,
+            ..ask(10, 80)
+        });
+        let waiter = story.reserve(&Ask {
+            wait_ms: 2_000,
+            life_ms: 7_200_000,
+            ..ask(10, 20)
+        });
+        story.pass(500);
+        story.set_clock(step_ms);
+        story.pass(1_499);
+        assert!(story.answer(&waiter).is_none(), "{step_ms}");
+        story.pass(1);
+        assert_eq!(story.refusal(&waiter).reason, RefusalReason::Held);
+    }
 }

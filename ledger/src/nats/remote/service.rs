@@ -31,11 +31,15 @@ use super::{REQUEST_BYTES_MAX, Request, SettleBody, Verb, WITHIN_MAX, decode, en
 use crate::{
     api::{Answer, Ledger},
     nats::Nats,
+    shares::Shares,
     store::StoreError,
 };
 
 /// Requests worked on at once; more are turned away as unavailable.
 pub const IN_FLIGHT_MAX: usize = 8192;
+/// Reserves of one account among them, waiting ones included; a further one is turned away, so that one
+/// account does not take the writer away from the others.
+const IN_FLIGHT_SHARE_MAX: usize = IN_FLIGHT_MAX / 2;
 /// How long a stop waits for requests being worked on.
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -71,6 +75,7 @@ impl LedgerService {
             nats: nats.clone(),
             ledger,
             slots: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
+            shares: Shares::new(IN_FLIGHT_SHARE_MAX),
             reserving: Mutex::default(),
         });
         tasks.spawn(take_in(desk, requests, stop.clone(), tasks.clone()));
@@ -134,6 +139,7 @@ struct Desk {
     nats: Nats,
     ledger: Arc<dyn Ledger>,
     slots: Arc<Semaphore>,
+    shares: Arc<Shares>,
     /// Reserves being worked on, by reservation.
     reserving: Mutex<HashMap<ReservationId, CancellationToken>>,
 }
@@ -181,6 +187,14 @@ impl Desk {
     }
 
     async fn reserve(&self, command: Reserve) -> Answer<crate::api::ReserveOutcome> {
+        let Some(_place) = self.shares.take(&command.account) else {
+            let detail = format!(
+                "{IN_FLIGHT_SHARE_MAX} reserves of account {} are with the writer already: send fewer \
+                 at once",
+                command.account
+            );
+            return Err(CommandError::unavailable(detail));
+        };
         let reservation = ReservationId::from(command.id);
         let gone = CancellationToken::new();
         let _entry = Entry::new(self, reservation, gone.clone());
