@@ -1,8 +1,10 @@
 //! Proves one partition's journal: every commit chains, every event decides again to the same bytes,
-//! no hard cap is ever broken, every reservation ends at most once.
+//! no hard cap is ever broken, every reservation ends at most once, no command is carried out twice.
 //!
 //! Reads only. It trusts nothing but the bytes: what an event claims is decided anew from the state
 //! before it, with the same pure code that the writer runs.
+
+mod whole;
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -24,6 +26,8 @@ use crate::{
     journal::Sequence,
     partition::{ChainError, PartitionState},
 };
+
+pub use whole::{EXPIRY_GRACE_MS_MAX, EXPIRY_LATE_MS_MAX};
 
 /// The first thing that does not hold, and where.
 #[derive(Debug, Error)]
@@ -84,6 +88,7 @@ pub struct PartitionSummary {
 #[derive(Debug)]
 pub struct Verifier {
     state: PartitionState,
+    whole: whole::Whole,
     sequence: Sequence,
     events: u64,
     unknown: u64,
@@ -100,6 +105,7 @@ impl Verifier {
     pub fn new(partition: Partition) -> Self {
         Self {
             state: PartitionState::new(partition),
+            whole: whole::Whole::default(),
             sequence: Sequence(0),
             events: 0,
             unknown: 0,
@@ -193,12 +199,16 @@ impl Verifier {
             self.owed.clear();
         }
         let account = self.state.account(&envelope.account);
-        let (expected, overrun) = match self.owed.pop_front() {
+        let owed = self.owed.pop_front();
+        let follows = owed.is_some();
+        let (expected, overrun) = match owed {
             Some(owed) => (owed.taken_by(&envelope)?, None),
             None => self.decide(account, &envelope, claim, header)?,
         };
         let (event, ()) = &envelope.replace(expected);
         same_bytes(&mut self.bytes, stored, event)?;
+        let here = self.state.partition();
+        self.whole.take(event, follows, account, here)?;
         let scopes = account.and_then(|account| scopes_of(account, event));
         let whole = account.and_then(|account| above_everywhere(account, event));
         note_above(&mut self.before, account, event, scopes.as_deref());

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use seatbelt_ledger::audit::{EXPIRY_GRACE_MS_MAX, EXPIRY_LATE_MS_MAX};
 use seatbelt_schemas::{
     budget::Budget,
+    command::Change,
     commit::{ChainHash, Commit},
     event::{Event, EventBody, StoredEvent},
     ids::{AccountId, CommandId},
     meter::Meter,
-    position::{Epoch, Position},
+    position::{Epoch, Partition, Partitions, Position},
 };
 
-use crate::story::{Ask, Story, ask, opens, prove, within};
+use crate::story::{Ask, Story, account, ask, cap_id, opens, prove, within};
 
 /// Every way a reservation can go, over several commits.
 fn journal() -> Vec<Bytes> {
@@ -63,6 +65,20 @@ fn chained(commits: Vec<Commit>) -> Vec<Bytes> {
         payload
     });
     payloads.collect()
+}
+
+/// Moves commits so many positions back.
+fn renumber(commits: &mut [Commit], by: u64) {
+    for commit in commits {
+        commit.first_position.0 -= by;
+        for stored in &mut commit.events {
+            let position = Position(stored.event.position.0 - by);
+            *stored = StoredEvent::new(Event {
+                position,
+                ..stored.event.clone()
+            });
+        }
+    }
 }
 
 /// The first event that `pick` finds is changed and the whole chain recomputed. Returns its position.
@@ -149,17 +165,103 @@ fn a_commit_removed_and_the_rest_renumbered_is_found() {
     let settle = |commit: &Commit| matches!(commit.events[0].event.body, EventBody::Reserved(_));
     let at = commits.iter().position(settle).unwrap();
     let removed = commits.remove(at).events.len() as u64;
-    for commit in &mut commits[at..] {
-        commit.first_position.0 -= removed;
-        for stored in &mut commit.events {
-            let position = Position(stored.event.position.0 - removed);
-            *stored = StoredEvent::new(Event {
-                position,
-                ..stored.event.clone()
-            });
-        }
-    }
+    renumber(&mut commits[at..], removed);
     found(&chained(commits), &format!("sequence {}, position", at + 1));
+}
+
+/// Credits every so often from some time on, each a commit of its own.
+fn credit(story: &mut Story, times: u64, from_ms: u64, every_ms: u64) {
+    for time in 0..times {
+        story.at(from_ms + time * every_ms);
+        let (cap, amount, reason) = (cap_id("all"), 1, None);
+        story.change(Change::Credit {
+            cap,
+            amount,
+            reason,
+        });
+    }
+}
+
+#[test]
+fn a_command_that_was_carried_out_twice_is_found() {
+    let mut story = Story::new(&["all account tokens balance 100"]);
+    credit(&mut story, 2, 1000, 1000);
+    let honest = story.journal.clone();
+    prove(&honest).unwrap();
+    let mut commits = commits(&honest);
+    let credited = commits
+        .iter_mut()
+        .flat_map(|commit| &mut commit.events)
+        .filter(|stored| matches!(stored.event.body, EventBody::Credited(_)));
+    let [first, second] = credited.collect::<Vec<_>>().try_into().unwrap();
+    let cause = first.event.cause;
+    let mut event = second.event.clone();
+    event.cause = cause;
+    let position = event.position;
+    *second = StoredEvent::new(event);
+    let error = found(&chained(commits), &format!("position {position},"));
+    assert!(error.contains("a second time"), "{error}");
+}
+
+/// The reservation has ended, so the state alone would take its id again.
+#[test]
+fn a_reservation_id_that_is_taken_again_is_found() {
+    let mut story = Story::new(&["all account tokens balance 1000"]);
+    story.spend(&ask(1, 1), 1, 1);
+    story.spend(&ask(1, 1), 1, 1);
+    let mut commits = commits(&story.journal);
+    let mut taken = None;
+    let mut last = Position(0);
+    for stored in commits.iter_mut().flat_map(|commit| &mut commit.events) {
+        let mut event = stored.event.clone();
+        match (&mut event.body, taken) {
+            (EventBody::Reserved(data), None) => taken = Some(data.reservation),
+            (EventBody::Reserved(data), Some(first)) => {
+                data.reservation = first;
+                event.cause = first.into();
+                last = event.position;
+            }
+            (EventBody::Settled(data), Some(first)) => data.reservation = first,
+            _ => {}
+        }
+        *stored = StoredEvent::new(event);
+    }
+    let error = found(&chained(commits), &format!("position {last},"));
+    assert!(error.contains("a second time"), "{error}");
+}
+
+#[test]
+fn an_account_that_is_not_in_its_own_partition_is_found() {
+    let home = |count: u8| Partitions::try_from(count).unwrap().of(&account());
+    let count = (2..10).find(|count| home(*count) != Partition(0)).unwrap();
+    let genesis = |body: &EventBody| matches!(body, EventBody::Genesis(_));
+    let (_, journal) = forged(genesis, |event| {
+        if let EventBody::Genesis(data) = &mut event.body {
+            data.partitions = count;
+        }
+    });
+    let error = found(&journal, "`account_opened`");
+    assert!(error.contains("opens an account of partition"), "{error}");
+}
+
+#[test]
+fn an_expiry_that_was_never_written_is_found() {
+    let mut story = Story::new(&["all account tokens balance 1000"]);
+    story.reserve(&Ask {
+        life_ms: 1000,
+        ..ask(1, 1)
+    });
+    story.at(10_000);
+    let late_ms = 10_000 + EXPIRY_GRACE_MS_MAX;
+    credit(&mut story, 14, late_ms, EXPIRY_LATE_MS_MAX / 6);
+    prove(&story.journal).unwrap();
+    let mut commits = commits(&story.journal);
+    let expired = |commit: &Commit| matches!(commit.events[0].event.body, EventBody::Expired(_));
+    let at = commits.iter().position(expired).unwrap();
+    let removed = commits.remove(at).events.len() as u64;
+    renumber(&mut commits[at..], removed);
+    let error = found(&chained(commits), "`credited`");
+    assert!(error.contains("was due to end"), "{error}");
 }
 
 #[test]
