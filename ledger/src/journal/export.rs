@@ -4,13 +4,21 @@
 //! partition, eight bytes sequence, four bytes length (big endian) and the payload. Commits of one
 //! partition are in order; partitions take turns. The last frame is no commit: it carries
 //! [`END`] for a partition and the number of frames before it for a sequence, so a copy that was cut
-//! anywhere is known for one. Only one frame at a time is in memory, always in the same room. What a
-//! commit says is not looked at here.
+//! anywhere is known for one. Its payload names each partition (one byte) with the sequence (eight) and
+//! the SHA-256 (32) of its last commit, which no later commit chains to. Version 1 had no such payload;
+//! it is still read, and says less: a byte changed in a partition's last commit may stay unseen where
+//! nothing decides on it.
+//!
+//! Only one frame at a time is in memory, always in the same room, and the last commit of each
+//! partition. What a commit says is not looked at here.
 
-use std::io::{self, BufRead, Read, Write};
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead, Read, Write},
+};
 
 use seatbelt_schemas::{
-    commit::COMMIT_BYTES_MAX,
+    commit::{COMMIT_BYTES_MAX, ChainHash},
     position::{PARTITIONS_MAX, Partition},
 };
 use thiserror::Error;
@@ -18,27 +26,65 @@ use thiserror::Error;
 use super::Sequence;
 
 /// How an export begins.
-pub const MAGIC: &[u8; MAGIC_BYTES] = b"SEATBELT-EXPORT-1\n";
+pub const MAGIC: &[u8; MAGIC_BYTES] = b"SEATBELT-EXPORT-2\n";
+/// How one began whose end does not tell the last commits.
+const MAGIC_OPEN: &[u8; MAGIC_BYTES] = b"SEATBELT-EXPORT-1\n";
 const MAGIC_BYTES: usize = 18;
 /// What stands for a partition in the last frame.
 pub const END: u8 = u8::MAX;
 /// Bytes before each payload.
 const HEAD_BYTES: usize = 13;
+/// Bytes of the end for each partition.
+const LAST_BYTES: usize = 1 + 8 + 32;
 
 const _: () = assert!(PARTITIONS_MAX < END, "no partition has this number");
+const _: () = assert!(
+    PARTITIONS_MAX as usize * LAST_BYTES <= COMMIT_BYTES_MAX,
+    "the end is no larger than a commit"
+);
+
+/// The last commit of each partition so far. Kept whole and hashed at the end: hashing every commit would
+/// cost whoever reads as much as reading it.
+#[derive(Debug, Default)]
+struct Lasts(BTreeMap<u8, (u64, Vec<u8>)>);
+
+impl Lasts {
+    fn note(&mut self, partition: u8, sequence: u64, payload: &[u8]) {
+        let (last, bytes) = self.0.entry(partition).or_default();
+        *last = sequence;
+        bytes.clear();
+        bytes.extend_from_slice(payload);
+    }
+
+    /// As the end of an export has them.
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.0.len() * LAST_BYTES);
+        for (partition, (sequence, payload)) in &self.0 {
+            bytes.push(*partition);
+            bytes.extend_from_slice(&sequence.to_be_bytes());
+            bytes.extend_from_slice(&ChainHash::of(payload).0);
+        }
+        bytes
+    }
+}
 
 /// Writes an export. Without [`ExportWriter::finish`] the copy is incomplete, and says so when read.
 #[derive(Debug)]
 pub struct ExportWriter<W> {
     to: W,
     frames: u64,
+    lasts: Lasts,
 }
 
 impl<W: Write> ExportWriter<W> {
     /// Begins an export.
     pub fn begin(mut to: W) -> io::Result<Self> {
         to.write_all(MAGIC)?;
-        Ok(Self { to, frames: 0 })
+        Ok(Self {
+            to,
+            frames: 0,
+            lasts: Lasts::default(),
+        })
     }
 
     /// Adds one commit.
@@ -49,12 +95,14 @@ impl<W: Write> ExportWriter<W> {
         payload: &[u8],
     ) -> io::Result<()> {
         self.frames += 1;
+        self.lasts.note(partition.0, sequence.0, payload);
         self.frame(partition.0, sequence.0, payload)
     }
 
     /// Ends the export and gives back what it was written to, not flushed.
     pub fn finish(mut self) -> io::Result<W> {
-        self.frame(END, self.frames, &[])?;
+        let lasts = self.lasts.encode();
+        self.frame(END, self.frames, &lasts)?;
         Ok(self.to)
     }
 
@@ -82,7 +130,7 @@ pub enum ExportError {
         source: io::Error,
     },
     /// Not an export of this version: give another file, or use a newer build.
-    #[error("the file does not begin as an export of version 1")]
+    #[error("the file does not begin as an export of version 1 or 2")]
     Foreign,
     /// The copy is cut: export again.
     #[error("the copy is cut off at byte {offset}, inside or before a frame: export again")]
@@ -107,6 +155,8 @@ pub struct ExportReader<R> {
     /// How many bytes have been read.
     offset: u64,
     frames: u64,
+    /// What the end must tell; `None` for an export of version 1.
+    lasts: Option<Lasts>,
     ended: bool,
     /// What was read last; kept for its room.
     bytes: Vec<u8>,
@@ -130,6 +180,7 @@ impl<R: BufRead> ExportReader<R> {
             from,
             offset: 0,
             frames: 0,
+            lasts: None,
             ended: false,
             bytes: Vec::new(),
         }
@@ -156,8 +207,18 @@ impl<R: BufRead> ExportReader<R> {
         self.read(MAGIC.len())?;
         match self.bytes.len() {
             // as far as it goes it may be one
-            1..MAGIC_BYTES if MAGIC.starts_with(&self.bytes) => Err(self.truncated()),
-            _ if self.bytes == MAGIC => Ok(()),
+            1..MAGIC_BYTES
+                if [MAGIC, MAGIC_OPEN]
+                    .iter()
+                    .any(|magic| magic.starts_with(&self.bytes)) =>
+            {
+                Err(self.truncated())
+            }
+            _ if self.bytes == MAGIC => {
+                self.lasts = Some(Lasts::default());
+                Ok(())
+            }
+            _ if self.bytes == MAGIC_OPEN => Ok(()),
             _ => Err(ExportError::Foreign),
         }
     }
@@ -185,14 +246,28 @@ impl<R: BufRead> ExportReader<R> {
             return Err(self.truncated());
         }
         self.frames += 1;
+        if let Some(lasts) = &mut self.lasts {
+            lasts.note(partition, number, &self.bytes);
+        }
         Ok(Some((Partition(partition), Sequence(number))))
     }
 
     fn end(&mut self, offset: u64, frames: u64, length: usize) -> Result<(), ExportError> {
-        if length != 0 || frames != self.frames {
+        let damaged = |detail| Err(ExportError::Damaged { offset, detail });
+        let lasts = self.lasts.as_ref().map(Lasts::encode).unwrap_or_default();
+        if length != lasts.len() || frames != self.frames {
             let read = self.frames;
-            let detail = format!("it ends an export of {frames} commits, {read} were read");
-            return Err(ExportError::Damaged { offset, detail });
+            return damaged(format!(
+                "it ends an export of {frames} commits, {read} were read"
+            ));
+        }
+        self.read(length)?;
+        if self.bytes.len() < length {
+            return Err(self.truncated());
+        }
+        if self.bytes != lasts {
+            let detail = "the last commit of a partition is not the one that was exported";
+            return damaged(detail.to_owned());
         }
         let offset = self.offset;
         self.read(1)?;
@@ -330,12 +405,41 @@ mod tests {
 
     #[test]
     fn what_is_no_export_is_not_read() {
-        for foreign in [&b"{\"partition\":0}\n"[..], b"SEATBELT-EXPORT-2\n", b"x"] {
+        for foreign in [&b"{\"partition\":0}\n"[..], b"SEATBELT-EXPORT-3\n", b"x"] {
             assert!(
                 matches!(read(foreign).1, Err(ExportError::Foreign)),
                 "{foreign:?}"
             );
         }
+    }
+
+    /// Whatever a commit says, its bytes are told by the end, or by the commit that follows it.
+    #[test]
+    fn a_bit_changed_in_the_last_commit_of_any_partition_is_found() {
+        let whole = export();
+        let end = whole.len() - HEAD_BYTES - 3 * LAST_BYTES;
+        let third = MAGIC.len() + 3 * HEAD_BYTES + 3;
+        let last_of_1 = MAGIC.len() + HEAD_BYTES + 3;
+        let places = (third..third + 300)
+            .chain(end - 300..whole.len())
+            .chain(last_of_1..last_of_1 + HEAD_BYTES);
+        for place in places {
+            let mut bytes = whole.clone();
+            bytes[place] ^= 1;
+            assert!(read(&bytes).1.is_err(), "byte {place}");
+        }
+    }
+
+    #[test]
+    fn an_export_of_version_1_is_still_read() {
+        let whole = export();
+        let mut open = whole[..whole.len() - 3 * LAST_BYTES].to_vec();
+        open[..MAGIC_BYTES].copy_from_slice(MAGIC_OPEN);
+        let length = open.len() - 4;
+        open[length..].fill(0);
+        let (found, end) = read(&open);
+        end.unwrap();
+        assert_eq!(found, commits());
     }
 
     #[track_caller]
@@ -353,7 +457,7 @@ mod tests {
     fn a_damaged_frame_is_found_where_it_begins() {
         let first = MAGIC.len();
         let second = first + HEAD_BYTES + 3;
-        let last = export().len() - HEAD_BYTES;
+        let last = export().len() - HEAD_BYTES - 3 * LAST_BYTES;
         damage_is_found_at(second as u64, |bytes| bytes[second] = 100);
         damage_is_found_at(second as u64, |bytes| bytes[second + 9] = 1);
         damage_is_found_at(last as u64, |bytes| bytes[last + 8] = 3);
