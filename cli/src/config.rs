@@ -28,7 +28,7 @@ pub use nats::{Durability, Nats};
 pub use neuron::{Device, Neuron, NeuronModel};
 pub use reader::Mistake;
 use reader::{Mistakes, Section};
-pub use upstreams::{MaxField, Upstream, UpstreamKind, UpstreamModel};
+pub use upstreams::{MaxField, Profile, Upstream, UpstreamKind, UpstreamModel};
 
 /// Everything that one file configures.
 #[derive(Debug, Clone)]

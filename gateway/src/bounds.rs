@@ -2,12 +2,12 @@
 //! into the body that is forwarded.
 //!
 //! The input bound is the bytes of everything that can reach a prompt, plus an allowance for framing:
-//! no byte-level tokenizer makes more tokens than bytes. What cannot be bounded is named, so that a
-//! metered request is refused for it. Not here: exact counts, which the neuron's own tokenizer gives.
+//! no byte-level tokenizer makes more tokens than bytes. Not here: what a metered request may say at all
+//! ([`crate::allow`]), and exact counts, which the neuron's own tokenizer gives.
 
 use std::io;
 
-use seatbelt_schemas::amount::TOKENS_PER_REQUEST_MAX;
+use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, ids::EndUserId};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -24,6 +24,9 @@ pub(crate) const MESSAGES_MAX: usize = 100_000;
 const TOKEN_BYTES_MAX: u64 = 128;
 /// Tokens of the instructions that Anthropic adds to a request with tools (346 at most are documented).
 const TOOLS_PREAMBLE_TOKENS: u64 = 512;
+/// Tokens of the description that a provider adds for a tool it knows by its type (735 at most are
+/// documented).
+const KNOWN_TOOL_TOKENS: u64 = 1024;
 /// Bytes that a token has at least on average in any common language, for the default maximum alone,
 /// where a wrong guess costs an error of the upstream and no money.
 const TOKEN_BYTES_GUESS: u64 = 3;
@@ -65,38 +68,6 @@ const PLAIN_FIELDS: &[&str] = &[
     "ignore_eos",
     "min_tokens",
 ];
-/// Fields whose cost lies outside tokens of text, and why.
-const UNBOUNDED_FIELDS: &[(&str, &str)] = &[
-    (
-        "web_search_options",
-        "a search adds input and fees that no maximum limits; leave it out",
-    ),
-    (
-        "prediction",
-        "rejected predictions are charged beyond the output maximum; leave it out",
-    ),
-    (
-        "audio",
-        "spoken output is not counted in text tokens; leave it out",
-    ),
-    (
-        "plugins",
-        "plugins add input that no maximum limits; leave them out",
-    ),
-    (
-        "models",
-        "another model may answer at another price; name one model in 'model'",
-    ),
-    (
-        "mcp_servers",
-        "remote tools add input that no maximum limits; leave them out",
-    ),
-    (
-        "container",
-        "code execution adds input that no maximum limits; leave it out",
-    ),
-];
-
 /// What a request asks for, as far as its bound depends on it.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
@@ -111,8 +82,8 @@ pub(crate) struct Asked {
     pub(crate) stream: bool,
     /// The client wants the usage chunk of its stream.
     pub(crate) include_usage: bool,
-    /// The first thing that has no bound.
-    pub(crate) unbounded: Option<ApiError>,
+    /// Whom the client names as its end user.
+    pub(crate) end_user: Option<EndUserId>,
 }
 
 /// What will be reserved.
@@ -136,6 +107,7 @@ impl Asked {
             ..Self::default()
         };
         asked.include_usage = include_usage(body)?;
+        asked.end_user = end_user(body.get("user"));
         for (n, message) in messages(body)?.iter().enumerate() {
             asked.message(n, message)?;
         }
@@ -156,6 +128,7 @@ impl Asked {
                 )
             })?),
             stream: flag(body, "stream")?,
+            end_user: end_user(body.get("metadata").and_then(|told| told.get("user_id"))),
             ..Self::default()
         };
         for (n, message) in messages(body)?.iter().enumerate() {
@@ -182,12 +155,6 @@ impl Asked {
             match (name.as_str(), value) {
                 ("content", content) => self.content(&format!("messages[{n}].content"), content)?,
                 ("role", Value::String(role)) if is_known_role(role) => {}
-                ("audio", audio) if !audio.is_null() => {
-                    self.cannot_bound(
-                        &param(),
-                        "it refers to audio, whose tokens are not known here; send its text",
-                    );
-                }
                 (_, Value::Null) => {}
                 (name, other) => self.text_bytes += name.len() as u64 + json_bytes(other),
             }
@@ -231,15 +198,7 @@ impl Asked {
                     self.content(&format!("{param}.content"), content)?;
                 }
             }
-            other => {
-                let other: String = other.chars().take(40).collect();
-                self.cannot_bound(
-                    param,
-                    &format!(
-                        "parts of type '{other}' have no configured maximum; send text instead"
-                    ),
-                );
-            }
+            _ => self.text_bytes += json_bytes(part),
         }
         Ok(())
     }
@@ -250,16 +209,12 @@ impl Asked {
             Some(Value::Array(tools)) => tools,
             Some(_) => return Err(ApiError::invalid_field("tools", "must be an array")),
         };
-        for (n, tool) in tools.iter().enumerate() {
+        for tool in tools {
             self.framed += 1;
             self.text_bytes += json_bytes(tool);
-            // tools that the caller runs itself; all others are run upstream and add input
             let kind = tool.get("type").and_then(Value::as_str);
             if !matches!(kind, None | Some("function" | "custom")) {
-                self.cannot_bound(
-                    &format!("tools[{n}]"),
-                    "tools that the upstream runs add input that no maximum limits; leave it out",
-                );
+                self.text_bytes += KNOWN_TOOL_TOKENS;
             }
         }
         Ok(())
@@ -269,24 +224,10 @@ impl Asked {
     /// arguments, fields not known here), so its bytes count.
     fn other_fields(&mut self, body: &Map<String, Value>) {
         for (name, value) in body {
-            if value.is_null() {
-                continue;
-            }
-            if let Some((name, why)) = UNBOUNDED_FIELDS.iter().find(|(field, _)| field == name) {
-                self.cannot_bound(name, why);
-            } else if name == "modalities" && !is_text_only(value) {
-                self.cannot_bound(name, "only text output is counted; ask for [\"text\"]");
-            } else if name == "service_tier" && value == "priority" {
-                self.cannot_bound(name, "the priority tier has another price; leave it out");
-            } else if !PLAIN_FIELDS.contains(&name.as_str()) && name != "system" {
+            let plain = PLAIN_FIELDS.contains(&name.as_str()) || name == "system";
+            if !value.is_null() && !plain {
                 self.text_bytes += name.len() as u64 + json_bytes(value);
             }
-        }
-    }
-
-    fn cannot_bound(&mut self, param: &str, why: &str) {
-        if self.unbounded.is_none() {
-            self.unbounded = Some(ApiError::unbounded(param, why));
         }
     }
 
@@ -383,12 +324,6 @@ fn is_known_role(role: &str) -> bool {
     )
 }
 
-fn is_text_only(modalities: &Value) -> bool {
-    modalities
-        .as_array()
-        .is_some_and(|all| all.iter().all(|one| one == "text"))
-}
-
 fn messages(body: &Map<String, Value>) -> Result<&[Value], ApiError> {
     match body.get("messages") {
         Some(Value::Array(messages)) if (1..=MESSAGES_MAX).contains(&messages.len()) => {
@@ -436,6 +371,12 @@ fn choices(body: &Map<String, Value>) -> Result<u64, ApiError> {
         most = most.max(choices);
     }
     Ok(most)
+}
+
+/// A name that cannot be one is nobody's: the API gives it no meaning of its own.
+fn end_user(named: Option<&Value>) -> Option<EndUserId> {
+    let named = named.and_then(Value::as_str)?;
+    EndUserId::new(named).ok()
 }
 
 fn include_usage(body: &Map<String, Value>) -> Result<bool, ApiError> {
@@ -505,10 +446,7 @@ mod tests {
 
     /// The error's code and param.
     fn refused(body: &Map<String, Value>) -> (String, String) {
-        let error = match Asked::chat(body) {
-            Ok(asked) => asked.unbounded.expect("nothing was refused"),
-            Err(error) => error,
-        };
+        let error = Asked::chat(body).expect_err("nothing was refused");
         let envelope = error.envelope(Dialect::OpenAi);
         let text = |name: &str| envelope["error"][name].as_str().unwrap().to_owned();
         (text("code"), text("param"))
@@ -594,36 +532,6 @@ mod tests {
         assert_eq!(
             refused(&hi(json!({"messages": [{"role": "user", "content": 5}]}))).1,
             "messages[0].content"
-        );
-    }
-
-    #[test]
-    fn what_has_no_bound_is_named() {
-        let unbounded = |param: &str| ("cost_unbounded".to_owned(), param.to_owned());
-        let image = json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]});
-        assert_eq!(
-            refused(&hi(json!({ "messages": [image] }))),
-            unbounded("messages[0].content[1]")
-        );
-        assert_eq!(
-            refused(&hi(json!({"modalities": ["text", "audio"]}))),
-            unbounded("modalities")
-        );
-        assert_eq!(
-            refused(&hi(json!({"tools": [{"type": "web_search"}]}))),
-            unbounded("tools[0]")
-        );
-        assert_eq!(
-            refused(&hi(json!({"web_search_options": {}}))),
-            unbounded("web_search_options")
-        );
-        assert_eq!(
-            refused(&hi(json!({"prediction": {"content": "x"}}))),
-            unbounded("prediction")
-        );
-        assert_eq!(
-            refused(&hi(json!({"models": ["a", "b"]}))),
-            unbounded("models")
         );
     }
 

@@ -19,7 +19,7 @@ use seatbelt_schemas::{
 };
 
 use crate::{
-    config::{Secret, UpstreamConfig, UpstreamKind, UpstreamModel},
+    config::{Profile, Secret, UpstreamConfig, UpstreamKind, UpstreamModel},
     error::ApiError,
 };
 
@@ -31,6 +31,9 @@ const REMEMBERED_MAX: usize = 4096;
 pub(crate) struct Upstream {
     pub(crate) name: String,
     pub(crate) kind: UpstreamKind,
+    pub(crate) profile: Profile,
+    pub(crate) allow_fields: Vec<String>,
+    pub(crate) errors_are_free: bool,
     pub(crate) url: Url,
     pub(crate) api_key: Option<Secret>,
 }
@@ -238,6 +241,11 @@ impl Upstream {
         Some(Self {
             name: config.name.clone(),
             kind: config.kind,
+            profile: config
+                .profile
+                .unwrap_or_else(|| Profile::of(config.kind, &config.base_url)),
+            allow_fields: config.allow_fields.clone(),
+            errors_are_free: config.errors_are_free,
             url: Url::parse(&format!("{base}/{path}")).ok()?,
             api_key: config.api_key.clone(),
         })

@@ -118,6 +118,39 @@ pub enum UpstreamKind {
     Anthropic,
 }
 
+/// Whose fields an upstream takes: which of them a metered request may use, and which class of price is
+/// written into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// OpenAI itself.
+    OpenAi,
+    /// Anthropic itself.
+    Anthropic,
+    /// A server that speaks the API of one of them: vLLM, llama.cpp, Ollama and the like.
+    Generic,
+}
+
+impl Profile {
+    /// The profile of an upstream for which none was configured.
+    pub fn of(kind: UpstreamKind, base_url: &str) -> Self {
+        let host = reqwest::Url::parse(base_url).ok();
+        let host = host.as_ref().and_then(reqwest::Url::host_str);
+        match kind {
+            UpstreamKind::Anthropic => Self::Anthropic,
+            UpstreamKind::OpenAi if host == Some("api.openai.com") => Self::OpenAi,
+            UpstreamKind::OpenAi => Self::Generic,
+        }
+    }
+
+    fn fits(self, kind: UpstreamKind) -> bool {
+        match self {
+            Self::OpenAi => kind == UpstreamKind::OpenAi,
+            Self::Anthropic => kind == UpstreamKind::Anthropic,
+            Self::Generic => true,
+        }
+    }
+}
+
 /// Which field carries the output maximum when the client sent none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum MaxField {
@@ -147,6 +180,8 @@ pub struct UpstreamModel {
     /// All output the upstream charges for is text in the answer. Then an answer without usage is
     /// settled at its counted bytes, else at the hold. Wrong for models that reason unseen.
     pub output_is_visible: bool,
+    /// Fields that metered requests may use besides those of the upstream.
+    pub allow_fields: Vec<String>,
 }
 
 impl UpstreamModel {
@@ -160,6 +195,7 @@ impl UpstreamModel {
             request_allowance: REQUEST_ALLOWANCE_DEFAULT,
             max_field: MaxField::default(),
             output_is_visible: false,
+            allow_fields: Vec::new(),
         }
     }
 }
@@ -171,8 +207,15 @@ pub struct UpstreamConfig {
     pub name: String,
     /// The API it speaks.
     pub kind: UpstreamKind,
+    /// Whose fields it takes; by its kind and address where none is given.
+    pub profile: Option<Profile>,
     /// As the SDKs write it: OpenAI with `/v1`, Anthropic without.
     pub base_url: String,
+    /// Fields that metered requests may use besides those of the profile, as an error names them but
+    /// without places: `chat_template_kwargs`, `messages[].prefix`, `anthropic-beta=NAME`.
+    pub allow_fields: Vec<String>,
+    /// No error of it is charged, not even one that can come after work (408, 499, 500, 502, 504, 52x).
+    pub errors_are_free: bool,
     /// Its API key.
     pub api_key: Option<Secret>,
     /// What it serves.
@@ -297,6 +340,13 @@ impl UpstreamConfig {
                 self.base_url
             )),
         }
+        if let Some(profile) = self.profile
+            && !profile.fits(self.kind)
+        {
+            found.push(format!(
+                "upstream {name}: profile {profile:?} does not speak the API of its kind: use the kind's own, or generic"
+            ));
+        }
         for (n, model) in self.models.iter().enumerate() {
             let id = &model.id;
             if model.output == 0 || model.output > model.context {
@@ -327,7 +377,10 @@ mod tests {
         UpstreamConfig {
             name: name.to_owned(),
             kind: UpstreamKind::OpenAi,
+            profile: None,
             base_url: base_url.to_owned(),
+            allow_fields: Vec::new(),
+            errors_are_free: false,
             api_key: Some(Secret::new("sk-upstream")),
             models: vec![UpstreamModel::new(ModelId::new("m").unwrap(), 100, 200)],
         }

@@ -22,7 +22,7 @@ use crate::{
     intake::{discard, parse, read_body},
     metrics::Stage,
     outbound::Admitted,
-    plan::Plan,
+    plan::{Caller, Plan},
     server::{RequestId, Shared},
 };
 
@@ -81,7 +81,12 @@ async fn admit(
     let id = id.map_or("", |id| id.0.as_str());
     let on_short = on_short(&parts.headers, caller.as_deref())?;
     let run = run(&parts.headers)?;
-    let plan = Plan::make(shared, dialect, body, id, caller.is_some()).await?;
+    let asking = Caller {
+        key: caller.as_deref(),
+        run: run.as_ref(),
+        headers: &parts.headers,
+    };
+    let plan = Plan::make(shared, dialect, body, id, asking).await?;
     let held = match &caller {
         Some(caller) => {
             let want = plan.want(caller, on_short, run)?;

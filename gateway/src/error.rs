@@ -434,6 +434,9 @@ impl ApiError {
                 inner.insert("type".into(), json!(row.kind));
                 inner.insert("message".into(), json!(self.message));
                 inner.insert("code".into(), json!(row.code));
+                if let Some(param) = &self.param {
+                    inner.insert("param".into(), json!(param));
+                }
             }
         }
         inner.extend(self.extras.clone());

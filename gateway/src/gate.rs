@@ -11,14 +11,16 @@ use std::{
 };
 
 use seatbelt_ledger::api::{
-    Ack, CommandError, Ledger, Release, Reserve, ReserveOutcome, Resolution, Settle,
+    Ack, CommandError, Ledger, Read, Release, Reserve, ReserveOutcome, Resolution, Settle,
 };
 use seatbelt_schemas::{
     command::Grant,
-    event::{OnShort, OnUnknown, Report},
+    event::{OnShort, OnUnknown, Report, UsageSource},
     ids::{AccountId, Actor, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
-    meter::Amounts,
+    meter::{Amounts, Meter},
     position::Position,
+    scope::Scope,
+    usage::Usage,
 };
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
@@ -26,7 +28,7 @@ use ulid::Ulid;
 
 use crate::{
     Clock,
-    config::HOLD_GRACE,
+    config::{HOLD_GRACE, KeyEntry},
     error::ApiError,
     metrics::{Metrics, Stage},
 };
@@ -123,6 +125,7 @@ impl Gate {
                     hold: grant.hold,
                     deadline_ms,
                     reserved_at: Instant::now(),
+                    on_unknown: want.on_unknown,
                     open: true,
                 };
                 Ok((reservation, grant))
@@ -163,6 +166,25 @@ impl Gate {
         answer
             .map_err(|_| late())?
             .map_err(|error| ApiError::from_command(&error))
+    }
+
+    /// Whether any cap on what the key spends counts tokens or money, so that a request needs a bound.
+    /// Asked for only where a request has none: caps may be set at any time, and the writer knows.
+    pub(crate) async fn bounds(&self, key: &KeyEntry) -> Result<bool, ApiError> {
+        let query = Read {
+            account: key.account.clone(),
+            key: None, // those of models and end users too
+        };
+        let late = || ApiError::ledger_unavailable("read was not answered in time");
+        let standing = timeout(self.ledger_timeout, self.ledger.read(query))
+            .await
+            .map_err(|_| late())?
+            .map_err(|error| ApiError::from_command(&error))?;
+        Ok(standing.caps.iter().any(|cap| {
+            let of_another = matches!(&cap.scope, Scope::Key(other) if *other != key.key);
+            let counts = !matches!(cap.meter, Meter::Requests | Meter::Concurrency);
+            counts && !of_another
+        }))
     }
 
     fn reserve_command(&self, want: &Want) -> Reserve {
@@ -303,6 +325,7 @@ pub(crate) struct Reservation {
     pub(crate) hold: Amounts,
     pub(crate) deadline_ms: u64,
     pub(crate) reserved_at: Instant,
+    pub(crate) on_unknown: OnUnknown,
     open: bool,
 }
 
@@ -312,8 +335,7 @@ impl Reservation {
     pub(crate) async fn settle(mut self, report: Report) -> Result<Position, ApiError> {
         self.close();
         let gate = Arc::clone(&self.gate);
-        let usage = report.usage;
-        let command = Settle {
+        let mut command = Settle {
             id: gate.command_id(),
             account: self.account.clone(),
             reservation: self.id,
@@ -321,7 +343,19 @@ impl Reservation {
             actor: Actor::key(&self.key),
         };
         let began = Instant::now();
-        let taken = timeout(gate.ledger_timeout, gate.settle_taken(&command)).await;
+        let taken = timeout(gate.ledger_timeout, async {
+            match gate.settle_taken(&command).await {
+                // no answer is withheld for what its upstream says of it
+                Err(CommandError::Invalid { detail }) => {
+                    tracing::warn!(reservation = %self.id, detail, "report is not valid; settled at the hold");
+                    self.at_hold(&mut command);
+                    gate.settle_taken(&command).await
+                }
+                answer => answer,
+            }
+        })
+        .await;
+        let usage = command.report.usage;
         gate.metrics.stage(Stage::Settle, began.elapsed());
         match taken {
             Ok(Ok(resolution)) => {
@@ -345,6 +379,18 @@ impl Reservation {
                 Err(ApiError::not_recorded("settle was not taken in time"))
             }
         }
+    }
+
+    /// Makes of a settle one that the ledger takes for certain.
+    fn at_hold(&self, command: &mut Settle) {
+        command.id = self.gate.command_id();
+        command.report.usage = Usage {
+            input_tokens: self.hold.input_tokens,
+            output_tokens: self.hold.output_tokens,
+            ..Usage::default()
+        };
+        command.report.source = UsageSource::Hold;
+        command.report.finish = None;
     }
 
     /// Gives the hold back: nothing was used. Returns once that is durable, or in any case after a

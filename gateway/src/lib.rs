@@ -10,6 +10,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+mod allow;
 mod allowance;
 mod bounds;
 mod catalog;
@@ -30,7 +31,7 @@ mod usage;
 mod views;
 
 pub use config::{
-    GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Secret, UpstreamConfig,
+    GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Profile, Secret, UpstreamConfig,
     UpstreamKind, UpstreamModel,
 };
 pub use server::{Gateway, GatewayError, Parts};

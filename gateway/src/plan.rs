@@ -3,21 +3,22 @@
 
 use std::time::Duration;
 
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use seatbelt_schemas::{
     amount::TOKENS_PER_REQUEST_MAX,
     event::OnShort,
-    ids::{EndUserId, ModelId, RunId},
+    ids::{ModelId, RunId},
 };
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use crate::{
+    allow::{Allowed, refuse_state},
     bounds::{Asked, Bound, ask_for_usage},
     catalog::{ChosenNeuron, Route},
-    config::{KeyEntry, UpstreamKind},
+    config::{KeyEntry, Profile, UpstreamKind},
     drive::Face,
     error::{ApiError, Dialect},
     gate::Want,
@@ -57,7 +58,7 @@ impl Plan {
         dialect: Dialect,
         body: Fields,
         id: &str,
-        metered: bool,
+        caller: Caller<'_>,
     ) -> Result<Self, ApiError> {
         let began = Instant::now();
         let model = model_id(&body)?;
@@ -68,10 +69,8 @@ impl Plan {
             }
             _ => Api::OpenAi,
         };
-        let (mut body, mut asked) = read(dialect, api, body)?;
-        if let Some(error) = asked.unbounded.take().filter(|_| metered) {
-            return Err(error);
-        }
+        let (mut body, asked) = read(dialect, api, body)?;
+        screen(shared, &caller, allowed(&route, api), &mut body).await?;
         let (route, bound) = bound(shared, &model, route, &asked, &body).await?;
         if asked.stream && api == Api::OpenAi {
             ask_for_usage(&mut body);
@@ -103,13 +102,12 @@ impl Plan {
             let problem = "asks for more output than one request may have";
             return Err(ApiError::invalid_field("n", problem));
         }
-        let end_user = self.body.get("user").and_then(Value::as_str);
         Ok(Want {
             account: caller.account.clone(),
             key: caller.key.clone(),
             model: self.model.clone(),
             run,
-            end_user: end_user.and_then(|user| EndUserId::new(user).ok()),
+            end_user: self.asked.end_user.clone(),
             input_tokens: self.bound.input_tokens,
             output_tokens,
             // several choices share one maximum, which cannot be lowered fairly
@@ -120,6 +118,54 @@ impl Plan {
             },
             on_unknown: caller.on_unknown,
         })
+    }
+}
+
+/// Who asks, as far as it decides what may be asked.
+#[derive(Clone, Copy)]
+pub(crate) struct Caller<'a> {
+    /// None for a request that is not metered.
+    pub(crate) key: Option<&'a KeyEntry>,
+    pub(crate) run: Option<&'a RunId>,
+    pub(crate) headers: &'a HeaderMap,
+}
+
+/// Refuses what has no bound where a cap needs one, and pins the class of the price.
+async fn screen(
+    shared: &Shared,
+    caller: &Caller<'_>,
+    allowed: Allowed<'_>,
+    body: &mut Fields,
+) -> Result<(), ApiError> {
+    let betas = caller.headers.get_all("anthropic-beta").iter();
+    let betas = betas.map(|value| value.to_str().unwrap_or("?"));
+    let checked = allowed.check(body).and_then(|()| match allowed.api {
+        Api::Anthropic => allowed.check_betas(betas),
+        Api::OpenAi => Ok(()), // the header is not sent on
+    });
+    let Some(key) = caller.key else {
+        return refuse_state(body);
+    };
+    match checked {
+        Ok(()) => allowed.pin(body),
+        Err(error) if caller.run.is_some() || shared.gate.bounds(key).await? => return Err(error),
+        Err(_) => {}
+    }
+    refuse_state(body)
+}
+
+fn allowed(route: &Route, api: Api) -> Allowed<'_> {
+    let (profile, accepted): (_, [&[String]; 2]) = match route {
+        Route::Foreign(upstream, model) => (
+            upstream.profile,
+            [&upstream.allow_fields, &model.allow_fields],
+        ),
+        Route::Neuron(_) => (Profile::Generic, [&[], &[]]),
+    };
+    Allowed {
+        api,
+        profile,
+        accepted,
     }
 }
 
@@ -135,8 +181,9 @@ fn read(dialect: Dialect, api: Api, body: Fields) -> Result<(Fields, Asked), Api
             Ok((body, asked))
         }
         (Dialect::Anthropic, Api::OpenAi) => {
-            let body = to_chat(&body)?;
+            let mut body = to_chat(&body)?;
             let asked = Asked::chat(&body)?;
+            body.shift_remove("max_tokens"); // written again under the name that the model knows
             Ok((body, asked))
         }
         (Dialect::OpenAi, Api::Anthropic) => Err(ApiError::invalid_field(

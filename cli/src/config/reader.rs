@@ -272,6 +272,26 @@ impl Section {
         None
     }
 
+    /// A list of texts, none of them empty.
+    pub(crate) fn texts(&mut self, name: &'static str, count: usize) -> Vec<String> {
+        if !self.has(name) {
+            self.known.push(name);
+            return Vec::new();
+        }
+        let mut texts = Vec::new();
+        for (place, node) in self.list(name, count) {
+            match node.value {
+                Value::Text(text) | Value::Override(text) if !text.is_empty() => texts.push(text),
+                _ => self.mistakes.add(Mistake::new(
+                    place,
+                    &node.origin,
+                    "is not text: write \"...\"".to_owned(),
+                )),
+            }
+        }
+        texts
+    }
+
     /// A list of whole numbers within bounds.
     pub(crate) fn numbers(
         &mut self,

@@ -15,6 +15,9 @@ const UPSTREAMS_MAX: usize = 256;
 /// Most models of one upstream.
 const MODELS_MAX: usize = 1000;
 
+/// Most fields that are allowed besides, in one list.
+const ALLOW_FIELDS_MAX: usize = 256;
+
 /// Which dialect an upstream speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpstreamKind {
@@ -24,6 +27,17 @@ pub enum UpstreamKind {
     Anthropic,
 }
 
+/// Whose fields an upstream takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// OpenAI's own.
+    OpenAi,
+    /// Anthropic's own.
+    Anthropic,
+    /// Those of a server that speaks the API of one of them.
+    Generic,
+}
+
 /// A foreign service.
 #[derive(Debug, Clone)]
 pub struct Upstream {
@@ -31,6 +45,12 @@ pub struct Upstream {
     pub name: String,
     /// Its dialect.
     pub kind: UpstreamKind,
+    /// Whose fields it takes; by its kind and address where not given.
+    pub profile: Option<Profile>,
+    /// Fields that metered requests may use besides.
+    pub allow_fields: Vec<String>,
+    /// No error of it is charged.
+    pub errors_are_free: bool,
     /// Its address, as the SDKs of its dialect write it.
     pub base_url: String,
     /// The key sent to it.
@@ -56,6 +76,8 @@ pub struct UpstreamModel {
     pub max_field: MaxField,
     /// All output it charges for is text in the answer, so that it can be counted there.
     pub output_is_visible: bool,
+    /// Fields that metered requests may use besides those of the upstream.
+    pub allow_fields: Vec<String>,
     /// What it costs; none where unpriced.
     pub price: Option<Rates>,
 }
@@ -102,11 +124,17 @@ fn read_upstream(
             )),
         }
     });
+    let profile = profile(&mut section, kind);
+    let allow_fields = section.texts("allow_fields", ALLOW_FIELDS_MAX);
+    let errors_are_free = section.flag("errors_are_free").unwrap_or(false);
     let models = read_models(&mut section, ids);
     section.finish();
     Some(Upstream {
         name: name?,
         kind: kind?,
+        profile,
+        allow_fields,
+        errors_are_free,
         base_url: base_url?,
         api_key,
         models,
@@ -121,6 +149,25 @@ fn name(text: &str) -> Result<String, String> {
             Err("is not a name: use 1 to 64 characters of A-Z a-z 0-9 - _ and dots".to_owned())
         }
     }
+}
+
+fn profile(section: &mut Section, kind: Option<UpstreamKind>) -> Option<Profile> {
+    let profiles = [
+        ("openai", Profile::OpenAi),
+        ("anthropic", Profile::Anthropic),
+        ("generic", Profile::Generic),
+    ];
+    let profile = section.word("profile", &profiles)?;
+    let of_another = matches!(
+        (profile, kind),
+        (Profile::OpenAi, Some(UpstreamKind::Anthropic))
+            | (Profile::Anthropic, Some(UpstreamKind::OpenAi))
+    );
+    if of_another {
+        let problem = "is of another kind than the upstream: write the kind's own, or \"generic\"";
+        section.mistake("profile", problem);
+    }
+    Some(profile)
 }
 
 fn url(text: &str) -> Result<String, String> {
@@ -178,6 +225,7 @@ fn read_model(mut section: Section, ids: &mut BTreeSet<ModelId>) -> Option<Upstr
     let request_allowance = allowance(&mut section, "request_allowance");
     let max_field = section.word("max_field", &max_fields);
     let output_is_visible = section.flag("output_is_visible").unwrap_or(false);
+    let allow_fields = section.texts("allow_fields", ALLOW_FIELDS_MAX);
     let price = read_price(&mut section);
     section.finish();
     Some(UpstreamModel {
@@ -188,6 +236,7 @@ fn read_model(mut section: Section, ids: &mut BTreeSet<ModelId>) -> Option<Upstr
         request_allowance,
         max_field: max_field.unwrap_or(MaxField::MaxTokens),
         output_is_visible,
+        allow_fields,
         price,
     })
 }

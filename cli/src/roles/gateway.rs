@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use seatbelt_gateway::{
-    GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Secret, UpstreamConfig,
+    GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Profile, Secret, UpstreamConfig,
     UpstreamKind, UpstreamModel,
 };
 use tokio::net::TcpListener;
@@ -62,7 +62,14 @@ fn upstream(upstream: &config::Upstream) -> UpstreamConfig {
             config::UpstreamKind::OpenAi => UpstreamKind::OpenAi,
             config::UpstreamKind::Anthropic => UpstreamKind::Anthropic,
         },
+        profile: upstream.profile.map(|profile| match profile {
+            config::Profile::OpenAi => Profile::OpenAi,
+            config::Profile::Anthropic => Profile::Anthropic,
+            config::Profile::Generic => Profile::Generic,
+        }),
         base_url: upstream.base_url.clone(),
+        allow_fields: upstream.allow_fields.clone(),
+        errors_are_free: upstream.errors_are_free,
         api_key: upstream
             .api_key
             .as_ref()
@@ -81,6 +88,7 @@ fn model(model: &config::UpstreamModel) -> UpstreamModel {
             config::MaxField::MaxCompletionTokens => MaxField::MaxCompletionTokens,
         },
         output_is_visible: model.output_is_visible,
+        allow_fields: model.allow_fields.clone(),
         ..default
     }
 }

@@ -1,7 +1,7 @@
 //! The Anthropic dialect, translated and passed through.
 
 use seatbelt_gateway::UpstreamKind;
-use seatbelt_schemas::window::Window;
+use seatbelt_schemas::{cap::CapSpec, ids::EndUserId, scope::Scope, window::Window};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -9,7 +9,11 @@ use crate::support::{
 };
 
 async fn native() -> Stack {
-    Stack::start_with(tokens(1000, Window::Balance), |config| {
+    native_with(tokens(1000, Window::Balance)).await
+}
+
+async fn native_with(cap: CapSpec) -> Stack {
+    Stack::start_with(cap, |config| {
         let upstream = &mut config.upstreams[0];
         upstream.kind = UpstreamKind::Anthropic;
         upstream.base_url = upstream.base_url.trim_end_matches("/v1").to_owned();
@@ -59,6 +63,46 @@ async fn a_message_is_translated_both_ways() {
     );
     assert_eq!(stack.upstream.last().body["max_tokens"], 20);
     assert_eq!(stack.spent_once_idle().await, 15);
+}
+
+#[tokio::test]
+async fn the_end_user_is_the_same_whatever_the_upstream_speaks() {
+    let cap = || CapSpec {
+        scope: Scope::EndUser(EndUserId::new("eve").unwrap()),
+        ..tokens(10, Window::Balance)
+    };
+    let mut body = hi(20);
+    body["metadata"] = json!({"user_id": "eve"});
+    for stack in [Stack::start(cap()).await, native_with(cap()).await] {
+        let (status, refused) = status_and_body(stack.post("/v1/messages", &body)).await;
+        assert_eq!(
+            (status, &refused["error"]["scope"]),
+            (429, &json!("end_user")),
+            "{refused}"
+        );
+        assert_eq!(stack.upstream.hits(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_beta_that_nobody_listed_is_refused_and_a_listed_one_sent_on() {
+    let stack = native().await;
+    let post = |beta: &str| {
+        stack
+            .post("/v1/messages", &hi(20))
+            .header("anthropic-beta", beta)
+    };
+    let (status, refused) = status_and_body(post("context-1m-2025-08-07")).await;
+    assert_eq!(
+        (status, &refused["error"]["param"]),
+        (400, &json!("anthropic-beta"))
+    );
+    assert_eq!(stack.upstream.hits(), 0);
+    status_and_body(post("prompt-caching-2024-07-31")).await;
+    assert_eq!(
+        stack.upstream.last().headers["anthropic-beta"],
+        "prompt-caching-2024-07-31"
+    );
 }
 
 #[tokio::test]
@@ -128,9 +172,11 @@ async fn an_anthropic_upstream_is_passed_through() {
     let response = stack.post("/v1/messages", &hi(20)).send().await.unwrap();
     assert_eq!(response.text().await.unwrap(), answer);
     let asked = stack.upstream.last();
+    let mut pinned = hi(20);
+    pinned["service_tier"] = json!("standard_only");
     assert_eq!(
         (asked.path.as_str(), &asked.body),
-        ("/v1/messages", &hi(20))
+        ("/v1/messages", &pinned)
     );
     assert_eq!(asked.headers["x-api-key"], "sk-upstream");
     assert_eq!(asked.headers["anthropic-version"], "2023-06-01");

@@ -1,13 +1,16 @@
 //! What is forwarded, and what is refused before that.
 
-use seatbelt_schemas::window::Window;
+use seatbelt_schemas::{cap::CapSpec, meter::Meter, window::Window};
 use serde_json::{Value, json};
 
 use crate::support::{Stack, hi, hi_stream, status_and_body, stream_text, tokens};
 
 #[tokio::test]
-async fn the_body_is_forwarded_with_its_maximum_and_unknown_fields() {
-    let stack = Stack::balance(1_000_000).await;
+async fn the_body_is_forwarded_with_its_maximum_and_accepted_fields() {
+    let stack = Stack::start_with(tokens(1_000_000, Window::Balance), |config| {
+        config.upstreams[0].allow_fields = vec!["zeta".to_owned()];
+    })
+    .await;
     let body = json!({"model": "test-model", "zeta": {"b": 1, "a": 2}, "messages": [{"role": "user", "content": "hi"}], "max_completion_tokens": 9, "max_tokens": null});
     assert_eq!(status_and_body(stack.chat(&body)).await.0, 200);
     let asked = stack.upstream.last();
@@ -19,6 +22,48 @@ async fn the_body_is_forwarded_with_its_maximum_and_unknown_fields() {
     let body = json!({"model": "test-model", "messages": [{"role": "user", "content": "hi"}]});
     assert_eq!(status_and_body(stack.chat(&body)).await.0, 200);
     assert_eq!(stack.upstream.last().body["max_tokens"], 4096);
+}
+
+#[tokio::test]
+async fn a_field_that_nobody_listed_is_refused_where_a_cap_counts_tokens() {
+    let stack = Stack::balance(1_000_000).await;
+    for field in ["zeta", "n_predict", "MAX_TOKENS", "search_parameters"] {
+        let mut body = hi(20);
+        body[field] = json!(50_000);
+        let (status, answer) = status_and_body(stack.chat(&body)).await;
+        assert_eq!(
+            (status, &answer["error"]["code"], &answer["error"]["param"]),
+            (400, &json!("cost_unbounded"), &json!(field))
+        );
+    }
+    assert_eq!(stack.upstream.hits(), 0);
+    assert_eq!(stack.spent_once_idle().await, 0);
+}
+
+#[tokio::test]
+async fn a_key_whose_caps_count_no_tokens_sends_what_it_likes_but_for_stored_state() {
+    let requests = CapSpec {
+        meter: Meter::Requests,
+        ..tokens(10, Window::Balance)
+    };
+    let stack = Stack::start(requests).await;
+    let mut body = hi(20);
+    body["zeta"] = json!(1);
+    assert_eq!(status_and_body(stack.chat(&body)).await.0, 200);
+    assert_eq!(stack.upstream.last().body, body);
+    body["store"] = json!(true);
+    let (status, answer) = status_and_body(stack.chat(&body)).await;
+    assert_eq!((status, &answer["error"]["param"]), (400, &json!("store")));
+    assert_eq!(stack.upstream.hits(), 1);
+}
+
+#[tokio::test]
+async fn a_name_that_stands_twice_is_forwarded_once_as_it_was_bounded() {
+    let stack = Stack::balance(100).await;
+    let twice = r#"{"model":"test-model","max_tokens":50000,"max_tokens":20,"messages":[{"role":"user","content":"hi"}]}"#;
+    let request = stack.chat(&Value::Null).body(twice);
+    assert_eq!(status_and_body(request).await.0, 200);
+    assert_eq!(stack.upstream.last().body, hi(20));
 }
 
 #[tokio::test]

@@ -64,6 +64,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) enum Script {
     /// A status, a content type and a body.
     Whole(u16, &'static str, String),
+    /// A status, headers and a body.
+    Head(u16, Vec<(String, String)>, String),
     /// Pieces of an event stream; the body ends cleanly after them.
     Stream(Vec<String>),
     /// The same, but once the test says so the connection breaks after them.
@@ -179,6 +181,15 @@ async fn answer(
         Script::Whole(status, kind, body) => {
             let status = StatusCode::from_u16(status).unwrap();
             (status, [("content-type", kind), ("retry-after", "7")], body).into_response()
+        }
+        Script::Head(status, headers, body) => {
+            let mut response = Response::new(Body::from(body));
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            for (name, value) in headers {
+                let name: axum::http::HeaderName = name.parse().unwrap();
+                response.headers_mut().insert(name, value.parse().unwrap());
+            }
+            response
         }
         Script::Stream(pieces) => streamed(stream::iter(pieces.into_iter().map(Ok))),
         Script::Broken(pieces) => {
@@ -542,7 +553,10 @@ fn config(upstream: &Upstream) -> GatewayConfig {
         upstreams: vec![UpstreamConfig {
             name: "mock".to_owned(),
             kind: UpstreamKind::OpenAi,
+            profile: None,
             base_url: format!("http://{}/v1", upstream.address),
+            allow_fields: Vec::new(),
+            errors_are_free: false,
             api_key: None,
             models: vec![UpstreamModel::new(
                 ModelId::new("test-model").unwrap(),

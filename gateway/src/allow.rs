@@ -1,0 +1,329 @@
+//! What a metered request may say: an allow-list, read as tables, one file for each API.
+//!
+//! A list of bad fields cannot bound what an upstream does, since providers add one that changes the
+//! bill about monthly. So a field that no table lists is refused by name, unless the operator accepts
+//! it. What is listed either cannot raise the cost, or reaches the prompt at most with its bytes,
+//! which [`crate::bounds`] counts. Refused for everybody is only what all keys of the gateway would
+//! share: state that the provider keeps. Not here: counting, and requests of keys without caps.
+
+use serde_json::{Map, Value, json};
+
+use crate::{config::Profile, error::ApiError, usage::Api};
+
+mod chat;
+mod messages;
+
+/// Most characters of a client's own name that are shown back.
+const ECHO_CHARS_MAX: usize = 40;
+
+/// Names that bound a request. Servers that match names without regard to case take a variant of one
+/// for it, so that no variant is let through, listed or not.
+const BOUNDING: &[&str] = &[
+    "max_tokens",
+    "max_completion_tokens",
+    "n",
+    "best_of",
+    "messages",
+    "tools",
+    "stream",
+    "stream_options",
+];
+
+/// Fields that name something the provider keeps: one operator's key serves all tenants, so that an id
+/// of one works for another.
+const STATE: &[&str] = &[
+    "previous_response_id",
+    "conversation",
+    "conversation_id",
+    "thread",
+    "thread_id",
+    "assistant_id",
+    "container",
+    "container_id",
+];
+const STATE_WHY: &str =
+    "names what the provider keeps, which all keys of this gateway would share: send its content";
+
+/// What a field may hold.
+enum Holds {
+    /// Anything: it cannot raise the cost beyond its bytes.
+    Anything,
+    /// A value that passes, and what to say of one that does not.
+    Only(fn(&Value) -> bool, &'static str),
+    /// An object of this shape.
+    Object(Shape),
+    /// Text or anything else that is no container, or a list of objects of one of these kinds.
+    Parts(&'static [Kind]),
+    /// A list of objects of one of these kinds.
+    Each(&'static [Kind]),
+}
+
+/// The fields that an object may have.
+type Shape = &'static [(&'static str, Holds)];
+
+/// Objects told apart by their `type`.
+struct Kind {
+    /// The `type`: `*` at its end stands for any version, and none at all for an object without one.
+    tag: &'static str,
+    shape: Shape,
+}
+
+/// What is not allowed, and why.
+#[derive(Debug)]
+struct Found {
+    param: String,
+    why: String,
+}
+
+/// The lists that hold for a request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Allowed<'a> {
+    pub(crate) api: Api,
+    pub(crate) profile: Profile,
+    /// What the operator accepts besides, for the upstream and for the model.
+    pub(crate) accepted: [&'a [String]; 2],
+}
+
+impl Allowed<'_> {
+    /// Refuses a body for what has no bound.
+    pub(crate) fn check(&self, body: &Map<String, Value>) -> Result<(), ApiError> {
+        let found = body.keys().find_map(|name| variant(name));
+        let found = found.or_else(|| {
+            body.iter().find_map(|(name, value)| {
+                let shapes = self.shapes();
+                self.field(shapes, name, name, value)
+            })
+        });
+        let found = found.or_else(|| match self.api {
+            Api::Anthropic => messages::thinks_beyond_the_maximum(body),
+            Api::OpenAi => None,
+        });
+        match found {
+            Some(Found { param, why }) => Err(ApiError::unbounded(&param, &why)),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses what turns on a feature that is not listed.
+    pub(crate) fn check_betas<'b>(
+        &self,
+        betas: impl Iterator<Item = &'b str>,
+    ) -> Result<(), ApiError> {
+        let unlisted = betas
+            .flat_map(|value| value.split(','))
+            .map(str::trim)
+            .filter(|beta| !beta.is_empty() && !messages::BETAS.contains(beta))
+            .find(|beta| !self.accepts(&format!("anthropic-beta={beta}")));
+        match unlisted {
+            None => Ok(()),
+            Some(beta) => {
+                let why = format!(
+                    "'{}' is not known to leave the cost as it is; leave it out, or have the operator allow it",
+                    echo(beta)
+                );
+                Err(ApiError::unbounded("anthropic-beta", &why))
+            }
+        }
+    }
+
+    /// Writes the price class that was priced, where the upstream has several.
+    pub(crate) fn pin(&self, body: &mut Map<String, Value>) {
+        let class = match self.profile {
+            Profile::OpenAi => "default",
+            Profile::Anthropic => "standard_only",
+            Profile::Generic => return, // unknown servers refuse unknown fields
+        };
+        if !self.accepts("service_tier") {
+            body.insert("service_tier".to_owned(), json!(class));
+        }
+    }
+
+    fn shapes(&self) -> [Shape; 2] {
+        match (self.api, self.profile) {
+            (Api::OpenAi, Profile::OpenAi) => [chat::BODY, chat::OPENAI],
+            (Api::OpenAi, _) => [chat::BODY, chat::GENERIC],
+            (Api::Anthropic, Profile::Anthropic) => [messages::BODY, messages::ANTHROPIC],
+            (Api::Anthropic, _) => [messages::BODY, &[]],
+        }
+    }
+
+    fn accepts(&self, path: &str) -> bool {
+        let mut accepted = self.accepted.into_iter().flatten();
+        accepted.any(|field| field == path)
+    }
+
+    fn field(&self, shapes: [Shape; 2], name: &str, path: &str, value: &Value) -> Option<Found> {
+        if value.is_null() || self.accepts(&without_places(path)) {
+            return None;
+        }
+        let mut listed = shapes.into_iter().flatten();
+        match listed.find(|(field, _)| *field == name) {
+            Some((_, holds)) => self.value(holds, path, value),
+            None => Some(unlisted(name, path)),
+        }
+    }
+
+    fn value(&self, holds: &Holds, path: &str, value: &Value) -> Option<Found> {
+        match (holds, value) {
+            (Holds::Anything, _) => None,
+            (Holds::Only(passes, why), value) => (!passes(value)).then(|| Found::new(path, *why)),
+            (Holds::Object(shape), Value::Object(fields)) => self.object(shape, path, fields),
+            (Holds::Parts(kinds) | Holds::Each(kinds), Value::Array(items)) => {
+                let mut items = items.iter().enumerate();
+                items.find_map(|(n, item)| self.kind(kinds, &format!("{path}[{n}]"), item))
+            }
+            (Holds::Parts(_), Value::String(_)) => None,
+            (Holds::Object(_), _) => Some(Found::new(path, "it must be an object")),
+            (Holds::Parts(_), _) => Some(Found::new(path, "it must be text or a list of parts")),
+            (Holds::Each(_), _) => Some(Found::new(path, "it must be a list of objects")),
+        }
+    }
+
+    fn object(&self, shape: Shape, path: &str, fields: &Map<String, Value>) -> Option<Found> {
+        fields.iter().find_map(|(name, value)| {
+            let path = format!("{path}.{}", echo(name));
+            self.field([shape, &[]], name, &path, value)
+        })
+    }
+
+    fn kind(&self, kinds: &[Kind], path: &str, item: &Value) -> Option<Found> {
+        let Some(fields) = item.as_object() else {
+            return Some(Found::new(path, "it must be an object"));
+        };
+        let tag = match fields.get("type") {
+            None | Some(Value::Null) => "",
+            Some(Value::String(tag)) => tag,
+            Some(_) => return Some(Found::new(path, "its type must be a string")),
+        };
+        match kinds.iter().find(|kind| kind.is(tag)) {
+            Some(kind) => self.object(kind.shape, path, fields),
+            None if tag.is_empty() => Some(Found::new(path, "it has no type that is known here")),
+            None => {
+                let why = format!(
+                    "objects of type '{}' have no configured maximum here; leave it out",
+                    echo(tag)
+                );
+                Some(Found::new(path, why))
+            }
+        }
+    }
+}
+
+impl Kind {
+    fn is(&self, tag: &str) -> bool {
+        match self.tag.strip_suffix('*') {
+            Some(start) => tag.starts_with(start),
+            None => self.tag == tag,
+        }
+    }
+}
+
+impl Found {
+    fn new(param: &str, why: impl Into<String>) -> Self {
+        let (param, why) = (param.to_owned(), why.into());
+        Self { param, why }
+    }
+}
+
+/// Refuses what the provider keeps, for every key.
+pub(crate) fn refuse_state(body: &Map<String, Value>) -> Result<(), ApiError> {
+    let named = body
+        .iter()
+        .find(|(name, value)| STATE.contains(&name.as_str()) && !value.is_null());
+    if let Some((name, _)) = named {
+        return Err(ApiError::invalid_field(name, STATE_WHY));
+    }
+    match body.get("store") {
+        None | Some(Value::Null | Value::Bool(false)) => {}
+        Some(_) => return Err(ApiError::invalid_field("store", STATE_WHY)),
+    }
+    let messages = body.get("messages").and_then(Value::as_array);
+    for (n, message) in messages.into_iter().flatten().enumerate() {
+        if let Some(content) = message.get("content")
+            && names_file(content)
+        {
+            return Err(ApiError::invalid_field(
+                &format!("messages[{n}].content"),
+                STATE_WHY,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a part is a file that the provider keeps. A tool's own input may well have such a field.
+fn names_file(content: &Value) -> bool {
+    let kept = |part: &Value| {
+        let within = [
+            "/file_id",
+            "/file/file_id",
+            "/source/file_id",
+            "/image_url/file_id",
+        ];
+        within
+            .iter()
+            .any(|place| part.pointer(place).is_some_and(|id| !id.is_null()))
+    };
+    let nested = |part: &Value| part.get("content").is_some_and(names_file);
+    content
+        .as_array()
+        .is_some_and(|parts| parts.iter().any(|part| kept(part) || nested(part)))
+}
+
+/// A name that a careless server takes for one that bounds.
+fn variant(name: &str) -> Option<Found> {
+    if BOUNDING.contains(&name) {
+        return None;
+    }
+    let bounding = BOUNDING
+        .iter()
+        .find(|bounding| folded(bounding) == folded(name))?;
+    let why = format!("it may be taken for '{bounding}'; write it so");
+    Some(Found::new(&echo(name), why))
+}
+
+/// A name without case and separators. Upper case first: some letters share theirs with an ASCII one.
+fn folded(name: &str) -> String {
+    let letters = name.chars().take(ECHO_CHARS_MAX);
+    letters
+        .filter(|c| c.is_alphanumeric())
+        .flat_map(char::to_uppercase)
+        .flat_map(char::to_lowercase)
+        .collect()
+}
+
+fn unlisted(name: &str, path: &str) -> Found {
+    let mut known = chat::WHY.iter().chain(messages::WHY);
+    match known.find(|(field, _)| *field == name) {
+        Some((_, why)) => Found::new(path, *why),
+        None => Found::new(
+            &path.chars().take(ECHO_CHARS_MAX * 3).collect::<String>(),
+            "it is not known to leave the cost as it is; leave it out, or have the operator list it in allow_fields",
+        ),
+    }
+}
+
+/// A path as the operator writes it: `messages[].name`.
+fn without_places(path: &str) -> String {
+    let mut within = false;
+    let mut kept = String::with_capacity(path.len());
+    for c in path.chars() {
+        match c {
+            '[' => within = true,
+            ']' => within = false,
+            _ if within => continue,
+            _ => {}
+        }
+        kept.push(c);
+    }
+    kept
+}
+
+fn echo(text: &str) -> String {
+    text.chars().take(ECHO_CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod worst;

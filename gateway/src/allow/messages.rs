@@ -1,0 +1,215 @@
+//! `/v1/messages`: what a metered request may say.
+
+use serde_json::{Map, Value};
+
+use super::{Found, Holds, Holds::*, Kind, Shape};
+
+/// Fields of a body.
+pub(super) const BODY: Shape = &[
+    ("model", Anything),
+    ("messages", Each(MESSAGE)),
+    ("max_tokens", Anything),
+    ("system", Parts(SYSTEM)),
+    ("stop_sequences", Anything),
+    ("temperature", Anything),
+    ("top_p", Anything),
+    ("top_k", Anything),
+    ("stream", Anything),
+    ("metadata", Object(&[("user_id", Anything)])),
+    ("thinking", Object(THINKING)),
+    ("output_config", Object(&[("effort", Anything)])),
+    ("cache_control", CACHE),
+    ("tools", Each(TOOL)),
+    ("tool_choice", Anything),
+];
+
+/// What Anthropic takes besides.
+pub(super) const ANTHROPIC: Shape = &[(
+    "service_tier",
+    Only(
+        is_standard_tier,
+        "another class has another price; leave it out",
+    ),
+)];
+
+const THINKING: Shape = &[
+    ("type", Anything),
+    ("budget_tokens", Anything),
+    ("display", Anything),
+];
+
+const MESSAGE: &[Kind] = &[Kind {
+    tag: "",
+    shape: &[
+        ("role", Only(Value::is_string, "it must be a string")),
+        ("content", Parts(PART)),
+    ],
+}];
+
+const TEXT_PART: Kind = Kind {
+    tag: "text",
+    shape: &[
+        ("type", Anything),
+        ("text", Only(Value::is_string, "it must be a string")),
+        ("citations", Anything),
+        ("cache_control", CACHE),
+    ],
+};
+
+const SYSTEM: &[Kind] = &[TEXT_PART];
+
+const PART: &[Kind] = &[
+    TEXT_PART,
+    Kind {
+        tag: "tool_use",
+        shape: &[
+            ("type", Anything),
+            ("id", Anything),
+            ("name", Anything),
+            ("input", Anything),
+            ("caller", Anything),
+            ("cache_control", CACHE),
+        ],
+    },
+    Kind {
+        tag: "tool_result",
+        shape: &[
+            ("type", Anything),
+            ("tool_use_id", Anything),
+            ("content", Parts(SYSTEM)),
+            ("is_error", Anything),
+            ("cache_control", CACHE),
+        ],
+    },
+    Kind {
+        tag: "thinking",
+        shape: &[
+            ("type", Anything),
+            ("thinking", Anything),
+            ("signature", Anything),
+        ],
+    },
+    Kind {
+        tag: "redacted_thinking",
+        shape: &[("type", Anything), ("data", Anything)],
+    },
+];
+
+/// Tools that the caller runs itself; all others are run by the provider and add input.
+const TOOL: &[Kind] = &[
+    Kind {
+        tag: "",
+        shape: CUSTOM,
+    },
+    Kind {
+        tag: "custom",
+        shape: CUSTOM,
+    },
+    Kind {
+        tag: "bash_*",
+        shape: CLIENT,
+    },
+    Kind {
+        tag: "text_editor_*",
+        shape: CLIENT,
+    },
+    Kind {
+        tag: "memory_*",
+        shape: CLIENT,
+    },
+    Kind {
+        tag: "computer_*",
+        shape: CLIENT,
+    },
+];
+const CUSTOM: Shape = &[
+    ("type", Anything),
+    ("name", Anything),
+    ("description", Anything),
+    ("input_schema", Anything),
+    ("input_examples", Anything),
+    ("strict", Anything),
+    ("eager_input_streaming", Anything),
+    ("cache_control", CACHE),
+];
+const CLIENT: Shape = &[
+    ("type", Anything),
+    ("name", Anything),
+    ("max_characters", Anything),
+    ("display_width_px", Anything),
+    ("display_height_px", Anything),
+    ("display_number", Anything),
+    ("cache_control", CACHE),
+];
+
+const CACHE: Holds = Only(
+    is_short_cache,
+    "a cache that is kept for longer has another price; leave out its 'ttl'",
+);
+
+/// Features that change no price and add no input: all they turn on is in a field that is listed here
+/// or refused.
+pub(super) const BETAS: &[&str] = &[
+    "claude-code-20250219",
+    "computer-use-2024-10-22",
+    "computer-use-2025-01-24",
+    "computer-use-2025-11-24",
+    "context-management-2025-06-27",
+    "fine-grained-tool-streaming-2025-05-14",
+    "interleaved-thinking-2025-05-14",
+    "max-tokens-3-5-sonnet-2024-07-15",
+    "output-128k-2025-02-19",
+    "prompt-caching-2024-07-31",
+    "token-efficient-tools-2025-02-19",
+];
+
+/// Why some fields are not listed; the others are refused all the same.
+pub(super) const WHY: &[(&str, &str)] = &[
+    (
+        "mcp_servers",
+        "remote tools add input that no maximum limits; leave them out",
+    ),
+    (
+        "container",
+        "code execution adds input that no maximum limits; leave it out",
+    ),
+    ("speed", "another speed has another price; leave it out"),
+    (
+        "inference_geo",
+        "another place has another price; leave it out",
+    ),
+    (
+        "context_management",
+        "a compaction is charged beyond the answer's usage; leave it out",
+    ),
+];
+
+/// A thinking budget may stand above the output maximum where a beta allows it; then the maximum is none.
+pub(super) fn thinks_beyond_the_maximum(body: &Map<String, Value>) -> Option<Found> {
+    let budget = body.get("thinking")?.get("budget_tokens")?;
+    let max = body.get("max_tokens").and_then(Value::as_u64);
+    let within = budget
+        .as_u64()
+        .zip(max)
+        .is_some_and(|(budget, max)| budget < max);
+    (!within && !budget.is_null()).then(|| {
+        Found::new(
+            "thinking.budget_tokens",
+            "it must be a whole number below 'max_tokens'",
+        )
+    })
+}
+
+fn is_standard_tier(value: &Value) -> bool {
+    value == "standard_only" || value == "auto" // what is sent is "standard_only"
+}
+
+fn is_short_cache(value: &Value) -> bool {
+    value.as_object().is_some_and(|fields| {
+        fields.iter().all(|(name, value)| match name.as_str() {
+            "type" => value == "ephemeral",
+            "ttl" => value.is_null() || value == "5m",
+            _ => false,
+        })
+    })
+}

@@ -1,0 +1,406 @@
+//! What was seen through, and what the official clients send, each a line.
+
+use super::*;
+use crate::error::Dialect;
+
+fn map(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        other => panic!("{other} is no object"),
+    }
+}
+
+fn hi(extra: Value) -> Map<String, Value> {
+    let mut body = map(json!({
+        "model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}],
+    }));
+    body.extend(map(extra));
+    body
+}
+
+fn with_content(part: Value) -> Value {
+    json!({"messages": [{"role": "user", "content": [part]}]})
+}
+
+/// The field that is named, if any.
+#[track_caller]
+fn named(api: Api, profile: Profile, accepted: &[&str], extra: Value) -> Option<String> {
+    let accepted: Vec<String> = accepted.iter().map(ToString::to_string).collect();
+    let allowed = Allowed {
+        api,
+        profile,
+        accepted: [&accepted, &[]],
+    };
+    let error = allowed.check(&hi(extra)).err()?;
+    let envelope = error.envelope(Dialect::OpenAi);
+    assert_eq!(envelope["error"]["code"], "cost_unbounded");
+    Some(envelope["error"]["param"].as_str().unwrap().to_owned())
+}
+
+#[track_caller]
+fn refused(api: Api, extra: Value, param: &str) {
+    let profiles = match api {
+        Api::OpenAi => [Profile::OpenAi, Profile::Generic],
+        Api::Anthropic => [Profile::Anthropic, Profile::Generic],
+    };
+    for profile in profiles {
+        let found = named(api, profile, &[], extra.clone());
+        assert_eq!(found.as_deref(), Some(param), "{profile:?} {extra}");
+    }
+}
+
+#[track_caller]
+fn passes(api: Api, profile: Profile, extra: Value) {
+    assert_eq!(named(api, profile, &[], extra.clone()), None, "{extra}");
+}
+
+#[test]
+fn a_chat_field_that_is_not_listed_is_named() {
+    for field in [
+        "n_predict",
+        "max_new_tokens",
+        "max_length",
+        "auto_max_new_tokens",
+        "max_output_tokens",
+        "options",
+        "search_parameters",
+        "enable_search",
+        "web_search",
+        "web_search_options",
+        "fallbacks",
+        "provider",
+        "route",
+        "preset",
+        "cached_content",
+        "extra_body",
+        "prompt_embeds",
+        "chat_template",
+        "chat_template_kwargs",
+        "documents",
+        "prediction",
+        "audio",
+        "plugins",
+        "models",
+        "transforms",
+        "echo",
+        "previous_response_id",
+        "conversation",
+        "thread",
+        "container",
+        "mcp_servers",
+        "never_heard_of",
+    ] {
+        refused(Api::OpenAi, json!({ field: {"a": 1} }), field);
+    }
+    refused(
+        Api::OpenAi,
+        json!({"options": {"num_predict": 90_000}}),
+        "options",
+    );
+    refused(Api::OpenAi, json!({"store": true}), "store");
+    refused(
+        Api::OpenAi,
+        json!({"modalities": ["text", "audio"]}),
+        "modalities",
+    );
+    refused(
+        Api::OpenAi,
+        json!({"service_tier": "priority"}),
+        "service_tier",
+    );
+    refused(
+        Api::OpenAi,
+        json!({"stream_options": {"x": 1}}),
+        "stream_options.x",
+    );
+}
+
+#[test]
+fn a_messages_field_that_is_not_listed_is_named() {
+    for field in [
+        "speed",
+        "inference_geo",
+        "context_management",
+        "compaction",
+        "thread",
+        "fallbacks",
+        "container",
+        "mcp_servers",
+        "betas",
+        "never_heard_of",
+    ] {
+        refused(Api::Anthropic, json!({ field: "fast" }), field);
+    }
+    refused(
+        Api::Anthropic,
+        json!({"service_tier": "priority"}),
+        "service_tier",
+    );
+    let day =
+        json!([{"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]);
+    refused(
+        Api::Anthropic,
+        json!({ "system": day }),
+        "system[0].cache_control",
+    );
+    refused(
+        Api::Anthropic,
+        json!({"thinking": {"type": "enabled", "budget_tokens": 9}}),
+        "thinking.budget_tokens",
+    );
+    let image = with_content(json!({"type": "image", "source": {"type": "url"}}));
+    refused(Api::Anthropic, image, "messages[0].content[0]");
+    let nested = with_content(
+        json!({"type": "tool_result", "tool_use_id": "a", "content": [{"type": "document"}]}),
+    );
+    refused(Api::Anthropic, nested, "messages[0].content[0].content[0]");
+}
+
+#[test]
+fn a_variant_of_a_name_that_bounds_is_refused_even_where_it_is_accepted() {
+    for name in [
+        "MAX_TOKENS",
+        "Max_Tokens",
+        "maxTokens",
+        "max-tokens",
+        "N",
+        "BEST_OF",
+        "bestOf",
+        "Messages",
+        "TOOLS",
+        "Stream",
+        "MAX_COMPLETION_TOKENS",
+        "StreamOptions",
+        "meſsages",
+        "max_toKens",
+    ] {
+        let found = named(Api::OpenAi, Profile::Generic, &[name], json!({ name: 5 }));
+        assert_eq!(found.as_deref(), Some(name));
+    }
+}
+
+#[test]
+fn tools_that_the_provider_runs_are_refused() {
+    for (tool, param) in [
+        (json!({"type": "web_search"}), "tools[0]"),
+        (json!({"type": ["web_search"]}), "tools[0]"),
+        (json!(["web_search"]), "tools[0]"),
+        (json!({"google_search": {}}), "tools[0].google_search"),
+        (
+            json!({"type": "function", "function": {"name": "f"}, "google_search": {}}),
+            "tools[0].google_search",
+        ),
+        (
+            json!({"type": "builtin_function", "function": {"name": "$web_search"}}),
+            "tools[0]",
+        ),
+    ] {
+        refused(Api::OpenAi, json!({ "tools": [tool] }), param);
+    }
+    for kind in [
+        "web_search_20250305",
+        "web_fetch_20250910",
+        "code_execution_20250825",
+        "mcp_toolset",
+    ] {
+        refused(
+            Api::Anthropic,
+            json!({"tools": [{"type": kind, "name": "x"}]}),
+            "tools[0]",
+        );
+    }
+}
+
+#[test]
+fn tools_that_the_client_runs_pass() {
+    for kind in [
+        "bash_20250124",
+        "text_editor_20250728",
+        "memory_20250818",
+        "computer_20250124",
+        "custom",
+    ] {
+        passes(
+            Api::Anthropic,
+            Profile::Anthropic,
+            json!({"tools": [{"type": kind, "name": "x"}]}),
+        );
+    }
+    let custom = json!({"name": "x", "input_schema": {"type": "object"}, "cache_control": {"type": "ephemeral"}});
+    passes(
+        Api::Anthropic,
+        Profile::Generic,
+        json!({ "tools": [custom] }),
+    );
+    let tools = json!([
+        {"type": "function", "function": {"name": "f", "parameters": {"enum": [1]}, "strict": true}},
+        {"type": "custom", "custom": {"name": "c", "format": {"type": "text"}}},
+    ]);
+    passes(Api::OpenAi, Profile::OpenAi, json!({ "tools": tools }));
+}
+
+#[test]
+fn parts_and_messages_are_listed_too() {
+    for (part, param) in [
+        (
+            json!({"type": "text", "text": "a", "uuid": "x", "image_url": "y"}),
+            "messages[0].content[0].uuid",
+        ),
+        (
+            json!({"type": "text", "text": "a", "image_url": {"url": "y"}}),
+            "messages[0].content[0].image_url",
+        ),
+        (
+            json!({"type": "text", "text": {"a": 1}}),
+            "messages[0].content[0].text",
+        ),
+        (
+            json!({"type": "image_url", "image_url": {"url": "y"}}),
+            "messages[0].content[0]",
+        ),
+        (
+            json!({"type": "file", "file": {"file_id": "y"}}),
+            "messages[0].content[0]",
+        ),
+        (json!({"image_url": {"url": "y"}}), "messages[0].content[0]"),
+        (json!("text"), "messages[0].content[0]"),
+    ] {
+        refused(Api::OpenAi, with_content(part), param);
+    }
+    for field in ["images", "audio", "Content", "documents"] {
+        let message = json!({"role": "user", "content": "a", field: ["x"]});
+        refused(
+            Api::OpenAi,
+            json!({ "messages": [message] }),
+            &format!("messages[0].{field}"),
+        );
+    }
+}
+
+#[test]
+fn what_the_official_clients_send_passes() {
+    let chat = json!({
+        "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}], "name": "n"},
+            {"role": "assistant", "content": null, "refusal": null, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "1", "content": "r"},
+        ],
+        "max_tokens": 5, "n": 1, "stream": true, "stream_options": {"include_usage": true}, "temperature": 0.5,
+        "response_format": {"type": "json_object"}, "user": "u", "seed": 1, "stop": ["x"], "store": false,
+        "modalities": ["text"], "audio": null,
+    });
+    passes(Api::OpenAi, Profile::OpenAi, chat.clone());
+    passes(Api::OpenAi, Profile::Generic, chat);
+    passes(
+        Api::OpenAi,
+        Profile::OpenAi,
+        json!({"service_tier": "auto", "verbosity": "low"}),
+    );
+    passes(
+        Api::OpenAi,
+        Profile::Generic,
+        json!({"top_k": 5, "best_of": 2}),
+    );
+    let messages = json!({
+        "system": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}],
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": "t", "signature": "s"},
+                {"type": "text", "text": "a", "citations": null},
+                {"type": "tool_use", "id": "1", "name": "f", "input": {"file_id": "mine"}, "caller": {"type": "direct"}},
+            ]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "r"}]}]},
+        ],
+        "metadata": {"user_id": "u"}, "thinking": {"type": "enabled", "budget_tokens": 5}, "top_k": 3,
+    });
+    passes(Api::Anthropic, Profile::Anthropic, messages.clone());
+    assert!(refuse_state(&hi(messages)).is_ok());
+}
+
+#[test]
+fn the_operator_may_accept_more() {
+    let accepted = ["chat_template_kwargs", "messages[].prefix"];
+    let body = json!({"chat_template_kwargs": {"a": {"b": 1}}, "messages": [{"role": "assistant", "content": "a", "prefix": true}]});
+    assert_eq!(
+        named(Api::OpenAi, Profile::Generic, &accepted, body.clone()),
+        None
+    );
+    let found = named(Api::OpenAi, Profile::Generic, &accepted[1..], body);
+    assert_eq!(found.as_deref(), Some("chat_template_kwargs"));
+}
+
+#[test]
+fn the_class_of_the_price_is_written_where_the_provider_has_several() {
+    let pinned = |profile, accepted: &[String], extra: Value| {
+        let mut body = hi(extra);
+        let allowed = Allowed {
+            api: Api::OpenAi,
+            profile,
+            accepted: [accepted, &[]],
+        };
+        allowed.pin(&mut body);
+        body.get("service_tier").cloned()
+    };
+    assert_eq!(
+        pinned(Profile::OpenAi, &[], json!({})),
+        Some(json!("default"))
+    );
+    assert_eq!(
+        pinned(Profile::OpenAi, &[], json!({"service_tier": "auto"})),
+        Some(json!("default"))
+    );
+    assert_eq!(
+        pinned(Profile::Anthropic, &[], json!({})),
+        Some(json!("standard_only"))
+    );
+    assert_eq!(pinned(Profile::Generic, &[], json!({})), None);
+    let accepted = ["service_tier".to_owned()];
+    assert_eq!(
+        pinned(Profile::OpenAi, &accepted, json!({"service_tier": "flex"})),
+        Some(json!("flex"))
+    );
+}
+
+#[test]
+fn a_beta_that_is_not_listed_is_refused() {
+    let accepted = ["anthropic-beta=mine".to_owned()];
+    let allowed = Allowed {
+        api: Api::Anthropic,
+        profile: Profile::Anthropic,
+        accepted: [&accepted, &[]],
+    };
+    let check = |value: &str| allowed.check_betas([value].into_iter()).is_ok();
+    assert!(check(
+        "claude-code-20250219, prompt-caching-2024-07-31,mine"
+    ));
+    assert!(!check("claude-code-20250219,context-1m-2025-08-07"));
+    assert!(!check("fast-mode-2026-02-01"));
+}
+
+#[test]
+fn what_the_provider_keeps_is_refused_for_every_key() {
+    let param = |extra: Value| {
+        let error = refuse_state(&hi(extra)).unwrap_err();
+        error.envelope(Dialect::OpenAi)["error"]["param"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    for field in [
+        "previous_response_id",
+        "conversation",
+        "thread",
+        "container",
+    ] {
+        assert_eq!(param(json!({ field: "x" })), field);
+    }
+    assert_eq!(param(json!({"store": true})), "store");
+    let file = with_content(json!({"type": "file", "file": {"file_id": "f"}}));
+    assert_eq!(param(file), "messages[0].content");
+    let source = with_content(
+        json!({"type": "tool_result", "content": [{"type": "image", "source": {"type": "file", "file_id": "f"}}]}),
+    );
+    assert_eq!(param(source), "messages[0].content");
+}

@@ -1,0 +1,377 @@
+//! Random bodies against a provider that does the worst it can within what is forwarded to it: no
+//! request that is let through is billed above its hold.
+
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::*;
+use crate::{
+    bounds::{Asked, write_chat_max},
+    config::{MaxField, UpstreamModel},
+};
+
+/// What the worst provider bills for anything that it can run up by itself.
+const RUNAWAY: u64 = 1 << 30;
+
+/// Names that some server takes for the output maximum or the number of choices.
+const MAXIMA: &[&str] = &[
+    "max_tokens",
+    "max_completion_tokens",
+    "n_predict",
+    "max_new_tokens",
+    "max_length",
+    "max_output_tokens",
+    "auto_max_new_tokens",
+    "num_predict",
+];
+const CHOICES: &[&str] = &["n", "best_of", "num_return_sequences"];
+/// Names that no server is known to bill for, whatever they hold.
+const HARMLESS: &[&str] = &[
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "stop",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "user",
+    "metadata",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "logit_bias",
+    "parallel_tool_calls",
+    "system",
+    "stop_sequences",
+    "thinking",
+    "functions",
+    "reasoning_effort",
+    "service_tier",
+    "store",
+];
+/// Names of fields, in whatever way: known ones, and those that were seen to run up a bill.
+const FIELDS: &[&str] = &[
+    "max_tokens",
+    "max_completion_tokens",
+    "n",
+    "best_of",
+    "messages",
+    "tools",
+    "stream",
+    "stream_options",
+    "stop",
+    "temperature",
+    "top_k",
+    "user",
+    "metadata",
+    "response_format",
+    "functions",
+    "n_predict",
+    "max_new_tokens",
+    "max_output_tokens",
+    "num_return_sequences",
+    "options",
+    "extra_body",
+    "search_parameters",
+    "web_search",
+    "chat_template",
+    "prompt_embeds",
+    "documents",
+    "images",
+    "models",
+    "provider",
+    "fallbacks",
+    "speed",
+    "container",
+    "mcp_servers",
+    "context_management",
+    "service_tier",
+    "system",
+    "thinking",
+    "store",
+    "audio",
+    "modalities",
+];
+const PARTS: &[&str] = &[
+    "text",
+    "refusal",
+    "image_url",
+    "uuid",
+    "input_audio",
+    "file",
+    "images",
+    "type",
+    "content",
+    "role",
+    "name",
+    "cache_control",
+    "source",
+    "input",
+    "audio",
+];
+const TYPES: &[&str] = &[
+    "text",
+    "refusal",
+    "image_url",
+    "image",
+    "file",
+    "function",
+    "custom",
+    "web_search",
+    "tool_use",
+    "tool_result",
+    "thinking",
+    "bash_20250124",
+    "code_execution_20250825",
+    "builtin_function",
+];
+
+fn same(name: &str, other: &str) -> bool {
+    name.replace(['_', '-'], "")
+        .eq_ignore_ascii_case(&other.replace('_', ""))
+}
+
+/// The largest number under any of these names, wherever a careless server may look.
+fn largest(body: &Map<String, Value>, names: &[&str]) -> u64 {
+    let of = |(name, value): (&String, &Value)| match value {
+        Value::Object(inner) if ["options", "extra_body"].contains(&name.as_str()) => {
+            largest(inner, names)
+        }
+        value if names.iter().any(|other| same(name, other)) => value.as_u64().unwrap_or(0),
+        _ => 0,
+    };
+    body.iter().map(of).max().unwrap_or(0)
+}
+
+/// Tokens of a message, a part or a tool: one for each byte of its text.
+fn tokens(value: &Value) -> u64 {
+    match value {
+        Value::String(text) => text.len() as u64,
+        Value::Array(items) => items.iter().map(tokens).sum(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| inner(name, value)).sum(),
+        _ => 0,
+    }
+}
+
+fn inner(name: &str, value: &Value) -> u64 {
+    let media = [
+        "image_url",
+        "uuid",
+        "input_audio",
+        "file",
+        "images",
+        "source",
+        "audio",
+        "documents",
+    ];
+    match name {
+        _ if value.is_null() => 0,
+        "type"
+            if value
+                .as_str()
+                .is_some_and(|kind| matches!(kind, "image" | "image_url" | "file")) =>
+        {
+            RUNAWAY
+        }
+        "type" => 0,
+        _ if media.iter().any(|other| same(name, other)) => RUNAWAY,
+        _ => tokens(value),
+    }
+}
+
+/// A tool that the provider can run by itself.
+fn tool(tool: &Value) -> u64 {
+    let by_client = |kind: &str| {
+        let versions = ["bash_", "text_editor_", "memory_", "computer_"];
+        matches!(kind, "function" | "custom")
+            || versions.iter().any(|start| kind.starts_with(start))
+    };
+    match tool.get("type") {
+        None | Some(Value::Null) => tokens(tool),
+        Some(Value::String(kind)) if by_client(kind) => tokens(tool),
+        Some(_) => RUNAWAY,
+    }
+}
+
+/// What the worst provider bills, in tokens of input and output together.
+fn worst(body: &Map<String, Value>) -> u64 {
+    let output = largest(body, MAXIMA).saturating_mul(largest(body, CHOICES).max(1));
+    let messages = body.get("messages").and_then(Value::as_array);
+    let framing = messages.map_or(0, |messages| 6 * messages.len() as u64);
+    let other: u64 = body
+        .iter()
+        .map(|(name, value)| match name.as_str() {
+            _ if value.is_null() => 0,
+            "messages" | "system" | "functions" | "response_format" => tokens(value),
+            "tools" => value
+                .as_array()
+                .map_or(RUNAWAY, |tools| tools.iter().map(tool).sum()),
+            "service_tier" if !matches!(value.as_str(), Some("default" | "standard_only")) => {
+                RUNAWAY
+            }
+            "store" if *value != Value::Bool(false) => RUNAWAY,
+            name if HARMLESS.contains(&name) => 0,
+            name if MAXIMA.contains(&name) || CHOICES.contains(&name) => 0, // taken above
+            name if same(name, "max_length") => 0,
+            "modalities" if *value == json!(["text"]) => 0,
+            _ => RUNAWAY,
+        })
+        .sum();
+    output.saturating_add(framing).saturating_add(other)
+}
+
+/// A name, now and then in another spelling.
+fn name(of: &'static [&'static str]) -> impl Strategy<Value = String> {
+    (select(of), 0..12u8).prop_map(|(name, spelling)| match spelling {
+        0 => name.to_uppercase(),
+        1 => name.replace('_', ""),
+        2 => name.replace('_', "-"),
+        _ => name.to_owned(),
+    })
+}
+
+fn scalar() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(json!(null)),
+        any::<bool>().prop_map(|set| json!(set)),
+        (1..200u64).prop_map(|number| json!(number)),
+        Just(json!(50_000)),
+        ".{0,12}".prop_map(|text| json!(text)),
+        select(TYPES).prop_map(|kind| json!(kind)),
+    ]
+}
+
+fn object(names: &'static [&'static str], within: BoxedStrategy<Value>) -> BoxedStrategy<Value> {
+    let fields = vec((name(names), within), 0..3);
+    let kind = prop_oneof![
+        4 => select(TYPES).prop_map(|kind| Some(json!(kind))),
+        1 => scalar().prop_map(Some),
+        1 => Just(None),
+    ];
+    (fields, kind)
+        .prop_map(|(fields, kind)| {
+            let mut object: Map<String, Value> = fields.into_iter().collect();
+            object.extend(kind.map(|kind| ("type".to_owned(), kind)));
+            Value::Object(object)
+        })
+        .boxed()
+}
+
+fn part() -> BoxedStrategy<Value> {
+    let text = ".{0,20}".prop_map(|text| json!({"type": "text", "text": text}));
+    prop_oneof![3 => text, 1 => object(PARTS, scalar().boxed())].boxed()
+}
+
+fn message() -> BoxedStrategy<Value> {
+    let content = prop_oneof![
+        ".{0,30}".prop_map(|text| json!(text)),
+        vec(part(), 0..3).prop_map(Value::Array)
+    ];
+    let more = prop_oneof![4 => Just(None), 1 => (name(PARTS), scalar()).prop_map(Some)];
+    (content, more)
+        .prop_map(|(content, more)| {
+            let mut message = json!({"role": "user", "content": content});
+            message.as_object_mut().unwrap().extend(more);
+            message
+        })
+        .boxed()
+}
+
+fn tools() -> BoxedStrategy<Value> {
+    let good =
+        "[a-z]{1,9}".prop_map(|name| json!({"type": "function", "function": {"name": name}}));
+    let custom =
+        "[a-z]{1,9}".prop_map(|name| json!({"name": name, "input_schema": {"type": "object"}}));
+    let odd = object(
+        &["function", "google_search", "name", "custom", "url"],
+        scalar().boxed(),
+    );
+    vec(prop_oneof![good, custom, odd], 0..3)
+        .prop_map(Value::Array)
+        .boxed()
+}
+
+fn body() -> impl Strategy<Value = Map<String, Value>> {
+    let value = prop_oneof![
+        4 => scalar(),
+        1 => vec(scalar(), 0..3).prop_map(Value::Array),
+        1 => object(FIELDS, scalar().boxed()),
+    ];
+    let others = vec((name(FIELDS), value), 0..3);
+    let tools = prop_oneof![3 => Just(None), 1 => tools().prop_map(Some)];
+    (vec(message(), 1..4), 1..300u64, tools, others).prop_map(|(messages, max, tools, others)| {
+        let mut body = Map::new();
+        body.insert("model".to_owned(), json!("m"));
+        body.insert("max_tokens".to_owned(), json!(max));
+        body.insert("messages".to_owned(), json!(messages));
+        body.extend(tools.map(|tools| ("tools".to_owned(), tools)));
+        body.extend(others);
+        body
+    })
+}
+
+/// What is held for a body and what is forwarded of it; `None` where it is refused.
+fn let_through(
+    api: Api,
+    profile: Profile,
+    mut body: Map<String, Value>,
+) -> Option<(u64, Map<String, Value>)> {
+    let asked = match api {
+        Api::OpenAi => Asked::chat(&body),
+        Api::Anthropic => Asked::messages(&body),
+    };
+    let asked = asked.ok()?;
+    let allowed = Allowed {
+        api,
+        profile,
+        accepted: [&[], &[]],
+    };
+    allowed.check(&body).ok()?;
+    refuse_state(&body).ok()?;
+    allowed.pin(&mut body);
+    let model = UpstreamModel::new("m".parse().ok()?, 1 << 20, 4096);
+    let bound = asked.by_bytes(&model).ok()?;
+    match api {
+        Api::OpenAi => write_chat_max(&mut body, bound.output_tokens, MaxField::MaxTokens),
+        Api::Anthropic => {
+            body.insert("max_tokens".to_owned(), json!(bound.output_tokens));
+        }
+    }
+    Some((
+        bound.input_tokens + bound.output_tokens * asked.choices,
+        body,
+    ))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5000))]
+
+    #[test]
+    fn no_request_is_billed_above_its_hold(body in body()) {
+        for (api, profile) in [
+            (Api::OpenAi, Profile::OpenAi),
+            (Api::OpenAi, Profile::Generic),
+            (Api::Anthropic, Profile::Anthropic),
+            (Api::Anthropic, Profile::Generic),
+        ] {
+            if let Some((hold, forwarded)) = let_through(api, profile, body.clone()) {
+                let billed = worst(&forwarded);
+                prop_assert!(billed <= hold, "{billed} of {hold}: {forwarded:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn enough_of_the_random_bodies_are_let_through() {
+    use proptest::{strategy::ValueTree, test_runner::TestRunner};
+    let mut runner = TestRunner::deterministic();
+    let all = 500;
+    let through = (0..all).filter(|_| {
+        let body = body().new_tree(&mut runner).unwrap().current();
+        let_through(Api::OpenAi, Profile::OpenAi, body).is_some()
+    });
+    let through = through.count();
+    assert!((50..450).contains(&through), "{through} of {all}");
+}
