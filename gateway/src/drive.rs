@@ -18,6 +18,7 @@ use seatbelt_schemas::{
     position::Position,
     usage::{Usage, UsageEvent},
 };
+use serde::de::IgnoredAny;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot},
     time::{Instant, sleep_until, timeout},
@@ -104,6 +105,8 @@ pub(crate) struct Job {
     pub(crate) stream: bool,
     pub(crate) choices: u64,
     pub(crate) output_is_visible: bool,
+    /// An error that comes after work is charged at the hold.
+    pub(crate) charges_errors: bool,
     pub(crate) limits: Limits,
     pub(crate) began: Instant,
     /// From the reserve to the head of the answer.
@@ -165,10 +168,22 @@ impl Job {
                 self.shared
                     .metrics
                     .stage(Stage::UpstreamFirstByte, self.began.elapsed());
-                Ok(answer)
+                Self::readable(answer)
             }
             Err(error) if error.is_connect() => Err(Stop::Unreachable(chain(&error))),
             Err(error) => Err(Stop::Broke(chain(&error))),
+        }
+    }
+
+    /// Refuses an answer in an encoding that nobody asked for: it can be neither read nor shown.
+    fn readable(answer: reqwest::Response) -> Result<reqwest::Response, Stop> {
+        let encodings = answer.headers().get_all(header::CONTENT_ENCODING);
+        let unasked = encodings.iter().find(|value| *value != "identity");
+        match unasked {
+            None => Ok(answer),
+            Some(encoding) => Err(Stop::Broke(format!(
+                "its answer is encoded as {encoding:?}, which was not asked for"
+            ))),
         }
     }
 
@@ -199,6 +214,9 @@ impl Job {
                 .upstream_error(status, headers, body, read.unwrap_or_default())
                 .await;
         }
+        if let Some(problem) = no_answer(&body, read.as_ref()) {
+            return Err(self.not_answered(problem, read.unwrap_or_default()).await);
+        }
         let known = read.map_or_else(Known::default, |read| Known {
             usage: read.usage,
             finish: read.finish,
@@ -210,6 +228,31 @@ impl Job {
             response.headers_mut().insert(X_POSITION, position.0.into());
         }
         Ok(response)
+    }
+
+    /// Success was said and no answer came: an error is free unless it tells of usage, and the rest is
+    /// not known.
+    async fn not_answered(&mut self, problem: &str, read: Answer) -> ApiError {
+        let ended = match read.usage {
+            None if read.is_error => {
+                self.release("upstream answered with an error").await;
+                Ok(None)
+            }
+            usage => {
+                let finish = None;
+                let output_bytes = None;
+                self.settle(Known {
+                    usage,
+                    finish,
+                    output_bytes,
+                })
+                .await
+            }
+        };
+        match ended {
+            Ok(_) => ApiError::upstream_broke(&self.upstream, problem),
+            Err(error) => error,
+        }
     }
 
     /// A whole answer in the client's dialect.
@@ -224,7 +267,8 @@ impl Job {
         }
     }
 
-    /// The upstream answered with an error: passed on as it is. Without usage in it, nothing was used.
+    /// The upstream answered with an error: passed on as it is. Without usage in it nothing was used,
+    /// unless it is one that comes after work, which ends as the key says of unknown usage.
     async fn upstream_error(
         &mut self,
         status: StatusCode,
@@ -236,7 +280,8 @@ impl Job {
         let failed_midway = self.neuron.is_some()
             && status.is_server_error()
             && status != StatusCode::SERVICE_UNAVAILABLE;
-        if read.usage.is_some() || failed_midway {
+        let charged = self.charges_errors && comes_after_work(status);
+        if read.usage.is_some() || failed_midway || charged {
             let known = Known {
                 usage: read.usage,
                 ..Known::default()
@@ -246,10 +291,12 @@ impl Job {
             self.release(&format!("upstream answered {}", status.as_u16()))
                 .await;
         }
-        // a redirect is not followed, and who pays the upstream is not the client's matter
-        if !(status.is_client_error() || status.is_server_error())
-            || status == StatusCode::PAYMENT_REQUIRED
-        {
+        // a redirect is not followed, and the operator's key and bill are not the client's matter
+        let is_operators = matches!(
+            status,
+            StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN
+        );
+        if !(status.is_client_error() || status.is_server_error()) || is_operators {
             let log = format!("upstream {} answered {status}", self.upstream);
             return Err(ApiError::upstream_broke(&self.upstream, log));
         }
@@ -413,7 +460,9 @@ impl Job {
                 State::Failed => return Err(Stop::Failed),
                 State::Ended => return Ok(()),
                 // some upstreams close without the mark of the end
-                State::Open if last && relay.told.usage_is_final => return Ok(()),
+                State::Open if last && relay.told.final_usage(self.api, false).is_some() => {
+                    return Ok(());
+                }
                 State::Open if last => {
                     return Err(Stop::Broke("stream ended without its end".to_owned()));
                 }
@@ -612,9 +661,12 @@ impl Relay {
     fn known(&self) -> Known {
         let told = &self.told;
         Known {
-            usage: told
-                .usage
-                .filter(|_| told.usage_is_final || self.state == State::Ended),
+            usage: match self.state {
+                State::Failed => told.usage_so_far(self.api),
+                State::Ended | State::Open => {
+                    told.final_usage(self.api, self.state == State::Ended)
+                }
+            },
             finish: told.finish.clone(),
             output_bytes: (self.state == State::Ended).then_some(told.output_bytes),
         }
@@ -644,6 +696,27 @@ fn pass(raw: &[u8], hide_usage: bool, out: &mut BytesMut) {
 fn streamed(mut pieces: mpsc::Receiver<Bytes>) -> Body {
     let pieces = stream::poll_fn(move |cx| pieces.poll_recv(cx));
     Body::from_stream(pieces.map(Ok::<_, std::convert::Infallible>))
+}
+
+/// Why a body under a status of success is no answer.
+fn no_answer(body: &Bytes, read: Option<&Answer>) -> Option<&'static str> {
+    match read {
+        Some(read) if read.is_error => Some("it answered with an error under a status of success"),
+        Some(_) => None,
+        None if serde_json::from_slice::<IgnoredAny>(body).is_err() => {
+            Some("its answer is empty or no JSON")
+        }
+        None => None, // odd, and the client's to read
+    }
+}
+
+/// Whether a status may come after work that the provider charges for; all others turn a request away.
+fn comes_after_work(status: StatusCode) -> bool {
+    match status.as_u16() {
+        529 => false,
+        408 | 499 | 500 | 502 | 504 | 520..=528 => true,
+        _ => false,
+    }
 }
 
 fn is_event_stream(answer: &reqwest::Response) -> bool {

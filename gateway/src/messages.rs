@@ -195,12 +195,13 @@ impl Ending {
 pub(crate) fn from_chat(body: &[u8], id: &str) -> Option<Value> {
     let body: Value = serde_json::from_slice(body).ok()?;
     let choice = body.pointer("/choices/0")?;
-    let text = choice
-        .pointer("/message/content")
-        .and_then(Value::as_str)
-        .unwrap_or("");
+    let message = choice.get("message").unwrap_or(&Value::Null);
+    let (text, refused) = said(message);
     let ending = Ending::deserialize(choice).unwrap_or_default();
-    let (reason, sequence) = ending.shown();
+    let (mut reason, sequence) = ending.shown();
+    if refused {
+        reason = "refusal";
+    }
     Some(json!({
         "id": id,
         "type": "message",
@@ -211,6 +212,50 @@ pub(crate) fn from_chat(body: &[u8], id: &str) -> Option<Value> {
         "stop_sequence": sequence,
         "usage": shown(body.get("usage").and_then(openai_usage).unwrap_or_default()),
     }))
+}
+
+/// The text of a message or a delta, and whether it is a refusal.
+fn said(message: &Value) -> (String, bool) {
+    let text = match message.get("content") {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => {
+            let texts = parts.iter().filter_map(|part| part.get("text")?.as_str());
+            texts.collect()
+        }
+        _ => String::new(),
+    };
+    match message.get("refusal").and_then(Value::as_str) {
+        Some(refusal) if text.is_empty() && !refusal.is_empty() => (refusal.to_owned(), true),
+        _ => (text, false),
+    }
+}
+
+/// JSON with its lone surrogates replaced: an upstream that cuts its text by UTF-16 units makes them,
+/// and no text can hold them.
+fn mended(data: &[u8]) -> Vec<u8> {
+    let unit = |at: usize| {
+        let escape = data.get(at..at + 6)?;
+        let hex = escape.strip_prefix(b"\\u")?;
+        u16::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()
+    };
+    let mut out = Vec::with_capacity(data.len());
+    let mut at = 0;
+    while at < data.len() {
+        let len = match (unit(at), unit(at + 6)) {
+            (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => 12,
+            (Some(0xD800..=0xDFFF), _) => {
+                out.extend_from_slice(b"\\ufffd");
+                at += 6;
+                continue;
+            }
+            _ if data[at] == b'\\' => 2, // an escaped backslash begins no escape
+            _ => 1,
+        };
+        let end = data.len().min(at + len);
+        out.extend_from_slice(&data[at..end]);
+        at = end;
+    }
+    out
 }
 
 /// An upstream's error in the Anthropic envelope, its own fields kept.
@@ -233,6 +278,7 @@ pub(crate) struct MessagesStream {
     /// Known before the answer where the model's own tokenizer counted it.
     input_tokens: u64,
     begun: bool,
+    refused: bool,
     ending: Ending,
 }
 
@@ -245,15 +291,9 @@ struct Chunk {
 #[derive(Deserialize)]
 struct ChunkChoice {
     #[serde(default)]
-    delta: Option<Delta>,
+    delta: Value,
     #[serde(flatten)]
     ending: Ending,
-}
-
-#[derive(Deserialize)]
-struct Delta {
-    #[serde(default)]
-    content: Option<String>,
 }
 
 impl MessagesStream {
@@ -263,24 +303,25 @@ impl MessagesStream {
             model,
             input_tokens,
             begun: false,
+            refused: false,
             ending: Ending::default(),
         }
     }
 
     /// Writes what `event` comes to.
     pub(crate) fn content(&mut self, event: &SseEvent, out: &mut BytesMut) {
-        let Ok(chunk) = serde_json::from_slice::<Chunk>(&event.data) else {
+        let chunk = serde_json::from_slice::<Chunk>(&event.data)
+            .or_else(|_| serde_json::from_slice(&mended(&event.data)));
+        let Ok(chunk) = chunk else {
             return;
         };
         let Some(choice) = chunk.choices.into_iter().next() else {
             return;
         };
         self.begin(out);
-        if let Some(text) = choice
-            .delta
-            .and_then(|delta| delta.content)
-            .filter(|text| !text.is_empty())
-        {
+        let (text, refused) = said(&choice.delta);
+        self.refused |= refused;
+        if !text.is_empty() {
             emit(
                 out,
                 &json!({
@@ -324,7 +365,10 @@ impl MessagesStream {
     /// Writes the normal end.
     pub(crate) fn end(&mut self, usage: Usage, out: &mut BytesMut) {
         self.begin(out);
-        let (reason, sequence) = self.ending.shown();
+        let (mut reason, sequence) = self.ending.shown();
+        if self.refused {
+            reason = "refusal";
+        }
         emit(out, &json!({"type": "content_block_stop", "index": 0}));
         emit(
             out,

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bytes::Bytes;
 use seatbelt_schemas::{
     command::Grant,
+    event::OnUnknown,
     neuron::{
         HEADER_ACCOUNT, HEADER_DEADLINE_MS, HEADER_KEY, HEADER_MAX_INPUT_TOKENS,
         HEADER_MAX_OUTPUT_TOKENS, HEADER_RESERVATION,
@@ -80,6 +81,13 @@ impl Admitted {
             }
             _ => None,
         };
+        let free_when_unknown = reservation
+            .as_ref()
+            .is_some_and(|held| held.on_unknown == OnUnknown::Release);
+        let charges_errors = match &route {
+            Route::Foreign(upstream, _) => !upstream.errors_are_free && !free_when_unknown,
+            Route::Neuron(_) => false, // those that come after work are told apart by its answers
+        };
         let (upstream, neuron, output_is_visible) = match route {
             Route::Foreign(upstream, model) => {
                 (upstream.name.clone(), None, model.output_is_visible)
@@ -107,6 +115,7 @@ impl Admitted {
             stream: asked.stream,
             choices: asked.choices,
             output_is_visible,
+            charges_errors,
             began,
             first_byte_ms: 0,
             headers,

@@ -1,54 +1,161 @@
 //! What upstreams report of their usage, and what one event of their stream means to the gate.
 //!
-//! Reports are read leniently in shape and strictly in effect: a report that lacks its counts is no
-//! report, and a total above its parts counts in full.
+//! A report is believed only where it cannot be below the truth: every count is a whole number, over a
+//! stream the largest of each counts, and what came before the last of the content is no report. Else
+//! there is none, and the hold is charged. What else is odd in an answer is the client's to read and
+//! spoils no report.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use bytes::Bytes;
 use seatbelt_schemas::usage::Usage;
-use serde::{Deserialize, de::IgnoredAny};
-use serde_json::{Value, value::RawValue};
+use serde::Deserialize;
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::sse::SseEvent;
 
-/// Usage as the OpenAI dialect reports it.
-pub(crate) fn openai_usage(usage: &Value) -> Option<Usage> {
-    let count = |pointer: &str| usage.pointer(pointer).and_then(Value::as_u64);
-    let input_tokens = count("/prompt_tokens")?;
-    let output_tokens = count("/completion_tokens").unwrap_or(0);
-    // some count reasoning in the total alone
-    let above = count("/total_tokens")
-        .unwrap_or(0)
-        .saturating_sub(input_tokens);
-    Some(Usage {
-        input_tokens,
-        cached_input_tokens: count("/prompt_tokens_details/cached_tokens").unwrap_or(0),
-        cache_write_tokens: 0,
-        output_tokens: output_tokens.max(above),
-        reasoning_tokens: count("/completion_tokens_details/reasoning_tokens").unwrap_or(0),
-    })
+/// A count above this is no count.
+const COUNT_MAX: u64 = 1 << 40;
+/// Most choices of a stream that are told apart; one with more is never known to have finished.
+const CHOICES_MAX: usize = 256;
+/// Longest reason for an end that is kept.
+const FINISH_CHARS_MAX: usize = 64;
+
+/// Counts as they were reported, not yet put together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Counts {
+    input: Option<u64>,
+    cached: u64,
+    written: u64,
+    output: Option<u64>,
+    reasoning: u64,
+    /// Of input and output, where that is reported too.
+    total: u64,
 }
 
-/// Usage as the Anthropic dialect reports it: cached and written input stand beside `input_tokens`.
-/// `known` is what earlier events of the same answer reported.
-pub(crate) fn anthropic_usage(usage: &Value, known: Option<Usage>) -> Option<Usage> {
-    let count = |name: &str| usage.get(name).and_then(Value::as_u64);
-    let known_usage = known.unwrap_or_default();
-    let cached = count("cache_read_input_tokens").unwrap_or(known_usage.cached_input_tokens);
-    let written = count("cache_creation_input_tokens").unwrap_or(known_usage.cache_write_tokens);
-    let fresh_before = known_usage
-        .input_tokens
-        .saturating_sub(known_usage.cached_input_tokens)
-        .saturating_sub(known_usage.cache_write_tokens);
-    let fresh = count("input_tokens").or(known.map(|_| fresh_before))?;
-    Some(Usage {
-        input_tokens: fresh.saturating_add(cached).saturating_add(written),
-        cached_input_tokens: cached,
-        cache_write_tokens: written,
-        output_tokens: count("output_tokens").unwrap_or(known_usage.output_tokens),
-        reasoning_tokens: 0,
-    })
+/// A report with something in the place of a count that is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Odd;
+
+/// A count, where there is one.
+fn count(report: &Value, pointer: &str) -> Result<Option<u64>, Odd> {
+    match report.pointer(pointer) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_u64() {
+            Some(count) if count <= COUNT_MAX => Ok(Some(count)),
+            _ => Err(Odd),
+        },
+    }
+}
+
+impl Counts {
+    fn read(api: Api, report: &Value) -> Result<Self, Odd> {
+        match api {
+            Api::OpenAi => Self::openai(report),
+            Api::Anthropic => Self::anthropic(report),
+        }
+    }
+
+    fn openai(report: &Value) -> Result<Self, Odd> {
+        let part = |pointer| Ok::<_, Odd>(count(report, pointer)?.unwrap_or(0));
+        Ok(Self {
+            input: count(report, "/prompt_tokens")?,
+            cached: part("/prompt_tokens_details/cached_tokens")?
+                .max(part("/prompt_cache_hit_tokens")?),
+            written: part("/prompt_tokens_details/cache_write_tokens")?,
+            output: count(report, "/completion_tokens")?,
+            reasoning: part("/completion_tokens_details/reasoning_tokens")?,
+            total: part("/total_tokens")?,
+        })
+    }
+
+    fn anthropic(report: &Value) -> Result<Self, Odd> {
+        let mut counts = Self::anthropic_flat(report)?;
+        // a compaction or an advisor is charged beside the answer, whose counts stand outside
+        let mut all = Self::default();
+        for pass in report
+            .get("iterations")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
+            let pass = Self::anthropic_flat(pass)?;
+            let sum = |one: Option<u64>, other: Option<u64>| {
+                one.map_or(other, |one| Some(one.saturating_add(other.unwrap_or(0))))
+            };
+            all.input = sum(all.input, pass.input);
+            all.output = sum(all.output, pass.output);
+            all.cached = all.cached.saturating_add(pass.cached);
+            all.written = all.written.saturating_add(pass.written);
+        }
+        counts.merge(all);
+        Ok(counts)
+    }
+
+    fn anthropic_flat(report: &Value) -> Result<Self, Odd> {
+        let part = |pointer| Ok::<_, Odd>(count(report, pointer)?.unwrap_or(0));
+        let split = part("/cache_creation/ephemeral_5m_input_tokens")?
+            + part("/cache_creation/ephemeral_1h_input_tokens")?;
+        Ok(Self {
+            input: count(report, "/input_tokens")?,
+            cached: part("/cache_read_input_tokens")?,
+            written: part("/cache_creation_input_tokens")?.max(split),
+            output: count(report, "/output_tokens")?,
+            ..Self::default()
+        })
+    }
+
+    /// The largest of each.
+    fn merge(&mut self, other: Self) {
+        *self = Self {
+            input: self.input.max(other.input),
+            cached: self.cached.max(other.cached),
+            written: self.written.max(other.written),
+            output: self.output.max(other.output),
+            reasoning: self.reasoning.max(other.reasoning),
+            total: self.total.max(other.total),
+        };
+    }
+
+    /// What they come to; `None` where something is missing. No part is larger than its whole.
+    fn usage(self, api: Api) -> Option<Usage> {
+        let (input, output) = (self.input?, self.output?);
+        let usage = match api {
+            // some count reasoning in the total alone
+            Api::OpenAi => Usage {
+                input_tokens: input,
+                output_tokens: output.max(self.total.saturating_sub(input)),
+                ..Usage::default()
+            },
+            // cached and written input stand beside the rest
+            Api::Anthropic => Usage {
+                input_tokens: input
+                    .checked_add(self.cached)?
+                    .checked_add(self.written)
+                    .filter(|input| *input <= COUNT_MAX)?,
+                output_tokens: output,
+                ..Usage::default()
+            },
+        };
+        // the dearer part first
+        let written = self.written.min(usage.input_tokens);
+        Some(Usage {
+            cache_write_tokens: written,
+            cached_input_tokens: self.cached.min(usage.input_tokens - written),
+            reasoning_tokens: self.reasoning.min(usage.output_tokens),
+            ..usage
+        })
+    }
+}
+
+/// Usage as the OpenAI dialect reports it.
+pub(crate) fn openai_usage(report: &Value) -> Option<Usage> {
+    Counts::openai(report).ok()?.usage(Api::OpenAi)
+}
+
+/// Zero for an answer in which something came is no report.
+fn believed(usage: Usage, has_content: bool) -> Option<Usage> {
+    (usage.tokens() > 0 || !has_content).then_some(usage)
 }
 
 /// The API in which an upstream answers.
@@ -65,48 +172,132 @@ pub(crate) struct Answer {
     pub(crate) finish: Option<String>,
     /// Bytes of the choices as JSON: a bound of the tokens in them.
     pub(crate) output_bytes: u64,
+    /// It says that it is an error, whatever its status.
+    pub(crate) is_error: bool,
 }
 
-#[derive(Deserialize)]
-struct WholeBody<'a> {
-    usage: Option<Value>,
+/// An answer or an event: each field is read by itself, so that an odd one spoils no other.
+#[derive(Default, Deserialize)]
+struct Body<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    choices: Option<Vec<WholeChoice<'a>>>,
+    usage: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    choices: Option<&'a RawValue>,
     #[serde(borrow, default)]
     content: Option<&'a RawValue>,
-    #[serde(default)]
-    stop_reason: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct WholeChoice<'a> {
-    #[serde(default)]
-    finish_reason: Option<String>,
     #[serde(borrow, default)]
     message: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    delta: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    stop_reason: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+}
+
+#[derive(Default, Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow, default)]
+    index: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    finish_reason: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    message: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    delta: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    usage: Option<&'a RawValue>,
+}
+
+#[derive(Default, Deserialize)]
+struct MessageStart<'a> {
+    #[serde(borrow, default)]
+    usage: Option<&'a RawValue>,
+}
+
+#[derive(Default, Deserialize)]
+struct StopReason<'a> {
+    #[serde(borrow, default)]
+    stop_reason: Option<&'a RawValue>,
+}
+
+/// Reads raw JSON as something; the default where it is nothing of the kind.
+fn parsed<'a, T: Deserialize<'a> + Default>(raw: Option<&'a RawValue>) -> T {
+    raw.and_then(|raw| serde_json::from_str(raw.get()).ok())
+        .unwrap_or_default()
+}
+
+fn choices<'a>(raw: Option<&'a RawValue>) -> Vec<Choice<'a>> {
+    let choices: Vec<&RawValue> = parsed(raw);
+    choices
+        .into_iter()
+        .map(|choice| parsed(Some(choice)))
+        .collect()
+}
+
+fn length(raw: Option<&RawValue>) -> u64 {
+    raw.map_or(0, |raw| raw.get().len() as u64)
+}
+
+/// Why an output ended, in no more than a few words.
+fn finish(raw: Option<&RawValue>) -> Option<String> {
+    let reason: Cow<'_, str> = raw.and_then(|raw| serde_json::from_str(raw.get()).ok())?;
+    let kept = reason.chars().filter(|c| !c.is_control());
+    Some(kept.take(FINISH_CHARS_MAX).collect())
+}
+
+fn is_null(raw: Option<&RawValue>) -> bool {
+    raw.is_none_or(|raw| raw.get() == "null")
+}
+
+/// Whether a message or a delta carries any output.
+fn has_content(raw: Option<&RawValue>) -> bool {
+    let Some(raw) = raw else { return false };
+    let fields: Map<String, Value> = match serde_json::from_str(raw.get()) {
+        Ok(Value::Object(fields)) => fields,
+        Ok(other) => return !is_empty(&other),
+        Err(_) => return true, // what cannot be read is counted as something
+    };
+    fields
+        .iter()
+        .any(|(name, value)| name != "role" && !is_empty(value))
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
 }
 
 impl Answer {
     /// Reads a whole answer; `None` where it is not the shape of one.
     pub(crate) fn read(api: Api, body: &[u8]) -> Option<Self> {
-        let whole: WholeBody<'_> = serde_json::from_slice(body).ok()?;
-        let usage = whole.usage.as_ref();
-        let choices = whole.choices.unwrap_or_default();
-        let bytes = |raw: Option<&RawValue>| raw.map_or(0, |raw| raw.get().len() as u64);
+        let body: Body<'_> = serde_json::from_slice(body).ok()?;
+        let choices = choices(body.choices);
+        let mut told = StreamTold::default();
+        told.report(api, body.usage);
+        for choice in &choices {
+            told.report(api, choice.usage);
+        }
+        let messages = choices.iter().map(|choice| choice.message);
+        let has_content =
+            has_content(body.content) || messages.clone().any(|message| has_content(message));
         Some(Self {
-            usage: match api {
-                Api::OpenAi => usage.and_then(openai_usage),
-                Api::Anthropic => usage.and_then(|usage| anthropic_usage(usage, None)),
-            },
-            output_bytes: choices
-                .iter()
-                .map(|choice| bytes(choice.message))
-                .sum::<u64>()
-                + bytes(whole.content),
+            usage: told
+                .counted(api)
+                .and_then(|usage| believed(usage, has_content)),
+            output_bytes: messages.map(length).sum::<u64>() + length(body.content),
             finish: choices
-                .into_iter()
-                .find_map(|choice| choice.finish_reason)
-                .or(whole.stop_reason),
+                .iter()
+                .find_map(|choice| finish(choice.finish_reason))
+                .or_else(|| finish(body.stop_reason)),
+            is_error: !is_null(body.error) && choices.is_empty() && is_null(body.content),
         })
     }
 }
@@ -127,56 +318,41 @@ pub(crate) enum Part {
 /// What a stream has told so far.
 #[derive(Debug, Default)]
 pub(crate) struct StreamTold {
-    pub(crate) usage: Option<Usage>,
-    /// Nothing can be added to the usage any more.
-    pub(crate) usage_is_final: bool,
+    counts: Counts,
+    /// Something stood in the place of a count: nothing of this stream's reports is believed.
+    odd: bool,
+    /// Output came after the last report, which then cannot be the last word.
+    content_since: bool,
+    has_content: bool,
+    /// The report came with or after the end of the output.
+    closed: bool,
+    open_choices: BTreeSet<u64>,
+    seen_choices: BTreeSet<u64>,
     pub(crate) finish: Option<String>,
     pub(crate) output_bytes: u64,
 }
 
-#[derive(Deserialize)]
-struct ChunkBody<'a> {
-    #[serde(default)]
-    usage: Option<Value>,
-    #[serde(borrow, default)]
-    choices: Option<Vec<ChunkChoice<'a>>>,
-    #[serde(default)]
-    error: Option<IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-struct ChunkChoice<'a> {
-    #[serde(borrow, default)]
-    finish_reason: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    delta: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct AnthropicBody<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
-    #[serde(default)]
-    message: Option<AnthropicMessage>,
-    #[serde(default)]
-    usage: Option<Value>,
-    #[serde(borrow, default)]
-    delta: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct AnthropicMessage {
-    #[serde(default)]
-    usage: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct StopReason {
-    #[serde(default)]
-    stop_reason: Option<String>,
-}
-
 impl StreamTold {
+    /// The usage, once nothing can be added to it any more: the stream has `ended` by its own mark, or
+    /// every choice of it has.
+    pub(crate) fn final_usage(&self, api: Api, ended: bool) -> Option<Usage> {
+        let usage = self.counted(api)?;
+        let finished = self.finish.is_some() && self.open_choices.is_empty();
+        let last_word = self.closed && !self.content_since && (ended || finished);
+        believed(usage, self.has_content).filter(|_| last_word)
+    }
+
+    /// The usage as far as it was told, where no output followed: what an upstream that then fails says
+    /// that it used.
+    pub(crate) fn usage_so_far(&self, api: Api) -> Option<Usage> {
+        let usage = self.counted(api)?;
+        believed(usage, self.has_content).filter(|_| !self.content_since)
+    }
+
+    fn counted(&self, api: Api) -> Option<Usage> {
+        self.counts.usage(api).filter(|_| !self.odd)
+    }
+
     /// Takes note of an event.
     pub(crate) fn note(&mut self, api: Api, event: &SseEvent) -> Part {
         match api {
@@ -185,60 +361,112 @@ impl StreamTold {
         }
     }
 
+    /// Takes a report in; whether there was one.
+    fn report(&mut self, api: Api, raw: Option<&RawValue>) -> bool {
+        if is_null(raw) {
+            return false;
+        }
+        match Counts::read(api, &parsed::<Value>(raw)) {
+            Ok(counts) if counts == Counts::default() => false,
+            Ok(counts) => {
+                self.counts.merge(counts);
+                true
+            }
+            Err(Odd) => {
+                self.odd = true;
+                true
+            }
+        }
+    }
+
+    fn content(&mut self, raw: Option<&RawValue>) {
+        self.output_bytes += length(raw);
+        if has_content(raw) {
+            self.has_content = true;
+            self.content_since = true;
+        }
+    }
+
     fn note_openai(&mut self, event: &SseEvent) -> Part {
         if is_done(&event.data) {
             return Part::End;
         }
-        let Ok(chunk) = serde_json::from_slice::<ChunkBody<'_>>(&event.data) else {
+        let Ok(body) = serde_json::from_slice::<Body<'_>>(&event.data) else {
+            self.unread(event);
             return Part::Content; // a comment, or what only the client can make sense of
         };
-        if chunk.error.is_some() || event.name.as_deref() == Some("error") {
+        if !is_null(body.error) || event.name.as_deref() == Some("error") {
+            self.report(Api::OpenAi, body.usage);
             return Part::Error;
         }
-        let choices = chunk.choices.unwrap_or_default();
+        let choices = choices(body.choices);
+        let mut reported = self.report(Api::OpenAi, body.usage);
         for choice in &choices {
-            if let Some(finish) = &choice.finish_reason {
-                self.finish = Some(finish.clone().into_owned());
-            }
-            self.output_bytes += choice.delta.map_or(0, |delta| delta.get().len() as u64);
+            self.choice(choice);
+            reported |= self.report(Api::OpenAi, choice.usage);
         }
-        let Some(usage) = chunk.usage.as_ref().and_then(openai_usage) else {
-            return Part::Content;
-        };
-        self.usage = Some(usage);
-        self.usage_is_final |= choices.is_empty() || self.finish.is_some();
-        if choices.is_empty() {
+        if reported {
+            self.content_since = false;
+            self.closed |= choices.is_empty() || self.finish.is_some();
+        }
+        if choices.is_empty() && !is_null(body.usage) {
             Part::UsageOnly
         } else {
             Part::Content
         }
     }
 
+    fn choice(&mut self, choice: &Choice<'_>) {
+        self.content(choice.delta);
+        let index = parsed(choice.index);
+        let is_new = self.seen_choices.len() <= CHOICES_MAX && self.seen_choices.insert(index);
+        if is_new {
+            self.open_choices.insert(index);
+        }
+        if !is_null(choice.finish_reason) {
+            self.open_choices.remove(&index);
+            let reason = finish(choice.finish_reason);
+            self.finish = Some(reason.unwrap_or_else(|| "unknown".to_owned()));
+        }
+    }
+
     fn note_anthropic(&mut self, event: &SseEvent) -> Part {
-        let Ok(body) = serde_json::from_slice::<AnthropicBody<'_>>(&event.data) else {
+        let Ok(body) = serde_json::from_slice::<Body<'_>>(&event.data) else {
+            self.unread(event);
             return Part::Content;
         };
-        let reported = body
-            .message
-            .and_then(|message| message.usage)
-            .or(body.usage);
-        if let Some(usage) = reported.and_then(|usage| anthropic_usage(&usage, self.usage)) {
-            self.usage = Some(usage);
-            self.usage_is_final |= body.kind == "message_delta";
+        let kind: Cow<'_, str> = parsed(body.kind);
+        if kind.starts_with("content_block") {
+            self.content(body.delta);
         }
-        if let Some(delta) = body.delta {
-            self.output_bytes += delta.get().len() as u64;
-            if let Ok(StopReason {
-                stop_reason: Some(reason),
-            }) = serde_json::from_str(delta.get())
-            {
-                self.finish = Some(reason);
-            }
+        let within: MessageStart<'_> = parsed(body.message);
+        let mut reported = self.report(Api::Anthropic, within.usage);
+        reported |= self.report(Api::Anthropic, body.usage);
+        if reported {
+            self.content_since = false;
         }
-        match body.kind.as_ref() {
+        if kind == "message_delta" {
+            let told: StopReason<'_> = parsed(body.delta);
+            self.finish = finish(told.stop_reason).or(self.finish.take());
+            let output = body.usage.is_some_and(|raw| {
+                let report = parsed::<Value>(Some(raw));
+                matches!(count(&report, "/output_tokens"), Ok(Some(_)))
+            });
+            self.closed |= output;
+        }
+        match kind.as_ref() {
             "message_stop" => Part::End,
             "error" => Part::Error,
             _ => Part::Content,
+        }
+    }
+
+    /// An event that cannot be read may be anything but a report.
+    fn unread(&mut self, event: &SseEvent) {
+        if !event.data.trim_ascii().is_empty() {
+            self.output_bytes += event.data.len() as u64;
+            self.has_content = true;
+            self.content_since = true;
         }
     }
 }
@@ -282,6 +510,54 @@ mod tests {
         assert_eq!(openai_usage(&json!({"prompt_tokens": -1})), None);
     }
 
+    fn anthropic(report: Value) -> Option<Usage> {
+        Counts::anthropic(&report).ok()?.usage(Api::Anthropic)
+    }
+
+    #[test]
+    fn parts_of_the_input_are_told_apart_and_cut_to_their_whole() {
+        let parts = |details: Value| {
+            let mut report = json!({"prompt_tokens": 100, "completion_tokens": 0});
+            report
+                .as_object_mut()
+                .unwrap()
+                .extend(details.as_object().unwrap().clone());
+            let usage = openai_usage(&report).unwrap();
+            (usage.cached_input_tokens, usage.cache_write_tokens)
+        };
+        let details = |cached, written| json!({"prompt_tokens_details": {"cached_tokens": cached, "cache_write_tokens": written}});
+        assert_eq!(parts(details(0, 100)), (0, 100));
+        assert_eq!(parts(details(500, 0)), (100, 0));
+        assert_eq!(parts(details(90, 60)), (40, 60));
+        assert_eq!(
+            parts(json!({"prompt_cache_hit_tokens": 100, "prompt_cache_miss_tokens": 0})),
+            (100, 0)
+        );
+    }
+
+    #[test]
+    fn what_anthropic_counts_beside_the_answer_counts() {
+        let split = json!({"input_tokens": 0, "output_tokens": 0, "cache_creation": {"ephemeral_5m_input_tokens": 40, "ephemeral_1h_input_tokens": 60}});
+        let usage = anthropic(split).unwrap();
+        assert_eq!((usage.input_tokens, usage.cache_write_tokens), (100, 100));
+        let compacted = json!({"input_tokens": 10, "output_tokens": 1, "iterations": [
+            {"type": "compaction", "input_tokens": 900, "output_tokens": 50},
+            {"type": "message", "input_tokens": 10, "output_tokens": 1},
+        ]});
+        assert_eq!(anthropic(compacted).unwrap().tokens(), 961);
+        assert_eq!(anthropic(json!({"input_tokens": 1})), None);
+        assert_eq!(
+            anthropic(json!({"input_tokens": 1, "output_tokens": 1.0})),
+            None
+        );
+        assert_eq!(
+            anthropic(
+                json!({"input_tokens": COUNT_MAX, "output_tokens": 1, "cache_read_input_tokens": 1})
+            ),
+            None
+        );
+    }
+
     #[test]
     fn anthropic_usage_is_gathered_over_the_stream() {
         let (told, parts) = told(
@@ -293,7 +569,7 @@ mod tests {
                 json!({"type": "message_stop"}),
             ],
         );
-        let usage = told.usage.unwrap();
+        let usage = told.final_usage(Api::Anthropic, true).unwrap();
         assert_eq!(
             (
                 usage.input_tokens,
@@ -302,7 +578,7 @@ mod tests {
             ),
             (10, 2, 1)
         );
-        assert_eq!((usage.output_tokens, told.usage_is_final), (5, true));
+        assert_eq!(usage.output_tokens, 5);
         assert_eq!(told.finish.as_deref(), Some("end_turn"));
         assert_eq!(parts.last(), Some(&Part::End));
     }
@@ -311,11 +587,12 @@ mod tests {
     fn running_usage_is_not_the_final_one() {
         let running = json!({"choices": [{"delta": {"content": "a"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}});
         let (early, _) = told(Api::OpenAi, std::slice::from_ref(&running));
-        assert!(early.usage.is_some() && !early.usage_is_final);
+        assert_eq!(early.final_usage(Api::OpenAi, true), None);
+        assert!(early.usage_so_far(Api::OpenAi).is_some());
         let last = json!({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 9}});
         let (whole, parts) = told(Api::OpenAi, &[running, last, json!("[DONE]")]);
-        assert_eq!(whole.usage.unwrap().output_tokens, 9);
-        assert!(whole.usage_is_final);
+        let usage = whole.final_usage(Api::OpenAi, true);
+        assert_eq!(usage.map(|usage| usage.output_tokens), Some(9));
         assert_eq!(parts, [Part::Content, Part::UsageOnly, Part::End]);
     }
 

@@ -159,7 +159,7 @@ async fn an_upstream_that_cannot_be_reached_costs_nothing() {
 async fn an_upstreams_error_passes_through_and_costs_nothing() {
     let stack = Stack::balance(1000).await;
     let error = r#"{"error": {"message": "slow down",  "type": "x"}}"#;
-    for status in [400, 404, 429, 500, 503] {
+    for status in [400, 404, 429, 501, 503] {
         stack
             .upstream
             .plays(Script::Whole(status, "application/json", error.to_owned()));
@@ -175,7 +175,7 @@ async fn an_upstreams_error_passes_through_and_costs_nothing() {
 #[tokio::test]
 async fn no_402_reaches_a_client() {
     let stack = Stack::balance(1000).await;
-    for status in [402, 302] {
+    for status in [401, 402, 403, 302] {
         stack
             .upstream
             .plays(Script::Whole(status, "application/json", "{}".to_owned()));

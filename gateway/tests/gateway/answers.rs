@@ -1,0 +1,116 @@
+//! Answers as upstreams really give them, each a row of `answers/cases.json`: what is charged is what
+//! they say was used, or the hold, and never less.
+
+use std::collections::BTreeMap;
+
+use seatbelt_gateway::{MaxField, UpstreamConfig, UpstreamKind, UpstreamModel};
+use seatbelt_schemas::{ids::ModelId, window::Window};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::support::{Script, Stack, tokens};
+
+#[derive(Deserialize)]
+struct Case {
+    id: String,
+    path: String,
+    request: Value,
+    /// What the upstream answers.
+    status: u16,
+    headers: BTreeMap<String, String>,
+    body: String,
+    expect: Expect,
+}
+
+#[derive(Deserialize)]
+struct Expect {
+    #[serde(default = "ok")]
+    status: u16,
+    charge: u64,
+    /// What the client reads, and what it never does.
+    #[serde(default)]
+    says: Vec<String>,
+    #[serde(default)]
+    never: Vec<String>,
+    /// A field of what the upstream was asked.
+    forwarded: Option<String>,
+}
+
+fn ok() -> u16 {
+    200
+}
+
+async fn stack() -> Stack {
+    Stack::start_with(tokens(1 << 50, Window::Balance), |config| {
+        let model = |id: &str| UpstreamModel::new(ModelId::new(id).unwrap(), 8192, 4096);
+        let mut newer = model("g5");
+        newer.max_field = MaxField::MaxCompletionTokens;
+        let openai = &mut config.upstreams[0];
+        openai.models = vec![model("m"), newer];
+        let anthropic = UpstreamConfig {
+            name: "other".to_owned(),
+            kind: UpstreamKind::Anthropic,
+            base_url: openai.base_url.trim_end_matches("/v1").to_owned(),
+            models: vec![model("c")],
+            ..openai.clone()
+        };
+        config.upstreams.push(anthropic);
+    })
+    .await
+}
+
+#[tokio::test]
+async fn no_answer_is_charged_below_what_it_says_was_used() {
+    let cases: Vec<Case> = serde_json::from_str(include_str!("answers/cases.json")).unwrap();
+    let stack = stack().await;
+    let mut wrong = Vec::new();
+    let mut before = 0;
+    for case in &cases {
+        let headers = case.headers.clone().into_iter().collect();
+        stack
+            .upstream
+            .plays(Script::Head(case.status, headers, case.body.clone()));
+        let response = stack.post(&case.path, &case.request).send().await.unwrap();
+        let status = response.status().as_u16();
+        let text = response.text().await.unwrap();
+        let spent = stack.spent_once_idle().await;
+        let charge = spent - before;
+        before = spent;
+        let expect = &case.expect;
+        let says = expect.says.iter().all(|part| text.contains(part))
+            && !expect.never.iter().any(|part| text.contains(part));
+        let forwarded = expect
+            .forwarded
+            .as_ref()
+            .is_none_or(|field| stack.upstream.last().body.get(field).is_some());
+        if (status, charge) != (expect.status, expect.charge) || !says || !forwarded {
+            wrong.push(format!(
+                "{}: {status}, charged {charge} of {}: {text}",
+                case.id, expect.charge
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn errors_after_work_are_free_where_the_operator_or_the_key_says_so() {
+    use seatbelt_schemas::event::OnUnknown;
+    for (free, on_unknown, charge) in [
+        (false, OnUnknown::ChargeHold, 38),
+        (true, OnUnknown::ChargeHold, 0),
+        (false, OnUnknown::Release, 0),
+    ] {
+        let stack = Stack::start_with(tokens(1000, Window::Balance), |config| {
+            config.upstreams[0].errors_are_free = free;
+            config.keys[0].on_unknown = on_unknown;
+        })
+        .await;
+        let error = r#"{"error":{"message":"no"}}"#.to_owned();
+        stack
+            .upstream
+            .plays(Script::Whole(502, "application/json", error));
+        stack.chat(&crate::support::hi(20)).send().await.unwrap();
+        assert_eq!(stack.spent_once_idle().await, charge);
+    }
+}
