@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     catalog::ChosenNeuron,
-    error::{ApiError, Dialect, X_POSITION},
+    error::{ApiError, BY_UPSTREAM, Dialect, X_POSITION, X_REFUSED_BY},
     gate::{Reservation, ms},
     messages::{MessagesStream, error_from_chat, from_chat},
     metrics::Stage,
@@ -298,7 +298,7 @@ impl Job {
         );
         if !(status.is_client_error() || status.is_server_error()) || is_operators {
             let log = format!("upstream {} answered {status}", self.upstream);
-            return Err(ApiError::upstream_broke(&self.upstream, log));
+            return Err(ApiError::upstream_refused(&self.upstream, log));
         }
         let body = match self.face {
             Face::Messages(_) => {
@@ -306,7 +306,9 @@ impl Job {
             }
             Face::Same { .. } => body,
         };
-        Ok(self.response(status, headers, Body::from(body)))
+        let mut response = self.response(status, headers, Body::from(body));
+        response.headers_mut().insert(X_REFUSED_BY, BY_UPSTREAM);
+        Ok(response)
     }
 
     /// The upstream was not heard to its end: gives the hold its end and says what happened.

@@ -26,6 +26,11 @@ use crate::allowance;
 pub(crate) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// Position of the last event of the request that was known when the headers were sent.
 pub(crate) const X_POSITION: HeaderName = HeaderName::from_static("x-seatbelt-position");
+/// Who refused: a cap of the ledger, or the upstream itself.
+pub(crate) const X_REFUSED_BY: HeaderName = HeaderName::from_static("x-seatbelt-refused-by");
+pub(crate) const BY_UPSTREAM: HeaderValue = HeaderValue::from_static("upstream");
+/// Longest wait that the official SDKs are told to sit out: they sleep for as long as they are told.
+const RETRY_WORTH_S: u64 = 60;
 /// Longest piece of a client's own text that is shown back to it.
 const ECHO_CHARS_MAX: usize = 120;
 /// Seconds after which to try again when the ledger or an upstream is away.
@@ -98,7 +103,7 @@ impl Case {
                 "rate_limit_exceeded",
                 Some(false),
             ),
-            Self::InvalidApiKey => (S::UNAUTHORIZED, INVALID, "invalid_api_key", None),
+            Self::InvalidApiKey => (S::UNAUTHORIZED, INVALID, "invalid_api_key", Some(false)),
             Self::ModelNotFound => (S::NOT_FOUND, INVALID, "model_not_found", None),
             Self::ServiceUnavailable => (
                 S::SERVICE_UNAVAILABLE,
@@ -325,6 +330,21 @@ impl ApiError {
         .log(log)
     }
 
+    /// The upstream refused the operator's own key or bill, or sent the request elsewhere: nothing that
+    /// the client or a retry could cure.
+    pub(crate) fn upstream_refused(upstream: &str, log: impl Into<String>) -> Self {
+        let mut error = Self::new(
+            Case::UpstreamConnection,
+            format!(
+                "upstream '{upstream}' does not serve this gateway at the moment; its operator has to see to it"
+            ),
+        );
+        let no = HeaderValue::from_static("false");
+        error.headers.insert(X_SHOULD_RETRY, no);
+        error.headers.insert(X_REFUSED_BY, BY_UPSTREAM);
+        error.log(log)
+    }
+
     pub(crate) fn upstream_timeout(upstream: &str) -> Self {
         Self::new(
             Case::UpstreamTimeout,
@@ -369,6 +389,8 @@ impl ApiError {
         error.retry_after_s = retry_after_s;
         error.extras = refusal_extras(refusal);
         error.headers.insert(X_POSITION, refusal.position.0.into());
+        let by_cap = HeaderValue::from_static("cap");
+        error.headers.insert(X_REFUSED_BY, by_cap);
         let caps = std::slice::from_ref(&refusal.cap);
         allowance::show(caps, now_ms, &mut error.headers);
         error
@@ -460,7 +482,10 @@ impl ApiError {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
         if let Some(should) = row.should_retry {
-            let text = if should { "true" } else { "false" };
+            let soon = self
+                .retry_after_s
+                .is_none_or(|after| after <= RETRY_WORTH_S);
+            let text = if should && soon { "true" } else { "false" };
             headers.insert(X_SHOULD_RETRY, HeaderValue::from_static(text));
         }
         headers.extend(self.0.headers);
@@ -631,6 +656,14 @@ mod tests {
             Some("true"),
         );
         check(
+            refused(RefusalReason::Spent, rolling, Some(NOW + 61_000)),
+            429,
+            rate,
+            limit,
+            Some("61"),
+            Some("false"),
+        );
+        check(
             refused(RefusalReason::Spent, rolling, Some(NOW - 5)),
             429,
             rate,
@@ -691,7 +724,7 @@ mod tests {
             invalid,
             "invalid_api_key",
             None,
-            None,
+            Some("false"),
         );
         check(
             ApiError::model_not_found("x"),

@@ -477,6 +477,7 @@ fn is_done(data: &Bytes) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
     use serde_json::json;
 
     use super::*;
@@ -508,6 +509,101 @@ mod tests {
         assert_eq!((usage.input_tokens, usage.output_tokens), (10, 30));
         assert_eq!(openai_usage(&json!({"completion_tokens": 5})), None);
         assert_eq!(openai_usage(&json!({"prompt_tokens": -1})), None);
+    }
+
+    /// A count, or what stands in its place.
+    fn odd_count() -> impl Strategy<Value = Option<Value>> {
+        prop_oneof![
+            2 => Just(None),
+            8 => (0..500u64).prop_map(|count| Some(json!(count))),
+            1 => prop_oneof![
+                Just(json!(null)), Just(json!(-1)), Just(json!(9.0)), Just(json!("9")), Just(json!([])),
+                Just(json!(COUNT_MAX + 1)), Just(json!(u64::MAX)),
+            ].prop_map(Some),
+        ]
+    }
+
+    fn odd_report() -> impl Strategy<Value = Option<Value>> {
+        let names = ["prompt_tokens", "completion_tokens", "total_tokens"];
+        let counts = (
+            odd_count(),
+            odd_count(),
+            odd_count(),
+            odd_count(),
+            odd_count(),
+        );
+        proptest::option::of(
+            counts.prop_map(move |(input, output, total, cached, reasoning)| {
+                let mut report = json!({
+                    "prompt_tokens_details": {"cached_tokens": cached},
+                    "completion_tokens_details": {"reasoning_tokens": reasoning},
+                });
+                for (name, count) in names.into_iter().zip([input, output, total]) {
+                    if let Some(count) = count {
+                        report[name] = count;
+                    }
+                }
+                report
+            }),
+        )
+    }
+
+    fn odd_events() -> impl Strategy<Value = Vec<Value>> {
+        let finish =
+            prop_oneof![3 => Just(json!(null)), 2 => Just(json!("stop")), 1 => Just(json!(7))];
+        let event = (".{0,4}", finish, odd_report(), 0..4u8, 0..2u64);
+        let event = event.prop_map(|(text, finish, report, shape, index)| {
+            let choice =
+                json!({"index": index, "delta": {"content": text}, "finish_reason": finish});
+            let choices = match shape {
+                0 => json!([]),
+                1 => json!({}),
+                _ => json!([choice]),
+            };
+            json!({"choices": choices, "usage": report})
+        });
+        vec(event, 1..6)
+    }
+
+    /// The largest number that any report has in a place; what is no number says nothing.
+    fn said(events: &[Value], pointer: &str) -> u64 {
+        let numbers = events
+            .iter()
+            .filter_map(|event| event["usage"].pointer(pointer)?.as_u64());
+        numbers.max().unwrap_or(0)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5000))]
+
+        #[test]
+        fn no_stream_is_believed_below_what_it_says(events in odd_events(), ended in any::<bool>()) {
+            let (told, _) = told(Api::OpenAi, &events);
+            if let Some(usage) = told.final_usage(Api::OpenAi, ended) {
+                let (input, output) = (said(&events, "/prompt_tokens"), said(&events, "/completion_tokens"));
+                prop_assert!(usage.input_tokens >= input && usage.output_tokens >= output);
+                prop_assert!(usage.tokens() >= said(&events, "/total_tokens"));
+                prop_assert!(usage.cached_input_tokens + usage.cache_write_tokens <= usage.input_tokens);
+                prop_assert!(usage.reasoning_tokens <= usage.output_tokens);
+                let last = events.iter().rposition(|event| !event["usage"].is_null());
+                let after = &events[last.expect("usage was reported") + 1..];
+                let content = |event: &Value| event["choices"][0]["delta"]["content"].as_str().is_some_and(|text| !text.is_empty());
+                prop_assert!(!after.iter().any(content), "output came after the last report");
+            }
+        }
+
+        #[test]
+        fn no_whole_answer_is_believed_below_what_it_says(report in odd_report(), text in ".{0,4}") {
+            let body = json!({"choices": [{"message": {"content": text}}], "usage": report});
+            let usage = Answer::read(Api::OpenAi, body.to_string().as_bytes()).unwrap().usage;
+            if let Some(usage) = usage {
+                let bodies = [body];
+                prop_assert!(usage.input_tokens >= said(&bodies, "/prompt_tokens"));
+                prop_assert!(usage.output_tokens >= said(&bodies, "/completion_tokens"));
+                prop_assert!(usage.tokens() >= said(&bodies, "/total_tokens"));
+                prop_assert!(usage.tokens() > 0 || text.is_empty());
+            }
+        }
     }
 
     fn anthropic(report: Value) -> Option<Usage> {

@@ -131,7 +131,7 @@ fn read_model(
     let slots = number(&mut section, "slots", 1, SLOTS_MAX).unwrap_or(1);
     let context_tokens = number(&mut section, "context", 2, TOKENS_PER_REQUEST_MAX);
     let output = number(&mut section, "output", 1, TOKENS_PER_REQUEST_MAX);
-    let price = read_price(&mut section);
+    let price = read_price(&mut section, false);
     section.finish();
     Some(NeuronModel {
         id: id?,

@@ -127,7 +127,7 @@ fn read_upstream(
     let profile = profile(&mut section, kind);
     let allow_fields = section.texts("allow_fields", ALLOW_FIELDS_MAX);
     let errors_are_free = section.flag("errors_are_free").unwrap_or(false);
-    let models = read_models(&mut section, ids);
+    let models = read_models(&mut section, kind, ids);
     section.finish();
     Some(Upstream {
         name: name?,
@@ -187,18 +187,26 @@ fn url(text: &str) -> Result<String, String> {
 }
 
 /// A model belongs to one upstream: `ids` holds those of all upstreams so far.
-fn read_models(section: &mut Section, ids: &mut BTreeSet<ModelId>) -> Vec<UpstreamModel> {
+fn read_models(
+    section: &mut Section,
+    kind: Option<UpstreamKind>,
+    ids: &mut BTreeSet<ModelId>,
+) -> Vec<UpstreamModel> {
     let parts = section.required("models", |section| {
         Some(section.sections("models", MODELS_MAX))
     });
     let mut models = Vec::new();
     for part in parts.unwrap_or_default() {
-        models.extend(read_model(part, ids));
+        models.extend(read_model(part, kind, ids));
     }
     models
 }
 
-fn read_model(mut section: Section, ids: &mut BTreeSet<ModelId>) -> Option<UpstreamModel> {
+fn read_model(
+    mut section: Section,
+    kind: Option<UpstreamKind>,
+    ids: &mut BTreeSet<ModelId>,
+) -> Option<UpstreamModel> {
     let id = model_id(&mut section, ids);
     let tokens = |section: &mut Section, name| {
         section.required(name, |section| {
@@ -226,7 +234,8 @@ fn read_model(mut section: Section, ids: &mut BTreeSet<ModelId>) -> Option<Upstr
     let max_field = section.word("max_field", &max_fields);
     let output_is_visible = section.flag("output_is_visible").unwrap_or(false);
     let allow_fields = section.texts("allow_fields", ALLOW_FIELDS_MAX);
-    let price = read_price(&mut section);
+    let writes_cost_more = kind == Some(UpstreamKind::Anthropic);
+    let price = read_price(&mut section, writes_cost_more);
     section.finish();
     Some(UpstreamModel {
         id: id?,
@@ -257,7 +266,10 @@ pub(super) fn model_id(section: &mut Section, ids: &mut BTreeSet<ModelId>) -> Op
 }
 
 /// `price = { input = "0.15", output = "0.60", ... }`, USD per million tokens.
-pub(super) fn read_price(section: &mut Section) -> Option<Rates> {
+///
+/// A cache price that is not given is the input's; where writes to the cache cost more than that, as
+/// Anthropic's do, it is twice the input's, which is the dearest known.
+pub(super) fn read_price(section: &mut Section, writes_cost_more: bool) -> Option<Rates> {
     if !section.has("price") {
         section.section("price");
         return None;
@@ -277,7 +289,11 @@ pub(super) fn read_price(section: &mut Section) -> Option<Rates> {
     let flat = Rates::flat(input?, output?);
     Some(Rates {
         cached_input: cached_input.unwrap_or(flat.cached_input),
-        cache_write: cache_write.unwrap_or(flat.cache_write),
+        cache_write: cache_write.unwrap_or(if writes_cost_more {
+            flat.input.saturating_mul(2)
+        } else {
+            flat.cache_write
+        }),
         reasoning: reasoning.unwrap_or(flat.reasoning),
         ..flat
     })

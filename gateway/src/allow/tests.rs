@@ -1,5 +1,10 @@
 //! What was seen through, and what the official clients send, each a line.
 
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "a case is a literal that is used once"
+)]
+
 use super::*;
 use crate::error::Dialect;
 

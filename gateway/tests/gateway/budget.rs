@@ -280,6 +280,41 @@ async fn an_answer_that_cannot_be_settled_is_withheld_and_settled_later() {
 }
 
 #[tokio::test]
+async fn an_answer_whose_settle_is_invalid_is_delivered_and_charged_at_its_hold() {
+    let stack = Stack::balance(1000).await;
+    stack.ledger.reports_invalid.store(true, SeqCst);
+    let response = stack.chat(&hi(20)).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    assert_eq!(
+        response.text().await.unwrap(),
+        crate::support::chat_answer()
+    );
+    assert_eq!(stack.spent_once_idle().await, 38);
+    assert_eq!(stack.upstream.hits(), 1);
+}
+
+#[tokio::test]
+async fn a_refusal_says_whose_it_is_and_whether_a_retry_helps() {
+    let stack = Stack::start(tokens(10, Window::Rolling { seconds: 3600 })).await;
+    let refused = stack.chat(&hi(1000)).send().await.unwrap();
+    assert_eq!(refused.headers()["x-seatbelt-refused-by"], "cap");
+    assert_eq!(refused.headers()["x-should-retry"], "false");
+    let stack = Stack::balance(1000).await;
+    for (said, status) in [(429, 429), (402, 502), (401, 502), (404, 404)] {
+        stack
+            .upstream
+            .plays(Script::Whole(said, "application/json", "{}".to_owned()));
+        let refused = stack.chat(&hi(20)).send().await.unwrap();
+        assert_eq!(refused.status().as_u16(), status);
+        assert_eq!(refused.headers()["x-seatbelt-refused-by"], "upstream");
+        let retry = refused.headers().get("x-should-retry").cloned();
+        assert_eq!(retry.is_some_and(|retry| retry == "false"), status == 502);
+        let text = refused.text().await.unwrap();
+        assert!(!text.contains("broke off"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_read_waits_for_what_its_caller_spent() {
     let stack = Stack::balance(1000).await;
     stack.get("/v1/key").await;

@@ -37,7 +37,7 @@ use seatbelt_ledger::{
 use seatbelt_schemas::{
     cap::{CapSpec, CapStanding},
     command::Change,
-    event::KeyIssued,
+    event::{KeyIssued, UsageSource},
     ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ModelId, ReservationId},
     meter::Meter,
     neuron::NeuronRecord,
@@ -241,6 +241,8 @@ pub(crate) struct Switched {
     host: Arc<LedgerHost>,
     pub(crate) away: AtomicBool,
     pub(crate) settles_away: AtomicBool,
+    /// What an upstream reported is found invalid.
+    pub(crate) reports_invalid: AtomicBool,
     /// Reserves are decided, and their answers lost.
     pub(crate) answers_lost: AtomicBool,
 }
@@ -276,6 +278,10 @@ impl Ledger for Switched {
             self.check()?;
             if self.settles_away.load(SeqCst) {
                 return Err(CommandError::unavailable("cut off by the test"));
+            }
+            let reported = command.report.source == UsageSource::Upstream;
+            if reported && self.reports_invalid.load(SeqCst) {
+                return Err(CommandError::invalid("found so by the test"));
             }
             self.host.settle(command, ack).await
         }
@@ -409,6 +415,7 @@ impl Stack {
             host: Arc::clone(&host),
             away: AtomicBool::new(false),
             settles_away: AtomicBool::new(false),
+            reports_invalid: AtomicBool::new(false),
             answers_lost: AtomicBool::new(false),
         });
         let snapshots = Arc::new(TestSnapshots {
