@@ -606,8 +606,8 @@ mod tests {
         }
     }
 
-    fn anthropic(report: Value) -> Option<Usage> {
-        Counts::anthropic(&report).ok()?.usage(Api::Anthropic)
+    fn anthropic(report: &Value) -> Option<Usage> {
+        Counts::anthropic(report).ok()?.usage(Api::Anthropic)
     }
 
     #[test]
@@ -634,21 +634,21 @@ mod tests {
     #[test]
     fn what_anthropic_counts_beside_the_answer_counts() {
         let split = json!({"input_tokens": 0, "output_tokens": 0, "cache_creation": {"ephemeral_5m_input_tokens": 40, "ephemeral_1h_input_tokens": 60}});
-        let usage = anthropic(split).unwrap();
+        let usage = anthropic(&split).unwrap();
         assert_eq!((usage.input_tokens, usage.cache_write_tokens), (100, 100));
         let compacted = json!({"input_tokens": 10, "output_tokens": 1, "iterations": [
             {"type": "compaction", "input_tokens": 900, "output_tokens": 50},
             {"type": "message", "input_tokens": 10, "output_tokens": 1},
         ]});
-        assert_eq!(anthropic(compacted).unwrap().tokens(), 961);
-        assert_eq!(anthropic(json!({"input_tokens": 1})), None);
+        assert_eq!(anthropic(&compacted).unwrap().tokens(), 961);
+        assert_eq!(anthropic(&json!({"input_tokens": 1})), None);
         assert_eq!(
-            anthropic(json!({"input_tokens": 1, "output_tokens": 1.0})),
+            anthropic(&json!({"input_tokens": 1, "output_tokens": 1.0})),
             None
         );
         assert_eq!(
             anthropic(
-                json!({"input_tokens": COUNT_MAX, "output_tokens": 1, "cache_read_input_tokens": 1})
+                &json!({"input_tokens": COUNT_MAX, "output_tokens": 1, "cache_read_input_tokens": 1})
             ),
             None
         );

@@ -198,6 +198,42 @@ models = [{ id = "m", context = 10, output = 20, price = { input = 1 } }]
 }
 
 #[test]
+fn an_upstream_says_whose_fields_it_takes_and_which_more() {
+    let upstream = |kind: &str, more: &str| {
+        let text = format!(
+            "[[upstreams]]\nname = \"u\"\nkind = \"{kind}\"\nbase_url = \"https://x/v1\"\n{more}\nmodels = [{{ id = \"m\", \
+             context = 10, output = 5, allow_fields = [\"documents\"], price = {{ input = \"1\", output = \"2\" }} }}]\n"
+        );
+        format!("{WHOLE}{text}")
+    };
+    let more =
+        "profile = \"openai\"\nallow_fields = [\"a\", \"messages[].b\"]\nerrors_are_free = true";
+    let config = read(&upstream("openai", more), &[]).unwrap();
+    let read_as = &config.upstreams[1];
+    assert_eq!(read_as.profile, Some(Profile::OpenAi));
+    assert_eq!(read_as.allow_fields, ["a", "messages[].b"]);
+    assert!(read_as.errors_are_free);
+    assert_eq!(read_as.models[0].allow_fields, ["documents"]);
+    let price = |config: &Config| config.upstreams[1].models[0].price.unwrap();
+    assert_eq!(price(&config).cache_write, price(&config).input);
+    let native = read(&upstream("anthropic", ""), &[]).unwrap();
+    assert_eq!(native.upstreams[1].profile, None);
+    assert_eq!(price(&native).cache_write, 2 * price(&native).input);
+    let wrong = mistakes(
+        &upstream("anthropic", "profile = \"openai\"\nallow_fields = [5]"),
+        &[],
+    );
+    assert!(
+        wrong[0].contains("profile") && wrong[0].contains("of another kind"),
+        "{wrong:?}"
+    );
+    assert!(
+        wrong[1].contains("allow_fields[0]") && wrong[1].contains("is not text"),
+        "{wrong:?}"
+    );
+}
+
+#[test]
 fn text_that_is_not_toml_is_reported_by_line_without_quoting_it() {
     let found = mistakes(
         "[nats]\ndata_dir = sk-very-secret\n[gateway]\nlisten = \"nowhere\"\n",
