@@ -33,7 +33,7 @@ pub(super) const BODY: Shape = &[
     ("parallel_tool_calls", Anything),
     ("functions", Each(OLD_FUNCTION)),
     ("function_call", Anything),
-    ("response_format", Anything),
+    ("response_format", Object(RESPONSE_FORMAT)),
     ("reasoning_effort", Anything),
     (
         "modalities",
@@ -74,6 +74,12 @@ pub(super) const GENERIC: Shape = &[
     ("safety_identifier", Anything),
     ("prompt_cache_key", Anything),
     ("verbosity", Anything),
+];
+
+const RESPONSE_FORMAT: Shape = &[
+    ("type", Anything),
+    ("json_schema", Anything),
+    ("schema", Anything),
 ];
 
 const STREAM_OPTIONS: Shape = &[

@@ -203,7 +203,8 @@ fn worst(body: &Map<String, Value>) -> u64 {
         .iter()
         .map(|(name, value)| match name.as_str() {
             _ if value.is_null() => 0,
-            "messages" | "system" | "functions" | "response_format" => tokens(value),
+            "messages" | "system" | "functions" => tokens(value),
+            "response_format" => value.to_string().len() as u64,
             "tools" => value
                 .as_array()
                 .map_or(RUNAWAY, |tools| tools.iter().map(tool).sum()),
@@ -214,7 +215,13 @@ fn worst(body: &Map<String, Value>) -> u64 {
             name if HARMLESS.contains(&name) => 0,
             name if MAXIMA.contains(&name) || CHOICES.contains(&name) => 0, // taken above
             name if same(name, "max_length") => 0,
-            "modalities" if *value == json!(["text"]) => 0,
+            "modalities"
+                if value
+                    .as_array()
+                    .is_some_and(|all| all.iter().all(|one| one == "text")) =>
+            {
+                0
+            }
             _ => RUNAWAY,
         })
         .sum();
