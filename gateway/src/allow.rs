@@ -192,8 +192,8 @@ impl Allowed<'_> {
         };
         let tag = match fields.get("type") {
             None | Some(Value::Null) => "",
-            Some(Value::String(tag)) => tag,
-            Some(_) => return Some(Found::new(path, "its type must be a string")),
+            Some(Value::String(tag)) if !tag.is_empty() => tag,
+            Some(_) => return Some(Found::new(path, "its type must be a string and not empty")),
         };
         match kinds.iter().find(|kind| kind.is(tag)) {
             Some(kind) => self.object(kind.shape, path, fields),

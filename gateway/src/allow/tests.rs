@@ -189,6 +189,7 @@ fn tools_that_the_provider_runs_are_refused() {
     for (tool, param) in [
         (json!({"type": "web_search"}), "tools[0]"),
         (json!({"type": ["web_search"]}), "tools[0]"),
+        (json!({"type": "", "function": {"name": "f"}}), "tools[0]"),
         (json!(["web_search"]), "tools[0]"),
         (json!({"google_search": {}}), "tools[0].google_search"),
         (

@@ -175,6 +175,15 @@ fn inner(name: &str, value: &Value) -> u64 {
             RUNAWAY
         }
         "type" => 0,
+        // a role is a token or two, of those that frame its message
+        "role"
+            if matches!(
+                value.as_str(),
+                Some("system" | "developer" | "user" | "assistant" | "tool" | "function")
+            ) =>
+        {
+            0
+        }
         _ if media.iter().any(|other| same(name, other)) => RUNAWAY,
         _ => tokens(value),
     }
