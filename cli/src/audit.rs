@@ -35,6 +35,7 @@ use seatbelt_schemas::{
 };
 use thiserror::Error;
 
+pub(crate) use self::source::reach;
 use self::{show::At, source::Source};
 use crate::{config::ConfigError, nats_server::NatsServerError};
 

@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod config;
 pub mod declared;
+pub mod ledger;
 pub mod logging;
 pub mod nats_server;
 pub mod roles;

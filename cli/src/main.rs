@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use seatbelt_cli::{
     audit::{self, AuditArgs},
     config::Config,
+    ledger::{self, LedgerArgs},
     logging::{self, LogFormat},
     roles::{self, Ready, Role},
     signals,
@@ -38,6 +39,8 @@ enum Command {
     Neuron(Configured),
     /// Reads the journal and checks it; never writes.
     Audit(AuditArgs),
+    /// What an operator decides about a ledger's journals.
+    Ledger(LedgerArgs),
 }
 
 #[derive(Args)]
@@ -65,6 +68,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Gateway(configured) => (Role::Gateway, configured),
         Command::Projector(configured) => (Role::Projector, configured),
         Command::Neuron(configured) => (Role::Neuron, configured),
+        Command::Ledger(args) => return ledger::run(args).await.map_err(Into::into),
         Command::Audit(args) => return audit::run(args).await.map_err(Into::into),
     };
     let config = Config::load(&configured.config)?;

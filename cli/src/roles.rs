@@ -294,7 +294,7 @@ async fn start_ledger(
     });
     let troubled = ledger.ready().await;
     for (partition, reason) in &troubled {
-        error!(%partition, reason, "partition is not served: its accounts get 503 until its journal is repaired and this process restarted");
+        error!(%partition, reason, "partition is not served: its accounts get 503 until its journal is restored or adopted");
     }
     declared::prices(&*ledger, config.prices()).await?;
     let partitions = bus.meta.partitions;
@@ -379,19 +379,27 @@ async fn seen(mut neurons: Neurons, url: &str) {
     }
 }
 
-/// Whether the ledger can take commands: every partition serves and NATS is there.
+/// Why the ledger cannot take commands now: partitions that nobody serves, or no NATS.
 fn readiness(
     nats: Nats,
     ledger: Arc<ClusterLedger>,
     stop: CancellationToken,
-) -> watch::Receiver<bool> {
-    let (sender, receiver) = watch::channel(true);
+) -> watch::Receiver<Vec<String>> {
+    let (sender, receiver) = watch::channel(reasons(&nats, &ledger));
     // ends with the gateway it tells
     tokio::spawn(async move {
         while !stop.is_cancelled() && !sender.is_closed() {
-            sender.send_replace(ledger.serves() && nats.is_connected());
+            sender.send_replace(reasons(&nats, &ledger));
             tokio::time::sleep(READY_EVERY).await;
         }
     });
     receiver
+}
+
+fn reasons(nats: &Nats, ledger: &ClusterLedger) -> Vec<String> {
+    let away = (!nats.is_connected()).then(|| "nats is not reached".to_owned());
+    let unserved = ledger.unserved().into_iter();
+    let unserved = unserved
+        .map(|(partition, reason)| format!("partition {partition} is not served: {reason}"));
+    away.into_iter().chain(unserved).collect()
 }

@@ -65,8 +65,8 @@ pub struct Parts {
     pub neurons: Neurons,
     /// The time, unix ms.
     pub clock: Clock,
-    /// Whether the rest of the system is ready, shown in `/health/ready`.
-    pub ready: watch::Receiver<bool>,
+    /// Why a paying request would be turned away now, shown in `/health/ready`; empty where none would.
+    pub ready: watch::Receiver<Vec<String>>,
 }
 
 /// The gateway did not start, or did not go on.
@@ -105,7 +105,7 @@ pub(crate) struct Shared {
     /// Requests in progress may not wait any longer.
     pub(crate) cut: CancellationToken,
     pub(crate) draining: AtomicBool,
-    pub(crate) ready: watch::Receiver<bool>,
+    pub(crate) ready: watch::Receiver<Vec<String>>,
 }
 
 /// The id of a request, in its answer and in the log.

@@ -199,7 +199,8 @@ pub(crate) async fn live() -> Response {
 /// `GET /health/ready`.
 pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
     let draining = shared.draining.load(Relaxed);
-    let ready = *shared.ready.borrow() && !draining;
+    let reasons = shared.ready.borrow().clone();
+    let ready = reasons.is_empty() && !draining;
     let status = if ready {
         StatusCode::OK
     } else {
@@ -207,6 +208,7 @@ pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
     };
     let body = json!({
         "ready": ready,
+        "reasons": reasons,
         "draining": draining,
         "durability": shared.config.durability,
         "require_auth": shared.config.require_auth,

@@ -24,8 +24,9 @@ use crate::{
         Settle, Standing,
     },
     host::{HostConfig, HostedPartition, PartitionHandle, PartitionStatus},
+    journal::seen::Seen,
     nats::{
-        Bucket, Nats, NatsJournal, ProvisionError,
+        Bucket, Known, Nats, NatsJournal, OpenError, ProvisionError, Witnesses,
         lease::{Lease, Leases},
         remote::{LedgerService, RemoteLedger},
         snapshot_bucket,
@@ -37,10 +38,17 @@ use crate::{
 pub const PATIENCE: Duration = Duration::from_secs(4);
 /// How often a call is sent again after the writer in this process stepped down under it.
 const LOCAL_TRIES_MAX: usize = 3;
-/// Pause before a partition whose journal cannot be served is tried again.
-const DAMAGED_PAUSE: Duration = Duration::from_secs(30);
-/// Pause before a journal that cannot be opened is tried again.
+/// First and longest pause before a partition whose journal cannot be opened or served is tried again.
+/// The lease is given back meanwhile: another process may be luckier.
 const OPEN_PAUSE: Duration = Duration::from_millis(500);
+const OPEN_PAUSE_LONGEST: Duration = Duration::from_secs(10);
+/// How often it is asked whether another process serves a partition, and how long that may take.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+const PROBE_MAX: Duration = Duration::from_secs(2);
+/// How long a lease is waited for before it is believed that its holder serves.
+const ELSEWHERE_AFTER: Duration = Duration::from_secs(2);
+/// How long putting a journal's end on record may take.
+const NOTE_MAX: Duration = Duration::from_secs(2);
 /// How long a call waits to see a writer's seat change after the writer stepped down under it.
 const SEAT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -80,7 +88,40 @@ enum Place {
 struct Slot {
     partition: Partition,
     local: watch::Receiver<Place>,
+    /// Why nobody elsewhere is known to serve it; none where somebody answered.
+    elsewhere: watch::Sender<Option<String>>,
     remote: RemoteLedger,
+}
+
+/// Asks again and again whether a partition that is not hosted here is served by anybody: a lease in
+/// the bucket proves nothing, an answer does.
+async fn probe(
+    mut local: watch::Receiver<Place>,
+    remote: RemoteLedger,
+    told: watch::Sender<Option<String>>,
+    shutdown: CancellationToken,
+) {
+    let probing = async {
+        while local
+            .wait_for(|place| matches!(place, Place::Elsewhere))
+            .await
+            .is_ok()
+        {
+            let answer = remote.read(Read {
+                account: AccountId::system(),
+                key: None,
+            });
+            told.send_replace(match answer.await {
+                Err(error @ CommandError::Unavailable { .. }) => Some(error.to_string()),
+                Ok(_) | Err(_) => None,
+            });
+            tokio::time::sleep(PROBE_EVERY).await;
+        }
+    };
+    tokio::select! {
+        () = probing => {}
+        () = shutdown.cancelled() => {}
+    }
 }
 
 impl ClusterLedger {
@@ -103,13 +144,22 @@ impl ClusterLedger {
                 snapshots: snapshots.clone(),
                 partition,
                 local,
+                seen: None,
                 shutdown: shutdown.clone(),
             };
             tasks.spawn(seat.keep());
+            let (elsewhere, _) = watch::channel(Some("no writer has answered yet".to_owned()));
+            tasks.spawn(probe(
+                watched.clone(),
+                RemoteLedger::new(nats, names, partition, PROBE_MAX),
+                elsewhere.clone(),
+                shutdown.clone(),
+            ));
             let remote = RemoteLedger::new(nats, names, partition, PATIENCE);
             Slot {
                 partition,
                 local: watched,
+                elsewhere,
                 remote,
             }
         });
@@ -136,13 +186,21 @@ impl ClusterLedger {
             .collect()
     }
 
-    /// Whether every partition is believed to be served: none is in trouble here.
-    pub fn serves(&self) -> bool {
-        self.slots.iter().all(|slot| match &*slot.local.borrow() {
-            Place::Here(handle) => handle.status() == PartitionStatus::Serving,
-            Place::Elsewhere => true,
-            Place::Trouble(_) => false,
-        })
+    /// The partitions whose commands would be turned away now, each with its reason.
+    pub fn unserved(&self) -> Vec<(Partition, String)> {
+        let reasons = self.slots.iter().map(|slot| {
+            let reason = match &*slot.local.borrow() {
+                Place::Here(handle) => match handle.status() {
+                    PartitionStatus::Serving => None,
+                    PartitionStatus::Recovering => Some("its journal is being read".to_owned()),
+                    PartitionStatus::Stopped(reason) => Some(reason),
+                },
+                Place::Elsewhere => slot.elsewhere.borrow().clone(),
+                Place::Trouble(reason) => Some(reason.clone()),
+            };
+            Some((slot.partition, reason?))
+        });
+        reasons.flatten().collect()
     }
 
     /// The partitions hosted here.
@@ -185,7 +243,10 @@ impl Slot {
                 }
                 answer = probe => match answer {
                     Err(CommandError::Unavailable { .. }) => {}
-                    Ok(_) | Err(_) => return Ok(()),
+                    Ok(_) | Err(_) => {
+                        self.elsewhere.send_replace(None);
+                        return Ok(());
+                    }
                 },
             }
         }
@@ -275,6 +336,8 @@ struct Seat {
     snapshots: Bucket,
     partition: Partition,
     local: watch::Sender<Place>,
+    /// The last commit that a writer of this process met.
+    seen: Option<Known>,
     shutdown: CancellationToken,
 }
 
@@ -289,10 +352,11 @@ enum End {
 }
 
 impl Seat {
-    async fn keep(self) {
+    async fn keep(mut self) {
+        let mut failures = 0;
         loop {
             let lease = tokio::select! {
-                lease = self.leases.acquire(self.partition) => lease,
+                lease = self.acquire() => lease,
                 () = self.shutdown.cancelled() => return,
             };
             let partition = self.partition;
@@ -304,24 +368,37 @@ impl Seat {
                 }
                 End::SteppedDown(reason) => {
                     warn!(%partition, reason, "writer stepped down, trying again");
+                    failures = 0;
                     OPEN_PAUSE
                 }
                 End::Damaged(reason) => {
                     error!(%partition, reason, "partition cannot be served");
                     self.local.send_replace(Place::Trouble(reason));
-                    DAMAGED_PAUSE
+                    failures += 1;
+                    growing(failures)
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.shutdown.cancelled() => return,
             }
-            // another process may be luckier: calls go there until we host again
-            self.local.send_replace(Place::Elsewhere);
         }
     }
 
-    async fn reign(&self, lease: Lease) -> End {
+    /// Takes the lease. Whoever holds it for longer than one that is in trouble itself would is luckier
+    /// than this process: calls go there until we host again.
+    async fn acquire(&self) -> Lease {
+        let acquired = self.leases.acquire(self.partition);
+        tokio::pin!(acquired);
+        tokio::select! {
+            lease = &mut acquired => return lease,
+            () = tokio::time::sleep(ELSEWHERE_AFTER) => {}
+        }
+        self.local.send_replace(Place::Elsewhere);
+        acquired.await
+    }
+
+    async fn reign(&mut self, lease: Lease) -> End {
         let journal = tokio::select! {
             journal = self.open() => journal,
             () = lease.lost() => return End::LeaseLost,
@@ -330,10 +407,21 @@ impl Seat {
                 return End::Shutdown;
             }
         };
+        let journal = match journal {
+            Ok(journal) => Seen::new(journal),
+            Err(failure) => {
+                lease.release().await;
+                return End::Damaged(with_sources(&failure));
+            }
+        };
         let snapshots: Arc<dyn SnapshotStore> = Arc::new(self.snapshots.clone());
-        let hosted =
-            HostedPartition::start(&self.config.host, self.partition, journal, Some(snapshots));
-        let (end, service) = self.host(&lease, &hosted).await;
+        let hosted = HostedPartition::start(
+            &self.config.host,
+            self.partition,
+            journal.clone(),
+            Some(snapshots),
+        );
+        let (end, service) = self.host(&lease, &hosted, &journal).await;
         if let Some(service) = service {
             match end {
                 // callers turn elsewhere at once, and what is being worked on is answered first
@@ -343,11 +431,46 @@ impl Seat {
         }
         hosted.stop().await;
         self.local.send_replace(Place::Elsewhere);
+        self.remember(&journal).await;
         lease.release().await;
         end
     }
 
-    async fn host(&self, lease: &Lease, hosted: &HostedPartition) -> (End, Option<LedgerService>) {
+    /// Puts on record how far the journal is known to go: no later look may find it shorter.
+    async fn remember(&mut self, journal: &Seen<NatsJournal>) {
+        let Some((at, hash)) = journal.last() else {
+            return;
+        };
+        let by = "this process";
+        self.seen = Some(Known { by, at, hash });
+        self.note(journal).await;
+    }
+
+    async fn note(&self, journal: &Seen<NatsJournal>) {
+        let Some(last) = journal.last() else {
+            return;
+        };
+        let witnesses = self.witnesses();
+        let noted = witnesses.note(journal.inner(), last);
+        let failure = match tokio::time::timeout(NOTE_MAX, noted).await {
+            Ok(Ok(())) => return,
+            Ok(Err(failure)) => with_sources(&failure),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        warn!(partition = %self.partition, failure, "the journal's end is not on record");
+    }
+
+    fn witnesses(&self) -> Witnesses {
+        let ClusterConfig { names, host, .. } = &self.config;
+        Witnesses::new(&self.nats, names, self.partition, &host.ledger)
+    }
+
+    async fn host(
+        &self,
+        lease: &Lease,
+        hosted: &HostedPartition,
+        journal: &Seen<NatsJournal>,
+    ) -> (End, Option<LedgerService>) {
         let handle = hosted.handle();
         let ready = tokio::select! {
             ready = handle.ready() => ready,
@@ -366,6 +489,7 @@ impl Seat {
         };
         info!(partition = %self.partition, "hosting");
         self.local.send_replace(Place::Here(handle.clone()));
+        self.note(journal).await;
         let end = tokio::select! {
             () = lease.lost() => End::LeaseLost,
             reason = handle.ended() => End::SteppedDown(reason),
@@ -377,18 +501,23 @@ impl Seat {
         (end, Some(service))
     }
 
-    async fn open(&self) -> NatsJournal {
-        let ClusterConfig {
-            names, replicas, ..
-        } = &self.config;
-        loop {
-            match NatsJournal::open(&self.nats, names, self.partition, *replicas).await {
-                Ok(journal) => return journal,
-                Err(failure) => {
-                    warn!(partition = %self.partition, error = %failure, "journal cannot be opened, trying again");
-                    tokio::time::sleep(OPEN_PAUSE).await;
-                }
-            }
-        }
+    /// The journal, if it is what it was.
+    async fn open(&self) -> Result<NatsJournal, OpenError> {
+        self.witnesses().open(self.config.replicas, self.seen).await
     }
+}
+
+fn growing(failures: u32) -> Duration {
+    let doubled = OPEN_PAUSE.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
+    doubled.min(OPEN_PAUSE_LONGEST)
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
 }

@@ -58,6 +58,9 @@ const SLEEP_MAX: Duration = Duration::from_millis(500);
 /// First and longest pause between tries of an append whose outcome is not known.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_LONGEST: Duration = Duration::from_secs(1);
+/// How often in a row a journal must be found shorter than it was before that is believed: a server
+/// that has just become its leader may not have taken in all that was acknowledged.
+const SHORT_READS: u32 = 5;
 /// How long a stopping writer waits for its last commits.
 const FLUSH_MAX: Duration = Duration::from_secs(10);
 
@@ -507,7 +510,9 @@ impl<J: Journal> Task<J> {
                 // another writer was quicker to take over: read what it wrote and try again
                 StepDown::Fenced if overtaken => {}
                 StepDown::Fenced => break self.stopped(reason.to_string()),
-                StepDown::Refused(_) | StepDown::Truncated => {
+                // what was acknowledged is gone: only an operator goes on from there
+                StepDown::Truncated => break self.stopped(reason.to_string()),
+                StepDown::Refused(_) => {
                     self.turn_away(&reason.to_string()).await;
                 }
             }
@@ -653,12 +658,13 @@ impl<J: Journal> Task<J> {
     ) -> Option<End> {
         let mut pause = RETRY_FIRST;
         let give_up = tokio::time::Instant::now() + FLUSH_MAX;
+        let mut short = 0;
         loop {
             let outcome = self.appending(writer, expected, payload.clone()).await;
             deliver(writer);
             let mut next = writer.appended(outcome);
             if let Next::ReadBack(sequence) = next {
-                next = self.read_back(writer, sequence).await;
+                next = self.read_back(writer, sequence, &mut short).await;
             }
             match next {
                 Next::Continue => {
@@ -764,12 +770,31 @@ impl<J: Journal> Task<J> {
         }
     }
 
-    async fn read_back(&mut self, writer: &mut Writer<Waiting>, sequence: Sequence) -> Next {
-        match self.source.journal.get(sequence).await {
-            Ok(found) => writer.read_back(found.map(|stored| stored.payload).as_ref()),
+    /// What stands where an append belongs that was refused for its place. Nothing may stand there
+    /// yet: with copies on several servers an append meets an earlier try of itself that is still being
+    /// replicated. Only an end before the place, read again and again, says that the journal shrank.
+    async fn read_back(
+        &mut self,
+        writer: &mut Writer<Waiting>,
+        sequence: Sequence,
+        short: &mut u32,
+    ) -> Next {
+        let journal = &self.source.journal;
+        match journal.get(sequence).await {
+            Ok(Some(found)) => return writer.read_back(Some(&found.payload)),
+            Ok(None) => {}
             // the append is tried again and leads back here
-            Err(_) => Next::Retry,
+            Err(_) => return Next::Retry,
         }
+        match journal.end().await {
+            Ok(end) if end.next() < sequence => *short += 1,
+            Ok(_) => *short = 0,
+            Err(_) => {}
+        }
+        if *short < SHORT_READS {
+            return Next::Retry;
+        }
+        writer.read_back(None)
     }
 }
 

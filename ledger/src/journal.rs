@@ -6,6 +6,7 @@
 pub mod conformance;
 pub mod export;
 pub mod memory;
+pub mod seen;
 
 use std::{fmt, future::Future};
 

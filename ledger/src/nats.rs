@@ -5,6 +5,8 @@
 //! what the ledger relies on is an error that names it; every wait is bounded; no password or token
 //! is ever part of an error or a log line. Not here: any decision.
 
+pub mod adopt;
+pub mod begun;
 pub mod bucket;
 pub mod connect;
 pub mod durability;
@@ -21,6 +23,7 @@ mod cursor;
 mod publish;
 mod stream;
 
+pub use begun::{Doubt, Known, OpenError, Witnesses};
 pub use bucket::Bucket;
 pub use connect::{ConnectError, Nats, connect};
 pub use durability::{Durability, DurabilityError, Proof, prove};

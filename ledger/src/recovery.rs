@@ -2,6 +2,8 @@
 //! with the accounts that the end touches; or the whole journal, where there is no record or it
 //! disagrees with the journal. Also how an account is loaded when it is first used.
 
+pub mod end;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
@@ -56,6 +58,9 @@ pub enum RecoveryError {
     /// A commit is missing.
     #[error("the journal cannot be read: run `seatbelt audit verify`")]
     Damaged(#[source] ReadError),
+    /// It is not the journal that it was.
+    #[error(transparent)]
+    Changed(#[from] end::Changed),
 }
 
 /// Why an account could not be loaded.
@@ -114,6 +119,9 @@ impl From<DirectoryError> for Trouble {
 
 impl From<Disagreement> for Trouble {
     fn from(disagreement: Disagreement) -> Self {
+        if let Disagreement::Anchor { at } = disagreement {
+            return Self::Stop(end::Changed::Replaced { at }.into());
+        }
         Self::Unusable(disagreement.to_string())
     }
 }
@@ -252,10 +260,7 @@ impl<J: Journal> Source<J> {
             }
         };
         let end = self.journal.end().await?;
-        if end < base.sequence {
-            let at = base.sequence;
-            return Err(Disagreement::Anchor { at }.into());
-        }
+        end::reaches(end, base.sequence).map_err(Trouble::Stop)?;
         let mut commits = self.journal.replay(resume.tail(), end);
         while resume.tail() < end {
             let Some(stored) = commits.next().await else {

@@ -20,7 +20,7 @@ use seatbelt_schemas::{
         ReserveOutcome, Resize, Resolution, Settle, Standing,
     },
     commit::{COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, ChainHash, encode_commit},
-    event::{Event, EventBody, Genesis, Refused, WriterStarted},
+    event::{Adopted, Event, EventBody, Genesis, Refused, WriterStarted},
     ids::{AccountId, Actor, CapId, CommandId, LedgerId, ReservationId},
     meter::Amounts,
     position::{Epoch, Partition, Partitions, Position},
@@ -216,6 +216,20 @@ impl<T: Caller> Writer<T> {
     /// Takes a partition over. Its first commit writes `writer_started`, which fences every writer
     /// before it.
     pub fn start(config: WriterConfig, resumed: Resumed, now_ms: u64) -> Self {
+        Self::begin(config, resumed, now_ms, None)
+    }
+
+    /// As [`Writer::start`], on an operator's word that this journal is to be gone on from.
+    pub fn adopt(config: WriterConfig, resumed: Resumed, now_ms: u64, adopted: Adopted) -> Self {
+        Self::begin(config, resumed, now_ms, Some(adopted))
+    }
+
+    fn begin(
+        config: WriterConfig,
+        resumed: Resumed,
+        now_ms: u64,
+        adopted: Option<Adopted>,
+    ) -> Self {
         let Resumed {
             state,
             outcomes,
@@ -247,11 +261,11 @@ impl<T: Caller> Writer<T> {
             due: VecDeque::new(),
             ready: Vec::new(),
         };
-        writer.announce(now_ms);
+        writer.announce(now_ms, adopted);
         writer
     }
 
-    fn announce(&mut self, now_ms: u64) {
+    fn announce(&mut self, now_ms: u64, adopted: Option<Adopted>) {
         let system = AccountId::system();
         let actor = Actor::system("writer");
         if self.state.position() == Position(0) {
@@ -267,6 +281,7 @@ impl<T: Caller> Writer<T> {
             epoch: self.epoch,
             writer: self.config.writer.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            adopted,
         };
         let cause = self.own_id(now_ms);
         self.write(now_ms, &system, cause, &actor, started.into());

@@ -311,22 +311,26 @@ async fn an_account_at_odds_with_the_journals_end_is_not_used() {
 
 /// As after restoring the journal alone from a backup.
 #[tokio::test]
-async fn snapshots_of_another_journal_are_not_used() {
+async fn a_journal_that_is_not_the_one_its_record_saw_stops_the_partition() {
     let world = World::new().await;
     let other = World::new().await;
     let host = other.host().await;
     spend(&host, "b", 50).await;
     host.stop().await;
     other.project().await;
-    for (journal, expected) in [(&world.journal, 0), (&other.journal, 50)] {
-        let world = World {
-            journal: journal.clone(),
-            snapshots: other.snapshots.clone(),
-        };
-        let host = world.host().await;
-        assert_eq!(spent(&host, "b").await, expected);
-        host.stop().await;
-    }
+    let before = world.journal.commits();
+    let world = World {
+        journal: world.journal.clone(),
+        snapshots: other.snapshots.clone(),
+    };
+    let host = world.host_of(world.journal.clone());
+    let refused = host.ready().await.unwrap_err().to_string();
+    assert!(refused.contains("adopt-journal"), "{refused}");
+    host.stop().await;
+    assert_eq!(world.journal.commits(), before, "nothing was appended");
+    let host = other.host().await;
+    assert_eq!(spent(&host, "b").await, 50);
+    host.stop().await;
 }
 
 #[tokio::test]

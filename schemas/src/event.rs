@@ -41,6 +41,20 @@ pub struct WriterStarted {
     pub writer: String,
     /// Version of the software.
     pub version: String,
+    /// Where an operator took a journal that is not what it was as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
+}
+
+/// An operator's word that a journal goes on from where it ends, whatever was seen after that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// Sequence of the commit that it ended with; zero where it was gone.
+    pub end: u64,
+    /// Why that needed a word.
+    pub reason: String,
+    /// Who gave it.
+    pub by: String,
 }
 
 /// An account exists from here on.

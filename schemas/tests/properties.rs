@@ -244,6 +244,7 @@ fn body() -> impl Strategy<Value = EventBody> {
                 epoch,
                 writer,
                 version,
+                adopted: None,
             }
             .into()
         }),

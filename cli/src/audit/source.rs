@@ -102,10 +102,7 @@ impl Source {
         }
         if let Some(path) = &place.config {
             let nats = Config::load(path)?.nats;
-            let (connected, started) = match &nats.url {
-                Some(url) => (dial(url.expose(), CONNECT_PATIENCE).await?, None),
-                None => embedded(&nats).await?,
-            };
+            let (connected, started) = reach(&nats).await?;
             return Self::on(connected, &nats.names, started).await;
         }
         // the arguments demand one of the three
@@ -274,6 +271,16 @@ impl Source {
 
 fn open_error(partition: Partition, source: ProvisionError) -> AuditError {
     AuditError::Open { partition, source }
+}
+
+/// The server that a configuration means.
+pub(crate) async fn reach(
+    nats: &config::Nats,
+) -> Result<(Nats, Option<Box<NatsServer>>), AuditError> {
+    match &nats.url {
+        Some(url) => Ok((dial(url.expose(), CONNECT_PATIENCE).await?, None)),
+        None => embedded(nats).await,
+    }
 }
 
 async fn dial(url: &str, patience: Duration) -> Result<Nats, AuditError> {

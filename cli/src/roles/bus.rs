@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use seatbelt_ledger::nats::{
-    self, Nats, NatsJournal, connect,
+    self, Nats, NatsJournal, OpenError, Witnesses, connect,
     durability::{self, DurabilityError, Proof},
     provision::{GenesisError, Layout, Meta},
 };
 use seatbelt_schemas::{names::Names, position::Partition};
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     config::{Config, Durability},
@@ -52,6 +52,9 @@ pub enum BusError {
     /// The ledger's own facts, streams and buckets.
     #[error(transparent)]
     Genesis(#[from] GenesisError),
+    /// A journal cannot be opened.
+    #[error(transparent)]
+    Journal(#[from] OpenError),
     /// A stream or bucket cannot be used.
     #[error(transparent)]
     Provision(#[from] nats::ProvisionError),
@@ -109,13 +112,19 @@ impl Bus {
         })
     }
 
-    /// The journals of all partitions, in order.
+    /// The journals of all partitions, in order; without those in doubt, which nothing may be derived
+    /// from until an operator has restored or adopted them and started this process again.
     pub(super) async fn journals(&self) -> Result<Vec<(Partition, NatsJournal)>, BusError> {
         let mut journals = Vec::new();
         for partition in self.meta.partitions.iter() {
-            let journal =
-                NatsJournal::open(&self.nats, &self.names, partition, self.replicas).await?;
-            journals.push((partition, journal));
+            let witnesses = Witnesses::new(&self.nats, &self.names, partition, &self.meta.ledger);
+            match witnesses.open(self.replicas, None).await {
+                Ok(journal) => journals.push((partition, journal)),
+                Err(OpenError::Doubt(doubt)) => {
+                    error!(%partition, %doubt, "partition is not projected");
+                }
+                Err(other) => return Err(other.into()),
+            }
         }
         Ok(journals)
     }

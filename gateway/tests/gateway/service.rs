@@ -44,7 +44,10 @@ async fn health_says_what_it_is_ready_for() {
         (status, &body["durability"], &body["ready"]),
         (200, &json!("fsync"), &json!(true))
     );
-    stack.ready.send(false).unwrap();
+    stack
+        .ready
+        .send(vec!["partition 1 is gone".to_owned()])
+        .unwrap();
     assert_eq!(stack.get("/health/ready").await.0, 503);
 }
 

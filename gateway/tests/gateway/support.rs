@@ -372,7 +372,7 @@ pub(crate) struct Stack {
     pub(crate) snapshots: Arc<TestSnapshots>,
     pub(crate) usage: Arc<TestUsage>,
     pub(crate) neurons: watch::Sender<Vec<NeuronRecord>>,
-    pub(crate) ready: watch::Sender<bool>,
+    pub(crate) ready: watch::Sender<Vec<String>>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) served: JoinHandle<Result<(), GatewayError>>,
     pub(crate) client: reqwest::Client,
@@ -426,7 +426,7 @@ impl Stack {
         });
         let usage = Arc::new(TestUsage::default());
         let (neurons, alive) = watch::channel(Vec::new());
-        let (ready, is_ready) = watch::channel(true);
+        let (ready, is_ready) = watch::channel(Vec::new());
         let mut config = config(&upstream);
         change(&mut config);
         let parts = Parts {

@@ -18,7 +18,7 @@ use futures::{FutureExt, future::BoxFuture};
 use super::{
     Nats, ProvisionError,
     publish::{Published, SILENCE, publish},
-    stream::{ensure, ensure_derived, inspect},
+    stream::{ask, ensure, ensure_derived, inspect},
 };
 use crate::store::{Kept, Revision, SnapshotStore, StoreError, WriteError};
 
@@ -95,6 +95,27 @@ impl Bucket {
         })
     }
 
+    /// The bucket of that name, whether it is there or not.
+    pub(crate) fn at(nats: &Nats, name: &str) -> Self {
+        Self {
+            nats: nats.clone(),
+            name: name.into(),
+        }
+    }
+
+    /// Whether it is there.
+    pub(crate) async fn exists(&self) -> Result<bool, StoreError> {
+        let config = Config {
+            name: self.stream(),
+            ..Config::default()
+        };
+        match inspect(&self.nats, &config, &[]).await {
+            Ok(()) => Ok(true),
+            Err(ProvisionError::Missing { .. }) => Ok(false),
+            Err(error) => Err(self.error("look for", "it", error)),
+        }
+    }
+
     /// Name of the stream behind it.
     pub(crate) fn stream(&self) -> String {
         format!("KV_{}", self.name)
@@ -166,6 +187,38 @@ impl Bucket {
         headers.insert(OPERATION, DELETED);
         let deleted = self.put(key, expected, headers, Bytes::new()).await;
         deleted.map(|_| ())
+    }
+
+    /// Takes a key out with its revisions, as if it had never been written.
+    pub(crate) async fn forget(&self, key: &str) -> Result<(), StoreError> {
+        let subject = format!("STREAM.PURGE.{}", self.stream());
+        let body = serde_json::json!({ "filter": self.subject(key) });
+        let purged = ask::<serde_json::Value>(&self.nats, subject, &body).await;
+        let purged = purged.map(drop);
+        purged.map_err(|error| self.error("purge", key, error))
+    }
+
+    /// Every key that begins so, at most as many as a server tells in one answer.
+    pub(crate) async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        #[derive(serde::Deserialize)]
+        struct Found {
+            state: State,
+        }
+        #[derive(serde::Deserialize)]
+        struct State {
+            #[serde(default)]
+            subjects: std::collections::BTreeMap<String, u64>,
+        }
+        let subject = format!("STREAM.INFO.{}", self.stream());
+        let body = serde_json::json!({ "subjects_filter": self.subject(&format!("{prefix}.>")) });
+        let found: Found = ask(&self.nats, subject, &body)
+            .await
+            .map_err(|error| self.error("list", prefix, error))?;
+        let before = self.subject_prefix();
+        let keys = found.state.subjects.into_keys();
+        Ok(keys
+            .filter_map(|subject| subject.strip_prefix(&before).map(str::to_owned))
+            .collect())
     }
 
     async fn put(

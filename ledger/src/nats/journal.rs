@@ -10,8 +10,11 @@ use std::{sync::Arc, time::Duration};
 use async_nats::{
     HeaderMap, HeaderValue,
     header::{NATS_EXPECTED_LAST_SEQUENCE, NATS_EXPECTED_STREAM},
-    jetstream::stream::{
-        Compression, Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType,
+    jetstream::{
+        ErrorCode,
+        stream::{
+            Compression, Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType,
+        },
     },
 };
 use bytes::Bytes;
@@ -115,6 +118,18 @@ impl NatsJournal {
         Ok(Self::at(nats, names, partition, replicas))
     }
 
+    /// As [`NatsJournal::open`], for a journal that must be there: nothing is made.
+    pub async fn reopen(
+        nats: &Nats,
+        names: &Names,
+        partition: Partition,
+        replicas: u8,
+    ) -> Result<Self, ProvisionError> {
+        let wanted = config(names, partition, usize::from(replicas));
+        inspect(nats, &wanted, &RELIED_ON).await?;
+        Ok(Self::at(nats, names, partition, replicas))
+    }
+
     /// Opens the journal to read it, as an auditor does: nothing is made, and the number of copies
     /// does not matter.
     pub async fn open_existing(
@@ -175,6 +190,12 @@ impl NatsJournal {
         }
     }
 
+    /// Whether the server says that there is no such stream.
+    async fn is_gone(&self) -> bool {
+        let found = timeout(PROBE_MAX, info(&self.nats, &self.stream)).await;
+        matches!(found, Ok(Err(error)) if error.code() == Some(ErrorCode::STREAM_NOT_FOUND))
+    }
+
     async fn raw(&self, sequence: Sequence) -> Result<Option<Bytes>, ReadError> {
         let unreachable = |source| ReadError::Unreachable {
             at: sequence,
@@ -189,6 +210,7 @@ impl NatsJournal {
         match stream.get_raw_message(sequence.0).await {
             Ok(message) => Ok(Some(message.payload)),
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(_) if self.is_gone().await => Ok(None),
             Err(error) => Err(unreachable(error.into())),
         }
     }
@@ -211,6 +233,10 @@ impl Journal for NatsJournal {
             }
             Published::WrongPlace => Err(AppendError::WrongSequence { expected }),
             Published::Refused(detail) => Err(AppendError::Refused { detail }),
+            // nobody listens on the subject of a stream that was deleted: the fence is gone with it
+            Published::Unknown(_) if expected > Sequence(0) && self.is_gone().await => {
+                Err(AppendError::WrongSequence { expected })
+            }
             Published::Unknown(source) => Err(AppendError::Unknown { expected, source }),
             Published::Silence => Err(self.after_silence(expected).await),
         }
@@ -221,10 +247,14 @@ impl Journal for NatsJournal {
             at: Sequence(0),
             source: error.into(),
         };
-        let state = info(&self.nats, &self.stream)
-            .await
-            .map_err(unreachable)?
-            .state;
+        let state = match info(&self.nats, &self.stream).await {
+            Ok(found) => found.state,
+            // a stream that was deleted under its writer is a journal that ends nowhere
+            Err(error) if error.code() == Some(ErrorCode::STREAM_NOT_FOUND) => {
+                return Ok(Sequence(0));
+            }
+            Err(error) => return Err(unreachable(error)),
+        };
         if state.last_seq > 0 && state.first_seq != 1 {
             return Err(ReadError::Gap { at: Sequence(1) });
         }

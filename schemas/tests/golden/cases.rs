@@ -296,6 +296,7 @@ fn basic() -> Vec<EventBody> {
             epoch: Epoch(1),
             writer: "host-1".to_owned(),
             version: "0.1.0".to_owned(),
+            adopted: None,
         }
         .into(),
         AccountOpened {}.into(),
@@ -403,6 +404,7 @@ fn full() -> Vec<EventBody> {
             epoch: Epoch(u64::from(u32::MAX) + 1),
             writer: "höst-1 pid 4711".to_owned(),
             version: "1.0.0-rc.1+build".to_owned(),
+            adopted: None,
         }
         .into(),
         AccountOpened {}.into(),

@@ -1,0 +1,204 @@
+//! An operator's word that a journal goes on as it is, although more or other was seen of it.
+//!
+//! The word is an event: a `writer_started` with `adopted`, appended like any other, so that it fences
+//! every writer before it. Then everything that was derived from what is no longer there is taken out,
+//! and is derived again from the journal. A run that ends half way is made whole by another one: the
+//! journal stays in doubt until the last step.
+
+use std::sync::Arc;
+
+use seatbelt_schemas::{
+    commit::{COMMIT_EVENTS_MAX, ChainHash},
+    event::Adopted,
+    ids::AccountId,
+    names::Names,
+    position::Partition,
+};
+use thiserror::Error;
+
+use super::{
+    Bucket, Doubt, Meta, Nats, NatsJournal, OpenError, ProvisionError, Witnesses,
+    stream::{ApiError, ask},
+};
+use crate::{
+    host::now_ms,
+    journal::{AppendError, Journal, Sequence},
+    recovery::{RecoveryError, Source},
+    store::StoreError,
+    writer::{Caller, Writer, WriterConfig},
+};
+
+/// Most snapshots taken out in one round; there are as many rounds as it takes.
+const ROUNDS_MAX: u32 = 1_000;
+
+/// The writer that adopts answers nobody.
+#[derive(Debug)]
+struct Nobody;
+
+impl Caller for Nobody {
+    fn is_gone(&self) -> bool {
+        true
+    }
+}
+
+/// Which journal is adopted, and by whom.
+#[derive(Debug, Clone)]
+pub struct Adoption {
+    /// The names of the ledger's streams.
+    pub names: Names,
+    /// The ledger's facts.
+    pub meta: Meta,
+    /// The partition.
+    pub partition: Partition,
+    /// Copies of every stream.
+    pub replicas: u8,
+    /// Who says so, for people.
+    pub by: String,
+}
+
+/// Why a journal was not adopted, by what to do next.
+#[derive(Debug, Error)]
+pub enum AdoptError {
+    /// Nothing is to be done.
+    #[error("nothing speaks against the journal of partition {0}: it needs no adoption")]
+    NoDoubt(Partition),
+    /// The journal cannot become this ledger's.
+    #[error(transparent)]
+    Foreign(Doubt),
+    /// The journal or its witnesses cannot be read.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// What there is of it does not hold together.
+    #[error("the journal as it is cannot be gone on from")]
+    Damaged(#[from] RecoveryError),
+    /// Somebody appends, or nobody knows: run the command again.
+    #[error("the adoption was not written: stop the gateways and run the command again")]
+    Append(#[from] AppendError),
+    /// What was derived could not be taken out: run the command again.
+    #[error("what was derived from the former journal is not all taken out: run the command again")]
+    Derived(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<StoreError> for AdoptError {
+    fn from(error: StoreError) -> Self {
+        Self::Derived(error.into())
+    }
+}
+
+impl From<ProvisionError> for AdoptError {
+    fn from(error: ProvisionError) -> Self {
+        OpenError::from(error).into()
+    }
+}
+
+/// What speaks against a partition's journal; `None` where nothing does.
+pub async fn doubt(nats: &Nats, adoption: &Adoption) -> Result<Option<Doubt>, AdoptError> {
+    let witnesses = adoption.witnesses(nats);
+    match witnesses.look().await {
+        Ok(()) => Ok(None),
+        Err(OpenError::Doubt(doubt)) => Ok(Some(doubt)),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// Goes on from the journal as it is, and gives where it ended.
+pub async fn adopt(nats: &Nats, adoption: &Adoption) -> Result<Sequence, AdoptError> {
+    let reason = match doubt(nats, adoption).await? {
+        None => return Err(AdoptError::NoDoubt(adoption.partition)),
+        Some(doubt @ Doubt::Foreign { .. }) => return Err(AdoptError::Foreign(doubt)),
+        Some(doubt) => doubt.to_string(),
+    };
+    let (partition, names) = (adoption.partition, &adoption.names);
+    let journal = NatsJournal::open(nats, names, partition, adoption.replicas).await?;
+    let end = journal.end().await.map_err(OpenError::from)?;
+    let last = adoption.append(&journal, end, reason).await?;
+    adoption.forget(nats).await?;
+    adoption.witnesses(nats).replace(&journal, last).await?;
+    Ok(end)
+}
+
+impl Adoption {
+    fn witnesses(&self, nats: &Nats) -> Witnesses {
+        Witnesses::new(nats, &self.names, self.partition, &self.meta.ledger)
+    }
+
+    async fn append(
+        &self,
+        journal: &NatsJournal,
+        end: Sequence,
+        reason: String,
+    ) -> Result<(Sequence, ChainHash), AdoptError> {
+        let source = Source {
+            journal: Arc::new(journal.clone()),
+            snapshots: None,
+            partition: self.partition,
+        };
+        let (resumed, _) = source.recover().await?;
+        let adopted = Adopted {
+            end: end.0,
+            reason,
+            by: self.by.clone(),
+        };
+        let mut writer: Writer<Nobody> = Writer::adopt(self.config(), resumed, now_ms(), adopted);
+        let (expected, payload) = writer
+            .take_append()
+            .expect("a writer that starts has its start to append");
+        let hash = ChainHash::of(&payload);
+        Ok((journal.append(expected, payload).await?, hash))
+    }
+
+    fn config(&self) -> WriterConfig {
+        WriterConfig {
+            partition: self.partition,
+            partitions: self.meta.partitions,
+            ledger: self.meta.ledger.clone(),
+            writer: self.by.clone(),
+            expiry_grace_ms: 0,
+            single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
+            accounts_max: WriterConfig::ACCOUNTS_MAX_DEFAULT,
+            commit_events_max: COMMIT_EVENTS_MAX,
+            settle_linger_ms: WriterConfig::SETTLE_LINGER_MS_DEFAULT,
+        }
+    }
+
+    /// Takes out what was derived: this partition's record and snapshots, and the feed, which all
+    /// partitions share and whose messages are made again with the same ids.
+    async fn forget(&self, nats: &Nats) -> Result<(), AdoptError> {
+        let bucket = Bucket::at(nats, &self.names.snapshot_bucket());
+        if bucket.exists().await? {
+            let record = Names::snapshot_partition_key(self.partition);
+            bucket.forget(&record).await?;
+            for partition in self.meta.partitions.iter() {
+                bucket.forget(&format!("feed.{partition}")).await?;
+            }
+            for _ in 0..ROUNDS_MAX {
+                let keys = bucket.keys("account").await?;
+                let ours = keys.iter().filter(|key| self.is_ours(key));
+                let mut found = false;
+                for key in ours {
+                    bucket.forget(key).await?;
+                    found = true;
+                }
+                if !found {
+                    break;
+                }
+            }
+        }
+        let subject = format!("STREAM.DELETE.{}", self.names.feed_stream());
+        let body = serde_json::json!({});
+        match ask::<serde_json::Value>(nats, subject, &body).await {
+            Ok(_) => Ok(()),
+            Err(ApiError::Refused(error))
+                if error.error_code() == async_nats::jetstream::ErrorCode::STREAM_NOT_FOUND =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(AdoptError::Derived(error.into())),
+        }
+    }
+
+    fn is_ours(&self, key: &str) -> bool {
+        let account = key.strip_prefix("account.").map(AccountId::new);
+        matches!(account, Some(Ok(account)) if self.meta.partitions.of(&account) == self.partition)
+    }
+}

@@ -1,0 +1,373 @@
+//! What is on record about a journal outside of it, and the comparison at every opening.
+//!
+//! Four witnesses know how far a partition's journal once went: the facts in bucket META (written when
+//! a reign begins and when it ends), the partition record of the snapshots, the feed's mark, and the
+//! writer that was here before. A journal that is gone, shorter, or another one than any of them saw is
+//! not begun anew and not appended to: only `seatbelt ledger adopt-journal` goes on from it.
+
+use seatbelt_schemas::{
+    commit::{ChainHash, Commit},
+    event::EventBody,
+    ids::LedgerId,
+    names::Names,
+    position::Partition,
+    wire,
+};
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+use thiserror::Error;
+
+use super::{Bucket, Nats, NatsJournal, ProvisionError};
+use crate::{
+    journal::{Journal, ReadError, Sequence},
+    partition::Head,
+    snapshot::PartitionRecord,
+    store::{StoreError, WriteError},
+};
+
+/// How often a record that somebody else writes at the same moment is tried again.
+const NOTE_TRIES_MAX: u32 = 4;
+
+/// Key `journal.<pp>` of bucket META, MessagePack with named fields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Begun {
+    /// Version of this shape: 1.
+    v: u8,
+    /// SHA-256 of the first commit, which holds genesis.
+    first: ByteBuf,
+    /// Sequence of the last commit known to have been acknowledged.
+    end: u64,
+    /// Its SHA-256.
+    last: ByteBuf,
+}
+
+impl Begun {
+    const VERSION: u8 = 1;
+}
+
+/// The part of a feed mark that tells of the journal.
+#[derive(Debug, Deserialize)]
+struct Mark {
+    sequence: u64,
+    head: Head,
+}
+
+/// A commit that somebody has seen on the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// Who, for people.
+    pub by: &'static str,
+    /// Its place.
+    pub at: Sequence,
+    /// Its hash.
+    pub hash: ChainHash,
+}
+
+/// A journal that is not what it was. Nothing was made and nothing was appended.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Doubt {
+    /// The stream is gone.
+    #[error(
+        "the journal of partition {partition} is gone, but {by} saw it end at sequence {at}: restore it, or go on without it with `seatbelt ledger adopt-journal --partition {partition}`"
+    )]
+    Lost {
+        /// The partition.
+        partition: Partition,
+        /// Who saw it.
+        by: &'static str,
+        /// How far.
+        at: Sequence,
+    },
+    /// It ends earlier than it once did.
+    #[error(
+        "the journal of partition {partition} ends at sequence {end}, but {by} saw it go on to {at}: restore it, or go on from where it ends with `seatbelt ledger adopt-journal --partition {partition}`"
+    )]
+    Shorter {
+        /// The partition.
+        partition: Partition,
+        /// Where it ends.
+        end: Sequence,
+        /// Who saw more.
+        by: &'static str,
+        /// How far.
+        at: Sequence,
+    },
+    /// Another commit stands at a place that somebody has seen.
+    #[error(
+        "the journal of partition {partition} has another commit at sequence {at} than {by} saw there: restore it, or go on with it as it is with `seatbelt ledger adopt-journal --partition {partition}`"
+    )]
+    Replaced {
+        /// The partition.
+        partition: Partition,
+        /// Who saw another one.
+        by: &'static str,
+        /// Where.
+        at: Sequence,
+    },
+    /// Its genesis names another ledger. It cannot be adopted.
+    #[error(
+        "the journal of partition {partition} belongs to ledger {found}, but this is ledger {wanted}: put the right journal back"
+    )]
+    Foreign {
+        /// The partition.
+        partition: Partition,
+        /// What genesis says.
+        found: LedgerId,
+        /// What META says.
+        wanted: LedgerId,
+    },
+}
+
+/// Why a journal is not opened, by what to do next.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// An operator must decide.
+    #[error(transparent)]
+    Doubt(#[from] Doubt),
+    /// The stream cannot be used.
+    #[error(transparent)]
+    Provision(#[from] ProvisionError),
+    /// A bucket does not answer: try again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The journal does not answer, or is damaged.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// One partition's journal and whoever knows of it.
+#[derive(Debug, Clone)]
+pub struct Witnesses {
+    nats: Nats,
+    names: Names,
+    partition: Partition,
+    ledger: LedgerId,
+}
+
+impl Witnesses {
+    /// Those of a partition of this ledger.
+    pub fn new(nats: &Nats, names: &Names, partition: Partition, ledger: &LedgerId) -> Self {
+        Self {
+            nats: nats.clone(),
+            names: names.clone(),
+            partition,
+            ledger: ledger.clone(),
+        }
+    }
+
+    /// Opens the journal to append to it. It is made only where nobody ever saw one; `own` is what this
+    /// process itself saw.
+    pub async fn open(&self, replicas: u8, own: Option<Known>) -> Result<NatsJournal, OpenError> {
+        let (nats, names, partition) = (&self.nats, &self.names, self.partition);
+        let mut known = self.known().await?;
+        known.extend(own);
+        let Some(most) = known.iter().max_by_key(|known| known.at) else {
+            let journal = NatsJournal::open(nats, names, partition, replicas).await?;
+            check(&journal, partition, &self.ledger, &[]).await?;
+            return Ok(journal);
+        };
+        let opened = NatsJournal::reopen(nats, names, partition, replicas).await;
+        let journal = match opened {
+            Err(ProvisionError::Missing { .. }) => {
+                let Known { by, at, .. } = *most;
+                return Err(Doubt::Lost { partition, by, at }.into());
+            }
+            other => other?,
+        };
+        check(&journal, partition, &self.ledger, &known).await?;
+        Ok(journal)
+    }
+
+    /// Looks at the journal as [`Witnesses::open`] does; nothing is made. A journal that nobody ever saw
+    /// is as it should be.
+    pub async fn look(&self) -> Result<(), OpenError> {
+        let (nats, names, partition) = (&self.nats, &self.names, self.partition);
+        let known = self.known().await?;
+        let journal = match NatsJournal::open_existing(nats, names, partition).await {
+            Err(ProvisionError::Missing { .. }) => {
+                let most = known.iter().max_by_key(|known| known.at);
+                return match most {
+                    Some(&Known { by, at, .. }) => Err(Doubt::Lost { partition, by, at }.into()),
+                    None => Ok(()),
+                };
+            }
+            other => other?,
+        };
+        check(&journal, partition, &self.ledger, &known).await
+    }
+
+    /// The commits that META, the partition record and the feed's mark have seen. What cannot be read
+    /// there vouches for nothing.
+    pub async fn known(&self) -> Result<Vec<Known>, StoreError> {
+        let mut known = Vec::new();
+        let meta = self.bucket(&self.names.meta_bucket());
+        if let Some(begun) = meta.read(&self.key()).await?.value.and_then(decode) {
+            known.extend(seen("META", 1, &begun.first));
+            known.extend(seen("META", begun.end, &begun.last));
+        }
+        let snapshots = self.bucket(&self.names.snapshot_bucket());
+        let key = Names::snapshot_partition_key(self.partition);
+        let record = self.read_derived(&snapshots, &key).await?;
+        let record = record.and_then(|value| PartitionRecord::decode(&value).ok());
+        if let Some(record) = record.filter(|record| record.head.partition == self.partition) {
+            let hash = record.head.chain.0;
+            known.extend(seen("the partition record", record.sequence, &hash));
+        }
+        let mark = self.read_derived(&snapshots, &self.mark_key()).await?;
+        let mark = mark.and_then(|value| wire::decode::<Mark>("feed mark", &value).ok());
+        if let Some(mark) = mark.filter(|mark| mark.head.partition == self.partition) {
+            known.extend(seen("the feed", mark.sequence, &mark.head.chain.0));
+        }
+        Ok(known)
+    }
+
+    /// Puts on record how far the journal is known to go, unless more is on record.
+    pub async fn note(
+        &self,
+        journal: &impl Journal,
+        (end, last): (Sequence, ChainHash),
+    ) -> Result<(), OpenError> {
+        let meta = self.bucket(&self.names.meta_bucket());
+        for _ in 0..NOTE_TRIES_MAX {
+            let kept = meta.read(&self.key()).await?;
+            let found: Option<Begun> = kept.value.and_then(decode);
+            let first = match found {
+                Some(found) if found.end >= end.0 => return Ok(()),
+                Some(found) => found.first,
+                None => first_of(journal).await?,
+            };
+            match meta
+                .write(&self.key(), kept.revision, begun(first, end, last))
+                .await
+            {
+                Ok(_) => return Ok(()),
+                Err(WriteError::Moved) => {}
+                Err(WriteError::Unreachable(error)) => return Err(error.into()),
+            }
+        }
+        Ok(()) // somebody writes all the time, and so knows more
+    }
+
+    /// Forgets what was seen of another journal, and puts this one on record instead: for an operator
+    /// who adopts it.
+    pub async fn replace(
+        &self,
+        journal: &impl Journal,
+        (end, last): (Sequence, ChainHash),
+    ) -> Result<(), OpenError> {
+        let meta = self.bucket(&self.names.meta_bucket());
+        let value = begun(first_of(journal).await?, end, last);
+        let kept = meta.read(&self.key()).await?;
+        match meta.write(&self.key(), kept.revision, value).await {
+            Ok(_) => Ok(()),
+            Err(WriteError::Moved) => Err(StoreError {
+                action: format!("write {} in bucket META", self.key()),
+                source: "a writer wrote it at the same moment: run the command again".into(),
+            }
+            .into()),
+            Err(WriteError::Unreachable(error)) => Err(error.into()),
+        }
+    }
+
+    fn key(&self) -> String {
+        format!("journal.{}", self.partition)
+    }
+
+    /// Where the projector keeps how far the feed went.
+    fn mark_key(&self) -> String {
+        format!("feed.{}", self.partition)
+    }
+
+    fn bucket(&self, name: &str) -> Bucket {
+        Bucket::at(&self.nats, name)
+    }
+
+    /// A bucket that can be rebuilt may be away: then it has seen nothing.
+    async fn read_derived(
+        &self,
+        bucket: &Bucket,
+        key: &str,
+    ) -> Result<Option<bytes::Bytes>, StoreError> {
+        if !bucket.exists().await? {
+            return Ok(None);
+        }
+        Ok(bucket.read(key).await?.value)
+    }
+}
+
+fn decode(value: bytes::Bytes) -> Option<Begun> {
+    let begun = wire::decode::<Begun>("journal facts", &value).ok()?;
+    (begun.v == Begun::VERSION).then_some(begun)
+}
+
+fn begun(first: ByteBuf, end: Sequence, last: ChainHash) -> bytes::Bytes {
+    let begun = Begun {
+        v: Begun::VERSION,
+        first,
+        end: end.0,
+        last: ByteBuf::from(last.0.to_vec()),
+    };
+    wire::encode(&begun).into()
+}
+
+fn seen(by: &'static str, at: u64, hash: &[u8]) -> Option<Known> {
+    let hash = ChainHash(hash.try_into().ok()?);
+    (at > 0).then_some(Known {
+        by,
+        at: Sequence(at),
+        hash,
+    })
+}
+
+async fn first_of(journal: &impl Journal) -> Result<ByteBuf, ReadError> {
+    let at = Sequence(1);
+    let first = journal.get(at).await?.ok_or(ReadError::Gap { at })?;
+    Ok(ByteBuf::from(ChainHash::of(&first.payload).0.to_vec()))
+}
+
+/// Compares a journal with what was seen of it.
+async fn check(
+    journal: &impl Journal,
+    partition: Partition,
+    ledger: &LedgerId,
+    known: &[Known],
+) -> Result<(), OpenError> {
+    let first = journal.get(Sequence(1)).await?;
+    let genesis = first.and_then(|first| genesis_of(&first.payload));
+    if let Some(found) = genesis.filter(|found| found != ledger) {
+        let wanted = ledger.clone();
+        return Err(Doubt::Foreign {
+            partition,
+            found,
+            wanted,
+        }
+        .into());
+    }
+    let end = journal.end().await?;
+    let most = known.iter().max_by_key(|known| known.at);
+    if let Some(&Known { by, at, .. }) = most.filter(|most| most.at > end) {
+        return Err(Doubt::Shorter {
+            partition,
+            end,
+            by,
+            at,
+        }
+        .into());
+    }
+    for &Known { by, at, hash } in known {
+        let stored = journal.get(at).await?.ok_or(ReadError::Gap { at })?;
+        if ChainHash::of(&stored.payload) != hash {
+            return Err(Doubt::Replaced { partition, by, at }.into());
+        }
+    }
+    Ok(())
+}
+
+/// A first commit that cannot be read is for whoever reads the journal to tell.
+fn genesis_of(payload: &bytes::Bytes) -> Option<LedgerId> {
+    let commit = Commit::read(payload).ok()?;
+    match &commit.events.first()?.event.body {
+        EventBody::Genesis(genesis) => Some(genesis.ledger.clone()),
+        _ => None,
+    }
+}

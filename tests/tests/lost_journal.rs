@@ -1,0 +1,124 @@
+//! A journal that is gone, or older than what was seen of it: its partition stops and says so, the
+//! others serve, and only an operator goes on.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use seatbelt_schemas::{ids::AccountId, position::Partitions};
+use seatbelt_tests::{Foreign, Key, Running, Stack, stack::Stopped};
+
+fn partition_of(account: &str) -> u8 {
+    let partitions = Partitions::try_from(4).unwrap();
+    partitions.of(&AccountId::new(account).unwrap()).0
+}
+
+/// The name of a key whose account lives in another partition than that of `cap`.
+fn elsewhere() -> String {
+    let names = (0..100).map(|number| format!("other{number}"));
+    let mut apart =
+        names.filter(|name| partition_of(&format!("acct-{name}")) != partition_of("acct-cap"));
+    apart.next().unwrap()
+}
+
+/// The folder in which the server keeps the capped account's journal.
+fn journal(home: &Stopped) -> PathBuf {
+    let name = format!("SEATBELT_JOURNAL_{:02}", partition_of("acct-cap"));
+    let mut folders = vec![home.config().parent().unwrap().join("data")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            if entry.path().ends_with(&name) {
+                return entry.path();
+            }
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    panic!("no {name}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.unwrap().success());
+}
+
+async fn capped(foreign: &Foreign) -> Running {
+    Stack::new()
+        .upstream(foreign)
+        .key(Key::new("cap").hard_cap(1000))
+        .key(Key::new(&elsewhere()))
+        .start()
+        .await
+}
+
+async fn spend(stack: &Running, in_all: u64) {
+    assert!(stack.chat("sk-cap", 5).await.is_ok());
+    stack
+        .cap("sk-cap", "it is projected", |cap| cap["spent"] == in_all)
+        .await;
+}
+
+/// The partition stops with a reason, the others go on, and the operator's word is what it takes.
+async fn stops_until_it_is_adopted(home: Stopped, spent: u64) {
+    let stack = home.start().await;
+    let refused = stack.chat("sk-cap", 5).await;
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert!(stack.chat(&format!("sk-{}", elsewhere()), 5).await.is_ok());
+    let ready = stack.get("/health/ready", "").await;
+    let partition = partition_of("acct-cap").to_string();
+    assert!(!ready.is_ok(), "{ready:?}");
+    assert!(ready.body.contains("adopt-journal"), "{ready:?}");
+    assert!(
+        ready.body.contains(&format!("--partition {partition:0>2}")),
+        "{ready:?}"
+    );
+    // what was turned away is still being given back, which a stop in order waits for
+    let home = stack.kill_all().await;
+
+    let adopt = ["ledger", "adopt-journal", "--partition", &partition];
+    let asked = home.run(&adopt).await;
+    assert!(!asked.status.success(), "{asked:?}");
+    let told = home.run(&[&adopt[..], &["--yes"]].concat()).await;
+    assert!(told.status.success(), "{told:?}");
+
+    let stack = home.start().await;
+    assert!(stack.get("/health/ready", "").await.is_ok());
+    spend(&stack, spent + 15).await;
+    let home = stack.stop().await;
+    let started = home.events_of("_", "writer_started").await;
+    let adopted = started
+        .iter()
+        .filter(|event| event["data"]["adopted"].is_object());
+    assert_eq!(adopted.count(), 1, "the operator's word is an event");
+    home.verify().await;
+}
+
+#[tokio::test]
+async fn a_journal_that_is_gone_is_not_begun_anew() {
+    let foreign = Foreign::start().await;
+    let stack = capped(&foreign).await;
+    spend(&stack, 15).await;
+    let home = stack.stop().await;
+    fs::remove_dir_all(journal(&home)).unwrap();
+    stops_until_it_is_adopted(home, 0).await;
+}
+
+#[tokio::test]
+async fn an_older_copy_of_a_journal_is_not_gone_on_from() {
+    let foreign = Foreign::start().await;
+    let stack = capped(&foreign).await;
+    spend(&stack, 15).await;
+    let home = stack.stop().await;
+    let (folder, kept) = (journal(&home), home.config().with_extension("kept"));
+    copy(&folder, &kept);
+    let stack = home.start().await;
+    spend(&stack, 30).await;
+    let home = stack.stop().await;
+    fs::remove_dir_all(&folder).unwrap();
+    copy(&kept, &folder);
+    stops_until_it_is_adopted(home, 15).await;
+}
