@@ -322,8 +322,8 @@ impl Books {
                 Some(budget) => budget.amount(spec.meter).unwrap_or(0),
                 None => taken.hold.held_in(spec.meter).unwrap_or(0),
             };
-            let grows = need > old.held_in(spec.meter).unwrap_or(0)
-                || !self.open.contains_key(&reservation);
+            // what takes nothing is let through, also where an overrun has passed the limit
+            let grows = need > old.held_in(spec.meter).unwrap_or(0);
             let (spent, held) = self.stands(account, id, event.at_ms, Some(reservation));
             let limit = self.limit(account, id);
             if grows && spent + i128::from(held) + i128::from(need) > i128::from(limit) {
