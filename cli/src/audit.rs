@@ -106,6 +106,9 @@ struct SourceArgs {
     /// Name prefix of the ledger's streams, with --nats
     #[arg(long, default_value = PREFIX_DEFAULT, conflicts_with_all = ["config", "file"])]
     prefix: String,
+    /// Take JSON lines without an end, as version 0.1.0 wrote them; that they are whole is not known then
+    #[arg(long, conflicts_with_all = ["config", "nats"])]
+    allow_open_end: bool,
 }
 
 #[derive(Debug, Args)]
@@ -225,6 +228,15 @@ pub enum AuditError {
         line: u64,
         /// What is wrong with it.
         detail: String,
+    },
+    /// JSON lines stop without an end: export again, or take them as they are.
+    #[error(
+        "{} has no end: it was cut, or written by version 0.1.0; export again, or give --allow-open-end to go by what is there",
+        .path.display()
+    )]
+    OpenEnd {
+        /// The file.
+        path: PathBuf,
     },
     /// The account never had an event.
     #[error("account {account} is not in this ledger up to there")]

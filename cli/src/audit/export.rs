@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::TryStreamExt;
-use seatbelt_ledger::journal::export::ExportWriter;
+use seatbelt_ledger::journal::export::{END, ExportWriter, Lasts};
 
 use super::{
     AuditError,
@@ -45,7 +45,7 @@ pub(super) async fn export(
     Ok(ExitCode::SUCCESS)
 }
 
-/// An export that breaks off has no end frame: it is known for incomplete.
+/// An export that breaks off has no end: it is known for incomplete.
 async fn write(
     source: &Source,
     json: bool,
@@ -54,10 +54,13 @@ async fn write(
 ) -> Result<(), AuditError> {
     let mut commits = source.commits_in_turns();
     if json {
-        while let Some(item) = commits.try_next().await? {
-            write_line(&item, out).map_err(&failed)?;
+        let (mut count, mut lasts) = (0, Lasts::default());
+        while let Some(Item { partition, stored }) = commits.try_next().await? {
+            count += 1;
+            lasts.note(partition.0, stored.sequence.0, &stored.payload);
+            write_line((partition.0, stored.sequence.0), &stored.payload, out).map_err(&failed)?;
         }
-        return Ok(());
+        return write_line((END, count), &lasts.encode(), out).map_err(failed);
     }
     let mut frames = ExportWriter::begin(out).map_err(&failed)?;
     while let Some(Item { partition, stored }) = commits.try_next().await? {
@@ -68,11 +71,16 @@ async fn write(
     frames.finish().map(drop).map_err(failed)
 }
 
-fn write_line(item: &Item, out: &mut (dyn Write + Send)) -> io::Result<()> {
+/// One commit; or the end, as the last frame of a binary export has it.
+fn write_line(
+    (partition, sequence): (u8, u64),
+    payload: &[u8],
+    out: &mut (dyn Write + Send),
+) -> io::Result<()> {
     let line = Line {
-        partition: item.partition.0,
-        sequence: item.stored.sequence.0,
-        payload: Cow::Owned(hex::encode(&item.stored.payload)),
+        partition,
+        sequence,
+        payload: Cow::Owned(hex::encode(payload)),
     };
     let mut text = serde_json::to_vec(&line).expect("numbers and hexadecimal encode to JSON");
     text.push(b'\n');

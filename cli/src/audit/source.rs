@@ -21,7 +21,7 @@ use futures::{
 use seatbelt_ledger::{
     journal::{
         Journal, ReadError, Sequence, Stored,
-        export::{ExportReader, Exported},
+        export::{END, ExportReader, Exported, Lasts},
     },
     nats::{Nats, NatsJournal, ProvisionError, connect},
 };
@@ -88,17 +88,25 @@ pub(super) enum Source {
         /// Kept while it is read, where it was started for that.
         started: Option<Box<NatsServer>>,
     },
-    File {
-        path: PathBuf,
-    },
+    File(ExportFile),
+}
+
+/// An exported copy.
+#[derive(Debug, Clone)]
+pub(super) struct ExportFile {
+    pub(super) path: PathBuf,
+    /// Whether JSON lines without an end are taken for whole, as the first exports had none.
+    pub(super) allow_open_end: bool,
 }
 
 impl Source {
     pub(super) async fn open(args: &SourceArgs) -> Result<Self, AuditError> {
         let place = &args.place;
         if let Some(path) = &place.file {
-            let path = path.clone();
-            return Ok(Self::File { path });
+            return Ok(Self::File(ExportFile {
+                path: path.clone(),
+                allow_open_end: args.allow_open_end,
+            }));
         }
         if let Some(path) = &place.config {
             let nats = Config::load(path)?.nats;
@@ -160,10 +168,10 @@ impl Source {
     pub(super) async fn partitions(&self) -> Result<Partitions, AuditError> {
         match self {
             Self::Server { partitions, .. } => Ok(*partitions),
-            Self::File { path } => {
-                let first = self.file_commits(path).next().await;
+            Self::File(export) => {
+                let first = self.file_commits(export).next().await;
                 let item = first.ok_or_else(|| AuditError::NoLedger {
-                    detail: format!("{} is empty", path.display()),
+                    detail: format!("{} is empty", export.path.display()),
                 })??;
                 partitions_of(item.partition, &item.stored)
             }
@@ -173,7 +181,7 @@ impl Source {
     /// Every commit: in order within each partition, one partition after the other, or as they come.
     pub(super) fn commits(&self) -> BoxStream<'_, Result<Item, AuditError>> {
         match self {
-            Self::File { path } => self.file_commits(path),
+            Self::File(export) => self.file_commits(export),
             Self::Server { journals, .. } => stream::iter(journals)
                 .flat_map(|(partition, journal)| journal_commits(*partition, journal))
                 .boxed(),
@@ -183,7 +191,7 @@ impl Source {
     /// Every commit, partitions taking turns.
     pub(super) fn commits_in_turns(&self) -> BoxStream<'_, Result<Item, AuditError>> {
         match self {
-            Self::File { path } => self.file_commits(path),
+            Self::File(export) => self.file_commits(export),
             Self::Server { journals, .. } => stream::select_all(
                 journals
                     .iter()
@@ -200,8 +208,8 @@ impl Source {
     ) -> Result<BoxStream<'_, Result<Item, AuditError>>, AuditError> {
         let home = self.partitions().await?.of(account);
         Ok(match self {
-            Self::File { path } => self
-                .file_commits(path)
+            Self::File(export) => self
+                .file_commits(export)
                 .filter(move |item| {
                     let here = !matches!(item, Ok(item) if item.partition != home);
                     async move { here }
@@ -219,8 +227,8 @@ impl Source {
     /// How much there is to read, in the unit that [`read_file`] counts in or in commits.
     pub(super) async fn size(&self) -> Option<u64> {
         match self {
-            Self::File { path } => {
-                let about = std::fs::metadata(path).ok()?;
+            Self::File(export) => {
+                let about = std::fs::metadata(&export.path).ok()?;
                 about.is_file().then_some(about.len())
             }
             Self::Server { journals, .. } => {
@@ -233,11 +241,11 @@ impl Source {
         }
     }
 
-    fn file_commits(&self, path: &Path) -> BoxStream<'_, Result<Item, AuditError>> {
+    fn file_commits(&self, export: &ExportFile) -> BoxStream<'_, Result<Item, AuditError>> {
         let (sender, receiver) = mpsc::channel(READ_AHEAD_MAX);
-        let path = path.to_owned();
+        let export = export.clone();
         tokio::task::spawn_blocking(move || {
-            let taken = read_file(&path, &Arc::default(), |commit| {
+            let taken = read_file(&export, &Arc::default(), |commit| {
                 match sender.blocking_send(Ok(commit.into())) {
                     Ok(()) => ControlFlow::Continue(()),
                     Err(_) => ControlFlow::Break(()),
@@ -385,10 +393,11 @@ fn one_by_one(journal: &NatsJournal) -> BoxStream<'_, Result<Stored, ReadError>>
 /// Reads an export in either form, one commit after the other, until `take` has seen enough. Counts
 /// in `done` the bytes that have been read.
 pub(super) fn read_file(
-    path: &Path,
+    export: &ExportFile,
     done: &Arc<AtomicU64>,
     take: impl FnMut(Exported<'_>) -> ControlFlow<()>,
 ) -> Result<(), AuditError> {
+    let path = &export.path;
     let file: io::Result<Box<dyn Read>> = match path.to_str() {
         Some("-") => Ok(Box::new(io::stdin())),
         _ => File::open(path).map(|file| Box::new(file) as Box<dyn Read>),
@@ -401,7 +410,7 @@ pub(super) fn read_file(
     let mut reader = BufReader::with_capacity(READ_BYTES, counted);
     match reader.fill_buf().map_err(failed("read"))?.first() {
         None => Ok(()),
-        Some(b'{') => read_lines(path, reader, take),
+        Some(b'{') => read_lines(export, reader, take),
         Some(_) => read_frames(path, reader, take),
     }
 }
@@ -448,11 +457,13 @@ fn read_frames(
 }
 
 fn read_lines(
-    path: &Path,
+    export: &ExportFile,
     mut reader: impl BufRead,
     mut take: impl FnMut(Exported<'_>) -> ControlFlow<()>,
 ) -> Result<(), AuditError> {
+    let path = &export.path;
     let (mut text, mut payload) = (Vec::new(), Vec::new());
+    let (mut count, mut lasts, mut ended) = (0, Lasts::default(), false);
     for line in 1.. {
         text.clear();
         let read = reader
@@ -465,15 +476,33 @@ fn read_lines(
         if text.trim_ascii().is_empty() {
             continue;
         }
-        let commit = parse(&text, &mut payload).map_err(|detail| {
-            let path = path.to_owned();
+        let wrong = |detail| {
+            let path = path.clone();
             AuditError::Line { path, line, detail }
-        })?;
+        };
+        let commit = parse(&text, &mut payload).map_err(wrong)?;
+        if ended {
+            return Err(wrong("the export has ended before this line".to_owned()));
+        }
+        if commit.partition.0 == END {
+            ended = true;
+            if commit.sequence.0 != count || commit.payload != lasts.encode() {
+                return Err(wrong(
+                    "the end does not fit the commits before it: export again".to_owned(),
+                ));
+            }
+            continue;
+        }
+        count += 1;
+        lasts.note(commit.partition.0, commit.sequence.0, commit.payload);
         if take(commit).is_break() {
-            break;
+            return Ok(());
         }
     }
-    Ok(())
+    if ended || export.allow_open_end {
+        return Ok(());
+    }
+    Err(AuditError::OpenEnd { path: path.clone() })
 }
 
 /// Reads a line; its payload is put into `payload`.

@@ -7,7 +7,11 @@ use clap::Parser;
 use seatbelt_ledger::{
     api::{Ack, Ledger, ReserveOutcome},
     host::{HostConfig, LedgerHost},
-    journal::{Journal, Sequence, export::ExportWriter, memory::MemoryJournal},
+    journal::{
+        Journal, Sequence,
+        export::{END, ExportWriter, Lasts},
+        memory::MemoryJournal,
+    },
     nats::{NatsJournal, connect},
     testing::{Payer, balance, one_partition},
 };
@@ -117,6 +121,27 @@ fn line(partition: Partition, sequence: u64, payload: &[u8]) -> String {
     format!(r#"{{"partition":{partition},"sequence":{sequence},"payload":"{payload}"}}"#)
 }
 
+/// The last line of an export, after those before it as far as they are commits.
+fn end_of(lines: &[String]) -> String {
+    let (mut count, mut lasts) = (0, Lasts::default());
+    for text in lines {
+        let Ok(line) = serde_json::from_str::<Value>(text) else {
+            continue;
+        };
+        let number = |field: &str| line[field].as_u64();
+        let payload = line["payload"]
+            .as_str()
+            .and_then(|text| hex::decode(text).ok());
+        if let (Some(partition), Some(sequence), Some(payload)) =
+            (number("partition"), number("sequence"), payload)
+        {
+            count += 1;
+            lasts.note(u8::try_from(partition).unwrap(), sequence, &payload);
+        }
+    }
+    line(Partition(END), count, &lasts.encode())
+}
+
 async fn set_up(host: &LedgerHost, payer: &Payer) {
     let cap = CapSpec {
         thresholds: Vec::new(),
@@ -150,7 +175,13 @@ struct Export {
 }
 
 impl Export {
+    /// These lines, and the end that `audit export --json` writes after them.
     fn of(lines: &[String]) -> Self {
+        Self::open_ended(&[lines, &[end_of(lines)]].concat())
+    }
+
+    /// These lines and nothing after them.
+    fn open_ended(lines: &[String]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("export.jsonl");
         std::fs::write(&path, lines.join("\n")).unwrap();
@@ -305,10 +336,56 @@ async fn an_export_is_exported_again_to_the_same_bytes_in_either_form() {
         copy(&[], &frames.read()).await;
         copy(
             &["--json"],
-            format!("{}\n", ledgers.lines().join("\n")).as_bytes(),
+            format!(
+                "{}\n{}\n",
+                ledgers.lines().join("\n"),
+                end_of(&ledgers.lines())
+            )
+            .as_bytes(),
         )
         .await;
     }
+}
+
+/// JSON lines cut between two lines read like a shorter ledger: only their end tells.
+#[tokio::test]
+async fn json_lines_without_their_true_end_are_an_error() {
+    let lines = Ledgers::small().await.lines();
+    let whole = [lines.clone(), vec![end_of(&lines)]].concat();
+    for cut in 1..whole.len() {
+        let export = Export::open_ended(&whole[..cut]);
+        let error = audit(&["verify", "--file", export.path()])
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, AuditError::OpenEnd { .. }),
+            "{cut}: {error}"
+        );
+    }
+    let shorter = [&lines[..lines.len() - 1], &[end_of(&lines)]].concat();
+    let longer = [&whole[..], &lines[lines.len() - 1..]].concat();
+    for (changed, word) in [(shorter, "does not fit"), (longer, "has ended before")] {
+        let export = Export::open_ended(&changed);
+        let error = audit(&["verify", "--file", export.path()])
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains(word), "{error}");
+    }
+}
+
+/// What version 0.1.0 wrote has no end: it is read where that is asked for.
+#[tokio::test]
+async fn json_lines_of_the_first_version_are_read_when_an_open_end_is_allowed() {
+    let golden = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../ledger/tests/golden/v0.1/ledger.jsonl"
+    );
+    let words = ["verify", "--file", golden];
+    let error = audit(&words).await.unwrap_err();
+    assert!(matches!(error, AuditError::OpenEnd { .. }), "{error}");
+    let allowed = [&words[..], &["--allow-open-end"]].concat();
+    let (holds, told) = audit(&allowed).await.unwrap();
+    assert!(holds, "{told}");
 }
 
 #[tokio::test]
@@ -316,8 +393,8 @@ async fn a_binary_export_that_was_cut_is_proven_as_far_as_it_goes_and_is_an_erro
     let ledgers = Ledgers::small().await;
     let frames = ledgers.frames();
     let whole = Export::binary(&frames).read();
-    // the last commit of the last partition is cut in two
-    let end = whole.len() - 20;
+    // the last commit of the last partition is cut in two; after it stands the end of two partitions
+    let end = whole.len() - (13 + 2 * 41) - 7;
     let cut = Export::bytes(&whole[..end]);
     let mut out = Vec::new();
     let words = ["audit", "verify", "--json", "--file", cut.path()];
@@ -688,6 +765,7 @@ async fn a_server_is_read_running_or_not_and_its_export_proves_the_same() {
         .unwrap();
     let reference = ledgers.lines();
     let mut lines: Vec<_> = printed.1.lines().collect();
+    assert_eq!(lines.pop(), Some(end_of(&reference).as_str()));
     lines.sort_unstable_by_key(|line| reference.iter().position(|known| known == line));
     assert_eq!(
         lines, reference,

@@ -6,7 +6,6 @@ use std::{
     collections::BTreeMap,
     io::{self, IsTerminal, Write},
     ops::ControlFlow,
-    path::Path,
     process::ExitCode,
     sync::{
         Arc,
@@ -31,7 +30,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
     AuditError,
-    source::{Item, Source, genesis, read_file},
+    source::{ExportFile, Item, Source, genesis, read_file},
 };
 
 /// Commits handed to a partition's thread at once, at most. Waking a thread costs more than proving a
@@ -130,10 +129,10 @@ type Findings = BTreeMap<Partition, Finding>;
 async fn examine(source: &Source, done: &Arc<Done>) -> (Findings, Option<AuditError>) {
     let mut workers = Workers::new(Arc::clone(done));
     let read = match source {
-        Source::File { path } => {
-            let path = path.clone();
+        Source::File(export) => {
+            let export = export.clone();
             let reading = move || {
-                let read = read_export(&path, &mut workers);
+                let read = read_export(&export, &mut workers);
                 (workers, read)
             };
             let read = tokio::task::spawn_blocking(reading).await;
@@ -146,9 +145,9 @@ async fn examine(source: &Source, done: &Arc<Done>) -> (Findings, Option<AuditEr
     (workers.finish().await, read.err())
 }
 
-fn read_export(path: &Path, workers: &mut Workers) -> Result<(), AuditError> {
+fn read_export(export: &ExportFile, workers: &mut Workers) -> Result<(), AuditError> {
     let read = Arc::clone(&workers.done.read);
-    read_file(path, &read, |commit| {
+    read_file(export, &read, |commit| {
         let Exported {
             partition,
             sequence,

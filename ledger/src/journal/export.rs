@@ -46,18 +46,20 @@ const _: () = assert!(
 /// The last commit of each partition so far. Kept whole and hashed at the end: hashing every commit would
 /// cost whoever reads as much as reading it.
 #[derive(Debug, Default)]
-struct Lasts(BTreeMap<u8, (u64, Vec<u8>)>);
+pub struct Lasts(BTreeMap<u8, (u64, Vec<u8>)>);
 
 impl Lasts {
-    fn note(&mut self, partition: u8, sequence: u64, payload: &[u8]) {
+    /// Notes the next commit of a partition.
+    pub fn note(&mut self, partition: u8, sequence: u64, payload: &[u8]) {
         let (last, bytes) = self.0.entry(partition).or_default();
         *last = sequence;
         bytes.clear();
         bytes.extend_from_slice(payload);
     }
 
-    /// As the end of an export has them.
-    fn encode(&self) -> Vec<u8> {
+    /// As the end of an export has them: for each partition its number, the sequence of its last commit,
+    /// big-endian, and the SHA-256 of that.
+    pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.0.len() * LAST_BYTES);
         for (partition, (sequence, payload)) in &self.0 {
             bytes.push(*partition);
