@@ -27,7 +27,7 @@ pub use begun::{Doubt, Known, OpenError, Witnesses};
 pub use bucket::Bucket;
 pub use connect::{ConnectError, Nats, connect};
 pub use durability::{Durability, DurabilityError, Proof, prove};
-pub use feed::{FeedEntry, FeedMessage, FeedStream};
+pub use feed::{FeedEntry, FeedMessage, FeedState, FeedStream};
 pub use journal::NatsJournal;
 pub use lease::{Lease, Leases};
 pub use neurons::watch_neurons;

@@ -1,10 +1,13 @@
-//! The public feed: every event of the journal as one message, in order, exactly once.
+//! The public feed: every event of the journal as one message, in order, once. Only where the stream
+//! itself lost messages are they published again, after those that were there: at least once then,
+//! and each with the id that it always has.
 //!
 //! What is published is read from the stream itself. The mark kept beside the snapshots only says
 //! where to begin reading, on the journal and on the feed; without it, or with a wrong one, both are
 //! read from their start and the result is the same.
 
 pub mod message;
+mod standing;
 pub mod writer;
 
 use std::{sync::Arc, time::Duration};
@@ -28,11 +31,11 @@ use tracing::warn;
 
 use self::{
     message::{FeedMessage, Source},
-    writer::{FeedError, FeedWriter, Published},
+    writer::{FEED_CHECK_EVERY, FeedError, FeedWriter, Published},
 };
 use crate::{
     chain::{Halt, Tail},
-    follow::{Stop, pause, with_sources},
+    follow::{Patience, Stop, pause, with_sources},
     store::{FeedSequence, Revision, SnapshotStore, StoreError, WriteError},
 };
 
@@ -45,21 +48,28 @@ pub const FEED_COMMITS_MAX: usize = 64;
 /// snapshot bucket, MessagePack with named fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FeedMark {
-    /// Version of this shape: 1.
+    /// Version of this shape: 2. Marks of version 1 did not know of holes: the feed is read whole
+    /// once.
     pub v: u8,
     /// Journal: the last commit that was published whole.
     pub sequence: u64,
     /// Journal: where it stood after that commit. Prices are left out: the feed needs none.
     pub head: Head,
-    /// Feed: position of the last message of this partition.
+    /// Feed: every event of this partition up to here is on it.
     pub published_position: Position,
-    /// Feed: its place on the stream.
+    /// Feed: place of this partition's last message on the stream.
     pub published_sequence: u64,
+    /// Feed: position of that message, by which the place is checked before it is trusted.
+    #[serde(default)]
+    pub published_last: Position,
+    /// Feed: places on the stream that held no message.
+    #[serde(default)]
+    pub removed: u64,
 }
 
 impl FeedMark {
     /// The version this code writes.
-    pub const VERSION: u8 = 1;
+    pub const VERSION: u8 = 2;
 
     /// The mark's key.
     pub fn key(partition: Partition) -> String {
@@ -70,6 +80,8 @@ impl FeedMark {
         Published {
             position: self.published_position,
             sequence: FeedSequence(self.published_sequence),
+            last: self.published_last,
+            removed: self.removed,
         }
     }
 }
@@ -85,6 +97,8 @@ pub(crate) struct Feed<J> {
     marked: Revision,
     marked_at: Instant,
     mark_due: bool,
+    checked_at: Instant,
+    patience: Patience,
 }
 
 impl<J: Journal> Feed<J> {
@@ -105,6 +119,8 @@ impl<J: Journal> Feed<J> {
             marked: Revision(0),
             marked_at: Instant::now(),
             mark_due: false,
+            checked_at: Instant::now(),
+            patience: Patience::default(),
         }
     }
 
@@ -130,7 +146,7 @@ impl<J: Journal> Feed<J> {
                 Err(Trouble::Store(error)) => {
                     let partition = self.tail.partition();
                     warn!(%partition, error = with_sources(&error), "feed waits for its store");
-                    pause(stop).await;
+                    self.patience.pause(stop).await;
                 }
             }
         }
@@ -184,6 +200,7 @@ impl<J: Journal> Feed<J> {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep_until(mark_at), if self.mark_due => self.mark().await?,
+                () = tokio::time::sleep_until(self.checked_at + FEED_CHECK_EVERY) => self.check().await?,
                 chunk = commits.next() => match chunk {
                     Some(chunk) => self.take(chunk).await?,
                     None => {
@@ -193,6 +210,23 @@ impl<J: Journal> Feed<J> {
                 },
             }
         }
+    }
+
+    /// Looks whether the feed still holds what was published.
+    async fn check(&mut self) -> Result<(), Trouble> {
+        self.checked_at = Instant::now();
+        let Some(ledger) = self.tail.head.ledger.clone() else {
+            return Ok(());
+        };
+        let partition = self.tail.partition();
+        let source = Source { ledger, partition };
+        let there = self.writer.check(&source, self.published).await?;
+        if there.position < self.tail.head.position {
+            return Err(Trouble::Behind(there));
+        }
+        self.published = there;
+        self.patience.renew();
+        Ok(())
     }
 
     /// Publishes the events of some commits. The tail moves only past what is published.
@@ -228,6 +262,7 @@ impl<J: Journal> Feed<J> {
             .publish(&source, self.published, &messages)
             .await?;
         self.mark_due = true;
+        self.patience.renew();
         Ok(())
     }
 
@@ -245,6 +280,8 @@ impl<J: Journal> Feed<J> {
             },
             published_position: self.published.position,
             published_sequence: self.published.sequence.0,
+            published_last: self.published.last,
+            removed: self.published.removed,
         };
         let key = FeedMark::key(self.tail.partition());
         let value = Bytes::from(wire::encode(&mark));

@@ -14,6 +14,42 @@ use crate::chain::Halt;
 /// Pause before something that did not work is tried again.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
+/// Longest such pause.
+pub(crate) const RETRY_PAUSE_MAX: Duration = Duration::from_secs(4);
+
+/// Pauses between tries, each longer than the one before; each failed try is told, so that what lasts
+/// is told ever less often.
+#[derive(Debug)]
+pub(crate) struct Patience(Duration);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(RETRY_PAUSE)
+    }
+}
+
+impl Patience {
+    /// It works again.
+    pub(crate) fn renew(&mut self) {
+        self.0 = RETRY_PAUSE;
+    }
+
+    /// How long to wait now.
+    pub(crate) fn next(&mut self) -> Duration {
+        let now = self.0;
+        self.0 = (now * 2).min(RETRY_PAUSE_MAX);
+        now
+    }
+
+    /// Waits, or until `stop`.
+    pub(crate) async fn pause(&mut self, stop: &CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(self.next()) => {}
+        }
+    }
+}
+
 /// Why a projection does not go on.
 #[derive(Debug)]
 pub(crate) enum Stop {
@@ -50,4 +86,18 @@ pub(crate) fn now_ms() -> u64 {
     since.map_or(0, |since| {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_bound_and_begin_anew_once_it_works() {
+        let mut patience = Patience::default();
+        let pauses: Vec<_> = (0..7).map(|_| patience.next().as_millis()).collect();
+        assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 4000, 4000]);
+        patience.renew();
+        assert_eq!(patience.next(), RETRY_PAUSE);
+    }
 }

@@ -30,10 +30,30 @@ pub struct FeedEntry {
     pub id: String,
 }
 
+/// A place on the feed's stream, known by the message that stands there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FeedPlace {
+    /// Its number.
+    pub sequence: FeedSequence,
+    /// Id of its message; `None` where it holds none, or one without an id.
+    pub id: Option<String>,
+}
+
+/// How the feed's stream ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FeedEnd {
+    /// The last place.
+    pub sequence: FeedSequence,
+    /// Places up to it that hold no message any more, other than by a limit of the stream.
+    pub removed: u64,
+    /// Whether an operator limits what the stream holds: what it dropped is not missing.
+    pub trimmed: bool,
+}
+
 /// The stream of the feed.
 pub trait FeedStore: Send + Sync + 'static {
-    /// The last place on the stream.
-    fn end(&self) -> BoxFuture<'_, Result<FeedSequence, StoreError>>;
+    /// How the stream ends; made anew where it is gone.
+    fn end(&self) -> BoxFuture<'_, Result<FeedEnd, StoreError>>;
 
     /// The message at one place; `None` where there is none (any more).
     fn entry(&self, at: FeedSequence) -> BoxFuture<'_, Result<Option<FeedEntry>, StoreError>>;
@@ -46,12 +66,12 @@ pub trait FeedStore: Send + Sync + 'static {
         to: FeedSequence,
     ) -> BoxStream<'_, Result<FeedEntry, StoreError>>;
 
-    /// Appends the messages in order if the stream ends at `expected`, and gives the new end. Each
-    /// message is conditional on the one before it, so that what lands is always a prefix, also
+    /// Appends the messages in order if the stream ends at `after`, by number and by id, and gives the
+    /// new end. Each message is conditional on the one before it, so that what lands is always a prefix, also
     /// when the caller goes away half way through.
     fn append<'a>(
         &'a self,
-        expected: FeedSequence,
+        after: &'a FeedPlace,
         messages: &'a [FeedMessage],
     ) -> BoxFuture<'a, Result<FeedSequence, WriteError>>;
 }

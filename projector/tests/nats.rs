@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    collections::BTreeMap,
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -15,7 +16,7 @@ use seatbelt_ledger::{
     api::Snapshots,
     host::now_ms,
     journal::{Journal, Sequence},
-    nats::{FeedStream, Nats, NatsJournal, connect, snapshot_bucket},
+    nats::{FeedMessage, FeedStream, Leases, Nats, NatsJournal, connect, snapshot_bucket},
     snapshot::PartitionRecord,
 };
 use seatbelt_projector::{Parts, SnapshotReader, run};
@@ -38,50 +39,60 @@ const ROUNDS: u64 = 12;
 struct Server {
     child: Child,
     port: u16,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Server {
     async fn start() -> Self {
-        let told = std::env::var_os("SEATBELT_NATS_SERVER").map(PathBuf::from);
-        let set_up = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/nats-server/nats-server");
         let folder = tempfile::tempdir().unwrap();
-        let mut child = Command::new(told.unwrap_or(set_up))
-            .args(["-a", "127.0.0.1", "-p", "-1", "-js", "-sd"])
-            .arg(folder.path().join("store"))
-            .arg("--ports_file_dir")
-            .arg(folder.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nats-server runs: `make setup` puts it into .deps");
-        let file = folder
-            .path()
-            .join(format!("nats-server_{}.ports", child.id()));
-        let port = within(async || {
-            assert!(child.try_wait().unwrap().is_none(), "nats-server ended");
-            let text = std::fs::read(&file).ok()?;
-            let ports: serde_json::Value = serde_json::from_slice(&text).ok()?;
-            let port = ports["nats"][0]
-                .as_str()?
-                .rsplit_once(':')?
-                .1
-                .parse()
-                .ok()?;
-            TcpStream::connect(("127.0.0.1", port)).ok().map(|_| port)
-        })
-        .await;
+        let (child, port) = launch(folder.path(), "-1").await;
         Self {
             child,
             port,
-            _folder: folder,
+            folder,
         }
+    }
+
+    /// As kill -9, then `meanwhile` with the folder of its streams, then again on the same port.
+    async fn restart(&mut self, meanwhile: impl FnOnce(&Path)) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        meanwhile(&self.folder.path().join("store/jetstream/$G/streams"));
+        let (child, port) = launch(self.folder.path(), &self.port.to_string()).await;
+        assert_eq!(port, self.port);
+        self.child = child;
     }
 
     async fn connect(&self, name: &str) -> Nats {
         let url = format!("nats://127.0.0.1:{}", self.port);
         connect(&url, name, PATIENCE).await.unwrap()
     }
+}
+
+/// Runs a server in `folder`, and gives the port once it takes connections.
+async fn launch(folder: &Path, port: &str) -> (Child, u16) {
+    let told = std::env::var_os("SEATBELT_NATS_SERVER").map(PathBuf::from);
+    let set_up = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/nats-server/nats-server");
+    let mut child = Command::new(told.unwrap_or(set_up))
+        .args(["-a", "127.0.0.1", "-p", port, "-js", "-sd"])
+        .arg(folder.join("store"))
+        .arg("--ports_file_dir")
+        .arg(folder)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("nats-server runs: `make setup` puts it into .deps");
+    let file = folder.join(format!("nats-server_{}.ports", child.id()));
+    let port = within(async || {
+        assert!(child.try_wait().unwrap().is_none(), "nats-server ended");
+        let text = std::fs::read(&file).ok()?;
+        let ports: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        let (_, port) = ports["nats"][0].as_str()?.rsplit_once(':')?;
+        let port = port.parse().ok()?;
+        TcpStream::connect(("127.0.0.1", port)).ok().map(|_| port)
+    })
+    .await;
+    (child, port)
 }
 
 impl Drop for Server {
@@ -320,4 +331,218 @@ fn header_of(message: &async_nats::Message, name: &str) -> String {
         .get(name)
         .map(ToString::to_string)
         .unwrap_or_default()
+}
+
+/// Copies a folder of files and folders.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), &target).unwrap();
+        }
+    }
+}
+
+const FEED: &str = "SEATBELT_FEED";
+
+/// Waits until the feed holds each event of the first `commits` commits of each partition, the bytes
+/// right; gives how many messages it holds.
+async fn until_complete(nats: &Nats, commits_there: u64) -> usize {
+    let mut wanted: BTreeMap<String, bytes::Bytes> = BTreeMap::new();
+    for partition in partitions().iter() {
+        let there = usize::try_from(commits_there).unwrap();
+        for stored in commits(partition)
+            .iter()
+            .take(there)
+            .flat_map(|c| &c.events)
+        {
+            let id = format!("real/{partition}/{}", stored.event.position);
+            wanted.insert(id, stored.bytes.clone());
+        }
+    }
+    let (mut after, mut messages) = (0, 0);
+    within(async || {
+        let stream = nats.jetstream().get_stream(FEED).await.ok()?;
+        let state = stream.cached_info().state.clone();
+        if state.last_sequence < after {
+            after = 0;
+        }
+        for sequence in after + 1..=state.last_sequence {
+            if let Ok(message) = stream.get_raw_message(sequence).await {
+                let id = message.headers.get("ce-id").unwrap().to_string();
+                if let Some(bytes) = wanted.remove(&id) {
+                    assert_eq!(message.payload, bytes, "{id}");
+                }
+            }
+        }
+        after = state.last_sequence;
+        messages = usize::try_from(state.messages).unwrap();
+        wanted.is_empty().then_some(())
+    })
+    .await;
+    messages
+}
+
+/// Messages of another partition's projector, after whatever the feed ends with.
+async fn overtake(nats: &Nats, up_to: u64) {
+    let feed = FeedStream::open(nats, &Names::default(), 1).await.unwrap();
+    let mut end = feed.end().await.unwrap();
+    while end < up_to {
+        let id = format!("real/07/{}", end + 1);
+        let headers = [("ce-id", id.clone()), ("Nats-Msg-Id", id)];
+        let message = FeedMessage {
+            subject: "seatbelt.spend.v1.other.account_opened",
+            headers: &headers,
+            payload: bytes::Bytes::from_static(b"another's"),
+        };
+        // somebody else may be quicker
+        let _ = feed.append(end, &[message]).await;
+        end = feed.end().await.unwrap();
+    }
+}
+
+/// The feed is not synced: a server that dies may come back without its end, and others append first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_feed_that_lost_its_tail_and_was_overtaken_is_mended() {
+    for running_meanwhile in [true, false] {
+        let mut server = Server::start().await;
+        let nats = server.connect("test").await;
+        let mut stop = CancellationToken::new();
+        append(&nats, 0, 20).await;
+        let mut running = project(&server, "p", &stop).await;
+        until_complete(&nats, 20).await;
+        let old = tempfile::tempdir().unwrap();
+        server
+            .restart(|streams| copy(&streams.join(FEED), old.path()))
+            .await;
+        append(&nats, 20, 40).await;
+        let there = until_complete(&nats, 40).await as u64;
+        if !running_meanwhile {
+            stop.cancel();
+            running.await.unwrap().unwrap();
+            stop = CancellationToken::new();
+            running = tokio::spawn(async { Ok(()) });
+        }
+        server
+            .restart(|streams| {
+                std::fs::remove_dir_all(streams.join(FEED)).unwrap();
+                copy(old.path(), &streams.join(FEED));
+            })
+            .await;
+        overtake(&nats, there + 3).await;
+        append(&nats, 40, 60).await;
+        if !running_meanwhile {
+            running = project(&server, "q", &stop).await;
+        }
+        until_complete(&nats, 60).await;
+        stop.cancel();
+        running.await.unwrap().unwrap();
+    }
+}
+
+/// What an operator, or a server that was set up again, may take away while all are running.
+#[derive(Debug, Clone, Copy)]
+enum Loss {
+    Deleted,
+    Purged,
+    Hole,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_feed_that_loses_messages_is_filled_again_while_nothing_new_happens() {
+    for loss in [Loss::Deleted, Loss::Purged, Loss::Hole] {
+        let server = Server::start().await;
+        let nats = server.connect("test").await;
+        let stop = CancellationToken::new();
+        append(&nats, 0, 20).await;
+        let running = project(&server, "p", &stop).await;
+        until_complete(&nats, 20).await;
+        let begun = std::time::Instant::now();
+        let stream = nats.jetstream().get_stream(FEED).await.unwrap();
+        match loss {
+            Loss::Deleted => {
+                nats.jetstream().delete_stream(FEED).await.unwrap();
+            }
+            Loss::Purged => {
+                stream.purge().await.unwrap();
+            }
+            Loss::Hole => {
+                for sequence in 40..60 {
+                    stream.delete_message(sequence).await.unwrap();
+                }
+            }
+        }
+        let messages = until_complete(&nats, 20).await as u64;
+        assert_eq!(messages, 2 * 20 * EVENTS, "{loss:?}: nothing twice");
+        eprintln!("{loss:?}: filled again after {:?}", begun.elapsed());
+        stop.cancel();
+        running.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_of_snapshots_that_is_deleted_or_purged_is_filled_again() {
+    for deleted in [true, false] {
+        let server = Server::start().await;
+        let nats = server.connect("test").await;
+        let names = Names::default();
+        let stop = CancellationToken::new();
+        append(&nats, 0, 20).await;
+        let running = project(&server, "p", &stop).await;
+        let bucket = Arc::new(snapshot_bucket(&nats, &names, 1).await.unwrap());
+        let reader = SnapshotReader::new(bucket, partitions());
+        let home = account(Partition(1), 0);
+        let current = async || {
+            within(async || {
+                let read = reader.standing(home.clone(), None, now_ms()).await.ok()?;
+                read.filter(|found| found.standing.position.0 == 20 * EVENTS)
+            })
+            .await
+        };
+        current().await;
+        let begun = std::time::Instant::now();
+        let name = format!("KV_{}", names.snapshot_bucket());
+        let stream = nats.jetstream().get_stream(&name).await.unwrap();
+        if deleted {
+            nats.jetstream().delete_stream(&name).await.unwrap();
+        } else {
+            stream.purge().await.unwrap();
+        }
+        current().await;
+        eprintln!("filled again after {:?}", begun.elapsed());
+        stop.cancel();
+        running.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_of_leases_that_is_deleted_is_made_again_and_leases_stay_held() {
+    let server = Server::start().await;
+    let (nats, names) = (server.connect("test").await, Names::default());
+    let ours = Leases::start(&nats, &names, 1, "ours").await.unwrap();
+    let theirs = Leases::start(&nats, &names, 1, "theirs").await.unwrap();
+    let held = ours.acquire(Partition(0)).await;
+    within(async || theirs.holder(Partition(0)).map(drop)).await;
+    let name = format!("KV_{}", names.lease_bucket());
+    nats.jetstream().delete_stream(&name).await.unwrap();
+    // another partition can be had at once, and both processes see it
+    let second = timeout_of(ours.acquire(Partition(1))).await;
+    within(async || (theirs.holder(Partition(1))? == "ours").then_some(())).await;
+    held.release().await;
+    second.release().await;
+    // gone again while nobody holds one
+    nats.jetstream().delete_stream(&name).await.unwrap();
+    let third = timeout_of(theirs.acquire(Partition(0))).await;
+    within(async || (ours.holder(Partition(0))? == "theirs").then_some(())).await;
+    drop(third);
+}
+
+async fn timeout_of<T>(call: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, call)
+        .await
+        .expect("it never came")
 }

@@ -8,16 +8,21 @@ use std::{sync::Arc, time::Duration};
 use async_nats::{
     HeaderMap, HeaderValue,
     header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-    jetstream::stream::{
-        Config, DiscardPolicy, LastRawMessageErrorKind, PersistenceMode, StorageType,
+    jetstream::{
+        ErrorCode,
+        stream::{
+            Config, DiscardPolicy, LastRawMessageError, LastRawMessageErrorKind, PersistenceMode,
+            StorageType,
+        },
     },
 };
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
+use tracing::warn;
 
 use super::{
     Nats, ProvisionError,
-    publish::{Published, SILENCE, publish},
+    publish::{NOBODY, Published, SILENCE, publish},
     stream::{ask, ensure, ensure_derived, inspect},
 };
 use crate::store::{Kept, Revision, SnapshotStore, StoreError, WriteError};
@@ -27,6 +32,9 @@ const WRITE_MAX: Duration = Duration::from_secs(5);
 /// Header that marks a deleted key, as every NATS client knows it.
 const OPERATION: &str = "KV-Operation";
 const DELETED: &str = "DEL";
+
+/// Settings that must be as they were made.
+const RELIED_ON: [&str; 2] = ["subjects", "max_msgs_per_subject"];
 
 /// How a bucket is kept.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +52,8 @@ pub(crate) struct Keeping {
 pub struct Bucket {
     nats: Nats,
     name: Arc<str>,
+    /// How it is made again where it is gone; only what is derived is.
+    derived: Option<Arc<Config>>,
 }
 
 impl Bucket {
@@ -70,15 +80,15 @@ impl Bucket {
             persist_mode: keeping.derived.then_some(PersistenceMode::Async),
             ..Config::default()
         };
-        let fields = ["subjects", "max_msgs_per_subject"];
         if keeping.derived {
-            ensure_derived(nats, config, &fields).await?;
+            ensure_derived(nats, config.clone(), &RELIED_ON).await?;
         } else {
-            ensure(nats, &config, &fields).await?;
+            ensure(nats, &config, &RELIED_ON).await?;
         }
         Ok(Self {
             nats: nats.clone(),
             name: name.into(),
+            derived: keeping.derived.then(|| Arc::new(config)),
         })
     }
 
@@ -92,6 +102,7 @@ impl Bucket {
         Ok(Self {
             nats: nats.clone(),
             name: name.into(),
+            derived: None,
         })
     }
 
@@ -100,6 +111,7 @@ impl Bucket {
         Self {
             nats: nats.clone(),
             name: name.into(),
+            derived: None,
         }
     }
 
@@ -114,6 +126,24 @@ impl Bucket {
             Err(ProvisionError::Missing { .. }) => Ok(false),
             Err(error) => Err(self.error("look for", "it", error)),
         }
+    }
+
+    /// Makes the bucket again, empty, if it is derived and gone. Says whether it did; whoever keeps
+    /// something in it finds that it is not there, and writes it again.
+    pub(crate) async fn mend(&self) -> Result<bool, ProvisionError> {
+        let Some(config) = &self.derived else {
+            return Ok(false);
+        };
+        match inspect(&self.nats, config, &RELIED_ON).await {
+            Err(ProvisionError::Missing { .. }) => {}
+            other => return other.map(|()| false),
+        }
+        warn!(
+            bucket = &*self.name,
+            "the bucket is gone: made again, to be filled from the journal"
+        );
+        ensure_derived(&self.nats, Config::clone(config), &RELIED_ON).await?;
+        Ok(true)
     }
 
     /// Name of the stream behind it.
@@ -166,6 +196,11 @@ impl Bucket {
                 })
             }
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(none),
+            Err(error) if is_gone(&error) && self.derived.is_some() => {
+                let mended = self.mend().await;
+                mended.map_err(|error| self.error("make again for", key, error))?;
+                Ok(none)
+            }
             Err(error) => Err(self.error("read", key, error)),
         }
     }
@@ -237,9 +272,18 @@ impl Bucket {
             Published::WrongPlace => Err(WriteError::Moved),
             Published::Refused(detail) => Err(self.error("write", key, detail).into()),
             Published::Silence => Err(self.error("write", key, SILENCE).into()),
+            Published::Nobody => {
+                let mended = self.mend().await;
+                mended.map_err(|error| self.error("make again for", key, error))?;
+                Err(self.error("write", key, NOBODY).into())
+            }
             Published::Unknown(source) => Err(self.error("write", key, source).into()),
         }
     }
+}
+
+fn is_gone(error: &LastRawMessageError) -> bool {
+    matches!(error.kind(), LastRawMessageErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 impl SnapshotStore for Bucket {

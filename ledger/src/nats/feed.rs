@@ -1,7 +1,8 @@
 //! The stream of the public feed, appended to by compare and append.
 //!
-//! Messages of one call are sent without waiting for each other, each conditional on the sequence and
-//! on the id of the one before, so that what lands is always a prefix, in order, once. The sequence
+//! An append is conditional on the sequence and on the id of the message before it: the stream may
+//! have lost its end and been appended to since, so that the sequence alone is another message's.
+//! Messages of one call are sent without waiting for each other, each conditional on the one before, so that what lands is always a prefix, in order, once. The sequence
 //! alone would not do: where somebody else appends meanwhile, a later message of a call that comes
 //! late could find its sequence by chance, and land without those before it. Derived from the journal.
 
@@ -11,6 +12,7 @@ use async_nats::{
     HeaderMap, HeaderValue,
     header::{NATS_EXPECTED_LAST_MESSAGE_ID, NATS_EXPECTED_LAST_SEQUENCE, NATS_MESSAGE_ID},
     jetstream::{
+        ErrorCode,
         context::{PublishAckFuture, PublishErrorKind},
         stream::{Config, PersistenceMode, RawMessageErrorKind, StorageType},
     },
@@ -23,16 +25,22 @@ use futures::{
 };
 use seatbelt_schemas::names::Names;
 use tokio::time::timeout;
+use tracing::warn;
 
 use super::{
     Nats, ProvisionError,
     cursor::Cursor,
-    stream::{ensure_derived, info},
+    stream::{ApiError, ensure_derived, info},
 };
 use crate::store::{StoreError, WriteError};
 
-/// How long the server remembers message ids: a second belt, nothing relies on it.
-const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// How long the server remembers message ids: a second belt, nothing relies on it. Short, for it
+/// remembers those of messages that were purged too, and these are to be published again soon.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(2);
+/// Settings that must be as they were made.
+const RELIED_ON: [&str; 2] = ["subjects", "storage"];
+/// Settings by which a stream drops messages by itself, where an operator gave them.
+const LIMITS: [&str; 4] = ["max_msgs", "max_bytes", "max_age", "max_msgs_per_subject"];
 /// How long one append may take, all its messages together.
 const APPEND_MAX: Duration = Duration::from_secs(10);
 /// Most messages of one append: all are on their way at once.
@@ -58,11 +66,23 @@ pub struct FeedEntry {
     pub id: String,
 }
 
+/// How the stream ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FeedState {
+    /// The last place; zero on an empty stream.
+    pub end: u64,
+    /// Places up to it that hold no message any more; zero where the stream is `trimmed`.
+    pub removed: u64,
+    /// Whether an operator set a limit, so that the stream drops its oldest messages by itself.
+    pub trimmed: bool,
+}
+
 /// The stream of the feed. Clones share the connection.
 #[derive(Debug, Clone)]
 pub struct FeedStream {
     nats: Nats,
     stream: Arc<str>,
+    config: Arc<Config>,
 }
 
 impl FeedStream {
@@ -83,10 +103,11 @@ impl FeedStream {
             persist_mode: Some(PersistenceMode::Async),
             ..Config::default()
         };
-        ensure_derived(nats, config, &["subjects", "storage"]).await?;
+        ensure_derived(nats, config.clone(), &RELIED_ON).await?;
         Ok(Self {
             nats: nats.clone(),
             stream: names.feed_stream().into(),
+            config: Arc::new(config),
         })
     }
 
@@ -103,9 +124,34 @@ impl FeedStream {
 
     /// Sequence of the last message; zero on an empty stream.
     pub async fn end(&self) -> Result<u64, StoreError> {
-        let info = info(&self.nats, &self.stream).await;
-        let info = info.map_err(|error| self.error("read the end of", error))?;
-        Ok(info.state.last_seq)
+        Ok(self.state().await?.end)
+    }
+
+    /// How the stream ends. It is derived, so one that is gone is made again, empty.
+    pub async fn state(&self) -> Result<FeedState, StoreError> {
+        let failed = |error: ApiError| self.error("read the end of", error);
+        let info = match info(&self.nats, &self.stream).await {
+            Err(error) if error.code() == Some(ErrorCode::STREAM_NOT_FOUND) => {
+                warn!(stream = &*self.stream, "the feed is gone: made again");
+                let made = ensure_derived(&self.nats, (*self.config).clone(), &RELIED_ON).await;
+                made.map_err(|error| self.error("make", error))?;
+                info(&self.nats, &self.stream).await.map_err(failed)?
+            }
+            other => other.map_err(failed)?,
+        };
+        let trimmed = LIMITS
+            .iter()
+            .any(|limit| info.config[limit].as_i64().is_some_and(|limit| limit > 0));
+        let state = info.state;
+        Ok(FeedState {
+            end: state.last_seq,
+            removed: if trimmed {
+                0
+            } else {
+                state.last_seq.saturating_sub(state.messages)
+            },
+            trimmed,
+        })
     }
 
     /// The message at one place; `None` where there is none (any more).
@@ -145,11 +191,53 @@ impl FeedStream {
         .boxed()
     }
 
-    /// Appends the messages in order if the stream ends at `expected`, and gives the new end. What
-    /// lands is always a prefix, also where this fails or the caller goes away half way through.
+    /// As [`Self::append_after`], whatever stands at `expected`.
     pub async fn append(
         &self,
         expected: u64,
+        messages: &[FeedMessage<'_>],
+    ) -> Result<u64, WriteError> {
+        self.append_after(expected, None, messages).await
+    }
+
+    /// Appends the messages in order if the stream ends at `expected`, with a message of id `before`,
+    /// and gives the new end. What lands is always a prefix, also where this fails or the caller goes
+    /// away half way through.
+    pub async fn append_after(
+        &self,
+        expected: u64,
+        before: Option<&str>,
+        messages: &[FeedMessage<'_>],
+    ) -> Result<u64, WriteError> {
+        match self.append_in_time(expected, before, messages).await {
+            Err(WriteError::Moved) if before.is_some() => {}
+            other => return other,
+        }
+        // a server that was started again knows its last id only where the message is younger than
+        // the window in which it looks for doubles
+        if !self.ends_with(expected, before).await? {
+            return Err(WriteError::Moved);
+        }
+        let end = self.append_in_time(expected, None, messages).await?;
+        match self.entry(expected).await? {
+            Some(entry) if Some(&*entry.id) == before => Ok(end),
+            // lost and overtaken in between: the caller reads what is there
+            _ => Err(WriteError::Moved),
+        }
+    }
+
+    async fn ends_with(&self, expected: u64, id: Option<&str>) -> Result<bool, StoreError> {
+        if self.end().await? != expected {
+            return Ok(false);
+        }
+        let entry = self.entry(expected).await?;
+        Ok(entry.is_some_and(|entry| Some(&*entry.id) == id))
+    }
+
+    async fn append_in_time(
+        &self,
+        expected: u64,
+        before: Option<&str>,
         messages: &[FeedMessage<'_>],
     ) -> Result<u64, WriteError> {
         if messages.len() > FEED_APPEND_MAX {
@@ -160,7 +248,7 @@ impl FeedStream {
             return Err(self.error("append to", detail).into());
         }
         let mut troubles = self.nats.troubles();
-        let append = timeout(APPEND_MAX, self.append_all(expected, messages));
+        let append = timeout(APPEND_MAX, self.append_all(expected, before, messages));
         tokio::select! {
             biased;
             done = append => done.map_err(|elapsed| self.error("append to", elapsed))?,
@@ -173,10 +261,11 @@ impl FeedStream {
     async fn append_all(
         &self,
         expected: u64,
+        before: Option<&str>,
         messages: &[FeedMessage<'_>],
     ) -> Result<u64, WriteError> {
         let mut acks = Vec::with_capacity(messages.len());
-        let mut before: Option<HeaderValue> = None;
+        let mut before = before.map(HeaderValue::from);
         for (last, message) in (expected..).zip(messages) {
             let mut headers = HeaderMap::new();
             for (name, value) in message.headers {

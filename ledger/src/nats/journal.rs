@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use super::{
     Nats, ProvisionError,
     cursor::Cursor,
-    publish::{Published, SILENCE, publish},
+    publish::{NOBODY, Published, SILENCE, publish},
     stream::{ApiError, ensure, info, inspect},
 };
 use crate::journal::{AppendError, Journal, ReadError, Sequence, Stored};
@@ -234,10 +234,16 @@ impl Journal for NatsJournal {
             Published::WrongPlace => Err(AppendError::WrongSequence { expected }),
             Published::Refused(detail) => Err(AppendError::Refused { detail }),
             // nobody listens on the subject of a stream that was deleted: the fence is gone with it
-            Published::Unknown(_) if expected > Sequence(0) && self.is_gone().await => {
+            Published::Nobody | Published::Unknown(_)
+                if expected > Sequence(0) && self.is_gone().await =>
+            {
                 Err(AppendError::WrongSequence { expected })
             }
             Published::Unknown(source) => Err(AppendError::Unknown { expected, source }),
+            Published::Nobody => Err(AppendError::Unknown {
+                expected,
+                source: NOBODY.into(),
+            }),
             Published::Silence => Err(self.after_silence(expected).await),
         }
     }

@@ -41,6 +41,8 @@ const MODESTY: Duration = Duration::from_millis(15);
 const MODESTY_MAX: Duration = Duration::from_millis(300);
 /// Pause before something that failed is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause before leases are watched again.
+const WATCH_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long giving a lease back may take.
 const RELEASE_MAX: Duration = Duration::from_secs(2);
 
@@ -336,19 +338,28 @@ impl Renewal {
 /// than leases last is answered by reading it from its start.
 async fn keep_watching(nats: Nats, bucket: Bucket, sender: watch::Sender<Table>) {
     let prefix = bucket.subject_prefix();
+    let mut pause = PAUSE;
     loop {
         let mut cursor = Cursor::after(nats.clone(), bucket.stream(), 0);
         loop {
             match timeout(LEASE_TTL * 4, cursor.next()).await {
-                Ok(Ok(item)) => sender.send_modify(|table| note(table, &prefix, &item)),
+                Ok(Ok(item)) => {
+                    pause = PAUSE;
+                    sender.send_modify(|table| note(table, &prefix, &item));
+                }
                 Ok(Err(error)) => {
                     warn!(error, "leases cannot be watched");
+                    // where the bucket is gone and nobody holds a lease, nobody else makes it again
+                    if let Err(error) = bucket.mend().await {
+                        warn!(%error, "the bucket of leases is not made again yet");
+                    }
+                    pause = (pause * 2).min(WATCH_PAUSE_MAX);
                     break;
                 }
                 Err(_) => break,
             }
         }
-        sleep(PAUSE).await;
+        sleep(pause).await;
     }
 }
 

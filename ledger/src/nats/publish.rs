@@ -15,6 +15,9 @@ use super::{Nats, connect::Trouble, stream::is_passing};
 /// Why nobody knows, where nothing was heard.
 pub(crate) const SILENCE: &str = "no acknowledgement came in time";
 
+/// Why nobody knows, where no stream listens.
+pub(crate) const NOBODY: &str = "no stream listens on its subject";
+
 /// What came of publishing.
 #[derive(Debug)]
 pub(crate) enum Published {
@@ -26,6 +29,9 @@ pub(crate) enum Published {
     Refused(String),
     /// No answer came in time, over a connection that stands. Nobody knows.
     Silence,
+    /// No stream listens on the subject: it is gone, or the server is only starting. Nothing was
+    /// written by this attempt.
+    Nobody,
     /// Nobody knows.
     Unknown(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -55,6 +61,7 @@ pub(crate) async fn publish(
                     Published::Refused(error.to_string())
                 }
                 RequestErrorKind::TimedOut => Published::Silence,
+                RequestErrorKind::NoResponders => Published::Nobody,
                 _ => Published::Unknown(error.into()),
             },
             Err(_) => Published::Silence,
@@ -97,7 +104,7 @@ mod tests {
         let outcome = match acknowledged(reply.as_bytes()) {
             Published::Acknowledged(ack) => format!("at {}", ack.sequence),
             Published::WrongPlace => "wrong place".to_owned(),
-            Published::Silence | Published::Unknown(_) => "unknown".to_owned(),
+            Published::Silence | Published::Nobody | Published::Unknown(_) => "unknown".to_owned(),
             Published::Refused(detail) => detail,
         };
         assert_eq!(outcome, expected);

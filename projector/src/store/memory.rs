@@ -13,7 +13,7 @@ use futures::{
 };
 pub use seatbelt_ledger::store::memory::{Fault, Fuse, MemorySnapshots};
 
-use super::{FeedEntry, FeedSequence, FeedStore, StoreError, WriteError};
+use super::{FeedEnd, FeedEntry, FeedPlace, FeedSequence, FeedStore, StoreError, WriteError};
 use crate::feed::message::FeedMessage;
 
 fn unreachable(action: &str) -> StoreError {
@@ -30,7 +30,8 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[derive(Debug, Default)]
 struct Stream {
-    messages: Vec<FeedMessage>,
+    /// By place; `None` where the message was removed.
+    messages: Vec<Option<FeedMessage>>,
     faults: VecDeque<Fault>,
 }
 
@@ -41,11 +42,13 @@ impl Stream {
 
     fn append(
         &mut self,
-        expected: FeedSequence,
+        after: &FeedPlace,
         messages: &[FeedMessage],
     ) -> Result<FeedSequence, WriteError> {
         let fault = self.faults.pop_front().unwrap_or(Fault::None);
-        if self.end() != expected {
+        let ends_so = self.end() == after.sequence
+            && (after.id.is_none() || self.id_at(after.sequence.0) == after.id);
+        if !ends_so {
             return Err(WriteError::Moved);
         }
         let landed = match fault {
@@ -53,7 +56,8 @@ impl Stream {
             Fault::HalfWay => messages.len().min(1),
             Fault::None | Fault::Unacknowledged => messages.len(),
         };
-        self.messages.extend_from_slice(&messages[..landed]);
+        self.messages
+            .extend(messages[..landed].iter().cloned().map(Some));
         match fault {
             Fault::None => Ok(self.end()),
             _ => Err(unreachable("append").into()),
@@ -62,9 +66,13 @@ impl Stream {
 
     fn entry(&self, at: u64) -> Option<FeedEntry> {
         let index = usize::try_from(at.checked_sub(1)?).ok()?;
-        let id = self.messages.get(index)?.id.clone();
+        let id = self.messages.get(index)?.as_ref()?.id.clone();
         let sequence = FeedSequence(at);
         Some(FeedEntry { sequence, id })
+    }
+
+    fn id_at(&self, at: u64) -> Option<String> {
+        self.entry(at).map(|entry| entry.id)
     }
 }
 
@@ -85,7 +93,26 @@ impl MemoryFeed {
 
     /// All messages, in order.
     pub fn messages(&self) -> Vec<FeedMessage> {
-        lock(&self.0).messages.clone()
+        let stream = lock(&self.0);
+        stream.messages.iter().flatten().cloned().collect()
+    }
+
+    /// Loses all but the first `keep` messages, as a server does that dies before it has synced.
+    pub fn cut(&self, keep: usize) {
+        lock(&self.0).messages.truncate(keep);
+    }
+
+    /// Removes messages from their places, as an operator may; no place is used again.
+    pub fn remove(&self, places: std::ops::Range<usize>) {
+        let mut stream = lock(&self.0);
+        for place in places {
+            stream.messages[place] = None;
+        }
+    }
+
+    /// Appends a message whatever stands before it, as another projector does.
+    pub fn put(&self, message: FeedMessage) {
+        lock(&self.0).messages.push(Some(message));
     }
 
     /// Throws all messages away, as when the stream is made anew.
@@ -95,8 +122,21 @@ impl MemoryFeed {
 }
 
 impl FeedStore for MemoryFeed {
-    fn end(&self) -> BoxFuture<'_, Result<FeedSequence, StoreError>> {
-        self.1.step(|| Ok(lock(&self.0).end())).boxed()
+    fn end(&self) -> BoxFuture<'_, Result<FeedEnd, StoreError>> {
+        let end = || {
+            let stream = lock(&self.0);
+            let removed = stream
+                .messages
+                .iter()
+                .filter(|place| place.is_none())
+                .count();
+            Ok(FeedEnd {
+                sequence: stream.end(),
+                removed: removed as u64,
+                trimmed: false,
+            })
+        };
+        self.1.step(end).boxed()
     }
 
     fn entry(&self, at: FeedSequence) -> BoxFuture<'_, Result<Option<FeedEntry>, StoreError>> {
@@ -117,11 +157,11 @@ impl FeedStore for MemoryFeed {
 
     fn append<'a>(
         &'a self,
-        expected: FeedSequence,
+        after: &'a FeedPlace,
         messages: &'a [FeedMessage],
     ) -> BoxFuture<'a, Result<FeedSequence, WriteError>> {
         self.1
-            .step(move || lock(&self.0).append(expected, messages))
+            .step(move || lock(&self.0).append(after, messages))
             .boxed()
     }
 }

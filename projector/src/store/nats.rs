@@ -4,7 +4,9 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use seatbelt_ledger::nats::{self, FeedStream, Nats};
 use seatbelt_schemas::{names::Names, usage::UsageEvent};
 
-use super::{FeedEntry, FeedSequence, FeedStore, StoreError, UsageStore, WriteError};
+use super::{
+    FeedEnd, FeedEntry, FeedPlace, FeedSequence, FeedStore, StoreError, UsageStore, WriteError,
+};
 use crate::feed::{message::FeedMessage, writer::FEED_BATCH_MAX};
 
 const _: () = assert!(
@@ -20,8 +22,16 @@ fn entry(entry: nats::FeedEntry) -> FeedEntry {
 }
 
 impl FeedStore for FeedStream {
-    fn end(&self) -> BoxFuture<'_, Result<FeedSequence, StoreError>> {
-        async move { self.end().await.map(FeedSequence) }.boxed()
+    fn end(&self) -> BoxFuture<'_, Result<FeedEnd, StoreError>> {
+        async move {
+            let state = self.state().await?;
+            Ok(FeedEnd {
+                sequence: FeedSequence(state.end),
+                removed: state.removed,
+                trimmed: state.trimmed,
+            })
+        }
+        .boxed()
     }
 
     fn entry(&self, at: FeedSequence) -> BoxFuture<'_, Result<Option<FeedEntry>, StoreError>> {
@@ -40,7 +50,7 @@ impl FeedStore for FeedStream {
 
     fn append<'a>(
         &'a self,
-        expected: FeedSequence,
+        after: &'a FeedPlace,
         messages: &'a [FeedMessage],
     ) -> BoxFuture<'a, Result<FeedSequence, WriteError>> {
         async move {
@@ -50,7 +60,9 @@ impl FeedStore for FeedStream {
                 payload: message.payload.clone(),
             };
             let messages: Vec<_> = messages.iter().map(borrow).collect();
-            self.append(expected.0, &messages).await.map(FeedSequence)
+            let (expected, before) = (after.sequence.0, after.id.as_deref());
+            let end = self.append_after(expected, before, &messages).await?;
+            Ok(FeedSequence(end))
         }
         .boxed()
     }

@@ -7,7 +7,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -33,7 +33,7 @@ use seatbelt_ledger::{
 use seatbelt_projector::{
     Parts,
     feed::message::FeedMessage,
-    store::{FeedEntry, FeedSequence, FeedStore, StoreError, WriteError},
+    store::{FeedEnd, FeedEntry, FeedPlace, FeedSequence, FeedStore, StoreError, WriteError},
 };
 use seatbelt_schemas::{names::Names, position::Partition};
 use seatbelt_tests::{nats::TestNats, until_within};
@@ -192,15 +192,25 @@ impl Maker {
 
 /// A feed that takes everything and keeps nothing.
 #[derive(Default)]
-struct NoFeed(AtomicU64);
+struct NoFeed(AtomicU64, Mutex<Option<String>>);
 
 impl FeedStore for NoFeed {
-    fn end(&self) -> BoxFuture<'_, Result<FeedSequence, StoreError>> {
-        async { Ok(FeedSequence(self.0.load(Ordering::SeqCst))) }.boxed()
+    fn end(&self) -> BoxFuture<'_, Result<FeedEnd, StoreError>> {
+        let sequence = FeedSequence(self.0.load(Ordering::SeqCst));
+        let end = FeedEnd {
+            sequence,
+            ..FeedEnd::default()
+        };
+        async move { Ok(end) }.boxed()
     }
 
-    fn entry(&self, _: FeedSequence) -> BoxFuture<'_, Result<Option<FeedEntry>, StoreError>> {
-        async { Ok(None) }.boxed()
+    /// Only the last one is ever asked for.
+    fn entry(
+        &self,
+        sequence: FeedSequence,
+    ) -> BoxFuture<'_, Result<Option<FeedEntry>, StoreError>> {
+        let id = self.1.lock().unwrap().clone();
+        async move { Ok(id.map(|id| FeedEntry { sequence, id })) }.boxed()
     }
 
     fn entries(
@@ -213,10 +223,11 @@ impl FeedStore for NoFeed {
 
     fn append<'a>(
         &'a self,
-        expected: FeedSequence,
+        after: &'a FeedPlace,
         messages: &'a [FeedMessage],
     ) -> BoxFuture<'a, Result<FeedSequence, WriteError>> {
-        let end = expected.0 + messages.len() as u64;
+        let end = after.sequence.0 + messages.len() as u64;
+        *self.1.lock().unwrap() = messages.last().map(|last| last.id.clone());
         self.0.store(end, Ordering::SeqCst);
         async move { Ok(FeedSequence(end)) }.boxed()
     }
