@@ -7,10 +7,7 @@
 //! definite, and by reading what stands there. A writer that lost its place answers nothing more
 //! from its state. It has no clock: the time is given with every call, and goes only forward here.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use seatbelt_schemas::{
@@ -30,7 +27,10 @@ use seatbelt_schemas::{
 use crate::{
     account::Account,
     api::Answer,
-    decide::{self, Context, ReserveRequest, validate},
+    decide::{
+        self, Context, ReserveRequest,
+        validate::{self, Malformed},
+    },
     journal::{AppendError, Sequence},
     outcomes::{self, Fingerprint, Outcome, Outcomes, Recall},
     partition::PartitionState,
@@ -40,11 +40,13 @@ use crate::{
 pub mod cold;
 pub mod pending;
 mod queueing;
+pub mod replies;
 pub mod tally;
 pub mod waiting;
 
 use cold::{Fetch, Fetched, Parked};
 use pending::{Pending, Queue};
+use replies::{RESTING_MAX, Replies, TurnedAway};
 use tally::{Counted, SINGLE_REFUSALS_PER_SECOND, Tallies};
 use waiting::{WAIT_MS_MAX, WAITERS_PER_ACCOUNT_MAX, Waiter, Waiting};
 
@@ -206,10 +208,7 @@ pub struct Writer<T> {
     linger_until_ms: Option<u64>,
     in_flight: Option<InFlight>,
     tail: Sequence,
-    durable: Position,
-    told: Position,
-    due: VecDeque<(Position, T, Answer<Reply>)>,
-    ready: Vec<(T, Answer<Reply>)>,
+    replies: Replies<T>,
 }
 
 impl<T: Caller> Writer<T> {
@@ -245,8 +244,7 @@ impl<T: Caller> Writer<T> {
         let mut writer = Self {
             epoch: state.epoch().next(),
             deadlines: deadlines.collect(),
-            durable: state.position(),
-            told: state.position(),
+            replies: Replies::new(state.position()),
             tallies: Tallies::new(config.single_refusals_per_second),
             pending: Queue::new(config.commit_events_max),
             config,
@@ -258,8 +256,6 @@ impl<T: Caller> Writer<T> {
             linger_until_ms: None,
             in_flight: None,
             tail,
-            due: VecDeque::new(),
-            ready: Vec::new(),
         };
         writer.announce(now_ms, adopted);
         writer
@@ -294,7 +290,7 @@ impl<T: Caller> Writer<T> {
 
     /// The last durable position.
     pub fn durable(&self) -> Position {
-        self.durable
+        self.replies.durable()
     }
 
     /// The last commit on the journal, as far as this writer knows.
@@ -311,7 +307,11 @@ impl<T: Caller> Writer<T> {
     pub fn submit(&mut self, now_ms: u64, request: Request, caller: T) {
         if self.pending.len() >= PENDING_EVENTS_MAX {
             let detail = format!("{PENDING_EVENTS_MAX} decisions wait for the journal already");
-            return self.answer(caller, Err(CommandError::unavailable(detail)));
+            return self.turn_away(caller, TurnedAway::Unavailable(detail));
+        }
+        if self.replies.resting() >= RESTING_MAX {
+            let detail = format!("{RESTING_MAX} answers wait for the journal already");
+            return self.turn_away(caller, TurnedAway::Unavailable(detail));
         }
         if let Some(fetch) = self.missing(&request) {
             return self.park(fetch, request, caller);
@@ -361,7 +361,7 @@ impl<T: Caller> Writer<T> {
     fn park(&mut self, fetch: Fetch, request: Request, caller: T) {
         if self.parked.len() >= PARKED_MAX {
             let detail = format!("{PARKED_MAX} commands wait for older state already");
-            return self.answer(caller, Err(CommandError::unavailable(detail)));
+            return self.turn_away(caller, TurnedAway::Unavailable(detail));
         }
         let decided = self.state.position();
         self.parked.park(fetch, decided, request, caller);
@@ -369,7 +369,7 @@ impl<T: Caller> Writer<T> {
 
     /// The next that has to be fetched: from the snapshots, or from the journal up to its end.
     pub fn take_fetch(&mut self) -> Option<Fetch> {
-        self.parked.next(self.durable)
+        self.parked.next(self.replies.durable())
     }
 
     /// Commands that wait for something to be fetched.
@@ -397,7 +397,7 @@ impl<T: Caller> Writer<T> {
         for (request, caller) in self.parked.take(&fetch) {
             match &failure {
                 None => self.submit(now_ms, request, caller),
-                Some(detail) => self.answer(caller, Err(CommandError::unavailable(detail))),
+                Some(detail) => self.turn_away(caller, TurnedAway::Unavailable(detail.clone())),
             }
         }
         if let Fetch::Account(account) = fetch {
@@ -509,13 +509,12 @@ impl<T: Caller> Writer<T> {
 
     /// Up to where answers have been taken: what is answered again from before was heard of already.
     pub fn told(&self) -> Position {
-        self.told
+        self.replies.told()
     }
 
     /// Answers that may be given now.
     pub fn answers(&mut self) -> std::vec::Drain<'_, (T, Answer<Reply>)> {
-        self.told = self.durable;
-        self.ready.drain(..)
+        self.replies.take()
     }
 
     /// The next commit to append, if there is one and none is in flight: the sequence at which the
@@ -579,48 +578,36 @@ impl<T: Caller> Writer<T> {
             "a conditional append lands right after its condition"
         );
         self.tail = sequence;
-        self.durable = flight.last;
-        while self
-            .due
-            .front()
-            .is_some_and(|(position, ..)| *position <= self.durable)
-        {
-            if let Some((_, caller, answer)) = self.due.pop_front() {
-                self.ready.push((caller, answer));
-            }
-        }
+        self.replies.landed(flight.last);
         Next::Continue
     }
 
     /// Ends the writer: nobody is answered from its state any more.
     pub fn step_down(&mut self, reason: StepDown) -> Next {
-        let refused = CommandError::unavailable(reason.to_string());
-        let callers = self
-            .due
-            .drain(..)
-            .map(|(_, caller, _)| caller)
-            .chain(self.waiting.drain())
-            .chain(self.parked.drain());
-        let answers: Vec<_> = callers
-            .map(|caller| (caller, Err(refused.clone())))
-            .collect();
-        self.ready.extend(answers);
+        let mut callers = self.replies.give_up();
+        callers.extend(self.waiting.drain());
+        callers.extend(self.parked.drain());
+        for caller in callers {
+            self.turn_away(caller, TurnedAway::Unavailable(reason.to_string()));
+        }
         self.pending.clear();
         self.in_flight = None;
         Next::StepDown(reason)
     }
 
+    /// Answers what the state says now, once all of it is durable.
     fn answer(&mut self, caller: T, answer: Answer<Reply>) {
-        self.ready.push((caller, answer));
+        self.answer_at(self.state.position(), caller, answer);
     }
 
     /// Answers once `position` is durable.
     fn answer_at(&mut self, position: Position, caller: T, answer: Answer<Reply>) {
-        if position <= self.durable {
-            self.ready.push((caller, answer));
-        } else {
-            self.due.push_back((position, caller, answer));
-        }
+        debug_assert!(position <= self.state.position(), "only what was decided");
+        self.replies.rest(position, caller, answer);
+    }
+
+    fn turn_away(&mut self, caller: T, why: TurnedAway) {
+        self.replies.turn_away(caller, why);
     }
 
     /// The time of the next event: the caller's clock, but never before the last event.
@@ -751,9 +738,10 @@ impl<T: Caller> Writer<T> {
             Some(Err(error)) => return self.answer(caller, Err(error)),
             None => {}
         }
-        if let Err(error) = validate::reserve(&command, now_ms)
-            .and_then(|()| self.account(&command.account).map(drop))
-        {
+        if let Err(malformed) = validate::reserve(&command, now_ms) {
+            return self.turn_away(caller, TurnedAway::Malformed(malformed));
+        }
+        if let Err(error) = self.account(&command.account).map(drop) {
             return self.answer(caller, Err(error));
         }
         if let Some(waiter) = self.waiting.find(command.id) {
@@ -781,8 +769,16 @@ impl<T: Caller> Writer<T> {
         self.enqueue(now_ms, waiter);
     }
 
+    /// Answers all who wait for a reserve with an error.
+    fn fail(&mut self, waiter: Waiter<T>, error: &CommandError) {
+        for caller in waiter.callers {
+            self.answer(caller, Err(error.clone()));
+        }
+    }
+
     /// Writes a refusal, or counts it where its key has caused many in this second. What is counted
-    /// is answered at once: it takes nothing from anybody, and its event follows within a second.
+    /// takes nothing from anybody, and its event follows within a second: its answer rests on the
+    /// state that refused.
     fn refuse(&mut self, now_ms: u64, waiter: Waiter<T>, data: Refused) {
         let (account, at_ms) = (waiter.command.account.clone(), self.event_ms(now_ms));
         let counted = Refused {
@@ -801,11 +797,7 @@ impl<T: Caller> Writer<T> {
             self.outcomes
                 .remember(waiter.command.id, fingerprint, outcome);
         }
-        for caller in waiter.callers {
-            if let Some(Ok((_, reply))) = self.recall(&account, waiter.command.id, fingerprint) {
-                self.answer(caller, reply);
-            }
-        }
+        self.tell(&account, waiter.command.id, fingerprint, waiter.callers);
     }
 
     fn conclude(&mut self, now_ms: u64, waiter: Waiter<T>, body: EventBody) {
@@ -818,11 +810,22 @@ impl<T: Caller> Writer<T> {
         let actor = Actor::key(&command.key);
         self.carrying_out = Some((command.id, fingerprint));
         self.write(now_ms, &command.account, command.id, &actor, body);
+        self.tell(&command.account, command.id, fingerprint, callers);
+    }
+
+    /// Tells the outcome of a command that was just carried out to all who wait for it.
+    fn tell(
+        &mut self,
+        account: &AccountId,
+        id: CommandId,
+        fingerprint: Fingerprint,
+        callers: Vec<T>,
+    ) {
         for caller in callers {
-            if let Some(Ok((position, reply))) =
-                self.recall(&command.account, command.id, fingerprint)
-            {
-                self.answer_at(position, caller, reply);
+            match self.recall(account, id, fingerprint) {
+                Some(Ok((position, reply))) => self.answer_at(position, caller, reply),
+                Some(Err(error)) => self.answer(caller, Err(error)),
+                None => unreachable!("what was just carried out is remembered"),
             }
         }
     }
@@ -840,7 +843,11 @@ impl<T: Caller> Writer<T> {
             Recall::Other => return Some(Err(CommandError::Conflict { id })),
             Recall::Same(outcome) => outcome,
         };
-        let position = outcome.position();
+        // how a reservation stands is told from the state of now, wherever it began
+        let position = match outcome {
+            Outcome::Reserved { .. } => self.state.position(),
+            other => other.position(),
+        };
         let reply = match outcome {
             Outcome::Reserved {
                 ended: Some(position),
@@ -852,7 +859,7 @@ impl<T: Caller> Writer<T> {
             Outcome::Reserved { hold, clamped, .. } => {
                 Ok(Reply::Reserve(ReserveOutcome::Reserved(Grant {
                     reservation: id.into(),
-                    position,
+                    position: outcome.position(),
                     hold: *hold,
                     clamped: *clamped,
                     caps: self.standings_of(account, id.into()),
@@ -903,7 +910,7 @@ impl<T: Caller> Writer<T> {
     /// Checks a command on an open reservation; `None` once it has been answered.
     fn admit(
         &mut self,
-        valid: Result<(), CommandError>,
+        valid: Result<(), Malformed>,
         (account, id, fingerprint): (&AccountId, CommandId, Fingerprint),
         ack: Ack,
         caller: T,
@@ -913,18 +920,29 @@ impl<T: Caller> Writer<T> {
         match self.recall(account, id, fingerprint) {
             Some(Ok((position, reply))) => self.answer_when(ack, position, caller, reply),
             Some(Err(error)) => self.answer(caller, Err(error)),
-            None => match valid.and_then(|()| self.account(account).map(drop)) {
-                Err(error) => self.answer(caller, Err(error)),
-                Ok(()) => return Some(caller),
+            None => match (valid, self.unused(id).and(self.account(account).map(drop))) {
+                (Err(malformed), _) => self.turn_away(caller, TurnedAway::Malformed(malformed)),
+                (Ok(()), Err(error)) => self.answer(caller, Err(error)),
+                (Ok(()), Ok(())) => return Some(caller),
             },
         }
         None
     }
 
+    /// Checks that no reserve waits under the id of another command: one id has one outcome.
+    fn unused(&self, id: CommandId) -> Result<(), CommandError> {
+        if self.waiting.waits(id) {
+            return Err(CommandError::Conflict { id });
+        }
+        Ok(())
+    }
+
     fn answer_when(&mut self, ack: Ack, position: Position, caller: T, reply: Answer<Reply>) {
-        match ack {
-            Ack::Taken => self.answer(caller, reply),
-            Ack::Durable => self.answer_at(position, caller, reply),
+        match (ack, reply) {
+            (Ack::Taken, Ok(Reply::Resolution(resolution))) => {
+                self.replies.taken(caller, resolution);
+            }
+            (_, reply) => self.answer_at(position, caller, reply),
         }
     }
 
@@ -1138,7 +1156,10 @@ impl<T: Caller> Writer<T> {
             Some(Err(error)) => return self.answer(caller, Err(error)),
             None => {}
         }
-        if let Err(error) = validate::admin(command, now_ms) {
+        if let Err(malformed) = validate::admin(command, now_ms) {
+            return self.turn_away(caller, TurnedAway::Malformed(malformed));
+        }
+        if let Err(error) = self.unused(*id) {
             return self.answer(caller, Err(error));
         }
         match self.decide_change(account, change) {

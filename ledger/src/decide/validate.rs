@@ -23,38 +23,64 @@ pub const DEADLINE_MS_MAX: u64 = 24 * 3_600_000;
 /// Longest free text in a command.
 pub const TEXT_LEN_MAX: usize = 512;
 
+/// A command that is not looked at: what is wrong with it shows without any state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Malformed {
+    detail: String,
+}
+
+impl Malformed {
+    fn because(detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        Self { detail }
+    }
+}
+
+impl From<Malformed> for CommandError {
+    fn from(Malformed { detail }: Malformed) -> Self {
+        Self::invalid(detail)
+    }
+}
+
 /// Checks a reserve's bounds at `now_ms`.
-pub fn reserve(command: &Reserve, now_ms: u64) -> Result<(), CommandError> {
+pub fn reserve(command: &Reserve, now_ms: u64) -> Result<(), Malformed> {
     recent(command.id, now_ms)?;
     if command.account.is_system() {
-        return Err(CommandError::invalid(
+        return Err(Malformed::because(
             "account \"_\" is the partition's own and reserves nothing",
         ));
     }
     tokens("input_tokens", command.input_tokens)?;
     tokens("output_tokens", command.output_tokens)?;
-    if command.deadline_ms <= now_ms {
-        return Err(CommandError::invalid(
-            "deadline_ms has passed: give a time in the future",
-        ));
-    }
+    alive(command, now_ms)?;
     if command.deadline_ms > now_ms + DEADLINE_MS_MAX {
-        return Err(CommandError::invalid(format!(
+        return Err(Malformed::because(format!(
             "deadline_ms is more than {DEADLINE_MS_MAX} ms ahead"
         )));
     }
     Ok(())
 }
 
+/// Checks that a reserve's deadline is still ahead: a hold would end as it begins.
+pub fn alive(command: &Reserve, now_ms: u64) -> Result<(), Malformed> {
+    if command.deadline_ms <= now_ms {
+        return Err(Malformed::because(
+            "deadline_ms has passed: give a time in the future",
+        ));
+    }
+    Ok(())
+}
+
 /// Checks a resize's bounds.
-pub fn resize(command: &Resize, now_ms: u64) -> Result<(), CommandError> {
+pub fn resize(command: &Resize, now_ms: u64) -> Result<(), Malformed> {
     recent(command.id, now_ms)?;
     tokens("input_tokens", command.input_tokens)?;
     tokens("output_tokens", command.output_tokens)
 }
 
 /// Checks a settle's bounds.
-pub fn settle(command: &Settle, now_ms: u64) -> Result<(), CommandError> {
+pub fn settle(command: &Settle, now_ms: u64) -> Result<(), Malformed> {
     id(command.id, now_ms)?;
     let Report {
         usage,
@@ -70,7 +96,7 @@ pub fn settle(command: &Settle, now_ms: u64) -> Result<(), CommandError> {
     if cached.is_none_or(|cached| cached > usage.input_tokens)
         || usage.reasoning_tokens > usage.output_tokens
     {
-        return Err(CommandError::invalid(
+        return Err(Malformed::because(
             "cached, written and reasoning tokens are parts of input and output, not more",
         ));
     }
@@ -79,16 +105,16 @@ pub fn settle(command: &Settle, now_ms: u64) -> Result<(), CommandError> {
 }
 
 /// Checks a release's bounds.
-pub fn release(command: &Release, now_ms: u64) -> Result<(), CommandError> {
+pub fn release(command: &Release, now_ms: u64) -> Result<(), Malformed> {
     id(command.id, now_ms)?;
     text("reason", &command.reason)
 }
 
 /// Checks an operator's command.
-pub fn admin(command: &Admin, now_ms: u64) -> Result<(), CommandError> {
+pub fn admin(command: &Admin, now_ms: u64) -> Result<(), Malformed> {
     recent(command.id, now_ms)?;
     if command.account.is_system() != matches!(command.change, Change::SetPrice(_)) {
-        return Err(CommandError::invalid(
+        return Err(Malformed::because(
             "account \"_\" takes prices and nothing else does",
         ));
     }
@@ -98,7 +124,7 @@ pub fn admin(command: &Admin, now_ms: u64) -> Result<(), CommandError> {
             let hash = data.secret_sha256.as_deref();
             match hash {
                 Some(hash) if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_hexdigit()) => {
-                    Err(CommandError::invalid(
+                    Err(Malformed::because(
                         "secret_sha256 is not 64 hexadecimal digits",
                     ))
                 }
@@ -106,7 +132,7 @@ pub fn admin(command: &Admin, now_ms: u64) -> Result<(), CommandError> {
             }
         }
         Change::RevokeKey { reason, .. } => text("reason", reason.as_deref().unwrap_or("")),
-        Change::SetCap(spec) if is_kept_for_runs(&spec.cap) => Err(CommandError::invalid(format!(
+        Change::SetCap(spec) if is_kept_for_runs(&spec.cap) => Err(Malformed::because(format!(
             "cap id {} has the form of a run's budget: give the cap another id",
             spec.cap
         ))),
@@ -124,23 +150,23 @@ pub fn admin(command: &Admin, now_ms: u64) -> Result<(), CommandError> {
 }
 
 /// Checks a cap's numbers.
-pub fn cap(spec: &CapSpec) -> Result<(), CommandError> {
+pub fn cap(spec: &CapSpec) -> Result<(), Malformed> {
     within("limit", spec.limit, AMOUNT_MAX)?;
     if !spec.window.is_valid() {
-        return Err(CommandError::invalid(
+        return Err(Malformed::because(
             "a rolling window is 1 second to 366 days long",
         ));
     }
     let ascending = spec.thresholds.windows(2).all(|pair| pair[0] < pair[1]);
     if spec.thresholds.len() > THRESHOLDS_MAX || !ascending || spec.thresholds.first() == Some(&0) {
-        return Err(CommandError::invalid(format!(
+        return Err(Malformed::because(format!(
             "thresholds are at most {THRESHOLDS_MAX} per cents, ascending, from 1"
         )));
     }
     Ok(())
 }
 
-fn price(price: &Price) -> Result<(), CommandError> {
+fn price(price: &Price) -> Result<(), Malformed> {
     let rates = |rates: &Rates| {
         let all = [
             rates.input,
@@ -159,40 +185,40 @@ fn price(price: &Price) -> Result<(), CommandError> {
         .try_for_each(|long| rates(&long.rates))
 }
 
-fn id(id: CommandId, now_ms: u64) -> Result<(), CommandError> {
+fn id(id: CommandId, now_ms: u64) -> Result<(), Malformed> {
     if id.at_ms() > now_ms + CLOCK_SKEW_MS_MAX {
-        return Err(CommandError::invalid(
+        return Err(Malformed::because(
             "the time in the command id is in the future: check the caller's clock",
         ));
     }
     Ok(())
 }
 
-fn recent(command: CommandId, now_ms: u64) -> Result<(), CommandError> {
+fn recent(command: CommandId, now_ms: u64) -> Result<(), Malformed> {
     if command.at_ms().saturating_add(COMMAND_AGE_MS_MAX) < now_ms {
-        return Err(CommandError::invalid(format!(
+        return Err(Malformed::because(format!(
             "command id {command} is over an hour old and was never carried out: use a new id"
         )));
     }
     id(command, now_ms)
 }
 
-fn tokens(name: &str, count: u64) -> Result<(), CommandError> {
+fn tokens(name: &str, count: u64) -> Result<(), Malformed> {
     within(name, count, TOKENS_PER_REQUEST_MAX)
 }
 
-fn within(name: &str, amount: u64, max: u64) -> Result<(), CommandError> {
+fn within(name: &str, amount: u64, max: u64) -> Result<(), Malformed> {
     if amount > max {
-        return Err(CommandError::invalid(format!(
+        return Err(Malformed::because(format!(
             "{name} {amount} is above {max}"
         )));
     }
     Ok(())
 }
 
-fn text(name: &str, text: &str) -> Result<(), CommandError> {
+fn text(name: &str, text: &str) -> Result<(), Malformed> {
     if text.len() > TEXT_LEN_MAX {
-        return Err(CommandError::invalid(format!(
+        return Err(Malformed::because(format!(
             "{name} is longer than {TEXT_LEN_MAX} bytes"
         )));
     }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     account::Account,
-    decide::{self, Verdict},
+    decide::{self, Verdict, validate},
 };
 
 /// Most waiters of one account that are looked at in one go.
@@ -177,16 +177,16 @@ impl<T: Caller> Writer<T> {
                 return Some(waiter);
             }
             Ok((Verdict::Reserve(data), _)) => {
+                if let Err(malformed) = validate::alive(&waiter.command, now_ms) {
+                    self.fail(waiter, &malformed.into());
+                    return None;
+                }
                 let deadline = (data.asked.deadline_ms, data.reservation, account.clone());
                 self.deadlines.insert(deadline);
                 self.conclude(now_ms, waiter, data.into());
             }
             Ok((Verdict::Refuse(data), _)) => self.refuse(now_ms, waiter, data),
-            Err(error) => {
-                for caller in waiter.callers {
-                    self.answer(caller, Err(error.clone()));
-                }
-            }
+            Err(error) => self.fail(waiter, &error),
         }
         None
     }

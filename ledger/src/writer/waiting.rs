@@ -127,6 +127,11 @@ impl<T> Waiting<T> {
         self.queues.get_mut(account)?.waiters.get_mut(ticket)
     }
 
+    /// Whether a reserve waits under this id.
+    pub(super) fn waits(&self, id: CommandId) -> bool {
+        self.ids.contains_key(&id)
+    }
+
     pub(super) fn len(&self, account: &AccountId) -> usize {
         let queue = self.queues.get(account);
         queue.map_or(0, |queue| queue.waiters.len())

@@ -13,7 +13,7 @@ use seatbelt_ledger::{
     partition::PartitionState,
     resume::{Resume, Resumed},
     snapshot::agrees,
-    writer::{Caller, Next, Reply, Request, Writer, WriterConfig},
+    writer::{Caller, Next, Reply, Request, StepDown, Writer, WriterConfig},
 };
 use seatbelt_schemas::{
     budget::Budget,
@@ -146,6 +146,7 @@ pub(crate) struct Story {
     answers: BTreeMap<usize, Answer<Reply>>,
     told: usize,
     prices: u64,
+    stalled: bool,
 }
 
 fn config() -> WriterConfig {
@@ -268,6 +269,7 @@ impl Story {
             answers: BTreeMap::new(),
             told: 0,
             prices: 0,
+            stalled: false,
         };
         story.change(Change::OpenAccount);
         for (key, team) in [("k", Some("t")), ("l", None)] {
@@ -307,6 +309,9 @@ impl Story {
                 let first = self.answers.insert(token.call, answer);
                 assert!(first.is_none(), "one call, one answer");
             }
+            if self.stalled {
+                return;
+            }
             let Some((expected, payload)) = self.writer.take_append() else {
                 return;
             };
@@ -315,6 +320,25 @@ impl Story {
             let landed = Sequence(self.journal.len() as u64);
             assert!(matches!(self.writer.appended(Ok(landed)), Next::Continue));
         }
+    }
+
+    /// From now on nothing lands.
+    pub(crate) fn journal_stalls(&mut self) {
+        self.stalled = true;
+    }
+
+    /// All that was decided lands.
+    pub(crate) fn journal_flows(&mut self) {
+        self.stalled = false;
+        self.pump();
+    }
+
+    /// The writer loses its place; another one starts from what landed.
+    pub(crate) fn steps_down(&mut self) {
+        self.writer.step_down(StepDown::Fenced);
+        self.pump();
+        self.stalled = false;
+        self.restart();
     }
 
     /// The writer dies; another one starts from the journal.
@@ -561,6 +585,7 @@ impl Story {
 impl Drop for Story {
     fn drop(&mut self) {
         if !std::thread::panicking() {
+            self.journal_flows();
             self.proved();
             each_event_agrees(&self.journal);
             let state = fold(&self.journal).state;
