@@ -79,6 +79,10 @@ async fn stops_until_it_is_adopted(home: Stopped, spent: u64) {
     // what was turned away is still being given back, which a stop in order waits for
     let home = stack.kill_all().await;
 
+    // the journal may prove by itself: what others have seen of it tells
+    let audit = home.run(&["audit", "verify"]).await;
+    assert!(!audit.status.success(), "{audit:?}");
+
     let adopt = ["ledger", "adopt-journal", "--partition", &partition];
     let asked = home.run(&adopt).await;
     assert!(!asked.status.success(), "{asked:?}");

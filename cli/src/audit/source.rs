@@ -23,7 +23,7 @@ use seatbelt_ledger::{
         Journal, ReadError, Sequence, Stored,
         export::{END, ExportReader, Exported, Lasts},
     },
-    nats::{Nats, NatsJournal, ProvisionError, connect},
+    nats::{self, Doubt, Nats, NatsJournal, OpenError, ProvisionError, Witnesses, connect},
 };
 use seatbelt_schemas::{
     commit::{COMMIT_BYTES_MAX, Commit},
@@ -85,6 +85,8 @@ pub(super) enum Source {
     Server {
         journals: Vec<(Partition, NatsJournal)>,
         partitions: Partitions,
+        /// Who else on the server knows of each journal.
+        witnesses: Vec<(Partition, Witnesses)>,
         /// Kept while it is read, where it was started for that.
         started: Option<Box<NatsServer>>,
     },
@@ -148,6 +150,7 @@ impl Source {
                 });
             }
         };
+        let witnesses = witnesses(&nats, names, partitions).await;
         let mut journals = Vec::new();
         for partition in partitions.iter() {
             match NatsJournal::open_existing(&nats, names, partition).await {
@@ -160,8 +163,24 @@ impl Source {
         Ok(Self::Server {
             journals,
             partitions,
+            witnesses,
             started,
         })
+    }
+
+    /// The journals that are not what META, the partition records or the feed have seen of them. Whatever
+    /// of these cannot be read here has seen nothing.
+    pub(super) async fn doubts(&self) -> Vec<(Partition, Doubt)> {
+        let Self::Server { witnesses, .. } = self else {
+            return Vec::new();
+        };
+        let mut doubts = Vec::new();
+        for (partition, witnesses) in witnesses {
+            if let Err(OpenError::Doubt(doubt)) = witnesses.look().await {
+                doubts.push((*partition, doubt));
+            }
+        }
+        doubts
     }
 
     /// How many partitions the ledger was made with.
@@ -275,6 +294,22 @@ impl Source {
             server.stop().await;
         }
     }
+}
+
+/// Those who may know of each journal of the ledger; nobody where META cannot be read.
+async fn witnesses(
+    nats: &Nats,
+    names: &Names,
+    partitions: Partitions,
+) -> Vec<(Partition, Witnesses)> {
+    let Ok(meta) = nats::meta(nats, names).await else {
+        return Vec::new();
+    };
+    let of = |partition| Witnesses::new(nats, names, partition, &meta.ledger);
+    partitions
+        .iter()
+        .map(|partition| (partition, of(partition)))
+        .collect()
 }
 
 fn open_error(partition: Partition, source: ProvisionError) -> AuditError {

@@ -18,6 +18,7 @@ use futures::StreamExt;
 use seatbelt_ledger::{
     audit::{Verifier, VerifyError},
     journal::{ReadError, Sequence, Stored, export::Exported},
+    nats::Doubt,
     partition::ChainError,
 };
 use seatbelt_schemas::{
@@ -93,7 +94,13 @@ pub(super) async fn verify(
 ) -> Result<ExitCode, AuditError> {
     let done = Arc::new(Done::default());
     let progress = show_progress(source, &done).await;
-    let (findings, error) = examine(source, &done).await;
+    let (mut findings, error) = examine(source, &done).await;
+    for (partition, doubt) in source.doubts().await {
+        let finding = findings
+            .entry(partition)
+            .or_insert_with(|| nothing(partition));
+        finding.failure.get_or_insert_with(|| doubted(&doubt));
+    }
     if let Some(progress) = progress {
         progress.abort();
         // the line is only for people; a terminal that is gone needs none
@@ -318,6 +325,15 @@ fn missing(gap: &AuditError) -> Failure {
         sequence,
         position: None,
         error: with_sources(gap),
+    }
+}
+
+/// A journal that proves by itself and yet is not the one that others have seen.
+fn doubted(doubt: &Doubt) -> Failure {
+    Failure {
+        sequence: None,
+        position: None,
+        error: doubt.to_string(),
     }
 }
 

@@ -201,7 +201,13 @@ impl Witnesses {
     pub async fn known(&self) -> Result<Vec<Known>, StoreError> {
         let mut known = Vec::new();
         let meta = self.bucket(&self.names.meta_bucket());
-        if let Some(begun) = meta.read(&self.key()).await?.value.and_then(decode) {
+        if let Some(begun) = meta
+            .read(&self.key())
+            .await?
+            .value
+            .as_ref()
+            .and_then(decode)
+        {
             known.extend(seen("META", 1, &begun.first));
             known.extend(seen("META", begun.end, &begun.last));
         }
@@ -230,7 +236,7 @@ impl Witnesses {
         let meta = self.bucket(&self.names.meta_bucket());
         for _ in 0..NOTE_TRIES_MAX {
             let kept = meta.read(&self.key()).await?;
-            let found: Option<Begun> = kept.value.and_then(decode);
+            let found: Option<Begun> = kept.value.as_ref().and_then(decode);
             let first = match found {
                 Some(found) if found.end >= end.0 => return Ok(()),
                 Some(found) => found.first,
@@ -295,8 +301,8 @@ impl Witnesses {
     }
 }
 
-fn decode(value: bytes::Bytes) -> Option<Begun> {
-    let begun = wire::decode::<Begun>("journal facts", &value).ok()?;
+fn decode(value: &bytes::Bytes) -> Option<Begun> {
+    let begun = wire::decode::<Begun>("journal facts", value).ok()?;
     (begun.v == Begun::VERSION).then_some(begun)
 }
 
