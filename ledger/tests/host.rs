@@ -129,6 +129,7 @@ async fn an_append_of_unknown_outcome_is_resolved_and_answered_once() {
         Fault::UnknownLanded,
         Fault::UnknownLost,
         Fault::UnknownDelayed,
+        Fault::Replicating,
     ] {
         let journal = MemoryJournal::default();
         let host = host(&journal);

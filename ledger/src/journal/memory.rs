@@ -29,6 +29,9 @@ pub enum Fault {
     UnknownLost,
     /// It never lands while the caller waits, and lands when the next append arrives.
     UnknownDelayed,
+    /// It is told to be at the wrong place, for an earlier try of itself is still being replicated: nothing
+    /// stands there yet. It lands when the next append arrives.
+    Replicating,
     /// The journal refuses it.
     Refused,
 }
@@ -78,6 +81,10 @@ impl Log {
             Fault::UnknownDelayed => {
                 self.delayed = Some((expected, payload));
                 Err(unknown("the append is late"))
+            }
+            Fault::Replicating => {
+                self.delayed = Some((expected, payload));
+                Err(AppendError::WrongSequence { expected })
             }
             Fault::Refused => Err(AppendError::Refused {
                 detail: "refused by script".to_owned(),
