@@ -106,7 +106,11 @@ fn encode_again(name: &str, bytes: &Bytes) -> Bytes {
 /// Everything that today's code writes, by file name.
 fn written_today() -> Vec<(String, Bytes)> {
     let events = cases::events().into_iter().chain(cases::every_cap());
-    let events = events.chain([cases::refused_merged(), cases::refused_terms()]);
+    let events = events.chain([
+        cases::refused_merged(),
+        cases::refused_terms(),
+        cases::adopted(),
+    ]);
     let events = events.chain(cases::budgets());
     let events = events.map(|(name, event)| (name, event.encode()));
     let commits = cases::commits()

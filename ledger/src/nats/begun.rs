@@ -213,13 +213,13 @@ impl Witnesses {
         }
         let snapshots = self.bucket(&self.names.snapshot_bucket());
         let key = Names::snapshot_partition_key(self.partition);
-        let record = self.read_derived(&snapshots, &key).await?;
+        let record = self.read_if_there(&snapshots, &key).await?;
         let record = record.and_then(|value| PartitionRecord::decode(&value).ok());
         if let Some(record) = record.filter(|record| record.head.partition == self.partition) {
             let hash = record.head.chain.0;
             known.extend(seen("the partition record", record.sequence, &hash));
         }
-        let mark = self.read_derived(&snapshots, &self.mark_key()).await?;
+        let mark = self.read_if_there(&snapshots, &self.mark_key()).await?;
         let mark = mark.and_then(|value| wire::decode::<Mark>("feed mark", &value).ok());
         if let Some(mark) = mark.filter(|mark| mark.head.partition == self.partition) {
             known.extend(seen("the feed", mark.sequence, &mark.head.chain.0));
@@ -288,8 +288,8 @@ impl Witnesses {
         Bucket::at(&self.nats, name)
     }
 
-    /// A bucket that can be rebuilt may be away: then it has seen nothing.
-    async fn read_derived(
+    /// A bucket that is definitely not there has seen nothing; one that does not answer is an error.
+    async fn read_if_there(
         &self,
         bucket: &Bucket,
         key: &str,

@@ -5,10 +5,10 @@ use seatbelt_schemas::{
     cap::{CapEvidence, CapSpec, THRESHOLDS_DEFAULT},
     commit::{ChainHash, Commit},
     event::{
-        AccountOpened, Adjusted, Asked, CapRemoved, Credited, Event, EventBody, Expired, Genesis,
-        KeyIssued, KeyRevoked, OnShort, OnUnknown, Overrun, RefusalReason, Refused, Released,
-        Report, Reserved, Resized, Settled, StoredEvent, ThresholdCrossed, Timings, UsageSource,
-        WriterStarted,
+        AccountOpened, Adjusted, Adopted, Asked, CapRemoved, Credited, Event, EventBody, Expired,
+        Genesis, KeyIssued, KeyRevoked, OnShort, OnUnknown, Overrun, RefusalReason, Refused,
+        Released, Report, Reserved, Resized, Settled, StoredEvent, ThresholdCrossed, Timings,
+        UsageSource, WriterStarted,
     },
     ids::{
         AccountId, Actor, CapId, CommandId, EndUserId, KeyId, LedgerId, ModelId, NeuronId,
@@ -587,6 +587,24 @@ pub(crate) fn refused_terms() -> Case<Event> {
     });
     let refused: Refused = serde_json::from_value(fields).unwrap();
     ("refused-terms".to_owned(), event(105, refused.into()))
+}
+
+/// A writer that began on an operator's word.
+pub(crate) fn adopted() -> Case<Event> {
+    let started = WriterStarted {
+        epoch: Epoch(7),
+        writer: "host-1".to_owned(),
+        version: "0.1.0".to_owned(),
+        adopted: Some(Adopted {
+            end: 41,
+            reason: "the journal ends at sequence 41".to_owned(),
+            by: "operator:ada".to_owned(),
+        }),
+    };
+    (
+        "writer_started-adopted".to_owned(),
+        event(107, started.into()),
+    )
 }
 
 /// A run opened with its own budget, and one that was refused it.
