@@ -461,7 +461,6 @@ async fn a_feed_that_loses_messages_is_filled_again_while_nothing_new_happens() 
         append(&nats, 0, 20).await;
         let running = project(&server, "p", &stop).await;
         until_complete(&nats, 20).await;
-        let begun = std::time::Instant::now();
         let stream = nats.jetstream().get_stream(FEED).await.unwrap();
         match loss {
             Loss::Deleted => {
@@ -478,7 +477,6 @@ async fn a_feed_that_loses_messages_is_filled_again_while_nothing_new_happens() 
         }
         let messages = until_complete(&nats, 20).await as u64;
         assert_eq!(messages, 2 * 20 * EVENTS, "{loss:?}: nothing twice");
-        eprintln!("{loss:?}: filled again after {:?}", begun.elapsed());
         stop.cancel();
         running.await.unwrap().unwrap();
     }
@@ -504,7 +502,6 @@ async fn a_bucket_of_snapshots_that_is_deleted_or_purged_is_filled_again() {
             .await
         };
         current().await;
-        let begun = std::time::Instant::now();
         let name = format!("KV_{}", names.snapshot_bucket());
         let stream = nats.jetstream().get_stream(&name).await.unwrap();
         if deleted {
@@ -513,7 +510,6 @@ async fn a_bucket_of_snapshots_that_is_deleted_or_purged_is_filled_again() {
             stream.purge().await.unwrap();
         }
         current().await;
-        eprintln!("filled again after {:?}", begun.elapsed());
         stop.cancel();
         running.await.unwrap().unwrap();
     }

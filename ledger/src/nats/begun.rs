@@ -201,13 +201,8 @@ impl Witnesses {
     pub async fn known(&self) -> Result<Vec<Known>, StoreError> {
         let mut known = Vec::new();
         let meta = self.bucket(&self.names.meta_bucket());
-        if let Some(begun) = meta
-            .read(&self.key())
-            .await?
-            .value
-            .as_ref()
-            .and_then(decode)
-        {
+        let begun = self.read_if_there(&meta, &self.key()).await?;
+        if let Some(begun) = begun.as_ref().and_then(decode) {
             known.extend(seen("META", 1, &begun.first));
             known.extend(seen("META", begun.end, &begun.last));
         }
