@@ -1,7 +1,7 @@
 //! Finds in the journal what became of a command that is older than what stays hot.
 //!
 //! A command id begins with the time it was made. Its event is written at most [`CLOCK_SKEW_MS_MAX`]
-//! before that (the caller's clock was ahead) and at most [`WRITTEN_MS_MAX`] after it (older ones
+//! before that (the caller's clock was ahead) and at most `WRITTEN_MS_MAX` after it (older ones
 //! are turned away), and times on a journal only go forward: so the place is found by bisection, and
 //! the search looks where it most likely is first.
 //!

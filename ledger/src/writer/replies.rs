@@ -3,7 +3,7 @@
 //! An answer that is made from the state is given once the state it was made from lasts: a caller who
 //! was told acts on it, and a writer that dies must take nothing back. The one exception is a settle
 //! whose caller asked to hear that it was taken. An answer without a position is possible only for
-//! what no state has a part in, see [`TurnedAway`].
+//! what no state has a part in, see `TurnedAway`.
 
 use std::collections::VecDeque;
 
