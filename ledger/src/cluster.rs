@@ -42,6 +42,9 @@ const LOCAL_TRIES_MAX: usize = 3;
 /// The lease is given back meanwhile: another process may be luckier.
 const OPEN_PAUSE: Duration = Duration::from_millis(500);
 const OPEN_PAUSE_LONGEST: Duration = Duration::from_secs(10);
+/// How long an opening that gets no answer is tried again, and the pause in between.
+const OPEN_PATIENCE: Duration = Duration::from_secs(5);
+const OPEN_AGAIN: Duration = Duration::from_millis(100);
 /// How often it is asked whether another process serves a partition, and how long that may take.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 const PROBE_MAX: Duration = Duration::from_secs(2);
@@ -411,7 +414,11 @@ impl Seat {
             Ok(journal) => Seen::new(journal),
             Err(failure) => {
                 lease.release().await;
-                return End::Damaged(with_sources(&failure));
+                let reason = with_sources(&failure);
+                return match failure.passes() {
+                    true => End::SteppedDown(reason),
+                    false => End::Damaged(reason),
+                };
             }
         };
         let snapshots: Arc<dyn SnapshotStore> = Arc::new(self.snapshots.clone());
@@ -431,8 +438,9 @@ impl Seat {
         }
         hosted.stop().await;
         self.local.send_replace(Place::Elsewhere);
-        self.remember(&journal).await;
+        // nobody who takes over waits for what only a later opening reads
         lease.release().await;
+        self.remember(&journal).await;
         end
     }
 
@@ -489,21 +497,38 @@ impl Seat {
         };
         info!(partition = %self.partition, "hosting");
         self.local.send_replace(Place::Here(handle.clone()));
-        self.note(journal).await;
-        let end = tokio::select! {
-            () = lease.lost() => End::LeaseLost,
-            reason = handle.ended() => End::SteppedDown(reason),
-            () = self.shutdown.cancelled() => End::Shutdown,
+        let serving = async {
+            let end = tokio::select! {
+                () = lease.lost() => End::LeaseLost,
+                reason = handle.ended() => End::SteppedDown(reason),
+                () = self.shutdown.cancelled() => End::Shutdown,
+            };
+            if !matches!(end, End::Shutdown) {
+                self.local.send_replace(Place::Elsewhere);
+            }
+            end
         };
-        if !matches!(end, End::Shutdown) {
-            self.local.send_replace(Place::Elsewhere);
-        }
+        // nobody waits for what only a later opening reads
+        let (end, ()) = futures::future::join(serving, self.note(journal)).await;
         (end, Some(service))
     }
 
-    /// The journal, if it is what it was.
+    /// The journal, if it is what it was. A server that does not answer now, as while a leader is elected,
+    /// is asked again before the lease goes back.
     async fn open(&self) -> Result<NatsJournal, OpenError> {
-        self.witnesses().open(self.config.replicas, self.seen).await
+        let give_up = tokio::time::Instant::now() + OPEN_PATIENCE;
+        let witnesses = self.witnesses();
+        loop {
+            let opened = witnesses.open(self.config.replicas, self.seen);
+            match opened.await {
+                Err(failure) if failure.passes() && tokio::time::Instant::now() < give_up => {
+                    let (partition, failure) = (self.partition, with_sources(&failure));
+                    warn!(%partition, failure, "journal cannot be opened, trying again");
+                    tokio::time::sleep(OPEN_AGAIN).await;
+                }
+                other => return other,
+            }
+        }
     }
 }
 

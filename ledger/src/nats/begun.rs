@@ -5,6 +5,9 @@
 //! writer that was here before. A journal that is gone, shorter, or another one than any of them saw is
 //! not begun anew and not appended to: only `seatbelt ledger adopt-journal` goes on from it.
 
+use std::time::Duration;
+
+use futures::future::try_join3;
 use seatbelt_schemas::{
     commit::{ChainHash, Commit},
     event::EventBody,
@@ -16,6 +19,7 @@ use seatbelt_schemas::{
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use thiserror::Error;
+use tokio::time::timeout;
 
 use super::{Bucket, Nats, NatsJournal, ProvisionError};
 use crate::{
@@ -27,6 +31,11 @@ use crate::{
 
 /// How often a record that somebody else writes at the same moment is tried again.
 const NOTE_TRIES_MAX: u32 = 4;
+
+/// How long one read of what somebody saw may take, and how often it is tried: an answer that a server
+/// without a leader never gives must not cost a takeover its time.
+const READ_MAX: Duration = Duration::from_secs(1);
+const READ_TRIES_MAX: u32 = 3;
 
 /// Key `journal.<pp>` of bucket META, MessagePack with named fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +115,7 @@ pub enum Doubt {
     },
     /// Its genesis names another ledger. It cannot be adopted.
     #[error(
-        "the journal of partition {partition} belongs to ledger {found}, but this is ledger {wanted}: put the right journal back"
+        "the journal of partition {partition} belongs to ledger {found}, but META says that this is ledger {wanted}: put back whichever of the two was lost"
     )]
     Foreign {
         /// The partition.
@@ -133,6 +142,18 @@ pub enum OpenError {
     /// The journal does not answer, or is damaged.
     #[error(transparent)]
     Read(#[from] ReadError),
+}
+
+impl OpenError {
+    /// Whether nobody answered: the same may go well a moment later.
+    pub fn passes(&self) -> bool {
+        matches!(
+            self,
+            Self::Store(_)
+                | Self::Provision(ProvisionError::Unreachable { .. })
+                | Self::Read(ReadError::Unreachable { .. })
+        )
+    }
 }
 
 /// One partition's journal and whoever knows of it.
@@ -201,20 +222,24 @@ impl Witnesses {
     pub async fn known(&self) -> Result<Vec<Known>, StoreError> {
         let mut known = Vec::new();
         let meta = self.bucket(&self.names.meta_bucket());
-        let begun = self.read_if_there(&meta, &self.key()).await?;
+        let snapshots = self.bucket(&self.names.snapshot_bucket());
+        let (meta_key, mark_key) = (self.key(), self.mark_key());
+        let record_key = Names::snapshot_partition_key(self.partition);
+        let (begun, record, mark) = try_join3(
+            self.read_if_there(&meta, &meta_key),
+            self.read_if_there(&snapshots, &record_key),
+            self.read_if_there(&snapshots, &mark_key),
+        )
+        .await?;
         if let Some(begun) = begun.as_ref().and_then(decode) {
             known.extend(seen("META", 1, &begun.first));
             known.extend(seen("META", begun.end, &begun.last));
         }
-        let snapshots = self.bucket(&self.names.snapshot_bucket());
-        let key = Names::snapshot_partition_key(self.partition);
-        let record = self.read_if_there(&snapshots, &key).await?;
         let record = record.and_then(|value| PartitionRecord::decode(&value).ok());
         if let Some(record) = record.filter(|record| record.head.partition == self.partition) {
             let hash = record.head.chain.0;
             known.extend(seen("the partition record", record.sequence, &hash));
         }
-        let mark = self.read_if_there(&snapshots, &self.mark_key()).await?;
         let mark = mark.and_then(|value| wire::decode::<Mark>("feed mark", &value).ok());
         if let Some(mark) = mark.filter(|mark| mark.head.partition == self.partition) {
             known.extend(seen("the feed", mark.sequence, &mark.head.chain.0));
@@ -289,10 +314,24 @@ impl Witnesses {
         bucket: &Bucket,
         key: &str,
     ) -> Result<Option<bytes::Bytes>, StoreError> {
-        if !bucket.exists().await? {
-            return Ok(None);
+        let mut tries = READ_TRIES_MAX;
+        loop {
+            tries -= 1;
+            let failure = match timeout(READ_MAX, bucket.read(key)).await {
+                Ok(Ok(kept)) => return Ok(kept.value),
+                Ok(Err(error)) => error,
+                Err(elapsed) => StoreError {
+                    action: format!("read {key} of partition {}", self.partition),
+                    source: elapsed.into(),
+                },
+            };
+            if matches!(timeout(READ_MAX, bucket.exists()).await, Ok(Ok(false))) {
+                return Ok(None);
+            }
+            if tries == 0 {
+                return Err(failure);
+            }
         }
-        Ok(bucket.read(key).await?.value)
     }
 }
 
