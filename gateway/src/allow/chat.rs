@@ -67,7 +67,6 @@ pub(super) const GENERIC: Shape = &[
     ("typical_p", Anything),
     ("repetition_penalty", Anything),
     ("ignore_eos", Anything),
-    ("min_tokens", Anything),
     ("stop_token_ids", Anything),
     ("skip_special_tokens", Anything),
     ("include_stop_str_in_output", Anything),
@@ -166,6 +165,10 @@ const TEXT: Holds = Only(Value::is_string, "it must be a string");
 
 /// Why some fields are not listed; the others are refused all the same.
 pub(super) const WHY: &[(&str, &str)] = &[
+    (
+        "min_tokens",
+        "a server may write as many whatever the maximum is; leave it out",
+    ),
     (
         "web_search_options",
         "a search adds input and fees that no maximum limits; leave it out",
