@@ -73,7 +73,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
     };
     let config = Config::load(&configured.config)?;
     let stop = signals::stop_on_signal()?;
-    roles::run(role, &config, stop, announce).await?;
+    // large, and there is one of it
+    Box::pin(roles::run(role, &config, stop, announce)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
