@@ -63,7 +63,7 @@ type Shape = &'static [(&'static str, Holds)];
 
 /// Objects told apart by their `type`.
 struct Kind {
-    /// The `type`: `*` at its end stands for any version, and none at all for an object without one.
+    /// The `type`: `*` at its end stands for a version (a date of eight digits), and none at all for an object without one.
     tag: &'static str,
     shape: Shape,
 }
@@ -73,6 +73,24 @@ struct Kind {
 struct Found {
     param: String,
     why: String,
+}
+
+/// Longest word of a setting.
+const SETTING_BYTES_MAX: usize = 32;
+
+/// A setting, whose bytes are not counted: a word, a number or a switch.
+const SETTING: Holds = Holds::Only(is_setting, "it must be one word, a number or true or false");
+
+fn is_setting(value: &Value) -> bool {
+    match value {
+        Value::String(word) => word.len() <= SETTING_BYTES_MAX,
+        Value::Array(_) | Value::Object(_) => false,
+        Value::Null | Value::Bool(_) | Value::Number(_) => true,
+    }
+}
+
+fn is_version(text: &str) -> bool {
+    text.len() == 8 && text.bytes().all(|digit| digit.is_ascii_digit())
 }
 
 /// The lists that hold for a request.
@@ -212,7 +230,7 @@ impl Allowed<'_> {
 impl Kind {
     fn is(&self, tag: &str) -> bool {
         match self.tag.strip_suffix('*') {
-            Some(start) => tag.starts_with(start),
+            Some(start) => tag.strip_prefix(start).is_some_and(is_version),
             None => self.tag == tag,
         }
     }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Holds, Holds::*, Kind, Shape};
+use super::{Holds, Holds::*, Kind, SETTING, Shape};
 
 /// Fields of a body that every server of this API knows, or ignores.
 pub(super) const BODY: Shape = &[
@@ -34,7 +34,7 @@ pub(super) const BODY: Shape = &[
     ("functions", Each(OLD_FUNCTION)),
     ("function_call", Anything),
     ("response_format", Object(RESPONSE_FORMAT)),
-    ("reasoning_effort", Anything),
+    ("reasoning_effort", SETTING),
     (
         "modalities",
         Only(
@@ -49,7 +49,7 @@ pub(super) const OPENAI: Shape = &[
     ("safety_identifier", Anything),
     ("prompt_cache_key", Anything),
     ("prompt_cache_retention", Anything),
-    ("verbosity", Anything),
+    ("verbosity", SETTING),
     (
         "service_tier",
         Only(
@@ -72,7 +72,7 @@ pub(super) const GENERIC: Shape = &[
     ("include_stop_str_in_output", Anything),
     ("safety_identifier", Anything),
     ("prompt_cache_key", Anything),
-    ("verbosity", Anything),
+    ("verbosity", SETTING),
 ];
 
 const RESPONSE_FORMAT: Shape = &[

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Found, Holds, Holds::*, Kind, Shape};
+use super::{Found, Holds, Holds::*, Kind, SETTING, Shape};
 
 /// Fields of a body.
 pub(super) const BODY: Shape = &[
@@ -17,7 +17,7 @@ pub(super) const BODY: Shape = &[
     ("stream", Anything),
     ("metadata", Object(&[("user_id", Anything)])),
     ("thinking", Object(THINKING)),
-    ("output_config", Object(&[("effort", Anything)])),
+    ("output_config", Object(&[("effort", SETTING)])),
     ("cache_control", CACHE),
     ("tools", Each(TOOL)),
     ("tool_choice", Anything),
@@ -33,9 +33,9 @@ pub(super) const ANTHROPIC: Shape = &[(
 )];
 
 const THINKING: Shape = &[
-    ("type", Anything),
-    ("budget_tokens", Anything),
-    ("display", Anything),
+    ("type", SETTING),
+    ("budget_tokens", SETTING),
+    ("display", SETTING),
 ];
 
 const MESSAGE: &[Kind] = &[Kind {
@@ -77,7 +77,7 @@ const PART: &[Kind] = &[
             ("type", Anything),
             ("tool_use_id", Anything),
             ("content", Parts(SYSTEM)),
-            ("is_error", Anything),
+            ("is_error", SETTING),
             ("cache_control", CACHE),
         ],
     },

@@ -148,6 +148,22 @@ fn a_messages_field_that_is_not_listed_is_named() {
         json!({ "system": day }),
         "system[0].cache_control",
     );
+    for tool in ["bash_code_execution_20260101", "bash_", "computer_2025"] {
+        let tools = json!([{"type": tool, "name": "x"}]);
+        refused(Api::Anthropic, json!({ "tools": tools }), "tools[0]");
+    }
+    // settings are not counted: they must not hold text
+    let text = "x ".repeat(5_000);
+    refused(
+        Api::OpenAi,
+        json!({ "reasoning_effort": text }),
+        "reasoning_effort",
+    );
+    refused(Api::OpenAi, json!({ "verbosity": text }), "verbosity");
+    let failed = with_content(
+        json!({"type": "tool_result", "tool_use_id": "a", "content": "", "is_error": text}),
+    );
+    refused(Api::Anthropic, failed, "messages[0].content[0].is_error");
     // a floor above the maximum: not every server takes the lower of the two
     refused(Api::OpenAi, json!({"min_tokens": 9000}), "min_tokens");
     refused(
