@@ -100,6 +100,8 @@ pub(crate) struct Allowed<'a> {
     pub(crate) profile: Profile,
     /// What the operator accepts besides, for the upstream and for the model.
     pub(crate) accepted: [&'a [String]; 2],
+    /// The output maximum that the model has in any case.
+    pub(crate) output_max: u64,
 }
 
 impl Allowed<'_> {
@@ -113,7 +115,7 @@ impl Allowed<'_> {
             })
         });
         let found = found.or_else(|| match self.api {
-            Api::Anthropic => messages::thinks_beyond_the_maximum(body),
+            Api::Anthropic => messages::thinks_beyond_the_maximum(body, self.output_max),
             Api::OpenAi => None,
         });
         match found {

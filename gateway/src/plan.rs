@@ -110,8 +110,9 @@ impl Plan {
             end_user: self.asked.end_user.clone(),
             input_tokens: self.bound.input_tokens,
             output_tokens,
-            // several choices share one maximum, which cannot be lowered fairly
-            on_short: if self.asked.choices > 1 {
+            // several choices share one maximum, which cannot be lowered fairly; and a maximum that was
+            // lowered could fall to a thinking budget, which then is none
+            on_short: if self.asked.choices > 1 || self.body.contains_key("thinking") {
                 OnShort::Refuse
             } else {
                 on_short
@@ -155,17 +156,19 @@ async fn screen(
 }
 
 fn allowed(route: &Route, api: Api) -> Allowed<'_> {
-    let (profile, accepted): (_, [&[String]; 2]) = match route {
-        Route::Foreign(upstream, model) => (
-            upstream.profile,
-            [&upstream.allow_fields, &model.allow_fields],
-        ),
-        Route::Neuron(_) => (Profile::Generic, [&[], &[]]),
-    };
-    Allowed {
-        api,
-        profile,
-        accepted,
+    match route {
+        Route::Foreign(upstream, model) => Allowed {
+            api,
+            profile: upstream.profile,
+            accepted: [&upstream.allow_fields, &model.allow_fields],
+            output_max: model.output,
+        },
+        Route::Neuron(neuron) => Allowed {
+            api,
+            profile: Profile::Generic,
+            accepted: [&[], &[]],
+            output_max: neuron.model.output,
+        },
     }
 }
 

@@ -185,17 +185,21 @@ pub(super) const WHY: &[(&str, &str)] = &[
 ];
 
 /// A thinking budget may stand above the output maximum where a beta allows it; then the maximum is none.
-pub(super) fn thinks_beyond_the_maximum(body: &Map<String, Value>) -> Option<Found> {
+/// What counts is the maximum that goes out, which the model's own may lower.
+pub(super) fn thinks_beyond_the_maximum(
+    body: &Map<String, Value>,
+    output_max: u64,
+) -> Option<Found> {
     let budget = body.get("thinking")?.get("budget_tokens")?;
     let max = body.get("max_tokens").and_then(Value::as_u64);
     let within = budget
         .as_u64()
         .zip(max)
-        .is_some_and(|(budget, max)| budget < max);
+        .is_some_and(|(budget, max)| budget < max.min(output_max));
     (!within && !budget.is_null()).then(|| {
         Found::new(
             "thinking.budget_tokens",
-            "it must be a whole number below 'max_tokens'",
+            "it must be a whole number below 'max_tokens' and the model's own maximum",
         )
     })
 }

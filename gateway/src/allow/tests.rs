@@ -8,6 +8,9 @@
 use super::*;
 use crate::error::Dialect;
 
+/// What the model writes at most.
+const OUTPUT_MAX: u64 = 4096;
+
 fn map(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(map) => map,
@@ -35,6 +38,7 @@ fn named(api: Api, profile: Profile, accepted: &[&str], extra: Value) -> Option<
         api,
         profile,
         accepted: [&accepted, &[]],
+        output_max: OUTPUT_MAX,
     };
     let error = allowed.check(&hi(extra)).err()?;
     let envelope = error.envelope(Dialect::OpenAi);
@@ -202,6 +206,15 @@ fn a_variant_of_a_name_that_bounds_is_refused_even_where_it_is_accepted() {
     }
 }
 
+/// With a beta that lets thinking pass the maximum, what counts is the maximum that goes out.
+#[test]
+fn a_thinking_budget_stays_below_the_models_own_maximum() {
+    let thinking = |budget: u64| json!({"max_tokens": 1_000_000, "thinking": {"type": "enabled", "budget_tokens": budget}});
+    let found = |budget| named(Api::Anthropic, Profile::Anthropic, &[], thinking(budget));
+    assert_eq!(found(OUTPUT_MAX - 1), None);
+    assert_eq!(found(OUTPUT_MAX).as_deref(), Some("thinking.budget_tokens"));
+}
+
 #[test]
 fn tools_that_the_provider_runs_are_refused() {
     for (tool, param) in [
@@ -363,6 +376,7 @@ fn the_class_of_the_price_is_written_where_the_provider_has_several() {
             api: Api::OpenAi,
             profile,
             accepted: [accepted, &[]],
+            output_max: OUTPUT_MAX,
         };
         allowed.pin(&mut body);
         body.get("service_tier").cloned()
@@ -394,6 +408,7 @@ fn a_beta_that_is_not_listed_is_refused() {
         api: Api::Anthropic,
         profile: Profile::Anthropic,
         accepted: [&accepted, &[]],
+        output_max: OUTPUT_MAX,
     };
     let check = |value: &str| allowed.check_betas([value].into_iter()).is_ok();
     assert!(check(

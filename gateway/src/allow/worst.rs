@@ -342,6 +342,7 @@ fn let_through(
         api,
         profile,
         accepted: [&[], &[]],
+        output_max: 4096,
     };
     allowed.check(&body).ok()?;
     refuse_state(&body).ok()?;
