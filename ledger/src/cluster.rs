@@ -23,7 +23,7 @@ use crate::{
         Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, Resize, Resolution,
         Settle, Standing,
     },
-    host::{HostConfig, HostedPartition, PartitionHandle, PartitionStatus},
+    host::{HostConfig, HostedPartition, PartitionHandle, PartitionStatus, describe},
     journal::seen::Seen,
     nats::{
         Bucket, Known, Nats, NatsJournal, OpenError, ProvisionError, Witnesses,
@@ -414,7 +414,7 @@ impl Seat {
             Ok(journal) => Seen::new(journal),
             Err(failure) => {
                 lease.release().await;
-                let reason = with_sources(&failure);
+                let reason = describe(&failure);
                 return match failure.passes() {
                     true => End::SteppedDown(reason),
                     false => End::Damaged(reason),
@@ -462,7 +462,7 @@ impl Seat {
         let noted = witnesses.note(journal.inner(), last);
         let failure = match tokio::time::timeout(NOTE_MAX, noted).await {
             Ok(Ok(())) => return,
-            Ok(Err(failure)) => with_sources(&failure),
+            Ok(Err(failure)) => describe(&failure),
             Err(_) => "no answer in time".to_owned(),
         };
         warn!(partition = %self.partition, failure, "the journal's end is not on record");
@@ -522,7 +522,7 @@ impl Seat {
             let opened = witnesses.open(self.config.replicas, self.seen);
             match opened.await {
                 Err(failure) if failure.passes() && tokio::time::Instant::now() < give_up => {
-                    let (partition, failure) = (self.partition, with_sources(&failure));
+                    let (partition, failure) = (self.partition, describe(&failure));
                     warn!(%partition, failure, "journal cannot be opened, trying again");
                     tokio::time::sleep(OPEN_AGAIN).await;
                 }
@@ -535,14 +535,4 @@ impl Seat {
 fn growing(failures: u32) -> Duration {
     let doubled = OPEN_PAUSE.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
     doubled.min(OPEN_PAUSE_LONGEST)
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
