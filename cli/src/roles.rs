@@ -278,6 +278,7 @@ async fn start_ledger(
         writer: bus.process.clone(),
         expiry_grace_ms: u64::try_from(config.ledger.expiry_grace.as_millis()).unwrap_or(u64::MAX),
         accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
+        clock: seatbelt_ledger::host::clock::HostClock::machine(),
     };
     let cluster = ClusterConfig {
         host,

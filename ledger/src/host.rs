@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -64,17 +64,10 @@ const SHORT_READS: u32 = 5;
 /// How long a stopping writer waits for its last commits.
 const FLUSH_MAX: Duration = Duration::from_secs(10);
 
-mod clock;
+pub mod clock;
 
-use clock::Clock;
-
-/// The wall clock, unix ms.
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
+pub use clock::now_ms;
+use clock::{HostClock, Watch};
 
 /// What all partitions of a process share.
 #[derive(Debug, Clone)]
@@ -89,6 +82,8 @@ pub struct HostConfig {
     pub expiry_grace_ms: u64,
     /// How many accounts of a partition stay in memory, where there are snapshots.
     pub accounts_max: usize,
+    /// Where it reads the time.
+    pub clock: HostClock,
 }
 
 /// How a partition stands in this process.
@@ -175,6 +170,7 @@ impl HostedPartition {
         });
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
+        let watch = Watch::new(config.clock.clone());
         let config = WriterConfig {
             partition,
             partitions: config.partitions,
@@ -196,8 +192,8 @@ impl HostedPartition {
             source,
             base: Base::default(),
             fetches: FuturesUnordered::new(),
-            clear_at: tokio::time::Instant::now(),
-            clock: Clock::new(now_ms(), tokio::time::Instant::now()),
+            clear_at: watch.clock().instant(),
+            watch,
             handed: Arc::clone(&handed),
             receiver,
             report,
@@ -478,7 +474,7 @@ struct Task<J> {
     fetches: FuturesUnordered<BoxFuture<'static, Brought>>,
     /// When memory is looked at next.
     clear_at: tokio::time::Instant,
-    clock: Clock,
+    watch: Watch,
     handed: Arc<Handed>,
     receiver: mpsc::Receiver<Message>,
     report: watch::Sender<PartitionStatus>,
@@ -526,7 +522,8 @@ impl<J: Journal> Task<J> {
     /// Answers everyone with the reason for a while, before the journal is tried again.
     async fn turn_away(&mut self, reason: &str) {
         self.stopped(reason.to_owned());
-        let pause = tokio::time::sleep(RETRY_LONGEST);
+        let clock = self.clock();
+        let pause = clock.sleep(RETRY_LONGEST);
         tokio::pin!(pause);
         loop {
             tokio::select! {
@@ -549,11 +546,11 @@ impl<J: Journal> Task<J> {
         };
         let (tail, position) = (resumed.tail, resumed.state.position());
         info!(partition = %self.config.partition, sequence = %tail, %position, "journal read");
-        let mut writer = Writer::start(self.config.clone(), resumed, now_ms());
+        let mut writer = Writer::start(self.config.clone(), resumed, self.clock().wall_ms());
         self.base = base;
         let end = self.work(&mut writer).await;
         self.fetches.clear();
-        deliver(&mut writer);
+        self.deliver(&mut writer);
         Ok(end)
     }
 
@@ -593,9 +590,9 @@ impl<J: Journal> Task<J> {
         {
             let (source, base) = (self.source.clone(), self.base.clone());
             self.fetches
-                .push(fetched(source, base, fetch, writer.tail()).boxed());
+                .push(fetched(source, base, fetch, writer.tail(), self.clock()).boxed());
         }
-        let now = tokio::time::Instant::now();
+        let now = self.watch.clock().instant();
         if now < self.clear_at {
             return;
         }
@@ -623,7 +620,7 @@ impl<J: Journal> Task<J> {
                 self.base.leave(&accounts);
                 writer.let_go(&accounts);
                 if !accounts.is_empty() {
-                    self.clear_at = tokio::time::Instant::now();
+                    self.clear_at = self.watch.clock().instant();
                 }
             }
         }
@@ -632,7 +629,8 @@ impl<J: Journal> Task<J> {
     /// Nothing to append: waits for a command, for time to act, or for the end. What is due is done by
     /// the caller's loop before each wait.
     async fn idle(&mut self, writer: &mut Writer<Waiting>, stopping: &mut bool) {
-        let wake = sleep_until(writer.next_wake_ms());
+        let clock = self.clock();
+        let wake = sleep_until(&clock, writer.next_wake_ms());
         tokio::select! {
             biased;
             Some(brought) = self.fetches.next() => self.bring(writer, brought),
@@ -645,7 +643,7 @@ impl<J: Journal> Task<J> {
             // the caller's loop closes the channel and takes what is left in it
             () = self.shutdown.cancelled(), if !*stopping => {}
         }
-        deliver(writer);
+        self.deliver(writer);
     }
 
     /// Appends one commit to its definite end, deciding further commands meanwhile.
@@ -657,11 +655,12 @@ impl<J: Journal> Task<J> {
         stopping: &mut bool,
     ) -> Option<End> {
         let mut pause = RETRY_FIRST;
-        let give_up = tokio::time::Instant::now() + FLUSH_MAX;
+        let clock = self.clock();
+        let give_up = clock.instant() + FLUSH_MAX;
         let mut short = 0;
         loop {
             let outcome = self.appending(writer, expected, payload.clone()).await;
-            deliver(writer);
+            self.deliver(writer);
             let mut next = writer.appended(outcome);
             if let Next::ReadBack(sequence) = next {
                 next = self.read_back(writer, sequence, &mut short).await;
@@ -671,20 +670,20 @@ impl<J: Journal> Task<J> {
                     if self.status_is_recovering() {
                         self.report.send_replace(PartitionStatus::Serving);
                     }
-                    deliver(writer);
+                    self.deliver(writer);
                     return None;
                 }
                 Next::StepDown(reason) => return Some(End::StepDown(reason)),
                 Next::Retry | Next::ReadBack(_) => {}
             }
-            if *stopping && tokio::time::Instant::now() > give_up {
+            if *stopping && clock.instant() > give_up {
                 writer.step_down(StepDown::Refused(
                     "the journal did not answer while stopping".to_owned(),
                 ));
                 return Some(End::Shutdown);
             }
             *stopping = *stopping || self.shutdown.is_cancelled();
-            tokio::time::sleep(pause).await;
+            clock.sleep(pause).await;
             pause = (pause * 2).min(RETRY_LONGEST);
         }
     }
@@ -703,6 +702,7 @@ impl<J: Journal> Task<J> {
         let journal = Arc::clone(&self.source.journal);
         let append = journal.append(expected, payload);
         tokio::pin!(append);
+        let clock = self.clock();
         loop {
             self.begin_fetches(writer);
             let room = writer.pending() < crate::writer::PENDING_EVENTS_MAX / 2;
@@ -715,21 +715,24 @@ impl<J: Journal> Task<J> {
                 outcome = &mut append => return outcome,
                 Some(brought) = self.fetches.next(), if room => {
                     self.bring(writer, brought);
-                    deliver(writer);
+                    self.deliver(writer);
                 }
                 Some(message) = self.receiver.recv(), if room => {
                     self.take_burst(writer, message);
-                    deliver(writer);
+                    self.deliver(writer);
                 }
-                () = sleep_until(writer.next_wake_ms()), if room => {}
+                () = sleep_until(&clock, writer.next_wake_ms()), if room => {}
             }
         }
     }
 
+    fn clock(&self) -> HostClock {
+        self.watch.clock().clone()
+    }
+
     /// The time, once the writer knows by how much the clock was set.
     fn now_ms(&mut self, writer: &mut Writer<Waiting>) -> u64 {
-        let now_ms = now_ms();
-        let step_ms = self.clock.step_ms(now_ms, tokio::time::Instant::now());
+        let (now_ms, step_ms) = self.watch.read();
         if step_ms != 0 {
             warn!(partition = %self.config.partition, step_ms, "the clock was set");
             writer.clock_was_set(step_ms);
@@ -747,11 +750,37 @@ impl<J: Journal> Task<J> {
         if writer.next_wake_ms().is_some_and(|due_ms| due_ms <= now_ms) {
             writer.tick(now_ms);
         }
-        deliver(writer);
+        self.deliver(writer);
+    }
+
+    /// Gives out the answers that are due; takes back a hold that nobody is there to receive. Of a reserve
+    /// that was sent again, one caller who hears of the hold is enough to keep it, now or earlier.
+    fn deliver(&self, writer: &mut Writer<Waiting>) {
+        let told = writer.told();
+        let answers: Vec<_> = writer.answers().collect();
+        let (mut received, mut returned) = (Vec::new(), Vec::new());
+        for (Waiting { sender, account }, answer) in answers {
+            let grant = match &answer {
+                Ok(Reply::Reserve(ReserveOutcome::Reserved(grant))) if grant.position > told => {
+                    Some(grant.reservation)
+                }
+                _ => None,
+            };
+            match (sender.send(answer), grant, account) {
+                (Err(_), Some(reservation), Some(account)) => returned.push((account, reservation)),
+                (Ok(()), Some(reservation), _) => received.push(reservation),
+                _ => {}
+            }
+        }
+        for (account, reservation) in returned {
+            if !received.contains(&reservation) {
+                writer.undelivered(self.watch.clock().wall_ms(), &account, reservation);
+            }
+        }
     }
 
     fn take_burst(&mut self, writer: &mut Writer<Waiting>, first: Message) {
-        let until = tokio::time::Instant::now() + BURST_TIME_MAX;
+        let until = self.watch.clock().instant() + BURST_TIME_MAX;
         let mut next = Some(first);
         let mut taken = 0;
         while let Some(message) = next {
@@ -761,7 +790,7 @@ impl<J: Journal> Task<J> {
                 let now_ms = self.now_ms(writer);
                 writer.submit(now_ms, request, waiting);
             }
-            let enough = taken >= BURST_MAX || tokio::time::Instant::now() >= until;
+            let enough = taken >= BURST_MAX || self.watch.clock().instant() >= until;
             next = if enough {
                 None
             } else {
@@ -811,6 +840,7 @@ async fn fetched<J: Journal>(
     base: Base,
     fetch: Fetch,
     end: Sequence,
+    clock: HostClock,
 ) -> Brought {
     let mut detail = String::new();
     for _ in 0..FETCH_TRIES_MAX {
@@ -829,43 +859,17 @@ async fn fetched<J: Journal>(
             Ok(fetched) => return Brought::Fetched(fetched),
             Err(failure) => detail = failure,
         }
-        tokio::time::sleep(FETCH_PAUSE).await;
+        clock.sleep(FETCH_PAUSE).await;
     }
     warn!(partition = %source.partition, ?fetch, detail, "cannot be fetched");
     Brought::Fetched(Fetched::Failed { fetch, detail })
 }
 
-/// Gives out the answers that are due; takes back a hold that nobody is there to receive. Of a reserve
-/// that was sent again, one caller who hears of the hold is enough to keep it, now or earlier.
-fn deliver(writer: &mut Writer<Waiting>) {
-    let told = writer.told();
-    let answers: Vec<_> = writer.answers().collect();
-    let (mut received, mut returned) = (Vec::new(), Vec::new());
-    for (Waiting { sender, account }, answer) in answers {
-        let grant = match &answer {
-            Ok(Reply::Reserve(ReserveOutcome::Reserved(grant))) if grant.position > told => {
-                Some(grant.reservation)
-            }
-            _ => None,
-        };
-        match (sender.send(answer), grant, account) {
-            (Err(_), Some(reservation), Some(account)) => returned.push((account, reservation)),
-            (Ok(()), Some(reservation), _) => received.push(reservation),
-            _ => {}
-        }
-    }
-    for (account, reservation) in returned {
-        if !received.contains(&reservation) {
-            writer.undelivered(now_ms(), &account, reservation);
-        }
-    }
-}
-
-async fn sleep_until(wake_ms: Option<u64>) {
+async fn sleep_until(clock: &HostClock, wake_ms: Option<u64>) {
     match wake_ms {
         Some(at_ms) => {
-            let left = Duration::from_millis(at_ms.saturating_sub(now_ms()));
-            tokio::time::sleep(left.min(SLEEP_MAX)).await;
+            let left = Duration::from_millis(at_ms.saturating_sub(clock.wall_ms()));
+            clock.sleep(left.min(SLEEP_MAX)).await;
         }
         None => std::future::pending().await,
     }

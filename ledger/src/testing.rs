@@ -14,9 +14,11 @@ use seatbelt_schemas::{
 };
 
 use crate::{
-    host::{HostConfig, now_ms},
+    host::{HostConfig, clock::HostClock, now_ms},
     writer::WriterConfig,
 };
+
+pub mod clock;
 
 /// An account and its key.
 #[derive(Debug, Clone)]
@@ -147,5 +149,6 @@ pub fn one_partition(writer: &str) -> HostConfig {
         writer: writer.to_owned(),
         expiry_grace_ms: 1000,
         accounts_max: WriterConfig::ACCOUNTS_MAX_DEFAULT,
+        clock: HostClock::machine(),
     }
 }

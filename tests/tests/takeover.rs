@@ -95,6 +95,7 @@ async fn take_part(nats: &Nats, replicas: u8, name: &str) -> Arc<ClusterLedger> 
         writer: name.to_owned(),
         expiry_grace_ms: 1000,
         accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
+        clock: seatbelt_ledger::host::clock::HostClock::machine(),
     };
     let config = ClusterConfig {
         host,

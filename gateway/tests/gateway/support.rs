@@ -582,6 +582,7 @@ async fn ledger(cap: CapSpec) -> Arc<LedgerHost> {
         writer: "test".to_owned(),
         expiry_grace_ms: 1000,
         accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
+        clock: seatbelt_ledger::host::clock::HostClock::machine(),
     };
     let host = LedgerHost::start(&config, vec![MemoryJournal::new()]);
     host.ready().await.unwrap();

@@ -79,6 +79,7 @@ impl World {
             writer: "test".to_owned(),
             expiry_grace_ms: 0,
             accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
+            clock: seatbelt_ledger::host::clock::HostClock::machine(),
         };
         let ledger = LedgerHost::start(&config, vec![journal.clone()]);
         ledger.ready().await.unwrap();
