@@ -9,11 +9,11 @@ mod whole;
 use std::{collections::VecDeque, sync::Arc};
 
 use seatbelt_schemas::{
-    cap::{CapEvidence, CapSpec},
+    cap::CapEvidence,
     claim::{self, Claim},
     command::CommandError,
     commit::{ChainHash, Header},
-    event::{Adjusted, Event, EventBody, EventOf, Overrun, RefusalReason, Reserved, Resized},
+    event::{Event, EventBody, EventOf, RefusalReason, Reserved, Resized},
     ids::{AccountId, CapId, CommandId},
     position::{Partition, Position},
     scope::Scopes,
@@ -22,7 +22,10 @@ use thiserror::Error;
 
 use crate::{
     account::{Account, Cap},
-    decide::{self, Context, ReserveRequest, THRESHOLDS_PER_DECISION_MAX, Verdict},
+    decide::{
+        self, Context, ReserveRequest, Verdict,
+        follows::{Following, Follows},
+    },
     journal::Sequence,
     partition::{ChainError, PartitionState},
 };
@@ -200,40 +203,30 @@ impl Verifier {
         }
         let account = self.state.account(&envelope.account);
         let owed = self.owed.pop_front();
-        let follows = owed.is_some();
-        let (expected, overrun) = match owed {
-            Some(owed) => (owed.taken_by(&envelope)?, None),
+        let is_owed = owed.is_some();
+        let expected = match owed {
+            Some(owed) => owed.taken_by(&envelope)?,
             None => self.decide(account, &envelope, claim, header)?,
         };
         let (event, ()) = &envelope.replace(expected);
         same_bytes(&mut self.bytes, stored, event)?;
         let here = self.state.partition();
-        self.whole.take(event, follows, account, here)?;
+        self.whole.take(event, is_owed, account, here)?;
+        let follows = Follows::of(account, &event.body);
+        let overruns = follows.overruns();
         let scopes = account.and_then(|account| scopes_of(account, event));
         let whole = account.and_then(|account| above_everywhere(account, event));
         note_above(&mut self.before, account, event, scopes.as_deref());
         let account = self.state.apply(event);
         if let (Some(account), Some(before)) = (account, &whole) {
-            all_caps_hold(account, event, before, overrun.is_some())?;
+            all_caps_hold(account, event, before, overruns)?;
         }
-        let mut crossed = Vec::new();
-        if let (Some(account), Some(scopes)) = (account, scopes) {
-            if whole.is_none() {
-                caps_hold(account, event, &scopes, &self.before, overrun.is_some())?;
-            }
-            if let EventBody::Settled(_) | EventBody::Expired(_) = event.body {
-                crossed = decide::due_thresholds(account.matching(&scopes), event.at_ms);
-            }
-        } else if let (Some(account), Some(cap)) = (account, changed_cap(&event.body)) {
-            crossed = decide::due_thresholds(account.cap(cap).into_iter(), event.at_ms);
+        if let (Some(account), Some(scopes), None) = (account, scopes, &whole) {
+            caps_hold(account, event, &scopes, &self.before, overruns)?;
         }
-        if overrun.is_some() || !crossed.is_empty() {
-            let overrun = overrun.map(|data| Owed::after(event, data.into(), false));
-            let crossed = crossed.into_iter().enumerate().map(|(index, data)| {
-                let may_wait = index >= THRESHOLDS_PER_DECISION_MAX;
-                Owed::after(event, data.into(), may_wait)
-            });
-            self.owed.extend(overrun.into_iter().chain(crossed));
+        if let Some(account) = account {
+            let due = follows.due(account, event.at_ms);
+            self.owed.extend(due.map(|next| Owed::after(event, next)));
         }
         Ok(())
     }
@@ -245,7 +238,7 @@ impl Verifier {
         event: &EventOf<()>,
         claim: Claim,
         header: &Header,
-    ) -> Result<(EventBody, Option<Overrun>), String> {
+    ) -> Result<EventBody, String> {
         let context = Context {
             at_ms: event.at_ms,
             prices: self.state.prices(),
@@ -267,12 +260,11 @@ impl Verifier {
                 report,
             } => {
                 let decided = decide::settle(opened(account)?, context, reservation, report);
-                let (settled, overrun) = decided.map_err(|error| error.to_string())?;
-                return Ok((settled.into(), overrun));
+                decided.map_err(|error| error.to_string())?.into()
             }
             Claim::Other(body) => self.decide_other(account, context, event, &body, header)?,
         };
-        Ok((body, None))
+        Ok(body)
     }
 
     fn decide_other(
@@ -383,7 +375,8 @@ struct Owed {
 }
 
 impl Owed {
-    fn after(event: &Event, body: EventBody, may_wait: bool) -> Self {
+    fn after(event: &Event, next: Following) -> Self {
+        let Following { body, may_wait } = next;
         Self {
             account: event.account.clone(),
             cause: event.cause,
@@ -541,16 +534,6 @@ fn all_caps_hold(
         }
     }
     Ok(())
-}
-
-/// The cap whose spend or limit an operator's event touches.
-fn changed_cap(body: &EventBody) -> Option<&CapId> {
-    match body {
-        EventBody::CapSet(CapSpec { cap, .. }) | EventBody::Adjusted(Adjusted { cap, .. }) => {
-            Some(cap)
-        }
-        _ => None,
-    }
 }
 
 /// How far a cap is above its limit; a soft one never is.

@@ -12,8 +12,8 @@ use seatbelt_schemas::{
     command::{Change, CommandError},
     event::{
         AccountOpened, Adjusted, Asked, CapRemoved, Credited, EventBody, Expired, KeyIssued,
-        KeyRevoked, OnShort, OnUnknown, Overrun, RefusalReason, Refused, Released, Report,
-        Reserved, Resized, Settled, ThresholdCrossed, UsageSource,
+        KeyRevoked, OnShort, OnUnknown, RefusalReason, Refused, Released, Report, Reserved,
+        Resized, Settled, UsageSource,
     },
     ids::{CapId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::{Amounts, Meter},
@@ -28,6 +28,7 @@ use crate::{
     prices::PriceBook,
 };
 
+pub mod follows;
 mod run;
 pub mod validate;
 
@@ -466,7 +467,7 @@ pub fn settle(
     context: Context<'_>,
     reservation: ReservationId,
     report: Report,
-) -> Result<(Settled, Option<Overrun>), CommandError> {
+) -> Result<Settled, CommandError> {
     let (open, late) = match (
         account.open().get(&reservation),
         account.expired().get(&reservation),
@@ -479,14 +480,7 @@ pub fn settle(
         run::is_request(account, reservation, open)?;
     }
     let charge = charge(open, price_of(open, context), &report)?;
-    let above = charge.above(&open.hold);
-    let key = open.scopes.key.clone();
-    let overrun = (!above.is_zero()).then_some(Overrun {
-        reservation,
-        key,
-        above,
-    });
-    let settled = Settled {
+    Ok(Settled {
         reservation,
         scopes: Arc::clone(&open.scopes),
         report,
@@ -495,8 +489,7 @@ pub fn settle(
         price: open.price,
         reserved_at_ms: open.at_ms,
         late,
-    };
-    Ok((settled, overrun))
+    })
 }
 
 /// What a report comes to. Where nothing was reported the whole hold is charged, its dearest cost
@@ -572,36 +565,6 @@ pub fn expire(
         charge,
         reserved_at_ms,
     })
-}
-
-/// Most thresholds that one decision announces, so that it always fits a commit. What is left over is
-/// announced by the next decision that touches those caps.
-pub const THRESHOLDS_PER_DECISION_MAX: usize = 64;
-
-/// The thresholds that one decision announces: of those that [are due](due_thresholds), the first.
-/// Decided after every event that changes what is spent or what a limit is.
-pub fn thresholds<'a>(caps: impl Iterator<Item = &'a Cap>, at_ms: u64) -> Vec<ThresholdCrossed> {
-    let mut crossed = due_thresholds(caps, at_ms);
-    crossed.truncate(THRESHOLDS_PER_DECISION_MAX);
-    crossed
-}
-
-/// All thresholds of these caps that have been reached and not been announced. The first writers
-/// announced all of them at once, so the audit takes more than [`thresholds`] gives.
-pub fn due_thresholds<'a>(
-    caps: impl Iterator<Item = &'a Cap>,
-    at_ms: u64,
-) -> Vec<ThresholdCrossed> {
-    let mut crossed = Vec::new();
-    for cap in caps {
-        crossed.extend(cap.due_thresholds(at_ms).map(|percent| ThresholdCrossed {
-            cap: cap.spec.cap.clone(),
-            percent,
-            limit: cap.limit(),
-            spent: cap.spent(at_ms),
-        }));
-    }
-    crossed
 }
 
 /// The change that an operator's event came from; `None` for every other event.

@@ -26,12 +26,11 @@ use thiserror::Error;
 
 use crate::{
     account::Account,
-    decide::{self, Context, ReserveRequest, Verdict},
+    decide::{self, Context, ReserveRequest, Verdict, follows::Follows},
     journal::{AppendError, Journal, ReadError, Sequence},
     outcomes,
     partition::{ChainError, PartitionState},
     prices::PriceBook,
-    writer::changed_cap,
 };
 
 /// An account, with the prices that its decisions depend on.
@@ -72,7 +71,7 @@ impl AccountAggregate {
         &self,
         account: &Account,
         command: &AccountCommand,
-    ) -> Result<Vec<EventBody>, CommandError> {
+    ) -> Result<Option<EventBody>, CommandError> {
         let context = Context {
             at_ms: command.at_ms,
             prices: &self.prices,
@@ -89,24 +88,20 @@ impl AccountAggregate {
                     budget: reserve.budget.as_ref(),
                 };
                 Ok(match decide::reserve(account, context, request, true)? {
-                    Verdict::Reserve(data) => vec![data.into()],
-                    Verdict::Refuse(data) => vec![data.into()],
-                    Verdict::Wait(_) => Vec::new(),
+                    Verdict::Reserve(data) => Some(data.into()),
+                    Verdict::Refuse(data) => Some(data.into()),
+                    Verdict::Wait(_) => None,
                 })
             }
             AccountAction::Settle(reservation, report) => {
                 let report = report.clone();
-                let (settled, overrun) = decide::settle(account, context, *reservation, report)?;
-                Ok(std::iter::once(settled.into())
-                    .chain(overrun.map(EventBody::from))
-                    .collect())
+                let settled = decide::settle(account, context, *reservation, report)?;
+                Ok(Some(settled.into()))
             }
             AccountAction::Release(reservation, reason) => {
-                Ok(vec![decide::release(account, *reservation, reason)?.into()])
+                Ok(Some(decide::release(account, *reservation, reason)?.into()))
             }
-            AccountAction::Change(change) => {
-                Ok(decide::change(account, change)?.into_iter().collect())
-            }
+            AccountAction::Change(change) => decide::change(account, change),
         }
     }
 }
@@ -138,25 +133,13 @@ impl Aggregate for AccountAggregate {
             actor: command.actor.clone(),
             body,
         };
-        let decided = self.decide(state, &command).map(|bodies| {
-            let mut after = state.clone();
-            let mut events: Vec<Event> = bodies
-                .into_iter()
-                .map(|body| place(&command, body))
-                .collect();
-            events.iter().for_each(|event| after.apply(event));
-            let crossed = match events.first().map(|event| &event.body) {
-                Some(EventBody::Settled(data)) => {
-                    decide::thresholds(after.matching(&data.scopes), command.at_ms)
-                }
-                Some(body) => match decide::change_of(body).as_ref().and_then(changed_cap) {
-                    Some(cap) => decide::thresholds(after.cap(cap).into_iter(), command.at_ms),
-                    None => Vec::new(),
-                },
-                None => Vec::new(),
-            };
-            events.extend(crossed.into_iter().map(|data| place(&command, data.into())));
-            Some(events).filter(|events| !events.is_empty())
+        let decided = self.decide(state, &command).map(|body| {
+            let event = place(&command, body?);
+            let (follows, mut after) = (Follows::of(Some(state), &event.body), state.clone());
+            after.apply(&event);
+            let following = follows.decided(&after, command.at_ms);
+            let following = following.map(|body| place(&command, body));
+            Some(std::iter::once(event).chain(following).collect())
         });
         futures::future::ready(decided).boxed()
     }

@@ -7,7 +7,7 @@
 //! definite, and by reading what stands there. A writer that lost its place answers nothing more
 //! from its state. It has no clock: the time is given with every call, and goes only forward here.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use seatbelt_schemas::{
@@ -18,10 +18,9 @@ use seatbelt_schemas::{
     },
     commit::{COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX, ChainHash, encode_commit},
     event::{Adopted, Event, EventBody, Genesis, Refused, WriterStarted},
-    ids::{AccountId, Actor, CapId, CommandId, LedgerId, ReservationId},
+    ids::{AccountId, Actor, CommandId, LedgerId, ReservationId},
     meter::Amounts,
     position::{Epoch, Partition, Partitions, Position},
-    scope::Scopes,
 };
 
 use crate::{
@@ -29,6 +28,7 @@ use crate::{
     api::Answer,
     decide::{
         self, Context, ReserveRequest,
+        follows::Follows,
         validate::{self, Malformed},
     },
     journal::{AppendError, Sequence},
@@ -688,26 +688,26 @@ impl<T: Caller> Writer<T> {
         position
     }
 
-    /// Records the thresholds that an event has led to.
-    fn write_thresholds(
+    /// Records an event and what follows from it: one decision.
+    fn write_whole(
         &mut self,
         now_ms: u64,
         account: &AccountId,
         cause: CommandId,
         actor: &Actor,
-        applies: Applies<'_>,
-    ) {
+        body: EventBody,
+    ) -> Position {
+        let follows = Follows::of(self.state.account(account), &body);
+        let position = self.write(now_ms, account, cause, actor, body);
         let at_ms = self.event_ms(now_ms);
-        let Some(state) = self.state.account(account) else {
-            return;
-        };
-        let crossed = match applies {
-            Applies::Scopes(scopes) => decide::thresholds(state.matching(scopes), at_ms),
-            Applies::Cap(cap) => decide::thresholds(state.cap(cap).into_iter(), at_ms),
-        };
-        for body in crossed {
-            self.write(now_ms, account, cause, actor, body.into());
+        let after = self.state.account(account);
+        let following: Vec<EventBody> = after
+            .map(|after| follows.decided(after, at_ms).collect())
+            .unwrap_or_default();
+        for body in following {
+            self.write(now_ms, account, cause, actor, body);
         }
+        position
     }
 
     fn account(&self, account: &AccountId) -> Result<&Account, CommandError> {
@@ -1013,15 +1013,11 @@ impl<T: Caller> Writer<T> {
                 let error = self.explained(error);
                 self.answer(caller, Err(error));
             }
-            Ok((settled, overrun)) => {
-                let (amounts, scopes) = (settled.charge, Arc::clone(&settled.scopes));
+            Ok(settled) => {
+                let amounts = settled.charge;
                 self.forget_deadline(account, reservation);
                 let linger_until_ms = self.linger(now_ms);
-                let position = self.write(now_ms, account, id, actor, settled.into());
-                if let Some(overrun) = overrun {
-                    self.write(now_ms, account, id, actor, overrun.into());
-                }
-                self.write_thresholds(now_ms, account, id, actor, Applies::Scopes(&scopes));
+                let position = self.write_whole(now_ms, account, id, actor, settled.into());
                 self.linger_until_ms = linger_until_ms;
                 let reply = Ok(Reply::Resolution(Resolution { position, amounts }));
                 self.answer_when(ack, position, caller, reply);
@@ -1103,16 +1099,11 @@ impl<T: Caller> Writer<T> {
         let Some(state) = self.state.account(account) else {
             return;
         };
-        let Some(open) = state.open().get(&reservation) else {
-            return;
-        };
-        let scopes = Arc::clone(&open.scopes);
         let Some(expired) = decide::expire(state, at_ms, grace_ms, reservation) else {
             return;
         };
         let (cause, actor) = (self.own_id(now_ms), Actor::system("writer"));
-        self.write(now_ms, account, cause, &actor, expired.into());
-        self.write_thresholds(now_ms, account, cause, &actor, Applies::Scopes(&scopes));
+        self.write_whole(now_ms, account, cause, &actor, expired.into());
         self.sweep(now_ms, account);
     }
 
@@ -1175,10 +1166,7 @@ impl<T: Caller> Writer<T> {
                 );
             }
             Ok(Some(body)) => {
-                let position = self.write(now_ms, account, *id, actor, body);
-                if let Some(cap) = changed_cap(change) {
-                    self.write_thresholds(now_ms, account, *id, actor, Applies::Cap(cap));
-                }
+                let position = self.write_whole(now_ms, account, *id, actor, body);
                 let reply = AdminOutcome {
                     position: Some(position),
                 };
@@ -1203,22 +1191,6 @@ impl<T: Caller> Writer<T> {
             }
             (Err(error), _) => Err(error),
         }
-    }
-}
-
-/// Whose thresholds an event may have led across.
-#[derive(Clone, Copy)]
-enum Applies<'a> {
-    Scopes(&'a Scopes),
-    Cap(&'a CapId),
-}
-
-/// The cap whose spend or limit a change touches.
-pub(crate) fn changed_cap(change: &Change) -> Option<&CapId> {
-    match change {
-        Change::SetCap(spec) => Some(&spec.cap),
-        Change::Adjust { cap, .. } => Some(cap),
-        _ => None,
     }
 }
 

@@ -14,7 +14,7 @@ use seatbelt_schemas::{
     position::Position,
 };
 
-use crate::decide::THRESHOLDS_PER_DECISION_MAX;
+use crate::decide::follows::THRESHOLDS_PER_DECISION_MAX;
 
 /// Room for events in a commit.
 pub const COMMIT_ROOM: usize = COMMIT_BYTES_MAX - COMMIT_OVERHEAD_MAX;

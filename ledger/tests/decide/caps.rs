@@ -1,6 +1,6 @@
 //! Caps: what refuses, what waits, what is told; every meter and scope; several at once; clamping.
 
-use seatbelt_ledger::decide::THRESHOLDS_PER_DECISION_MAX;
+use seatbelt_ledger::decide::follows::THRESHOLDS_PER_DECISION_MAX;
 use seatbelt_schemas::{
     command::{Change, CommandError},
     event::{EventBody, OnShort, RefusalReason},
