@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::{gateway::millis, reader::Section};
+// the audit calls an expiry missing only after the longest grace that can be set here
+use seatbelt_ledger::audit::EXPIRY_GRACE_MS_MAX;
 
-/// Longest grace: a day.
-const GRACE_MS_MAX: u64 = 24 * 3_600_000;
+use super::{gateway::millis, reader::Section};
 
 /// `[ledger]`
 #[derive(Debug, Clone)]
@@ -17,7 +17,13 @@ pub struct Ledger {
 impl Ledger {
     pub(super) fn read(mut section: Section) -> Self {
         let ledger = Self {
-            expiry_grace: millis(&mut section, "expiry_grace_ms", 0, GRACE_MS_MAX, 5000),
+            expiry_grace: millis(
+                &mut section,
+                "expiry_grace_ms",
+                0,
+                EXPIRY_GRACE_MS_MAX,
+                5000,
+            ),
         };
         section.finish();
         ledger
