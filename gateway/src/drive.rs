@@ -26,12 +26,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    app::Shared,
     catalog::ChosenNeuron,
     error::{ApiError, BY_UPSTREAM, Dialect, X_POSITION, X_REFUSED_BY},
     gate::{Reservation, ms},
     messages::{MessagesStream, error_from_chat, from_chat},
     metrics::Stage,
-    server::Shared,
     sse::{SseEvent, SseReader, write_event},
     usage::{Answer, Api, Part, StreamTold},
 };

@@ -16,6 +16,7 @@ use tokio::{sync::oneshot, time::Instant};
 use tracing::Instrument;
 
 use crate::{
+    app::{RequestId, Shared},
     config::KeyEntry,
     drive::drive,
     error::{ApiError, Case, Dialect},
@@ -23,7 +24,6 @@ use crate::{
     metrics::Stage,
     outbound::Admitted,
     plan::{Caller, Plan},
-    server::{RequestId, Shared},
 };
 
 /// A client may ask for its output maximum to be lowered to what fits: `clamp`, else `refuse`. This

@@ -12,6 +12,7 @@ use std::{
 
 mod allow;
 mod allowance;
+mod app;
 mod bounds;
 mod catalog;
 pub mod config;

@@ -20,6 +20,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use crate::{
     allowance,
+    app::Shared,
     bounds::write_chat_max,
     catalog::{Route, Upstream},
     config::{HOLD_GRACE, MaxField, OnDisconnect, UpstreamKind},
@@ -28,7 +29,6 @@ use crate::{
     gate::{Reservation, ms},
     intake::Fields,
     plan::Plan,
-    server::Shared,
     usage::Api,
 };
 

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     allow::{Allowed, refuse_state},
+    app::Shared,
     bounds::{Asked, Bound, ask_for_usage},
     catalog::{ChosenNeuron, Route},
     config::{KeyEntry, Profile, UpstreamKind},
@@ -25,7 +26,6 @@ use crate::{
     intake::Fields,
     messages::{MessagesStream, to_chat},
     metrics::Stage,
-    server::Shared,
     usage::Api,
 };
 

@@ -36,6 +36,7 @@ use ulid::Ulid;
 
 use crate::{
     Clock,
+    app::{RequestId, Shared},
     catalog::Catalog,
     config::{CONNECT_TIMEOUT, GatewayConfig},
     drive::USAGE_EVENT_WAIT,
@@ -88,29 +89,6 @@ pub enum GatewayError {
         source: io::Error,
     },
 }
-
-/// What all requests share.
-pub(crate) struct Shared {
-    pub(crate) config: GatewayConfig,
-    pub(crate) keyring: Keyring,
-    pub(crate) catalog: Catalog,
-    pub(crate) gate: Arc<Gate>,
-    pub(crate) client: reqwest::Client,
-    pub(crate) snapshots: Arc<dyn Snapshots>,
-    pub(crate) usage: Arc<dyn UsageEvents>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) clock: Clock,
-    pub(crate) slots: Arc<Semaphore>,
-    pub(crate) tracker: TaskTracker,
-    /// Requests in progress may not wait any longer.
-    pub(crate) cut: CancellationToken,
-    pub(crate) draining: AtomicBool,
-    pub(crate) ready: watch::Receiver<Vec<String>>,
-}
-
-/// The id of a request, in its answer and in the log.
-#[derive(Clone)]
-pub(crate) struct RequestId(pub(crate) String);
 
 /// A gateway, ready to serve.
 pub struct Gateway {

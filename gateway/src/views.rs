@@ -21,10 +21,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
+    app::Shared,
     catalog::Listed,
     config::KeyEntry,
     error::{ApiError, Dialect},
-    server::Shared,
 };
 
 /// How long a read waits for the snapshot to have what the caller was told before.
