@@ -29,8 +29,9 @@ use crate::{
     app::Shared,
     catalog::ChosenNeuron,
     error::{ApiError, BY_UPSTREAM, Dialect, X_POSITION, X_REFUSED_BY},
+    face::Face,
     gate::{Reservation, ms},
-    messages::{MessagesStream, error_from_chat, from_chat},
+    messages::{error_from_chat, from_chat},
     metrics::Stage,
     sse::{SseEvent, SseReader, write_event},
     usage::{Answer, Api, Part, StreamTold},
@@ -58,18 +59,6 @@ const PASSED_HEADERS: [&str; 6] = [
 
 /// How the client gets its answer.
 pub(crate) type Head = oneshot::Sender<Result<Response, ApiError>>;
-
-/// How an upstream's answer is shown to the client.
-#[derive(Debug)]
-pub(crate) enum Face {
-    /// As it is; the usage chunk hidden where the gateway asked for it and not the client.
-    Same {
-        /// Whether to hide it.
-        hide_usage: bool,
-    },
-    /// In the Anthropic dialect.
-    Messages(MessagesStream),
-}
 
 /// The request as it goes out.
 pub(crate) struct Call {

@@ -19,6 +19,7 @@ pub mod config;
 mod drive;
 mod endpoint;
 mod error;
+mod face;
 mod gate;
 mod intake;
 mod keys;
