@@ -14,7 +14,8 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, future::BoxFuture, stream};
 use seatbelt_schemas::{
-    event::{Report, Timings, UsageSource},
+    command::Grant,
+    event::{OnUnknown, Report, Timings, UsageSource},
     position::Position,
     usage::{Usage, UsageEvent},
 };
@@ -26,13 +27,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    allowance,
     app::Shared,
-    catalog::ChosenNeuron,
+    catalog::{ChosenNeuron, Route},
+    config::OnDisconnect,
     error::{ApiError, BY_UPSTREAM, Dialect, X_POSITION, X_REFUSED_BY},
     face::Face,
     gate::{Reservation, ms},
     messages::{error_from_chat, from_chat},
     metrics::Stage,
+    outbound::{Call, call, write_max},
+    plan::Plan,
     sse::{SseEvent, SseReader, write_event},
     usage::{Answer, Api, Part, StreamTold},
 };
@@ -57,15 +62,11 @@ const PASSED_HEADERS: [&str; 6] = [
     "anthropic-organization-id",
 ];
 
+/// The output maximum of one choice, where it was lowered.
+const X_CLAMPED: HeaderName = HeaderName::from_static("x-seatbelt-clamped");
+const X_RESERVATION: HeaderName = HeaderName::from_static("x-seatbelt-reservation");
 /// How the client gets its answer.
 pub(crate) type Head = oneshot::Sender<Result<Response, ApiError>>;
-
-/// The request as it goes out.
-pub(crate) struct Call {
-    pub(crate) url: reqwest::Url,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
-}
 
 /// What may end a request before its upstream does.
 pub(crate) struct Limits {
@@ -103,6 +104,101 @@ pub(crate) struct Job {
     /// Headers of the answer.
     pub(crate) headers: HeaderMap,
     pub(crate) _permit: OwnedSemaphorePermit,
+}
+
+/// A request that may be dispatched now.
+pub(crate) struct Admitted {
+    pub(crate) dialect: Dialect,
+    pub(crate) plan: Plan,
+    /// None for a request that is not metered.
+    pub(crate) held: Option<(Reservation, Grant)>,
+    pub(crate) client_headers: HeaderMap,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+impl Admitted {
+    /// Makes it ready for its driver.
+    pub(crate) fn into_job(self, shared: &Arc<Shared>) -> Job {
+        let Plan {
+            mut body,
+            asked,
+            bound,
+            route,
+            api,
+            face,
+            answer_id,
+            ..
+        } = self.plan;
+        let (reservation, grant) = self.held.unzip();
+        let mut max = bound.output_tokens;
+        let mut headers = HeaderMap::new();
+        if let Some(grant) = &grant {
+            grant_headers(grant, (shared.clock)(), &mut headers);
+            if grant.clamped {
+                max = (grant.hold.output_tokens / asked.choices).max(1);
+                headers.insert(X_CLAMPED, max.into());
+            }
+        }
+        write_max(&mut body, max, &route, api);
+        let call = call(&route, reservation.as_ref(), &self.client_headers, &body);
+        let limit = shared.config.request_timeout;
+        // asked for before the dispatch, or an early event would be missed
+        let usage_event = match (&route, &reservation) {
+            (Route::Neuron(_), Some(reservation)) => {
+                Some(shared.usage.usage(reservation.id, limit + USAGE_EVENT_WAIT))
+            }
+            _ => None,
+        };
+        let free_when_unknown = reservation
+            .as_ref()
+            .is_some_and(|held| held.on_unknown == OnUnknown::Release);
+        let charges_errors = match &route {
+            Route::Foreign(upstream, _) => !upstream.errors_are_free && !free_when_unknown,
+            Route::Neuron(_) => false, // those that come after work are told apart by its answers
+        };
+        let (upstream, neuron, output_is_visible) = match route {
+            Route::Foreign(upstream, model) => {
+                (upstream.name.clone(), None, model.output_is_visible)
+            }
+            Route::Neuron(neuron) => (neuron.neuron.to_string(), Some(neuron), false),
+        };
+        let cancels = shared.config.on_disconnect == OnDisconnect::Cancel;
+        let began = Instant::now();
+        Job {
+            shared: Arc::clone(shared),
+            limits: Limits {
+                ends_with_client: neuron.is_some() || cancels || reservation.is_none(),
+                deadline: began + limit,
+                cut: shared.cut.clone(),
+            },
+            reservation,
+            call: Some(call),
+            upstream,
+            neuron,
+            usage_event,
+            api,
+            dialect: self.dialect,
+            face,
+            answer_id,
+            stream: asked.stream,
+            choices: asked.choices,
+            output_is_visible,
+            charges_errors,
+            began,
+            first_byte_ms: 0,
+            headers,
+            _permit: self.permit,
+        }
+    }
+}
+
+/// The reservation, its position, and the tightest caps.
+fn grant_headers(grant: &Grant, now_ms: u64, headers: &mut HeaderMap) {
+    let id = HeaderValue::try_from(grant.reservation.to_string());
+    let id = id.expect("a reservation id is a valid header value");
+    headers.insert(X_RESERVATION, id);
+    headers.insert(X_POSITION, grant.position.0.into());
+    allowance::show(&grant.caps, now_ms, headers);
 }
 
 /// Why the upstream was not heard to its end.

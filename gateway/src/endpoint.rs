@@ -18,11 +18,10 @@ use tracing::Instrument;
 use crate::{
     app::{RequestId, Shared},
     config::KeyEntry,
-    drive::drive,
+    drive::{Admitted, drive},
     error::{ApiError, Case, Dialect},
     intake::{discard, parse, read_body},
     metrics::Stage,
-    outbound::Admitted,
     plan::{Caller, Plan},
 };
 

@@ -1,130 +1,37 @@
-//! The job of a granted request: what goes to the upstream, what comes along with the answer.
+//! What goes to the upstream.
 //!
 //! Upstream headers are made afresh: the operator's key, a neuron's bounds. Of the client's headers
 //! only those pass that choose an API version.
 
-use std::sync::Arc;
-
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bytes::Bytes;
-use seatbelt_schemas::{
-    command::Grant,
-    event::OnUnknown,
-    neuron::{
-        HEADER_ACCOUNT, HEADER_DEADLINE_MS, HEADER_KEY, HEADER_MAX_INPUT_TOKENS,
-        HEADER_MAX_OUTPUT_TOKENS, HEADER_RESERVATION,
-    },
+use seatbelt_schemas::neuron::{
+    HEADER_ACCOUNT, HEADER_DEADLINE_MS, HEADER_KEY, HEADER_MAX_INPUT_TOKENS,
+    HEADER_MAX_OUTPUT_TOKENS, HEADER_RESERVATION,
 };
 use serde_json::json;
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use crate::{
-    allowance,
-    app::Shared,
     bounds::write_chat_max,
     catalog::{Route, Upstream},
-    config::{HOLD_GRACE, MaxField, OnDisconnect, UpstreamKind},
-    drive::{Call, Job, Limits, USAGE_EVENT_WAIT},
-    error::{Dialect, X_POSITION},
+    config::{HOLD_GRACE, MaxField, UpstreamKind},
     gate::{Reservation, ms},
     intake::Fields,
-    plan::Plan,
     usage::Api,
 };
 
-/// The output maximum of one choice, where it was lowered.
-const X_CLAMPED: HeaderName = HeaderName::from_static("x-seatbelt-clamped");
-const X_RESERVATION: HeaderName = HeaderName::from_static("x-seatbelt-reservation");
 /// The version of the Anthropic API that is asked for where the client names none.
 const ANTHROPIC_VERSION: &str = "2023-06-01";
 
-/// A request that may be dispatched now.
-pub(crate) struct Admitted {
-    pub(crate) dialect: Dialect,
-    pub(crate) plan: Plan,
-    /// None for a request that is not metered.
-    pub(crate) held: Option<(Reservation, Grant)>,
-    pub(crate) client_headers: HeaderMap,
-    pub(crate) permit: OwnedSemaphorePermit,
+/// The request as it goes out.
+pub(crate) struct Call {
+    pub(crate) url: reqwest::Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
-impl Admitted {
-    /// Makes it ready for its driver.
-    pub(crate) fn into_job(self, shared: &Arc<Shared>) -> Job {
-        let Plan {
-            mut body,
-            asked,
-            bound,
-            route,
-            api,
-            face,
-            answer_id,
-            ..
-        } = self.plan;
-        let (reservation, grant) = self.held.unzip();
-        let mut max = bound.output_tokens;
-        let mut headers = HeaderMap::new();
-        if let Some(grant) = &grant {
-            grant_headers(grant, (shared.clock)(), &mut headers);
-            if grant.clamped {
-                max = (grant.hold.output_tokens / asked.choices).max(1);
-                headers.insert(X_CLAMPED, max.into());
-            }
-        }
-        write_max(&mut body, max, &route, api);
-        let call = call(&route, reservation.as_ref(), &self.client_headers, &body);
-        let limit = shared.config.request_timeout;
-        // asked for before the dispatch, or an early event would be missed
-        let usage_event = match (&route, &reservation) {
-            (Route::Neuron(_), Some(reservation)) => {
-                Some(shared.usage.usage(reservation.id, limit + USAGE_EVENT_WAIT))
-            }
-            _ => None,
-        };
-        let free_when_unknown = reservation
-            .as_ref()
-            .is_some_and(|held| held.on_unknown == OnUnknown::Release);
-        let charges_errors = match &route {
-            Route::Foreign(upstream, _) => !upstream.errors_are_free && !free_when_unknown,
-            Route::Neuron(_) => false, // those that come after work are told apart by its answers
-        };
-        let (upstream, neuron, output_is_visible) = match route {
-            Route::Foreign(upstream, model) => {
-                (upstream.name.clone(), None, model.output_is_visible)
-            }
-            Route::Neuron(neuron) => (neuron.neuron.to_string(), Some(neuron), false),
-        };
-        let cancels = shared.config.on_disconnect == OnDisconnect::Cancel;
-        let began = Instant::now();
-        Job {
-            shared: Arc::clone(shared),
-            limits: Limits {
-                ends_with_client: neuron.is_some() || cancels || reservation.is_none(),
-                deadline: began + limit,
-                cut: shared.cut.clone(),
-            },
-            reservation,
-            call: Some(call),
-            upstream,
-            neuron,
-            usage_event,
-            api,
-            dialect: self.dialect,
-            face,
-            answer_id,
-            stream: asked.stream,
-            choices: asked.choices,
-            output_is_visible,
-            charges_errors,
-            began,
-            first_byte_ms: 0,
-            headers,
-            _permit: self.permit,
-        }
-    }
-}
-
-fn write_max(body: &mut Fields, max: u64, route: &Route, api: Api) {
+/// Writes the output maximum under the name that the upstream knows.
+pub(crate) fn write_max(body: &mut Fields, max: u64, route: &Route, api: Api) {
     let field = match route {
         Route::Foreign(_, model) => model.max_field,
         Route::Neuron(_) => MaxField::MaxTokens,
@@ -137,7 +44,8 @@ fn write_max(body: &mut Fields, max: u64, route: &Route, api: Api) {
     }
 }
 
-fn call(
+/// The request as it goes out to `route`.
+pub(crate) fn call(
     route: &Route,
     reservation: Option<&Reservation>,
     client: &HeaderMap,
@@ -223,13 +131,4 @@ fn upstream_headers(upstream: &Upstream, client: &HeaderMap, headers: &mut Heade
             }
         }
     }
-}
-
-/// The reservation, its position, and the tightest caps.
-fn grant_headers(grant: &Grant, now_ms: u64, headers: &mut HeaderMap) {
-    let id = HeaderValue::try_from(grant.reservation.to_string());
-    let id = id.expect("a reservation id is a valid header value");
-    headers.insert(X_RESERVATION, id);
-    headers.insert(X_POSITION, grant.position.0.into());
-    allowance::show(&grant.caps, now_ms, headers);
 }
