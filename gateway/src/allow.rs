@@ -3,7 +3,7 @@
 //! A list of bad fields cannot bound what an upstream does, since providers add one that changes the
 //! bill about monthly. So a field that no table lists is refused by name, unless the operator accepts
 //! it. What is listed either cannot raise the cost, or reaches the prompt at most with its bytes,
-//! which [`crate::bounds`] counts. Refused for everybody is only what all keys of the gateway would
+//! which [`crate::bound`] counts. Refused for everybody is only what all keys of the gateway would
 //! share: state that the provider keeps. Not here: counting, and requests of keys without caps.
 
 use serde_json::{Map, Value, json};

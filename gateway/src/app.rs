@@ -9,7 +9,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Clock, catalog::Catalog, config::GatewayConfig, gate::Gate, keys::Keyring, metrics::Metrics,
+    Clock, config::GatewayConfig, gate::Gate, metrics::Metrics, receive::caller::Keyring,
+    upstream::catalog::Catalog,
 };
 
 /// What all requests share.

@@ -20,7 +20,7 @@ use seatbelt_schemas::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::allowance;
+pub(crate) mod ratelimit;
 
 /// Says to the official SDKs whether a retry can help.
 pub(crate) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -392,7 +392,7 @@ impl ApiError {
         let by_cap = HeaderValue::from_static("cap");
         error.headers.insert(X_REFUSED_BY, by_cap);
         let caps = std::slice::from_ref(&refusal.cap);
-        allowance::show(caps, now_ms, &mut error.headers);
+        ratelimit::show(caps, now_ms, &mut error.headers);
         error
     }
 

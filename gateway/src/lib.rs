@@ -11,26 +11,22 @@ use std::{
 };
 
 mod allow;
-mod allowance;
 mod app;
-mod bounds;
-mod catalog;
+mod bound;
 pub mod config;
-mod drive;
-mod endpoint;
 mod error;
 mod face;
 mod gate;
-mod intake;
-mod keys;
 mod messages;
 mod metrics;
-mod outbound;
 mod plan;
+mod receive;
+mod routes;
+mod run;
 mod server;
 mod sse;
+mod upstream;
 mod usage;
-mod views;
 
 pub use config::{
     GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Profile, Secret, UpstreamConfig,

@@ -17,15 +17,15 @@ use tokio::time::{Instant, timeout};
 use crate::{
     allow::{Allowed, refuse_state},
     app::Shared,
-    bounds::{Asked, Bound, ask_for_usage},
-    catalog::{ChosenNeuron, Route},
+    bound::{Asked, Bound, ask_for_usage},
     config::{KeyEntry, Profile, UpstreamKind},
     error::{ApiError, Dialect},
     face::Face,
     gate::Want,
-    intake::Fields,
     messages::{MessagesStream, to_chat},
     metrics::Stage,
+    receive::body::Fields,
+    upstream::catalog::{ChosenNeuron, Route},
     usage::Api,
 };
 

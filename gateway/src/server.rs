@@ -37,15 +37,14 @@ use ulid::Ulid;
 use crate::{
     Clock,
     app::{RequestId, Shared},
-    catalog::Catalog,
     config::{CONNECT_TIMEOUT, GatewayConfig},
-    drive::USAGE_EVENT_WAIT,
-    endpoint,
     error::{ApiError, Case, Dialect},
     gate::{Gate, Patience},
-    keys::Keyring,
     metrics::Metrics,
-    views,
+    receive::caller::Keyring,
+    routes::{generate, key},
+    run::USAGE_EVENT_WAIT,
+    upstream::catalog::Catalog,
 };
 
 /// How long the end of requests that were cut short may take: a neuron's last report and a settle.
@@ -152,7 +151,7 @@ impl Gateway {
         let shared = self.shared;
         let metrics_stop = CancellationToken::new();
         let metrics_router = Router::new()
-            .route("/metrics", get(views::metrics))
+            .route("/metrics", get(key::metrics))
             .with_state(Arc::clone(&shared));
         let metrics_server = axum::serve(metrics, metrics_router)
             .with_graceful_shutdown(metrics_stop.clone().cancelled_owned());
@@ -232,13 +231,13 @@ fn client(config: &GatewayConfig) -> reqwest::Result<reqwest::Client> {
 
 fn router(shared: Arc<Shared>) -> Router {
     Router::new()
-        .route("/v1/chat/completions", post(endpoint::chat_completions))
-        .route("/v1/messages", post(endpoint::messages))
-        .route("/v1/models", get(views::models))
-        .route("/v1/models/{*id}", get(views::one_model))
-        .route("/v1/key", get(views::key))
-        .route("/health/live", get(views::live))
-        .route("/health/ready", get(views::ready))
+        .route("/v1/chat/completions", post(generate::chat_completions))
+        .route("/v1/messages", post(generate::messages))
+        .route("/v1/models", get(key::models))
+        .route("/v1/models/{*id}", get(key::one_model))
+        .route("/v1/key", get(key::key))
+        .route("/health/live", get(key::live))
+        .route("/health/ready", get(key::ready))
         .route("/v1/completions", any(not_served))
         .route("/v1/responses", any(not_served))
         .route("/v1/embeddings", any(not_served))

@@ -5,7 +5,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
 use crate::{
-    bounds::{Asked, write_chat_max},
+    bound::{Asked, write_chat_max},
     config::{MaxField, UpstreamModel},
 };
 

@@ -22,9 +22,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     app::Shared,
-    catalog::Listed,
     config::KeyEntry,
     error::{ApiError, Dialect},
+    upstream::catalog::Listed,
 };
 
 /// How long a read waits for the snapshot to have what the caller was told before.

@@ -18,11 +18,11 @@ use tracing::Instrument;
 use crate::{
     app::{RequestId, Shared},
     config::KeyEntry,
-    drive::{Admitted, drive},
     error::{ApiError, Case, Dialect},
-    intake::{discard, parse, read_body},
     metrics::Stage,
     plan::{Caller, Plan},
+    receive::body::{discard, parse, read_body},
+    run::{Admitted, drive},
 };
 
 /// A client may ask for its output maximum to be lowered to what fits: `clamp`, else `refuse`. This

@@ -27,18 +27,18 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    allowance,
     app::Shared,
-    catalog::{ChosenNeuron, Route},
     config::OnDisconnect,
+    error::ratelimit,
     error::{ApiError, BY_UPSTREAM, Dialect, X_POSITION, X_REFUSED_BY},
     face::Face,
     gate::{Reservation, ms},
     messages::{error_from_chat, from_chat},
     metrics::Stage,
-    outbound::{Call, call, write_max},
     plan::Plan,
     sse::{SseEvent, SseReader, write_event},
+    upstream::catalog::{ChosenNeuron, Route},
+    upstream::{Call, call, write_max},
     usage::{Answer, Api, Part, StreamTold},
 };
 
@@ -198,7 +198,7 @@ fn grant_headers(grant: &Grant, now_ms: u64, headers: &mut HeaderMap) {
     let id = id.expect("a reservation id is a valid header value");
     headers.insert(X_RESERVATION, id);
     headers.insert(X_POSITION, grant.position.0.into());
-    allowance::show(&grant.caps, now_ms, headers);
+    ratelimit::show(&grant.caps, now_ms, headers);
 }
 
 /// Why the upstream was not heard to its end.

@@ -3,6 +3,8 @@
 //! Upstream headers are made afresh: the operator's key, a neuron's bounds. Of the client's headers
 //! only those pass that choose an API version.
 
+pub(crate) mod catalog;
+
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bytes::Bytes;
 use seatbelt_schemas::neuron::{
@@ -12,11 +14,11 @@ use seatbelt_schemas::neuron::{
 use serde_json::json;
 
 use crate::{
-    bounds::write_chat_max,
-    catalog::{Route, Upstream},
+    bound::write_chat_max,
     config::{HOLD_GRACE, MaxField, UpstreamKind},
     gate::{Reservation, ms},
-    intake::Fields,
+    receive::body::Fields,
+    upstream::catalog::{Route, Upstream},
     usage::Api,
 };
 

@@ -1,0 +1,4 @@
+//! What a client sent: its key and its body.
+
+pub(crate) mod body;
+pub(crate) mod caller;
