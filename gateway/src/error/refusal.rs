@@ -1,0 +1,110 @@
+//! A refusal of the ledger in the client's words: what was asked, what there is, what to do.
+
+use axum::http::HeaderValue;
+use seatbelt_schemas::{
+    amount::usd_text, command::Refusal, event::RefusalReason, meter::Meter, time::rfc3339_ms,
+};
+use serde_json::{Map, Value, json};
+
+use super::{ApiError, Case, X_POSITION, X_REFUSED_BY, ratelimit};
+
+impl ApiError {
+    /// A refusal of the ledger, in the client's words.
+    pub(crate) fn refused(refusal: &Refusal, now_ms: u64) -> Self {
+        let reason = refusal.reason;
+        let resets = refusal.cap.window.resets();
+        let case = match reason {
+            RefusalReason::Unpriced => Case::CostUnbounded,
+            RefusalReason::Held => Case::Held,
+            _ if !resets => Case::BalanceSpent,
+            RefusalReason::Spent => Case::WindowSpent,
+            RefusalReason::Unsatisfiable => Case::WindowUnsatisfiable,
+        };
+        let now_ms = now_ms.max(refusal.at_ms);
+        let until = |at_ms: u64| at_ms.saturating_sub(now_ms).div_ceil(1000).max(1);
+        let window_s = refusal
+            .cap
+            .window
+            .length_ms(now_ms)
+            .map(|ms| ms.div_ceil(1000));
+        let retry_after_s = match case {
+            Case::Held => Some(1),
+            Case::WindowSpent | Case::WindowUnsatisfiable => {
+                refusal.resets_at_ms.map(until).or(window_s)
+            }
+            _ => None,
+        };
+        let mut error = Self::new(case, refusal_message(case, refusal, retry_after_s));
+        error.retry_after_s = retry_after_s;
+        error.extras = refusal_extras(refusal);
+        error.headers.insert(X_POSITION, refusal.position.0.into());
+        let by_cap = HeaderValue::from_static("cap");
+        error.headers.insert(X_REFUSED_BY, by_cap);
+        let caps = std::slice::from_ref(&refusal.cap);
+        ratelimit::show(caps, now_ms, &mut error.headers);
+        error
+    }
+}
+
+fn refusal_extras(refusal: &Refusal) -> Map<String, Value> {
+    let cap = &refusal.cap;
+    let extras = json!({
+        "reason": refusal.reason.as_str(),
+        "cap": cap.cap,
+        "scope": cap.scope.kind(),
+        "meter": cap.meter,
+        "limit": cap.limit,
+        "spent": cap.spent,
+        "held": cap.held,
+        "requested": refusal.requested,
+        "resets_at": refusal.resets_at_ms.map(rfc3339_ms),
+    });
+    match extras {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// An amount with its unit, for people.
+fn amount(meter: Meter, value: u64) -> String {
+    match meter {
+        Meter::Cost => format!("{} USD", usd_text(value)),
+        Meter::Concurrency => format!("{value} open requests"),
+        Meter::Requests | Meter::Tokens => format!("{value} {meter}"),
+        Meter::InputTokens => format!("{value} input tokens"),
+        Meter::OutputTokens => format!("{value} output tokens"),
+    }
+}
+
+fn refusal_message(case: Case, refusal: &Refusal, retry_after_s: Option<u64>) -> String {
+    let cap = &refusal.cap;
+    if case == Case::CostUnbounded {
+        return format!(
+            "cap '{}' of {} counts money and this model has no price: use another model, or have its price set",
+            cap.cap, cap.scope
+        );
+    }
+    let of = |value| amount(cap.meter, value);
+    let numbers = format!(
+        "the request needs up to {}; cap '{}' of {} allows {}, of which {} spent and {} held",
+        of(refusal.requested),
+        cap.cap,
+        cap.scope,
+        of(cap.limit),
+        of(cap.spent),
+        of(cap.held),
+    );
+    let seconds = retry_after_s.unwrap_or(1);
+    let remedy = match case {
+        Case::BalanceSpent => {
+            "it does not refill by itself: ask for a smaller maximum, or have the cap credited"
+                .to_owned()
+        }
+        Case::WindowUnsatisfiable => "it can never fit: ask for a smaller maximum".to_owned(),
+        Case::Held => "requests in progress hold the rest: try again in 1 s".to_owned(),
+        _ => format!(
+            "enough of it frees up in {seconds} s: try again then, or ask for a smaller maximum"
+        ),
+    };
+    format!("{numbers}; {remedy}")
+}

@@ -1,0 +1,101 @@
+//! The table: status, type and code of everything that can go wrong, and whether a retry can help.
+//!
+//! Never 402. The types and codes are those that the official SDKs know.
+
+use axum::http::StatusCode;
+
+/// What went wrong, by the row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Case {
+    BalanceSpent,
+    WindowSpent,
+    WindowUnsatisfiable,
+    Held,
+    InvalidApiKey,
+    ModelNotFound,
+    ServiceUnavailable,
+    LedgerUnavailable,
+    ContextLengthExceeded,
+    CostUnbounded,
+    UpstreamConnection,
+    UpstreamTimeout,
+    InvalidBody,
+    MissingModelField,
+    BodyTooLarge,
+    BodyTimeout,
+    RouteNotFound,
+    RouteNotServed,
+    MethodNotAllowed,
+    Internal,
+}
+
+/// One row of the table.
+pub(super) struct Row {
+    pub(super) status: StatusCode,
+    pub(super) kind: &'static str,
+    pub(super) code: &'static str,
+    pub(super) should_retry: Option<bool>,
+}
+
+impl Case {
+    pub(super) fn row(self) -> Row {
+        use StatusCode as S;
+        const INVALID: &str = "invalid_request_error";
+        const API: &str = "api_error";
+        const RATE: &str = "rate_limit_error";
+        let (status, kind, code, should_retry) = match self {
+            Self::BalanceSpent => (
+                S::TOO_MANY_REQUESTS,
+                "insufficient_quota",
+                "insufficient_quota",
+                Some(false),
+            ),
+            Self::WindowSpent | Self::Held => (
+                S::TOO_MANY_REQUESTS,
+                RATE,
+                "rate_limit_exceeded",
+                Some(true),
+            ),
+            Self::WindowUnsatisfiable => (
+                S::TOO_MANY_REQUESTS,
+                RATE,
+                "rate_limit_exceeded",
+                Some(false),
+            ),
+            Self::InvalidApiKey => (S::UNAUTHORIZED, INVALID, "invalid_api_key", Some(false)),
+            Self::ModelNotFound => (S::NOT_FOUND, INVALID, "model_not_found", None),
+            Self::ServiceUnavailable => (
+                S::SERVICE_UNAVAILABLE,
+                API,
+                "service_unavailable",
+                Some(true),
+            ),
+            Self::LedgerUnavailable => (
+                S::SERVICE_UNAVAILABLE,
+                API,
+                "ledger_unavailable",
+                Some(true),
+            ),
+            Self::ContextLengthExceeded => {
+                (S::BAD_REQUEST, INVALID, "context_length_exceeded", None)
+            }
+            Self::CostUnbounded => (S::BAD_REQUEST, INVALID, "cost_unbounded", None),
+            Self::UpstreamConnection => (S::BAD_GATEWAY, API, "upstream_connection_error", None),
+            Self::UpstreamTimeout => (S::GATEWAY_TIMEOUT, API, "upstream_timeout", Some(false)),
+            Self::InvalidBody => (S::BAD_REQUEST, INVALID, "invalid_body", None),
+            Self::MissingModelField => (S::BAD_REQUEST, INVALID, "missing_model_field", None),
+            Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, INVALID, "request_too_large", None),
+            Self::BodyTimeout => (S::REQUEST_TIMEOUT, INVALID, "request_timeout", None),
+            Self::RouteNotFound => (S::NOT_FOUND, INVALID, "route_not_found", None),
+            Self::RouteNotServed => (S::NOT_FOUND, INVALID, "route_not_served", None),
+            Self::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", None),
+            Self::Internal => (S::INTERNAL_SERVER_ERROR, API, "internal_error", None),
+        };
+        Row {
+            status,
+            kind,
+            code,
+            should_retry,
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! Each row of the table, and each refusal, as a client reads it.
+
+use seatbelt_schemas::{
+    cap::CapStanding,
+    command::Refusal,
+    event::RefusalReason,
+    ids::{CapId, KeyId},
+    meter::Meter,
+    position::Position,
+    scope::Scope,
+    window::Window,
+};
+
+use super::*;
+
+const NOW: u64 = 1_700_000_000_000;
+
+fn refusal(reason: RefusalReason, window: Window, resets_at_ms: Option<u64>) -> Refusal {
+    Refusal {
+        position: Position(7),
+        at_ms: NOW,
+        reason,
+        cap: CapStanding {
+            cap: CapId::new("key/k/tokens/x").unwrap(),
+            scope: Scope::Key(KeyId::new("k").unwrap()),
+            meter: Meter::Tokens,
+            window,
+            limit: 100,
+            spent: 60,
+            held: 10,
+            resets_at_ms: None,
+        },
+        requested: 50,
+        resets_at_ms,
+    }
+}
+
+/// Status, type, code, Retry-After, x-should-retry.
+fn shown(error: ApiError) -> (u16, String, String, Option<String>, Option<String>) {
+    let body = error.envelope(Dialect::OpenAi);
+    let response = error.into_response(Dialect::OpenAi);
+    let header = |name: &str| {
+        response
+            .headers()
+            .get(name)
+            .map(|value| value.to_str().unwrap().to_owned())
+    };
+    (
+        response.status().as_u16(),
+        body["error"]["type"].as_str().unwrap().to_owned(),
+        body["error"]["code"].as_str().unwrap().to_owned(),
+        header("retry-after"),
+        header("x-should-retry"),
+    )
+}
+
+#[track_caller]
+fn check(
+    error: ApiError,
+    status: u16,
+    kind: &str,
+    code: &str,
+    retry: Option<&str>,
+    should: Option<&str>,
+) {
+    let expected = (
+        status,
+        kind.to_owned(),
+        code.to_owned(),
+        retry.map(str::to_owned),
+        should.map(str::to_owned),
+    );
+    assert_eq!(shown(error), expected);
+}
+
+#[test]
+fn refusals_follow_the_table() {
+    let rolling = Window::Rolling { seconds: 3600 };
+    let refused = |reason, window, resets| ApiError::refused(&refusal(reason, window, resets), NOW);
+    let (quota, rate, limit) = (
+        "insufficient_quota",
+        "rate_limit_error",
+        "rate_limit_exceeded",
+    );
+    let soon = Some(NOW + 1500);
+    check(
+        refused(RefusalReason::Spent, Window::Balance, None),
+        429,
+        quota,
+        quota,
+        None,
+        Some("false"),
+    );
+    check(
+        refused(RefusalReason::Spent, rolling, soon),
+        429,
+        rate,
+        limit,
+        Some("2"),
+        Some("true"),
+    );
+    check(
+        refused(RefusalReason::Spent, rolling, Some(NOW + 61_000)),
+        429,
+        rate,
+        limit,
+        Some("61"),
+        Some("false"),
+    );
+    check(
+        refused(RefusalReason::Spent, rolling, Some(NOW - 5)),
+        429,
+        rate,
+        limit,
+        Some("1"),
+        Some("true"),
+    );
+    check(
+        refused(RefusalReason::Unsatisfiable, rolling, Some(NOW + 3_600_000)),
+        429,
+        rate,
+        limit,
+        Some("3600"),
+        Some("false"),
+    );
+    check(
+        refused(RefusalReason::Unsatisfiable, rolling, None),
+        429,
+        rate,
+        limit,
+        Some("3600"),
+        Some("false"),
+    );
+    check(
+        refused(RefusalReason::Held, rolling, None),
+        429,
+        rate,
+        limit,
+        Some("1"),
+        Some("true"),
+    );
+    check(
+        refused(RefusalReason::Held, Window::Balance, None),
+        429,
+        rate,
+        limit,
+        Some("1"),
+        Some("true"),
+    );
+    check(
+        refused(RefusalReason::Unpriced, Window::Balance, None),
+        400,
+        "invalid_request_error",
+        "cost_unbounded",
+        None,
+        None,
+    );
+}
+
+#[test]
+fn all_other_errors_follow_the_table() {
+    let model = ModelId::new("m").unwrap();
+    let (invalid, api) = ("invalid_request_error", "api_error");
+    let again = Some("true");
+    check(
+        ApiError::invalid_key(),
+        401,
+        invalid,
+        "invalid_api_key",
+        None,
+        Some("false"),
+    );
+    check(
+        ApiError::model_not_found("x"),
+        404,
+        invalid,
+        "model_not_found",
+        None,
+        None,
+    );
+    check(
+        ApiError::no_upstream(&model, ""),
+        503,
+        api,
+        "service_unavailable",
+        Some("2"),
+        again,
+    );
+    check(
+        ApiError::busy("full"),
+        503,
+        api,
+        "service_unavailable",
+        Some("1"),
+        again,
+    );
+    check(
+        ApiError::ledger_unavailable(""),
+        503,
+        api,
+        "ledger_unavailable",
+        Some("2"),
+        again,
+    );
+    check(
+        ApiError::not_recorded(""),
+        503,
+        api,
+        "ledger_unavailable",
+        Some("2"),
+        again,
+    );
+    check(
+        ApiError::context_exceeded(9, 8),
+        400,
+        invalid,
+        "context_length_exceeded",
+        None,
+        None,
+    );
+    check(
+        ApiError::unbounded("a", "b"),
+        400,
+        invalid,
+        "cost_unbounded",
+        None,
+        None,
+    );
+    check(
+        ApiError::upstream_unreachable("u", ""),
+        502,
+        api,
+        "upstream_connection_error",
+        None,
+        None,
+    );
+    check(
+        ApiError::upstream_broke("u", ""),
+        502,
+        api,
+        "upstream_connection_error",
+        None,
+        None,
+    );
+    check(
+        ApiError::upstream_timeout("u"),
+        504,
+        api,
+        "upstream_timeout",
+        None,
+        Some("false"),
+    );
+    check(
+        ApiError::invalid_body("x"),
+        400,
+        invalid,
+        "invalid_body",
+        None,
+        None,
+    );
+    check(
+        ApiError::missing_model(),
+        400,
+        invalid,
+        "missing_model_field",
+        None,
+        None,
+    );
+    check(
+        ApiError::new(Case::BodyTooLarge, ""),
+        413,
+        invalid,
+        "request_too_large",
+        None,
+        None,
+    );
+    check(
+        ApiError::new(Case::BodyTimeout, ""),
+        408,
+        invalid,
+        "request_timeout",
+        None,
+        None,
+    );
+    check(
+        ApiError::new(Case::RouteNotFound, ""),
+        404,
+        invalid,
+        "route_not_found",
+        None,
+        None,
+    );
+    check(
+        ApiError::route_not_served("/x", "y"),
+        404,
+        invalid,
+        "route_not_served",
+        None,
+        None,
+    );
+    check(
+        ApiError::new(Case::MethodNotAllowed, ""),
+        405,
+        invalid,
+        "method_not_allowed",
+        None,
+        None,
+    );
+    check(
+        ApiError::new(Case::Internal, ""),
+        500,
+        api,
+        "internal_error",
+        None,
+        None,
+    );
+}
+
+#[test]
+fn a_ledger_that_says_no_is_told_apart_from_one_that_says_nothing() {
+    let key = KeyId::new("k").unwrap();
+    let status = |error: CommandError| ApiError::from_command(&error).status().as_u16();
+    assert_eq!(status(CommandError::KeyRevoked { key: key.clone() }), 401);
+    assert_eq!(status(CommandError::UnknownKey { key }), 401);
+    assert_eq!(status(CommandError::unavailable("away")), 503);
+    assert_eq!(status(CommandError::invalid("odd")), 400);
+}
+
+#[test]
+fn a_refusal_carries_its_numbers_in_both_dialects() {
+    let rolling = Window::Rolling { seconds: 60 };
+    let error = ApiError::refused(&refusal(RefusalReason::Spent, rolling, Some(NOW)), NOW);
+    let openai = error.envelope(Dialect::OpenAi);
+    assert_eq!(
+        openai["error"],
+        json!({
+            "message": "the request needs up to 50 tokens; cap 'key/k/tokens/x' of key k allows 100 tokens, of which 60 tokens spent and 10 tokens held; enough of it frees up in 1 s: try again then, or ask for a smaller maximum",
+            "type": "rate_limit_error", "code": "rate_limit_exceeded", "param": null,
+            "reason": "spent", "cap": "key/k/tokens/x", "scope": "key", "meter": "tokens",
+            "limit": 100, "spent": 60, "held": 10, "requested": 50, "resets_at": "2023-11-14T22:13:20.000Z",
+        })
+    );
+    let anthropic = error.envelope(Dialect::Anthropic);
+    assert_eq!(anthropic["type"], "error");
+    assert_eq!(anthropic["error"]["type"], "rate_limit_error");
+    assert_eq!(anthropic["error"]["requested"], 50);
+}
