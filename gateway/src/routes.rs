@@ -1,4 +1,132 @@
-//! What is served, one file for each thing that can be asked for.
+//! What is served: the table of routes, one file for each thing that can be asked for, and what is
+//! answered to anything else.
+//!
+//! Whatever is asked for, the answer has a request id and is counted by route and status.
 
-pub(crate) mod generate;
-pub(crate) mod key;
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{MatchedPath, Request, State},
+    http::{HeaderName, HeaderValue, Uri},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{any, get, post},
+};
+use serde_json::Value;
+use tracing::Instrument;
+use ulid::Ulid;
+
+use crate::{
+    app::{RequestId, Shared},
+    error::{ApiError, Case, Dialect},
+};
+
+mod generate;
+mod health;
+mod key;
+mod models;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Everything on the clients' listener.
+pub(crate) fn table(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(generate::chat_completions))
+        .route("/v1/messages", post(generate::messages))
+        .route("/v1/models", get(models::all))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/v1/key", get(key::key))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/v1/completions", any(not_served))
+        .route("/v1/responses", any(not_served))
+        .route("/v1/embeddings", any(not_served))
+        .route("/v1/messages/count_tokens", any(not_served))
+        .route("/admin/v1/{*rest}", any(not_served))
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(not_found)
+        .layer(from_fn_with_state(Arc::clone(&shared), observe))
+        .with_state(shared)
+}
+
+/// Everything on the metrics listener.
+pub(crate) fn metrics(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/metrics", get(health::metrics))
+        .with_state(shared)
+}
+
+/// Gives every request its id, and counts its answer by route and status.
+async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("other", |path| known_route(path.as_str()));
+    let id = Ulid::new().to_string();
+    let header = HeaderValue::try_from(&id).expect("a ULID is a valid header value");
+    let span = tracing::info_span!("request", %id, route);
+    request.extensions_mut().insert(RequestId(id));
+    let mut response = next.run(request).instrument(span).await;
+    response.headers_mut().insert(X_REQUEST_ID, header);
+    shared.metrics.request(route, response.status().as_u16());
+    response
+}
+
+/// The route as a label: a fixed set, whatever is asked for.
+fn known_route(path: &str) -> &'static str {
+    const ROUTES: [&str; 7] = [
+        "/v1/chat/completions",
+        "/v1/messages",
+        "/v1/models",
+        "/v1/models/{*id}",
+        "/v1/key",
+        "/health/live",
+        "/health/ready",
+    ];
+    ROUTES
+        .into_iter()
+        .find(|route| *route == path)
+        .unwrap_or("other")
+}
+
+fn dialect(uri: &Uri) -> Dialect {
+    match uri.path().strip_prefix("/v1/messages") {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => Dialect::Anthropic,
+        _ => Dialect::OpenAi,
+    }
+}
+
+async fn not_found(uri: Uri) -> Response {
+    let path: String = uri.path().chars().take(100).collect();
+    let message =
+        format!("there is no route {path}: see GET /v1/models and POST /v1/chat/completions");
+    ApiError::new(Case::RouteNotFound, message).into_response(dialect(&uri))
+}
+
+async fn method_not_allowed(uri: Uri, request: Request) -> Response {
+    let message = format!("{} does not take {}", uri.path(), request.method());
+    ApiError::new(Case::MethodNotAllowed, message).into_response(dialect(&uri))
+}
+
+async fn not_served(uri: Uri) -> Response {
+    let instead = match uri.path() {
+        path if path.starts_with("/admin/") => {
+            "declare accounts, keys and caps in the configuration file"
+        }
+        "/v1/messages/count_tokens" | "/v1/embeddings" => "nothing here takes its place yet",
+        _ => "use POST /v1/chat/completions or POST /v1/messages",
+    };
+    ApiError::route_not_served(uri.path(), instead).into_response(dialect(&uri))
+}
+
+/// What is read and not generated is answered in the OpenAI dialect.
+fn answer(result: Result<Value, ApiError>) -> Response {
+    match result {
+        Ok(body) => Json(body).into_response(),
+        Err(error) => {
+            error.note();
+            error.into_response(Dialect::OpenAi)
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! The gateway as a service: its routes, its start, its orderly end.
+//! The gateway as a service: its start, its orderly end.
 //!
 //! Takes its listeners and its shutdown as arguments. At shutdown it accepts nothing new, lets
 //! requests and settles in progress end within the drain time, then cuts the rest short, which still
@@ -14,15 +14,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    Router,
-    extract::{MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, Uri},
-    middleware::{Next, from_fn_with_state},
-    response::Response,
-    routing::{any, get, post},
-    serve::ListenerExt,
-};
+use axum::serve::ListenerExt;
 use seatbelt_ledger::api::{Ledger, Neurons, Snapshots, UsageEvents};
 use thiserror::Error;
 use tokio::{
@@ -31,18 +23,15 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Instrument;
-use ulid::Ulid;
 
 use crate::{
     Clock,
-    app::{RequestId, Shared},
+    app::Shared,
     config::{CONNECT_TIMEOUT, GatewayConfig},
-    error::{ApiError, Case, Dialect},
     gate::{Gate, Patience},
     metrics::Metrics,
     receive::caller::Keyring,
-    routes::{generate, key},
+    routes,
     run::USAGE_EVENT_WAIT,
     upstream::catalog::Catalog,
 };
@@ -50,8 +39,6 @@ use crate::{
 /// How long the end of requests that were cut short may take: a neuron's last report and a settle.
 const CUT_MAX: Duration = Duration::from_secs(10);
 const _: () = assert!(CUT_MAX.as_secs() > USAGE_EVENT_WAIT.as_secs());
-
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What the gateway needs of the rest of the system.
 pub struct Parts {
@@ -150,10 +137,7 @@ impl Gateway {
     ) -> Result<(), GatewayError> {
         let shared = self.shared;
         let metrics_stop = CancellationToken::new();
-        let metrics_router = Router::new()
-            .route("/metrics", get(key::metrics))
-            .with_state(Arc::clone(&shared));
-        let metrics_server = axum::serve(metrics, metrics_router)
+        let metrics_server = axum::serve(metrics, routes::metrics(Arc::clone(&shared)))
             .with_graceful_shutdown(metrics_stop.clone().cancelled_owned());
         let metrics_task = tokio::spawn(metrics_server.into_future());
         let listener = listener.tap_io(|connection| {
@@ -161,7 +145,7 @@ impl Gateway {
                 tracing::debug!(%error, "cannot set TCP_NODELAY on a connection");
             }
         });
-        let server = axum::serve(listener, router(Arc::clone(&shared)))
+        let server = axum::serve(listener, routes::table(Arc::clone(&shared)))
             .with_graceful_shutdown(shutdown.clone().cancelled_owned());
         let mut server_task = tokio::spawn(server.into_future());
         let early = tokio::select! {
@@ -227,87 +211,4 @@ fn client(config: &GatewayConfig) -> reqwest::Result<reqwest::Client> {
         .pool_idle_timeout(config.pool_idle)
         .user_agent(concat!("seatbelt/", env!("CARGO_PKG_VERSION")))
         .build()
-}
-
-fn router(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(generate::chat_completions))
-        .route("/v1/messages", post(generate::messages))
-        .route("/v1/models", get(key::models))
-        .route("/v1/models/{*id}", get(key::one_model))
-        .route("/v1/key", get(key::key))
-        .route("/health/live", get(key::live))
-        .route("/health/ready", get(key::ready))
-        .route("/v1/completions", any(not_served))
-        .route("/v1/responses", any(not_served))
-        .route("/v1/embeddings", any(not_served))
-        .route("/v1/messages/count_tokens", any(not_served))
-        .route("/admin/v1/{*rest}", any(not_served))
-        .method_not_allowed_fallback(method_not_allowed)
-        .fallback(not_found)
-        .layer(from_fn_with_state(Arc::clone(&shared), observe))
-        .with_state(shared)
-}
-
-/// Gives every request its id, and counts its answer by route and status.
-async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or("other", |path| known_route(path.as_str()));
-    let id = Ulid::new().to_string();
-    let header = HeaderValue::try_from(&id).expect("a ULID is a valid header value");
-    let span = tracing::info_span!("request", %id, route);
-    request.extensions_mut().insert(RequestId(id));
-    let mut response = next.run(request).instrument(span).await;
-    response.headers_mut().insert(X_REQUEST_ID, header);
-    shared.metrics.request(route, response.status().as_u16());
-    response
-}
-
-/// The route as a label: a fixed set, whatever is asked for.
-fn known_route(path: &str) -> &'static str {
-    const ROUTES: [&str; 7] = [
-        "/v1/chat/completions",
-        "/v1/messages",
-        "/v1/models",
-        "/v1/models/{*id}",
-        "/v1/key",
-        "/health/live",
-        "/health/ready",
-    ];
-    ROUTES
-        .into_iter()
-        .find(|route| *route == path)
-        .unwrap_or("other")
-}
-
-fn dialect(uri: &Uri) -> Dialect {
-    match uri.path().strip_prefix("/v1/messages") {
-        Some(rest) if rest.is_empty() || rest.starts_with('/') => Dialect::Anthropic,
-        _ => Dialect::OpenAi,
-    }
-}
-
-async fn not_found(uri: Uri) -> Response {
-    let path: String = uri.path().chars().take(100).collect();
-    let message =
-        format!("there is no route {path}: see GET /v1/models and POST /v1/chat/completions");
-    ApiError::new(Case::RouteNotFound, message).into_response(dialect(&uri))
-}
-
-async fn method_not_allowed(uri: Uri, request: Request) -> Response {
-    let message = format!("{} does not take {}", uri.path(), request.method());
-    ApiError::new(Case::MethodNotAllowed, message).into_response(dialect(&uri))
-}
-
-async fn not_served(uri: Uri) -> Response {
-    let instead = match uri.path() {
-        path if path.starts_with("/admin/") => {
-            "declare accounts, keys and caps in the configuration file"
-        }
-        "/v1/messages/count_tokens" | "/v1/embeddings" => "nothing here takes its place yet",
-        _ => "use POST /v1/chat/completions or POST /v1/messages",
-    };
-    ApiError::route_not_served(uri.path(), instead).into_response(dialect(&uri))
 }

@@ -34,7 +34,7 @@ const X_ON_SHORT: &str = "x-seatbelt-on-short";
 const X_RUN: &str = "x-seatbelt-run";
 
 /// `POST /v1/chat/completions`.
-pub(crate) async fn chat_completions(
+pub(super) async fn chat_completions(
     State(shared): State<Arc<Shared>>,
     request: Request,
 ) -> Response {
@@ -42,7 +42,7 @@ pub(crate) async fn chat_completions(
 }
 
 /// `POST /v1/messages`.
-pub(crate) async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+pub(super) async fn messages(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     answer(&shared, request, Dialect::Anthropic).await
 }
 

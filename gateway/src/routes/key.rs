@@ -1,31 +1,19 @@
-//! What can be read: models with limits and prices, the caller's own caps, health, metrics.
+//! `GET /v1/key`: the caller's own caps as they stand.
 //!
-//! `GET /v1/key` is answered from the projector's snapshot, which trails the ledger. So that a caller
-//! reads what it just spent, the answer waits a little for the snapshot to reach the last position
-//! this gateway was told; then it shows what there is, with its position and age.
+//! Answered from the projector's snapshot, which trails the ledger. So that a caller reads what it
+//! just spent, the answer waits a little for the snapshot to reach the last position this gateway was
+//! told; then it shows what there is, with its position and age.
 
-use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Json,
-    extract::{Path, State},
-    http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, http::HeaderMap, response::Response};
 use seatbelt_ledger::api::{Read, SnapshotStanding};
-use seatbelt_schemas::{cap::CapStanding, position::Position, price::Rates, time::rfc3339_ms};
+use seatbelt_schemas::{cap::CapStanding, position::Position, time::rfc3339_ms};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{
-    app::Shared,
-    config::KeyEntry,
-    error::{ApiError, Dialect},
-    upstream::catalog::Listed,
-};
+use super::answer;
+use crate::{app::Shared, config::KeyEntry, error::ApiError};
 
 /// How long a read waits for the snapshot to have what the caller was told before.
 const OWN_WRITES_WAIT: Duration = Duration::from_secs(1);
@@ -34,70 +22,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Longest any one look may take.
 const LOOK_MAX: Duration = Duration::from_secs(3);
 
-fn answer(result: Result<Value, ApiError>) -> Response {
-    match result {
-        Ok(body) => Json(body).into_response(),
-        Err(error) => {
-            error.note();
-            error.into_response(Dialect::OpenAi)
-        }
-    }
-}
-
-/// `GET /v1/models`.
-pub(crate) async fn models(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    answer(shared.keyring.caller(&headers).map(|_| {
-        let data: Vec<Value> = shared
-            .catalog
-            .list()
-            .iter()
-            .map(|listed| model(&shared, listed))
-            .collect();
-        json!({"object": "list", "data": data})
-    }))
-}
-
-/// `GET /v1/models/{id}`; an id may have slashes.
-pub(crate) async fn one_model(
-    State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-) -> Response {
-    answer(shared.keyring.caller(&headers).and_then(|_| {
-        let listed = shared
-            .catalog
-            .listed(&id)
-            .ok_or_else(|| ApiError::model_not_found(&id))?;
-        Ok(model(&shared, &listed))
-    }))
-}
-
-fn model(shared: &Shared, listed: &Listed) -> Value {
-    json!({
-        "id": listed.id,
-        "object": "model",
-        "created": 0,
-        "owned_by": listed.owner,
-        "context_length": listed.context,
-        "max_output_tokens": listed.output,
-        "price": shared.config.prices.get(&listed.id).map(price),
-    })
-}
-
-/// Prices in integers, pico-USD per token, as the ledger reckons with them.
-fn price(rates: &Rates) -> Value {
-    json!({
-        "unit": "pico_usd_per_token",
-        "input": rates.input,
-        "cached_input": rates.cached_input,
-        "cache_write": rates.cache_write,
-        "output": rates.output,
-        "reasoning": rates.reasoning,
-    })
-}
-
 /// `GET /v1/key`.
-pub(crate) async fn key(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+pub(super) async fn key(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     let caller = shared.keyring.caller(&headers);
     answer(match caller {
         Ok(Some(caller)) => standing(&shared, &caller)
@@ -189,38 +115,4 @@ fn cap(cap: &CapStanding) -> Value {
         "available": cap.available(),
         "resets_at": cap.resets_at_ms.map(rfc3339_ms),
     })
-}
-
-/// `GET /health/live`.
-pub(crate) async fn live() -> Response {
-    Json(json!({"live": true})).into_response()
-}
-
-/// `GET /health/ready`.
-pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
-    let draining = shared.draining.load(Relaxed);
-    let reasons = shared.ready.borrow().clone();
-    let ready = reasons.is_empty() && !draining;
-    let status = if ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    let body = json!({
-        "ready": ready,
-        "reasons": reasons,
-        "draining": draining,
-        "durability": shared.config.durability,
-        "require_auth": shared.config.require_auth,
-    });
-    (status, Json(body)).into_response()
-}
-
-/// `GET /metrics`, on the metrics listener alone.
-pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let kind = [(
-        header::CONTENT_TYPE,
-        "text/plain; version=0.0.4; charset=utf-8",
-    )];
-    (kind, shared.metrics.text()).into_response()
 }
