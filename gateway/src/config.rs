@@ -12,31 +12,22 @@ use seatbelt_schemas::{
 };
 use sha2::{Digest, Sha256};
 
+mod times;
+
+pub(crate) use times::*;
+pub use times::{
+    BUDGET_WAIT_DEFAULT, CONNECT_TIMEOUT, DRAIN_DEFAULT, HOLD_GRACE, LEDGER_TIMEOUT_DEFAULT,
+    POOL_IDLE_DEFAULT, REQUEST_TIMEOUT_DEFAULT,
+};
+
 /// Largest request body, where not configured.
 pub const BODY_BYTES_DEFAULT: usize = 16 * 1024 * 1024;
 /// Most requests in progress, where not configured.
 pub const REQUESTS_DEFAULT: usize = 4096;
-/// How long a request may take from reserve to last byte, where not configured.
-pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
-/// How much longer than the request its hold lives, so that the settle arrives in time.
-pub const HOLD_GRACE: Duration = Duration::from_secs(30);
-/// How long a request waits for open holds to resolve, where not configured.
-pub const BUDGET_WAIT_DEFAULT: Duration = Duration::from_secs(2);
-/// How long the ledger may take to answer, waiting for budget not counted, where not configured.
-pub const LEDGER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
-/// How long requests in progress may go on after shutdown was asked for, where not configured.
-pub const DRAIN_DEFAULT: Duration = Duration::from_secs(20);
-/// How long a pooled connection to an upstream may lie idle. Below the 5 s after which common Python
-/// servers close theirs, so that a request is never written into a closing connection.
-pub const POOL_IDLE_DEFAULT: Duration = Duration::from_secs(4);
-/// How long connecting to an upstream may take.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Tokens that a message's framing adds to its bytes (role, separators), where not configured.
 pub const MESSAGE_ALLOWANCE_DEFAULT: u64 = 8;
 /// Tokens that a request's framing adds, where not configured.
 pub const REQUEST_ALLOWANCE_DEFAULT: u64 = 8;
-
-const _: () = assert!(HOLD_GRACE.as_secs() >= 2 * LEDGER_TIMEOUT_DEFAULT.as_secs());
 
 /// A client's secret, hashed: what is kept and compared instead of it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 use ulid::Ulid;
 
 use crate::{
-    Clock,
+    clock::{Clock, ms},
     config::{HOLD_GRACE, KeyEntry},
     error::ApiError,
     metrics::{Metrics, Stage},
@@ -442,8 +442,4 @@ impl Drop for Reservation {
             tracing::error!(reservation = %self.id, "reservation was dropped open; the ledger ends it by expiry");
         }
     }
-}
-
-pub(crate) fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

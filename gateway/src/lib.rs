@@ -5,14 +5,10 @@
 //! it. Not here: NATS, TOML, the process.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
-
 mod allow;
 mod app;
 mod bound;
+mod clock;
 pub mod config;
 mod error;
 mod face;
@@ -28,21 +24,9 @@ mod sse;
 mod upstream;
 mod usage;
 
+pub use clock::{Clock, system_clock};
 pub use config::{
     GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Profile, Secret, UpstreamConfig,
     UpstreamKind, UpstreamModel,
 };
 pub use server::{Gateway, GatewayError, Parts};
-
-/// The time, unix ms.
-pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
-
-/// The machine's own clock.
-pub fn system_clock() -> Clock {
-    Arc::new(|| {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        gate::ms(since)
-    })
-}

@@ -1,8 +1,6 @@
 //! What will be done with a request, decided before anything is reserved: where it goes, in which
 //! dialect, and within which bounds.
 
-use std::time::Duration;
-
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use seatbelt_schemas::{
@@ -18,7 +16,7 @@ use crate::{
     allow::{Allowed, refuse_state},
     app::Shared,
     bound::{Asked, Bound, ask_for_usage},
-    config::{KeyEntry, Profile, UpstreamKind},
+    config::{KeyEntry, Profile, TOKENIZE_TIMEOUT, UpstreamKind},
     error::{ApiError, Dialect},
     face::Face,
     gate::Want,
@@ -29,8 +27,6 @@ use crate::{
     usage::Api,
 };
 
-/// How long a neuron may take to count a prompt.
-const TOKENIZE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest answer to a count.
 const TOKENIZE_BYTES_MAX: usize = 64 * 1024;
 /// Neurons that are asked to count, at most, when one after another cannot be reached.

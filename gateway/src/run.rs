@@ -4,7 +4,7 @@
 //! granted. Settles before the last byte of an answer is let go: the end of a stream is held back
 //! until the writer has taken the settle. A dispatched request is never sent a second time.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc};
 
 use axum::{
     body::Body,
@@ -28,11 +28,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::Shared,
-    config::OnDisconnect,
+    clock::ms,
+    config::{OnDisconnect, TRAILER_WAIT, USAGE_EVENT_WAIT},
     error::ratelimit,
     error::{ApiError, BY_UPSTREAM, Dialect, X_POSITION, X_REFUSED_BY},
     face::Face,
-    gate::{Reservation, ms},
+    gate::Reservation,
     messages::{error_from_chat, from_chat},
     metrics::Stage,
     plan::Plan,
@@ -46,11 +47,6 @@ use crate::{
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Pieces of a stream that wait for a slow client; then the upstream waits too.
 const STREAM_PIECES_MAX: usize = 32;
-/// How long a neuron's usage event is waited for once its connection ended early.
-pub(crate) const USAGE_EVENT_WAIT: Duration = Duration::from_secs(5);
-/// How long the bytes after the end of a stream are waited for, so that the connection can be used
-/// again. The client has its whole answer by then.
-const TRAILER_WAIT: Duration = Duration::from_millis(250);
 
 /// Upstream headers that are passed on with its answer.
 const PASSED_HEADERS: [&str; 6] = [

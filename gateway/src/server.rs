@@ -11,7 +11,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use axum::serve::ListenerExt;
@@ -25,20 +24,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Clock,
     app::Shared,
-    config::{CONNECT_TIMEOUT, GatewayConfig},
+    clock::Clock,
+    config::{CONNECT_TIMEOUT, CUT_MAX, GatewayConfig},
     gate::{Gate, Patience},
     metrics::Metrics,
     receive::caller::Keyring,
     routes,
-    run::USAGE_EVENT_WAIT,
     upstream::catalog::Catalog,
 };
-
-/// How long the end of requests that were cut short may take: a neuron's last report and a settle.
-const CUT_MAX: Duration = Duration::from_secs(10);
-const _: () = assert!(CUT_MAX.as_secs() > USAGE_EVENT_WAIT.as_secs());
 
 /// What the gateway needs of the rest of the system.
 pub struct Parts {

@@ -15,8 +15,9 @@ use serde_json::json;
 
 use crate::{
     bound::write_chat_max,
+    clock::ms,
     config::{HOLD_GRACE, MaxField, UpstreamKind},
-    gate::{Reservation, ms},
+    gate::Reservation,
     receive::body::Fields,
     upstream::catalog::{Route, Upstream},
     usage::Api,

@@ -1,20 +1,18 @@
 //! A request's body: read within its bounds of size and time, and parsed once.
 
-use std::time::Duration;
-
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::error::{ApiError, Case};
+use crate::{
+    config::{BODY_TIMEOUT, DISCARD_TIMEOUT},
+    error::{ApiError, Case},
+};
 
-/// How long a client may take to send its body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How much of a body that is refused is read all the same, so that the client gets to read why.
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The fields of a body, in their order.
 pub(crate) type Fields = Map<String, Value>;

@@ -4,7 +4,7 @@
 //! just spent, the answer waits a little for the snapshot to reach the last position this gateway was
 //! told; then it shows what there is, with its position and age.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{extract::State, http::HeaderMap, response::Response};
 use seatbelt_ledger::api::{Read, SnapshotStanding};
@@ -13,14 +13,11 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::answer;
-use crate::{app::Shared, config::KeyEntry, error::ApiError};
-
-/// How long a read waits for the snapshot to have what the caller was told before.
-const OWN_WRITES_WAIT: Duration = Duration::from_secs(1);
-/// Pause between two looks at the snapshot.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// Longest any one look may take.
-const LOOK_MAX: Duration = Duration::from_secs(3);
+use crate::{
+    app::Shared,
+    config::{KeyEntry, LOOK_AGAIN, LOOK_MAX, OWN_WRITES_WAIT},
+    error::ApiError,
+};
 
 /// `GET /v1/key`.
 pub(super) async fn key(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {

@@ -1,0 +1,48 @@
+//! Every time bound of the gateway, and how they stand to each other.
+
+use std::time::Duration;
+
+/// How long a request may take from reserve to last byte, where not configured.
+pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
+/// How much longer than the request its hold lives, so that the settle arrives in time.
+pub const HOLD_GRACE: Duration = Duration::from_secs(30);
+/// How long a request waits for open holds to resolve, where not configured.
+pub const BUDGET_WAIT_DEFAULT: Duration = Duration::from_secs(2);
+/// How long the ledger may take to answer, waiting for budget not counted, where not configured.
+pub const LEDGER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+/// How long requests in progress may go on after shutdown was asked for, where not configured.
+pub const DRAIN_DEFAULT: Duration = Duration::from_secs(20);
+/// How long a pooled connection to an upstream may lie idle. Below the 5 s after which common Python
+/// servers close theirs, so that a request is never written into a closing connection.
+pub const POOL_IDLE_DEFAULT: Duration = Duration::from_secs(4);
+/// How long connecting to an upstream may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to send its body.
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a body that is refused is read all the same.
+pub(crate) const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a neuron may take to count a prompt.
+pub(crate) const TOKENIZE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a neuron's usage event is waited for once its connection ended early.
+pub(crate) const USAGE_EVENT_WAIT: Duration = Duration::from_secs(5);
+/// How long the bytes after the end of a stream are waited for, so that the connection can be used
+/// again. The client has its whole answer by then.
+pub(crate) const TRAILER_WAIT: Duration = Duration::from_millis(250);
+/// How long a read waits for the snapshot to have what the caller was told before.
+pub(crate) const OWN_WRITES_WAIT: Duration = Duration::from_secs(1);
+/// Pause between two looks at the snapshot.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Longest any one look may take.
+pub(crate) const LOOK_MAX: Duration = Duration::from_secs(3);
+/// How long the end of requests that were cut short may take: a neuron's last report and a settle.
+pub(crate) const CUT_MAX: Duration = Duration::from_secs(10);
+
+// a hold outlives its request by a settle that is sent twice
+const _: () = assert!(HOLD_GRACE.as_secs() >= 2 * LEDGER_TIMEOUT_DEFAULT.as_secs());
+// ... and by the wait for what its neuron reports, and the settle after it
+const _: () =
+    assert!(HOLD_GRACE.as_secs() >= USAGE_EVENT_WAIT.as_secs() + LEDGER_TIMEOUT_DEFAULT.as_secs());
+// what is cut short still waits for its neuron's report
+const _: () = assert!(CUT_MAX.as_secs() > USAGE_EVENT_WAIT.as_secs());
+// a caller waits for its own writes at least as often as it looks
+const _: () = assert!(OWN_WRITES_WAIT.as_millis() > LOOK_AGAIN.as_millis());
