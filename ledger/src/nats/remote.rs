@@ -6,6 +6,7 @@
 //! out twice, and one without an answer is an error and never a free request.
 
 mod client;
+mod reserving;
 mod service;
 
 use std::time::Duration;

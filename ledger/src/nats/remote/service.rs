@@ -1,21 +1,17 @@
 //! The side of the writer: takes requests for one partition and answers every one of them, bounded
 //! in number.
 //!
-//! A `release` of a reservation whose `reserve` is still being worked on ends that reserve first: it
-//! is how a caller that went away gives back what it was not told of yet.
+//! A `release` of a reservation whose `reserve` is still being worked on ends that reserve first, every
+//! try of it, also one that comes later: it is how a caller that went away gives back what it was not
+//! told of yet.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{Message, Subject, Subscriber};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use seatbelt_schemas::{
-    command::{Admin, CommandError, Read, Release, Reserve, Resize},
-    ids::ReservationId,
+    command::{Admin, CommandError, Read, Release, Reserve, ReserveOutcome, Resize, Resolution},
     names::Names,
     position::Partition,
 };
@@ -27,7 +23,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use super::{REQUEST_BYTES_MAX, Request, SettleBody, Verb, WITHIN_MAX, decode, encode_reply};
+use super::{
+    REQUEST_BYTES_MAX, Request, SettleBody, Verb, WITHIN_MAX, decode, encode_reply,
+    reserving::Reserving,
+};
 use crate::{
     api::{Answer, Ledger},
     nats::Nats,
@@ -42,6 +41,8 @@ pub const IN_FLIGHT_MAX: usize = 8192;
 const IN_FLIGHT_SHARE_MAX: usize = IN_FLIGHT_MAX / 2;
 /// How long a stop waits for requests being worked on.
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// What a reserve is answered that was given up: nobody listens any more.
+const CALLER_GONE: &str = "the caller went away";
 
 /// Serves one partition's ledger to other processes until stopped or dropped.
 #[derive(Debug)]
@@ -76,7 +77,7 @@ impl LedgerService {
             ledger,
             slots: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             shares: Shares::new(IN_FLIGHT_SHARE_MAX),
-            reserving: Mutex::default(),
+            reserving: Reserving::default(),
         });
         tasks.spawn(take_in(desk, requests, stop.clone(), tasks.clone()));
         Ok(Self { stop, tasks })
@@ -140,8 +141,7 @@ struct Desk {
     ledger: Arc<dyn Ledger>,
     slots: Arc<Semaphore>,
     shares: Arc<Shares>,
-    /// Reserves being worked on, by reservation.
-    reserving: Mutex<HashMap<ReservationId, CancellationToken>>,
+    reserving: Reserving,
 }
 
 impl Desk {
@@ -186,7 +186,7 @@ impl Desk {
         }
     }
 
-    async fn reserve(&self, command: Reserve) -> Answer<crate::api::ReserveOutcome> {
+    async fn reserve(&self, command: Reserve) -> Answer<ReserveOutcome> {
         let Some(_place) = self.shares.take(&command.account) else {
             let detail = format!(
                 "{IN_FLIGHT_SHARE_MAX} reserves of account {} are with the writer already: send fewer \
@@ -195,48 +195,25 @@ impl Desk {
             );
             return Err(CommandError::unavailable(detail));
         };
-        let reservation = ReservationId::from(command.id);
-        let gone = CancellationToken::new();
-        let _entry = Entry::new(self, reservation, gone.clone());
+        let Some(one) = self.reserving.begin(command.id.into()) else {
+            return Err(CommandError::unavailable(CALLER_GONE));
+        };
         tokio::select! {
             biased;
-            () = gone.cancelled() => Err(CommandError::unavailable("the caller went away")),
+            () = one.given_up() => Err(CommandError::unavailable(CALLER_GONE)),
             answer = self.ledger.reserve(command) => answer,
         }
     }
 
-    async fn release(&self, command: Release) -> Answer<crate::api::Resolution> {
-        let being_worked_on = self.reserving().remove(&command.reservation);
-        if let Some(gone) = being_worked_on {
-            gone.cancel();
+    async fn release(&self, command: Release) -> Answer<Resolution> {
+        let reservation = command.reservation;
+        // before the writer hears of it: a try that comes meanwhile would be taken up after the answer
+        self.reserving.give_up(reservation);
+        let answer = self.ledger.release(command).await;
+        if let Ok(_) | Err(CommandError::AlreadyResolved { .. }) = &answer {
+            self.reserving.ended(reservation);
         }
-        self.ledger.release(command).await
-    }
-
-    fn reserving(&self) -> MutexGuard<'_, HashMap<ReservationId, CancellationToken>> {
-        // no code panics while it holds the lock half way through a change
-        self.reserving
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A reserve being worked on. Of the same reserve sent twice, the later one holds the entry.
-struct Entry<'a> {
-    desk: &'a Desk,
-    reservation: ReservationId,
-}
-
-impl<'a> Entry<'a> {
-    fn new(desk: &'a Desk, reservation: ReservationId, gone: CancellationToken) -> Self {
-        desk.reserving().insert(reservation, gone);
-        Self { desk, reservation }
-    }
-}
-
-impl Drop for Entry<'_> {
-    fn drop(&mut self) {
-        self.desk.reserving().remove(&self.reservation);
+        answer
     }
 }
 
