@@ -7,7 +7,9 @@
 //! `{"partition":0,"sequence":1,"payload":"<hex>"}`; both are read. Commits of one partition are in
 //! order; partitions take turns.
 
+mod checkpoint;
 mod export;
+mod progress;
 mod replay;
 mod show;
 mod source;
@@ -55,6 +57,17 @@ enum Command {
         /// Print one JSON object instead of text
         #[arg(long)]
         json: bool,
+        /// Fail where a journal does not hold what this file, written by `audit checkpoint`, has seen of it
+        #[arg(long, value_name = "FILE")]
+        checkpoint: Option<PathBuf>,
+    },
+    /// Note where the journals end, in a file to be kept away from the server
+    Checkpoint {
+        #[command(flatten)]
+        source: SourceArgs,
+        /// The file; one that is there is replaced if the journals still hold what it has seen
+        #[arg(long, short, value_name = "FILE")]
+        out: PathBuf,
     },
     /// Print every event, one a line
     Replay {
@@ -238,6 +251,22 @@ pub enum AuditError {
         /// The file.
         path: PathBuf,
     },
+    /// Not a checkpoint: give the file that `audit checkpoint` wrote.
+    #[error("{} is no checkpoint: {detail}", .path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The journals are not those that the former checkpoint saw.
+    #[error(
+        "the checkpoint that is there is kept, for the journals do not hold what it has seen: {detail}; run `audit verify --checkpoint` and restore what is lost, or name another file"
+    )]
+    NotReplaced {
+        /// What they do not hold.
+        detail: String,
+    },
     /// The account never had an event.
     #[error("account {account} is not in this ledger up to there")]
     NoAccount {
@@ -284,13 +313,17 @@ pub(crate) async fn run_to(
 ) -> Result<ExitCode, AuditError> {
     let source = match &args.command {
         Command::Verify { source, .. }
+        | Command::Checkpoint { source, .. }
         | Command::Replay { source, .. }
         | Command::Show { source, .. }
         | Command::Export { source, .. } => Source::open(source).await?,
         Command::Prove { .. } => return Err(AuditError::NotBuilt),
     };
     let done = match args.command {
-        Command::Verify { json, .. } => verify::verify(&source, json, out).await,
+        Command::Verify {
+            json, checkpoint, ..
+        } => verify::verify(&source, json, checkpoint.as_deref(), out).await,
+        Command::Checkpoint { out: path, .. } => checkpoint::checkpoint(&source, path, out).await,
         Command::Replay { json, account, .. } => {
             replay::replay(&source, json, account.as_ref(), out).await
         }

@@ -30,6 +30,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::nats_server::{NatsServer, NatsServerOptions, find_nats_server};
 
+mod checkpoint;
+
 #[derive(Parser)]
 struct Line {
     #[command(flatten)]

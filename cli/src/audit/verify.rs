@@ -4,14 +4,11 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     ops::ControlFlow,
+    path::Path,
     process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, atomic::Ordering},
 };
 
 use futures::StreamExt;
@@ -24,6 +21,7 @@ use seatbelt_ledger::{
 use seatbelt_schemas::{
     commit::{COMMIT_BYTES_MAX, Commit},
     event::Genesis,
+    ids::LedgerId,
     position::{Partition, Position},
 };
 use serde::Serialize;
@@ -31,6 +29,8 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
     AuditError,
+    checkpoint::{Checkpoint, Mark},
+    progress::{Done, show_progress},
     source::{ExportFile, Item, Source, genesis, read_file},
 };
 
@@ -42,11 +42,6 @@ const BATCH_BYTES: usize = 1 << 17;
 /// Batches on their way to one partition's thread: together about 1 MiB, so that what is read is still
 /// in a processor's cache when it is proved.
 const QUEUE_MAX: usize = 6;
-/// How often progress is shown.
-const PROGRESS_EVERY: Duration = Duration::from_millis(250);
-/// Characters of the bar that shows it.
-const BAR_WIDTH: u64 = 32;
-
 /// What was found of one partition.
 #[derive(Debug, Serialize)]
 struct Finding {
@@ -62,6 +57,9 @@ struct Finding {
     failure: Option<Failure>,
     #[serde(skip)]
     genesis: Option<Genesis>,
+    /// Sequence of the last commit that was proved.
+    #[serde(skip)]
+    end: Sequence,
 }
 
 /// The first thing that does not hold.
@@ -90,11 +88,14 @@ struct Report {
 pub(super) async fn verify(
     source: &Source,
     json: bool,
+    checkpoint: Option<&Path>,
     out: &mut (dyn Write + Send),
 ) -> Result<ExitCode, AuditError> {
+    let checkpoint = checkpoint.map(Checkpoint::read).transpose()?;
     let done = Arc::new(Done::default());
     let progress = show_progress(source, &done).await;
-    let (mut findings, error) = examine(source, &done).await;
+    let marks = checkpoint.as_ref().map(Checkpoint::marks);
+    let (mut findings, error) = examine(source, &done, marks.unwrap_or_default()).await;
     for (partition, doubt) in source.doubts().await {
         let finding = findings
             .entry(partition)
@@ -110,7 +111,8 @@ pub(super) async fn verify(
         // nothing to report on
         Some(error) if findings.is_empty() => Err(error),
         error => {
-            let report = report(findings, error.as_ref());
+            let ledger = checkpoint.as_ref().map(Checkpoint::ledger);
+            let report = report(findings, error.as_ref(), ledger);
             print(&report, json, out).map_err(AuditError::Output)?;
             match error {
                 Some(error) => Err(error),
@@ -121,20 +123,17 @@ pub(super) async fn verify(
     }
 }
 
-/// How far it is.
-#[derive(Debug, Default)]
-struct Done {
-    /// Events proved.
-    events: AtomicU64,
-    /// Bytes or commits read, out of the source's size.
-    read: Arc<AtomicU64>,
-}
-
 type Findings = BTreeMap<Partition, Finding>;
+/// What a checkpoint saw of each journal.
+type Marks = BTreeMap<Partition, Mark>;
 
 /// What was found, and what kept it from being all.
-async fn examine(source: &Source, done: &Arc<Done>) -> (Findings, Option<AuditError>) {
-    let mut workers = Workers::new(Arc::clone(done));
+async fn examine(
+    source: &Source,
+    done: &Arc<Done>,
+    marks: Marks,
+) -> (Findings, Option<AuditError>) {
+    let mut workers = Workers::new(Arc::clone(done), marks);
     let read = match source {
         Source::File(export) => {
             let export = export.clone();
@@ -244,14 +243,16 @@ struct Worker {
 /// The threads of all partitions seen so far.
 struct Workers {
     done: Arc<Done>,
+    marks: Marks,
     workers: BTreeMap<Partition, Worker>,
     gaps: BTreeMap<Partition, AuditError>,
 }
 
 impl Workers {
-    fn new(done: Arc<Done>) -> Self {
+    fn new(done: Arc<Done>, marks: Marks) -> Self {
         Self {
             done,
+            marks,
             workers: BTreeMap::new(),
             gaps: BTreeMap::new(),
         }
@@ -267,7 +268,7 @@ impl Workers {
         let worker = self
             .workers
             .entry(partition)
-            .or_insert_with(|| work(partition, &self.done));
+            .or_insert_with(|| work(partition, &self.done, self.marks.remove(&partition)));
         worker.batch.push(sequence, payload);
         if !worker.batch.is_full() {
             return None;
@@ -290,6 +291,10 @@ impl Workers {
             if let (None, Some(gap)) = (&finding.failure, self.gaps.remove(&partition)) {
                 finding.failure = Some(missing(&gap));
             }
+            findings.insert(partition, finding);
+        }
+        for (partition, mark) in self.marks {
+            let finding = missed(&mark, nothing(partition));
             findings.insert(partition, finding);
         }
         for (partition, gap) in self.gaps {
@@ -337,6 +342,23 @@ fn doubted(doubt: &Doubt) -> Failure {
     }
 }
 
+/// Another commit than a checkpoint saw.
+fn unlike(at: Sequence, error: String) -> Failure {
+    Failure {
+        sequence: Some(at.0),
+        position: None,
+        error,
+    }
+}
+
+/// What was found, if it reaches as far as the checkpoint saw.
+fn missed(mark: &Mark, mut finding: Finding) -> Finding {
+    if let (None, Some(error)) = (&finding.failure, mark.missed(finding.end)) {
+        finding.failure = Some(unlike(finding.end, error));
+    }
+    finding
+}
+
 fn nothing(partition: Partition) -> Finding {
     Finding {
         partition: partition.0,
@@ -348,14 +370,22 @@ fn nothing(partition: Partition) -> Finding {
         chain: None,
         failure: None,
         genesis: None,
+        end: Sequence(0),
     }
 }
 
-fn work(partition: Partition, done: &Arc<Done>) -> Worker {
+fn work(partition: Partition, done: &Arc<Done>, mark: Option<Mark>) -> Worker {
     let (queue, batches) = mpsc::channel(QUEUE_MAX);
     let (give_back, done_with) = mpsc::channel(QUEUE_MAX);
     let done = Arc::clone(done);
-    let finding = tokio::task::spawn_blocking(move || prove(partition, batches, &give_back, &done));
+    let proving = move || {
+        let finding = prove(partition, batches, &give_back, &done, mark.as_ref());
+        match &mark {
+            Some(mark) => missed(mark, finding),
+            None => finding,
+        }
+    };
+    let finding = tokio::task::spawn_blocking(proving);
     Worker {
         queue,
         done_with,
@@ -369,6 +399,7 @@ fn prove(
     mut batches: mpsc::Receiver<Batch>,
     give_back: &mpsc::Sender<Batch>,
     done: &Done,
+    mark: Option<&Mark>,
 ) -> Finding {
     let mut verifier = Verifier::new(partition);
     let mut finding = nothing(partition);
@@ -382,7 +413,14 @@ fn prove(
                         finding.genesis = first.as_ref().and_then(genesis).cloned();
                     }
                     finding.commits += 1;
+                    finding.end = sequence;
                     finding.events += events;
+                    let mark = mark.filter(|mark| mark.is_at(sequence));
+                    let position = verifier.state().position();
+                    if let Some(error) = mark.and_then(|mark| mark.differs(payload, position)) {
+                        finding.failure = Some(unlike(sequence, error));
+                        return finding;
+                    }
                 }
                 Err(error) => {
                     finding.failure = Some(failure(&error));
@@ -442,7 +480,7 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 }
 
 /// What holds between partitions: all of them are there, and of one ledger.
-fn report(mut findings: Findings, error: Option<&AuditError>) -> Report {
+fn report(mut findings: Findings, error: Option<&AuditError>, wanted: Option<&LedgerId>) -> Report {
     let genesis = findings
         .values()
         .find_map(|finding| finding.genesis.clone());
@@ -452,7 +490,7 @@ fn report(mut findings: Findings, error: Option<&AuditError>) -> Report {
                 .entry(partition)
                 .or_insert_with(|| nothing(partition));
             if finding.failure.is_none() {
-                finding.failure = belongs(finding, genesis);
+                finding.failure = belongs(finding, genesis, wanted);
             }
         }
     }
@@ -468,17 +506,15 @@ fn report(mut findings: Findings, error: Option<&AuditError>) -> Report {
     }
 }
 
-fn belongs(finding: &Finding, first: &Genesis) -> Option<Failure> {
+fn belongs(finding: &Finding, first: &Genesis, wanted: Option<&LedgerId>) -> Option<Failure> {
+    let wanted = wanted.unwrap_or(&first.ledger);
     let error = match &finding.genesis {
         None => format!(
             "the journal is empty or missing, yet the ledger was made with {} partitions",
             first.partitions
         ),
-        Some(genesis) if genesis.ledger != first.ledger => {
-            format!(
-                "belongs to ledger {}, not to {}",
-                genesis.ledger, first.ledger
-            )
+        Some(genesis) if genesis.ledger != *wanted => {
+            format!("belongs to ledger {}, not to {wanted}", genesis.ledger)
         }
         Some(genesis) if genesis.partitions != first.partitions => {
             format!(
@@ -545,49 +581,4 @@ fn print(report: &Report, json: bool, out: &mut (dyn Write + Send)) -> io::Resul
         report.events,
         report.partitions.len()
     )
-}
-
-/// Draws a bar on standard error while somebody watches.
-async fn show_progress(source: &Source, done: &Arc<Done>) -> Option<JoinHandle<()>> {
-    if !io::stderr().is_terminal() {
-        return None;
-    }
-    let size = source.size().await;
-    let done = Arc::clone(done);
-    Some(tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(PROGRESS_EVERY).await;
-            let events = done.events.load(Ordering::Relaxed);
-            let line = progress_line(events, done.read.load(Ordering::Relaxed), size);
-            let _ = write!(io::stderr(), "\r\x1b[K{line}");
-        }
-    }))
-}
-
-fn progress_line(events: u64, read: u64, size: Option<u64>) -> String {
-    let Some(size) = size.filter(|size| *size > 0) else {
-        return format!("{events} events verified");
-    };
-    let of = |whole: u64| {
-        let part = u128::from(read.min(size)) * u128::from(whole) / u128::from(size);
-        usize::try_from(part).unwrap_or(usize::MAX)
-    };
-    let (filled, percent) = ("#".repeat(of(BAR_WIDTH)), of(100));
-    let width = usize::try_from(BAR_WIDTH).unwrap_or(0);
-    format!("[{filled:-<width$}] {percent:>3} %  {events} events verified")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_bar_shows_what_part_was_read() {
-        let bar = |read, size| progress_line(7, read, size);
-        assert_eq!(bar(0, None), "7 events verified");
-        assert_eq!(bar(0, Some(0)), "7 events verified");
-        let half = "[################----------------]  50 %  7 events verified";
-        assert_eq!(bar(5, Some(10)), half);
-        assert!(bar(11, Some(10)).contains("#] 100 %"), "a file that grew");
-    }
 }
