@@ -6,7 +6,7 @@ CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build up test nightly bench lint deny layers clean-data
+.PHONY: help setup setup-test build up test nightly faults bench lint deny layers clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -28,6 +28,10 @@ test: setup-test ## run every test; the last line counts them
 
 nightly: ## the long simulation: 100,000 runs of writers, crashes and faults
 	SEATBELT_SIM_RUNS=100000 cargo test --locked -p seatbelt-ledger --test simulation
+
+faults: setup ## kill, freeze and starve real processes for about 20 minutes; prints one table
+	cargo build --locked -p seatbelt-cli -p seatbelt-tests --bins
+	$(CARGO_TARGET_DIR)/debug/seatbelt-faults $(FAULTS)
 
 bench: setup ## measure; prints one table
 	cargo build --release --locked -p seatbelt-cli -p seatbelt-tests --bins

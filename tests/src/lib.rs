@@ -10,6 +10,7 @@
 )]
 
 pub mod answer;
+pub mod faults;
 pub mod foreign;
 pub mod nats;
 pub mod python;

@@ -36,7 +36,8 @@ pub(crate) fn seatbelt() -> PathBuf {
 /// A running child.
 pub(crate) struct Process {
     child: Child,
-    lines: mpsc::Receiver<String>,
+    // locked so that a process may be shared between tasks
+    lines: Mutex<mpsc::Receiver<String>>,
     log: Arc<Mutex<String>>,
 }
 
@@ -60,6 +61,7 @@ impl Process {
             let read = BufReader::new(stdout).lines().map_while(Result::ok);
             read.for_each(|line| drop(sender.send(line)));
         });
+        let lines = Mutex::new(lines);
         Self { child, lines, log }
     }
 
@@ -67,7 +69,7 @@ impl Process {
     pub(crate) async fn line(&mut self) -> Result<String, String> {
         let deadline = std::time::Instant::now() + PATIENCE;
         loop {
-            if let Ok(line) = self.lines.try_recv() {
+            if let Ok(line) = self.lines.get_mut().unwrap().try_recv() {
                 return Ok(line);
             }
             if self.status().is_some() {
@@ -111,7 +113,12 @@ impl Process {
 
     /// Waits for its end.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
-        let deadline = std::time::Instant::now() + PATIENCE;
+        self.ended_within(PATIENCE).await
+    }
+
+    /// As [`Process::ended`], with another patience.
+    pub(crate) async fn ended_within(&mut self, within: Duration) -> ExitStatus {
+        let deadline = std::time::Instant::now() + within;
         loop {
             if let Some(status) = self.status() {
                 return status;

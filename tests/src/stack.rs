@@ -1,7 +1,13 @@
 //! A whole Seatbelt in real processes: `seatbelt up` with its embedded server, on free ports, in a
 //! temporary folder that survives crashes and restarts.
 
-use std::{fmt::Write as _, path::PathBuf, process::Command, sync::Arc, time::Instant};
+use std::{
+    fmt::Write as _,
+    path::PathBuf,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
@@ -105,12 +111,17 @@ impl Stack {
 
     /// With an upstream at an address.
     #[must_use]
-    pub fn upstream_at(mut self, base_url: &str) -> Self {
+    pub fn upstream_at(self, base_url: &str) -> Self {
+        self.another_upstream("mock", MODEL, base_url)
+    }
+
+    /// With an upstream of another name, for another model.
+    #[must_use]
+    pub fn another_upstream(mut self, name: &str, model: &str, base_url: &str) -> Self {
         let _ = writeln!(
             self.upstreams,
-            "[[upstreams]]\nname = \"mock\"\nkind = \"openai\"\nbase_url = {:?}\n\
-             models = [{{ id = {MODEL:?}, context = 8192, output = 4096, price = {{ input = \"0.15\", output = \"0.60\" }} }}]\n",
-            base_url
+            "[[upstreams]]\nname = {name:?}\nkind = \"openai\"\nbase_url = {base_url:?}\n\
+             models = [{{ id = {model:?}, context = 8192, output = 4096, price = {{ input = \"0.15\", output = \"0.60\" }} }}]\n",
         );
         self
     }
@@ -197,6 +208,11 @@ impl Stopped {
         self.home.path().join("seatbelt.toml")
     }
 
+    /// Where the embedded server keeps everything; made by its first start.
+    pub fn data(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
     /// Replaces a part of the configuration's text.
     #[track_caller]
     pub fn edit(&self, from: &str, to: &str) {
@@ -205,14 +221,23 @@ impl Stopped {
         std::fs::write(self.config(), text.replace(from, to)).unwrap();
     }
 
-    /// Runs `seatbelt` with arguments on this configuration to its end.
-    pub async fn run(&self, arguments: &[&str]) -> std::process::Output {
+    /// `seatbelt` with arguments on this configuration, not started yet; killed when dropped.
+    pub fn command(&self, arguments: &[&str]) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(process::seatbelt());
         command.current_dir(crate::repository());
         command.args(arguments).arg("--config").arg(self.config());
+        if self.quiet && std::env::var_os("SEATBELT_LOG").is_none() {
+            command.env("SEATBELT_LOG", "warn");
+        }
         command
             .stdin(std::process::Stdio::null())
             .kill_on_drop(true);
+        command
+    }
+
+    /// Runs `seatbelt` with arguments on this configuration to its end.
+    pub async fn run(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = self.command(arguments);
         let output = tokio::time::timeout(PATIENCE * 2, command.output()).await;
         output
             .unwrap_or_else(|_| panic!("seatbelt {arguments:?} does not end"))
@@ -247,7 +272,8 @@ impl Stopped {
         }
     }
 
-    async fn try_start_role(&self, role: &str) -> Result<Running, String> {
+    /// As [`Stopped::start_role`]; the log where it refuses.
+    pub async fn try_start_role(&self, role: &str) -> Result<Running, String> {
         let mut command = Command::new(process::seatbelt());
         command.args([role, "--config"]).arg(self.config());
         command.current_dir(crate::repository());
@@ -449,6 +475,17 @@ impl Running {
         self.process.signal(Signal::SIGTERM);
     }
 
+    /// Waits until it has ended by itself, whatever it says of it, with no process left.
+    pub async fn ended(mut self, within: Duration) -> Stopped {
+        self.process.ended_within(within).await;
+        let stopped = self.stopped.clone();
+        until("nats-server is gone", || async {
+            stopped.server_pid().is_none().then_some(())
+        })
+        .await;
+        stopped
+    }
+
     /// Waits until it has ended in order, with no process left.
     pub async fn ended_in_order(mut self) -> Stopped {
         let server = self.stopped.server_pid();
@@ -475,7 +512,7 @@ impl Drop for Running {
             // its folder is removed next: let it be gone before
             let begun = Instant::now();
             while self.stopped.server_pid().is_some() && begun.elapsed().as_secs() < 5 {
-                std::thread::sleep(std::time::Duration::from_millis(5));
+                std::thread::sleep(Duration::from_millis(5));
             }
         }
     }
