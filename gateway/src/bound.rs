@@ -68,6 +68,7 @@ const PLAIN_FIELDS: &[&str] = &[
     "ignore_eos",
     "min_tokens",
 ];
+
 /// What a request asks for, as far as its bound depends on it.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {

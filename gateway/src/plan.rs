@@ -1,108 +1,166 @@
 //! What will be done with a request, decided before anything is reserved: where it goes, in which
 //! dialect, and within which bounds.
+//!
+//! A metered request that has no bound is refused here. Nothing is dispatched; only a neuron may be
+//! asked to count.
 
-use axum::http::{HeaderMap, StatusCode, header};
-use bytes::{Bytes, BytesMut};
-use seatbelt_schemas::{
-    amount::TOKENS_PER_REQUEST_MAX,
-    event::OnShort,
-    ids::{ModelId, RunId},
-};
-use serde::Deserialize;
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, event::OnShort, ids::ModelId};
 use serde_json::Value;
-use tokio::time::{Instant, timeout};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use crate::{
     allow::{Allowed, refuse_state},
-    app::Shared,
     bound::{Asked, Bound, ask_for_usage},
-    config::{KeyEntry, Profile, TOKENIZE_TIMEOUT, UpstreamKind},
+    config::Profile,
     error::{ApiError, Dialect},
     face::Face,
-    gate::Want,
+    gate::{Gate, Want},
     messages::{MessagesStream, to_chat},
-    metrics::Stage,
-    receive::body::Fields,
-    upstream::catalog::{ChosenNeuron, Route},
+    metrics::{Metrics, Stage},
+    receive::{Caller, Received, body::Fields},
+    upstream::{Candidate, catalog::Catalog, count::count},
     usage::Api,
 };
 
-/// Largest answer to a count.
-const TOKENIZE_BYTES_MAX: usize = 64 * 1024;
-/// Neurons that are asked to count, at most, when one after another cannot be reached.
-const TOKENIZE_TRIES_MAX: usize = 3;
-
 /// What will be done, once the hold is granted.
+#[derive(Debug)]
 pub(crate) struct Plan {
+    pub(crate) dialect: Dialect,
+    pub(crate) caller: Caller,
     pub(crate) model: ModelId,
     /// As it will be forwarded, but for the output maximum.
     pub(crate) body: Fields,
     pub(crate) asked: Asked,
     pub(crate) bound: Bound,
-    pub(crate) route: Route,
-    /// What the upstream speaks.
-    pub(crate) api: Api,
+    pub(crate) candidate: Candidate,
     pub(crate) face: Face,
     /// The id of an answer that is made here.
     pub(crate) answer_id: String,
+    /// The client's.
+    pub(crate) headers: HeaderMap,
+    pub(crate) permit: OwnedSemaphorePermit,
 }
 
-impl Plan {
-    /// Plans a request; `metered` ones are refused where they have no bound.
-    pub(crate) async fn make(
-        shared: &Shared,
+/// Plans requests.
+pub(crate) struct Planner {
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) gate: Arc<Gate>,
+    /// For counts by a neuron's tokenizer.
+    pub(crate) client: reqwest::Client,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Planner {
+    /// Plans a request; a metered one is refused where it has no bound.
+    pub(crate) async fn plan(
+        &self,
         dialect: Dialect,
-        body: Fields,
-        id: &str,
-        caller: Caller<'_>,
-    ) -> Result<Self, ApiError> {
+        received: Received,
+    ) -> Result<Plan, ApiError> {
         let began = Instant::now();
+        let Received {
+            id,
+            caller,
+            headers,
+            body,
+            permit,
+        } = received;
         let model = model_id(&body)?;
-        let route = shared.catalog.route(&model, &[])?;
-        let api = match &route {
-            Route::Foreign(upstream, _) if upstream.kind == UpstreamKind::Anthropic => {
-                Api::Anthropic
-            }
-            _ => Api::OpenAi,
-        };
+        let candidate = self.catalog.candidate(&model, &[])?;
+        let api = candidate.api();
         let (mut body, asked) = read(dialect, api, body)?;
-        screen(shared, &caller, allowed(&route, api), &mut body).await?;
-        let (route, bound) = bound(shared, &model, route, &asked, &body).await?;
+        self.screen(&caller, &headers, allowed(&candidate), &mut body)
+            .await?;
+        let (candidate, bound) = self.bound(&model, candidate, &asked, &body).await?;
         if asked.stream && api == Api::OpenAi {
             ask_for_usage(&mut body);
         }
         let answer_id = format!("msg_{id}");
-        let face = face(dialect, api, &model, &asked, &answer_id, (&route, &bound));
-        shared.metrics.stage(Stage::Bound, began.elapsed());
-        Ok(Self {
+        let face = face(dialect, &model, &asked, &answer_id, (&candidate, &bound));
+        self.metrics.stage(Stage::Bound, began.elapsed());
+        Ok(Plan {
+            dialect,
+            caller,
             model,
             body,
             asked,
             bound,
-            route,
-            api,
+            candidate,
             face,
             answer_id,
+            headers,
+            permit,
         })
     }
 
-    /// What to reserve for it.
-    pub(crate) fn want(
+    /// Refuses what has no bound where a cap needs one, and pins the class of the price.
+    async fn screen(
         &self,
-        caller: &KeyEntry,
-        on_short: OnShort,
-        run: Option<RunId>,
-    ) -> Result<Want, ApiError> {
+        caller: &Caller,
+        headers: &HeaderMap,
+        allowed: Allowed<'_>,
+        body: &mut Fields,
+    ) -> Result<(), ApiError> {
+        let betas = headers.get_all("anthropic-beta").iter();
+        let betas = betas.map(|value| value.to_str().unwrap_or("?"));
+        let checked = allowed.check(body).and_then(|()| match allowed.api {
+            Api::Anthropic => allowed.check_betas(betas),
+            Api::OpenAi => Ok(()), // the header is not sent on
+        });
+        let Some(key) = &caller.key else {
+            return refuse_state(body);
+        };
+        match checked {
+            Ok(()) => allowed.pin(body),
+            Err(error) if caller.run.is_some() || self.gate.bounds(key).await? => {
+                return Err(error);
+            }
+            Err(_) => {}
+        }
+        refuse_state(body)
+    }
+
+    /// The bound, and who will serve within it: a neuron that cannot count makes way for another.
+    async fn bound(
+        &self,
+        model: &ModelId,
+        candidate: Candidate,
+        asked: &Asked,
+        body: &Fields,
+    ) -> Result<(Candidate, Bound), ApiError> {
+        let neuron = match candidate {
+            Candidate::Foreign(_, ref limits) => {
+                let bound = asked.by_bytes(limits)?;
+                return Ok((candidate, bound));
+            }
+            Candidate::Neuron(neuron) => neuron,
+        };
+        let (neuron, input_tokens) =
+            count(&self.client, &self.catalog, model, neuron, body).await?;
+        let bound = asked.exactly(input_tokens, neuron.model.context, neuron.model.output)?;
+        Ok((Candidate::Neuron(neuron), bound))
+    }
+}
+
+impl Plan {
+    /// What to reserve for it; nothing for a request that is not metered.
+    pub(crate) fn want(&self) -> Result<Option<Want>, ApiError> {
+        let Some(key) = &self.caller.key else {
+            return Ok(None);
+        };
         let output_tokens = self.bound.output_tokens.saturating_mul(self.asked.choices);
         if output_tokens > TOKENS_PER_REQUEST_MAX {
             let problem = "asks for more output than one request may have";
             return Err(ApiError::invalid_field("n", problem));
         }
-        Ok(Want {
-            account: caller.account.clone(),
-            key: caller.key.clone(),
+        Ok(Some(Want {
+            account: key.account.clone(),
+            key: key.key.clone(),
             model: self.model.clone(),
-            run,
+            run: self.caller.run.clone(),
             end_user: self.asked.end_user.clone(),
             input_tokens: self.bound.input_tokens,
             output_tokens,
@@ -111,55 +169,23 @@ impl Plan {
             on_short: if self.asked.choices > 1 || self.body.contains_key("thinking") {
                 OnShort::Refuse
             } else {
-                on_short
+                self.caller.on_short
             },
-            on_unknown: caller.on_unknown,
-        })
+            on_unknown: key.on_unknown,
+        }))
     }
 }
 
-/// Who asks, as far as it decides what may be asked.
-#[derive(Clone, Copy)]
-pub(crate) struct Caller<'a> {
-    /// None for a request that is not metered.
-    pub(crate) key: Option<&'a KeyEntry>,
-    pub(crate) run: Option<&'a RunId>,
-    pub(crate) headers: &'a HeaderMap,
-}
-
-/// Refuses what has no bound where a cap needs one, and pins the class of the price.
-async fn screen(
-    shared: &Shared,
-    caller: &Caller<'_>,
-    allowed: Allowed<'_>,
-    body: &mut Fields,
-) -> Result<(), ApiError> {
-    let betas = caller.headers.get_all("anthropic-beta").iter();
-    let betas = betas.map(|value| value.to_str().unwrap_or("?"));
-    let checked = allowed.check(body).and_then(|()| match allowed.api {
-        Api::Anthropic => allowed.check_betas(betas),
-        Api::OpenAi => Ok(()), // the header is not sent on
-    });
-    let Some(key) = caller.key else {
-        return refuse_state(body);
-    };
-    match checked {
-        Ok(()) => allowed.pin(body),
-        Err(error) if caller.run.is_some() || shared.gate.bounds(key).await? => return Err(error),
-        Err(_) => {}
-    }
-    refuse_state(body)
-}
-
-fn allowed(route: &Route, api: Api) -> Allowed<'_> {
-    match route {
-        Route::Foreign(upstream, model) => Allowed {
+fn allowed(candidate: &Candidate) -> Allowed<'_> {
+    let api = candidate.api();
+    match candidate {
+        Candidate::Foreign(upstream, model) => Allowed {
             api,
             profile: upstream.profile,
             accepted: [&upstream.allow_fields, &model.allow_fields],
             output_max: model.output,
         },
-        Route::Neuron(neuron) => Allowed {
+        Candidate::Neuron(neuron) => Allowed {
             api,
             profile: Profile::Generic,
             accepted: [&[], &[]],
@@ -192,107 +218,21 @@ fn read(dialect: Dialect, api: Api, body: Fields) -> Result<(Fields, Asked), Api
     }
 }
 
-/// The bound, and the route: a neuron that cannot be reached makes way for another.
-async fn bound(
-    shared: &Shared,
-    model: &ModelId,
-    route: Route,
-    asked: &Asked,
-    body: &Fields,
-) -> Result<(Route, Bound), ApiError> {
-    let mut neuron = match route {
-        Route::Foreign(_, ref limits) => {
-            let bound = asked.by_bytes(limits)?;
-            return Ok((route, bound));
-        }
-        Route::Neuron(neuron) => neuron,
-    };
-    let mut tried = Vec::new();
-    let input_tokens = loop {
-        match count(shared, &neuron, body).await {
-            Ok(counted) => break counted,
-            Err(NotCounted::Refused(error)) => return Err(error),
-            Err(NotCounted::Away(detail)) => {
-                let log = format!("neuron {} cannot count: {detail}", neuron.neuron);
-                tried.push(neuron.neuron.clone());
-                neuron = match shared.catalog.route(model, &tried) {
-                    Ok(Route::Neuron(next)) if tried.len() < TOKENIZE_TRIES_MAX => next,
-                    _ => return Err(ApiError::no_upstream(model, log)),
-                };
-            }
-        }
-    };
-    let bound = asked.exactly(input_tokens, neuron.model.context, neuron.model.output)?;
-    Ok((Route::Neuron(neuron), bound))
-}
-
-/// Why there is no count.
-enum NotCounted {
-    /// The request is at fault.
-    Refused(ApiError),
-    /// The neuron is.
-    Away(String),
-}
-
-/// The exact number of input tokens, by the model's own tokenizer.
-async fn count(shared: &Shared, neuron: &ChosenNeuron, body: &Fields) -> Result<u64, NotCounted> {
-    #[derive(Deserialize)]
-    struct Counted {
-        input_tokens: u64,
-    }
-    let asked = timeout(TOKENIZE_TIMEOUT, ask_to_count(shared, neuron, body)).await;
-    let (status, bytes) = asked
-        .unwrap_or_else(|_| Err("no answer in time".to_owned()))
-        .map_err(NotCounted::Away)?;
-    if status.is_client_error() {
-        return Err(NotCounted::Refused(ApiError::passed_on(status, &bytes)));
-    }
-    match serde_json::from_slice::<Counted>(&bytes) {
-        Ok(counted) if status.is_success() && counted.input_tokens <= TOKENS_PER_REQUEST_MAX => {
-            Ok(counted.input_tokens)
-        }
-        _ => Err(NotCounted::Away(format!("it answered {status}"))),
-    }
-}
-
-async fn ask_to_count(
-    shared: &Shared,
-    neuron: &ChosenNeuron,
-    body: &Fields,
-) -> Result<(StatusCode, Bytes), String> {
-    let text = |error: reqwest::Error| error.to_string();
-    let body = serde_json::to_vec(body).map_err(|error| error.to_string())?;
-    let call = shared
-        .client
-        .post(neuron.tokenize_url.clone())
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(body);
-    let mut answer = call.send().await.map_err(text)?;
-    let mut bytes = BytesMut::new();
-    while let Some(chunk) = answer.chunk().await.map_err(text)? {
-        bytes.extend_from_slice(&chunk);
-        if bytes.len() > TOKENIZE_BYTES_MAX {
-            return Err("its answer is too large".to_owned());
-        }
-    }
-    Ok((answer.status(), bytes.freeze()))
-}
-
 fn face(
     dialect: Dialect,
-    api: Api,
     model: &ModelId,
     asked: &Asked,
     answer_id: &str,
-    (route, bound): (&Route, &Bound),
+    (candidate, bound): (&Candidate, &Bound),
 ) -> Face {
+    let api = candidate.api();
     if (dialect, api) != (Dialect::Anthropic, Api::OpenAi) {
         let hide_usage = api == Api::OpenAi && asked.stream && !asked.include_usage;
         return Face::Same { hide_usage };
     }
-    let input_tokens = match route {
-        Route::Neuron(_) => bound.input_tokens,
-        Route::Foreign(..) => 0, // only a bound is known before the end
+    let input_tokens = match candidate {
+        Candidate::Neuron(_) => bound.input_tokens,
+        Candidate::Foreign(..) => 0, // only a bound is known before the end
     };
     let (id, model) = (answer_id.to_owned(), model.to_string());
     Face::Messages(MessagesStream::new(id, model, input_tokens))

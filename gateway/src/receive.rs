@@ -1,4 +1,224 @@
-//! What a client sent: its key and its body.
+//! What a client sent: a slot for it, whose key it carries, its body, and what its headers ask for.
+//!
+//! Nothing is known yet of models, caps or upstreams. A request that is refused here has cost nothing,
+//! and its body is read away so that the client gets to read why.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::Request,
+    http::{HeaderMap, HeaderValue},
+};
+use seatbelt_schemas::{event::OnShort, ids::RunId};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+
+use crate::{
+    config::KeyEntry,
+    error::ApiError,
+    metrics::{Metrics, Stage},
+};
 
 pub(crate) mod body;
 pub(crate) mod caller;
+
+use body::{Fields, discard, parse, read_body};
+use caller::Keyring;
+
+/// A client may ask for its output maximum to be lowered to what fits: `clamp`, else `refuse`. This
+/// and the next are the only `x-seatbelt-*` headers of a client that are read: they say how to decide
+/// and what the request is part of, not who pays for it.
+const X_ON_SHORT: &str = "x-seatbelt-on-short";
+/// The agent run that the request belongs to. Naming one can only add limits, or spend what the
+/// account has set aside for it: the caps of the caller's own key apply in any case.
+const X_RUN: &str = "x-seatbelt-run";
+
+/// The id of a request, in its answer and in the log.
+#[derive(Clone)]
+pub(crate) struct RequestId(pub(crate) String);
+
+/// A request that may be planned.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) id: String,
+    pub(crate) caller: Caller,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Fields,
+    /// Its place among the requests in progress.
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+/// Who asks, and how the request is to be decided.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    /// None for a request that is not metered.
+    pub(crate) key: Option<Arc<KeyEntry>>,
+    pub(crate) run: Option<RunId>,
+    pub(crate) on_short: OnShort,
+}
+
+/// Takes requests in, so many at a time.
+pub(crate) struct Receiver {
+    keyring: Arc<Keyring>,
+    slots: Arc<Semaphore>,
+    body_bytes: usize,
+    metrics: Arc<Metrics>,
+}
+
+impl Receiver {
+    pub(crate) fn new(
+        keyring: Arc<Keyring>,
+        requests: usize,
+        body_bytes: usize,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let slots = Arc::new(Semaphore::new(requests));
+        Self {
+            keyring,
+            slots,
+            body_bytes,
+            metrics,
+        }
+    }
+
+    pub(crate) async fn receive(&self, request: Request) -> Result<Received, ApiError> {
+        let permit = Arc::clone(&self.slots)
+            .try_acquire_owned()
+            .map_err(|_| ApiError::busy("too many requests are in progress"))?;
+        let (parts, body) = request.into_parts();
+        let began = Instant::now();
+        let key = match self.keyring.caller(&parts.headers) {
+            Ok(key) => key,
+            Err(error) => {
+                drop(permit);
+                discard(body, 0).await;
+                return Err(error);
+            }
+        };
+        self.metrics.stage(Stage::Auth, began.elapsed());
+        let body = parse(&read_body(body, self.body_bytes).await?)?;
+        let id = parts.extensions.get::<RequestId>();
+        Ok(Received {
+            id: id.map(|id| id.0.clone()).unwrap_or_default(),
+            caller: Caller {
+                on_short: on_short(&parts.headers, key.as_deref())?,
+                run: run(&parts.headers)?,
+                key,
+            },
+            headers: parts.headers,
+            body,
+            permit,
+        })
+    }
+}
+
+/// The request's own word, else the key's.
+fn on_short(headers: &HeaderMap, caller: Option<&KeyEntry>) -> Result<OnShort, ApiError> {
+    match headers.get(X_ON_SHORT).map(HeaderValue::as_bytes) {
+        None => Ok(caller.map_or(OnShort::Refuse, |caller| caller.on_short)),
+        Some(b"refuse") => Ok(OnShort::Refuse),
+        Some(b"clamp") => Ok(OnShort::Clamp),
+        Some(_) => Err(ApiError::invalid_field(
+            X_ON_SHORT,
+            "must be 'refuse' or 'clamp'",
+        )),
+    }
+}
+
+/// The run that a client names.
+fn run(headers: &HeaderMap) -> Result<Option<RunId>, ApiError> {
+    let problem = "must be a run id: 1 to 64 characters of A-Z a-z 0-9 _ -";
+    let Some(value) = headers.get(X_RUN) else {
+        return Ok(None);
+    };
+    let run = value.to_str().ok().and_then(|text| RunId::new(text).ok());
+    run.map(Some)
+        .ok_or_else(|| ApiError::invalid_field(X_RUN, problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use seatbelt_schemas::ids::{AccountId, KeyId};
+
+    use super::*;
+    use crate::config::KeySecret;
+
+    fn receiver(requests: usize) -> Receiver {
+        let entry = KeyEntry {
+            on_short: OnShort::Clamp,
+            ..KeyEntry::new(
+                KeySecret::hash("sk-good"),
+                AccountId::new("a").unwrap(),
+                KeyId::new("k").unwrap(),
+            )
+        };
+        let keyring = Arc::new(Keyring::new(vec![entry], true));
+        Receiver::new(keyring, requests, 64, Arc::new(Metrics::new()))
+    }
+
+    fn request(headers: &[(&str, &str)], body: &'static str) -> Request {
+        let mut request = Request::builder().header("authorization", "Bearer sk-good");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(Body::from(body)).unwrap()
+    }
+
+    async fn code(headers: &[(&str, &str)], body: &'static str) -> &'static str {
+        let received = receiver(1).receive(request(headers, body)).await;
+        received.unwrap_err().code()
+    }
+
+    #[tokio::test]
+    async fn a_requests_own_word_goes_before_its_keys() {
+        let receiver = receiver(1);
+        let quiet = receiver.receive(request(&[], "{}")).await.unwrap();
+        assert_eq!(quiet.caller.on_short, OnShort::Clamp);
+        assert_eq!(quiet.caller.run, None);
+        drop(quiet);
+        let asked = [(X_ON_SHORT, "refuse"), (X_RUN, "run-1")];
+        let asked = receiver.receive(request(&asked, "{}")).await.unwrap();
+        assert_eq!(asked.caller.on_short, OnShort::Refuse);
+        assert_eq!(asked.caller.run.unwrap().as_str(), "run-1");
+    }
+
+    #[tokio::test]
+    async fn a_header_that_is_read_is_never_guessed_at() {
+        assert_eq!(code(&[(X_ON_SHORT, "CLAMP")], "{}").await, "invalid_body");
+        assert_eq!(code(&[(X_RUN, "no run")], "{}").await, "invalid_body");
+        assert_eq!(code(&[(X_RUN, "")], "{}").await, "invalid_body");
+    }
+
+    #[tokio::test]
+    async fn a_body_above_its_bound_is_not_kept() {
+        let long = concat!(
+            "{\"a\":\"0123456789012345678901234567890123456789",
+            "0123456789012345678901234567890123456789\"}"
+        );
+        assert_eq!(code(&[], long).await, "request_too_large");
+    }
+
+    #[tokio::test]
+    async fn a_request_above_the_slots_is_turned_away_and_a_slot_comes_back_with_its_request() {
+        let receiver = receiver(1);
+        let first = receiver.receive(request(&[], "{}")).await.unwrap();
+        let second = receiver.receive(request(&[], "{}")).await;
+        assert_eq!(second.unwrap_err().code(), "service_unavailable");
+        drop(first);
+        assert!(receiver.receive(request(&[], "{}")).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_wrong_key_takes_no_slot() {
+        let receiver = receiver(1);
+        let mut wrong = request(&[], "{}");
+        let bad = HeaderValue::from_static("Bearer sk-bad");
+        wrong.headers_mut().insert("authorization", bad);
+        let refused = receiver.receive(wrong).await.unwrap_err();
+        assert_eq!(refused.code(), "invalid_api_key");
+        assert!(receiver.receive(request(&[], "{}")).await.is_ok());
+    }
+}

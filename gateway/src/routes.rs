@@ -18,8 +18,9 @@ use tracing::Instrument;
 use ulid::Ulid;
 
 use crate::{
-    app::{RequestId, Shared},
+    app::App,
     error::{ApiError, Case, Dialect},
+    receive::RequestId,
 };
 
 mod generate;
@@ -30,7 +31,7 @@ mod models;
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Everything on the clients' listener.
-pub(crate) fn table(shared: Arc<Shared>) -> Router {
+pub(crate) fn table(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(generate::chat_completions))
         .route("/v1/messages", post(generate::messages))
@@ -46,19 +47,19 @@ pub(crate) fn table(shared: Arc<Shared>) -> Router {
         .route("/admin/v1/{*rest}", any(not_served))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
-        .layer(from_fn_with_state(Arc::clone(&shared), observe))
-        .with_state(shared)
+        .layer(from_fn_with_state(Arc::clone(&app), observe))
+        .with_state(app)
 }
 
 /// Everything on the metrics listener.
-pub(crate) fn metrics(shared: Arc<Shared>) -> Router {
+pub(crate) fn metrics(app: Arc<App>) -> Router {
     Router::new()
         .route("/metrics", get(health::metrics))
-        .with_state(shared)
+        .with_state(app)
 }
 
 /// Gives every request its id, and counts its answer by route and status.
-async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
+async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let route = request
         .extensions()
         .get::<MatchedPath>()
@@ -69,7 +70,7 @@ async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, next: 
     request.extensions_mut().insert(RequestId(id));
     let mut response = next.run(request).instrument(span).await;
     response.headers_mut().insert(X_REQUEST_ID, header);
-    shared.metrics.request(route, response.status().as_u16());
+    app.metrics.request(route, response.status().as_u16());
     response
 }
 

@@ -16,22 +16,20 @@ use std::{
 use axum::serve::ListenerExt;
 use seatbelt_ledger::api::{Ledger, Neurons, Snapshots, UsageEvents};
 use thiserror::Error;
-use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, watch},
-    time::timeout,
-};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    app::Shared,
+    app::App,
     clock::Clock,
-    config::{CONNECT_TIMEOUT, CUT_MAX, GatewayConfig},
+    config::{CUT_MAX, GatewayConfig},
     gate::{Gate, Patience},
     metrics::Metrics,
-    receive::caller::Keyring,
+    plan::Planner,
+    receive::{Receiver, caller::Keyring},
     routes,
-    upstream::catalog::Catalog,
+    run::Runner,
+    upstream::{catalog::Catalog, client::client},
 };
 
 /// What the gateway needs of the rest of the system.
@@ -72,7 +70,7 @@ pub enum GatewayError {
 
 /// A gateway, ready to serve.
 pub struct Gateway {
-    shared: Arc<Shared>,
+    app: Arc<App>,
 }
 
 impl Gateway {
@@ -82,44 +80,15 @@ impl Gateway {
         if !mistakes.is_empty() {
             return Err(GatewayError::Config(mistakes));
         }
-        let metrics = Arc::new(Metrics::new());
-        let tracker = TaskTracker::new();
-        let patience = Patience {
-            budget_wait: config.budget_wait,
-            ledger_timeout: config.ledger_timeout,
-            request_timeout: config.request_timeout,
-        };
-        let gate = Gate::new(
-            parts.ledger,
-            Arc::clone(&parts.clock),
-            patience,
-            tracker.clone(),
-            Arc::clone(&metrics),
-        );
         if !config.require_auth {
             tracing::warn!(
                 "require_auth is off: requests without a key are forwarded and not metered"
             );
         }
-        let shared = Shared {
-            keyring: Keyring::new(std::mem::take(&mut config.keys), config.require_auth),
-            catalog: Catalog::new(&config.upstreams, &config.neuron_models, parts.neurons),
-            gate: Arc::new(gate),
-            client: client(&config).map_err(GatewayError::Client)?,
-            snapshots: parts.snapshots,
-            usage: parts.usage,
-            metrics,
-            clock: parts.clock,
-            slots: Arc::new(Semaphore::new(config.requests)),
-            tracker,
-            cut: CancellationToken::new(),
-            draining: AtomicBool::new(false),
-            ready: parts.ready,
-            config,
-        };
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+        let keyring = Keyring::new(std::mem::take(&mut config.keys), config.require_auth);
+        let client = client(config.pool_idle).map_err(GatewayError::Client)?;
+        let app = app(config, parts, Arc::new(keyring), client);
+        Ok(Self { app: Arc::new(app) })
     }
 
     /// Serves until `shutdown`, then drains. The ledger must outlive this.
@@ -129,9 +98,9 @@ impl Gateway {
         metrics: TcpListener,
         shutdown: CancellationToken,
     ) -> Result<(), GatewayError> {
-        let shared = self.shared;
+        let app = self.app;
         let metrics_stop = CancellationToken::new();
-        let metrics_server = axum::serve(metrics, routes::metrics(Arc::clone(&shared)))
+        let metrics_server = axum::serve(metrics, routes::metrics(Arc::clone(&app)))
             .with_graceful_shutdown(metrics_stop.clone().cancelled_owned());
         let metrics_task = tokio::spawn(metrics_server.into_future());
         let listener = listener.tap_io(|connection| {
@@ -139,14 +108,14 @@ impl Gateway {
                 tracing::debug!(%error, "cannot set TCP_NODELAY on a connection");
             }
         });
-        let server = axum::serve(listener, routes::table(Arc::clone(&shared)))
+        let server = axum::serve(listener, routes::table(Arc::clone(&app)))
             .with_graceful_shutdown(shutdown.clone().cancelled_owned());
         let mut server_task = tokio::spawn(server.into_future());
         let early = tokio::select! {
             () = shutdown.cancelled() => None,
             ended = &mut server_task => Some(ended),
         };
-        drain(&shared, early.is_none().then_some(&mut server_task)).await;
+        drain(&app, early.is_none().then_some(&mut server_task)).await;
         metrics_stop.cancel();
         // scrapes in progress are not waited for
         metrics_task.abort();
@@ -160,49 +129,88 @@ impl Gateway {
     }
 }
 
+/// Puts the tools together.
+fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwest::Client) -> App {
+    let metrics = Arc::new(Metrics::new());
+    let (tracker, cut) = (TaskTracker::new(), CancellationToken::new());
+    let catalog = Catalog::new(&config.upstreams, &config.neuron_models, parts.neurons);
+    let catalog = Arc::new(catalog);
+    let patience = Patience {
+        budget_wait: config.budget_wait,
+        ledger_timeout: config.ledger_timeout,
+        request_timeout: config.request_timeout,
+    };
+    let gate = Arc::new(Gate::new(
+        parts.ledger,
+        Arc::clone(&parts.clock),
+        patience,
+        tracker.clone(),
+        Arc::clone(&metrics),
+    ));
+    App {
+        receiver: Receiver::new(
+            Arc::clone(&keyring),
+            config.requests,
+            config.body_bytes,
+            Arc::clone(&metrics),
+        ),
+        planner: Planner {
+            catalog: Arc::clone(&catalog),
+            gate: Arc::clone(&gate),
+            client: client.clone(),
+            metrics: Arc::clone(&metrics),
+        },
+        runner: Runner {
+            client,
+            usage: parts.usage,
+            metrics: Arc::clone(&metrics),
+            clock: Arc::clone(&parts.clock),
+            request_timeout: config.request_timeout,
+            on_disconnect: config.on_disconnect,
+            tracker: tracker.clone(),
+            cut: cut.clone(),
+        },
+        keyring,
+        catalog,
+        gate,
+        snapshots: parts.snapshots,
+        metrics,
+        clock: parts.clock,
+        tracker,
+        cut,
+        draining: AtomicBool::new(false),
+        ready: parts.ready,
+        config,
+    }
+}
+
 /// Waits for all that is in progress; after the drain time cuts it short.
-async fn drain(shared: &Shared, server: Option<&mut tokio::task::JoinHandle<io::Result<()>>>) {
-    shared.draining.store(true, Relaxed);
-    shared.tracker.close();
+async fn drain(app: &App, server: Option<&mut tokio::task::JoinHandle<io::Result<()>>>) {
+    app.draining.store(true, Relaxed);
+    app.tracker.close();
     let abort = server.as_ref().map(|server| server.abort_handle());
     let all = async {
         if let Some(server) = server {
             let _ = server.await;
         }
-        shared.tracker.wait().await;
+        app.tracker.wait().await;
     };
     tokio::pin!(all);
-    if timeout(shared.config.drain, &mut all).await.is_ok() {
+    if timeout(app.config.drain, &mut all).await.is_ok() {
         return;
     }
     tracing::warn!(
-        open = shared.tracker.len(),
+        open = app.tracker.len(),
         "drain time is over: requests in progress are cut short"
     );
-    shared.cut.cancel();
+    app.cut.cancel();
     if timeout(CUT_MAX, &mut all).await.is_err() {
         tracing::error!(
-            open = shared.tracker.len(),
+            open = app.tracker.len(),
             "some requests did not end; the ledger ends their holds by expiry"
         );
         if let Some(abort) = abort {
             abort.abort();
         }
     }
-}
-
-fn client(config: &GatewayConfig) -> reqwest::Result<reqwest::Client> {
-    // whoever comes first in the process installs it; the provider is the same
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .referer(false)
-        .tcp_nodelay(true)
-        .http1_only()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .pool_idle_timeout(config.pool_idle)
-        .user_agent(concat!("seatbelt/", env!("CARGO_PKG_VERSION")))
-        .build()
 }

@@ -1,107 +1,154 @@
-//! What goes to the upstream.
+//! Who can serve a request, and what goes out to it.
 //!
-//! Upstream headers are made afresh: the operator's key, a neuron's bounds. Of the client's headers
-//! only those pass that choose an API version.
+//! Headers are made afresh: the operator's key, a neuron's bounds. Of the client's headers only those
+//! pass that choose an API version. Not here: what is in the body, and what comes back.
 
-pub(crate) mod catalog;
+use std::sync::Arc;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bytes::Bytes;
-use seatbelt_schemas::neuron::{
-    HEADER_ACCOUNT, HEADER_DEADLINE_MS, HEADER_KEY, HEADER_MAX_INPUT_TOKENS,
-    HEADER_MAX_OUTPUT_TOKENS, HEADER_RESERVATION,
-};
-use serde_json::json;
+use reqwest::Url;
 
 use crate::{
-    bound::write_chat_max,
-    clock::ms,
-    config::{HOLD_GRACE, MaxField, UpstreamKind},
-    gate::Reservation,
+    config::{MaxField, Profile, Secret, UpstreamConfig, UpstreamKind, UpstreamModel},
     receive::body::Fields,
-    upstream::catalog::{Route, Upstream},
     usage::Api,
 };
+
+pub(crate) mod catalog;
+pub(crate) mod choose;
+pub(crate) mod client;
+pub(crate) mod count;
+pub(crate) mod neuron;
+
+use choose::ChosenNeuron;
+use neuron::Held;
 
 /// The version of the Anthropic API that is asked for where the client names none.
 const ANTHROPIC_VERSION: &str = "2023-06-01";
 
-/// The request as it goes out.
-pub(crate) struct Call {
-    pub(crate) url: reqwest::Url,
+/// One that can serve a request.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one lives for each request, and is moved twice"
+)]
+pub(crate) enum Candidate {
+    Foreign(Arc<Upstream>, Arc<UpstreamModel>),
+    Neuron(ChosenNeuron),
+}
+
+/// A foreign upstream, ready to be called.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    pub(crate) name: String,
+    pub(crate) kind: UpstreamKind,
+    pub(crate) profile: Profile,
+    pub(crate) allow_fields: Vec<String>,
+    pub(crate) errors_are_free: bool,
+    pub(crate) url: Url,
+    pub(crate) api_key: Option<Secret>,
+}
+
+impl Upstream {
+    fn new(config: &UpstreamConfig) -> Option<Self> {
+        let path = match config.kind {
+            UpstreamKind::OpenAi => "chat/completions",
+            UpstreamKind::Anthropic => "v1/messages",
+        };
+        let base = config.base_url.trim_end_matches('/');
+        Some(Self {
+            name: config.name.clone(),
+            kind: config.kind,
+            profile: config
+                .profile
+                .unwrap_or_else(|| Profile::of(config.kind, &config.base_url)),
+            allow_fields: config.allow_fields.clone(),
+            errors_are_free: config.errors_are_free,
+            url: Url::parse(&format!("{base}/{path}")).ok()?,
+            api_key: config.api_key.clone(),
+        })
+    }
+}
+
+impl Candidate {
+    /// As settlements show it.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Foreign(upstream, _) => upstream.name.clone(),
+            Self::Neuron(neuron) => neuron.neuron.to_string(),
+        }
+    }
+
+    /// What it speaks.
+    pub(crate) fn api(&self) -> Api {
+        match self {
+            Self::Foreign(upstream, _) if upstream.kind == UpstreamKind::Anthropic => {
+                Api::Anthropic
+            }
+            _ => Api::OpenAi,
+        }
+    }
+
+    /// Which field carries the output maximum when the client sent none.
+    pub(crate) fn max_field(&self) -> MaxField {
+        match self {
+            Self::Foreign(_, model) => model.max_field,
+            Self::Neuron(_) => MaxField::MaxTokens,
+        }
+    }
+
+    /// An error that comes after work is charged, unless its operator knows better. Those of neurons
+    /// are told apart by what they answer.
+    pub(crate) fn charges_errors(&self) -> bool {
+        matches!(self, Self::Foreign(upstream, _) if !upstream.errors_are_free)
+    }
+
+    /// All output that it charges for is text in the answer.
+    pub(crate) fn output_is_visible(&self) -> bool {
+        matches!(self, Self::Foreign(_, model) if model.output_is_visible)
+    }
+}
+
+/// A request as it goes out, once.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) url: Url,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-/// Writes the output maximum under the name that the upstream knows.
-pub(crate) fn write_max(body: &mut Fields, max: u64, route: &Route, api: Api) {
-    let field = match route {
-        Route::Foreign(_, model) => model.max_field,
-        Route::Neuron(_) => MaxField::MaxTokens,
-    };
-    match api {
-        Api::OpenAi => write_chat_max(body, max, field),
-        Api::Anthropic => {
-            body.insert("max_tokens".to_owned(), json!(max));
-        }
-    }
-}
-
-/// The request as it goes out to `route`.
-pub(crate) fn call(
-    route: &Route,
-    reservation: Option<&Reservation>,
-    client: &HeaderMap,
-    body: &Fields,
-) -> Call {
-    let mut headers = HeaderMap::new();
-    let json = HeaderValue::from_static("application/json");
-    headers.insert(header::CONTENT_TYPE, json);
-    let url = match route {
-        Route::Foreign(upstream, _) => {
-            upstream_headers(upstream, client, &mut headers);
-            upstream.url.clone()
-        }
-        Route::Neuron(neuron) => {
-            if let Some(reservation) = reservation {
-                neuron_headers(reservation, &mut headers);
+impl Attempt {
+    /// What goes out to `candidate`; `held` is what a neuron may use at most.
+    pub(crate) fn new(
+        candidate: &Candidate,
+        held: Option<&Held<'_>>,
+        client: &HeaderMap,
+        body: &Fields,
+    ) -> Self {
+        let mut headers = HeaderMap::new();
+        let json = HeaderValue::from_static("application/json");
+        headers.insert(header::CONTENT_TYPE, json);
+        let url = match candidate {
+            Candidate::Foreign(upstream, _) => {
+                upstream_headers(upstream, client, &mut headers);
+                upstream.url.clone()
             }
-            neuron.chat_url.clone()
+            Candidate::Neuron(neuron) => {
+                if let Some(held) = held {
+                    held.write(&mut headers);
+                }
+                neuron.chat_url.clone()
+            }
+        };
+        let mut bytes = Vec::with_capacity(512);
+        serde_json::to_writer(&mut bytes, body).expect("a JSON object is written to memory");
+        Self {
+            url,
+            headers,
+            body: Bytes::from(bytes),
         }
-    };
-    let mut bytes = Vec::with_capacity(512);
-    serde_json::to_writer(&mut bytes, body).expect("a JSON object is written to memory");
-    Call {
-        url,
-        headers,
-        body: Bytes::from(bytes),
     }
-}
-
-/// What the neuron must know to hold the request to its reservation.
-fn neuron_headers(reservation: &Reservation, headers: &mut HeaderMap) {
-    let mut set = |name: &'static str, value: String| {
-        let value = HeaderValue::try_from(value).expect("ids and numbers are valid header values");
-        headers.insert(HeaderName::from_static(name), value);
-    };
-    set(HEADER_RESERVATION, reservation.id.to_string());
-    set(HEADER_ACCOUNT, reservation.account.to_string());
-    set(HEADER_KEY, reservation.key.to_string());
-    set(
-        HEADER_MAX_INPUT_TOKENS,
-        reservation.hold.input_tokens.to_string(),
-    );
-    set(
-        HEADER_MAX_OUTPUT_TOKENS,
-        reservation.hold.output_tokens.to_string(),
-    );
-    set(
-        HEADER_DEADLINE_MS,
-        reservation
-            .deadline_ms
-            .saturating_sub(ms(HOLD_GRACE))
-            .to_string(),
-    );
 }
 
 /// The operator's key, never the client's; of the client's headers only what chooses an API version.
@@ -133,5 +180,95 @@ fn upstream_headers(upstream: &Upstream, client: &HeaderMap, headers: &mut Heade
                 headers.append(beta.clone(), value.clone());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use seatbelt_schemas::ids::ModelId;
+    use serde_json::json;
+
+    use super::*;
+
+    fn foreign(kind: UpstreamKind, api_key: Option<&str>) -> Candidate {
+        let config = UpstreamConfig {
+            name: "u".to_owned(),
+            kind,
+            profile: None,
+            base_url: "http://h:1/base/".to_owned(),
+            allow_fields: Vec::new(),
+            errors_are_free: false,
+            api_key: api_key.map(Secret::new),
+            models: Vec::new(),
+        };
+        let model = UpstreamModel::new(ModelId::new("m").unwrap(), 100, 10);
+        let upstream = Upstream::new(&config).unwrap();
+        Candidate::Foreign(Arc::new(upstream), Arc::new(model))
+    }
+
+    fn attempt(candidate: &Candidate, sent: &[(&'static str, &'static str)]) -> Attempt {
+        let mut client = HeaderMap::new();
+        for (name, value) in sent {
+            client.append(*name, HeaderValue::from_static(value));
+        }
+        let body = json!({"b": 1, "a": 2}).as_object().unwrap().clone();
+        Attempt::new(candidate, None, &client, &body)
+    }
+
+    fn shown<'a>(attempt: &'a Attempt, name: &str) -> Vec<&'a str> {
+        let values = attempt.headers.get_all(name).iter();
+        values.map(|value| value.to_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_client_s_own_secrets_never_go_out() {
+        let sent = [
+            ("authorization", "Bearer sk-client"),
+            ("x-api-key", "sk-client"),
+            ("cookie", "a=b"),
+            ("x-seatbelt-run", "r"),
+        ];
+        for kind in [UpstreamKind::OpenAi, UpstreamKind::Anthropic] {
+            let with_key = attempt(&foreign(kind, Some("sk-upstream")), &sent);
+            let without = attempt(&foreign(kind, None), &sent);
+            for attempt in [with_key, without] {
+                let all = format!("{:?}", attempt.headers);
+                assert!(!all.contains("sk-client") && !all.contains("a=b"), "{all}");
+                assert!(!all.contains("sk-upstream"), "a secret is printed: {all}");
+                assert!(shown(&attempt, "x-seatbelt-run").is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn each_kind_has_its_own_path_and_key() {
+        let openai = attempt(&foreign(UpstreamKind::OpenAi, Some("sk-u")), &[]);
+        assert_eq!(openai.url.as_str(), "http://h:1/base/chat/completions");
+        assert_eq!(shown(&openai, "authorization"), ["Bearer sk-u"]);
+        let anthropic = attempt(&foreign(UpstreamKind::Anthropic, Some("sk-u")), &[]);
+        assert_eq!(anthropic.url.as_str(), "http://h:1/base/v1/messages");
+        assert_eq!(shown(&anthropic, "x-api-key"), ["sk-u"]);
+        assert_eq!(shown(&anthropic, "anthropic-version"), [ANTHROPIC_VERSION]);
+    }
+
+    #[test]
+    fn what_chooses_an_api_version_passes_to_the_kind_that_knows_it() {
+        let sent = [
+            ("anthropic-version", "2099-01-01"),
+            ("anthropic-beta", "one"),
+            ("anthropic-beta", "two"),
+        ];
+        let anthropic = attempt(&foreign(UpstreamKind::Anthropic, None), &sent);
+        assert_eq!(shown(&anthropic, "anthropic-version"), ["2099-01-01"]);
+        assert_eq!(shown(&anthropic, "anthropic-beta"), ["one", "two"]);
+        let openai = attempt(&foreign(UpstreamKind::OpenAi, None), &sent);
+        assert!(shown(&openai, "anthropic-version").is_empty());
+        assert!(shown(&openai, "anthropic-beta").is_empty());
+    }
+
+    #[test]
+    fn a_body_keeps_the_order_of_its_fields() {
+        let attempt = attempt(&foreign(UpstreamKind::OpenAi, None), &[]);
+        assert_eq!(attempt.body, br#"{"b":1,"a":2}"#.as_slice());
     }
 }

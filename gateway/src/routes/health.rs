@@ -10,7 +10,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::app::Shared;
+use crate::app::App;
 
 /// `GET /health/live`.
 pub(super) async fn live() -> Response {
@@ -18,9 +18,9 @@ pub(super) async fn live() -> Response {
 }
 
 /// `GET /health/ready`.
-pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
-    let draining = shared.draining.load(Relaxed);
-    let reasons = shared.ready.borrow().clone();
+pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
+    let draining = app.draining.load(Relaxed);
+    let reasons = app.ready.borrow().clone();
     let ready = reasons.is_empty() && !draining;
     let status = if ready {
         StatusCode::OK
@@ -31,17 +31,17 @@ pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
         "ready": ready,
         "reasons": reasons,
         "draining": draining,
-        "durability": shared.config.durability,
-        "require_auth": shared.config.require_auth,
+        "durability": app.config.durability,
+        "require_auth": app.config.require_auth,
     });
     (status, Json(body)).into_response()
 }
 
 /// `GET /metrics`, on the metrics listener alone.
-pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let kind = [(
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    (kind, shared.metrics.text()).into_response()
+    (kind, app.metrics.text()).into_response()
 }

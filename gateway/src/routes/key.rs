@@ -14,16 +14,16 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::answer;
 use crate::{
-    app::Shared,
+    app::App,
     config::{KeyEntry, LOOK_AGAIN, LOOK_MAX, OWN_WRITES_WAIT},
     error::ApiError,
 };
 
 /// `GET /v1/key`.
-pub(super) async fn key(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    let caller = shared.keyring.caller(&headers);
+pub(super) async fn key(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    let caller = app.keyring.caller(&headers);
     answer(match caller {
-        Ok(Some(caller)) => standing(&shared, &caller)
+        Ok(Some(caller)) => standing(&app, &caller)
             .await
             .map(|found| key_body(&caller, &found)),
         // there is no key to tell about
@@ -32,31 +32,31 @@ pub(super) async fn key(State(shared): State<Arc<Shared>>, headers: HeaderMap) -
     })
 }
 
-async fn standing(shared: &Shared, caller: &KeyEntry) -> Result<SnapshotStanding, ApiError> {
-    let wanted = shared.gate.marked(&caller.account);
+async fn standing(app: &App, caller: &KeyEntry) -> Result<SnapshotStanding, ApiError> {
+    let wanted = app.gate.marked(&caller.account);
     let until = Instant::now() + OWN_WRITES_WAIT;
     loop {
-        let found = look(shared, caller).await?;
+        let found = look(app, caller).await?;
         let fresh = found
             .as_ref()
             .is_some_and(|found| Some(found.standing.position) >= wanted);
         if fresh || Instant::now() >= until {
             return match found {
                 Some(found) => Ok(found),
-                None => read(shared, caller).await,
+                None => read(app, caller).await,
             };
         }
         // an account that the projector never saw and this gateway never used: nothing to wait for
         if found.is_none() && wanted.is_none() {
-            return read(shared, caller).await;
+            return read(app, caller).await;
         }
         sleep(LOOK_AGAIN).await;
     }
 }
 
-async fn look(shared: &Shared, caller: &KeyEntry) -> Result<Option<SnapshotStanding>, ApiError> {
-    let at_ms = (shared.clock)();
-    let look = shared
+async fn look(app: &App, caller: &KeyEntry) -> Result<Option<SnapshotStanding>, ApiError> {
+    let at_ms = (app.clock)();
+    let look = app
         .snapshots
         .standing(caller.account.clone(), Some(caller.key.clone()), at_ms);
     match timeout(LOOK_MAX, look).await {
@@ -72,12 +72,12 @@ async fn look(shared: &Shared, caller: &KeyEntry) -> Result<Option<SnapshotStand
 }
 
 /// The writer's own state, where there is no snapshot yet.
-async fn read(shared: &Shared, caller: &KeyEntry) -> Result<SnapshotStanding, ApiError> {
+async fn read(app: &App, caller: &KeyEntry) -> Result<SnapshotStanding, ApiError> {
     let query = Read {
         account: caller.account.clone(),
         key: Some(caller.key.clone()),
     };
-    match timeout(LOOK_MAX, shared.gate.ledger().read(query)).await {
+    match timeout(LOOK_MAX, app.gate.ledger().read(query)).await {
         Ok(Ok(standing)) => Ok(SnapshotStanding {
             standing,
             age_ms: 0,

@@ -11,16 +11,16 @@ use seatbelt_schemas::price::Rates;
 use serde_json::{Value, json};
 
 use super::answer;
-use crate::{app::Shared, error::ApiError, upstream::catalog::Listed};
+use crate::{app::App, error::ApiError, upstream::catalog::Listed};
 
 /// `GET /v1/models`.
-pub(super) async fn all(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    answer(shared.keyring.caller(&headers).map(|_| {
-        let data: Vec<Value> = shared
+pub(super) async fn all(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    answer(app.keyring.caller(&headers).map(|_| {
+        let data: Vec<Value> = app
             .catalog
             .list()
             .iter()
-            .map(|listed| model(&shared, listed))
+            .map(|listed| model(&app, listed))
             .collect();
         json!({"object": "list", "data": data})
     }))
@@ -28,20 +28,20 @@ pub(super) async fn all(State(shared): State<Arc<Shared>>, headers: HeaderMap) -
 
 /// `GET /v1/models/{id}`; an id may have slashes.
 pub(super) async fn one(
-    State(shared): State<Arc<Shared>>,
+    State(app): State<Arc<App>>,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Response {
-    answer(shared.keyring.caller(&headers).and_then(|_| {
-        let listed = shared
+    answer(app.keyring.caller(&headers).and_then(|_| {
+        let listed = app
             .catalog
             .listed(&id)
             .ok_or_else(|| ApiError::model_not_found(&id))?;
-        Ok(model(&shared, &listed))
+        Ok(model(&app, &listed))
     }))
 }
 
-fn model(shared: &Shared, listed: &Listed) -> Value {
+fn model(app: &App, listed: &Listed) -> Value {
     json!({
         "id": listed.id,
         "object": "model",
@@ -49,7 +49,7 @@ fn model(shared: &Shared, listed: &Listed) -> Value {
         "owned_by": listed.owner,
         "context_length": listed.context,
         "max_output_tokens": listed.output,
-        "price": shared.config.prices.get(&listed.id).map(price),
+        "price": app.config.prices.get(&listed.id).map(price),
     })
 }
 

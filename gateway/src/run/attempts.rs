@@ -1,0 +1,125 @@
+//! One sending of a request, and what may end it before its upstream does.
+
+use std::future::Future;
+
+use axum::http::header;
+use bytes::Bytes;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::{Head, Job};
+use crate::{clock::ms, metrics::Stage};
+
+/// What may end a request before its upstream does.
+pub(super) struct Limits {
+    /// The upstream's work ends when the client leaves.
+    pub(super) ends_with_client: bool,
+    pub(super) deadline: Instant,
+    /// The gateway may not wait any longer.
+    pub(super) cut: CancellationToken,
+}
+
+/// Why the upstream was not heard to its end.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// It was never reached: nothing was used.
+    Unreachable(String),
+    Broke(String),
+    ClientLeft,
+    Deadline,
+    /// The gateway stops and may not wait any longer.
+    Cut,
+    /// It said so itself, within its stream.
+    Failed,
+}
+
+impl Job {
+    /// Sends the request, once.
+    pub(super) async fn dispatch(&mut self, head: &mut Head) -> Result<reqwest::Response, Stop> {
+        let attempt = self.attempt.take().expect("a job is dispatched once");
+        let sent = self
+            .client
+            .post(attempt.url)
+            .headers(attempt.headers)
+            .body(attempt.body)
+            .send();
+        match self.limits.unless_stopped(sent, head.closed()).await? {
+            Ok(answer) => {
+                self.first_byte_ms = ms(self.began.elapsed());
+                self.metrics
+                    .stage(Stage::UpstreamFirstByte, self.began.elapsed());
+                Self::readable(answer)
+            }
+            Err(error) if error.is_connect() => Err(Stop::Unreachable(chain(&error))),
+            Err(error) => Err(Stop::Broke(chain(&error))),
+        }
+    }
+
+    /// Refuses an answer in an encoding that nobody asked for: it can be neither read nor shown.
+    fn readable(answer: reqwest::Response) -> Result<reqwest::Response, Stop> {
+        let encodings = answer.headers().get_all(header::CONTENT_ENCODING);
+        let unasked = encodings.iter().find(|value| *value != "identity");
+        match unasked {
+            None => Ok(answer),
+            Some(encoding) => Err(Stop::Broke(format!(
+                "its answer is encoded as {encoding:?}, which was not asked for"
+            ))),
+        }
+    }
+
+    pub(super) fn is_stream(&self, answer: &reqwest::Response) -> bool {
+        self.stream && answer.status().is_success() && is_event_stream(answer)
+    }
+}
+
+impl Limits {
+    /// Waits for `work`, at most until the client is gone (where that ends the work), the deadline has
+    /// passed, or the gateway may not wait.
+    pub(super) async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = T>,
+        gone: impl Future<Output = ()>,
+    ) -> Result<T, Stop> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = gone, if self.ends_with_client => Err(Stop::ClientLeft),
+            () = sleep_until(self.deadline) => Err(Stop::Deadline),
+            () = self.cut.cancelled() => Err(Stop::Cut),
+        }
+    }
+
+    /// The next piece of an answer; nothing at its end.
+    pub(super) async fn chunk(
+        &self,
+        answer: &mut reqwest::Response,
+        gone: impl Future<Output = ()>,
+    ) -> Result<Option<Bytes>, Stop> {
+        let chunk = self.unless_stopped(answer.chunk(), gone).await?;
+        chunk.map_err(|error| Stop::Broke(chain(&error)))
+    }
+}
+
+fn is_event_stream(answer: &reqwest::Response) -> bool {
+    answer
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|kind| {
+            kind.trim_start()
+                .to_ascii_lowercase()
+                .starts_with("text/event-stream")
+        })
+}
+
+/// An error with its causes. Addresses of upstreams are for the log alone.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,276 @@
+//! A stream on its way through: event by event, its end held back until the settle is taken.
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+};
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, stream};
+use tokio::{sync::mpsc, time::timeout};
+
+use super::{
+    Head, Job,
+    attempts::{Limits, Stop},
+    report::Known,
+};
+use crate::{
+    config::TRAILER_WAIT,
+    face::Face,
+    messages::error_from_chat,
+    metrics::Stage,
+    sse::{SseEvent, SseReader, write_event},
+    usage::{Api, Part, StreamTold},
+};
+
+/// Pieces of a stream that wait for a slow client; then the upstream waits too.
+const STREAM_PIECES_MAX: usize = 32;
+
+impl Job {
+    /// Passes a stream on, event by event, holding its end back until the settle is taken.
+    pub(super) async fn relay(&mut self, mut answer: reqwest::Response, head: Head) {
+        let (pieces, body) = mpsc::channel::<Bytes>(STREAM_PIECES_MAX);
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/event-stream; charset=utf-8"),
+        );
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(
+            HeaderName::from_static("x-accel-buffering"),
+            HeaderValue::from_static("no"),
+        );
+        let _ = head.send(Ok(self.response(StatusCode::OK, headers, streamed(body))));
+        let mut relay = Relay::new(self.api, pieces);
+        let stopped = self.pump(&mut answer, &mut relay).await;
+        self.metrics
+            .stage(Stage::UpstreamTotal, self.began.elapsed());
+        // a connection that is closed now is what stops a neuron: only then it reports
+        let ended = stopped.is_ok().then_some(answer);
+        self.finish(relay, stopped).await;
+        // read the end of the body, so that the connection goes back to the pool
+        if let Some(mut answer) = ended {
+            let _ = timeout(TRAILER_WAIT, answer.chunk()).await;
+        }
+    }
+
+    /// Reads the upstream until its end, sending on all but the end itself.
+    async fn pump(
+        &mut self,
+        answer: &mut reqwest::Response,
+        relay: &mut Relay,
+    ) -> Result<(), Stop> {
+        loop {
+            let chunk = self.limits.chunk(answer, relay.gone()).await?;
+            let last = chunk.is_none();
+            let out = relay.take(chunk.as_ref(), &mut self.face)?;
+            if !out.is_empty() {
+                self.limits.send(relay, out).await?;
+            }
+            match relay.state {
+                State::Failed => return Err(Stop::Failed),
+                State::Ended => return Ok(()),
+                // some upstreams close without the mark of the end
+                State::Open if last && relay.told.final_usage(self.api, false).is_some() => {
+                    return Ok(());
+                }
+                State::Open if last => {
+                    return Err(Stop::Broke("stream ended without its end".to_owned()));
+                }
+                State::Open => {}
+            }
+        }
+    }
+
+    async fn finish(&mut self, mut relay: Relay, stopped: Result<(), Stop>) {
+        let known = relay.known();
+        let usage = known.usage.unwrap_or_default();
+        let failed = match stopped {
+            Ok(()) => self.settle(known).await.err(),
+            Err(Stop::Failed) => {
+                // the upstream's own error was passed on already
+                let _ = self.stopped(Stop::Failed, known).await;
+                return;
+            }
+            Err(stop) => Some(self.stopped(stop, known).await),
+        };
+        let mut last = BytesMut::new();
+        match (failed, &mut self.face) {
+            (Some(error), _) => {
+                tracing::warn!(upstream = %self.upstream, code = error.code(), detail = error.log.as_deref(), "stream failed");
+                let envelope = error.envelope(self.dialect).to_string();
+                write_event(&mut last, Some("error"), envelope.as_bytes());
+            }
+            (None, Face::Same { .. }) => last = std::mem::take(&mut relay.end),
+            (None, Face::Messages(stream)) => stream.end(usage, &mut last),
+        }
+        // a client too slow for its last piece loses it, never the ledger
+        let _ = self.limits.send(&mut relay, last.freeze()).await;
+    }
+}
+
+impl Limits {
+    async fn send(&self, relay: &mut Relay, piece: Bytes) -> Result<(), Stop> {
+        let Some(client) = &relay.client else {
+            return Ok(());
+        };
+        let sent = self
+            .unless_stopped(client.send(piece), std::future::pending())
+            .await?;
+        if sent.is_err() {
+            if self.ends_with_client {
+                return Err(Stop::ClientLeft);
+            }
+            relay.client = None; // drained from here on
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Ended,
+    Failed,
+}
+
+/// A stream on its way through.
+struct Relay {
+    api: Api,
+    reader: SseReader,
+    told: StreamTold,
+    state: State,
+    /// What is held back until the settle is taken.
+    end: BytesMut,
+    /// None once the client is gone.
+    client: Option<mpsc::Sender<Bytes>>,
+}
+
+impl Relay {
+    fn new(api: Api, client: mpsc::Sender<Bytes>) -> Self {
+        Self {
+            api,
+            reader: SseReader::default(),
+            told: StreamTold::default(),
+            state: State::Open,
+            end: BytesMut::new(),
+            client: Some(client),
+        }
+    }
+
+    async fn gone(&self) {
+        match &self.client {
+            Some(client) => client.closed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes a chunk, or the end of the body, and gives what the client may see of it now.
+    fn take(&mut self, chunk: Option<&Bytes>, face: &mut Face) -> Result<Bytes, Stop> {
+        let mut out = BytesMut::new();
+        if let Some(chunk) = chunk {
+            self.reader.push(chunk);
+        }
+        while self.state == State::Open {
+            match self.reader.next_event() {
+                Ok(Some(event)) => self.event(&event, face, &mut out),
+                Ok(None) => break,
+                Err(error) => return Err(Stop::Broke(error.to_string())),
+            }
+        }
+        if chunk.is_none()
+            && self.state == State::Open
+            && let Some(event) = self.reader.last_event()
+        {
+            self.event(&event, face, &mut out);
+        }
+        Ok(out.freeze())
+    }
+
+    fn event(&mut self, event: &SseEvent, face: &mut Face, out: &mut BytesMut) {
+        let part = self.told.note(self.api, event);
+        match part {
+            Part::End => self.state = State::Ended,
+            Part::Error => self.state = State::Failed,
+            Part::Content | Part::UsageOnly => {}
+        }
+        match (face, part) {
+            (Face::Same { .. }, Part::End) => self.end.extend_from_slice(&event.raw),
+            (Face::Same { hide_usage: true }, Part::UsageOnly) => {}
+            (Face::Same { .. }, Part::UsageOnly) => self.end.extend_from_slice(&event.raw),
+            (Face::Same { .. }, Part::Error) => out.extend_from_slice(&event.raw),
+            // nothing overtakes a usage chunk that is held back
+            (Face::Same { .. }, Part::Content) if !self.end.is_empty() => {
+                self.end.extend_from_slice(&event.raw);
+            }
+            (Face::Same { hide_usage }, Part::Content) => pass(&event.raw, *hide_usage, out),
+            (Face::Messages(_), Part::End) => {}
+            (Face::Messages(_), Part::Error) => {
+                if let Some(error) = error_from_chat(&event.data) {
+                    write_event(out, Some("error"), error.to_string().as_bytes());
+                }
+            }
+            (Face::Messages(stream), Part::Content | Part::UsageOnly) => stream.content(event, out),
+        }
+    }
+
+    fn known(&self) -> Known {
+        let told = &self.told;
+        Known {
+            usage: match self.state {
+                State::Failed => told.usage_so_far(self.api),
+                State::Ended | State::Open => {
+                    told.final_usage(self.api, self.state == State::Ended)
+                }
+            },
+            finish: told.finish.clone(),
+            output_bytes: (self.state == State::Ended).then_some(told.output_bytes),
+        }
+    }
+}
+
+/// Passes an event on; without the `usage: null` that only the gateway's own question brought.
+fn pass(raw: &[u8], hide_usage: bool, out: &mut BytesMut) {
+    let found = hide_usage
+        .then(|| std::str::from_utf8(raw).ok())
+        .flatten()
+        .and_then(|text| {
+            // quotes inside JSON strings are escaped, so this can only be the field itself
+            [",\"usage\":null", ", \"usage\": null"]
+                .into_iter()
+                .find_map(|field| Some((text.find(field)?, field.len())))
+        });
+    match found {
+        Some((at, len)) => {
+            out.extend_from_slice(&raw[..at]);
+            out.extend_from_slice(&raw[at + len..]);
+        }
+        None => out.extend_from_slice(raw),
+    }
+}
+
+fn streamed(mut pieces: mpsc::Receiver<Bytes>) -> Body {
+    let pieces = stream::poll_fn(move |cx| pieces.poll_recv(cx));
+    Body::from_stream(pieces.map(Ok::<_, std::convert::Infallible>))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passed(raw: &str, hide_usage: bool) -> String {
+        let mut out = BytesMut::new();
+        pass(raw.as_bytes(), hide_usage, &mut out);
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn only_the_usage_null_that_was_asked_for_here_is_hidden() {
+        let chunk = "data: {\"id\":1,\"choices\":[],\"usage\":null}\n\n";
+        assert_eq!(passed(chunk, false), chunk);
+        assert_eq!(passed(chunk, true), "data: {\"id\":1,\"choices\":[]}\n\n");
+        let spaced = "data: {\"id\": 1, \"usage\": null, \"x\": 2}\n\n";
+        assert_eq!(passed(spaced, true), "data: {\"id\": 1, \"x\": 2}\n\n");
+        let quoted = r#"data: {"content":"say ,\"usage\":null"}"#;
+        assert_eq!(passed(quoted, true), quoted);
+    }
+}

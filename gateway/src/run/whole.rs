@@ -1,0 +1,219 @@
+//! An answer that is no stream: read whole, settled, then shown; and every error of an upstream.
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderName, StatusCode},
+    response::Response,
+};
+use bytes::{Bytes, BytesMut};
+use serde::de::IgnoredAny;
+
+use super::{
+    Head, Job,
+    attempts::{Limits, Stop},
+    report::Known,
+};
+use crate::{
+    error::{ApiError, BY_UPSTREAM, X_POSITION, X_REFUSED_BY},
+    face::Face,
+    messages::{error_from_chat, from_chat},
+    metrics::Stage,
+    usage::Answer,
+};
+
+/// Largest answer that is not a stream.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Upstream headers that are passed on with its answer.
+const PASSED_HEADERS: [&str; 6] = [
+    "content-type",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    "openai-processing-ms",
+    "anthropic-organization-id",
+];
+
+impl Job {
+    /// An answer that is no stream: read whole, settled, then shown.
+    pub(super) async fn whole(
+        &mut self,
+        mut answer: reqwest::Response,
+        head: &mut Head,
+    ) -> Result<Response, ApiError> {
+        let status = answer.status();
+        let headers = passed_headers(answer.headers());
+        let collected = self.limits.collect(&mut answer, head).await;
+        drop(answer); // a connection that is closed now is what stops a neuron
+        let body = match collected {
+            Ok(body) => body,
+            Err(stop) => return Err(self.stopped(stop, Known::default()).await),
+        };
+        self.metrics
+            .stage(Stage::UpstreamTotal, self.began.elapsed());
+        let read = Answer::read(self.api, &body);
+        if !status.is_success() {
+            return self
+                .upstream_error(status, headers, body, read.unwrap_or_default())
+                .await;
+        }
+        if let Some(problem) = no_answer(&body, read.as_ref()) {
+            return Err(self.not_answered(problem, read.unwrap_or_default()).await);
+        }
+        let known = read.map_or_else(Known::default, |read| Known {
+            usage: read.usage,
+            finish: read.finish,
+            output_bytes: Some(read.output_bytes).filter(|bytes| *bytes > 0),
+        });
+        let position = self.settle(known).await?;
+        let mut response = self.response(status, headers, Body::from(self.shown(body)?));
+        if let Some(position) = position {
+            response.headers_mut().insert(X_POSITION, position.0.into());
+        }
+        Ok(response)
+    }
+
+    /// Success was said and no answer came: an error is free unless it tells of usage, and the rest is
+    /// not known.
+    async fn not_answered(&mut self, problem: &str, read: Answer) -> ApiError {
+        let ended = match read.usage {
+            None if read.is_error => {
+                self.release("upstream answered with an error").await;
+                Ok(None)
+            }
+            usage => {
+                let finish = None;
+                let output_bytes = None;
+                self.settle(Known {
+                    usage,
+                    finish,
+                    output_bytes,
+                })
+                .await
+            }
+        };
+        match ended {
+            Ok(_) => ApiError::upstream_broke(&self.upstream, problem),
+            Err(error) => error,
+        }
+    }
+
+    /// A whole answer in the client's dialect.
+    fn shown(&self, body: Bytes) -> Result<Bytes, ApiError> {
+        match self.face {
+            Face::Same { .. } => Ok(body),
+            Face::Messages(_) => from_chat(&body, &self.answer_id)
+                .map(|message| message.to_string().into())
+                .ok_or_else(|| {
+                    ApiError::upstream_broke(&self.upstream, "answer is no chat completion")
+                }),
+        }
+    }
+
+    /// The upstream answered with an error: passed on as it is. Without usage in it nothing was used,
+    /// unless it is one that comes after work, which ends as the key says of unknown usage.
+    async fn upstream_error(
+        &mut self,
+        status: StatusCode,
+        headers: HeaderMap,
+        body: Bytes,
+        read: Answer,
+    ) -> Result<Response, ApiError> {
+        // a neuron that turns a request away answers 4xx or 503; other errors come after work
+        let failed_midway = self.from_neuron()
+            && status.is_server_error()
+            && status != StatusCode::SERVICE_UNAVAILABLE;
+        let charged = self.charges_errors && comes_after_work(status);
+        if read.usage.is_some() || failed_midway || charged {
+            let known = Known {
+                usage: read.usage,
+                ..Known::default()
+            };
+            self.settle(known).await?;
+        } else {
+            self.release(&format!("upstream answered {}", status.as_u16()))
+                .await;
+        }
+        // a redirect is not followed, and the operator's key and bill are not the client's matter
+        let is_operators = matches!(
+            status,
+            StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN
+        );
+        if !(status.is_client_error() || status.is_server_error()) || is_operators {
+            let log = format!("upstream {} answered {status}", self.upstream);
+            return Err(ApiError::upstream_refused(&self.upstream, log));
+        }
+        let body = match self.face {
+            Face::Messages(_) => {
+                error_from_chat(&body).map_or(body, |error| error.to_string().into())
+            }
+            Face::Same { .. } => body,
+        };
+        let mut response = self.response(status, headers, Body::from(body));
+        response.headers_mut().insert(X_REFUSED_BY, BY_UPSTREAM);
+        Ok(response)
+    }
+}
+
+impl Limits {
+    async fn collect(
+        &self,
+        answer: &mut reqwest::Response,
+        head: &mut Head,
+    ) -> Result<Bytes, Stop> {
+        let mut first: Option<Bytes> = None;
+        let mut rest = BytesMut::new();
+        while let Some(chunk) = self.chunk(answer, head.closed()).await? {
+            match &first {
+                None => first = Some(chunk),
+                Some(first) => {
+                    if rest.is_empty() {
+                        rest.extend_from_slice(first);
+                    }
+                    rest.extend_from_slice(&chunk);
+                }
+            }
+            if rest.len() > ANSWER_BYTES_MAX {
+                return Err(Stop::Broke(format!(
+                    "answer is larger than {ANSWER_BYTES_MAX} bytes"
+                )));
+            }
+        }
+        Ok(if rest.is_empty() {
+            first.unwrap_or_default()
+        } else {
+            rest.freeze()
+        })
+    }
+}
+
+/// Why a body under a status of success is no answer.
+fn no_answer(body: &Bytes, read: Option<&Answer>) -> Option<&'static str> {
+    match read {
+        Some(read) if read.is_error => Some("it answered with an error under a status of success"),
+        Some(_) => None,
+        None if serde_json::from_slice::<IgnoredAny>(body).is_err() => {
+            Some("its answer is empty or no JSON")
+        }
+        None => None, // odd, and the client's to read
+    }
+}
+
+/// Whether a status may come after work that the provider charges for; all others turn a request away.
+fn comes_after_work(status: StatusCode) -> bool {
+    match status.as_u16() {
+        529 => false,
+        408 | 499 | 500 | 502 | 504 | 520..=528 => true,
+        _ => false,
+    }
+}
+
+fn passed_headers(from: &HeaderMap) -> HeaderMap {
+    let mut to = HeaderMap::new();
+    for name in PASSED_HEADERS {
+        if let Some(value) = from.get(name) {
+            to.insert(HeaderName::from_static(name), value.clone());
+        }
+    }
+    to
+}
