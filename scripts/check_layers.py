@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Proves the layering: which member may depend on which, and that the ledger's decisions are pure.
+"""Proves the layering: which member may depend on which, which room of the gateway may look into which, and
+that the ledger's decisions are pure.
 
 Directions are read from `cargo metadata` as resolved, over normal, build and dev dependencies and
-transitively, and must stay within ALLOWED. Decision code must not name anything that has a clock, a client
-or an await. `--self-test` breaks both rules on purpose and fails if that is not noticed.
+transitively, and must stay within ALLOWED. What the gateway's modules `use` of each other must stay within
+ROOMS. Decision code must not name anything that has a clock, a client or an await. `--self-test` breaks each
+rule on purpose and fails if that is not noticed.
 """
 
 import json
@@ -33,9 +35,35 @@ OWNED = {
     "tokenizers": {"neuron"},
 }
 
+# Which room of the gateway may look into which; each is a module with all that is in its folder. What is not
+# stated is forbidden, so that a request passes receive, plan, run and routes in one direction.
+BASE = {"clock", "config", "metrics", "error"}
+VENDOR = {"allow", "face", "messages", "sse", "usage"}
+FIRST = {"receive", "bound", "upstream", "gate"}
+ROOMS = {
+    "clock": set(),
+    "config": set(),
+    "metrics": set(),
+    "error": set(),
+    "sse": set(),
+    "usage": {"sse"},
+    "messages": BASE | {"sse", "usage"},
+    "face": {"messages"},
+    "allow": BASE | {"bound", "usage"},
+    "receive": BASE,
+    "bound": BASE,
+    "upstream": BASE | {"usage", "receive"},
+    "gate": BASE,
+    "plan": BASE | VENDOR | FIRST,
+    "run": BASE | VENDOR | FIRST | {"plan"},
+    "app": BASE | FIRST | {"plan", "run"},
+    "routes": BASE | FIRST | {"app"},
+    "server": BASE | FIRST | {"plan", "run", "app", "routes"},
+}
+
 # All of ledger/src is decision code, held to be pure, but for these modules (file or folder of that name).
 # A new module that has to await or to tell the time is added here, in sight of a reviewer.
-EDGES = {"lib", "api", "cluster", "directory", "host", "journal", "nats", "lookup", "recovery", "repository", "store"}
+EDGES = {"lib", "api", "cluster", "directory", "host", "journal", "nats", "lookup", "recovery", "repository", "store", "testing"}
 IMPURE = re.compile(r"\b(async|await|tokio|SystemTime|Instant|async_nats|reqwest|getrandom|std::(?:fs|net|env|thread))\b")
 
 
@@ -48,13 +76,15 @@ def main():
         print(f"layers: cargo metadata failed:\n{error.stderr}", file=sys.stderr)
         return 1
     sources = {path.relative_to(ROOT): path.read_text() for path in decision_files(ROOT / "ledger" / "src")}
-    problems = wrong_directions(direct) + wrong_owners(outside) + impurities(sources)
+    gateway = ROOT / "gateway" / "src"
+    rooms = {path.relative_to(gateway): path.read_text() for path in sorted(gateway.rglob("*.rs"))}
+    problems = wrong_directions(direct) + wrong_owners(outside) + wrong_rooms(rooms) + impurities(sources)
     if Path("ledger/src/decide.rs") not in sources:
         problems.append("ledger/src/decide.rs is not there: the check of decision code would prove nothing")
     for problem in problems:
         print(f"layers: {problem}", file=sys.stderr)
     if not problems:
-        print(f"layers: {len(direct)} members, {len(sources)} files of decision code, all as stated")
+        print(f"layers: {len(direct)} members, {len(ROOMS)} rooms, {len(sources)} files of decision code, all as stated")
     return 1 if problems else 0
 
 
@@ -109,6 +139,59 @@ def wrong_owners(outside):
     ]
 
 
+def wrong_rooms(sources):
+    """What each file of the gateway looks into besides its own room, against ROOMS."""
+    problems, found = [], set()
+    for path, text in sorted(sources.items()):
+        room = path.with_suffix("").parts[0]
+        if room == "lib":
+            continue  # names the rooms, and shows what the crate shows
+        found.add(room)
+        code = re.sub(r"//.*", "", text)
+        if room not in ROOMS:
+            problems.append(f"gateway/src/{path} is in no room that is known here: say what it may look into")
+            continue
+        # each way has one name: what leaves a room begins with `crate`, so that it is seen here
+        if re.search(r"super::super\b", code) or (len(path.parts) == 1 and re.search(r"^(pub.* )?use super\b", code, re.M)):
+            problems.append(f"gateway/src/{path} leaves its room through `super`: begin with `crate`")
+        for reached in sorted(looked_into(code) - {room} - ROOMS[room]):
+            problems.append(f"gateway/src/{path} may not look into {reached}")
+    problems += [f"room {room} of the gateway is gone: its rule proves nothing" for room in sorted(set(ROOMS) - found)]
+    return problems
+
+
+def looked_into(code):
+    """The first name of every path that begins with `crate`, in a `use` of any depth or elsewhere."""
+    names = set()
+    for match in re.finditer(r"\bcrate::\s*(\w+|\{)", code):
+        if match[1] != "{":
+            names.add(match[1])
+            continue
+        depth, item = 0, ""
+        for c in code[match.end() - 1:]:
+            depth += (c == "{") - (c == "}")
+            if c in ",{}" and depth <= 1:
+                names.add(item.strip().split("::")[0])
+                item = ""
+            elif depth == 1:
+                item += c
+            elif c == "{" and depth == 2:
+                names.add(item.strip().split("::")[0])
+                item = "\0"  # the rest of an item whose first name is known
+            if depth == 0:
+                break
+    return {name for name in names if name and "\0" not in name}
+
+
+def circle(rooms):
+    """A way from a room back to itself, if there is one."""
+    for room in sorted(rooms):
+        found = reach(rooms, room)
+        if room in found:
+            return found[room]
+    return None
+
+
 def decision_files(folder):
     """Files no part of whose path below `folder` is an edge: `writer/queue.rs` is none, `decide/reserve.rs` is."""
     files = sorted(folder.rglob("*.rs"))
@@ -148,6 +231,27 @@ def self_test():
     noticed("a new member", wrong_directions(roundabout), "helper is not known")
     noticed("a lost member", wrong_directions({"schemas": set()}), "ledger is gone")
     noticed("a foreign crate", wrong_owners({"gateway": {"ort"}}), "gateway names ort")
+    empty = {Path(f"{room}.rs"): "" for room in ROOMS}
+    if wrong_rooms(empty) or circle(ROOMS):
+        raise SystemExit(f"layers: self-test: the stated rooms are not accepted, or go round: {circle(ROOMS)}")
+    noticed("a circle", [str(circle({"plan": {"run"}, "run": {"gate"}, "gate": {"plan"}}))], "['gate', 'plan', 'run', 'gate']")
+    for path, line, reached in [
+        ("run.rs", "use crate::app::App;", "app"),
+        ("run/whole.rs", "use crate::{\n    config::{A, B},\n    routes::{self, key::{C, D}},\n};", "routes"),
+        ("plan.rs", "fn f() { crate::run::start() }", "run"),
+        ("gate.rs", "use crate::{error::ApiError, upstream};", "upstream"),
+        ("error/table.rs", "use crate::gate::Gate;", "gate"),
+        ("receive.rs", "use crate::Clock;", "Clock"),
+    ]:
+        broken = {**empty, Path(path): line}
+        noticed(line, wrong_rooms(broken), f"{path} may not look into {reached}")
+    sound_use = "use crate::{\n    config::{app, B},\n    error::{ApiError, run::X},\n};\nuse super::Y;\nmod tests {\n    use super::*;\n}"
+    if wrong_rooms({**empty, Path("run/whole.rs"): "// as crate::app says\n" + sound_use}):
+        raise SystemExit("layers: self-test: a room that keeps to its rule is not accepted")
+    noticed("a way out through super", wrong_rooms({**empty, Path("run/whole.rs"): "use super::super::app::App;"}), "through `super`")
+    noticed("the root through super", wrong_rooms({**empty, Path("run.rs"): "use super::app::App;"}), "through `super`")
+    noticed("a new room", wrong_rooms({**empty, Path("cellar/wine.rs"): ""}), "cellar/wine.rs is in no room")
+    noticed("a lost room", wrong_rooms({Path("run.rs"): ""}), "room plan of the gateway is gone")
     for line in ["pub async fn decide() {}", "use tokio::time;", "let now = SystemTime::now();",
                  "let t = std::time::Instant::now();", "use async_nats::Client;"]:
         noticed(line, impurities({Path("decide.rs"): line}), "decide.rs:1")
