@@ -11,7 +11,7 @@ use seatbelt_gateway::{Gateway, GatewayError, Parts, system_clock};
 use seatbelt_ledger::{
     api::{Ledger, Neurons},
     cluster::{ClusterConfig, ClusterLedger},
-    host::HostConfig,
+    host::{HostConfig, clock::HostClock},
     nats::{self, Nats},
 };
 use seatbelt_neuron::NeuronError;
@@ -278,7 +278,7 @@ async fn start_ledger(
         writer: bus.process.clone(),
         expiry_grace_ms: u64::try_from(config.ledger.expiry_grace.as_millis()).unwrap_or(u64::MAX),
         accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
-        clock: seatbelt_ledger::host::clock::HostClock::machine(),
+        clock: HostClock::machine().within(config.ledger.clock_skew_max),
     };
     let cluster = ClusterConfig {
         host,

@@ -91,6 +91,8 @@ enum Place {
 struct Slot {
     partition: Partition,
     local: watch::Receiver<Place>,
+    /// How far the clock here was from the server's when hosting ended.
+    offset_ms: watch::Receiver<Option<i64>>,
     /// Why nobody elsewhere is known to serve it; none where somebody answered.
     elsewhere: watch::Sender<Option<String>>,
     remote: RemoteLedger,
@@ -140,6 +142,7 @@ impl ClusterLedger {
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let slots = host.partitions.iter().map(|partition| {
             let (local, watched) = watch::channel(Place::Elsewhere);
+            let (offset, offset_ms) = watch::channel(None);
             let seat = Seat {
                 nats: nats.clone(),
                 config: config.clone(),
@@ -147,6 +150,7 @@ impl ClusterLedger {
                 snapshots: snapshots.clone(),
                 partition,
                 local,
+                offset_ms: offset,
                 seen: None,
                 shutdown: shutdown.clone(),
             };
@@ -162,6 +166,7 @@ impl ClusterLedger {
             Slot {
                 partition,
                 local: watched,
+                offset_ms,
                 elsewhere,
                 remote,
             }
@@ -204,6 +209,20 @@ impl ClusterLedger {
             Some((slot.partition, reason?))
         });
         reasons.flatten().collect()
+    }
+
+    /// How far the clock of this process is ahead of the server's, ms, by the partitions that it hosts, or
+    /// would host if that were less.
+    pub fn clock_offsets_ms(&self) -> Vec<(Partition, i64)> {
+        let known = self.slots.iter().map(|slot| {
+            let offset_ms = match &*slot.local.borrow() {
+                Place::Here(handle) => handle.clock_offset_ms(),
+                Place::Trouble(_) => *slot.offset_ms.borrow(),
+                Place::Elsewhere => None,
+            };
+            Some((slot.partition, offset_ms?))
+        });
+        known.flatten().collect()
     }
 
     /// The partitions hosted here.
@@ -339,6 +358,7 @@ struct Seat {
     snapshots: Bucket,
     partition: Partition,
     local: watch::Sender<Place>,
+    offset_ms: watch::Sender<Option<i64>>,
     /// The last commit that a writer of this process met.
     seen: Option<Known>,
     shutdown: CancellationToken,
@@ -437,6 +457,8 @@ impl Seat {
             }
         }
         hosted.stop().await;
+        self.offset_ms
+            .send_replace(hosted.handle().clock_offset_ms());
         self.local.send_replace(Place::Elsewhere);
         // nobody who takes over waits for what only a later opening reads
         lease.release().await;

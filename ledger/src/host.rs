@@ -65,9 +65,13 @@ const SHORT_READS: u32 = 5;
 const FLUSH_MAX: Duration = Duration::from_secs(10);
 
 pub mod clock;
+pub mod skew;
+mod timepiece;
 
+use clock::HostClock;
 pub use clock::now_ms;
-use clock::{HostClock, Watch};
+use skew::{Look, Skew};
+use timepiece::{Looked, Timepiece};
 
 /// What all partitions of a process share.
 #[derive(Debug, Clone)]
@@ -128,12 +132,18 @@ struct Handed {
     shares: Arc<Shares>,
     /// Accounts of which a caller has left. Here and not in the channel, which may be full.
     left: Mutex<BTreeSet<AccountId>>,
+    /// How far this host's clock was from the server's when it was last looked.
+    skew: Mutex<Option<Skew>>,
 }
 
 impl Handed {
     fn left(&self) -> MutexGuard<'_, BTreeSet<AccountId>> {
         // no code panics while it holds the lock half way through a change
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn skew(&self) -> MutexGuard<'_, Option<Skew>> {
+        self.skew.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -167,10 +177,11 @@ impl HostedPartition {
         let handed = Arc::new(Handed {
             shares: Shares::new(CHANNEL_SHARE_MAX),
             left: Mutex::default(),
+            skew: Mutex::default(),
         });
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let watch = Watch::new(config.clock.clone());
+        let time = Timepiece::new(config.clock.clone());
         let config = WriterConfig {
             partition,
             partitions: config.partitions,
@@ -192,8 +203,8 @@ impl HostedPartition {
             source,
             base: Base::default(),
             fetches: FuturesUnordered::new(),
-            clear_at: watch.clock().instant(),
-            watch,
+            clear_at: time.clock().instant(),
+            time,
             handed: Arc::clone(&handed),
             receiver,
             report,
@@ -292,6 +303,12 @@ impl PartitionHandle {
     /// How the partition stands.
     pub fn status(&self) -> PartitionStatus {
         self.status.borrow().clone()
+    }
+
+    /// How far this host's clock is ahead of the server's, as last looked, ms; none before that, or where
+    /// the journal is kept in this process.
+    pub fn clock_offset_ms(&self) -> Option<i64> {
+        self.handed.skew().map(|skew| skew.likely_ms())
     }
 
     /// Waits until the partition serves; its reason where it has stopped.
@@ -474,7 +491,7 @@ struct Task<J> {
     fetches: FuturesUnordered<BoxFuture<'static, Brought>>,
     /// When memory is looked at next.
     clear_at: tokio::time::Instant,
-    watch: Watch,
+    time: Timepiece,
     handed: Arc<Handed>,
     receiver: mpsc::Receiver<Message>,
     report: watch::Sender<PartitionStatus>,
@@ -508,6 +525,8 @@ impl<J: Journal> Task<J> {
                 StepDown::Fenced => break self.stopped(reason.to_string()),
                 // what was acknowledged is gone: only an operator goes on from there
                 StepDown::Truncated => break self.stopped(reason.to_string()),
+                // another host may lead meanwhile
+                StepDown::Clock(_) => break self.stopped(reason.to_string()),
                 StepDown::Refused(_) => {
                     self.turn_away(&reason.to_string()).await;
                 }
@@ -540,13 +559,25 @@ impl<J: Journal> Task<J> {
     }
 
     async fn serve(&mut self) -> Result<End, RecoveryError> {
+        // before anything is written, and before long reading
+        let shutdown = self.shutdown.clone();
+        tokio::select! {
+            () = self.compare_clocks() => {}
+            () = shutdown.cancelled() => return Ok(End::Shutdown),
+        }
+        if let Some(off) = self.time.off() {
+            return Ok(End::StepDown(StepDown::Clock(off)));
+        }
         let (resumed, base) = tokio::select! {
             recovered = self.source.recover() => recovered?,
             () = self.shutdown.cancelled() => return Ok(End::Shutdown),
         };
         let (tail, position) = (resumed.tail, resumed.state.position());
         info!(partition = %self.config.partition, sequence = %tail, %position, "journal read");
-        let mut writer = Writer::start(self.config.clone(), resumed, self.clock().wall_ms());
+        if let Some(ahead) = self.time.behind(resumed.state.at_ms()) {
+            warn!(partition = %self.config.partition, ?ahead, "the journal's time is ahead of the server's: windows stand still until then");
+        }
+        let mut writer = Writer::start(self.config.clone(), resumed, self.time.ms());
         self.base = base;
         let end = self.work(&mut writer).await;
         self.fetches.clear();
@@ -554,9 +585,32 @@ impl<J: Journal> Task<J> {
         Ok(end)
     }
 
+    /// Looks at the server's clock until it is known what that shows.
+    async fn compare_clocks(&mut self) {
+        let mut pause = RETRY_FIRST;
+        loop {
+            let looked = look(self.source.clone(), self.clock()).await;
+            self.looked(&looked);
+            if !matches!(looked, Looked::Failed) {
+                return;
+            }
+            self.clock().sleep(pause).await;
+            pause = (pause * 2).min(RETRY_LONGEST);
+        }
+    }
+
+    fn looked(&mut self, looked: &Looked) {
+        self.time.looked(looked);
+        *self.handed.skew() = self.time.skew();
+    }
+
     async fn work(&mut self, writer: &mut Writer<Waiting>) -> End {
         let mut stopping = false;
         loop {
+            if let Some(off) = self.time.off() {
+                writer.step_down(StepDown::Clock(off));
+                return End::StepDown(StepDown::Clock(off));
+            }
             self.begin_fetches(writer);
             self.tend(writer);
             if self.shutdown.is_cancelled() && !stopping {
@@ -592,7 +646,11 @@ impl<J: Journal> Task<J> {
             self.fetches
                 .push(fetched(source, base, fetch, writer.tail(), self.clock()).boxed());
         }
-        let now = self.watch.clock().instant();
+        if self.time.take_look() {
+            let looked = look(self.source.clone(), self.clock());
+            self.fetches.push(looked.map(Brought::Looked).boxed());
+        }
+        let now = self.time.clock().instant();
         if now < self.clear_at {
             return;
         }
@@ -614,13 +672,14 @@ impl<J: Journal> Task<J> {
                 let now_ms = self.now_ms(writer);
                 writer.fetched(now_ms, fetched);
             }
+            Brought::Looked(looked) => self.looked(&looked),
             Brought::Current((base, accounts)) => {
                 // whatever is not in memory has no event after the new base either; looks may overlap
                 self.base = self.base.clone().later(base);
                 self.base.leave(&accounts);
                 writer.let_go(&accounts);
                 if !accounts.is_empty() {
-                    self.clear_at = self.watch.clock().instant();
+                    self.clear_at = self.time.clock().instant();
                 }
             }
         }
@@ -629,8 +688,8 @@ impl<J: Journal> Task<J> {
     /// Nothing to append: waits for a command, for time to act, or for the end. What is due is done by
     /// the caller's loop before each wait.
     async fn idle(&mut self, writer: &mut Writer<Waiting>, stopping: &mut bool) {
-        let clock = self.clock();
-        let wake = sleep_until(&clock, writer.next_wake_ms());
+        let (clock, left) = (self.clock(), self.until_due(writer));
+        let wake = sleep(&clock, left);
         tokio::select! {
             biased;
             Some(brought) = self.fetches.next() => self.bring(writer, brought),
@@ -710,6 +769,7 @@ impl<J: Journal> Task<J> {
                 // before the commands, which may never end
                 self.tend(writer);
             }
+            let left = self.until_due(writer);
             tokio::select! {
                 biased;
                 outcome = &mut append => return outcome,
@@ -721,18 +781,27 @@ impl<J: Journal> Task<J> {
                     self.take_burst(writer, message);
                     self.deliver(writer);
                 }
-                () = sleep_until(&clock, writer.next_wake_ms()), if room => {}
+                () = sleep(&clock, left), if room => {}
             }
         }
     }
 
+    /// How long until time makes something due, as far as is known now.
+    fn until_due(&self, writer: &Writer<Waiting>) -> Option<Duration> {
+        let due = writer.next_wake_ms().map(|at_ms| {
+            let left = Duration::from_millis(at_ms.saturating_sub(self.time.ms()));
+            left.min(SLEEP_MAX)
+        });
+        due.into_iter().chain(self.time.until_look()).min()
+    }
+
     fn clock(&self) -> HostClock {
-        self.watch.clock().clone()
+        self.time.clock().clone()
     }
 
     /// The time, once the writer knows by how much the clock was set.
     fn now_ms(&mut self, writer: &mut Writer<Waiting>) -> u64 {
-        let (now_ms, step_ms) = self.watch.read();
+        let (now_ms, step_ms) = self.time.read();
         if step_ms != 0 {
             warn!(partition = %self.config.partition, step_ms, "the clock was set");
             writer.clock_was_set(step_ms);
@@ -774,13 +843,13 @@ impl<J: Journal> Task<J> {
         }
         for (account, reservation) in returned {
             if !received.contains(&reservation) {
-                writer.undelivered(self.watch.clock().wall_ms(), &account, reservation);
+                writer.undelivered(self.time.ms(), &account, reservation);
             }
         }
     }
 
     fn take_burst(&mut self, writer: &mut Writer<Waiting>, first: Message) {
-        let until = self.watch.clock().instant() + BURST_TIME_MAX;
+        let until = self.time.clock().instant() + BURST_TIME_MAX;
         let mut next = Some(first);
         let mut taken = 0;
         while let Some(message) = next {
@@ -790,7 +859,7 @@ impl<J: Journal> Task<J> {
                 let now_ms = self.now_ms(writer);
                 writer.submit(now_ms, request, waiting);
             }
-            let enough = taken >= BURST_MAX || self.watch.clock().instant() >= until;
+            let enough = taken >= BURST_MAX || self.time.clock().instant() >= until;
             next = if enough {
                 None
             } else {
@@ -832,6 +901,28 @@ enum Brought {
     Fetched(Fetched),
     /// What the bucket vouches for by now, and the accounts whose snapshots are current.
     Current((Base, Vec<(AccountId, u32)>)),
+    /// What the server's clock shows.
+    Looked(Looked),
+}
+
+/// Looks at the server's clock.
+async fn look<J: Journal>(source: Source<J>, clock: HostClock) -> Looked {
+    let asked = clock.read();
+    let told = source.journal.server_ms().await;
+    let heard = clock.read();
+    match told {
+        Ok(Some(server_ms)) => Looked::At(Look {
+            asked,
+            heard,
+            server_ms,
+        }),
+        Ok(None) => Looked::NoClock,
+        Err(failure) => {
+            let failure = describe(&failure);
+            warn!(partition = %source.partition, failure, "the server's clock cannot be looked at");
+            Looked::Failed
+        }
+    }
 }
 
 /// Fetches one thing; tries for a while, as callers wait for it.
@@ -865,12 +956,9 @@ async fn fetched<J: Journal>(
     Brought::Fetched(Fetched::Failed { fetch, detail })
 }
 
-async fn sleep_until(clock: &HostClock, wake_ms: Option<u64>) {
-    match wake_ms {
-        Some(at_ms) => {
-            let left = Duration::from_millis(at_ms.saturating_sub(clock.wall_ms()));
-            clock.sleep(left.min(SLEEP_MAX)).await;
-        }
+async fn sleep(clock: &HostClock, left: Option<Duration>) {
+    match left {
+        Some(left) => clock.sleep(left).await,
         None => std::future::pending().await,
     }
 }

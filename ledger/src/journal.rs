@@ -103,6 +103,11 @@ pub trait Journal: Send + Sync + 'static {
     /// The journal's end, read from the authority (never from a follower that may lag).
     fn end(&self) -> impl Future<Output = Result<Sequence, ReadError>> + Send;
 
+    /// What the clock of the authority shows, unix ms; `None` where it has none of its own.
+    fn server_ms(&self) -> impl Future<Output = Result<Option<u64>, ReadError>> + Send {
+        async { Ok(None) }
+    }
+
     /// The commit at `sequence`, from the authority; `None` past the end.
     fn get(
         &self,

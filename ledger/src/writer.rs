@@ -31,6 +31,7 @@ use crate::{
         follows::Follows,
         validate::{self, Malformed},
     },
+    host::skew::ClockOff,
     journal::{AppendError, Sequence},
     outcomes::{self, Fingerprint, Outcome, Outcomes, Recall},
     partition::PartitionState,
@@ -171,6 +172,8 @@ pub enum StepDown {
     Refused(String),
     /// The journal is shorter than it was: it was damaged.
     Truncated,
+    /// The host's clock is too far from the server's.
+    Clock(ClockOff),
 }
 
 impl std::fmt::Display for StepDown {
@@ -179,6 +182,7 @@ impl std::fmt::Display for StepDown {
             Self::Fenced => f.write_str("another writer has taken this partition over"),
             Self::Refused(detail) => write!(f, "the journal refuses appends: {detail}"),
             Self::Truncated => f.write_str("the journal is shorter than it was"),
+            Self::Clock(off) => off.fmt(f),
         }
     }
 }

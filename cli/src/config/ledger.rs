@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 // the audit calls an expiry missing only after the longest grace that can be set here
-use seatbelt_ledger::audit::EXPIRY_GRACE_MS_MAX;
+use seatbelt_ledger::{
+    audit::EXPIRY_GRACE_MS_MAX,
+    host::skew::{SKEW_MAX_DEFAULT, SKEW_MAX_LEAST, SKEW_MAX_MOST},
+};
 
 use super::{gateway::millis, reader::Section};
 
@@ -12,6 +15,8 @@ use super::{gateway::millis, reader::Section};
 pub struct Ledger {
     /// How long after its deadline a reservation is left alone before it ends by its policy.
     pub expiry_grace: Duration,
+    /// How far this machine's clock may be from the server's for it to lead a partition.
+    pub clock_skew_max: Duration,
 }
 
 impl Ledger {
@@ -24,8 +29,19 @@ impl Ledger {
                 EXPIRY_GRACE_MS_MAX,
                 5000,
             ),
+            clock_skew_max: millis(
+                &mut section,
+                "clock_skew_max_ms",
+                whole_ms(SKEW_MAX_LEAST),
+                whole_ms(SKEW_MAX_MOST),
+                whole_ms(SKEW_MAX_DEFAULT),
+            ),
         };
         section.finish();
         ledger
     }
+}
+
+fn whole_ms(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

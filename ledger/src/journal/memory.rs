@@ -16,6 +16,7 @@ use futures::{
 use tokio::sync::watch;
 
 use super::{AppendError, Journal, ReadError, Sequence, Stored};
+use crate::host::clock::HostClock;
 
 /// What befalls one append. An append at the wrong place is refused whatever the script says, as a
 /// server would.
@@ -98,6 +99,7 @@ impl Log {
 pub struct MemoryJournal {
     log: Arc<Mutex<Log>>,
     end: watch::Sender<Sequence>,
+    clock: Option<HostClock>,
 }
 
 impl Default for MemoryJournal {
@@ -112,6 +114,15 @@ impl MemoryJournal {
         Self {
             log: Arc::default(),
             end: watch::Sender::new(Sequence(0)),
+            clock: None,
+        }
+    }
+
+    /// An empty journal whose server has this clock.
+    pub fn on_clock(clock: HostClock) -> Self {
+        Self {
+            clock: Some(clock),
+            ..Self::new()
         }
     }
 
@@ -160,6 +171,10 @@ impl Journal for MemoryJournal {
 
     async fn end(&self) -> Result<Sequence, ReadError> {
         Ok(self.lock().end())
+    }
+
+    async fn server_ms(&self) -> Result<Option<u64>, ReadError> {
+        Ok(self.clock.as_ref().map(HostClock::wall_ms))
     }
 
     async fn get(&self, sequence: Sequence) -> Result<Option<Stored>, ReadError> {

@@ -56,6 +56,10 @@ impl<J: Journal> Journal for Seen<J> {
         self.journal.end().await
     }
 
+    async fn server_ms(&self) -> Result<Option<u64>, ReadError> {
+        self.journal.server_ms().await
+    }
+
     async fn get(&self, sequence: Sequence) -> Result<Option<Stored>, ReadError> {
         let found = self.journal.get(sequence).await?;
         if let Some(stored) = &found {

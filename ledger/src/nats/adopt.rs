@@ -139,7 +139,10 @@ impl Adoption {
             reason,
             by: self.by.clone(),
         };
-        let mut writer: Writer<Nobody> = Writer::adopt(self.config(), resumed, now_ms(), adopted);
+        // wherever the operator sits: the clock that the writers are held to
+        let server_ms = journal.server_ms().await.map_err(OpenError::from)?;
+        let now_ms = server_ms.unwrap_or_else(now_ms);
+        let mut writer: Writer<Nobody> = Writer::adopt(self.config(), resumed, now_ms, adopted);
         let (expected, payload) = writer
             .take_append()
             .expect("a writer that starts has its start to append");

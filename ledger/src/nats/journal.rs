@@ -39,6 +39,8 @@ const APPEND_MAX: Duration = Duration::from_secs(2);
 
 /// How long a question about an append that got no answer may take.
 const PROBE_MAX: Duration = Duration::from_secs(1);
+/// How long a look at the server's clock may take: the longer, the less it says.
+const CLOCK_MAX: Duration = Duration::from_millis(500);
 /// A place where no journal ever ends: an append there is always answered, and never written.
 const NOWHERE: Sequence = Sequence(i64::MAX as u64);
 
@@ -270,6 +272,25 @@ impl Journal for NatsJournal {
             return Err(ReadError::Gap { at });
         }
         Ok(Sequence(state.last_seq))
+    }
+
+    /// The time of the stream's leader, which is the one that gives messages theirs.
+    async fn server_ms(&self) -> Result<Option<u64>, ReadError> {
+        let unreachable = |source: Box<dyn std::error::Error + Send + Sync>| {
+            let at = Sequence(0);
+            ReadError::Unreachable { at, source }
+        };
+        let asked = timeout(CLOCK_MAX, info(&self.nats, &self.stream)).await;
+        let told = match asked.map_err(|late| unreachable(late.into()))? {
+            Ok(found) => found.ts,
+            // whoever reads it next says so
+            Err(error) if error.code() == Some(ErrorCode::STREAM_NOT_FOUND) => None,
+            Err(error) => return Err(unreachable(error.into())),
+        };
+        let Some(told) = told else { return Ok(None) };
+        let time = async_nats::datetime::parse_rfc3339(&told).map_err(unreachable)?;
+        let ms = time.unix_timestamp_nanos().div_euclid(1_000_000);
+        Ok(u64::try_from(ms).ok())
     }
 
     async fn get(&self, sequence: Sequence) -> Result<Option<Stored>, ReadError> {

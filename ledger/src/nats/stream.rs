@@ -66,6 +66,8 @@ pub(crate) struct StreamState {
 pub(crate) struct StreamInfo {
     pub(crate) config: Value,
     pub(crate) state: StreamState,
+    /// What the clock of the server that answers showed, RFC 3339; since nats-server 2.10.
+    pub(crate) ts: Option<String>,
 }
 
 /// A request to the JetStream API that has no good answer.

@@ -1,0 +1,108 @@
+//! Processes whose clocks are off beside one whose clock is right, on a real nats-server: they say so and
+//! lead nothing, and whoever is right leads.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+
+use seatbelt_ledger::{
+    api::{Answer, Ledger, ReserveOutcome},
+    cluster::{ClusterConfig, ClusterLedger},
+    host::{HostConfig, clock::HostClock},
+    nats::{Layout, Nats, connect, provision},
+    testing::{Payer, balance, clock::OwnClock, one_partition},
+};
+use seatbelt_schemas::{names::Names, position::Partition, scope::Scope};
+use seatbelt_tests::{
+    nats::{PATIENCE, TestNats},
+    until,
+};
+
+const HOUR_MS: i64 = 3_600_000;
+
+async fn take_part(server: &TestNats, name: &str, clock: &OwnClock) -> (Nats, Arc<ClusterLedger>) {
+    let url = server.server.url();
+    let nats = connect(&url, name, PATIENCE).await.unwrap();
+    let host = one_partition(name);
+    let layout = Layout {
+        partitions: host.partitions,
+        replicas: 1,
+    };
+    let names = Names::default();
+    let meta = provision(&nats, &names, layout).await.unwrap();
+    let config = ClusterConfig {
+        host: HostConfig {
+            ledger: meta.ledger,
+            clock: HostClock::of(clock.clone()),
+            ..host
+        },
+        names,
+        replicas: 1,
+    };
+    let ledger = ClusterLedger::start(&nats, config).await.unwrap();
+    (nats, ledger)
+}
+
+fn payer() -> Payer {
+    Payer::new("acct", "key")
+}
+
+/// Asks until somebody answers, with the same command.
+async fn patiently<T>(call: impl AsyncFn() -> Answer<T>) -> T {
+    until("an answer", async || call().await.ok()).await
+}
+
+async fn pays(ledger: &ClusterLedger) {
+    let command = payer().reserve(1);
+    let outcome = patiently(async || ledger.reserve(command.clone()).await).await;
+    assert!(matches!(outcome, ReserveOutcome::Reserved(_)));
+}
+
+fn says_why(reasons: &[(Partition, String)]) -> bool {
+    let named = |reason: &str| reason.contains("clock of nats-server");
+    !reasons.is_empty() && reasons.iter().all(|(_, reason)| named(reason))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_right_leads_and_whoever_is_not_says_why() {
+    let server = TestNats::start().await;
+    let (wrong, right) = (OwnClock::ahead_by(HOUR_MS), OwnClock::ahead_by(0));
+    let (_nats, first) = take_part(&server, "first", &wrong).await;
+    let troubled = first.ready().await;
+    assert!(says_why(&troubled), "{troubled:?}");
+    assert!(says_why(&first.unserved()));
+
+    // its lease is free for one that is right
+    let (_nats, second) = take_part(&server, "second", &right).await;
+    assert_eq!(second.ready().await, []);
+    for change in payer().changes(balance("cap", Scope::Account, 1000)) {
+        let command = payer().admin(change);
+        patiently(async || second.admin(command.clone()).await).await;
+    }
+    pays(&second).await;
+    until("the first calls the second", async || {
+        first.unserved().is_empty().then_some(())
+    })
+    .await;
+    pays(&first).await;
+    let offset_ms = second.clock_offsets_ms()[0].1;
+    assert!(offset_ms.abs() < 1_000, "{offset_ms}");
+
+    // and now the other way round
+    wrong.set_by(-HOUR_MS);
+    right.set_by(-HOUR_MS);
+    until("the first hosts", async || {
+        (!first.hosted().is_empty()).then_some(())
+    })
+    .await;
+    pays(&first).await;
+    pays(&second).await;
+    assert!(second.hosted().is_empty());
+    first.stop().await;
+    until("the second says why", async || {
+        says_why(&second.unserved()).then_some(())
+    })
+    .await;
+    let offset_ms = second.clock_offsets_ms()[0].1;
+    assert!((offset_ms + HOUR_MS).abs() < 1_000, "{offset_ms}");
+    second.stop().await;
+}
