@@ -2,7 +2,8 @@
 //! nobody settled (its gateway died, or could not reach the ledger) is settled from the neuron's own
 //! usage event; one that expired meanwhile is corrected to the truth.
 //!
-//! Only through the ledger, with a command id that follows from the reservation: doing it again, or
+//! Each partition by itself (`lanes`): one whose ledger does not answer keeps no other waiting. Only
+//! through the ledger, with a command id that follows from the reservation: doing it again, or
 //! twice at once, changes nothing. Where it stands on the stream of usage events is kept under
 //! [`RECONCILE_KEY`], and only saves work. Reservations of other upstreams have no usage events and
 //! end by their deadlines.
@@ -10,16 +11,20 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{StreamExt, stream::BoxStream};
+use futures::{
+    FutureExt, StreamExt, TryStreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream, FuturesUnordered},
+};
 use seatbelt_ledger::{
     api::{Ack, CommandError, Ledger, Settle},
     snapshot::{AccountSnapshot, PartitionRecord},
 };
 use seatbelt_schemas::{
     event::{Report, Timings, UsageSource},
-    ids::{AccountId, Actor, CommandId, ReservationId},
+    ids::{Actor, CommandId, ReservationId},
     names::Names,
-    position::Partitions,
+    position::{Partition, Partitions},
     usage::{Outcome, UsageEvent},
     wire,
 };
@@ -29,18 +34,26 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    follow::{now_ms, pause, with_sources},
+    follow::{Patience, now_ms, with_sources},
     store::{Revision, SnapshotStore, StoreError, UsageStore, WriteError},
 };
 
-/// How long after its usage event a reservation is left to its gateway.
+/// How long after its usage event was received a reservation is left to its gateway.
 pub const RECONCILE_GRACE: Duration = Duration::from_secs(30);
 /// Key of the snapshot bucket under which the place on the usage stream is kept.
 pub const RECONCILE_KEY: &str = "reconcile.usage";
 /// How often the place is written at most.
 const MARK_EVERY: Duration = Duration::from_secs(1);
+/// How long the last place may take to be written.
+const MARK_LAST_MAX: Duration = Duration::from_secs(2);
+/// Longest sleep where nothing is due.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
 /// Tells the ids of these settles from those of others for the same reservation.
 const COMMAND_MARK: u128 = 0x5345_5454_4c45;
+
+mod lanes;
+
+use lanes::{Lanes, Work};
 
 /// What reconciling is made of.
 pub struct Reconcile {
@@ -65,153 +78,264 @@ struct Mark {
 
 /// Reconciles until `shutdown`. Two at once do each other no harm.
 pub async fn reconcile(parts: Reconcile, shutdown: CancellationToken) {
-    let mut place = Place::default();
-    while !shutdown.is_cancelled() {
-        if let Err(error) = parts.follow(&mut place, &shutdown).await {
-            warn!(error = with_sources(&error), "reconciling waits");
-            pause(&shutdown).await;
+    let mut patience = Patience::default();
+    let kept = loop {
+        match parts.kept().await {
+            Ok(kept) => break kept,
+            Err(error) => warn!(error = with_sources(&error), "reconciling waits"),
         }
-    }
-    if let Err(error) = parts.mark(&mut place).await {
-        debug!(
-            error = with_sources(&error),
-            "the place of reconciling was not kept"
-        );
-    }
+        patience.pause(&shutdown).await;
+        if shutdown.is_cancelled() {
+            return;
+        }
+    };
+    let mut running = Running {
+        lanes: Lanes::new(parts.partitions, kept.sequence, parts.grace),
+        reader: parts.read(kept.sequence, Duration::ZERO),
+        jobs: FuturesUnordered::new(),
+        patience,
+        marks: Marks::new(kept),
+        parts: &parts,
+    };
+    running.run(&shutdown).await;
+    running.finish().await;
 }
 
-/// How far the usage stream was gone through, and what is written about it.
-struct Place {
+/// The mark as it is kept.
+#[derive(Debug, Clone, Copy)]
+struct KeptMark {
     sequence: u64,
     revision: Revision,
-    written: u64,
-    written_at: Instant,
 }
 
-impl Default for Place {
-    fn default() -> Self {
+/// What is written of the place on the stream.
+#[derive(Debug)]
+struct Marks {
+    kept: KeptMark,
+    /// The stream was made anew: a mark that is further is none of this stream.
+    anew: bool,
+    writing: bool,
+    next_at: Instant,
+}
+
+impl Marks {
+    fn new(kept: KeptMark) -> Self {
         Self {
-            sequence: 0,
-            revision: Revision(0),
-            written: 0,
-            written_at: Instant::now(),
+            kept,
+            anew: false,
+            writing: false,
+            next_at: Instant::now() + MARK_EVERY,
+        }
+    }
+
+    /// Whether a write of `place` would bring anything. Another process may go through the same
+    /// events and be further.
+    fn wants(&self, place: u64) -> bool {
+        let further = place > self.kept.sequence || (self.anew && place != self.kept.sequence);
+        further && !self.writing
+    }
+}
+
+/// What the reader comes upon.
+enum Step {
+    /// It stands on the stream; `anew` where the stream is not the one that it knew.
+    Open { anew: bool },
+    /// An event.
+    Event(u64, Arc<UsageEvent>),
+}
+
+/// What is waited for, beside the reader.
+enum Done {
+    Attempt(usize, Result<(), Failure>),
+    Mark(u64, Result<Revision, WriteError>),
+    Reread(Result<KeptMark, StoreError>),
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Reconciling, as it goes on.
+struct Running<'a> {
+    parts: &'a Reconcile,
+    lanes: Lanes,
+    reader: BoxStream<'a, Result<Step, StoreError>>,
+    jobs: FuturesUnordered<BoxFuture<'a, Done>>,
+    /// Of the reader.
+    patience: Patience,
+    marks: Marks,
+}
+
+impl Running<'_> {
+    async fn run(&mut self, stop: &CancellationToken) {
+        loop {
+            self.begin_what_is_due();
+            let wake_at = self.wake_at();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(done) = self.jobs.next() => self.done(done),
+                step = self.reader.next(), if self.lanes.wants() => self.step(step),
+                () = tokio::time::sleep_until(wake_at) => {}
+            }
+        }
+    }
+
+    fn begin_what_is_due(&mut self) {
+        let (now, parts) = (Instant::now(), self.parts);
+        while let Some((lane, work)) = self.lanes.next_due(now) {
+            let attempt = async move { Done::Attempt(lane, parts.attempt(&work).await) };
+            self.jobs.push(attempt.boxed());
+        }
+        if let Some(to) = self.lanes.turn() {
+            self.reader = parts.read(to, Duration::ZERO);
+        }
+        let place = self.lanes.mark();
+        if now >= self.marks.next_at && self.marks.wants(place) {
+            self.marks.writing = true;
+            let revision = self.marks.kept.revision;
+            let mark = async move { Done::Mark(place, parts.mark(revision, place).await) };
+            self.jobs.push(mark.boxed());
+        }
+    }
+
+    fn wake_at(&self) -> Instant {
+        let mark = self.marks.wants(self.lanes.mark());
+        let mark = mark.then_some(self.marks.next_at);
+        let due = [self.lanes.wake_at(), mark].into_iter().flatten().min();
+        due.unwrap_or_else(|| Instant::now() + SLEEP_MAX)
+    }
+
+    fn step(&mut self, step: Option<Result<Step, StoreError>>) {
+        match step {
+            Some(Ok(Step::Open { anew })) => {
+                self.patience.renew();
+                if anew {
+                    warn!("the usage stream was made anew: reading it from its start");
+                    self.lanes.begin_anew();
+                    self.marks.anew = true;
+                }
+            }
+            Some(Ok(Step::Event(sequence, event))) => {
+                let work = self.parts.work(event);
+                self.lanes.take_in(sequence, work, Instant::now());
+            }
+            Some(Err(error)) => {
+                warn!(error = with_sources(&error), "reconciling waits");
+                self.read_again();
+            }
+            None => self.read_again(),
+        }
+    }
+
+    fn read_again(&mut self) {
+        let pause = self.patience.next();
+        self.reader = self.parts.read(self.lanes.at(), pause);
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Attempt(lane, Ok(())) => self.lanes.done(lane),
+            Done::Attempt(lane, Err(failure)) => {
+                // told ever less often while it lasts: the pauses grow
+                let error = with_sources(&*failure);
+                warn!(partition = lane, error, "usage events of a partition wait");
+                self.lanes.failed(lane, Instant::now());
+            }
+            Done::Mark(sequence, Ok(revision)) => {
+                self.marks.anew = false;
+                self.marked(Ok(KeptMark { sequence, revision }));
+            }
+            Done::Mark(_, Err(WriteError::Unreachable(error))) => self.marked(Err(error)),
+            // another one goes through the same events
+            Done::Mark(_, Err(WriteError::Moved)) => {
+                let parts = self.parts;
+                let reread = async move { Done::Reread(parts.kept().await) };
+                self.jobs.push(reread.boxed());
+            }
+            Done::Reread(kept) => self.marked(kept),
+        }
+    }
+
+    fn marked(&mut self, kept: Result<KeptMark, StoreError>) {
+        self.marks.writing = false;
+        self.marks.next_at = Instant::now() + MARK_EVERY;
+        match kept {
+            Ok(kept) => self.marks.kept = kept,
+            Err(error) => debug!(error = with_sources(&error), "the mark was not kept"),
+        }
+    }
+
+    /// Keeps the last place; what is being settled is left to whoever comes next.
+    async fn finish(self) {
+        let place = self.lanes.mark();
+        if !self.marks.wants(place) {
+            return;
+        }
+        let mark = self.parts.mark(self.marks.kept.revision, place);
+        match tokio::time::timeout(MARK_LAST_MAX, mark).await {
+            Ok(Ok(_)) => {}
+            failed => debug!(?failed, "the place of reconciling was not kept"),
         }
     }
 }
 
 impl Reconcile {
-    async fn follow(&self, place: &mut Place, stop: &CancellationToken) -> Result<(), StoreError> {
-        self.resume(place).await?;
-        let mut events = self.events(place.sequence).await?;
-        loop {
-            let next = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep_until(place.written_at + MARK_EVERY), if place.written != place.sequence => {
-                    self.mark(place).await?;
-                    continue;
-                }
-                next = events.next() => next,
-            };
-            let Some(item) = next else { return Ok(()) };
-            let (sequence, event) = item?;
-            if !self.reconcile(&event, stop).await {
-                return Ok(());
-            }
-            place.sequence = sequence;
-        }
+    /// Reads the stream after a place, after a pause.
+    fn read(&self, after: u64, pause: Duration) -> BoxStream<'_, Result<Step, StoreError>> {
+        let opened = async move {
+            tokio::time::sleep(pause).await;
+            let anew = self.usage.end().await? < after;
+            let events = self.usage.follow(if anew { 0 } else { after });
+            let events = events.map_ok(|(sequence, event)| Step::Event(sequence, Arc::new(event)));
+            Ok(stream::iter([Ok(Step::Open { anew })]).chain(events))
+        };
+        stream::once(opened).try_flatten().boxed()
     }
 
-    async fn events(
-        &self,
-        after: u64,
-    ) -> Result<BoxStream<'_, Result<(u64, UsageEvent), StoreError>>, StoreError> {
-        let end = self.usage.end().await?;
-        if end < after {
-            warn!(
-                end,
-                after, "the usage stream was made anew: reading it from its start"
-            );
-            return Ok(self.usage.follow(0));
-        }
-        Ok(self.usage.follow(after))
-    }
-
-    async fn resume(&self, place: &mut Place) -> Result<(), StoreError> {
+    async fn kept(&self) -> Result<KeptMark, StoreError> {
         let kept = self.snapshots.read(RECONCILE_KEY).await?;
-        place.revision = kept.revision;
         let mark = kept
             .value
             .map(|value| wire::decode::<Mark>("reconcile mark", &value));
-        match mark {
-            Some(Ok(mark)) => place.sequence = place.sequence.max(mark.sequence),
+        let sequence = match mark {
+            Some(Ok(mark)) => mark.sequence,
             Some(Err(error)) => {
                 warn!(%error, "reconcile mark unreadable: going through all usage events");
+                0
             }
-            None => {}
-        }
-        place.written = place.sequence;
-        Ok(())
-    }
-
-    async fn mark(&self, place: &mut Place) -> Result<(), StoreError> {
-        place.written_at = Instant::now();
-        let mark = Mark {
-            v: 1,
-            sequence: place.sequence,
+            None => 0,
         };
-        let value = Bytes::from(wire::encode(&mark));
-        match self
-            .snapshots
-            .write(RECONCILE_KEY, place.revision, value)
-            .await
-        {
-            Ok(revision) => {
-                place.revision = revision;
-                place.written = place.sequence;
-                Ok(())
-            }
-            // another one goes through the same events: on from whoever is further
-            Err(WriteError::Moved) => self.resume(place).await,
-            Err(WriteError::Unreachable(error)) => Err(error),
-        }
+        let revision = kept.revision;
+        Ok(KeptMark { sequence, revision })
     }
 
-    /// One usage event, until it is certain that its reservation has ended; false where `stop` came
-    /// first.
-    async fn reconcile(&self, event: &UsageEvent, stop: &CancellationToken) -> bool {
-        let named = event.reservation.parse::<ReservationId>();
-        let (Ok(reservation), Some(account)) = (named, &event.account) else {
-            return true; // a request without a reservation
+    async fn mark(&self, revision: Revision, sequence: u64) -> Result<Revision, WriteError> {
+        let value = Bytes::from(wire::encode(&Mark { v: 1, sequence }));
+        self.snapshots.write(RECONCILE_KEY, revision, value).await
+    }
+
+    /// What there is to do about an event, and in which partition; nothing for a request without a
+    /// reservation.
+    fn work(&self, event: Arc<UsageEvent>) -> Option<(Partition, Work)> {
+        let reservation = event.reservation.parse::<ReservationId>().ok()?;
+        let account = event.account.clone()?;
+        let work = Work {
+            reservation,
+            account,
+            event,
+            received_ms: now_ms(),
         };
-        tokio::select! {
-            () = stop.cancelled() => return false,
-            () = tokio::time::sleep(self.left_to_gateway(event)) => {}
-        }
-        while !stop.is_cancelled() {
-            match self.attempt(reservation, account, event).await {
-                Ok(()) => return true,
-                Err(error) => {
-                    warn!(%reservation, error = with_sources(&*error), "reservation not reconciled yet");
-                    pause(stop).await;
-                }
-            }
-        }
-        false
+        Some((self.partitions.of(&work.account), work))
     }
 
-    /// Never longer than the grace, whatever the neuron's clock says.
-    fn left_to_gateway(&self, event: &UsageEvent) -> Duration {
-        let ended_ago = Duration::from_millis(now_ms().saturating_sub(event.at_ms));
-        self.grace.saturating_sub(ended_ago)
-    }
-
-    async fn attempt(
-        &self,
-        reservation: ReservationId,
-        account: &AccountId,
-        event: &UsageEvent,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        if self.has_ended(reservation, account, event).await? {
+    /// Makes certain that the reservation of one usage event has ended.
+    async fn attempt(&self, work: &Work) -> Result<(), Failure> {
+        let Work {
+            reservation,
+            account,
+            event,
+            ..
+        } = work;
+        let reservation = *reservation;
+        if self.has_ended(work).await {
             return Ok(());
         }
         let settle = Settle {
@@ -237,35 +361,38 @@ impl Reconcile {
         Ok(())
     }
 
-    /// Whether a snapshot that is young enough to know says that nothing is left to do.
-    async fn has_ended(
-        &self,
-        reservation: ReservationId,
-        account: &AccountId,
-        event: &UsageEvent,
-    ) -> Result<bool, StoreError> {
-        let partition = Names::snapshot_partition_key(self.partitions.of(account));
-        let vouched = self.snapshots.read(&partition).await?.value;
+    /// Whether a snapshot that is young enough to know says that nothing is left to do. Where there is
+    /// none, or none can be read, nothing is known: the ledger itself is asked.
+    async fn has_ended(&self, work: &Work) -> bool {
+        let partition = Names::snapshot_partition_key(self.partitions.of(&work.account));
+        let vouched = self.snapshot(&partition).await;
         let checked_ms = vouched
             .and_then(|value| PartitionRecord::decode(&value).ok())
             .map_or(0, |record| record.checked_at_ms);
-        if checked_ms < event.at_ms {
-            return Ok(false); // the ledger itself knows
+        // it was reserved before it was used, and used before we heard of it, whatever the clocks say
+        let at_ms = work.event.at_ms.max(work.reservation.at_ms());
+        if checked_ms < at_ms.max(work.received_ms) {
+            return false;
         }
-        let snapshot = self
-            .snapshots
-            .read(&Names::snapshot_account_key(account))
-            .await?;
-        let decoded = snapshot.value.map(|value| AccountSnapshot::decode(&value));
-        Ok(match decoded {
-            Some(Ok(snapshot)) => {
-                let state = &snapshot.state;
-                !state.open().contains_key(&reservation)
-                    && !state.expired().contains_key(&reservation)
-            }
-            Some(Err(_)) => false,
-            None => true,
+        let account = Names::snapshot_account_key(&work.account);
+        let Some(value) = self.snapshot(&account).await else {
+            return false;
+        };
+        AccountSnapshot::decode(&value).is_ok_and(|snapshot| {
+            let state = &snapshot.state;
+            !state.open().contains_key(&work.reservation)
+                && !state.expired().contains_key(&work.reservation)
         })
+    }
+
+    async fn snapshot(&self, key: &str) -> Option<Bytes> {
+        match self.snapshots.read(key).await {
+            Ok(kept) => kept.value,
+            Err(error) => {
+                debug!(key, error = with_sources(&error), "asking the ledger");
+                None
+            }
+        }
     }
 }
 
@@ -298,3 +425,5 @@ fn report(event: &UsageEvent) -> Report {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod troubled;

@@ -10,7 +10,7 @@ use seatbelt_schemas::{
     command::Change,
     commit::Commit,
     event::{EventBody, KeyIssued, OnShort, OnUnknown},
-    ids::{KeyId, LedgerId, NeuronId},
+    ids::{AccountId, KeyId, LedgerId, NeuronId},
     position::Partition,
     usage::NeuronUsage,
 };
@@ -26,7 +26,19 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Usage events in memory.
 #[derive(Clone)]
-struct MemoryUsage(watch::Sender<Vec<UsageEvent>>);
+pub(super) struct MemoryUsage(watch::Sender<Vec<UsageEvent>>);
+
+impl Default for MemoryUsage {
+    fn default() -> Self {
+        Self(watch::Sender::new(Vec::new()))
+    }
+}
+
+impl MemoryUsage {
+    pub(super) fn push(&self, event: UsageEvent) {
+        self.0.send_modify(|events| events.push(event));
+    }
+}
 
 impl UsageStore for MemoryUsage {
     fn end(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
@@ -112,7 +124,7 @@ impl World {
             journal,
             ledger,
             snapshots,
-            usage: MemoryUsage(watch::Sender::new(Vec::new())),
+            usage: MemoryUsage::default(),
             projector: tokio::spawn(run(parts, stop.clone())),
             stop,
         }
@@ -142,26 +154,7 @@ impl World {
 
     /// A neuron reports.
     fn report(&self, reservation: &dyn ToString) {
-        let event = UsageEvent {
-            v: UsageEvent::VERSION,
-            reservation: reservation.to_string(),
-            account: Some(account()),
-            key: Some(key()),
-            model: None,
-            neuron: NeuronId::new("neuron-1").unwrap(),
-            device: "cpu".to_owned(),
-            usage: NeuronUsage {
-                input_tokens: 7,
-                cached_input_tokens: 0,
-                output_tokens: 5,
-            },
-            outcome: Outcome::Aborted,
-            queued_ms: 1,
-            prefill_ms: 2,
-            decode_ms: 3,
-            at_ms: now_ms(),
-        };
-        self.usage.0.send_modify(|events| events.push(event));
+        self.usage.push(usage_event(reservation, account(), key()));
     }
 
     fn start(&self) -> (JoinHandle<()>, CancellationToken) {
@@ -208,7 +201,34 @@ impl World {
     }
 }
 
-async fn until(mut is_so: impl FnMut() -> bool) {
+/// A neuron's report of one of its requests.
+pub(super) fn usage_event(
+    reservation: &dyn ToString,
+    account: AccountId,
+    key: KeyId,
+) -> UsageEvent {
+    UsageEvent {
+        v: UsageEvent::VERSION,
+        reservation: reservation.to_string(),
+        account: Some(account),
+        key: Some(key),
+        model: None,
+        neuron: NeuronId::new("neuron-1").unwrap(),
+        device: "cpu".to_owned(),
+        usage: NeuronUsage {
+            input_tokens: 7,
+            cached_input_tokens: 0,
+            output_tokens: 5,
+        },
+        outcome: Outcome::Aborted,
+        queued_ms: 1,
+        prefill_ms: 2,
+        decode_ms: 3,
+        at_ms: now_ms(),
+    }
+}
+
+pub(super) async fn until(mut is_so: impl FnMut() -> bool) {
     let waited = async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(2)).await;
