@@ -18,7 +18,10 @@ use seatbelt_schemas::{
     position::{Partition, Partitions},
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -28,6 +31,7 @@ use crate::{
     },
     journal::{AppendError, Journal, Sequence},
     lookup,
+    outcomes::{HOT_MAX, ahead::Unread},
     recovery::{Base, RecoveryError, Source},
     shares::{Place, Shares},
     store::SnapshotStore,
@@ -945,6 +949,7 @@ async fn fetched<J: Journal>(
                 .await
                 .map(Fetched::Command)
                 .map_err(|error| describe(&error)),
+            Fetch::Above(unread) => read_above(&source, *unread).await,
         };
         match tried {
             Ok(fetched) => return Brought::Fetched(fetched),
@@ -954,6 +959,17 @@ async fn fetched<J: Journal>(
     }
     warn!(partition = %source.partition, ?fetch, detail, "cannot be fetched");
     Brought::Fetched(Fetched::Failed { fetch, detail })
+}
+
+/// Reads a piece of the journal that may be long, beside the task of the partition.
+async fn read_above<J: Journal>(source: &Source<J>, unread: Unread) -> Result<Fetched, String> {
+    let journal = Arc::clone(&source.journal);
+    let reading = async move { lookup::above(&*journal, unread, HOT_MAX).await };
+    match AbortOnDropHandle::new(tokio::spawn(reading)).await {
+        Ok(Ok(read)) => Ok(Fetched::Above(unread, Box::new(read))),
+        Ok(Err(failure)) => Err(describe(&failure)),
+        Err(failure) => Err(describe(&failure)),
+    }
 }
 
 async fn sleep(clock: &HostClock, left: Option<Duration>) {

@@ -20,7 +20,7 @@ use seatbelt_schemas::{
 use crate::{
     decide::validate::{CLOCK_SKEW_MS_MAX, COMMAND_AGE_MS_MAX},
     journal::{Journal, ReadError, Sequence, Stored},
-    outcomes::{Trace, ended_by},
+    outcomes::{Outcomes, Trace, ahead::Unread, ended_by},
     writer::waiting::WAIT_MS_MAX,
 };
 
@@ -53,6 +53,29 @@ pub async fn trace<J: Journal>(
     }
     let events = Vec::new();
     Ok(Trace { id, events })
+}
+
+/// Reads what the journal tells of ids above a floor; at most `max` of them stay.
+pub async fn above<J: Journal>(
+    journal: &J,
+    unread: Unread,
+    max: usize,
+) -> Result<Outcomes, ReadError> {
+    let Unread { floor, from_ms, to } = unread;
+    let from = first_at(journal, from_ms, to).await?;
+    let mut outcomes = Outcomes::after(None, max);
+    let mut commits = journal.replay(from, to);
+    while let Some(stored) = commits.next().await {
+        let stored = stored?;
+        // one that does not decode stopped whoever took the partition over, if it matters
+        let Ok(commit) = Commit::decode(&stored.payload) else {
+            continue;
+        };
+        for stored in &commit.events {
+            outcomes.apply_above(&stored.event, floor);
+        }
+    }
+    Ok(outcomes)
 }
 
 /// The last commit before the first one at or after `at_ms`.

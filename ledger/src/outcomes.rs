@@ -3,6 +3,8 @@
 //! Hot are the [`HOT_MAX`] commands of a partition with the newest ids. Every id at or below the
 //! largest one that was dropped may have been carried out: it is never taken for new before the
 //! journal was asked. Command ids begin with their time, so what is dropped first is what is oldest.
+//! After a takeover that is the time of the last event; see [`ahead`] for ids of callers whose clocks
+//! were ahead of it.
 //! Outcomes are a fold of the journal like everything else. What the journal tells of an older command
 //! is kept here for a while too, as a [`Trace`].
 
@@ -22,6 +24,10 @@ use seatbelt_schemas::{
 };
 
 use crate::decide;
+
+pub mod ahead;
+
+use ahead::Ahead;
 
 /// How many commands of one partition stay hot: at about 120 bytes each, 120 MB at most. That is 10
 /// seconds at 100,000 decisions a second and a quarter of an hour at 1,000.
@@ -280,6 +286,8 @@ pub struct Outcomes {
     max: usize,
     /// The largest id that is not hot.
     floor: Option<CommandId>,
+    /// Ids above it of which it is not known yet whether they were carried out.
+    ahead: Option<Ahead>,
     recollected: Recollected,
 }
 
@@ -297,13 +305,14 @@ impl Outcomes {
             hot: BTreeMap::new(),
             max: max.max(1),
             floor,
+            ahead: None,
             recollected: Recollected::default(),
         }
     }
 
     /// Whether only the journal knows what became of a command.
     pub fn is_cold(&self, id: CommandId) -> bool {
-        self.floor.is_some_and(|floor| id <= floor)
+        self.may_be_old(id)
             && !self.hot.contains_key(&id)
             && !self.recollected.known.contains_key(&id)
     }
@@ -314,9 +323,15 @@ impl Outcomes {
             Some(Some((known, outcome))) if *known == fingerprint => Recall::Same(outcome),
             Some(Some(_)) => Recall::Other,
             Some(None) => Recall::New,
-            None if self.floor.is_some_and(|floor| id <= floor) => Recall::Cold,
+            None if self.may_be_old(id) => Recall::Cold,
             None => Recall::New,
         }
+    }
+
+    /// Whether an id is one that may have been carried out without being hot.
+    fn may_be_old(&self, id: CommandId) -> bool {
+        let ahead = self.ahead.as_ref();
+        self.floor.is_some_and(|floor| id <= floor) || ahead.is_some_and(|ahead| ahead.covers(id))
     }
 
     /// The outcome of a command, hot or recollected; `Some(None)` where the journal has none.
@@ -359,9 +374,13 @@ impl Outcomes {
     pub fn remember(&mut self, id: CommandId, fingerprint: Fingerprint, outcome: Outcome) {
         self.recollected.known.remove(&id);
         self.hot.entry(id).or_insert((fingerprint, outcome));
-        if self.hot.len() > self.max {
-            // not this one, however old its id is: its caller has not been answered yet
-            let dropped = self.hot.keys().copied().find(|known| *known != id);
+        // not this one, however old its id is: its caller has not been answered yet
+        self.drop_oldest(Some(id));
+    }
+
+    fn drop_oldest(&mut self, but: Option<CommandId>) {
+        while self.hot.len() > self.max {
+            let dropped = self.hot.keys().copied().find(|known| Some(*known) != but);
             dropped.map(|dropped| self.hot.remove(&dropped));
             self.floor = self.floor.max(dropped);
         }
@@ -390,8 +409,10 @@ impl Outcomes {
             Some(known) => Some(known),
             None => self.recollected.known.get_mut(&id).and_then(Option::as_mut),
         };
-        if let Some((_, Outcome::Reserved { ended, .. })) = known {
-            *ended = Some(position);
+        match known {
+            Some((_, Outcome::Reserved { ended, .. })) => *ended = Some(position),
+            Some(_) => {}
+            None => self.note_end(id, position),
         }
     }
 }

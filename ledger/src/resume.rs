@@ -106,10 +106,11 @@ impl Resume {
     /// From what a partition record vouches for.
     pub fn from_record(record: PartitionRecord, hot_max: usize) -> Self {
         let mark = record.history.older;
+        let (tail, at_ms) = (Sequence(mark.sequence), record.head.at_ms);
         let resumed = Resumed {
             state: PartitionState::paged(record.head),
-            outcomes: Outcomes::after(mark.newest, hot_max),
-            tail: Sequence(mark.sequence),
+            outcomes: Outcomes::resumed(mark.newest, tail, at_ms, hot_max),
+            tail,
             open: record.open.unwrap_or_default(),
         };
         Self {

@@ -253,8 +253,8 @@ impl<T: Caller> Writer<T> {
             pending: Queue::new(config.commit_events_max),
             config,
             state,
+            parked: Parked::watching(open).and_reading(outcomes.unread()),
             outcomes,
-            parked: Parked::watching(open),
             carrying_out: None,
             waiting: Waiting::default(),
             linger_until_ms: None,
@@ -355,7 +355,11 @@ impl<T: Caller> Writer<T> {
                 CommandId::from(*reservation)
             }
         };
-        self.outcomes.is_cold(id).then_some(Fetch::Command(id))
+        if !self.outcomes.is_cold(id) {
+            return None;
+        }
+        let unread = self.outcomes.unread_of(id).map(Fetch::Above);
+        Some(unread.unwrap_or(Fetch::Command(id)))
     }
 
     fn is_ours(&self, account: &AccountId) -> bool {
@@ -393,8 +397,15 @@ impl<T: Caller> Writer<T> {
                 self.outcomes.recollect(&trace);
                 (Fetch::Command(trace.id), None)
             }
+            Fetched::Above(unread, read) => {
+                self.outcomes.take_read(*read);
+                (Fetch::Above(unread), None)
+            }
             Fetched::Failed { fetch, detail } => {
                 self.parked.failed(&fetch);
+                if let Fetch::Above(_) = fetch {
+                    self.outcomes.give_up_reading();
+                }
                 (fetch, Some(detail))
             }
         };

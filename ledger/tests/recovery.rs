@@ -2,15 +2,22 @@
 //! checked, and whatever is lost or at odds is found and put right from the journal.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use seatbelt_ledger::{
     account::Account,
     api::{Ack, Admin, CommandError, Ledger, Read, Reserve, ReserveOutcome, Settle, Standing},
     directory::{self, Directory, LastPositions},
     host::{HostConfig, LedgerHost, now_ms},
-    journal::{Journal, Sequence, memory::MemoryJournal},
+    journal::{AppendError, Journal, ReadError, Sequence, Stored, memory::MemoryJournal},
     lookup,
     partition::PartitionState,
     snapshot::{
@@ -454,6 +461,70 @@ async fn a_command_that_was_never_carried_out_is_turned_away_when_it_is_too_old(
     let refused = host.reserve(late).await.unwrap_err();
     assert!(matches!(refused, CommandError::Invalid { .. }));
     assert!(refused.to_string().contains("use a new id"), "{refused}");
+    host.stop().await;
+}
+
+/// A journal that counts the stretches of it that are read.
+struct Counted {
+    journal: MemoryJournal,
+    reads: Arc<AtomicUsize>,
+}
+
+impl Journal for Counted {
+    async fn append(&self, expected: Sequence, payload: Bytes) -> Result<Sequence, AppendError> {
+        self.journal.append(expected, payload).await
+    }
+
+    async fn end(&self) -> Result<Sequence, ReadError> {
+        self.journal.end().await
+    }
+
+    async fn get(&self, sequence: Sequence) -> Result<Option<Stored>, ReadError> {
+        self.journal.get(sequence).await
+    }
+
+    fn replay(&self, after: Sequence, to: Sequence) -> BoxStream<'_, Result<Stored, ReadError>> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.journal.replay(after, to)
+    }
+
+    fn follow(&self, after: Sequence) -> BoxStream<'_, Result<Stored, ReadError>> {
+        self.journal.follow(after)
+    }
+}
+
+#[tokio::test]
+async fn one_caller_whose_clock_was_ahead_makes_nobody_elses_commands_old() {
+    let world = World::new().await;
+    let host = world.host().await;
+    let ahead = Reserve {
+        id: CommandId::from_parts(now_ms() + 55_000, 7),
+        ..payer("a").reserve(1)
+    };
+    let first = host.reserve(ahead.clone()).await.unwrap();
+    host.stop().await;
+    world.project().await;
+    let reads = Arc::new(AtomicUsize::new(0));
+    let counted = Counted {
+        journal: world.journal.clone(),
+        reads: Arc::clone(&reads),
+    };
+    let snapshots: Arc<dyn SnapshotStore> = Arc::new(world.snapshots.clone());
+    let host = LedgerHost::start_from(&one_partition("next"), vec![counted], Some(&snapshots));
+    host.ready().await.unwrap();
+    spend(&host, "b", 1).await;
+    let before = reads.load(Ordering::Relaxed);
+    for _ in 0..20 {
+        spend(&host, "b", 1).await;
+    }
+    assert_eq!(reads.load(Ordering::Relaxed), before, "each was looked up");
+    assert_eq!(host.reserve(ahead.clone()).await.unwrap(), first);
+    let other = Reserve {
+        output_tokens: 2,
+        ..ahead
+    };
+    let refused = host.reserve(other).await.unwrap_err();
+    assert!(matches!(refused, CommandError::Conflict { .. }));
     host.stop().await;
 }
 

@@ -11,7 +11,10 @@ use seatbelt_schemas::{
 };
 
 use super::Request;
-use crate::{account::Account, outcomes::Trace};
+use crate::{
+    account::Account,
+    outcomes::{Outcomes, Trace, ahead::Unread},
+};
 
 /// Something to be fetched.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -20,6 +23,8 @@ pub enum Fetch {
     Account(AccountId),
     /// What the journal tells of a command, up to its end.
     Command(CommandId),
+    /// What the journal tells of ids that were ahead of their time.
+    Above(Unread),
 }
 
 /// What was fetched.
@@ -29,6 +34,8 @@ pub enum Fetched {
     Account(AccountId, Option<Account>),
     /// A command.
     Command(Trace),
+    /// Those that were ahead of their time.
+    Above(Unread, Box<Outcomes>),
     /// Nothing, this time.
     Failed {
         /// What was to be fetched.
@@ -47,6 +54,8 @@ pub(super) struct Parked<T> {
     /// Each once what was decided up to a position is durable: a command decided a moment ago is in
     /// the journal only then.
     commands: VecDeque<(Position, CommandId)>,
+    /// What of the journal is to be read at once, whether or not anybody waits for it.
+    unread: Option<Unread>,
     /// Accounts that are wanted for their deadlines, whether or not anybody waits for them.
     watched: HashSet<AccountId>,
     /// Accounts that are being fetched: a second fetch of one could bring back what it was before it
@@ -64,7 +73,13 @@ impl<T> Parked<T> {
             under_way: HashSet::new(),
             accounts: accounts.into(),
             commands: VecDeque::new(),
+            unread: None,
         }
+    }
+
+    /// The same, and this of the journal is to be read.
+    pub(super) fn and_reading(self, unread: Option<Unread>) -> Self {
+        Self { unread, ..self }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -82,12 +97,17 @@ impl<T> Parked<T> {
             // somebody waits for it, which nobody does for those that are only watched
             Fetch::Account(account) => self.accounts.push_front(account.clone()),
             Fetch::Command(id) => self.commands.push_back((decided, *id)),
+            // it is read from the writer's beginning, once
+            Fetch::Above(_) => {}
         }
         self.callers.insert(fetch, vec![(request, caller)]);
     }
 
     /// The next to be fetched.
     pub(super) fn next(&mut self, durable: Position) -> Option<Fetch> {
+        if let Some(unread) = self.unread.take() {
+            return Some(Fetch::Above(unread));
+        }
         while let Some(account) = self.accounts.pop_front() {
             if self.is_wanted(&account) && self.under_way.insert(account.clone()) {
                 return Some(Fetch::Account(account));
@@ -136,6 +156,7 @@ impl<T> Parked<T> {
         self.accounts.clear();
         self.under_way.clear();
         self.commands.clear();
+        self.unread = None;
         self.callers
             .drain()
             .flat_map(|(_, callers)| callers)

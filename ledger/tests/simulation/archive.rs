@@ -7,7 +7,7 @@ use bytes::Bytes;
 use seatbelt_ledger::{
     account::Account,
     journal::{Sequence, Stored},
-    outcomes::Trace,
+    outcomes::{Outcomes, Trace, ahead::Unread},
     partition::PartitionState,
     resume::{Resume, Resumed},
     snapshot::{AccountSnapshot, History, Mark, PartitionRecord, RECORD_VERSION},
@@ -174,4 +174,18 @@ pub(crate) fn trace(journal: &[Bytes], to: Sequence, id: CommandId) -> Trace {
         .filter(|event| event.cause == id || concerns(event))
         .collect();
     Trace { id, events }
+}
+
+/// What the journal tells of ids above a floor: a full scan.
+pub(crate) fn above(journal: &[Bytes], unread: Unread, hot_max: usize) -> Outcomes {
+    let mut outcomes = Outcomes::after(None, hot_max);
+    for payload in &journal[..unread.to.0 as usize] {
+        let Ok(commit) = Commit::decode(payload) else {
+            continue;
+        };
+        for stored in &commit.events {
+            outcomes.apply_above(&stored.event, unread.floor);
+        }
+    }
+    outcomes
 }
