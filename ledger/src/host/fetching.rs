@@ -1,0 +1,154 @@
+//! What a partition's task fetches beside its work: accounts, older commands, what may leave memory, and
+//! what the server's clock shows.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use seatbelt_schemas::ids::AccountId;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::warn;
+
+use super::{
+    clock::HostClock, describe, handle::Waiting, skew::Look, task::Task, timepiece::Looked,
+};
+use crate::{
+    journal::{Journal, Sequence},
+    lookup,
+    outcomes::{HOT_MAX, ahead::Unread},
+    recovery::{Base, Source},
+    writer::{
+        Writer,
+        cold::{Fetch, Fetched},
+    },
+};
+
+/// Accounts and older commands that are fetched at once.
+const FETCHES_MAX: usize = 64;
+/// How often a fetch is tried, and the pause in between.
+const FETCH_TRIES_MAX: u32 = 8;
+const FETCH_PAUSE: Duration = Duration::from_millis(250);
+/// How often it is looked whether accounts should leave memory.
+const CLEAR_EVERY: Duration = Duration::from_secs(1);
+
+impl<J: Journal> Task<J> {
+    /// Begins to fetch what the writer wants, up to [`FETCHES_MAX`] at once, and now and then looks
+    /// which accounts could leave memory.
+    pub(super) fn begin_fetches(&mut self, writer: &mut Writer<Waiting>) {
+        while self.fetches.len() < FETCHES_MAX
+            && let Some(fetch) = writer.take_fetch()
+        {
+            let (source, base) = (self.source.clone(), self.base.clone());
+            self.fetches
+                .push(fetched(source, base, fetch, writer.tail(), self.clock()).boxed());
+        }
+        if self.time.take_look() {
+            let looked = look(self.source.clone(), self.clock());
+            self.fetches.push(looked.map(Brought::Looked).boxed());
+        }
+        let now = self.time.clock().instant();
+        if now < self.clear_at {
+            return;
+        }
+        self.clear_at = now + CLEAR_EVERY;
+        let crowd = writer.crowd();
+        if !crowd.is_empty() {
+            let (source, base) = (self.source.clone(), self.base.clone());
+            let current = async move {
+                let current = source.current(crowd, &base).await;
+                Brought::Current(current.unwrap_or((base, Vec::new())))
+            };
+            self.fetches.push(current.boxed());
+        }
+    }
+
+    pub(super) fn bring(&mut self, writer: &mut Writer<Waiting>, brought: Brought) {
+        match brought {
+            Brought::Fetched(fetched) => {
+                let now_ms = self.now_ms(writer);
+                writer.fetched(now_ms, fetched);
+            }
+            Brought::Looked(looked) => self.looked(&looked),
+            Brought::Current((base, accounts)) => {
+                // whatever is not in memory has no event after the new base either; looks may overlap
+                self.base = self.base.clone().later(base);
+                self.base.leave(&accounts);
+                writer.let_go(&accounts);
+                if !accounts.is_empty() {
+                    self.clear_at = self.time.clock().instant();
+                }
+            }
+        }
+    }
+}
+
+/// What comes back from the journal and the snapshots.
+pub(super) enum Brought {
+    Fetched(Fetched),
+    /// What the bucket vouches for by now, and the accounts whose snapshots are current.
+    Current((Base, Vec<(AccountId, u32)>)),
+    /// What the server's clock shows.
+    Looked(Looked),
+}
+
+/// Looks at the server's clock.
+pub(super) async fn look<J: Journal>(source: Source<J>, clock: HostClock) -> Looked {
+    let asked = clock.read();
+    let told = source.journal.server_ms().await;
+    let heard = clock.read();
+    match told {
+        Ok(Some(server_ms)) => Looked::At(Look {
+            asked,
+            heard,
+            server_ms,
+        }),
+        Ok(None) => Looked::NoClock,
+        Err(failure) => {
+            let failure = describe(&failure);
+            warn!(partition = %source.partition, failure, "the server's clock cannot be looked at");
+            Looked::Failed
+        }
+    }
+}
+
+/// Fetches one thing; tries for a while, as callers wait for it.
+async fn fetched<J: Journal>(
+    source: Source<J>,
+    base: Base,
+    fetch: Fetch,
+    end: Sequence,
+    clock: HostClock,
+) -> Brought {
+    let mut detail = String::new();
+    for _ in 0..FETCH_TRIES_MAX {
+        let tried = match &fetch {
+            Fetch::Account(account) => source
+                .load(account, &base)
+                .await
+                .map(|state| Fetched::Account(account.clone(), state))
+                .map_err(|error| describe(&error)),
+            Fetch::Command(id) => lookup::trace(&*source.journal, *id, end)
+                .await
+                .map(Fetched::Command)
+                .map_err(|error| describe(&error)),
+            Fetch::Above(unread) => read_above(&source, *unread).await,
+        };
+        match tried {
+            Ok(fetched) => return Brought::Fetched(fetched),
+            Err(failure) => detail = failure,
+        }
+        clock.sleep(FETCH_PAUSE).await;
+    }
+    warn!(partition = %source.partition, ?fetch, detail, "cannot be fetched");
+    Brought::Fetched(Fetched::Failed { fetch, detail })
+}
+
+/// Reads a piece of the journal that may be long, beside the task of the partition.
+async fn read_above<J: Journal>(source: &Source<J>, unread: Unread) -> Result<Fetched, String> {
+    let journal = Arc::clone(&source.journal);
+    let reading = async move { lookup::above(&*journal, unread, HOT_MAX).await };
+    match AbortOnDropHandle::new(tokio::spawn(reading)).await {
+        Ok(Ok(read)) => Ok(Fetched::Above(unread, Box::new(read))),
+        Ok(Err(failure)) => Err(describe(&failure)),
+        Err(failure) => Err(describe(&failure)),
+    }
+}
