@@ -49,7 +49,8 @@ use cold::{Fetch, Fetched, Parked};
 use pending::{Pending, Queue};
 use replies::{RESTING_MAX, Replies, TurnedAway};
 use tally::{Counted, SINGLE_REFUSALS_PER_SECOND, Tallies};
-use waiting::{WAIT_MS_MAX, WAITERS_PER_ACCOUNT_MAX, Waiter, Waiting};
+pub use waiting::WAITERS_PER_ACCOUNT_MAX;
+use waiting::{WAIT_MS_MAX, Waiter, Waiting};
 
 /// Most decisions that wait for their commit; beyond it commands are turned away as unavailable.
 pub const PENDING_EVENTS_MAX: usize = 1 << 14;
@@ -756,8 +757,13 @@ impl<T: Caller> Writer<T> {
         if let Err(malformed) = validate::reserve(&command, now_ms) {
             return self.turn_away(caller, TurnedAway::Malformed(malformed));
         }
-        if let Err(error) = self.account(&command.account).map(drop) {
-            return self.answer(caller, Err(error));
+        match self
+            .account(&command.account)
+            .map(validate::room_for_reserve)
+        {
+            Err(error) => return self.answer(caller, Err(error)),
+            Ok(Err(full)) => return self.turn_away(caller, TurnedAway::Unavailable(full)),
+            Ok(Ok(())) => {}
         }
         if let Some(waiter) = self.waiting.find(command.id) {
             if waiter.fingerprint == fingerprint {
@@ -1200,7 +1206,10 @@ impl<T: Caller> Writer<T> {
             return Ok(decide::set_price(self.state.prices(), price)?.map(EventBody::from));
         }
         match (self.account(account), change) {
-            (Ok(state), _) => decide::change(state, change),
+            (Ok(state), _) => {
+                validate::room_for_change(state, change)?;
+                decide::change(state, change)
+            }
             (Err(CommandError::UnknownAccount { .. }), Change::OpenAccount) => {
                 decide::change(&Account::default(), change)
             }

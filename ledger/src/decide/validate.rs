@@ -6,10 +6,12 @@ use seatbelt_schemas::{
     budget::is_kept_for_runs,
     cap::{CapSpec, THRESHOLDS_MAX},
     command::{Admin, Change, CommandError, Release, Reserve, Resize, Settle},
-    event::Report,
+    event::{KeyIssued, Report},
     ids::CommandId,
     price::{Price, Rates},
 };
+
+use crate::account::Account;
 
 /// How far ahead of the writer's clock the time in a command id may be: 1 minute. Ids of the future
 /// would push ids of the present out of what stays hot.
@@ -20,6 +22,11 @@ pub const CLOCK_SKEW_MS_MAX: u64 = 60_000;
 pub const COMMAND_AGE_MS_MAX: u64 = 3_600_000;
 /// Longest life of a reservation: 24 hours.
 pub const DEADLINE_MS_MAX: u64 = 24 * 3_600_000;
+/// Most open reservations of one account: what its snapshot holds, and a takeover reads, is bounded by it.
+/// Reserves that wait already when it is reached are still let in.
+pub const OPEN_PER_ACCOUNT_MAX: usize = 50_000;
+/// Most keys one account may have; revoked ones count, for nothing takes them out.
+pub const KEYS_PER_ACCOUNT_MAX: usize = 50_000;
 /// Longest free text in a command.
 pub const TEXT_LEN_MAX: usize = 512;
 
@@ -68,6 +75,29 @@ pub fn alive(command: &Reserve, now_ms: u64) -> Result<(), Malformed> {
         return Err(Malformed::because(
             "deadline_ms has passed: give a time in the future",
         ));
+    }
+    Ok(())
+}
+
+/// Checks that an account has room for another open reservation; what to wait for where it has not.
+pub fn room_for_reserve(account: &Account) -> Result<(), String> {
+    if account.open().len() >= OPEN_PER_ACCOUNT_MAX {
+        return Err(format!(
+            "the account has {OPEN_PER_ACCOUNT_MAX} open reservations already: let some end first"
+        ));
+    }
+    Ok(())
+}
+
+/// Checks that an account has room for what an operator's change brings.
+pub fn room_for_change(account: &Account, change: &Change) -> Result<(), Malformed> {
+    let Change::IssueKey(KeyIssued { key, .. }) = change else {
+        return Ok(());
+    };
+    if account.keys().len() >= KEYS_PER_ACCOUNT_MAX && account.key(key).is_none() {
+        return Err(Malformed::because(format!(
+            "the account has {KEYS_PER_ACCOUNT_MAX} keys already, revoked ones included: issue this one in another account"
+        )));
     }
     Ok(())
 }
