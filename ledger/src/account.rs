@@ -20,8 +20,10 @@ use serde::{Deserialize, Serialize};
 use crate::counter::Counter;
 
 mod run;
+mod sections;
 
 pub use run::{Run, deciding};
+pub use sections::Sections;
 
 /// How long an expired reservation can still be settled late: 24 hours.
 pub const LATE_SETTLE_MS_MAX: u64 = 24 * 3_600_000;

@@ -29,7 +29,7 @@ use crate::{
     outcomes::HOT_MAX,
     partition::{ChainError, PartitionState},
     resume::{Disagreement, Resume, ResumeError, Resumed},
-    snapshot::{AccountSnapshot, PartitionRecord, RECORD_VERSION, Unusable},
+    snapshot::{AccountSnapshot, Found, PartitionRecord, RECORD_VERSION, Unusable, Written},
     store::{Kept, Revision, SnapshotStore, StoreError, WriteError},
 };
 
@@ -380,9 +380,8 @@ impl<J: Journal> Source<J> {
         let Some(store) = &self.snapshots else {
             return Ok(Ok(None));
         };
-        let kept = store.read(&Names::snapshot_account_key(account)).await?;
         let vouched = (base.revision, base.position);
-        Ok(AccountSnapshot::of_kept(account, &kept, vouched))
+        Ok(Found::read(&**store, account, vouched).await?.snapshot)
     }
 
     /// Which of these accounts have, in snapshots that the bucket vouches for by now, the versions
@@ -449,17 +448,15 @@ impl<J: Journal> Source<J> {
         base: &Base,
         found: &mut Kept,
     ) -> Result<Look, LoadError> {
-        let (key, record) = (
-            Names::snapshot_account_key(account),
-            Names::snapshot_partition_key(self.partition),
-        );
-        let (kept, record) = join(store.read(&key), store.read(&record)).await;
-        *found = kept?;
-        let snapshot =
-            match AccountSnapshot::of_kept(account, found, (base.revision, base.position)) {
-                Ok(snapshot) => snapshot,
-                Err(unusable) => return Ok(Look::Lost(unusable.to_string())),
-            };
+        let record = Names::snapshot_partition_key(self.partition);
+        let vouched = (base.revision, base.position);
+        let (read, record) = join(Found::read(store, account, vouched), store.read(&record)).await;
+        let Found { kept, snapshot, .. } = read?;
+        *found = kept;
+        let snapshot = match snapshot {
+            Ok(snapshot) => snapshot,
+            Err(unusable) => return Ok(Look::Lost(unusable.to_string())),
+        };
         let left = base.known.left(account);
         if snapshot.as_ref().map_or(0, |found| found.state.version()) < left {
             let lost = format!("it is older than version {left}, which was in memory");
@@ -537,9 +534,9 @@ impl<J: Journal> Source<J> {
         let Ok((position, at_ms)) = self.last().await else {
             return; // what was found is good without it
         };
-        let value = AccountSnapshot::kept(account, position, at_ms, state);
-        let key = Names::snapshot_account_key(account);
-        match store.write(&key, kept.revision, value).await {
+        // nothing that stands there is of use: all of it is written anew
+        let written = Written::of(account, position, at_ms, state, None);
+        match written.write(&**store, account, kept.revision).await {
             Ok(_) => info!(%account, "snapshot written again"),
             Err(WriteError::Moved) => info!(%account, "snapshot was written again by another"),
             Err(error) => warn!(%account, %error, "snapshot not written again"),

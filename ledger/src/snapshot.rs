@@ -7,11 +7,15 @@
 //!   one's snapshot must reach.
 //! - `account.<id>`, [`AccountSnapshot`]: one account, at its own `position`, which may be past the
 //!   partition's when the projector died between the two: events of that account up to its own
-//!   position are already in it.
+//!   position are already in it. Of an account with many keys, caps or reservations, [a head](pieces::Head), which
+//!   names the [`pieces`] that hold them, `account.<id>.<n>`.
 //!
 //! Snapshots are for reading and for starting faster, never the gate; all of them can be thrown away.
 //! Whoever starts from one checks it first: its digest, its place in time, and, event by event, that
 //! it agrees with what the journal's decisions say they met.
+
+pub mod kept;
+pub mod pieces;
 
 use bytes::Bytes;
 use seatbelt_schemas::{
@@ -34,6 +38,9 @@ use crate::{
     store::{Kept, Revision},
 };
 
+pub use kept::{Found, Terms};
+pub use pieces::Written;
+
 /// Version of the partition record.
 pub const RECORD_VERSION: u8 = 3;
 /// Version of the account snapshot.
@@ -43,9 +50,7 @@ pub const SNAPSHOT_VERSION: u8 = 2;
 pub const MARK_EVERY_EVENTS: u64 = 32_768;
 /// How many accounts with open reservations a partition record names at most.
 pub const OPEN_ACCOUNTS_MAX: usize = 16_384;
-/// Largest snapshot that is kept: what a NATS server takes by default, less its headers. Of a larger
-/// one (some thousands of open reservations) only the fact is kept, as [`TooLarge`]: readers are told,
-/// and the projector folds that account again from the journal when it starts.
+/// Largest value that is kept: what a NATS server takes by default, less its headers.
 pub const SNAPSHOT_BYTES_MAX: usize = 1024 * 1024 - 16 * 1024;
 
 /// A place in a partition's journal, and the newest command id of all events up to it.
@@ -178,6 +183,15 @@ pub enum Unusable {
         /// The account's last event that is known of.
         last: Position,
     },
+    /// A piece of it is not what its head names.
+    #[error("its piece {number} is not what its head names")]
+    Piece {
+        /// Which.
+        number: u32,
+    },
+    /// Its head stands where the whole was looked for.
+    #[error("it is in pieces")]
+    InPieces,
     /// The journal has no event of the account.
     #[error("it ends at position {found}, and no event of the account is known up to there")]
     Unheard {
@@ -186,8 +200,9 @@ pub enum Unusable {
     },
 }
 
-/// Stands where an account's snapshot would, which is larger than [`SNAPSHOT_BYTES_MAX`]. It has no
-/// `state`, so it is never taken for one.
+/// Stands where an account's snapshot would that does not even fit into pieces. No account is let grow
+/// so far; one may have in the journal of a version that had fewer bounds. Readers are told, and whoever
+/// needs the account folds it again from the journal. It has no `state`, so it is never taken for one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TooLarge {
     /// Version of this shape.
@@ -200,6 +215,41 @@ pub struct TooLarge {
     pub at_ms: u64,
     /// How large it would be.
     pub too_large: u64,
+}
+
+impl TooLarge {
+    fn of(account: &AccountId, position: Position, at_ms: u64, bytes: usize) -> Bytes {
+        let stand_in = Self {
+            v: SNAPSHOT_VERSION,
+            account: account.clone(),
+            position,
+            at_ms,
+            too_large: bytes as u64,
+        };
+        wire::encode(&stand_in).into()
+    }
+}
+
+/// Whether what stands under an account's key is the account's.
+fn in_place(account: &AccountId, found: &AccountId) -> Result<(), Unusable> {
+    if found == account {
+        return Ok(());
+    }
+    let found = found.clone();
+    Err(Unusable::Account { found })
+}
+
+/// Whether what was written at `revision` goes as far as what was vouched for by then.
+fn in_time(
+    revision: Revision,
+    found: Position,
+    vouched: (Revision, Position),
+) -> Result<(), Unusable> {
+    let (since, vouched) = vouched;
+    if revision > since && found < vouched {
+        return Err(Unusable::Stale { found, vouched });
+    }
+    Ok(())
 }
 
 fn versioned(what: &'static str, found: u8, expected: u8) -> Result<(), WireError> {
@@ -254,17 +304,8 @@ impl AccountSnapshot {
             None => return Err(Unusable::Deleted),
         };
         let snapshot = Self::decode(value)?;
-        if snapshot.account != *account {
-            let found = snapshot.account;
-            return Err(Unusable::Account { found });
-        }
-        let (revision, position) = vouched;
-        if kept.revision > revision && snapshot.position < position {
-            return Err(Unusable::Stale {
-                found: snapshot.position,
-                vouched: position,
-            });
-        }
+        in_place(account, &snapshot.account)?;
+        in_time(kept.revision, snapshot.position, vouched)?;
         Ok(Some(snapshot))
     }
 
@@ -288,20 +329,13 @@ impl AccountSnapshot {
         }
     }
 
-    /// A snapshot as it is kept: whole, or as [`TooLarge`].
+    /// A snapshot as one value: whole, or as [`TooLarge`]. What is kept in pieces is [`Written`].
     pub fn kept(account: &AccountId, position: Position, at_ms: u64, state: &Account) -> Bytes {
         let whole = Self::encode(account, position, at_ms, state);
         if whole.len() <= SNAPSHOT_BYTES_MAX {
             return whole;
         }
-        let stand_in = TooLarge {
-            v: SNAPSHOT_VERSION,
-            account: account.clone(),
-            position,
-            at_ms,
-            too_large: whole.len() as u64,
-        };
-        wire::encode(&stand_in).into()
+        TooLarge::of(account, position, at_ms, whole.len())
     }
 
     /// A snapshot as bytes, without owning the state.

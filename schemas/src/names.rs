@@ -83,6 +83,19 @@ impl Names {
         format!("account.{account}")
     }
 
+    /// Key of one piece of the snapshot of an account that is too large for one value.
+    pub fn snapshot_piece_key(account: &AccountId, number: u32) -> String {
+        format!("account.{account}.{number}")
+    }
+
+    /// The account of a key of its snapshot or of a piece of it.
+    pub fn snapshot_key_account(key: &str) -> Option<AccountId> {
+        let rest = key.strip_prefix("account.")?;
+        let (account, piece) = rest.split_once('.').unwrap_or((rest, "0"));
+        let _: u32 = piece.parse().ok()?;
+        AccountId::new(account).ok()
+    }
+
     /// Key of the position up to which a partition's snapshots are current.
     pub fn snapshot_partition_key(partition: Partition) -> String {
         format!("partition.{partition}")
@@ -163,6 +176,13 @@ mod tests {
         assert_eq!(names.feed_type("settled"), "seatbelt.spend.settled.v1");
         assert_eq!(names.snapshot_bucket(), "SEATBELT_SNAPSHOTS");
         assert_eq!(Names::snapshot_account_key(&account), "account.acct-cap");
+        assert_eq!(Names::snapshot_piece_key(&account, 7), "account.acct-cap.7");
+        for key in ["account.acct-cap", "account.acct-cap.7"] {
+            assert_eq!(Names::snapshot_key_account(key), Some(account.clone()));
+        }
+        for key in ["account.acct-cap.x", "account.a.b.7", "feed.00"] {
+            assert_eq!(Names::snapshot_key_account(key), None, "{key}");
+        }
     }
 
     #[test]

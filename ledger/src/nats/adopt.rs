@@ -10,7 +10,6 @@ use std::sync::Arc;
 use seatbelt_schemas::{
     commit::{COMMIT_EVENTS_MAX, ChainHash},
     event::Adopted,
-    ids::AccountId,
     names::Names,
     position::Partition,
 };
@@ -201,7 +200,7 @@ impl Adoption {
     }
 
     fn is_ours(&self, key: &str) -> bool {
-        let account = key.strip_prefix("account.").map(AccountId::new);
-        matches!(account, Some(Ok(account)) if self.meta.partitions.of(&account) == self.partition)
+        let account = Names::snapshot_key_account(key);
+        account.is_some_and(|account| self.meta.partitions.of(&account) == self.partition)
     }
 }

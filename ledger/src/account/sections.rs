@@ -1,0 +1,46 @@
+//! An account taken apart into lists, each in the order in which the account keeps it, and put together
+//! again: what a snapshot in pieces is made of.
+
+use seatbelt_schemas::ids::{ReservationId, RunId};
+
+use super::{Account, Cap, ExpiredReservation, Key, Reservation, Run};
+
+/// Everything that an account holds, by kind.
+#[derive(Debug, Default)]
+pub struct Sections {
+    /// Whether the account exists.
+    pub opened: bool,
+    /// How many events have been applied.
+    pub version: u32,
+    /// Keys, by id.
+    pub keys: Vec<Key>,
+    /// Caps, by scope and id.
+    pub caps: Vec<Cap>,
+    /// Open runs, by id.
+    pub runs: Vec<(RunId, Run)>,
+    /// Open reservations, by id.
+    pub open: Vec<(ReservationId, Reservation)>,
+    /// Expired reservations, by id.
+    pub expired: Vec<(ReservationId, ExpiredReservation)>,
+}
+
+impl From<Sections> for Account {
+    fn from(sections: Sections) -> Self {
+        Self {
+            opened: sections.opened,
+            version: sections.version,
+            keys: sections.keys,
+            caps: sections.caps,
+            open: sections.open.into_iter().collect(),
+            expired: sections.expired.into_iter().collect(),
+            runs: sections.runs.into_iter().collect(),
+        }
+    }
+}
+
+impl Account {
+    /// How many keys, caps, runs and reservations there are in all.
+    pub fn entries(&self) -> usize {
+        self.keys.len() + self.caps.len() + self.runs.len() + self.open.len() + self.expired.len()
+    }
+}
