@@ -739,3 +739,62 @@ async fn a_bucket_that_is_old_as_a_whole_is_brought_up_to_date_by_the_journal() 
     }
     aged.is_true("all old").await;
 }
+
+impl World {
+    /// The partition record as another version of the ledger would have written it.
+    fn record_is_of(&self, v: u8) {
+        let key = Names::snapshot_partition_key(P);
+        let record = PartitionRecord::decode(&self.snapshots.peek(&key).unwrap());
+        let other = PartitionRecord {
+            v,
+            ..record.unwrap()
+        };
+        self.snapshots.put_back(&key, Some(other.encode()));
+    }
+}
+
+/// Versions that this one cannot read are not read half: the journal says what there is.
+#[tokio::test]
+async fn a_start_from_a_record_of_another_version_reads_the_whole_journal() {
+    let world = World::new().await;
+    world.project().await;
+    for v in [RECORD_VERSION - 1, RECORD_VERSION + 1] {
+        let world = World {
+            journal: MemoryJournal::with_commits(world.journal.commits()),
+            snapshots: world.snapshots.copy(),
+        };
+        world.record_is_of(v);
+        world.snapshots.forget(&key_of("a"));
+        let host = world.host().await;
+        assert_eq!((spent(&host, "a").await, spent(&host, "b").await), (30, 0));
+        host.stop().await;
+    }
+}
+
+/// A projector of a newer release came before this gateway was upgraded: it says so, and does not fold the
+/// journal for each account.
+#[tokio::test]
+async fn a_running_writer_that_meets_a_newer_record_says_that_it_must_be_upgraded() {
+    let world = World::new().await;
+    world.project().await;
+    let early = world.snapshots.peek(&key_of("a"));
+    let host = world.host().await;
+    spend(&host, "b", 1).await;
+    host.stop().await;
+    world.project().await;
+    // nothing has happened to the account since, so this does, if somebody vouches for it
+    world.snapshots.put_back(&key_of("a"), early);
+    let good = world.snapshots.peek(&Names::snapshot_partition_key(P));
+    // the journal's beginning is not there to be folded
+    let host = world.host_of(world.without_beginning(1));
+    host.ready().await.unwrap();
+    world.record_is_of(RECORD_VERSION + 1);
+    let told = standing(&host, "a").await.unwrap_err();
+    assert!(matches!(told, CommandError::Unavailable { .. }), "{told:?}");
+    assert!(told.to_string().contains("upgrade"), "{told}");
+    world
+        .snapshots
+        .put_back(&Names::snapshot_partition_key(P), good);
+    assert_eq!(spent(&host, "a").await, 30);
+    host.stop().await;
+}
