@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::{FutureExt, future::BoxFuture};
 use seatbelt_ledger::{
     api::{SnapshotError, SnapshotStanding, Snapshots, Standing},
-    snapshot::{AccountSnapshot, PartitionRecord},
+    snapshot::{PartitionRecord, Terms},
 };
 use seatbelt_schemas::{
     ids::{AccountId, KeyId},
@@ -38,14 +38,9 @@ impl SnapshotReader {
         // the partition first: what it vouches for is then in the account's snapshot, which is
         // written before it and read after it
         let vouched = self.store.read(&partition).await?;
-        let kept = self
-            .store
-            .read(&Names::snapshot_account_key(account))
-            .await?;
-        let Some(value) = kept.value else {
+        let Some(snapshot) = Terms::read(&*self.store, account).await? else {
             return Ok(None);
         };
-        let snapshot = AccountSnapshot::decode(&value)?;
         let vouched = vouched
             .value
             .map(|value| PartitionRecord::decode(&value))
@@ -57,7 +52,7 @@ impl SnapshotReader {
             account: snapshot.account,
             position: position.max(snapshot.position),
             at_ms: snapshot.at_ms,
-            open: snapshot.state.open().len() as u64,
+            open: snapshot.open,
             caps: snapshot.state.standings(key, at_ms),
         };
         let age_ms = at_ms.saturating_sub(current_ms.max(snapshot.at_ms));

@@ -16,15 +16,14 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::join, stream};
 use seatbelt_ledger::{
     account::Account,
     directory::{self, Directory, DirectoryError, DirectoryRef, Entry, LastPositions},
     journal::{Journal, ReadError, Sequence, Stored},
     snapshot::{
-        AccountSnapshot, History, MARK_EVERY_EVENTS, OPEN_ACCOUNTS_MAX, PartitionRecord,
-        RECORD_VERSION, agrees,
+        AccountSnapshot, Found, History, MARK_EVERY_EVENTS, OPEN_ACCOUNTS_MAX, PartitionRecord,
+        RECORD_VERSION, Written, agrees, pieces,
     },
 };
 use seatbelt_schemas::{
@@ -47,6 +46,10 @@ use crate::{
 
 /// Accounts that changed are written at most this often.
 pub const FLUSH_EVERY: Duration = Duration::from_millis(100);
+/// Large accounts make it rarer, down to this: how much later a reader may see what changed.
+pub const FLUSH_EVERY_MAX: Duration = Duration::from_secs(1);
+/// How much of accounts in pieces is looked through in a second, changed or not.
+const LARGE_BYTES_PER_SECOND: u32 = 16 * 1024 * 1024;
 /// The partition record of an idle partition is written this often, so that readers can tell a quiet
 /// journal from a dead projector.
 pub const RECORD_REFRESH_EVERY: Duration = Duration::from_secs(1);
@@ -59,12 +62,22 @@ pub const ACCOUNTS_IN_MEMORY_MAX: usize = 100_000;
 /// How many events lie between two marks; few in this crate's own tests, so that all of them meet some.
 pub(crate) const MARK_EVERY: u64 = if cfg!(test) { 3 } else { MARK_EVERY_EVENTS };
 
+/// How long to let be after writing so many bytes of accounts in pieces: each time, all of them are
+/// encoded and hashed to see which pieces changed.
+pub(crate) fn pause_after(bytes: usize) -> Duration {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    let pause = Duration::from_secs(1) * bytes / LARGE_BYTES_PER_SECOND;
+    pause.clamp(FLUSH_EVERY, FLUSH_EVERY_MAX)
+}
+
 /// One account in memory.
 struct Folded {
     state: Account,
     /// Events up to here were in the snapshot that this began with.
     loaded_at: Position,
     revision: Revision,
+    /// The head that stands in the store at that revision, where the snapshot is in pieces.
+    head: Option<pieces::Head>,
 }
 
 /// The snapshots of one partition.
@@ -85,6 +98,8 @@ pub(crate) struct Snapshots<J> {
     dirty: HashSet<AccountId>,
     listed: Listed,
     flushed_at: Instant,
+    /// How long after that the next snapshots are written at the earliest.
+    pause: Duration,
     recorded: Sequence,
     recorded_position: Position,
 }
@@ -171,6 +186,7 @@ impl<J: Journal> Snapshots<J> {
             dirty: HashSet::new(),
             listed: Listed::Named(record.directory),
             flushed_at: Instant::now(),
+            pause: FLUSH_EVERY,
             recorded: sequence,
         }
     }
@@ -299,7 +315,7 @@ impl<J: Journal> Snapshots<J> {
         let mut commits = journal.follow(self.tail.sequence);
         loop {
             let pause = if self.is_behind() {
-                FLUSH_EVERY
+                self.pause
             } else {
                 RECORD_REFRESH_EVERY
             };
@@ -432,15 +448,19 @@ impl<J: Journal> Snapshots<J> {
     /// One account from its snapshot; from the journal where the snapshot does not reach the account's
     /// last event.
     async fn load_one(&self, account: AccountId) -> Result<(AccountId, Folded), Trouble> {
-        let key = Names::snapshot_account_key(&account);
-        let (kept, last) = join(self.store.read(&key), self.last(&account)).await;
-        let (kept, last) = (kept?, last?);
         let (vouched, tail) = (
             (self.revision, self.recorded_position),
             self.tail.head.position,
         );
-        let found = AccountSnapshot::of_kept(&account, &kept, vouched)
-            .and_then(|found| AccountSnapshot::held_to(found, last, tail));
+        let read = Found::read(&*self.store, &account, vouched);
+        let (read, last) = join(read, self.last(&account)).await;
+        let Found {
+            kept,
+            head,
+            snapshot,
+        } = read?;
+        let last = last?;
+        let found = snapshot.and_then(|found| AccountSnapshot::held_to(found, last, tail));
         let (state, loaded_at) = match found {
             Ok(Some(snapshot)) => (snapshot.state, snapshot.position),
             // whatever stands there is of no use to an account that only begins
@@ -458,6 +478,7 @@ impl<J: Journal> Snapshots<J> {
             state,
             loaded_at,
             revision,
+            head,
         };
         Ok((account, folded))
     }
@@ -499,30 +520,32 @@ impl<J: Journal> Snapshots<J> {
     /// Writes the accounts that changed.
     async fn write_accounts(&mut self) -> Result<(), Trouble> {
         let (position, at_ms) = (self.tail.head.position, self.tail.head.at_ms);
-        let values: Vec<(AccountId, Revision, Bytes)> = self
+        let values: Vec<(AccountId, Revision, Written)> = self
             .dirty
             .iter()
             .filter_map(|account| self.accounts.get(account).map(|folded| (account, folded)))
             .map(|(account, folded)| {
-                let value = AccountSnapshot::kept(account, position, at_ms, &folded.state);
-                (account.clone(), folded.revision, value)
+                let Folded { state, head, .. } = folded;
+                let written = Written::of(account, position, at_ms, state, head.as_ref());
+                (account.clone(), folded.revision, written)
             })
             .collect();
+        let large = values.iter().filter(|(.., written)| written.head.is_some());
+        self.pause = pause_after(large.map(|(.., written)| written.size).sum());
         let store = Arc::clone(&self.store);
         let mut writes = stream::iter(values)
-            .map(|(account, expected, value)| {
+            .map(|(account, expected, written)| {
                 let store = Arc::clone(&store);
                 async move {
-                    let key = Names::snapshot_account_key(&account);
-                    let revision = store.write(&key, expected, value).await?;
-                    Ok::<_, WriteError>((account, revision))
+                    let revision = written.write(&*store, &account, expected).await?;
+                    Ok::<_, WriteError>((account, revision, written.head))
                 }
             })
             .buffer_unordered(SNAPSHOTS_IN_FLIGHT_MAX);
-        while let Some((account, revision)) = writes.try_next().await? {
+        while let Some((account, revision, head)) = writes.try_next().await? {
             self.dirty.remove(&account);
             if let Some(folded) = self.accounts.get_mut(&account) {
-                folded.revision = revision;
+                (folded.revision, folded.head) = (revision, head);
             }
         }
         if self.accounts.len() > ACCOUNTS_IN_MEMORY_MAX {

@@ -13,14 +13,13 @@ use seatbelt_ledger::{
     api::Snapshots as _,
     journal::{Journal as _, Sequence, memory::MemoryJournal},
     partition::PartitionState,
-    snapshot::{AccountSnapshot, PartitionRecord, TooLarge},
+    snapshot::{AccountSnapshot, PartitionRecord, RECORD_VERSION},
 };
 use seatbelt_schemas::{
     commit::Commit,
     ids::{AccountId, LedgerId},
     names::Names,
     position::{Partition, Partitions, Position},
-    wire,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +31,8 @@ use crate::{
     store::memory::{Fault, Fuse, MemoryFeed, MemorySnapshots},
     testing::{Body, START_MS, capped, commits, commits_of, opened, reserved, settled},
 };
+
+mod large;
 
 const PARTITION: Partition = Partition(0);
 /// Longest that any of these tests waits for something to become so.
@@ -483,6 +484,21 @@ async fn without_its_directory_all_is_projected_again() {
     }
 }
 
+/// Neither an older nor a newer release's record is understood half.
+#[tokio::test]
+async fn a_record_of_another_version_is_projected_again_from_the_start() {
+    for v in [RECORD_VERSION - 1, RECORD_VERSION + 1] {
+        let world = World::of(short_story());
+        world.catch_up("p").await;
+        let record = world.record().unwrap();
+        let other = PartitionRecord { v, ..record };
+        world.snapshots.overwrite("partition.00", other.encode());
+        world.snapshots.forget("account.b");
+        world.catch_up("p").await;
+        world.check("another version");
+    }
+}
+
 /// Its digest fits its content, but the content is not what the journal's decisions met.
 #[tokio::test]
 async fn a_snapshot_at_odds_with_the_journal_is_folded_again() {
@@ -495,48 +511,6 @@ async fn a_snapshot_at_odds_with_the_journal_is_folded_again() {
     world.append(&story[2..]).await;
     world.catch_up("p").await;
     world.check("snapshot at odds");
-}
-
-#[tokio::test]
-async fn an_account_too_large_for_a_snapshot_holds_nothing_else_up() {
-    let mut lists = vec![vec![opened("a"), opened("b"), capped("b", 100)]];
-    let holds = |from: u64| {
-        (from..from + 150)
-            .map(|number| reserved("a", number, 1))
-            .collect()
-    };
-    lists.extend((0..60).map(|list| holds(list * 150)));
-    let lists: Vec<&[Body]> = lists.iter().map(Vec::as_slice).collect();
-    let story = commits(&lists);
-    let mut world = World::of(story[..60].to_vec());
-    world.catch_up("p").await;
-    let at = START_MS + 1000;
-    let reader = SnapshotReader::new(
-        Arc::new(world.snapshots.clone()),
-        Partitions::try_from(1).unwrap(),
-    );
-    let large = reader.standing(account("a"), None, at).await;
-    assert!(large.is_err(), "a reader is told");
-    assert!(
-        reader
-            .standing(account("b"), None, at)
-            .await
-            .unwrap()
-            .is_some()
-    );
-    // the next start needs the account whole
-    world.append(&story[60..]).await;
-    world.catch_up("p").await;
-    assert_eq!(world.record().unwrap().sequence, 61);
-    let kept = world.snapshots.peek("account.a").unwrap();
-    let kept: TooLarge = wire::decode("stand-in", &kept).unwrap();
-    let mut state = PartitionState::new(PARTITION);
-    for commit in &world.commits {
-        state.accept(&commit.encode()).unwrap();
-    }
-    let whole = state.account(&account("a")).unwrap();
-    let whole = AccountSnapshot::encode(&account("a"), kept.position, kept.at_ms, whole);
-    assert_eq!(kept.too_large, whole.len() as u64);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, TryStreamExt};
@@ -17,15 +17,21 @@ use seatbelt_ledger::{
     host::now_ms,
     journal::{Journal, Sequence},
     nats::{FeedMessage, FeedStream, Leases, Nats, NatsJournal, connect, snapshot_bucket},
-    snapshot::PartitionRecord,
+    recovery::Source,
+    snapshot::{Found, PartitionRecord, Unusable},
+    store::Revision,
 };
 use seatbelt_projector::{Parts, SnapshotReader, run};
 use seatbelt_schemas::{
     commit::{ChainHash, Commit},
-    event::{AccountOpened, Event, Genesis, StoredEvent},
-    ids::{AccountId, Actor, CommandId, LedgerId},
+    event::{
+        AccountOpened, Asked, Event, EventBody, Genesis, OnShort, OnUnknown, Reserved, StoredEvent,
+    },
+    ids::{AccountId, Actor, CommandId, KeyId, LedgerId, ReservationId},
+    meter::Amounts,
     names::Names,
     position::{Epoch, Partition, Partitions, Position},
+    scope::Scopes,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -541,4 +547,124 @@ async fn timeout_of<T>(call: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, call)
         .await
         .expect("it never came")
+}
+
+/// The journal of an account with so many open reservations.
+async fn append_large(journal: &NatsJournal, of: &AccountId, open: u64) {
+    let (mut position, mut prev) = (Position(0), ChainHash::default());
+    let at_ms = now_ms();
+    let mut next = |bodies: Vec<(AccountId, EventBody)>| {
+        let first_position = position.next();
+        let events = bodies.into_iter().map(|(account, body)| {
+            position = position.next();
+            StoredEvent::new(Event {
+                position,
+                at_ms,
+                account,
+                cause: CommandId::from_parts(at_ms, u128::from(position.0)),
+                actor: Actor::system("test"),
+                body,
+            })
+        });
+        let commit = Commit {
+            partition: Partition(1),
+            epoch: Epoch(1),
+            first_position,
+            prev,
+            at_ms,
+            events: events.collect(),
+        };
+        let payload = commit.encode();
+        prev = ChainHash::of(&payload);
+        payload
+    };
+    let genesis = Genesis {
+        ledger: LedgerId::new("real").unwrap(),
+        partition: 1,
+        partitions: 2,
+    };
+    let begin = vec![
+        (AccountId::system(), genesis.into()),
+        (of.clone(), AccountOpened {}.into()),
+    ];
+    journal.append(Sequence(0), next(begin)).await.unwrap();
+    for batch in 0..open / 100 {
+        let holds = (batch * 100..).take(100);
+        let holds = holds.map(|number| (of.clone(), reserved(at_ms, number).into()));
+        let payload = next(holds.collect());
+        journal.append(Sequence(batch + 1), payload).await.unwrap();
+    }
+}
+
+fn reserved(at_ms: u64, number: u64) -> Reserved {
+    let scopes = Scopes {
+        key: KeyId::new("key").unwrap(),
+        team: None,
+        model: None,
+        run: None,
+        end_user: None,
+    };
+    Reserved {
+        reservation: ReservationId::from_parts(at_ms, u128::from(number)),
+        scopes: scopes.into(),
+        asked: Asked {
+            input_tokens: 0,
+            output_tokens: 1,
+            deadline_ms: at_ms + 3_600_000,
+            on_short: OnShort::Refuse,
+            on_unknown: OnUnknown::ChargeHold,
+        },
+        hold: Amounts::request(0, 1, None),
+        price: None,
+        budget: None,
+        caps: Vec::new(),
+    }
+}
+
+/// More than one value takes: it is projected, read, taken over from, and put right where a piece is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_account_is_kept_in_pieces() {
+    const OPEN: u64 = 20_000;
+    let server = Server::start().await;
+    let (nats, names) = (server.connect("test").await, Names::default());
+    let of = account(Partition(1), 0);
+    let journal = NatsJournal::open(&nats, &names, Partition(1), 1)
+        .await
+        .unwrap();
+    append_large(&journal, &of, OPEN).await;
+    let stop = CancellationToken::new();
+    let running = project(&server, "p", &stop).await;
+    let bucket = Arc::new(snapshot_bucket(&nats, &names, 1).await.unwrap());
+    let reader = SnapshotReader::new(bucket.clone(), partitions());
+    within(async || {
+        let found = reader.standing(of.clone(), None, now_ms()).await.unwrap();
+        found.filter(|found| found.standing.open == OPEN)
+    })
+    .await;
+    stop.cancel();
+    running.await.unwrap().unwrap();
+
+    let source = Source {
+        journal: Arc::new(journal),
+        snapshots: Some(bucket.clone()),
+        partition: Partition(1),
+    };
+    let began = Instant::now();
+    let (_, base) = source.recover().await.unwrap();
+    let loaded = source.load(&of, &base).await.unwrap().unwrap();
+    println!("taken over and loaded in {:?}", began.elapsed());
+    assert_eq!(loaded.open().len() as u64, OPEN);
+    let vouched = (Revision(u64::MAX), Position(0));
+    let found = Found::read(&*bucket, &of, vouched).await.unwrap();
+    let lost = found.head.unwrap().pieces.open[3].number;
+    let stream = nats.jetstream().get_stream("KV_SEATBELT_SNAPSHOTS").await;
+    let piece = format!("$KV.SEATBELT_SNAPSHOTS.account.{of}.{lost}");
+    let purged = stream.unwrap().purge().filter(piece).await.unwrap();
+    assert_eq!(purged.purged, 1);
+    let found = Found::read(&*bucket, &of, vouched).await.unwrap();
+    assert!(matches!(found.snapshot, Err(Unusable::Piece { number }) if number == lost));
+    let again = source.load(&of, &base).await.unwrap().unwrap();
+    assert_eq!(again, loaded);
+    let found = Found::read(&*bucket, &of, vouched).await.unwrap();
+    assert_eq!(found.snapshot.unwrap().unwrap().state, loaded);
 }
