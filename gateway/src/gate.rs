@@ -2,7 +2,8 @@
 //!
 //! A reservation is held by a value that can only be settled or released. Answers that are unsure are
 //! followed up in the background, bounded in time and awaited at shutdown: an undelivered reserve is
-//! released, a settle that was taken is sent again until it is durable. Nothing is decided here.
+//! released, and a settle is sent again where the answer that it lasts did not come. Nothing is decided
+//! here.
 
 use std::{
     collections::HashMap,
@@ -10,8 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::BoxFuture;
 use seatbelt_ledger::api::{
-    Ack, CommandError, Ledger, Read, Release, Reserve, ReserveOutcome, Resolution, Settle,
+    Ack, Answer, CommandError, Ledger, Read, Release, Reserve, ReserveOutcome, Resolution, Settle,
+    Taken,
 };
 use seatbelt_schemas::{
     command::Grant,
@@ -227,15 +230,24 @@ impl Gate {
         marks.insert(account.clone(), position);
     }
 
-    /// Sends a settle until it is durable; its answer was already taken or came too late.
-    fn follow_up_settle(self: &Arc<Self>, command: Settle) {
+    /// Waits for the answer that a settle lasts, and sends the settle again where it does not come;
+    /// there is none yet to wait for where the first answer did not come either.
+    fn follow_up_settle(
+        self: &Arc<Self>,
+        command: Settle,
+        lasting: Option<BoxFuture<'static, Answer<Resolution>>>,
+    ) {
         let gate = Arc::clone(self);
         self.tracker.spawn(async move {
             let began = Instant::now();
             let mut pause = PAUSE_FIRST;
+            let again = || gate.ledger.settle(command.clone(), Ack::Durable);
+            let mut answer = match lasting {
+                Some(lasting) => lasting,
+                None => again(),
+            };
             loop {
-                let answer = timeout(gate.ledger_timeout, gate.ledger.settle(command.clone(), Ack::Durable)).await;
-                match answer {
+                match timeout(gate.ledger_timeout, answer).await {
                     Ok(Ok(resolution)) => return gate.mark(&command.account, resolution.position),
                     Ok(Err(CommandError::Unavailable { .. })) | Err(_) if began.elapsed() < FOLLOW_UP_MAX => {}
                     Ok(Err(error)) => {
@@ -247,6 +259,7 @@ impl Gate {
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
+                answer = again();
             }
         });
     }
@@ -358,10 +371,13 @@ impl Reservation {
         let usage = command.report.usage;
         gate.metrics.stage(Stage::Settle, began.elapsed());
         match taken {
-            Ok(Ok(resolution)) => {
+            Ok(Ok(Taken {
+                resolution,
+                lasting,
+            })) => {
                 gate.mark(&self.account, resolution.position);
                 gate.metrics.spent(&usage, resolution.amounts.cost);
-                gate.follow_up_settle(command);
+                gate.follow_up_settle(command, Some(lasting));
                 Ok(resolution.position)
             }
             // reconciled by another part meanwhile: it has its one end
@@ -375,7 +391,7 @@ impl Reservation {
             ))),
             Err(_) => {
                 gate.metrics.ledger_unavailable();
-                gate.follow_up_settle(command);
+                gate.follow_up_settle(command, None);
                 Err(ApiError::not_recorded("settle was not taken in time"))
             }
         }
@@ -422,10 +438,10 @@ impl Reservation {
 }
 
 impl Gate {
-    async fn settle_taken(&self, command: &Settle) -> Result<Resolution, CommandError> {
+    async fn settle_taken(&self, command: &Settle) -> Answer<Taken> {
         let mut pause = PAUSE_FIRST;
         loop {
-            match self.ledger.settle(command.clone(), Ack::Taken).await {
+            match self.ledger.settle_early(command.clone()).await {
                 Err(CommandError::Unavailable { .. }) => {}
                 answer => return answer,
             }

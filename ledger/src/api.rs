@@ -18,6 +18,34 @@ use thiserror::Error;
 /// What came of a call.
 pub type Answer<T> = Result<T, CommandError>;
 
+/// A settle that is in the writer's state: the first of its two answers, and the way to the second.
+pub struct Taken {
+    /// What was charged, and where.
+    pub resolution: Resolution,
+    /// Comes once the settle lasts. [`CommandError::Unavailable`] says that it may not have lasted, or
+    /// that the answer was lost: only then is the same command to be sent again.
+    pub lasting: BoxFuture<'static, Answer<Resolution>>,
+}
+
+impl Taken {
+    /// A settle that lasts already.
+    pub fn lasting(resolution: Resolution) -> Self {
+        let lasting = Box::pin(std::future::ready(Ok(resolution)));
+        Self {
+            resolution,
+            lasting,
+        }
+    }
+}
+
+impl std::fmt::Debug for Taken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Taken")
+            .field("resolution", &self.resolution)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The gate. All calls are idempotent by command id and safe to send again after
 /// [`CommandError::Unavailable`]. A caller that drops a `reserve` gives the hold back: the writer
 /// releases what it cannot deliver.
@@ -28,9 +56,18 @@ pub trait Ledger: Send + Sync {
     /// Changes an open hold; answers once durable.
     fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>>;
 
-    /// Replaces a hold by what was really used; answers as `ack` says. A caller that was answered
-    /// [`Ack::Taken`] sends the same command again with [`Ack::Durable`] to know that it lasts.
+    /// Replaces a hold by what was really used; answers once, as `ack` says.
     fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>>;
+
+    /// The same with two answers to one command: it is taken, and later it lasts. An error is the only
+    /// answer. Whoever drops the second answer sends the command again with [`Ack::Durable`]. Where a
+    /// ledger has nothing to say before, both answers come once the settle lasts.
+    fn settle_early(&self, command: Settle) -> BoxFuture<'_, Answer<Taken>> {
+        Box::pin(async move {
+            let resolution = self.settle(command, Ack::Durable).await?;
+            Ok(Taken::lasting(resolution))
+        })
+    }
 
     /// Gives a hold back; answers once durable.
     fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>>;

@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 use crate::{
     api::{
         Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, Resize, Resolution,
-        Settle, Standing,
+        Settle, Standing, Taken,
     },
     host::{HostConfig, HostedPartition, PartitionHandle, PartitionStatus, describe},
     journal::seen::Seen,
@@ -317,6 +317,14 @@ impl Ledger for ClusterLedger {
         let slot = self.of(&command.account);
         Box::pin(async move {
             slot.call(|ledger| ledger.settle(command.clone(), ack))
+                .await
+        })
+    }
+
+    fn settle_early(&self, command: Settle) -> BoxFuture<'_, Answer<Taken>> {
+        let slot = self.of(&command.account);
+        Box::pin(async move {
+            slot.call(|ledger| ledger.settle_early(command.clone()))
                 .await
         })
     }

@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     api::{
         Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, Resize, Resolution,
-        Settle, Standing,
+        Settle, Standing, Taken,
     },
     journal::Journal,
     recovery::{Base, Source},
@@ -230,6 +230,10 @@ impl Ledger for LedgerHost {
 
     fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
         self.of(&command.account).settle(command, ack)
+    }
+
+    fn settle_early(&self, command: Settle) -> BoxFuture<'_, Answer<Taken>> {
+        self.of(&command.account).settle_early(command)
     }
 
     fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {

@@ -149,6 +149,15 @@ pub enum Reply {
 pub trait Caller {
     /// Whether nobody listens any more.
     fn is_gone(&self) -> bool;
+
+    /// Who hears again, once it lasts, of a settle that this one is told is taken; nobody unless the
+    /// caller asked for both answers.
+    fn second(&mut self) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        None
+    }
 }
 
 /// What to do after an append.
@@ -958,10 +967,14 @@ impl<T: Caller> Writer<T> {
         Ok(())
     }
 
-    fn answer_when(&mut self, ack: Ack, position: Position, caller: T, reply: Answer<Reply>) {
+    fn answer_when(&mut self, ack: Ack, position: Position, mut caller: T, reply: Answer<Reply>) {
         match (ack, reply) {
             (Ack::Taken, Ok(Reply::Resolution(resolution))) => {
+                let second = caller.second();
                 self.replies.taken(caller, resolution);
+                if let Some(second) = second {
+                    self.answer_at(position, second, Ok(Reply::Resolution(resolution)));
+                }
             }
             (_, reply) => self.answer_at(position, caller, reply),
         }

@@ -240,6 +240,53 @@ async fn a_waiting_reserve_is_let_in_by_a_settle() {
 }
 
 #[tokio::test]
+async fn a_settle_is_told_taken_and_later_that_it_lasts() {
+    let journal = MemoryJournal::default();
+    let host = host(&journal);
+    with_cap(&host, 100).await;
+    let first = granted(&host, 80).await;
+    journal.script([Fault::UnknownLost; 4]);
+    let taken = host.settle_early(payer().settle(first, 10)).await.unwrap();
+    let mut lasting = taken.lasting;
+    assert!(
+        futures::poll!(&mut lasting).is_pending(),
+        "not on the journal"
+    );
+    assert_eq!(lasting.await, Ok(taken.resolution));
+    host.stop().await;
+    let settled = |body: &EventBody| matches!(body, EventBody::Settled(_));
+    assert_eq!(
+        verified(&journal)
+            .await
+            .iter()
+            .filter(|body| settled(body))
+            .count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_taken_settle_whose_writer_is_overtaken_is_told_so_and_carried_out_by_the_next() {
+    let journal = MemoryJournal::default();
+    let older = host(&journal);
+    with_cap(&older, 100).await;
+    let first = granted(&older, 80).await;
+    let newer = host(&journal);
+    newer.ready().await.unwrap();
+    let command = payer().settle(first, 10);
+    let taken = older.settle_early(command.clone()).await.unwrap();
+    let lost = taken.lasting.await;
+    assert!(
+        matches!(lost, Err(CommandError::Unavailable { .. })),
+        "{lost:?}"
+    );
+    newer.settle(command, Ack::Durable).await.unwrap();
+    assert_eq!(stands(&newer).await, (10, 0));
+    newer.stop().await;
+    verified(&journal).await;
+}
+
+#[tokio::test]
 async fn a_hold_past_its_deadline_is_charged() {
     let journal = MemoryJournal::default();
     let host = host(&journal);

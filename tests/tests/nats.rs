@@ -19,13 +19,14 @@ use async_nats::jetstream::stream::PersistenceMode;
 use bytes::Bytes;
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
 use seatbelt_ledger::{
-    api::{Answer, Ledger, UsageEvents},
+    api::{Answer, Ledger, Taken, UsageEvents},
     nats::{
         ConnectError, Durability, DurabilityError, FeedMessage, FeedStream, GenesisError, Layout,
         Leases, LedgerService, Nats, NatsUsageEvents, Proof, RemoteLedger, connect, meta, prove,
         provision, snapshot_bucket, watch_neurons,
     },
     store::{Revision, WriteError},
+    testing::Payer,
 };
 use seatbelt_schemas::{
     command::{
@@ -33,6 +34,7 @@ use seatbelt_schemas::{
         Resize, Resolution, Settle, Standing,
     },
     ids::{AccountId, Actor, CommandId, NeuronId, ReservationId},
+    meter::Amounts,
     names::Names,
     neuron::NeuronRecord,
     position::{Partition, Partitions, Position},
@@ -389,9 +391,18 @@ struct Scripted {
     waiting: AtomicUsize,
     seen: Mutex<HashMap<CommandId, usize>>,
     released: Mutex<Vec<ReservationId>>,
+    /// Settles: those with one answer by when they want it, those with two as `None`.
+    settles: Mutex<Vec<Option<Ack>>>,
 }
 
 const POSITION: Position = Position(7);
+
+fn charged() -> Resolution {
+    Resolution {
+        position: POSITION,
+        amounts: Amounts::zero(),
+    }
+}
 
 /// Counts a reserve that waits, until it is dropped.
 struct Held<'a>(&'a AtomicUsize);
@@ -422,8 +433,23 @@ impl Ledger for Scripted {
         async move { Err(CommandError::Conflict { id: command.id }) }.boxed()
     }
 
-    fn settle(&self, command: Settle, _: Ack) -> BoxFuture<'_, Answer<Resolution>> {
-        async move { Err(CommandError::Conflict { id: command.id }) }.boxed()
+    fn settle(&self, _: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
+        self.settles.lock().unwrap().push(Some(ack));
+        async move { Ok(charged()) }.boxed()
+    }
+
+    fn settle_early(&self, command: Settle) -> BoxFuture<'_, Answer<Taken>> {
+        self.settles.lock().unwrap().push(None);
+        let lasting = match command.account.as_str() {
+            "never" => futures::future::pending().boxed(),
+            _ => async { Ok(charged()) }.boxed(),
+        };
+        let resolution = charged();
+        let taken = Taken {
+            resolution,
+            lasting,
+        };
+        async move { Ok(taken) }.boxed()
     }
 
     fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {
@@ -483,6 +509,11 @@ fn reserve(name: &str, wait_ms: u64) -> Reserve {
     }
 }
 
+fn settle(name: &str) -> Settle {
+    let reservation = CommandId::from(ulid::Ulid::new()).into();
+    Payer::new(name, "k").settle(reservation, 5)
+}
+
 const PARTITION: Partition = Partition(2);
 
 async fn host(nats: &TestNats, ledger: &Arc<Scripted>) -> LedgerService {
@@ -496,6 +527,80 @@ async fn host(nats: &TestNats, ledger: &Arc<Scripted>) -> LedgerService {
 async fn remote(nats: &TestNats, patience: Duration) -> RemoteLedger {
     let connection = nats.connect("gateway").await;
     RemoteLedger::new(&connection, &Names::default(), PARTITION, patience)
+}
+
+#[tokio::test]
+async fn a_remote_settle_is_one_request_with_two_replies() {
+    let nats = TestNats::start().await;
+    let ledger = Arc::<Scripted>::default();
+    let _service = host(&nats, &ledger).await;
+    let remote = remote(&nats, PATIENCE).await;
+    let taken = remote.settle_early(settle("acct")).await.unwrap();
+    assert_eq!(taken.resolution, charged());
+    assert_eq!(taken.lasting.await, Ok(charged()));
+    assert_eq!(*ledger.settles.lock().unwrap(), [None]);
+}
+
+#[tokio::test]
+async fn a_second_reply_that_does_not_come_is_not_waited_for_long() {
+    let nats = TestNats::start().await;
+    let ledger = Arc::<Scripted>::default();
+    let _service = host(&nats, &ledger).await;
+    let remote = remote(&nats, PATIENCE).await;
+    let taken = remote.settle_early(settle("never")).await.unwrap();
+    let lasting = timeout(PATIENCE, taken.lasting).await.expect("bounded");
+    assert!(
+        matches!(lasting, Err(CommandError::Unavailable { .. })),
+        "{lasting:?}"
+    );
+    assert_eq!(*ledger.settles.lock().unwrap(), [None]);
+}
+
+#[tokio::test]
+async fn a_settle_to_nobody_is_unavailable_once_patience_ends() {
+    let nats = TestNats::start().await;
+    let remote = remote(&nats, Duration::from_millis(300)).await;
+    let begun = Instant::now();
+    let answer = remote.settle_early(settle("acct")).await.map(drop);
+    assert!(
+        matches!(answer, Err(CommandError::Unavailable { .. })),
+        "{answer:?}"
+    );
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+}
+
+#[tokio::test]
+async fn a_settle_of_an_earlier_gateway_has_one_reply() {
+    #[derive(serde::Serialize)]
+    struct Body {
+        command: Settle,
+        ack: Ack,
+    }
+    #[derive(serde::Serialize)]
+    struct Request {
+        v: u8,
+        within_ms: u64,
+        body: Body,
+    }
+    let nats = TestNats::start().await;
+    let ledger = Arc::<Scripted>::default();
+    let _service = host(&nats, &ledger).await;
+    let request = Request {
+        v: 1,
+        within_ms: 5_000,
+        body: Body {
+            command: settle("acct"),
+            ack: Ack::Taken,
+        },
+    };
+    let connection = nats.connect("earlier").await;
+    let subject = Names::default().ledger_subject(PARTITION, "settle");
+    let payload = wire::encode(&request).into();
+    let reply = connection.client().request(subject, payload).await.unwrap();
+    let reply: serde_json::Value = rmp_serde::from_slice(&reply.payload).unwrap();
+    assert_eq!(reply["ok"]["position"], 7);
+    assert_eq!(reply.get("lasting"), None, "a field it does not know");
+    assert_eq!(*ledger.settles.lock().unwrap(), [Some(Ack::Taken)]);
 }
 
 #[tokio::test]

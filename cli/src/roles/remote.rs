@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use seatbelt_ledger::{
     api::{
         Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, ReserveOutcome, Resize,
-        Resolution, Settle, Standing,
+        Resolution, Settle, Standing, Taken,
     },
     nats::RemoteLedger,
 };
@@ -52,6 +52,10 @@ impl Ledger for Remote {
 
     fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
         self.of(&command.account).settle(command, ack)
+    }
+
+    fn settle_early(&self, command: Settle) -> BoxFuture<'_, Answer<Taken>> {
+        self.of(&command.account).settle_early(command)
     }
 
     fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {

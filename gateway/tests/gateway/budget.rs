@@ -293,6 +293,30 @@ async fn an_answer_whose_settle_is_invalid_is_delivered_and_charged_at_its_hold(
     assert_eq!(stack.upstream.hits(), 1);
 }
 
+/// Stops the gateway, which waits for what it follows up; how many settles the writer has seen.
+async fn settles_seen(stack: Stack) -> usize {
+    stack.shutdown.cancel();
+    stack.served.await.unwrap().unwrap();
+    stack.ledger.settles.load(SeqCst)
+}
+
+#[tokio::test]
+async fn a_settle_is_one_command() {
+    let stack = Stack::balance(1000).await;
+    assert_eq!(status_and_body(stack.chat(&hi(20))).await.0, 200);
+    assert_eq!(stack.cap().await.spent, 15);
+    assert_eq!(settles_seen(stack).await, 1);
+}
+
+#[tokio::test]
+async fn a_settle_is_sent_again_where_nobody_said_that_it_lasts() {
+    let stack = Stack::balance(1000).await;
+    stack.ledger.seconds_lost.store(true, SeqCst);
+    assert_eq!(status_and_body(stack.chat(&hi(20))).await.0, 200);
+    assert_eq!(stack.cap().await.spent, 15);
+    assert_eq!(settles_seen(stack).await, 2);
+}
+
 #[tokio::test]
 async fn a_refusal_says_whose_it_is_and_whether_a_retry_helps() {
     let stack = Stack::start(tokens(10, Window::Rolling { seconds: 3600 })).await;

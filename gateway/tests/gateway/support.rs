@@ -29,7 +29,7 @@ use seatbelt_ledger::{
     api::{
         Ack, Admin, AdminOutcome, Answer, CommandError, Ledger, Read, Release, Reserve,
         ReserveOutcome, Resize, Resolution, Settle, SnapshotError, SnapshotStanding, Snapshots,
-        Standing, UsageEvents,
+        Standing, Taken, UsageEvents,
     },
     host::{HostConfig, LedgerHost},
     journal::memory::MemoryJournal,
@@ -245,6 +245,10 @@ pub(crate) struct Switched {
     pub(crate) reports_invalid: AtomicBool,
     /// Reserves are decided, and their answers lost.
     pub(crate) answers_lost: AtomicBool,
+    /// That a settle lasts is told to nobody.
+    pub(crate) seconds_lost: AtomicBool,
+    /// Settles that reached the writer.
+    pub(crate) settles: AtomicUsize,
 }
 
 impl Switched {
@@ -253,6 +257,19 @@ impl Switched {
             true => Err(CommandError::unavailable("cut off by the test")),
             false => Ok(()),
         }
+    }
+
+    fn check_settle(&self, command: &Settle) -> Result<(), CommandError> {
+        self.check()?;
+        if self.settles_away.load(SeqCst) {
+            return Err(CommandError::unavailable("cut off by the test"));
+        }
+        let reported = command.report.source == UsageSource::Upstream;
+        if reported && self.reports_invalid.load(SeqCst) {
+            return Err(CommandError::invalid("found so by the test"));
+        }
+        self.settles.fetch_add(1, SeqCst);
+        Ok(())
     }
 }
 
@@ -275,15 +292,21 @@ impl Ledger for Switched {
 
     fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
         async move {
-            self.check()?;
-            if self.settles_away.load(SeqCst) {
-                return Err(CommandError::unavailable("cut off by the test"));
-            }
-            let reported = command.report.source == UsageSource::Upstream;
-            if reported && self.reports_invalid.load(SeqCst) {
-                return Err(CommandError::invalid("found so by the test"));
-            }
+            self.check_settle(&command)?;
             self.host.settle(command, ack).await
+        }
+        .boxed()
+    }
+
+    fn settle_early(&self, command: Settle) -> BoxFuture<'_, Answer<Taken>> {
+        async move {
+            self.check_settle(&command)?;
+            let mut taken = self.host.settle_early(command).await?;
+            if self.seconds_lost.load(SeqCst) {
+                taken.lasting =
+                    async { Err(CommandError::unavailable("lost by the test")) }.boxed();
+            }
+            Ok(taken)
         }
         .boxed()
     }
@@ -417,6 +440,8 @@ impl Stack {
             settles_away: AtomicBool::new(false),
             reports_invalid: AtomicBool::new(false),
             answers_lost: AtomicBool::new(false),
+            seconds_lost: AtomicBool::new(false),
+            settles: AtomicUsize::new(0),
         });
         let snapshots = Arc::new(TestSnapshots {
             host,

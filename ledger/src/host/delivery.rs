@@ -15,7 +15,10 @@ impl<J: Journal> Task<J> {
         let told = writer.told();
         let answers: Vec<_> = writer.answers().collect();
         let (mut received, mut returned) = (Vec::new(), Vec::new());
-        for (Waiting { sender, account }, answer) in answers {
+        for (waiting, answer) in answers {
+            let Waiting {
+                sender, account, ..
+            } = waiting;
             let grant = match &answer {
                 Ok(Reply::Reserve(ReserveOutcome::Reserved(grant))) if grant.position > told => {
                     Some(grant.reservation)

@@ -17,7 +17,7 @@ use super::{CHANNEL_SHARE_MAX, PartitionStatus, skew::Skew};
 use crate::{
     api::{
         Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, Resize, Resolution,
-        Settle, Standing,
+        Settle, Standing, Taken,
     },
     shares::{Place, Shares},
     writer::{Caller, Reply, Request},
@@ -40,11 +40,22 @@ pub(super) struct Waiting {
     pub(super) sender: oneshot::Sender<Answer<Reply>>,
     /// Whose hold it would be, for a reserve.
     pub(super) account: Option<AccountId>,
+    /// Where to say that a settle lasts, for one that is answered when it is taken too.
+    pub(super) lasting: Option<oneshot::Sender<Answer<Reply>>>,
 }
 
 impl Caller for Waiting {
     fn is_gone(&self) -> bool {
         self.sender.is_closed()
+    }
+
+    fn second(&mut self) -> Option<Self> {
+        let sender = self.lasting.take()?;
+        Some(Self {
+            sender,
+            account: None,
+            lasting: None,
+        })
     }
 }
 
@@ -123,6 +134,15 @@ impl PartitionHandle {
 
     /// Sends one request and waits for its answer.
     pub async fn call(&self, request: Request) -> Answer<Reply> {
+        self.call_twice(request, None).await
+    }
+
+    /// The same; `lasting` hears again, see [`Caller::second`].
+    async fn call_twice(
+        &self,
+        request: Request,
+        lasting: Option<oneshot::Sender<Answer<Reply>>>,
+    ) -> Answer<Reply> {
         let (sender, receiver) = oneshot::channel();
         let account = match &request {
             Request::Reserve(command) => Some(command.account.clone()),
@@ -132,7 +152,12 @@ impl PartitionHandle {
             Some(account) => Some(self.place(account)?),
             None => None,
         };
-        let message = Message::Command(request, Waiting { sender, account }, place);
+        let waiting = Waiting {
+            sender,
+            account,
+            lasting,
+        };
+        let message = Message::Command(request, waiting, place);
         let sent = self.sender.send(message).await;
         match sent {
             Ok(()) => receiver.await.unwrap_or_else(|_| Err(self.stopped())),
@@ -209,6 +234,23 @@ impl Ledger for PartitionHandle {
 
     fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
         Box::pin(async move { expect!(self.call(Request::Settle(command, ack)).await, Resolution) })
+    }
+
+    fn settle_early(&self, command: Settle) -> BoxFuture<'_, Answer<Taken>> {
+        Box::pin(async move {
+            let (sender, second) = oneshot::channel();
+            let request = Request::Settle(command, Ack::Taken);
+            let resolution = expect!(self.call_twice(request, Some(sender)).await, Resolution)?;
+            let handle = self.clone();
+            let lasting = async move {
+                let reply = second.await.unwrap_or_else(|_| Err(handle.stopped()));
+                expect!(reply, Resolution)
+            };
+            Ok(Taken {
+                resolution,
+                lasting: Box::pin(lasting),
+            })
+        })
     }
 
     fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {

@@ -8,6 +8,7 @@
 mod client;
 mod reserving;
 mod service;
+mod twice;
 
 use std::time::Duration;
 
@@ -76,6 +77,10 @@ struct Request<T> {
 struct SettleBody {
     command: Settle,
     ack: Ack,
+    /// Whether a second reply is to say that what was taken lasts. A host that does not know the field
+    /// sends none, and a caller that does not set it gets one.
+    #[serde(skip_serializing_if = "is_false", default)]
+    lasting: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,10 +90,18 @@ struct Reply<T> {
     ok: Option<T>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     error: Option<CommandError>,
+    /// Of the two replies to a settle the second.
+    #[serde(skip_serializing_if = "is_false", default)]
+    lasting: bool,
 }
 
 fn none<T>() -> Option<T> {
     None
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// The version alone, whatever else there is.
@@ -106,18 +119,28 @@ fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, Wi
 }
 
 fn encode_reply<T: Serialize>(answer: Result<T, CommandError>) -> Vec<u8> {
+    wire::encode(&reply(answer, false))
+}
+
+fn reply<T>(answer: Result<T, CommandError>, lasting: bool) -> Reply<T> {
     let (ok, error) = match answer {
         Ok(outcome) => (Some(outcome), None),
         Err(error) => (None, Some(error)),
     };
-    wire::encode(&Reply {
+    Reply {
         v: VERSION,
         ok,
         error,
-    })
+        lasting,
+    }
 }
 
 fn decode_reply<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CommandError> {
+    decode_one_of_two(bytes).map(|(outcome, _)| outcome)
+}
+
+/// A reply, and whether it is the second of two.
+fn decode_one_of_two<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, bool), CommandError> {
     let unreadable = |detail: String| {
         // the command may have been carried out all the same
         CommandError::unavailable(format!("the writer's reply cannot be read: {detail}"))
@@ -126,7 +149,7 @@ fn decode_reply<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CommandError> {
         decode("ledger reply", bytes).map_err(|error| unreadable(error.to_string()))?;
     match (reply.ok, reply.error) {
         (_, Some(error)) => Err(error),
-        (Some(outcome), None) => Ok(outcome),
+        (Some(outcome), None) => Ok((outcome, reply.lasting)),
         (None, None) => Err(unreadable("it holds neither outcome nor error".to_owned())),
     }
 }

@@ -19,19 +19,19 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
-use super::{Request, SettleBody, VERSION, Verb, decode_reply};
+use super::{Request, SettleBody, VERSION, Verb, decode_reply, twice};
 use crate::{
-    api::{Answer, Ledger},
+    api::{Answer, Ledger, Taken},
     nats::{Nats, connect::Trouble},
 };
 
 /// How long a call waits for its reply before it is sent again; doubles each time. A host that was
 /// killed or frozen takes its requests with it: one sent again finds that out, or its successor. The
 /// writer answers a command sent twice once it is decided, to both.
-const AGAIN_FIRST: Duration = Duration::from_millis(300);
+pub(super) const AGAIN_FIRST: Duration = Duration::from_millis(300);
 /// Pauses before a call is sent again that was told that nobody hosts the partition now.
-const PAUSE_MIN: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_millis(200);
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(10);
+pub(super) const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// How long a reserve given up by its caller is tried to be given back.
 const GIVE_BACK_MAX: Duration = Duration::from_secs(10);
 
@@ -42,11 +42,11 @@ pub struct RemoteLedger {
 }
 
 #[derive(Debug)]
-struct Inner {
-    nats: Nats,
-    names: Names,
-    partition: Partition,
-    patience: Duration,
+pub(super) struct Inner {
+    pub(super) nats: Nats,
+    pub(super) names: Names,
+    pub(super) partition: Partition,
+    pub(super) patience: Duration,
 }
 
 impl RemoteLedger {
@@ -175,8 +175,16 @@ impl Ledger for RemoteLedger {
     }
 
     fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
-        let body = SettleBody { command, ack };
+        let body = SettleBody {
+            command,
+            ack,
+            lasting: false,
+        };
         self.inner.call(Verb::Settle, body, Duration::ZERO).boxed()
+    }
+
+    fn settle_early(&self, command: Settle) -> BoxFuture<'_, Answer<Taken>> {
+        twice::settle(&self.inner, command).boxed()
     }
 
     fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {

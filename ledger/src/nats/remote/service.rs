@@ -26,6 +26,7 @@ use tracing::{debug, warn};
 use super::{
     REQUEST_BYTES_MAX, Request, SettleBody, Verb, WITHIN_MAX, decode, encode_reply,
     reserving::Reserving,
+    twice::{self, Lasting},
 };
 use crate::{
     api::{Answer, Ledger},
@@ -146,8 +147,13 @@ struct Desk {
 
 impl Desk {
     async fn answer(self: Arc<Self>, message: Message, _slot: OwnedSemaphorePermit) {
-        let reply = self.work(&message).await;
-        self.reply(message.reply, reply).await;
+        let mut second = None;
+        let first = self.work(&message, &mut second).await;
+        self.reply(message.reply.clone(), first).await;
+        if let Some(lasting) = second {
+            self.reply(message.reply, twice::second(lasting).await)
+                .await;
+        }
     }
 
     async fn reply(&self, to: Option<Subject>, reply: Vec<u8>) {
@@ -160,7 +166,8 @@ impl Desk {
         }
     }
 
-    async fn work(&self, message: &Message) -> Vec<u8> {
+    /// The reply to a request; `second` is where a further one comes from, for a settle that has two.
+    async fn work(&self, message: &Message, second: &mut Option<Lasting>) -> Vec<u8> {
         let verb = message.subject.rsplit('.').next().unwrap_or_default();
         let Some(verb) = Verb::named(verb) else {
             let detail = format!(
@@ -179,7 +186,7 @@ impl Desk {
             Verb::Admin => answered(bytes, |command: Admin| ledger.admin(command)).await,
             Verb::Settle => {
                 answered(bytes, |body: SettleBody| {
-                    ledger.settle(body.command, body.ack)
+                    twice::settle_here(&**ledger, body, second)
                 })
                 .await
             }
