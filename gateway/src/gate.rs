@@ -11,22 +11,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::future::BoxFuture;
 use seatbelt_ledger::api::{
-    Ack, Answer, CommandError, Ledger, Read, Release, Reserve, ReserveOutcome, Resolution, Settle,
-    Taken,
+    Answer, CommandError, Ledger, Read, Release, Reserve, ReserveOutcome, Resolution, Settle, Taken,
 };
 use seatbelt_schemas::{
     command::Grant,
-    event::{OnShort, OnUnknown, Report, UsageSource},
+    event::{OnShort, OnUnknown, Report},
     ids::{AccountId, Actor, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::{Amounts, Meter},
     position::Position,
     scope::Scope,
-    usage::Usage,
 };
 use tokio::time::{sleep, timeout};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use ulid::Ulid;
 
 use crate::{
@@ -34,9 +31,10 @@ use crate::{
     config::{HOLD_GRACE, KeyEntry},
     error::ApiError,
     metrics::{Metrics, Stage},
+    settling::{GivenUp, Lasting, Settling, Unsettled},
 };
 
-/// How long a command is sent again in the background before it is left to expiry.
+/// How long a release is sent again in the background before the hold is left to expiry.
 const FOLLOW_UP_MAX: Duration = Duration::from_secs(120);
 /// How long the release of a reserve that nobody answered waits for that reserve to turn up.
 const UNKNOWN_MAX: Duration = Duration::from_secs(5);
@@ -71,6 +69,7 @@ pub(crate) struct Gate {
     tracker: TaskTracker,
     metrics: Arc<Metrics>,
     marks: Mutex<HashMap<AccountId, Position>>,
+    settling: Arc<Settling>,
 }
 
 /// How long each part of a request may take.
@@ -88,8 +87,17 @@ impl Gate {
         patience: Patience,
         tracker: TaskTracker,
         metrics: Arc<Metrics>,
+        cut: CancellationToken,
     ) -> Self {
+        let settling = Settling::new(
+            Arc::clone(&ledger),
+            Arc::clone(&clock),
+            patience.ledger_timeout,
+            Arc::clone(&metrics),
+            cut,
+        );
         Self {
+            settling,
             ledger,
             clock,
             budget_wait: patience.budget_wait,
@@ -230,36 +238,16 @@ impl Gate {
         marks.insert(account.clone(), position);
     }
 
-    /// Waits for the answer that a settle lasts, and sends the settle again where it does not come;
-    /// there is none yet to wait for where the first answer did not come either.
-    fn follow_up_settle(
-        self: &Arc<Self>,
-        command: Settle,
-        lasting: Option<BoxFuture<'static, Answer<Resolution>>>,
-    ) {
+    /// Sees to it that a settle lasts.
+    fn follow_up_settle(self: &Arc<Self>, unsettled: Unsettled, lasting: Option<Lasting>) {
+        let account = unsettled.command.account.clone();
+        let Some(kept) = self.settling.keep(unsettled) else {
+            return;
+        };
         let gate = Arc::clone(self);
         self.tracker.spawn(async move {
-            let began = Instant::now();
-            let mut pause = PAUSE_FIRST;
-            let again = || gate.ledger.settle(command.clone(), Ack::Durable);
-            let mut answer = match lasting {
-                Some(lasting) => lasting,
-                None => again(),
-            };
-            loop {
-                match timeout(gate.ledger_timeout, answer).await {
-                    Ok(Ok(resolution)) => return gate.mark(&command.account, resolution.position),
-                    Ok(Err(CommandError::Unavailable { .. })) | Err(_) if began.elapsed() < FOLLOW_UP_MAX => {}
-                    Ok(Err(error)) => {
-                        return tracing::error!(reservation = %command.reservation, %error, "settle is not durable");
-                    }
-                    Err(_) => {
-                        return tracing::error!(reservation = %command.reservation, "settle was not confirmed durable; the hold ends by expiry");
-                    }
-                }
-                sleep(pause).await;
-                pause = (pause * 2).min(PAUSE_MAX);
-                answer = again();
+            if let Some(position) = kept.until_it_lasts(lasting).await {
+                gate.mark(&account, position);
             }
         });
     }
@@ -348,65 +336,68 @@ impl Reservation {
     pub(crate) async fn settle(mut self, report: Report) -> Result<Position, ApiError> {
         self.close();
         let gate = Arc::clone(&self.gate);
-        let mut command = Settle {
-            id: gate.command_id(),
-            account: self.account.clone(),
-            reservation: self.id,
-            report,
-            actor: Actor::key(&self.key),
-        };
+        let mut unsettled = self.unsettled(report);
         let began = Instant::now();
         let taken = timeout(gate.ledger_timeout, async {
-            match gate.settle_taken(&command).await {
+            match gate.settle_taken(&unsettled.command).await {
                 // no answer is withheld for what its upstream says of it
                 Err(CommandError::Invalid { detail }) => {
                     tracing::warn!(reservation = %self.id, detail, "report is not valid; settled at the hold");
-                    self.at_hold(&mut command);
-                    gate.settle_taken(&command).await
+                    unsettled.at_hold((gate.clock)());
+                    gate.settle_taken(&unsettled.command).await
                 }
                 answer => answer,
             }
         })
         .await;
-        let usage = command.report.usage;
         gate.metrics.stage(Stage::Settle, began.elapsed());
         match taken {
-            Ok(Ok(Taken {
-                resolution,
-                lasting,
-            })) => {
-                gate.mark(&self.account, resolution.position);
-                gate.metrics.spent(&usage, resolution.amounts.cost);
-                gate.follow_up_settle(command, Some(lasting));
-                Ok(resolution.position)
-            }
+            Ok(Ok(taken)) => Ok(self.taken(unsettled, taken)),
             // reconciled by another part meanwhile: it has its one end
-            Ok(Err(CommandError::AlreadyResolved { position, .. })) => {
-                tracing::warn!(reservation = %self.id, %position, "reservation had ended before its settle");
+            Ok(Err(error @ CommandError::AlreadyResolved { position, .. })) => {
+                gate.settling
+                    .give_up(&unsettled, GivenUp::Ended, &error.to_string());
                 gate.mark(&self.account, position);
                 Ok(position)
             }
-            Ok(Err(error)) => Err(ApiError::not_recorded(format!(
-                "settle was not accepted: {error}"
-            ))),
+            Ok(Err(error)) => {
+                gate.settling
+                    .give_up(&unsettled, GivenUp::Refused, &error.to_string());
+                Err(ApiError::not_recorded(format!(
+                    "settle was not accepted: {error}"
+                )))
+            }
             Err(_) => {
                 gate.metrics.ledger_unavailable();
-                gate.follow_up_settle(command, None);
+                gate.follow_up_settle(unsettled, None);
                 Err(ApiError::not_recorded("settle was not taken in time"))
             }
         }
     }
 
-    /// Makes of a settle one that the ledger takes for certain.
-    fn at_hold(&self, command: &mut Settle) {
-        command.id = self.gate.command_id();
-        command.report.usage = Usage {
-            input_tokens: self.hold.input_tokens,
-            output_tokens: self.hold.output_tokens,
-            ..Usage::default()
-        };
-        command.report.source = UsageSource::Hold;
-        command.report.finish = None;
+    fn unsettled(&self, report: Report) -> Unsettled {
+        Unsettled {
+            command: Settle {
+                id: self.gate.command_id(),
+                account: self.account.clone(),
+                reservation: self.id,
+                report,
+                actor: Actor::key(&self.key),
+            },
+            hold: self.hold,
+            deadline_ms: self.deadline_ms,
+            charge: None,
+        }
+    }
+
+    fn taken(&self, mut unsettled: Unsettled, taken: Taken) -> Position {
+        let Resolution { position, amounts } = taken.resolution;
+        unsettled.charge = Some(amounts);
+        let usage = unsettled.command.report.usage;
+        self.gate.mark(&self.account, position);
+        self.gate.metrics.spent(&usage, amounts.cost);
+        self.gate.follow_up_settle(unsettled, Some(taken.lasting));
+        position
     }
 
     /// Gives the hold back: nothing was used. Returns once that is durable, or in any case after a

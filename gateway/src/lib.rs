@@ -20,6 +20,7 @@ mod receive;
 mod routes;
 mod run;
 mod server;
+mod settling;
 mod sse;
 mod upstream;
 mod usage;

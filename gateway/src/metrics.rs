@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use crate::settling::GivenUp;
 use hdrhistogram::Histogram;
 use seatbelt_schemas::{event::RefusalReason, meter::Amounts, usage::Usage};
 
@@ -58,6 +59,8 @@ pub(crate) struct Metrics {
     requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
     refusals: [AtomicU64; REASONS.len()],
     ledger_unavailable: AtomicU64,
+    settles_given_up: [AtomicU64; GivenUp::ALL.len()],
+    settles_kept: AtomicU64,
     held_requests: AtomicU64,
     held_tokens: AtomicU64,
     held_cost: AtomicU64,
@@ -78,6 +81,8 @@ impl Metrics {
             requests: Mutex::default(),
             refusals: Default::default(),
             ledger_unavailable: AtomicU64::new(0),
+            settles_given_up: Default::default(),
+            settles_kept: AtomicU64::new(0),
             held_requests: AtomicU64::new(0),
             held_tokens: AtomicU64::new(0),
             held_cost: AtomicU64::new(0),
@@ -109,6 +114,20 @@ impl Metrics {
 
     pub(crate) fn ledger_unavailable(&self) {
         self.ledger_unavailable.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn settle_given_up(&self, why: GivenUp) {
+        if let Some(n) = GivenUp::ALL.iter().position(|one| *one == why) {
+            self.settles_given_up[n].fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(crate) fn settle_kept(&self) {
+        self.settles_kept.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn settle_not_kept(&self) {
+        self.settles_kept.fetch_sub(1, Relaxed);
     }
 
     pub(crate) fn held(&self, hold: &Amounts) {
@@ -170,7 +189,14 @@ impl Metrics {
                 "seatbelt_gateway_refusals_total{{reason=\"{reason}\"}} {count}"
             )?;
         }
+        self.write_given_up(out)?;
         let plain = [
+            (
+                "settles_kept",
+                "gauge",
+                "Settles that are not known to last yet.",
+                &self.settles_kept,
+            ),
             (
                 "ledger_unavailable_total",
                 "counter",
@@ -220,6 +246,18 @@ impl Metrics {
             writeln!(out, "{name} {}", value.load(Relaxed))?;
         }
         self.write_stages(out)
+    }
+
+    fn write_given_up(&self, out: &mut String) -> std::fmt::Result {
+        let name = "seatbelt_gateway_settles_given_up_total";
+        let help =
+            "Settles that the ledger will not hear of, by reason; the log has their numbers.";
+        head(out, name, "counter", help)?;
+        for (why, count) in GivenUp::ALL.iter().zip(&self.settles_given_up) {
+            let (why, count) = (why.as_str(), count.load(Relaxed));
+            writeln!(out, "{name}{{reason=\"{why}\"}} {count}")?;
+        }
+        Ok(())
     }
 
     #[expect(clippy::cast_precision_loss, reason = "microseconds below 2^53")]

@@ -146,6 +146,7 @@ fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwe
         patience,
         tracker.clone(),
         Arc::clone(&metrics),
+        cut.clone(),
     ));
     App {
         receiver: Receiver::new(

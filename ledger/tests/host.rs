@@ -25,7 +25,7 @@ use seatbelt_schemas::{
     cap::CapSpec,
     command::Change,
     commit::Commit,
-    event::{EventBody, StoredEvent},
+    event::{EventBody, OnUnknown, StoredEvent},
     ids::{Actor, CapId, ReservationId},
     position::Partition,
     scope::Scope,
@@ -281,6 +281,32 @@ async fn a_taken_settle_whose_writer_is_overtaken_is_told_so_and_carried_out_by_
         "{lost:?}"
     );
     newer.settle(command, Ack::Durable).await.unwrap();
+    assert_eq!(stands(&newer).await, (10, 0));
+    newer.stop().await;
+    verified(&journal).await;
+}
+
+/// `on_unknown = release` gives the hold back at its deadline. A settle that was taken and died with
+/// its writer is sent again by who was told that it does not last, and charges the truth late.
+#[tokio::test]
+async fn a_taken_settle_that_died_with_its_writer_corrects_the_expiry() {
+    let journal = MemoryJournal::default();
+    let older = host(&journal);
+    with_cap(&older, 100).await;
+    let command = Reserve {
+        on_unknown: OnUnknown::Release,
+        deadline_ms: now_ms() + 300,
+        ..reserve(80)
+    };
+    let reservation = command.id.into();
+    older.reserve(command).await.unwrap();
+    let newer = host(&journal);
+    newer.ready().await.unwrap();
+    let settle = payer().settle(reservation, 10);
+    let taken = older.settle_early(settle.clone()).await.unwrap();
+    assert!(taken.lasting.await.is_err(), "its writer is fenced");
+    until("expiry", async || stands(&newer).await == (0, 0)).await;
+    newer.settle(settle, Ack::Durable).await.unwrap();
     assert_eq!(stands(&newer).await, (10, 0));
     newer.stop().await;
     verified(&journal).await;
