@@ -22,7 +22,10 @@ use seatbelt_schemas::{
     position::Position,
     scope::Scope,
 };
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use ulid::Ulid;
 
@@ -238,18 +241,26 @@ impl Gate {
         marks.insert(account.clone(), position);
     }
 
-    /// Sees to it that a settle lasts.
-    fn follow_up_settle(self: &Arc<Self>, unsettled: Unsettled, lasting: Option<Lasting>) {
+    /// Sees to it that a settle lasts, and tells when it does; never where it was given up.
+    fn follow_up_settle(
+        self: &Arc<Self>,
+        unsettled: Unsettled,
+        lasting: Option<Lasting>,
+    ) -> oneshot::Receiver<Position> {
+        let (lasts, told) = oneshot::channel();
         let account = unsettled.command.account.clone();
         let Some(kept) = self.settling.keep(unsettled) else {
-            return;
+            return told;
         };
         let gate = Arc::clone(self);
         self.tracker.spawn(async move {
             if let Some(position) = kept.until_it_lasts(lasting).await {
                 gate.mark(&account, position);
+                // whoever did not have to wait is gone
+                let _ = lasts.send(position);
             }
         });
+        told
     }
 
     /// Releases in the background, until it is known to be done or never to have been reserved.
@@ -332,7 +343,8 @@ pub(crate) struct Reservation {
 
 impl Reservation {
     /// Replaces the hold by what was used. Returns once the writer's state has it, so that the next
-    /// reserve of the same client sees it; durability follows in the background.
+    /// reserve of the same client sees it; durability follows in the background, except where the hold
+    /// would not cover the charge.
     pub(crate) async fn settle(mut self, report: Report) -> Result<Position, ApiError> {
         self.close();
         let gate = Arc::clone(&self.gate);
@@ -352,7 +364,10 @@ impl Reservation {
         .await;
         gate.metrics.stage(Stage::Settle, began.elapsed());
         match taken {
-            Ok(Ok(taken)) => Ok(self.taken(unsettled, taken)),
+            Ok(Ok(taken)) => {
+                let left = gate.ledger_timeout.saturating_sub(began.elapsed());
+                self.taken(unsettled, taken, left).await
+            }
             // reconciled by another part meanwhile: it has its one end
             Ok(Err(error @ CommandError::AlreadyResolved { position, .. })) => {
                 gate.settling
@@ -369,7 +384,7 @@ impl Reservation {
             }
             Err(_) => {
                 gate.metrics.ledger_unavailable();
-                gate.follow_up_settle(unsettled, None);
+                drop(gate.follow_up_settle(unsettled, None));
                 Err(ApiError::not_recorded("settle was not taken in time"))
             }
         }
@@ -390,14 +405,31 @@ impl Reservation {
         }
     }
 
-    fn taken(&self, mut unsettled: Unsettled, taken: Taken) -> Position {
+    /// Decides whether the answer may go out before its settle lasts. If everything dies in between, the
+    /// reservation ends by its deadline: that must then be the truth, or above it.
+    async fn taken(
+        &self,
+        mut unsettled: Unsettled,
+        taken: Taken,
+        left: Duration,
+    ) -> Result<Position, ApiError> {
         let Resolution { position, amounts } = taken.resolution;
         unsettled.charge = Some(amounts);
         let usage = unsettled.command.report.usage;
         self.gate.mark(&self.account, position);
         self.gate.metrics.spent(&usage, amounts.cost);
-        self.gate.follow_up_settle(unsettled, Some(taken.lasting));
-        position
+        let covered =
+            self.on_unknown == OnUnknown::ChargeHold && amounts.above(&self.hold).is_zero();
+        let lasts = self.gate.follow_up_settle(unsettled, Some(taken.lasting));
+        if covered {
+            return Ok(position);
+        }
+        match timeout(left, lasts).await {
+            Ok(Ok(position)) => Ok(position),
+            Ok(Err(_)) | Err(_) => Err(ApiError::not_recorded(
+                "a settle that its hold does not cover did not last in time",
+            )),
+        }
     }
 
     /// Gives the hold back: nothing was used. Returns once that is durable, or in any case after a

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use futures::future::join_all;
-use seatbelt_schemas::window::Window;
+use seatbelt_schemas::{event::OnUnknown, window::Window};
 use serde_json::json;
 
 use crate::support::{Script, Stack, eventually, hi, status_and_body, tokens};
@@ -315,6 +315,30 @@ async fn a_settle_is_sent_again_where_nobody_said_that_it_lasts() {
     assert_eq!(status_and_body(stack.chat(&hi(20))).await.0, 200);
     assert_eq!(stack.cap().await.spent, 15);
     assert_eq!(settles_seen(stack).await, 2);
+}
+
+#[tokio::test]
+async fn an_answer_that_its_hold_does_not_cover_waits_until_its_settle_lasts() {
+    for (max_tokens, on_unknown, status) in [
+        (20, OnUnknown::ChargeHold, 200),
+        // five tokens come, two are held
+        (2, OnUnknown::ChargeHold, 503),
+        (20, OnUnknown::Release, 503),
+    ] {
+        let cap = tokens(1000, Window::Balance);
+        let stack = Stack::start_with(cap, |config| {
+            config.ledger_timeout = std::time::Duration::from_secs(1);
+            config.keys[0].on_unknown = on_unknown;
+        })
+        .await;
+        stack.ledger.only_taken.store(true, SeqCst);
+        let answer = status_and_body(stack.chat(&hi(max_tokens))).await;
+        assert_eq!(answer.0, status, "{max_tokens} {on_unknown:?}: {answer:?}");
+        stack.ledger.only_taken.store(false, SeqCst);
+        let answer = status_and_body(stack.chat(&hi(max_tokens))).await;
+        assert_eq!(answer.0, 200, "{max_tokens} {on_unknown:?}: {answer:?}");
+        assert_eq!(stack.spent_once_idle().await, 30);
+    }
 }
 
 #[tokio::test]

@@ -247,6 +247,8 @@ pub(crate) struct Switched {
     pub(crate) answers_lost: AtomicBool,
     /// That a settle lasts is told to nobody.
     pub(crate) seconds_lost: AtomicBool,
+    /// Settles are taken, and nobody ever hears that they last.
+    pub(crate) only_taken: AtomicBool,
     /// Settles that reached the writer.
     pub(crate) settles: AtomicUsize,
 }
@@ -293,6 +295,9 @@ impl Ledger for Switched {
     fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
         async move {
             self.check_settle(&command)?;
+            if self.only_taken.load(SeqCst) {
+                return Err(CommandError::unavailable("lost by the test"));
+            }
             self.host.settle(command, ack).await
         }
         .boxed()
@@ -302,7 +307,7 @@ impl Ledger for Switched {
         async move {
             self.check_settle(&command)?;
             let mut taken = self.host.settle_early(command).await?;
-            if self.seconds_lost.load(SeqCst) {
+            if self.seconds_lost.load(SeqCst) || self.only_taken.load(SeqCst) {
                 taken.lasting =
                     async { Err(CommandError::unavailable("lost by the test")) }.boxed();
             }
@@ -441,6 +446,7 @@ impl Stack {
             reports_invalid: AtomicBool::new(false),
             answers_lost: AtomicBool::new(false),
             seconds_lost: AtomicBool::new(false),
+            only_taken: AtomicBool::new(false),
             settles: AtomicUsize::new(0),
         });
         let snapshots = Arc::new(TestSnapshots {
