@@ -5,6 +5,7 @@
 
 use std::{collections::HashMap, fmt, time::Duration};
 
+pub use seatbelt_dialects::{Dialect, MaxField, allow::Profile};
 use seatbelt_schemas::{
     event::{OnShort, OnUnknown},
     ids::{AccountId, KeyId, ModelId},
@@ -100,58 +101,6 @@ impl KeyEntry {
     }
 }
 
-/// The API that an upstream speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UpstreamKind {
-    /// `POST <base_url>/chat/completions`.
-    OpenAi,
-    /// `POST <base_url>/v1/messages`.
-    Anthropic,
-}
-
-/// Whose fields an upstream takes: which of them a metered request may use, and which class of price is
-/// written into it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Profile {
-    /// OpenAI itself.
-    OpenAi,
-    /// Anthropic itself.
-    Anthropic,
-    /// A server that speaks the API of one of them: vLLM, llama.cpp, Ollama and the like.
-    Generic,
-}
-
-impl Profile {
-    /// The profile of an upstream for which none was configured.
-    pub fn of(kind: UpstreamKind, base_url: &str) -> Self {
-        let host = reqwest::Url::parse(base_url).ok();
-        let host = host.as_ref().and_then(reqwest::Url::host_str);
-        match kind {
-            UpstreamKind::Anthropic => Self::Anthropic,
-            UpstreamKind::OpenAi if host == Some("api.openai.com") => Self::OpenAi,
-            UpstreamKind::OpenAi => Self::Generic,
-        }
-    }
-
-    fn fits(self, kind: UpstreamKind) -> bool {
-        match self {
-            Self::OpenAi => kind == UpstreamKind::OpenAi,
-            Self::Anthropic => kind == UpstreamKind::Anthropic,
-            Self::Generic => true,
-        }
-    }
-}
-
-/// Which field carries the output maximum when the client sent none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum MaxField {
-    /// `max_tokens`: every OpenAI-compatible server knows it.
-    #[default]
-    MaxTokens,
-    /// `max_completion_tokens`: what newer OpenAI models insist on.
-    MaxCompletionTokens,
-}
-
 /// A model of an upstream.
 #[derive(Debug, Clone)]
 pub struct UpstreamModel {
@@ -197,7 +146,7 @@ pub struct UpstreamConfig {
     /// Its name, as settlements show it.
     pub name: String,
     /// The API it speaks.
-    pub kind: UpstreamKind,
+    pub kind: Dialect,
     /// Whose fields it takes; by its kind and address where none is given.
     pub profile: Option<Profile>,
     /// As the SDKs write it: OpenAI with `/v1`, Anthropic without.
@@ -367,7 +316,7 @@ mod tests {
     fn upstream(name: &str, base_url: &str) -> UpstreamConfig {
         UpstreamConfig {
             name: name.to_owned(),
-            kind: UpstreamKind::OpenAi,
+            kind: Dialect::OpenAi,
             profile: None,
             base_url: base_url.to_owned(),
             allow_fields: Vec::new(),

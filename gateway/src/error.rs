@@ -10,8 +10,9 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::Response,
 };
+use seatbelt_dialects::{Dialect, ErrorBody, Fault, FieldError};
 use seatbelt_schemas::{command::CommandError, ids::ModelId};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 pub(crate) mod ratelimit;
 mod refusal;
@@ -32,15 +33,6 @@ const RETRY_WORTH_S: u64 = 60;
 const ECHO_CHARS_MAX: usize = 120;
 /// Seconds after which to try again when the ledger or an upstream is away.
 const RETRY_AWAY_S: u64 = 2;
-
-/// How errors are wrapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Dialect {
-    /// `{"error":{"message","type","code","param",...}}`
-    OpenAi,
-    /// `{"type":"error","error":{"type","message",...}}`
-    Anthropic,
-}
 
 /// An error on its way to a client. Boxed: it is rare, and travels through every result.
 #[derive(Debug, Clone)]
@@ -303,34 +295,16 @@ impl ApiError {
     /// The envelope of the dialect.
     pub(crate) fn envelope(&self, dialect: Dialect) -> Value {
         if let Some((_, body)) = &self.verbatim {
-            return match dialect {
-                Dialect::OpenAi => body.clone(),
-                Dialect::Anthropic => json!({ "type": "error", "error": body.get("error") }),
-            };
+            return dialect.rewrapped(body);
         }
         let row = self.case.row();
-        let mut inner = Map::new();
-        match dialect {
-            Dialect::OpenAi => {
-                inner.insert("message".into(), json!(self.message));
-                inner.insert("type".into(), json!(row.kind));
-                inner.insert("code".into(), json!(row.code));
-                inner.insert("param".into(), json!(self.param));
-            }
-            Dialect::Anthropic => {
-                inner.insert("type".into(), json!(row.kind));
-                inner.insert("message".into(), json!(self.message));
-                inner.insert("code".into(), json!(row.code));
-                if let Some(param) = &self.param {
-                    inner.insert("param".into(), json!(param));
-                }
-            }
-        }
-        inner.extend(self.extras.clone());
-        match dialect {
-            Dialect::OpenAi => json!({ "error": inner }),
-            Dialect::Anthropic => json!({ "type": "error", "error": inner }),
-        }
+        dialect.error(&ErrorBody {
+            kind: row.kind,
+            code: row.code,
+            message: &self.message,
+            param: self.param.as_deref(),
+            extras: &self.extras,
+        })
     }
 
     /// The whole response.
@@ -355,6 +329,15 @@ impl ApiError {
         }
         headers.extend(self.0.headers);
         response
+    }
+}
+
+impl From<FieldError> for ApiError {
+    fn from(error: FieldError) -> Self {
+        match error.fault {
+            Fault::Invalid => Self::invalid_field(&error.param, &error.problem),
+            Fault::Unbounded => Self::unbounded(&error.param, &error.problem),
+        }
     }
 }
 

@@ -5,15 +5,12 @@
 //! it. Not here: NATS, TOML, the process.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod allow;
 mod app;
 mod bound;
 mod clock;
 pub mod config;
 mod error;
-mod face;
 mod gate;
-mod messages;
 mod metrics;
 mod plan;
 mod receive;
@@ -21,13 +18,11 @@ mod routes;
 mod run;
 mod server;
 mod settling;
-mod sse;
 mod upstream;
-mod usage;
 
 pub use clock::{Clock, system_clock};
 pub use config::{
-    GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Profile, Secret, UpstreamConfig,
-    UpstreamKind, UpstreamModel,
+    Dialect, GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Profile, Secret,
+    UpstreamConfig, UpstreamModel,
 };
 pub use server::{Gateway, GatewayError, Parts};

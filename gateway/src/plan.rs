@@ -7,22 +7,22 @@
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
+use seatbelt_dialects::{
+    Api, Ask, Dialect, Face, Fields,
+    allow::{Allowed, Profile, refuse_state},
+    translate::{Translation, between},
+};
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, event::OnShort, ids::ModelId};
 use serde_json::Value;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use crate::{
-    allow::{Allowed, refuse_state},
-    bound::{Asked, Bound, ask_for_usage},
-    config::Profile,
-    error::{ApiError, Dialect},
-    face::Face,
+    bound::{Bound, by_bytes, exactly},
+    error::ApiError,
     gate::{Gate, Want},
-    messages::{MessagesStream, to_chat},
     metrics::{Metrics, Stage},
-    receive::{Caller, Received, body::Fields},
+    receive::{Caller, Received},
     upstream::{Candidate, catalog::Catalog, count::count},
-    usage::Api,
 };
 
 /// What will be done, once the hold is granted.
@@ -33,12 +33,10 @@ pub(crate) struct Plan {
     pub(crate) model: ModelId,
     /// As it will be forwarded, but for the output maximum.
     pub(crate) body: Fields,
-    pub(crate) asked: Asked,
+    pub(crate) ask: Ask,
     pub(crate) bound: Bound,
     pub(crate) candidate: Candidate,
     pub(crate) face: Face,
-    /// The id of an answer that is made here.
-    pub(crate) answer_id: String,
     /// The client's.
     pub(crate) headers: HeaderMap,
     pub(crate) permit: OwnedSemaphorePermit,
@@ -55,11 +53,7 @@ pub(crate) struct Planner {
 
 impl Planner {
     /// Plans a request; a metered one is refused where it has no bound.
-    pub(crate) async fn plan(
-        &self,
-        dialect: Dialect,
-        received: Received,
-    ) -> Result<Plan, ApiError> {
+    pub(crate) async fn plan(&self, client: Api, received: Received) -> Result<Plan, ApiError> {
         let began = Instant::now();
         let Received {
             id,
@@ -71,26 +65,32 @@ impl Planner {
         let model = model_id(&body)?;
         let candidate = self.catalog.candidate(&model, &[])?;
         let api = candidate.api();
-        let (mut body, asked) = read(dialect, api, body)?;
+        let way = between(client, api)?;
+        let (mut body, ask) = read(way, api, body)?;
         self.screen(&caller, &headers, allowed(&candidate), &mut body)
             .await?;
-        let (candidate, bound) = self.bound(&model, candidate, &asked, &body).await?;
-        if asked.stream && api == Api::OpenAi {
-            ask_for_usage(&mut body);
+        let (candidate, bound) = self.bound(&model, candidate, &ask, &body).await?;
+        if ask.stream {
+            api.want_usage(&mut body);
         }
-        let answer_id = format!("msg_{id}");
-        let face = face(dialect, &model, &asked, &answer_id, (&candidate, &bound));
+        let face = match way {
+            None => Face::same(api, &ask),
+            Some(way) => way.face(
+                format!("msg_{id}"),
+                model.to_string(),
+                known_input(&candidate, &bound),
+            ),
+        };
         self.metrics.stage(Stage::Bound, began.elapsed());
         Ok(Plan {
-            dialect,
+            dialect: client.dialect(),
             caller,
             model,
             body,
-            asked,
+            ask,
             bound,
             candidate,
             face,
-            answer_id,
             headers,
             permit,
         })
@@ -106,21 +106,19 @@ impl Planner {
     ) -> Result<(), ApiError> {
         let betas = headers.get_all("anthropic-beta").iter();
         let betas = betas.map(|value| value.to_str().unwrap_or("?"));
-        let checked = allowed.check(body).and_then(|()| match allowed.api {
-            Api::Anthropic => allowed.check_betas(betas),
-            Api::OpenAi => Ok(()), // the header is not sent on
-        });
-        let Some(key) = &caller.key else {
-            return refuse_state(body);
-        };
-        match checked {
-            Ok(()) => allowed.pin(body),
-            Err(error) if caller.run.is_some() || self.gate.bounds(key).await? => {
-                return Err(error);
+        let checked = allowed
+            .check(body)
+            .and_then(|()| allowed.check_betas(betas));
+        if let Some(key) = &caller.key {
+            match checked {
+                Ok(()) => allowed.pin(body),
+                Err(error) if caller.run.is_some() || self.gate.bounds(key).await? => {
+                    return Err(error.into());
+                }
+                Err(_) => {}
             }
-            Err(_) => {}
         }
-        refuse_state(body)
+        Ok(refuse_state(body)?)
     }
 
     /// The bound, and who will serve within it: a neuron that cannot count makes way for another.
@@ -128,19 +126,19 @@ impl Planner {
         &self,
         model: &ModelId,
         candidate: Candidate,
-        asked: &Asked,
+        ask: &Ask,
         body: &Fields,
     ) -> Result<(Candidate, Bound), ApiError> {
         let neuron = match candidate {
             Candidate::Foreign(_, ref limits) => {
-                let bound = asked.by_bytes(limits)?;
+                let bound = by_bytes(ask, limits)?;
                 return Ok((candidate, bound));
             }
             Candidate::Neuron(neuron) => neuron,
         };
         let (neuron, input_tokens) =
             count(&self.client, &self.catalog, model, neuron, body).await?;
-        let bound = asked.exactly(input_tokens, neuron.model.context, neuron.model.output)?;
+        let bound = exactly(ask, input_tokens, neuron.model.context, neuron.model.output)?;
         Ok((Candidate::Neuron(neuron), bound))
     }
 }
@@ -151,7 +149,7 @@ impl Plan {
         let Some(key) = &self.caller.key else {
             return Ok(None);
         };
-        let output_tokens = self.bound.output_tokens.saturating_mul(self.asked.choices);
+        let output_tokens = self.bound.output_tokens.saturating_mul(self.ask.choices);
         if output_tokens > TOKENS_PER_REQUEST_MAX {
             let problem = "asks for more output than one request may have";
             return Err(ApiError::invalid_field("n", problem));
@@ -161,12 +159,10 @@ impl Plan {
             key: key.key.clone(),
             model: self.model.clone(),
             run: self.caller.run.clone(),
-            end_user: self.asked.end_user.clone(),
+            end_user: self.ask.end_user.clone(),
             input_tokens: self.bound.input_tokens,
             output_tokens,
-            // several choices share one maximum, which cannot be lowered fairly; and a maximum that was
-            // lowered could fall to a thinking budget, which then is none
-            on_short: if self.asked.choices > 1 || self.body.contains_key("thinking") {
+            on_short: if self.ask.keeps_max {
                 OnShort::Refuse
             } else {
                 self.caller.on_short
@@ -194,48 +190,23 @@ fn allowed(candidate: &Candidate) -> Allowed<'_> {
     }
 }
 
-/// The body in the upstream's dialect, and what it asks for.
-fn read(dialect: Dialect, api: Api, body: Fields) -> Result<(Fields, Asked), ApiError> {
-    match (dialect, api) {
-        (Dialect::OpenAi, Api::OpenAi) => {
-            let asked = Asked::chat(&body)?;
-            Ok((body, asked))
+/// The body in the upstream's API, and what it asks for.
+fn read(way: Option<Translation>, api: Api, body: Fields) -> Result<(Fields, Ask), ApiError> {
+    match way {
+        Some(way) => Ok(way.request(&body)?),
+        None => {
+            let ask = api.ask(&body)?;
+            Ok((body, ask))
         }
-        (Dialect::Anthropic, Api::Anthropic) => {
-            let asked = Asked::messages(&body)?;
-            Ok((body, asked))
-        }
-        (Dialect::Anthropic, Api::OpenAi) => {
-            let mut body = to_chat(&body)?;
-            let asked = Asked::chat(&body)?;
-            body.shift_remove("max_tokens"); // written again under the name that the model knows
-            Ok((body, asked))
-        }
-        (Dialect::OpenAi, Api::Anthropic) => Err(ApiError::invalid_field(
-            "model",
-            "is served in the Anthropic dialect alone: call POST /v1/messages",
-        )),
     }
 }
 
-fn face(
-    dialect: Dialect,
-    model: &ModelId,
-    asked: &Asked,
-    answer_id: &str,
-    (candidate, bound): (&Candidate, &Bound),
-) -> Face {
-    let api = candidate.api();
-    if (dialect, api) != (Dialect::Anthropic, Api::OpenAi) {
-        let hide_usage = api == Api::OpenAi && asked.stream && !asked.include_usage;
-        return Face::Same { hide_usage };
-    }
-    let input_tokens = match candidate {
+/// The input tokens, where they are known before the end: elsewhere there is only a bound.
+fn known_input(candidate: &Candidate, bound: &Bound) -> u64 {
+    match candidate {
         Candidate::Neuron(_) => bound.input_tokens,
-        Candidate::Foreign(..) => 0, // only a bound is known before the end
-    };
-    let (id, model) = (answer_id.to_owned(), model.to_string());
-    Face::Messages(MessagesStream::new(id, model, input_tokens))
+        Candidate::Foreign(..) => 0,
+    }
 }
 
 fn model_id(body: &Fields) -> Result<ModelId, ApiError> {

@@ -9,6 +9,7 @@ use axum::{
     extract::Request,
     http::{HeaderMap, HeaderValue},
 };
+use seatbelt_dialects::Fields;
 use seatbelt_schemas::{event::OnShort, ids::RunId};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -24,7 +25,7 @@ use crate::{
 pub(crate) mod body;
 pub(crate) mod caller;
 
-use body::{Fields, discard, parse, read_body};
+use body::{discard, parse, read_body};
 use caller::Keyring;
 
 /// A client may ask for its output maximum to be lowered to what fits: `clamp`, else `refuse`. This

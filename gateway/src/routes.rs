@@ -13,13 +13,14 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
+use seatbelt_dialects::Dialect;
 use serde_json::Value;
 use tracing::Instrument;
 use ulid::Ulid;
 
 use crate::{
     app::App,
-    error::{ApiError, Case, Dialect},
+    error::{ApiError, Case},
     receive::RequestId,
 };
 

@@ -12,9 +12,9 @@ use axum::{
     response::Response,
 };
 use futures::future::BoxFuture;
+use seatbelt_dialects::{Api, Dialect, Face};
 use seatbelt_ledger::api::UsageEvents;
 use seatbelt_schemas::{command::Grant, event::OnUnknown, usage::UsageEvent};
-use serde_json::json;
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
     time::Instant,
@@ -23,17 +23,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use crate::{
-    bound::write_chat_max,
     clock::{Clock, ms},
     config::{HOLD_GRACE, OnDisconnect, USAGE_EVENT_WAIT},
-    error::{ApiError, Dialect, X_POSITION, ratelimit},
-    face::Face,
+    error::{ApiError, X_POSITION, ratelimit},
     gate::Reservation,
     metrics::Metrics,
     plan::Plan,
-    receive::body::Fields,
     upstream::{Attempt, Candidate, neuron::Held},
-    usage::Api,
 };
 
 mod attempts;
@@ -81,7 +77,6 @@ struct Job {
     api: Api,
     dialect: Dialect,
     face: Face,
-    answer_id: String,
     stream: bool,
     choices: u64,
     /// An error that comes after work is charged at the hold.
@@ -112,7 +107,7 @@ impl Runner {
     fn job(&self, plan: Plan, held: Option<(Reservation, Grant)>) -> Job {
         let Plan {
             mut body,
-            asked,
+            ask,
             bound,
             candidate,
             ..
@@ -123,11 +118,12 @@ impl Runner {
         if let Some(grant) = &grant {
             grant_headers(grant, (self.clock)(), &mut headers);
             if grant.clamped {
-                max = (grant.hold.output_tokens / asked.choices).max(1);
+                max = (grant.hold.output_tokens / ask.choices).max(1);
                 headers.insert(X_CLAMPED, max.into());
             }
         }
-        write_max(&mut body, max, &candidate);
+        let api = candidate.api();
+        api.set_max(&mut body, max, candidate.max_field());
         let attempt = Attempt::new(
             &candidate,
             reservation.as_ref().map(told).as_ref(),
@@ -146,12 +142,11 @@ impl Runner {
             reservation,
             attempt: Some(attempt),
             upstream: candidate.name(),
-            api: candidate.api(),
+            api,
             dialect: plan.dialect,
             face: plan.face,
-            answer_id: plan.answer_id,
-            stream: asked.stream,
-            choices: asked.choices,
+            stream: ask.stream,
+            choices: ask.choices,
             charges_errors: candidate.charges_errors() && !free_when_unknown,
             candidate,
             began,
@@ -171,7 +166,7 @@ impl Runner {
         }
     }
 
-    /// What a neuron will report of the reservation: asked for before the dispatch, or an early event
+    /// What a neuron will report of the reservation: ask for before the dispatch, or an early event
     /// would be missed.
     fn usage_event(
         &self,
@@ -196,16 +191,6 @@ fn told(reservation: &Reservation) -> Held<'_> {
         key: &reservation.key,
         hold: &reservation.hold,
         deadline_ms: reservation.deadline_ms.saturating_sub(ms(HOLD_GRACE)),
-    }
-}
-
-/// Writes the output maximum under the name that the upstream knows.
-fn write_max(body: &mut Fields, max: u64, candidate: &Candidate) {
-    match candidate.api() {
-        Api::OpenAi => write_chat_max(body, max, candidate.max_field()),
-        Api::Anthropic => {
-            body.insert("max_tokens".to_owned(), json!(max));
-        }
     }
 }
 

@@ -8,12 +8,9 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bytes::Bytes;
 use reqwest::Url;
+use seatbelt_dialects::{Api, Dialect, Fields, MaxField, allow::Profile};
 
-use crate::{
-    config::{MaxField, Profile, Secret, UpstreamConfig, UpstreamKind, UpstreamModel},
-    receive::body::Fields,
-    usage::Api,
-};
+use crate::config::{Secret, UpstreamConfig, UpstreamModel};
 
 pub(crate) mod catalog;
 pub(crate) mod choose;
@@ -42,7 +39,7 @@ pub(crate) enum Candidate {
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) name: String,
-    pub(crate) kind: UpstreamKind,
+    pub(crate) kind: Dialect,
     pub(crate) profile: Profile,
     pub(crate) allow_fields: Vec<String>,
     pub(crate) errors_are_free: bool,
@@ -52,23 +49,23 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     fn new(config: &UpstreamConfig) -> Option<Self> {
-        let path = match config.kind {
-            UpstreamKind::OpenAi => "chat/completions",
-            UpstreamKind::Anthropic => "v1/messages",
-        };
+        let path = Api::of(config.kind).path();
         let base = config.base_url.trim_end_matches('/');
         Some(Self {
             name: config.name.clone(),
             kind: config.kind,
-            profile: config
-                .profile
-                .unwrap_or_else(|| Profile::of(config.kind, &config.base_url)),
+            profile: config.profile.unwrap_or_else(|| profile_of(config)),
             allow_fields: config.allow_fields.clone(),
             errors_are_free: config.errors_are_free,
             url: Url::parse(&format!("{base}/{path}")).ok()?,
             api_key: config.api_key.clone(),
         })
     }
+}
+
+fn profile_of(config: &UpstreamConfig) -> Profile {
+    let url = Url::parse(&config.base_url).ok();
+    Profile::of(config.kind, url.as_ref().and_then(Url::host_str))
 }
 
 impl Candidate {
@@ -83,10 +80,8 @@ impl Candidate {
     /// What it speaks.
     pub(crate) fn api(&self) -> Api {
         match self {
-            Self::Foreign(upstream, _) if upstream.kind == UpstreamKind::Anthropic => {
-                Api::Anthropic
-            }
-            _ => Api::OpenAi,
+            Self::Foreign(upstream, _) => Api::of(upstream.kind),
+            Self::Neuron(_) => Api::Chat,
         }
     }
 
@@ -160,12 +155,12 @@ fn upstream_headers(upstream: &Upstream, client: &HeaderMap, headers: &mut Heade
     };
     let key = upstream.api_key.as_ref().map(|key| key.expose());
     match upstream.kind {
-        UpstreamKind::OpenAi => {
+        Dialect::OpenAi => {
             if let Some(value) = key.and_then(|key| sensitive(format!("Bearer {key}"))) {
                 headers.insert(header::AUTHORIZATION, value);
             }
         }
-        UpstreamKind::Anthropic => {
+        Dialect::Anthropic => {
             if let Some(value) = key.and_then(|key| sensitive(key.to_owned())) {
                 headers.insert(HeaderName::from_static("x-api-key"), value);
             }
@@ -190,7 +185,7 @@ mod tests {
 
     use super::*;
 
-    fn foreign(kind: UpstreamKind, api_key: Option<&str>) -> Candidate {
+    fn foreign(kind: Dialect, api_key: Option<&str>) -> Candidate {
         let config = UpstreamConfig {
             name: "u".to_owned(),
             kind,
@@ -228,7 +223,7 @@ mod tests {
             ("cookie", "a=b"),
             ("x-seatbelt-run", "r"),
         ];
-        for kind in [UpstreamKind::OpenAi, UpstreamKind::Anthropic] {
+        for kind in [Dialect::OpenAi, Dialect::Anthropic] {
             let with_key = attempt(&foreign(kind, Some("sk-upstream")), &sent);
             let without = attempt(&foreign(kind, None), &sent);
             for attempt in [with_key, without] {
@@ -242,10 +237,10 @@ mod tests {
 
     #[test]
     fn each_kind_has_its_own_path_and_key() {
-        let openai = attempt(&foreign(UpstreamKind::OpenAi, Some("sk-u")), &[]);
+        let openai = attempt(&foreign(Dialect::OpenAi, Some("sk-u")), &[]);
         assert_eq!(openai.url.as_str(), "http://h:1/base/chat/completions");
         assert_eq!(shown(&openai, "authorization"), ["Bearer sk-u"]);
-        let anthropic = attempt(&foreign(UpstreamKind::Anthropic, Some("sk-u")), &[]);
+        let anthropic = attempt(&foreign(Dialect::Anthropic, Some("sk-u")), &[]);
         assert_eq!(anthropic.url.as_str(), "http://h:1/base/v1/messages");
         assert_eq!(shown(&anthropic, "x-api-key"), ["sk-u"]);
         assert_eq!(shown(&anthropic, "anthropic-version"), [ANTHROPIC_VERSION]);
@@ -258,17 +253,17 @@ mod tests {
             ("anthropic-beta", "one"),
             ("anthropic-beta", "two"),
         ];
-        let anthropic = attempt(&foreign(UpstreamKind::Anthropic, None), &sent);
+        let anthropic = attempt(&foreign(Dialect::Anthropic, None), &sent);
         assert_eq!(shown(&anthropic, "anthropic-version"), ["2099-01-01"]);
         assert_eq!(shown(&anthropic, "anthropic-beta"), ["one", "two"]);
-        let openai = attempt(&foreign(UpstreamKind::OpenAi, None), &sent);
+        let openai = attempt(&foreign(Dialect::OpenAi, None), &sent);
         assert!(shown(&openai, "anthropic-version").is_empty());
         assert!(shown(&openai, "anthropic-beta").is_empty());
     }
 
     #[test]
     fn a_body_keeps_the_order_of_its_fields() {
-        let attempt = attempt(&foreign(UpstreamKind::OpenAi, None), &[]);
+        let attempt = attempt(&foreign(Dialect::OpenAi, None), &[]);
         assert_eq!(attempt.body, br#"{"b":1,"a":2}"#.as_slice());
     }
 }

@@ -3,8 +3,8 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use seatbelt_gateway::{
-    GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Profile, Secret, UpstreamConfig,
-    UpstreamKind, UpstreamModel,
+    Dialect, GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Profile, Secret,
+    UpstreamConfig, UpstreamModel,
 };
 use tokio::net::TcpListener;
 
@@ -59,8 +59,8 @@ fn upstream(upstream: &config::Upstream) -> UpstreamConfig {
     UpstreamConfig {
         name: upstream.name.clone(),
         kind: match upstream.kind {
-            config::UpstreamKind::OpenAi => UpstreamKind::OpenAi,
-            config::UpstreamKind::Anthropic => UpstreamKind::Anthropic,
+            config::UpstreamKind::OpenAi => Dialect::OpenAi,
+            config::UpstreamKind::Anthropic => Dialect::Anthropic,
         },
         profile: upstream.profile.map(|profile| match profile {
             config::Profile::OpenAi => Profile::OpenAi,

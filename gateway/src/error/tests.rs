@@ -11,6 +11,8 @@ use seatbelt_schemas::{
     window::Window,
 };
 
+use serde_json::json;
+
 use super::*;
 
 const NOW: u64 = 1_700_000_000_000;

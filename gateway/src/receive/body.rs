@@ -3,7 +3,8 @@
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use serde_json::{Map, Value};
+use seatbelt_dialects::Fields;
+use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
@@ -13,9 +14,6 @@ use crate::{
 
 /// How much of a body that is refused is read all the same, so that the client gets to read why.
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// The fields of a body, in their order.
-pub(crate) type Fields = Map<String, Value>;
 
 pub(crate) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
     match serde_json::from_slice(body) {

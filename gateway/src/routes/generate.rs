@@ -9,34 +9,35 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
+use seatbelt_dialects::Api;
 
 use crate::{
     app::App,
-    error::{ApiError, Case, Dialect},
+    error::{ApiError, Case},
 };
 
 /// `POST /v1/chat/completions`.
 pub(super) async fn chat_completions(State(app): State<Arc<App>>, request: Request) -> Response {
-    answer(&app, request, Dialect::OpenAi).await
+    answer(&app, request, Api::Chat).await
 }
 
 /// `POST /v1/messages`.
 pub(super) async fn messages(State(app): State<Arc<App>>, request: Request) -> Response {
-    answer(&app, request, Dialect::Anthropic).await
+    answer(&app, request, Api::Messages).await
 }
 
-async fn answer(app: &App, request: Request, dialect: Dialect) -> Response {
-    let answered = generate(app, request, dialect).await;
+async fn answer(app: &App, request: Request, api: Api) -> Response {
+    let answered = generate(app, request, api).await;
     answered.unwrap_or_else(|error| {
         error.note();
-        error.into_response(dialect)
+        error.into_response(api.dialect())
     })
 }
 
 /// Lets a request through to its upstream, or says why not.
-async fn generate(app: &App, request: Request, dialect: Dialect) -> Result<Response, ApiError> {
+async fn generate(app: &App, request: Request, api: Api) -> Result<Response, ApiError> {
     let received = app.receiver.receive(request).await?;
-    let plan = app.planner.plan(dialect, received).await?;
+    let plan = app.planner.plan(api, received).await?;
     let held = match plan.want()? {
         Some(want) => Some(app.gate.reserve(want).await?),
         None => None,

@@ -6,6 +6,10 @@ use axum::{
 };
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
+use seatbelt_dialects::{
+    Api, Face, Part, StreamTold,
+    sse::{SseEvent, SseReader, write_event},
+};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
@@ -13,14 +17,7 @@ use super::{
     attempts::{Limits, Stop},
     report::Known,
 };
-use crate::{
-    config::TRAILER_WAIT,
-    face::Face,
-    messages::error_from_chat,
-    metrics::Stage,
-    sse::{SseEvent, SseReader, write_event},
-    usage::{Api, Part, StreamTold},
-};
+use crate::{config::TRAILER_WAIT, metrics::Stage};
 
 /// Pieces of a stream that wait for a slow client; then the upstream waits too.
 const STREAM_PIECES_MAX: usize = 32;
@@ -70,7 +67,7 @@ impl Job {
                 State::Failed => return Err(Stop::Failed),
                 State::Ended => return Ok(()),
                 // some upstreams close without the mark of the end
-                State::Open if last && relay.told.final_usage(self.api, false).is_some() => {
+                State::Open if last && relay.told.final_usage(false).is_some() => {
                     return Ok(());
                 }
                 State::Open if last => {
@@ -93,16 +90,17 @@ impl Job {
             }
             Err(stop) => Some(self.stopped(stop, known).await),
         };
-        let mut last = BytesMut::new();
-        match (failed, &mut self.face) {
-            (Some(error), _) => {
+        let held = std::mem::take(&mut relay.end);
+        let last = match failed {
+            None => self.face.end(usage, held),
+            Some(error) => {
                 tracing::warn!(upstream = %self.upstream, code = error.code(), detail = error.log.as_deref(), "stream failed");
+                let mut last = BytesMut::new();
                 let envelope = error.envelope(self.dialect).to_string();
                 write_event(&mut last, Some("error"), envelope.as_bytes());
+                last
             }
-            (None, Face::Same { .. }) => last = std::mem::take(&mut relay.end),
-            (None, Face::Messages(stream)) => stream.end(usage, &mut last),
-        }
+        };
         // a client too slow for its last piece loses it, never the ledger
         let _ = self.limits.send(&mut relay, last.freeze()).await;
     }
@@ -135,7 +133,6 @@ enum State {
 
 /// A stream on its way through.
 struct Relay {
-    api: Api,
     reader: SseReader,
     told: StreamTold,
     state: State,
@@ -148,9 +145,8 @@ struct Relay {
 impl Relay {
     fn new(api: Api, client: mpsc::Sender<Bytes>) -> Self {
         Self {
-            api,
             reader: SseReader::default(),
-            told: StreamTold::default(),
+            told: StreamTold::new(api),
             state: State::Open,
             end: BytesMut::new(),
             client: Some(client),
@@ -187,40 +183,21 @@ impl Relay {
     }
 
     fn event(&mut self, event: &SseEvent, face: &mut Face, out: &mut BytesMut) {
-        let part = self.told.note(self.api, event);
+        let part = self.told.note(event);
         match part {
             Part::End => self.state = State::Ended,
             Part::Error => self.state = State::Failed,
             Part::Content | Part::UsageOnly => {}
         }
-        match (face, part) {
-            (Face::Same { .. }, Part::End) => self.end.extend_from_slice(&event.raw),
-            (Face::Same { hide_usage: true }, Part::UsageOnly) => {}
-            (Face::Same { .. }, Part::UsageOnly) => self.end.extend_from_slice(&event.raw),
-            (Face::Same { .. }, Part::Error) => out.extend_from_slice(&event.raw),
-            // nothing overtakes a usage chunk that is held back
-            (Face::Same { .. }, Part::Content) if !self.end.is_empty() => {
-                self.end.extend_from_slice(&event.raw);
-            }
-            (Face::Same { hide_usage }, Part::Content) => pass(&event.raw, *hide_usage, out),
-            (Face::Messages(_), Part::End) => {}
-            (Face::Messages(_), Part::Error) => {
-                if let Some(error) = error_from_chat(&event.data) {
-                    write_event(out, Some("error"), error.to_string().as_bytes());
-                }
-            }
-            (Face::Messages(stream), Part::Content | Part::UsageOnly) => stream.content(event, out),
-        }
+        face.event(event, part, &mut self.end, out);
     }
 
     fn known(&self) -> Known {
         let told = &self.told;
         Known {
             usage: match self.state {
-                State::Failed => told.usage_so_far(self.api),
-                State::Ended | State::Open => {
-                    told.final_usage(self.api, self.state == State::Ended)
-                }
+                State::Failed => told.usage_so_far(),
+                State::Ended | State::Open => told.final_usage(self.state == State::Ended),
             },
             finish: told.finish.clone(),
             output_bytes: (self.state == State::Ended).then_some(told.output_bytes),
@@ -228,49 +205,7 @@ impl Relay {
     }
 }
 
-/// Passes an event on; without the `usage: null` that only the gateway's own question brought.
-fn pass(raw: &[u8], hide_usage: bool, out: &mut BytesMut) {
-    let found = hide_usage
-        .then(|| std::str::from_utf8(raw).ok())
-        .flatten()
-        .and_then(|text| {
-            // quotes inside JSON strings are escaped, so this can only be the field itself
-            [",\"usage\":null", ", \"usage\": null"]
-                .into_iter()
-                .find_map(|field| Some((text.find(field)?, field.len())))
-        });
-    match found {
-        Some((at, len)) => {
-            out.extend_from_slice(&raw[..at]);
-            out.extend_from_slice(&raw[at + len..]);
-        }
-        None => out.extend_from_slice(raw),
-    }
-}
-
 fn streamed(mut pieces: mpsc::Receiver<Bytes>) -> Body {
     let pieces = stream::poll_fn(move |cx| pieces.poll_recv(cx));
     Body::from_stream(pieces.map(Ok::<_, std::convert::Infallible>))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn passed(raw: &str, hide_usage: bool) -> String {
-        let mut out = BytesMut::new();
-        pass(raw.as_bytes(), hide_usage, &mut out);
-        String::from_utf8(out.to_vec()).unwrap()
-    }
-
-    #[test]
-    fn only_the_usage_null_that_was_asked_for_here_is_hidden() {
-        let chunk = "data: {\"id\":1,\"choices\":[],\"usage\":null}\n\n";
-        assert_eq!(passed(chunk, false), chunk);
-        assert_eq!(passed(chunk, true), "data: {\"id\":1,\"choices\":[]}\n\n");
-        let spaced = "data: {\"id\": 1, \"usage\": null, \"x\": 2}\n\n";
-        assert_eq!(passed(spaced, true), "data: {\"id\": 1, \"x\": 2}\n\n");
-        let quoted = r#"data: {"content":"say ,\"usage\":null"}"#;
-        assert_eq!(passed(quoted, true), quoted);
-    }
 }

@@ -6,6 +6,7 @@ use axum::{
     response::Response,
 };
 use bytes::{Bytes, BytesMut};
+use seatbelt_dialects::Told;
 use serde::de::IgnoredAny;
 
 use super::{
@@ -15,10 +16,7 @@ use super::{
 };
 use crate::{
     error::{ApiError, BY_UPSTREAM, X_POSITION, X_REFUSED_BY},
-    face::Face,
-    messages::{error_from_chat, from_chat},
     metrics::Stage,
-    usage::Answer,
 };
 
 /// Largest answer that is not a stream.
@@ -51,7 +49,7 @@ impl Job {
         };
         self.metrics
             .stage(Stage::UpstreamTotal, self.began.elapsed());
-        let read = Answer::read(self.api, &body);
+        let read = Told::read(self.api, &body);
         if !status.is_success() {
             return self
                 .upstream_error(status, headers, body, read.unwrap_or_default())
@@ -75,7 +73,7 @@ impl Job {
 
     /// Success was said and no answer came: an error is free unless it tells of usage, and the rest is
     /// not known.
-    async fn not_answered(&mut self, problem: &str, read: Answer) -> ApiError {
+    async fn not_answered(&mut self, problem: &str, read: Told) -> ApiError {
         let ended = match read.usage {
             None if read.is_error => {
                 self.release("upstream answered with an error").await;
@@ -100,14 +98,8 @@ impl Job {
 
     /// A whole answer in the client's dialect.
     fn shown(&self, body: Bytes) -> Result<Bytes, ApiError> {
-        match self.face {
-            Face::Same { .. } => Ok(body),
-            Face::Messages(_) => from_chat(&body, &self.answer_id)
-                .map(|message| message.to_string().into())
-                .ok_or_else(|| {
-                    ApiError::upstream_broke(&self.upstream, "answer is no chat completion")
-                }),
-        }
+        let no_answer = || ApiError::upstream_broke(&self.upstream, "answer is no chat completion");
+        self.face.whole(body).ok_or_else(no_answer)
     }
 
     /// The upstream answered with an error: passed on as it is. Without usage in it nothing was used,
@@ -117,7 +109,7 @@ impl Job {
         status: StatusCode,
         headers: HeaderMap,
         body: Bytes,
-        read: Answer,
+        read: Told,
     ) -> Result<Response, ApiError> {
         // a neuron that turns a request away answers 4xx or 503; other errors come after work
         let failed_midway = self.from_neuron()
@@ -143,13 +135,7 @@ impl Job {
             let log = format!("upstream {} answered {status}", self.upstream);
             return Err(ApiError::upstream_refused(&self.upstream, log));
         }
-        let body = match self.face {
-            Face::Messages(_) => {
-                error_from_chat(&body).map_or(body, |error| error.to_string().into())
-            }
-            Face::Same { .. } => body,
-        };
-        let mut response = self.response(status, headers, Body::from(body));
+        let mut response = self.response(status, headers, Body::from(self.face.error(body)));
         response.headers_mut().insert(X_REFUSED_BY, BY_UPSTREAM);
         Ok(response)
     }
@@ -188,7 +174,7 @@ impl Limits {
 }
 
 /// Why a body under a status of success is no answer.
-fn no_answer(body: &Bytes, read: Option<&Answer>) -> Option<&'static str> {
+fn no_answer(body: &Bytes, read: Option<&Told>) -> Option<&'static str> {
     match read {
         Some(read) if read.is_error => Some("it answered with an error under a status of success"),
         Some(_) => None,

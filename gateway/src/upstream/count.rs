@@ -2,12 +2,13 @@
 
 use axum::http::{StatusCode, header};
 use bytes::{Bytes, BytesMut};
+use seatbelt_dialects::Fields;
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, ids::ModelId};
 use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::{Candidate, catalog::Catalog, choose::ChosenNeuron};
-use crate::{config::TOKENIZE_TIMEOUT, error::ApiError, receive::body::Fields};
+use crate::{config::TOKENIZE_TIMEOUT, error::ApiError};
 
 /// Largest answer to a count.
 const TOKENIZE_BYTES_MAX: usize = 64 * 1024;

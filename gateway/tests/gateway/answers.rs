@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use seatbelt_gateway::{MaxField, UpstreamConfig, UpstreamKind, UpstreamModel};
+use seatbelt_gateway::{Dialect, MaxField, UpstreamConfig, UpstreamModel};
 use seatbelt_schemas::{ids::ModelId, window::Window};
 use serde::Deserialize;
 use serde_json::Value;
@@ -49,7 +49,7 @@ async fn stack() -> Stack {
         openai.models = vec![model("m"), newer];
         let anthropic = UpstreamConfig {
             name: "other".to_owned(),
-            kind: UpstreamKind::Anthropic,
+            kind: Dialect::Anthropic,
             base_url: openai.base_url.trim_end_matches("/v1").to_owned(),
             models: vec![model("c")],
             ..openai.clone()

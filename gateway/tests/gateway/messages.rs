@@ -1,6 +1,6 @@
 //! The Anthropic dialect, translated and passed through.
 
-use seatbelt_gateway::UpstreamKind;
+use seatbelt_gateway::Dialect;
 use seatbelt_schemas::{cap::CapSpec, ids::EndUserId, scope::Scope, window::Window};
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ async fn native() -> Stack {
 async fn native_with(cap: CapSpec) -> Stack {
     Stack::start_with(cap, |config| {
         let upstream = &mut config.upstreams[0];
-        upstream.kind = UpstreamKind::Anthropic;
+        upstream.kind = Dialect::Anthropic;
         upstream.base_url = upstream.base_url.trim_end_matches("/v1").to_owned();
         upstream.api_key = Some(seatbelt_gateway::Secret::new("sk-upstream"));
     })

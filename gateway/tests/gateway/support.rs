@@ -22,7 +22,7 @@ use axum::{
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture, stream};
 use seatbelt_gateway::{
-    Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret, Parts, UpstreamConfig, UpstreamKind,
+    Dialect, Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret, Parts, UpstreamConfig,
     UpstreamModel, system_clock,
 };
 use seatbelt_ledger::{
@@ -590,7 +590,7 @@ fn config(upstream: &Upstream) -> GatewayConfig {
         keys: vec![KeyEntry::new(KeySecret::hash(SECRET), account(), key())],
         upstreams: vec![UpstreamConfig {
             name: "mock".to_owned(),
-            kind: UpstreamKind::OpenAi,
+            kind: Dialect::OpenAi,
             profile: None,
             base_url: format!("http://{}/v1", upstream.address),
             allow_fields: Vec::new(),

@@ -3,11 +3,13 @@
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::*;
-use crate::{
-    bound::{Asked, write_chat_max},
-    config::{MaxField, UpstreamModel},
+use seatbelt_dialects::{
+    Api, Fields, MaxField,
+    allow::{Allowed, Profile, refuse_state},
 };
+use serde_json::{Map, Value, json};
+
+use super::*;
 
 /// What the worst provider bills for anything that it can run up by itself.
 const RUNAWAY: u64 = 1 << 30;
@@ -133,7 +135,7 @@ fn same(name: &str, other: &str) -> bool {
 }
 
 /// The largest number under any of these names, wherever a careless server may look.
-fn largest(body: &Map<String, Value>, names: &[&str]) -> u64 {
+fn largest(body: &Fields, names: &[&str]) -> u64 {
     let of = |(name, value): (&String, &Value)| match value {
         Value::Object(inner) if ["options", "extra_body"].contains(&name.as_str()) => {
             largest(inner, names)
@@ -204,7 +206,7 @@ fn tool(tool: &Value) -> u64 {
 }
 
 /// What the worst provider bills, in tokens of input and output together.
-fn worst(body: &Map<String, Value>) -> u64 {
+fn worst(body: &Fields) -> u64 {
     let output = largest(body, MAXIMA).saturating_mul(largest(body, CHOICES).max(1));
     let messages = body.get("messages").and_then(Value::as_array);
     let framing = messages.map_or(0, |messages| 6 * messages.len() as u64);
@@ -267,7 +269,7 @@ fn object(names: &'static [&'static str], within: BoxedStrategy<Value>) -> Boxed
     ];
     (fields, kind)
         .prop_map(|(fields, kind)| {
-            let mut object: Map<String, Value> = fields.into_iter().collect();
+            let mut object: Fields = fields.into_iter().collect();
             object.extend(kind.map(|kind| ("type".to_owned(), kind)));
             Value::Object(object)
         })
@@ -308,7 +310,7 @@ fn tools() -> BoxedStrategy<Value> {
         .boxed()
 }
 
-fn body() -> impl Strategy<Value = Map<String, Value>> {
+fn body() -> impl Strategy<Value = Fields> {
     let value = prop_oneof![
         4 => scalar(),
         1 => vec(scalar(), 0..3).prop_map(Value::Array),
@@ -328,16 +330,8 @@ fn body() -> impl Strategy<Value = Map<String, Value>> {
 }
 
 /// What is held for a body and what is forwarded of it; `None` where it is refused.
-fn let_through(
-    api: Api,
-    profile: Profile,
-    mut body: Map<String, Value>,
-) -> Option<(u64, Map<String, Value>)> {
-    let asked = match api {
-        Api::OpenAi => Asked::chat(&body),
-        Api::Anthropic => Asked::messages(&body),
-    };
-    let asked = asked.ok()?;
+fn let_through(api: Api, profile: Profile, mut body: Fields) -> Option<(u64, Fields)> {
+    let ask = api.ask(&body).ok()?;
     let allowed = Allowed {
         api,
         profile,
@@ -348,17 +342,9 @@ fn let_through(
     refuse_state(&body).ok()?;
     allowed.pin(&mut body);
     let model = UpstreamModel::new("m".parse().ok()?, 1 << 20, 4096);
-    let bound = asked.by_bytes(&model).ok()?;
-    match api {
-        Api::OpenAi => write_chat_max(&mut body, bound.output_tokens, MaxField::MaxTokens),
-        Api::Anthropic => {
-            body.insert("max_tokens".to_owned(), json!(bound.output_tokens));
-        }
-    }
-    Some((
-        bound.input_tokens + bound.output_tokens * asked.choices,
-        body,
-    ))
+    let bound = by_bytes(&ask, &model).ok()?;
+    api.set_max(&mut body, bound.output_tokens, MaxField::MaxTokens);
+    Some((bound.input_tokens + bound.output_tokens * ask.choices, body))
 }
 
 proptest! {
@@ -367,10 +353,10 @@ proptest! {
     #[test]
     fn no_request_is_billed_above_its_hold(body in body()) {
         for (api, profile) in [
-            (Api::OpenAi, Profile::OpenAi),
-            (Api::OpenAi, Profile::Generic),
-            (Api::Anthropic, Profile::Anthropic),
-            (Api::Anthropic, Profile::Generic),
+            (Api::Chat, Profile::OpenAi),
+            (Api::Chat, Profile::Generic),
+            (Api::Messages, Profile::Anthropic),
+            (Api::Messages, Profile::Generic),
         ] {
             if let Some((hold, forwarded)) = let_through(api, profile, body.clone()) {
                 let billed = worst(&forwarded);
@@ -387,7 +373,7 @@ fn enough_of_the_random_bodies_are_let_through() {
     let all = 500;
     let through = (0..all).filter(|_| {
         let body = body().new_tree(&mut runner).unwrap().current();
-        let_through(Api::OpenAi, Profile::OpenAi, body).is_some()
+        let_through(Api::Chat, Profile::OpenAi, body).is_some()
     });
     let through = through.count();
     assert!((50..450).contains(&through), "{through} of {all}");

@@ -8,21 +8,22 @@ use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
 /// Most bytes of one event.
-pub(crate) const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// An event larger than [`EVENT_BYTES_MAX`].
 #[derive(Debug, Error)]
 #[error("an event of the upstream's stream is larger than {EVENT_BYTES_MAX} bytes")]
-pub(crate) struct EventTooLarge;
+pub struct EventTooLarge;
 
 /// One event: its bytes, blank line included, and what they say.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SseEvent {
-    pub(crate) raw: Bytes,
+pub struct SseEvent {
+    /// All its bytes.
+    pub raw: Bytes,
     /// The event's name, where it has one.
-    pub(crate) name: Option<String>,
+    pub name: Option<String>,
     /// Its data lines, joined; a slice of `raw` where there is one line.
-    pub(crate) data: Bytes,
+    pub data: Bytes,
 }
 
 impl SseEvent {
@@ -75,7 +76,7 @@ fn field(line: &[u8]) -> (&[u8], &[u8]) {
 
 /// Cuts events out of chunks.
 #[derive(Debug, Default)]
-pub(crate) struct SseReader {
+pub struct SseReader {
     buffer: BytesMut,
     /// Bytes of the buffer that hold no end of an event.
     scanned: usize,
@@ -84,12 +85,13 @@ pub(crate) struct SseReader {
 }
 
 impl SseReader {
-    pub(crate) fn push(&mut self, chunk: &[u8]) {
+    /// Takes the next bytes, wherever they were cut.
+    pub fn push(&mut self, chunk: &[u8]) {
         self.buffer.extend_from_slice(chunk);
     }
 
     /// The next whole event, if it has arrived.
-    pub(crate) fn next_event(&mut self) -> Result<Option<SseEvent>, EventTooLarge> {
+    pub fn next_event(&mut self) -> Result<Option<SseEvent>, EventTooLarge> {
         while let Some(byte) = self.buffer.get(self.scanned) {
             let ends_line = match byte {
                 b'\n' => 1,
@@ -117,7 +119,7 @@ impl SseReader {
     }
 
     /// What is left when the stream ends: an event whose blank line never came, or nothing.
-    pub(crate) fn last_event(&mut self) -> Option<SseEvent> {
+    pub fn last_event(&mut self) -> Option<SseEvent> {
         self.scanned = self.buffer.len();
         (self.scanned > 0).then(|| self.cut())
     }
@@ -131,7 +133,7 @@ impl SseReader {
 }
 
 /// Writes an event of one data line.
-pub(crate) fn write_event(out: &mut BytesMut, name: Option<&str>, data: &[u8]) {
+pub fn write_event(out: &mut BytesMut, name: Option<&str>, data: &[u8]) {
     if let Some(name) = name {
         out.extend_from_slice(b"event: ");
         out.extend_from_slice(name.as_bytes());

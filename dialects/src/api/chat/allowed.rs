@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-use super::{Holds, Holds::*, Kind, SETTING, Shape};
+use crate::allow::{Holds, Holds::*, Kind, SETTING, Shape};
 
 /// Fields of a body that every server of this API knows, or ignores.
-pub(super) const BODY: Shape = &[
+pub(crate) const BODY: Shape = &[
     ("model", Anything),
     ("messages", Each(MESSAGE)),
     ("max_tokens", Anything),
@@ -45,7 +45,7 @@ pub(super) const BODY: Shape = &[
 ];
 
 /// What OpenAI takes besides.
-pub(super) const OPENAI: Shape = &[
+pub(crate) const OPENAI: Shape = &[
     ("safety_identifier", Anything),
     ("prompt_cache_key", Anything),
     ("prompt_cache_retention", Anything),
@@ -60,7 +60,7 @@ pub(super) const OPENAI: Shape = &[
 ];
 
 /// What vLLM, llama.cpp, Ollama and the like take besides.
-pub(super) const GENERIC: Shape = &[
+pub(crate) const GENERIC: Shape = &[
     ("best_of", Anything),
     ("top_k", Anything),
     ("min_p", Anything),
@@ -164,7 +164,7 @@ const OLD_FUNCTION: &[Kind] = &[Kind {
 const TEXT: Holds = Only(Value::is_string, "it must be a string");
 
 /// Why some fields are not listed; the others are refused all the same.
-pub(super) const WHY: &[(&str, &str)] = &[
+pub(crate) const WHY: &[(&str, &str)] = &[
     (
         "min_tokens",
         "a server may write as many whatever the maximum is; leave it out",

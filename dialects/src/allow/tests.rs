@@ -6,19 +6,19 @@
 )]
 
 use super::*;
-use crate::error::Dialect;
+use crate::fields::Fault;
 
 /// What the model writes at most.
 const OUTPUT_MAX: u64 = 4096;
 
-fn map(value: Value) -> Map<String, Value> {
+fn map(value: Value) -> Fields {
     match value {
         Value::Object(map) => map,
         other => panic!("{other} is no object"),
     }
 }
 
-fn hi(extra: Value) -> Map<String, Value> {
+fn hi(extra: Value) -> Fields {
     let mut body = map(json!({
         "model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}],
     }));
@@ -41,16 +41,15 @@ fn named(api: Api, profile: Profile, accepted: &[&str], extra: Value) -> Option<
         output_max: OUTPUT_MAX,
     };
     let error = allowed.check(&hi(extra)).err()?;
-    let envelope = error.envelope(Dialect::OpenAi);
-    assert_eq!(envelope["error"]["code"], "cost_unbounded");
-    Some(envelope["error"]["param"].as_str().unwrap().to_owned())
+    assert_eq!(error.fault, Fault::Unbounded);
+    Some(error.param)
 }
 
 #[track_caller]
 fn refused(api: Api, extra: Value, param: &str) {
     let profiles = match api {
-        Api::OpenAi => [Profile::OpenAi, Profile::Generic],
-        Api::Anthropic => [Profile::Anthropic, Profile::Generic],
+        Api::Chat => [Profile::OpenAi, Profile::Generic],
+        Api::Messages => [Profile::Anthropic, Profile::Generic],
     };
     for profile in profiles {
         let found = named(api, profile, &[], extra.clone());
@@ -99,26 +98,26 @@ fn a_chat_field_that_is_not_listed_is_named() {
         "mcp_servers",
         "never_heard_of",
     ] {
-        refused(Api::OpenAi, json!({ field: {"a": 1} }), field);
+        refused(Api::Chat, json!({ field: {"a": 1} }), field);
     }
     refused(
-        Api::OpenAi,
+        Api::Chat,
         json!({"options": {"num_predict": 90_000}}),
         "options",
     );
-    refused(Api::OpenAi, json!({"store": true}), "store");
+    refused(Api::Chat, json!({"store": true}), "store");
     refused(
-        Api::OpenAi,
+        Api::Chat,
         json!({"modalities": ["text", "audio"]}),
         "modalities",
     );
     refused(
-        Api::OpenAi,
+        Api::Chat,
         json!({"service_tier": "priority"}),
         "service_tier",
     );
     refused(
-        Api::OpenAi,
+        Api::Chat,
         json!({"stream_options": {"x": 1}}),
         "stream_options.x",
     );
@@ -138,49 +137,49 @@ fn a_messages_field_that_is_not_listed_is_named() {
         "betas",
         "never_heard_of",
     ] {
-        refused(Api::Anthropic, json!({ field: "fast" }), field);
+        refused(Api::Messages, json!({ field: "fast" }), field);
     }
     refused(
-        Api::Anthropic,
+        Api::Messages,
         json!({"service_tier": "priority"}),
         "service_tier",
     );
     let day =
         json!([{"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]);
     refused(
-        Api::Anthropic,
+        Api::Messages,
         json!({ "system": day }),
         "system[0].cache_control",
     );
     for tool in ["bash_code_execution_20260101", "bash_", "computer_2025"] {
         let tools = json!([{"type": tool, "name": "x"}]);
-        refused(Api::Anthropic, json!({ "tools": tools }), "tools[0]");
+        refused(Api::Messages, json!({ "tools": tools }), "tools[0]");
     }
     // settings are not counted: they must not hold text
     let text = "x ".repeat(5_000);
     refused(
-        Api::OpenAi,
+        Api::Chat,
         json!({ "reasoning_effort": text }),
         "reasoning_effort",
     );
-    refused(Api::OpenAi, json!({ "verbosity": text }), "verbosity");
+    refused(Api::Chat, json!({ "verbosity": text }), "verbosity");
     let failed = with_content(
         json!({"type": "tool_result", "tool_use_id": "a", "content": "", "is_error": text}),
     );
-    refused(Api::Anthropic, failed, "messages[0].content[0].is_error");
+    refused(Api::Messages, failed, "messages[0].content[0].is_error");
     // a floor above the maximum: not every server takes the lower of the two
-    refused(Api::OpenAi, json!({"min_tokens": 9000}), "min_tokens");
+    refused(Api::Chat, json!({"min_tokens": 9000}), "min_tokens");
     refused(
-        Api::Anthropic,
+        Api::Messages,
         json!({"thinking": {"type": "enabled", "budget_tokens": 9}}),
         "thinking.budget_tokens",
     );
     let image = with_content(json!({"type": "image", "source": {"type": "url"}}));
-    refused(Api::Anthropic, image, "messages[0].content[0]");
+    refused(Api::Messages, image, "messages[0].content[0]");
     let nested = with_content(
         json!({"type": "tool_result", "tool_use_id": "a", "content": [{"type": "document"}]}),
     );
-    refused(Api::Anthropic, nested, "messages[0].content[0].content[0]");
+    refused(Api::Messages, nested, "messages[0].content[0].content[0]");
 }
 
 #[test]
@@ -201,7 +200,7 @@ fn a_variant_of_a_name_that_bounds_is_refused_even_where_it_is_accepted() {
         "meſsages",
         "max_toKens",
     ] {
-        let found = named(Api::OpenAi, Profile::Generic, &[name], json!({ name: 5 }));
+        let found = named(Api::Chat, Profile::Generic, &[name], json!({ name: 5 }));
         assert_eq!(found.as_deref(), Some(name));
     }
 }
@@ -210,7 +209,7 @@ fn a_variant_of_a_name_that_bounds_is_refused_even_where_it_is_accepted() {
 #[test]
 fn a_thinking_budget_stays_below_the_models_own_maximum() {
     let thinking = |budget: u64| json!({"max_tokens": 1_000_000, "thinking": {"type": "enabled", "budget_tokens": budget}});
-    let found = |budget| named(Api::Anthropic, Profile::Anthropic, &[], thinking(budget));
+    let found = |budget| named(Api::Messages, Profile::Anthropic, &[], thinking(budget));
     assert_eq!(found(OUTPUT_MAX - 1), None);
     assert_eq!(found(OUTPUT_MAX).as_deref(), Some("thinking.budget_tokens"));
 }
@@ -232,7 +231,7 @@ fn tools_that_the_provider_runs_are_refused() {
             "tools[0]",
         ),
     ] {
-        refused(Api::OpenAi, json!({ "tools": [tool] }), param);
+        refused(Api::Chat, json!({ "tools": [tool] }), param);
     }
     for kind in [
         "web_search_20250305",
@@ -241,7 +240,7 @@ fn tools_that_the_provider_runs_are_refused() {
         "mcp_toolset",
     ] {
         refused(
-            Api::Anthropic,
+            Api::Messages,
             json!({"tools": [{"type": kind, "name": "x"}]}),
             "tools[0]",
         );
@@ -258,14 +257,14 @@ fn tools_that_the_client_runs_pass() {
         "custom",
     ] {
         passes(
-            Api::Anthropic,
+            Api::Messages,
             Profile::Anthropic,
             json!({"tools": [{"type": kind, "name": "x"}]}),
         );
     }
     let custom = json!({"name": "x", "input_schema": {"type": "object"}, "cache_control": {"type": "ephemeral"}});
     passes(
-        Api::Anthropic,
+        Api::Messages,
         Profile::Generic,
         json!({ "tools": [custom] }),
     );
@@ -273,7 +272,7 @@ fn tools_that_the_client_runs_pass() {
         {"type": "function", "function": {"name": "f", "parameters": {"enum": [1]}, "strict": true}},
         {"type": "custom", "custom": {"name": "c", "format": {"type": "text"}}},
     ]);
-    passes(Api::OpenAi, Profile::OpenAi, json!({ "tools": tools }));
+    passes(Api::Chat, Profile::OpenAi, json!({ "tools": tools }));
 }
 
 #[test]
@@ -302,12 +301,12 @@ fn parts_and_messages_are_listed_too() {
         (json!({"image_url": {"url": "y"}}), "messages[0].content[0]"),
         (json!("text"), "messages[0].content[0]"),
     ] {
-        refused(Api::OpenAi, with_content(part), param);
+        refused(Api::Chat, with_content(part), param);
     }
     for field in ["images", "audio", "Content", "documents"] {
         let message = json!({"role": "user", "content": "a", field: ["x"]});
         refused(
-            Api::OpenAi,
+            Api::Chat,
             json!({ "messages": [message] }),
             &format!("messages[0].{field}"),
         );
@@ -327,15 +326,15 @@ fn what_the_official_clients_send_passes() {
         "response_format": {"type": "json_object"}, "user": "u", "seed": 1, "stop": ["x"], "store": false,
         "modalities": ["text"], "audio": null,
     });
-    passes(Api::OpenAi, Profile::OpenAi, chat.clone());
-    passes(Api::OpenAi, Profile::Generic, chat);
+    passes(Api::Chat, Profile::OpenAi, chat.clone());
+    passes(Api::Chat, Profile::Generic, chat);
     passes(
-        Api::OpenAi,
+        Api::Chat,
         Profile::OpenAi,
         json!({"service_tier": "auto", "verbosity": "low"}),
     );
     passes(
-        Api::OpenAi,
+        Api::Chat,
         Profile::Generic,
         json!({"top_k": 5, "best_of": 2}),
     );
@@ -352,7 +351,7 @@ fn what_the_official_clients_send_passes() {
         ],
         "metadata": {"user_id": "u"}, "thinking": {"type": "enabled", "budget_tokens": 5}, "top_k": 3,
     });
-    passes(Api::Anthropic, Profile::Anthropic, messages.clone());
+    passes(Api::Messages, Profile::Anthropic, messages.clone());
     assert!(refuse_state(&hi(messages)).is_ok());
 }
 
@@ -361,10 +360,10 @@ fn the_operator_may_accept_more() {
     let accepted = ["chat_template_kwargs", "messages[].prefix"];
     let body = json!({"chat_template_kwargs": {"a": {"b": 1}}, "messages": [{"role": "assistant", "content": "a", "prefix": true}]});
     assert_eq!(
-        named(Api::OpenAi, Profile::Generic, &accepted, body.clone()),
+        named(Api::Chat, Profile::Generic, &accepted, body.clone()),
         None
     );
-    let found = named(Api::OpenAi, Profile::Generic, &accepted[1..], body);
+    let found = named(Api::Chat, Profile::Generic, &accepted[1..], body);
     assert_eq!(found.as_deref(), Some("chat_template_kwargs"));
 }
 
@@ -373,7 +372,7 @@ fn the_class_of_the_price_is_written_where_the_provider_has_several() {
     let pinned = |profile, accepted: &[String], extra: Value| {
         let mut body = hi(extra);
         let allowed = Allowed {
-            api: Api::OpenAi,
+            api: Api::Chat,
             profile,
             accepted: [accepted, &[]],
             output_max: OUTPUT_MAX,
@@ -405,7 +404,7 @@ fn the_class_of_the_price_is_written_where_the_provider_has_several() {
 fn a_beta_that_is_not_listed_is_refused() {
     let accepted = ["anthropic-beta=mine".to_owned()];
     let allowed = Allowed {
-        api: Api::Anthropic,
+        api: Api::Messages,
         profile: Profile::Anthropic,
         accepted: [&accepted, &[]],
         output_max: OUTPUT_MAX,
@@ -422,10 +421,8 @@ fn a_beta_that_is_not_listed_is_refused() {
 fn what_the_provider_keeps_is_refused_for_every_key() {
     let param = |extra: Value| {
         let error = refuse_state(&hi(extra)).unwrap_err();
-        error.envelope(Dialect::OpenAi)["error"]["param"]
-            .as_str()
-            .unwrap()
-            .to_owned()
+        assert_eq!(error.fault, Fault::Invalid);
+        error.param
     };
     for field in [
         "previous_response_id",

@@ -10,9 +10,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    error::ApiError,
+    api::Api,
+    fields::{FieldError, Fields},
     sse::{SseEvent, write_event},
-    usage::openai_usage,
+    told::Counts,
 };
 
 /// Fields of a request that are translated below or change nothing.
@@ -33,7 +34,7 @@ const KNOWN_FIELDS: &[&str] = &[
 ];
 
 /// A body of `/v1/messages` as one of `/v1/chat/completions`.
-pub(crate) fn to_chat(body: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+pub(super) fn to_chat(body: &Fields) -> Result<Fields, FieldError> {
     refuse_untranslatable(body)?;
     let mut chat = Map::new();
     for (from, to) in [
@@ -49,7 +50,7 @@ pub(crate) fn to_chat(body: &Map<String, Value>) -> Result<Map<String, Value>, A
         }
     }
     if !chat.contains_key("max_tokens") {
-        return Err(ApiError::invalid_field(
+        return Err(FieldError::invalid(
             "max_tokens",
             "is missing: set the output maximum, at least 1",
         ));
@@ -72,7 +73,7 @@ pub(crate) fn to_chat(body: &Map<String, Value>) -> Result<Map<String, Value>, A
     Ok(chat)
 }
 
-fn refuse_untranslatable(body: &Map<String, Value>) -> Result<(), ApiError> {
+fn refuse_untranslatable(body: &Fields) -> Result<(), FieldError> {
     let cannot = "cannot be translated for this model's upstream: leave it out";
     for (name, value) in body {
         let known = KNOWN_FIELDS.contains(&name.as_str());
@@ -83,17 +84,17 @@ fn refuse_untranslatable(body: &Map<String, Value>) -> Result<(), ApiError> {
             _ => known,
         };
         if !fits && !empty {
-            return Err(ApiError::invalid_field(name, cannot));
+            return Err(FieldError::invalid(name.as_str(), cannot));
         }
     }
     Ok(())
 }
 
-fn chat_messages(body: &Map<String, Value>) -> Result<Vec<Value>, ApiError> {
+fn chat_messages(body: &Fields) -> Result<Vec<Value>, FieldError> {
     let messages = match body.get("messages") {
         Some(Value::Array(messages)) if !messages.is_empty() => messages,
         _ => {
-            return Err(ApiError::invalid_field(
+            return Err(FieldError::invalid(
                 "messages",
                 "must be an array of at least one message",
             ));
@@ -104,8 +105,8 @@ fn chat_messages(body: &Map<String, Value>) -> Result<Vec<Value>, ApiError> {
         let role = role
             .filter(|role| matches!(*role, "user" | "assistant"))
             .ok_or_else(|| {
-                ApiError::invalid_field(
-                    &format!("messages[{n}].role"),
+                FieldError::invalid(
+                    format!("messages[{n}].role"),
                     "must be 'user' or 'assistant'",
                 )
             })?;
@@ -117,7 +118,7 @@ fn chat_messages(body: &Map<String, Value>) -> Result<Vec<Value>, ApiError> {
 }
 
 /// Content that is a string, or blocks of text, as one string.
-fn text(param: &str, content: &Value) -> Result<String, ApiError> {
+fn text(param: &str, content: &Value) -> Result<String, FieldError> {
     match content {
         Value::String(text) => Ok(text.clone()),
         Value::Array(blocks) => {
@@ -128,14 +129,14 @@ fn text(param: &str, content: &Value) -> Result<String, ApiError> {
                 match (kind, text) {
                     ("text", Some(text)) => all.push_str(text),
                     ("image" | "document", _) => {
-                        return Err(ApiError::unbounded(
-                            &format!("{param}[{n}]"),
+                        return Err(FieldError::unbounded(
+                            format!("{param}[{n}]"),
                             "images and documents have no configured maximum; send text instead",
                         ));
                     }
                     _ => {
-                        return Err(ApiError::invalid_field(
-                            &format!("{param}[{n}]"),
+                        return Err(FieldError::invalid(
+                            format!("{param}[{n}]"),
                             "must be a text block",
                         ));
                     }
@@ -143,7 +144,7 @@ fn text(param: &str, content: &Value) -> Result<String, ApiError> {
             }
             Ok(all)
         }
-        _ => Err(ApiError::invalid_field(
+        _ => Err(FieldError::invalid(
             param,
             "must be a string or an array of text blocks",
         )),
@@ -210,7 +211,7 @@ pub(crate) fn from_chat(body: &[u8], id: &str) -> Option<Value> {
         "content": [{"type": "text", "text": text}],
         "stop_reason": reason,
         "stop_sequence": sequence,
-        "usage": shown(body.get("usage").and_then(openai_usage).unwrap_or_default()),
+        "usage": shown(body.get("usage").and_then(|report| Counts::usage_of(Api::Chat, report)).unwrap_or_default()),
     }))
 }
 
@@ -272,7 +273,7 @@ pub(crate) fn error_from_chat(body: &[u8]) -> Option<Value> {
 
 /// Translates a stream, event by event.
 #[derive(Debug)]
-pub(crate) struct MessagesStream {
+pub struct MessagesStream {
     id: String,
     model: String,
     /// Known before the answer where the model's own tokenizer counted it.
@@ -306,6 +307,11 @@ impl MessagesStream {
             refused: false,
             ending: Ending::default(),
         }
+    }
+
+    /// The id of the answer.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
     }
 
     /// Writes what `event` comes to.
@@ -391,67 +397,13 @@ fn emit(out: &mut BytesMut, data: &Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{error::Dialect, sse::SseReader};
+    use crate::fields::Fault;
 
-    fn map(value: Value) -> Map<String, Value> {
+    fn map(value: Value) -> Fields {
         match value {
             Value::Object(map) => map,
             other => panic!("{other} is no object"),
         }
-    }
-
-    #[test]
-    fn a_basic_request_is_translated() {
-        let body: Value =
-            serde_json::from_str(include_str!("messages/basic.request.json")).unwrap();
-        let chat = Value::Object(to_chat(&map(body)).unwrap());
-        let expected = include_str!("messages/basic.request.chat.json");
-        assert_eq!(
-            serde_json::to_string_pretty(&chat).unwrap().trim(),
-            expected.trim()
-        );
-    }
-
-    #[test]
-    fn a_full_request_is_translated() {
-        let body: Value = serde_json::from_str(include_str!("messages/full.request.json")).unwrap();
-        let chat = Value::Object(to_chat(&map(body)).unwrap());
-        let expected = include_str!("messages/full.request.chat.json");
-        assert_eq!(
-            serde_json::to_string_pretty(&chat).unwrap().trim(),
-            expected.trim()
-        );
-    }
-
-    #[test]
-    fn a_whole_answer_is_translated() {
-        let found = from_chat(include_bytes!("messages/answer.chat.json"), "msg_1").unwrap();
-        let expected = include_str!("messages/answer.json");
-        assert_eq!(
-            serde_json::to_string_pretty(&found).unwrap().trim(),
-            expected.trim()
-        );
-    }
-
-    #[test]
-    fn a_stream_is_translated() {
-        let mut reader = SseReader::default();
-        reader.push(include_bytes!("messages/stream.chat.txt"));
-        let mut stream = MessagesStream::new("msg_1".to_owned(), "m".to_owned(), 10);
-        let mut out = BytesMut::new();
-        while let Some(event) = reader.next_event().unwrap() {
-            stream.content(&event, &mut out);
-        }
-        let usage = Usage {
-            input_tokens: 10,
-            output_tokens: 5,
-            ..Usage::default()
-        };
-        stream.end(usage, &mut out);
-        assert_eq!(
-            std::str::from_utf8(&out).unwrap().trim(),
-            include_str!("messages/stream.txt").trim()
-        );
     }
 
     #[test]
@@ -461,11 +413,10 @@ mod tests {
                 json!({"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}),
             );
             body.extend(map(extra));
-            let envelope = to_chat(&body).unwrap_err().envelope(Dialect::OpenAi);
-            let text = |name: &str| envelope["error"][name].as_str().unwrap().to_owned();
-            (text("code"), text("param"))
+            let error = to_chat(&body).unwrap_err();
+            (error.fault, error.param)
         };
-        let invalid = |param: &str| ("invalid_body".to_owned(), param.to_owned());
+        let invalid = |param: &str| (Fault::Invalid, param.to_owned());
         assert_eq!(refused(json!({"tools": [{"name": "t"}]})), invalid("tools"));
         assert_eq!(refused(json!({"top_k": 5})), invalid("top_k"));
         assert_eq!(
@@ -480,10 +431,7 @@ mod tests {
         let image = json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]});
         assert_eq!(
             refused(image),
-            (
-                "cost_unbounded".to_owned(),
-                "messages[0].content[0]".to_owned()
-            )
+            (Fault::Unbounded, "messages[0].content[0]".to_owned())
         );
     }
 

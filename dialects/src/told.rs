@@ -7,15 +7,14 @@
 
 use std::{borrow::Cow, collections::BTreeSet};
 
-use bytes::Bytes;
 use seatbelt_schemas::usage::Usage;
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
-use crate::sse::SseEvent;
+use crate::{api::Api, sse::SseEvent};
 
 /// A count above this is no count.
-const COUNT_MAX: u64 = 1 << 40;
+pub(crate) const COUNT_MAX: u64 = 1 << 40;
 /// Most choices of a stream that are told apart; one with more is never known to have finished.
 const CHOICES_MAX: usize = 256;
 /// Longest reason for an end that is kept.
@@ -23,22 +22,22 @@ const FINISH_CHARS_MAX: usize = 64;
 
 /// Counts as they were reported, not yet put together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Counts {
-    input: Option<u64>,
-    cached: u64,
-    written: u64,
-    output: Option<u64>,
-    reasoning: u64,
+pub(crate) struct Counts {
+    pub(crate) input: Option<u64>,
+    pub(crate) cached: u64,
+    pub(crate) written: u64,
+    pub(crate) output: Option<u64>,
+    pub(crate) reasoning: u64,
     /// Of input and output, where that is reported too.
-    total: u64,
+    pub(crate) total: u64,
 }
 
 /// A report with something in the place of a count that is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Odd;
+pub(crate) struct Odd;
 
 /// A count, where there is one.
-fn count(report: &Value, pointer: &str) -> Result<Option<u64>, Odd> {
+pub(crate) fn count(report: &Value, pointer: &str) -> Result<Option<u64>, Odd> {
     match report.pointer(pointer) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_u64() {
@@ -49,64 +48,13 @@ fn count(report: &Value, pointer: &str) -> Result<Option<u64>, Odd> {
 }
 
 impl Counts {
-    fn read(api: Api, report: &Value) -> Result<Self, Odd> {
-        match api {
-            Api::OpenAi => Self::openai(report),
-            Api::Anthropic => Self::anthropic(report),
-        }
-    }
-
-    fn openai(report: &Value) -> Result<Self, Odd> {
-        let part = |pointer| Ok::<_, Odd>(count(report, pointer)?.unwrap_or(0));
-        Ok(Self {
-            input: count(report, "/prompt_tokens")?,
-            cached: part("/prompt_tokens_details/cached_tokens")?
-                .max(part("/prompt_cache_hit_tokens")?),
-            written: part("/prompt_tokens_details/cache_write_tokens")?,
-            output: count(report, "/completion_tokens")?,
-            reasoning: part("/completion_tokens_details/reasoning_tokens")?,
-            total: part("/total_tokens")?,
-        })
-    }
-
-    fn anthropic(report: &Value) -> Result<Self, Odd> {
-        let mut counts = Self::anthropic_flat(report)?;
-        // a compaction or an advisor is charged beside the answer, whose counts stand outside
-        let mut all = Self::default();
-        for pass in report
-            .get("iterations")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-        {
-            let pass = Self::anthropic_flat(pass)?;
-            let sum = |one: Option<u64>, other: Option<u64>| {
-                one.map_or(other, |one| Some(one.saturating_add(other.unwrap_or(0))))
-            };
-            all.input = sum(all.input, pass.input);
-            all.output = sum(all.output, pass.output);
-            all.cached = all.cached.saturating_add(pass.cached);
-            all.written = all.written.saturating_add(pass.written);
-        }
-        counts.merge(all);
-        Ok(counts)
-    }
-
-    fn anthropic_flat(report: &Value) -> Result<Self, Odd> {
-        let part = |pointer| Ok::<_, Odd>(count(report, pointer)?.unwrap_or(0));
-        let split = part("/cache_creation/ephemeral_5m_input_tokens")?
-            + part("/cache_creation/ephemeral_1h_input_tokens")?;
-        Ok(Self {
-            input: count(report, "/input_tokens")?,
-            cached: part("/cache_read_input_tokens")?,
-            written: part("/cache_creation_input_tokens")?.max(split),
-            output: count(report, "/output_tokens")?,
-            ..Self::default()
-        })
+    /// What a report of this API comes to.
+    pub(crate) fn usage_of(api: Api, report: &Value) -> Option<Usage> {
+        api.usage(api.counts(report).ok()?)
     }
 
     /// The largest of each.
-    fn merge(&mut self, other: Self) {
+    pub(crate) fn merge(&mut self, other: Self) {
         *self = Self {
             input: self.input.max(other.input),
             cached: self.cached.max(other.cached),
@@ -117,40 +65,16 @@ impl Counts {
         };
     }
 
-    /// What they come to; `None` where something is missing. No part is larger than its whole.
-    fn usage(self, api: Api) -> Option<Usage> {
-        let (input, output) = (self.input?, self.output?);
-        let usage = match api {
-            // some count reasoning in the total alone
-            Api::OpenAi => Usage {
-                input_tokens: input,
-                output_tokens: output.max(self.total.saturating_sub(input)),
-                ..Usage::default()
-            },
-            // cached and written input stand beside the rest
-            Api::Anthropic => Usage {
-                input_tokens: input
-                    .checked_add(self.cached)?
-                    .checked_add(self.written)
-                    .filter(|input| *input <= COUNT_MAX)?,
-                output_tokens: output,
-                ..Usage::default()
-            },
-        };
-        // the dearer part first
-        let written = self.written.min(usage.input_tokens);
-        Some(Usage {
+    /// `whole` with its parts: none is larger than its whole, and the dearer part goes first.
+    pub(crate) fn parts_of(self, whole: Usage) -> Usage {
+        let written = self.written.min(whole.input_tokens);
+        Usage {
             cache_write_tokens: written,
-            cached_input_tokens: self.cached.min(usage.input_tokens - written),
-            reasoning_tokens: self.reasoning.min(usage.output_tokens),
-            ..usage
-        })
+            cached_input_tokens: self.cached.min(whole.input_tokens - written),
+            reasoning_tokens: self.reasoning.min(whole.output_tokens),
+            ..whole
+        }
     }
-}
-
-/// Usage as the OpenAI dialect reports it.
-pub(crate) fn openai_usage(report: &Value) -> Option<Usage> {
-    Counts::openai(report).ok()?.usage(Api::OpenAi)
 }
 
 /// Zero for an answer in which something came is no report.
@@ -158,78 +82,73 @@ fn believed(usage: Usage, has_content: bool) -> Option<Usage> {
     (usage.tokens() > 0 || !has_content).then_some(usage)
 }
 
-/// The API in which an upstream answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Api {
-    OpenAi,
-    Anthropic,
-}
-
 /// A whole answer, as far as the gate cares.
 #[derive(Debug, Default)]
-pub(crate) struct Answer {
-    pub(crate) usage: Option<Usage>,
-    pub(crate) finish: Option<String>,
+pub struct Told {
+    /// What it used, where that can be believed.
+    pub usage: Option<Usage>,
+    /// Why the output ended, in the upstream's word.
+    pub finish: Option<String>,
     /// Bytes of the choices as JSON: a bound of the tokens in them.
-    pub(crate) output_bytes: u64,
+    pub output_bytes: u64,
     /// It says that it is an error, whatever its status.
-    pub(crate) is_error: bool,
+    pub is_error: bool,
 }
 
 /// An answer or an event: each field is read by itself, so that an odd one spoils no other.
 #[derive(Default, Deserialize)]
-struct Body<'a> {
+pub(crate) struct Body<'a> {
     #[serde(borrow, default, rename = "type")]
-    kind: Option<&'a RawValue>,
+    pub(crate) kind: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    usage: Option<&'a RawValue>,
+    pub(crate) usage: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    choices: Option<&'a RawValue>,
+    pub(crate) choices: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    content: Option<&'a RawValue>,
+    pub(crate) content: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    message: Option<&'a RawValue>,
+    pub(crate) message: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    delta: Option<&'a RawValue>,
+    pub(crate) delta: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    stop_reason: Option<&'a RawValue>,
+    pub(crate) stop_reason: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    error: Option<&'a RawValue>,
+    pub(crate) error: Option<&'a RawValue>,
 }
 
 #[derive(Default, Deserialize)]
-struct Choice<'a> {
+pub(crate) struct Choice<'a> {
     #[serde(borrow, default)]
-    index: Option<&'a RawValue>,
+    pub(crate) index: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    finish_reason: Option<&'a RawValue>,
+    pub(crate) finish_reason: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    message: Option<&'a RawValue>,
+    pub(crate) message: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    delta: Option<&'a RawValue>,
+    pub(crate) delta: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    usage: Option<&'a RawValue>,
+    pub(crate) usage: Option<&'a RawValue>,
 }
 
 #[derive(Default, Deserialize)]
-struct MessageStart<'a> {
+pub(crate) struct MessageStart<'a> {
     #[serde(borrow, default)]
-    usage: Option<&'a RawValue>,
+    pub(crate) usage: Option<&'a RawValue>,
 }
 
 #[derive(Default, Deserialize)]
-struct StopReason<'a> {
+pub(crate) struct StopReason<'a> {
     #[serde(borrow, default)]
-    stop_reason: Option<&'a RawValue>,
+    pub(crate) stop_reason: Option<&'a RawValue>,
 }
 
 /// Reads raw JSON as something; the default where it is nothing of the kind.
-fn parsed<'a, T: Deserialize<'a> + Default>(raw: Option<&'a RawValue>) -> T {
+pub(crate) fn parsed<'a, T: Deserialize<'a> + Default>(raw: Option<&'a RawValue>) -> T {
     raw.and_then(|raw| serde_json::from_str(raw.get()).ok())
         .unwrap_or_default()
 }
 
-fn choices<'a>(raw: Option<&'a RawValue>) -> Vec<Choice<'a>> {
+pub(crate) fn choices<'a>(raw: Option<&'a RawValue>) -> Vec<Choice<'a>> {
     let choices: Vec<&RawValue> = parsed(raw);
     choices
         .into_iter()
@@ -242,13 +161,13 @@ fn length(raw: Option<&RawValue>) -> u64 {
 }
 
 /// Why an output ended, in no more than a few words.
-fn finish(raw: Option<&RawValue>) -> Option<String> {
+pub(crate) fn finish(raw: Option<&RawValue>) -> Option<String> {
     let reason: Cow<'_, str> = raw.and_then(|raw| serde_json::from_str(raw.get()).ok())?;
     let kept = reason.chars().filter(|c| !c.is_control());
     Some(kept.take(FINISH_CHARS_MAX).collect())
 }
 
-fn is_null(raw: Option<&RawValue>) -> bool {
+pub(crate) fn is_null(raw: Option<&RawValue>) -> bool {
     raw.is_none_or(|raw| raw.get() == "null")
 }
 
@@ -275,22 +194,22 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-impl Answer {
+impl Told {
     /// Reads a whole answer; `None` where it is not the shape of one.
-    pub(crate) fn read(api: Api, body: &[u8]) -> Option<Self> {
+    pub fn read(api: Api, body: &[u8]) -> Option<Self> {
         let body: Body<'_> = serde_json::from_slice(body).ok()?;
         let choices = choices(body.choices);
-        let mut told = StreamTold::default();
-        told.report(api, body.usage);
+        let mut told = StreamTold::new(api);
+        told.report(body.usage);
         for choice in &choices {
-            told.report(api, choice.usage);
+            told.report(choice.usage);
         }
         let messages = choices.iter().map(|choice| choice.message);
         let has_content =
             has_content(body.content) || messages.clone().any(|message| has_content(message));
         Some(Self {
             usage: told
-                .counted(api)
+                .counted()
                 .and_then(|usage| believed(usage, has_content)),
             output_bytes: messages.map(length).sum::<u64>() + length(body.content),
             finish: choices
@@ -303,8 +222,8 @@ impl Answer {
 }
 
 /// What one event of a stream is.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
     /// Something for the client.
     Content,
     /// The usage chunk of the OpenAI dialect: it carries nothing else.
@@ -316,27 +235,46 @@ pub(crate) enum Part {
 }
 
 /// What a stream has told so far.
-#[derive(Debug, Default)]
-pub(crate) struct StreamTold {
+#[derive(Debug)]
+pub struct StreamTold {
+    api: Api,
     counts: Counts,
     /// Something stood in the place of a count: nothing of this stream's reports is believed.
     odd: bool,
     /// Output came after the last report, which then cannot be the last word.
-    content_since: bool,
+    pub(crate) content_since: bool,
     has_content: bool,
     /// The report came with or after the end of the output.
-    closed: bool,
+    pub(crate) closed: bool,
     open_choices: BTreeSet<u64>,
     seen_choices: BTreeSet<u64>,
-    pub(crate) finish: Option<String>,
-    pub(crate) output_bytes: u64,
+    /// Why the output ended, in the upstream's word.
+    pub finish: Option<String>,
+    /// Bytes of the output as JSON: a bound of the tokens in it.
+    pub output_bytes: u64,
 }
 
 impl StreamTold {
+    /// Nothing told yet.
+    pub fn new(api: Api) -> Self {
+        Self {
+            api,
+            counts: Counts::default(),
+            odd: false,
+            content_since: false,
+            has_content: false,
+            closed: false,
+            open_choices: BTreeSet::new(),
+            seen_choices: BTreeSet::new(),
+            finish: None,
+            output_bytes: 0,
+        }
+    }
+
     /// The usage, once nothing can be added to it any more: the stream has `ended` by its own mark, or
     /// every choice of it has.
-    pub(crate) fn final_usage(&self, api: Api, ended: bool) -> Option<Usage> {
-        let usage = self.counted(api)?;
+    pub fn final_usage(&self, ended: bool) -> Option<Usage> {
+        let usage = self.counted()?;
         let finished = self.finish.is_some() && self.open_choices.is_empty();
         let last_word = self.closed && !self.content_since && (ended || finished);
         believed(usage, self.has_content).filter(|_| last_word)
@@ -344,29 +282,26 @@ impl StreamTold {
 
     /// The usage as far as it was told, where no output followed: what an upstream that then fails says
     /// that it used.
-    pub(crate) fn usage_so_far(&self, api: Api) -> Option<Usage> {
-        let usage = self.counted(api)?;
+    pub fn usage_so_far(&self) -> Option<Usage> {
+        let usage = self.counted()?;
         believed(usage, self.has_content).filter(|_| !self.content_since)
     }
 
-    fn counted(&self, api: Api) -> Option<Usage> {
-        self.counts.usage(api).filter(|_| !self.odd)
+    fn counted(&self) -> Option<Usage> {
+        self.api.usage(self.counts).filter(|_| !self.odd)
     }
 
     /// Takes note of an event.
-    pub(crate) fn note(&mut self, api: Api, event: &SseEvent) -> Part {
-        match api {
-            Api::OpenAi => self.note_openai(event),
-            Api::Anthropic => self.note_anthropic(event),
-        }
+    pub fn note(&mut self, event: &SseEvent) -> Part {
+        self.api.event(self, event)
     }
 
     /// Takes a report in; whether there was one.
-    fn report(&mut self, api: Api, raw: Option<&RawValue>) -> bool {
+    pub(crate) fn report(&mut self, raw: Option<&RawValue>) -> bool {
         if is_null(raw) {
             return false;
         }
-        match Counts::read(api, &parsed::<Value>(raw)) {
+        match self.api.counts(&parsed::<Value>(raw)) {
             Ok(counts) if counts == Counts::default() => false,
             Ok(counts) => {
                 self.counts.merge(counts);
@@ -379,7 +314,7 @@ impl StreamTold {
         }
     }
 
-    fn content(&mut self, raw: Option<&RawValue>) {
+    pub(crate) fn content(&mut self, raw: Option<&RawValue>) {
         self.output_bytes += length(raw);
         if has_content(raw) {
             self.has_content = true;
@@ -387,36 +322,7 @@ impl StreamTold {
         }
     }
 
-    fn note_openai(&mut self, event: &SseEvent) -> Part {
-        if is_done(&event.data) {
-            return Part::End;
-        }
-        let Ok(body) = serde_json::from_slice::<Body<'_>>(&event.data) else {
-            self.unread(event);
-            return Part::Content; // a comment, or what only the client can make sense of
-        };
-        if !is_null(body.error) || event.name.as_deref() == Some("error") {
-            self.report(Api::OpenAi, body.usage);
-            return Part::Error;
-        }
-        let choices = choices(body.choices);
-        let mut reported = self.report(Api::OpenAi, body.usage);
-        for choice in &choices {
-            self.choice(choice);
-            reported |= self.report(Api::OpenAi, choice.usage);
-        }
-        if reported {
-            self.content_since = false;
-            self.closed |= choices.is_empty() || self.finish.is_some();
-        }
-        if choices.is_empty() && !is_null(body.usage) {
-            Part::UsageOnly
-        } else {
-            Part::Content
-        }
-    }
-
-    fn choice(&mut self, choice: &Choice<'_>) {
+    pub(crate) fn choice(&mut self, choice: &Choice<'_>) {
         self.content(choice.delta);
         let index = parsed(choice.index);
         let is_new = self.seen_choices.len() <= CHOICES_MAX && self.seen_choices.insert(index);
@@ -430,39 +336,8 @@ impl StreamTold {
         }
     }
 
-    fn note_anthropic(&mut self, event: &SseEvent) -> Part {
-        let Ok(body) = serde_json::from_slice::<Body<'_>>(&event.data) else {
-            self.unread(event);
-            return Part::Content;
-        };
-        let kind: Cow<'_, str> = parsed(body.kind);
-        if kind.starts_with("content_block") {
-            self.content(body.delta);
-        }
-        let within: MessageStart<'_> = parsed(body.message);
-        let mut reported = self.report(Api::Anthropic, within.usage);
-        reported |= self.report(Api::Anthropic, body.usage);
-        if reported {
-            self.content_since = false;
-        }
-        if kind == "message_delta" {
-            let told: StopReason<'_> = parsed(body.delta);
-            self.finish = finish(told.stop_reason).or(self.finish.take());
-            let output = body.usage.is_some_and(|raw| {
-                let report = parsed::<Value>(Some(raw));
-                matches!(count(&report, "/output_tokens"), Ok(Some(_)))
-            });
-            self.closed |= output;
-        }
-        match kind.as_ref() {
-            "message_stop" => Part::End,
-            "error" => Part::Error,
-            _ => Part::Content,
-        }
-    }
-
     /// An event that cannot be read may be anything but a report.
-    fn unread(&mut self, event: &SseEvent) {
+    pub(crate) fn unread(&mut self, event: &SseEvent) {
         if !event.data.trim_ascii().is_empty() {
             self.output_bytes += event.data.len() as u64;
             self.has_content = true;
@@ -471,19 +346,16 @@ impl StreamTold {
     }
 }
 
-fn is_done(data: &Bytes) -> bool {
-    data.trim_ascii() == b"[DONE]"
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proptest::{collection::vec, prelude::*};
     use serde_json::json;
 
     use super::*;
 
     fn told(api: Api, data: &[Value]) -> (StreamTold, Vec<Part>) {
-        let mut told = StreamTold::default();
+        let mut told = StreamTold::new(api);
         let parts = data
             .iter()
             .map(|data| {
@@ -495,10 +367,14 @@ mod tests {
                     name: None,
                     data: text.into(),
                 };
-                told.note(api, &event)
+                told.note(&event)
             })
             .collect();
         (told, parts)
+    }
+
+    fn openai_usage(report: &Value) -> Option<Usage> {
+        Counts::usage_of(Api::Chat, report)
     }
 
     #[test]
@@ -578,8 +454,8 @@ mod tests {
 
         #[test]
         fn no_stream_is_believed_below_what_it_says(events in odd_events(), ended in any::<bool>()) {
-            let (told, _) = told(Api::OpenAi, &events);
-            if let Some(usage) = told.final_usage(Api::OpenAi, ended) {
+            let (told, _) = told(Api::Chat, &events);
+            if let Some(usage) = told.final_usage(ended) {
                 let (input, output) = (said(&events, "/prompt_tokens"), said(&events, "/completion_tokens"));
                 prop_assert!(usage.input_tokens >= input && usage.output_tokens >= output);
                 prop_assert!(usage.tokens() >= said(&events, "/total_tokens"));
@@ -595,7 +471,7 @@ mod tests {
         #[test]
         fn no_whole_answer_is_believed_below_what_it_says(report in odd_report(), text in ".{0,4}") {
             let body = json!({"choices": [{"message": {"content": text}}], "usage": report});
-            let usage = Answer::read(Api::OpenAi, body.to_string().as_bytes()).unwrap().usage;
+            let usage = Told::read(Api::Chat, body.to_string().as_bytes()).unwrap().usage;
             if let Some(usage) = usage {
                 let bodies = [body];
                 prop_assert!(usage.input_tokens >= said(&bodies, "/prompt_tokens"));
@@ -607,7 +483,7 @@ mod tests {
     }
 
     fn anthropic(report: &Value) -> Option<Usage> {
-        Counts::anthropic(report).ok()?.usage(Api::Anthropic)
+        Counts::usage_of(Api::Messages, report)
     }
 
     #[test]
@@ -657,7 +533,7 @@ mod tests {
     #[test]
     fn anthropic_usage_is_gathered_over_the_stream() {
         let (told, parts) = told(
-            Api::Anthropic,
+            Api::Messages,
             &[
                 json!({"type": "message_start", "message": {"usage": {"input_tokens": 7, "cache_read_input_tokens": 2, "cache_creation_input_tokens": 1, "output_tokens": 1}}}),
                 json!({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "hi"}}),
@@ -665,7 +541,7 @@ mod tests {
                 json!({"type": "message_stop"}),
             ],
         );
-        let usage = told.final_usage(Api::Anthropic, true).unwrap();
+        let usage = told.final_usage(true).unwrap();
         assert_eq!(
             (
                 usage.input_tokens,
@@ -682,21 +558,21 @@ mod tests {
     #[test]
     fn running_usage_is_not_the_final_one() {
         let running = json!({"choices": [{"delta": {"content": "a"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}});
-        let (early, _) = told(Api::OpenAi, std::slice::from_ref(&running));
-        assert_eq!(early.final_usage(Api::OpenAi, true), None);
-        assert!(early.usage_so_far(Api::OpenAi).is_some());
+        let (early, _) = told(Api::Chat, std::slice::from_ref(&running));
+        assert_eq!(early.final_usage(true), None);
+        assert!(early.usage_so_far().is_some());
         let last = json!({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 9}});
-        let (whole, parts) = told(Api::OpenAi, &[running, last, json!("[DONE]")]);
-        let usage = whole.final_usage(Api::OpenAi, true);
+        let (whole, parts) = told(Api::Chat, &[running, last, json!("[DONE]")]);
+        let usage = whole.final_usage(true);
         assert_eq!(usage.map(|usage| usage.output_tokens), Some(9));
         assert_eq!(parts, [Part::Content, Part::UsageOnly, Part::End]);
     }
 
     #[test]
     fn an_error_in_the_stream_is_seen() {
-        let (_, parts) = told(Api::OpenAi, &[json!({"error": {"message": "boom"}})]);
+        let (_, parts) = told(Api::Chat, &[json!({"error": {"message": "boom"}})]);
         assert_eq!(parts, [Part::Error]);
-        let (_, parts) = told(Api::OpenAi, &[json!({"choices": [], "error": null})]);
+        let (_, parts) = told(Api::Chat, &[json!({"choices": [], "error": null})]);
         assert_eq!(parts, [Part::Content]);
     }
 }

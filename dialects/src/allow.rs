@@ -1,17 +1,18 @@
-//! What a metered request may say: an allow-list, read as tables, one file for each API.
+//! What a metered request may say: an allow-list, read as tables, which stand with each API.
 //!
 //! A list of bad fields cannot bound what an upstream does, since providers add one that changes the
 //! bill about monthly. So a field that no table lists is refused by name, unless the operator accepts
 //! it. What is listed either cannot raise the cost, or reaches the prompt at most with its bytes,
-//! which [`crate::bound`] counts. Refused for everybody is only what all keys of the gateway would
+//! which [`crate::Ask`] counts. Refused for everybody is only what all keys of the gateway would
 //! share: state that the provider keeps. Not here: counting, and requests of keys without caps.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::{config::Profile, error::ApiError, usage::Api};
-
-mod chat;
-mod messages;
+use crate::{
+    api::Api,
+    dialect::Dialect,
+    fields::{FieldError, Fields},
+};
 
 /// Most characters of a client's own name that are shown back.
 const ECHO_CHARS_MAX: usize = 40;
@@ -45,7 +46,7 @@ const STATE_WHY: &str =
     "names what the provider keeps, which all keys of this gateway would share: send its content";
 
 /// What a field may hold.
-enum Holds {
+pub(crate) enum Holds {
     /// Anything: it cannot raise the cost beyond its bytes.
     Anything,
     /// A value that passes, and what to say of one that does not.
@@ -59,27 +60,28 @@ enum Holds {
 }
 
 /// The fields that an object may have.
-type Shape = &'static [(&'static str, Holds)];
+pub(crate) type Shape = &'static [(&'static str, Holds)];
 
 /// Objects told apart by their `type`.
-struct Kind {
+pub(crate) struct Kind {
     /// The `type`: `*` at its end stands for a version (a date of eight digits), and none at all for an object without one.
-    tag: &'static str,
-    shape: Shape,
+    pub(crate) tag: &'static str,
+    pub(crate) shape: Shape,
 }
 
 /// What is not allowed, and why.
 #[derive(Debug)]
-struct Found {
-    param: String,
-    why: String,
+pub(crate) struct Found {
+    pub(crate) param: String,
+    pub(crate) why: String,
 }
 
 /// Longest word of a setting.
 const SETTING_BYTES_MAX: usize = 32;
 
 /// A setting, whose bytes are not counted: a word, a number or a switch.
-const SETTING: Holds = Holds::Only(is_setting, "it must be one word, a number or true or false");
+pub(crate) const SETTING: Holds =
+    Holds::Only(is_setting, "it must be one word, a number or true or false");
 
 fn is_setting(value: &Value) -> bool {
     match value {
@@ -93,46 +95,77 @@ fn is_version(text: &str) -> bool {
     text.len() == 8 && text.bytes().all(|digit| digit.is_ascii_digit())
 }
 
+/// Whose fields an upstream takes: which of them a metered request may use, and which class of price is
+/// written into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// OpenAI itself.
+    OpenAi,
+    /// Anthropic itself.
+    Anthropic,
+    /// A server that speaks the API of one of them: vLLM, llama.cpp, Ollama and the like.
+    Generic,
+}
+
+impl Profile {
+    /// The profile of an upstream for which none was configured, by what it speaks and its host.
+    pub fn of(dialect: Dialect, host: Option<&str>) -> Self {
+        match dialect {
+            Dialect::Anthropic => Self::Anthropic,
+            Dialect::OpenAi if host == Some("api.openai.com") => Self::OpenAi,
+            Dialect::OpenAi => Self::Generic,
+        }
+    }
+
+    /// Whether such a server speaks this dialect.
+    pub fn fits(self, dialect: Dialect) -> bool {
+        match self {
+            Self::OpenAi => dialect == Dialect::OpenAi,
+            Self::Anthropic => dialect == Dialect::Anthropic,
+            Self::Generic => true,
+        }
+    }
+}
+
 /// The lists that hold for a request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Allowed<'a> {
-    pub(crate) api: Api,
-    pub(crate) profile: Profile,
+pub struct Allowed<'a> {
+    /// What the upstream is asked in.
+    pub api: Api,
+    /// Whose server it is.
+    pub profile: Profile,
     /// What the operator accepts besides, for the upstream and for the model.
-    pub(crate) accepted: [&'a [String]; 2],
+    pub accepted: [&'a [String]; 2],
     /// The output maximum that the model has in any case.
-    pub(crate) output_max: u64,
+    pub output_max: u64,
 }
 
 impl Allowed<'_> {
     /// Refuses a body for what has no bound.
-    pub(crate) fn check(&self, body: &Map<String, Value>) -> Result<(), ApiError> {
+    pub fn check(&self, body: &Fields) -> Result<(), FieldError> {
         let found = body.keys().find_map(|name| variant(name));
         let found = found.or_else(|| {
             body.iter().find_map(|(name, value)| {
-                let shapes = self.shapes();
+                let shapes = self.api.shapes(self.profile);
                 self.field(shapes, name, name, value)
             })
         });
-        let found = found.or_else(|| match self.api {
-            Api::Anthropic => messages::thinks_beyond_the_maximum(body, self.output_max),
-            Api::OpenAi => None,
-        });
+        let found = found.or_else(|| self.api.unbounded(body, self.output_max));
         match found {
-            Some(Found { param, why }) => Err(ApiError::unbounded(&param, &why)),
+            Some(Found { param, why }) => Err(FieldError::unbounded(param, why)),
             None => Ok(()),
         }
     }
 
-    /// Refuses what turns on a feature that is not listed.
-    pub(crate) fn check_betas<'b>(
-        &self,
-        betas: impl Iterator<Item = &'b str>,
-    ) -> Result<(), ApiError> {
+    /// Refuses a header that turns on a feature which is not listed, where it is sent on.
+    pub fn check_betas<'b>(&self, betas: impl Iterator<Item = &'b str>) -> Result<(), FieldError> {
+        let Some(listed) = self.api.betas() else {
+            return Ok(());
+        };
         let unlisted = betas
             .flat_map(|value| value.split(','))
             .map(str::trim)
-            .filter(|beta| !beta.is_empty() && !messages::BETAS.contains(beta))
+            .filter(|beta| !beta.is_empty() && !listed.contains(beta))
             .find(|beta| !self.accepts(&format!("anthropic-beta={beta}")));
         match unlisted {
             None => Ok(()),
@@ -141,13 +174,13 @@ impl Allowed<'_> {
                     "'{}' is not known to leave the cost as it is; leave it out, or have the operator allow it",
                     echo(beta)
                 );
-                Err(ApiError::unbounded("anthropic-beta", &why))
+                Err(FieldError::unbounded("anthropic-beta", why))
             }
         }
     }
 
     /// Writes the price class that was priced, where the upstream has several.
-    pub(crate) fn pin(&self, body: &mut Map<String, Value>) {
+    pub fn pin(&self, body: &mut Fields) {
         let class = match self.profile {
             Profile::OpenAi => "default",
             Profile::Anthropic => "standard_only",
@@ -155,15 +188,6 @@ impl Allowed<'_> {
         };
         if !self.accepts("service_tier") {
             body.insert("service_tier".to_owned(), json!(class));
-        }
-    }
-
-    fn shapes(&self) -> [Shape; 2] {
-        match (self.api, self.profile) {
-            (Api::OpenAi, Profile::OpenAi) => [chat::BODY, chat::OPENAI],
-            (Api::OpenAi, _) => [chat::BODY, chat::GENERIC],
-            (Api::Anthropic, Profile::Anthropic) => [messages::BODY, messages::ANTHROPIC],
-            (Api::Anthropic, _) => [messages::BODY, &[]],
         }
     }
 
@@ -199,7 +223,7 @@ impl Allowed<'_> {
         }
     }
 
-    fn object(&self, shape: Shape, path: &str, fields: &Map<String, Value>) -> Option<Found> {
+    fn object(&self, shape: Shape, path: &str, fields: &Fields) -> Option<Found> {
         fields.iter().find_map(|(name, value)| {
             let path = format!("{path}.{}", echo(name));
             self.field([shape, &[]], name, &path, value)
@@ -239,31 +263,31 @@ impl Kind {
 }
 
 impl Found {
-    fn new(param: &str, why: impl Into<String>) -> Self {
+    pub(crate) fn new(param: &str, why: impl Into<String>) -> Self {
         let (param, why) = (param.to_owned(), why.into());
         Self { param, why }
     }
 }
 
 /// Refuses what the provider keeps, for every key.
-pub(crate) fn refuse_state(body: &Map<String, Value>) -> Result<(), ApiError> {
+pub fn refuse_state(body: &Fields) -> Result<(), FieldError> {
     let named = body
         .iter()
         .find(|(name, value)| STATE.contains(&name.as_str()) && !value.is_null());
     if let Some((name, _)) = named {
-        return Err(ApiError::invalid_field(name, STATE_WHY));
+        return Err(FieldError::invalid(name.as_str(), STATE_WHY));
     }
     match body.get("store") {
         None | Some(Value::Null | Value::Bool(false)) => {}
-        Some(_) => return Err(ApiError::invalid_field("store", STATE_WHY)),
+        Some(_) => return Err(FieldError::invalid("store", STATE_WHY)),
     }
     let messages = body.get("messages").and_then(Value::as_array);
     for (n, message) in messages.into_iter().flatten().enumerate() {
         if let Some(content) = message.get("content")
             && names_file(content)
         {
-            return Err(ApiError::invalid_field(
-                &format!("messages[{n}].content"),
+            return Err(FieldError::invalid(
+                format!("messages[{n}].content"),
                 STATE_WHY,
             ));
         }
@@ -313,9 +337,8 @@ fn folded(name: &str) -> String {
 }
 
 fn unlisted(name: &str, path: &str) -> Found {
-    let mut known = chat::WHY.iter().chain(messages::WHY);
-    match known.find(|(field, _)| *field == name) {
-        Some((_, why)) => Found::new(path, *why),
+    match Api::why(name) {
+        Some(why) => Found::new(path, why),
         None => Found::new(
             &path.chars().take(ECHO_CHARS_MAX * 3).collect::<String>(),
             "it is not known to leave the cost as it is; leave it out, or have the operator list it in allow_fields",
@@ -345,5 +368,3 @@ fn echo(text: &str) -> String {
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod worst;

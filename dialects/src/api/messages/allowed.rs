@@ -1,11 +1,14 @@
 //! `/v1/messages`: what a metered request may say.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Found, Holds, Holds::*, Kind, SETTING, Shape};
+use crate::{
+    allow::{Found, Holds, Holds::*, Kind, SETTING, Shape},
+    fields::Fields,
+};
 
 /// Fields of a body.
-pub(super) const BODY: Shape = &[
+pub(crate) const BODY: Shape = &[
     ("model", Anything),
     ("messages", Each(MESSAGE)),
     ("max_tokens", Anything),
@@ -24,7 +27,7 @@ pub(super) const BODY: Shape = &[
 ];
 
 /// What Anthropic takes besides.
-pub(super) const ANTHROPIC: Shape = &[(
+pub(crate) const ANTHROPIC: Shape = &[(
     "service_tier",
     Only(
         is_standard_tier,
@@ -149,7 +152,7 @@ const CACHE: Holds = Only(
 
 /// Features that change no price and add no input: all they turn on is in a field that is listed here
 /// or refused.
-pub(super) const BETAS: &[&str] = &[
+pub(crate) const BETAS: &[&str] = &[
     "claude-code-20250219",
     "computer-use-2024-10-22",
     "computer-use-2025-01-24",
@@ -164,7 +167,7 @@ pub(super) const BETAS: &[&str] = &[
 ];
 
 /// Why some fields are not listed; the others are refused all the same.
-pub(super) const WHY: &[(&str, &str)] = &[
+pub(crate) const WHY: &[(&str, &str)] = &[
     (
         "mcp_servers",
         "remote tools add input that no maximum limits; leave them out",
@@ -186,10 +189,7 @@ pub(super) const WHY: &[(&str, &str)] = &[
 
 /// A thinking budget may stand above the output maximum where a beta allows it; then the maximum is none.
 /// What counts is the maximum that goes out, which the model's own may lower.
-pub(super) fn thinks_beyond_the_maximum(
-    body: &Map<String, Value>,
-    output_max: u64,
-) -> Option<Found> {
+pub(crate) fn thinks_beyond_the_maximum(body: &Fields, output_max: u64) -> Option<Found> {
     let budget = body.get("thinking")?.get("budget_tokens")?;
     let max = body.get("max_tokens").and_then(Value::as_u64);
     let within = budget

@@ -1,0 +1,140 @@
+//! The APIs that are spoken: each is one file that answers these questions in this order. Here they
+//! are asked, and nothing else.
+
+use seatbelt_schemas::usage::Usage;
+use serde_json::Value;
+
+use crate::{
+    allow::{Found, Profile, Shape},
+    ask::Ask,
+    dialect::Dialect,
+    fields::{FieldError, Fields},
+    sse::SseEvent,
+    told::{Counts, Odd, Part, StreamTold},
+};
+
+mod chat;
+mod messages;
+
+pub use chat::MaxField;
+
+/// An API: what a client asks in, or what an upstream is asked in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Api {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/messages`.
+    Messages,
+}
+
+impl Api {
+    /// The API in which upstreams of a dialect generate.
+    pub fn of(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::OpenAi => Self::Chat,
+            Dialect::Anthropic => Self::Messages,
+        }
+    }
+
+    /// Whose it is.
+    pub fn dialect(self) -> Dialect {
+        match self {
+            Self::Chat => Dialect::OpenAi,
+            Self::Messages => Dialect::Anthropic,
+        }
+    }
+
+    /// Where an upstream serves it, below the base URL as that vendor's SDK writes it.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Chat => chat::PATH,
+            Self::Messages => messages::PATH,
+        }
+    }
+
+    /// The fields that a body may have: those of the API, and those of the profile besides.
+    pub(crate) fn shapes(self, profile: Profile) -> [Shape; 2] {
+        match self {
+            Self::Chat => chat::shapes(profile),
+            Self::Messages => messages::shapes(profile),
+        }
+    }
+
+    /// What has no bound although each of its fields is listed.
+    pub(crate) fn unbounded(self, body: &Fields, output_max: u64) -> Option<Found> {
+        match self {
+            Self::Chat => chat::unbounded(body, output_max),
+            Self::Messages => messages::unbounded(body, output_max),
+        }
+    }
+
+    /// The features that a header may turn on; none where the header is not sent on.
+    pub(crate) fn betas(self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Chat => chat::BETAS,
+            Self::Messages => messages::BETAS,
+        }
+    }
+
+    /// Why some fields are not listed, of any API: a client may have mistaken one for the other.
+    pub(crate) fn why(field: &str) -> Option<&'static str> {
+        let mut known = chat::WHY.iter().chain(messages::WHY);
+        known.find(|(name, _)| *name == field).map(|(_, why)| *why)
+    }
+
+    /// What a body asks for.
+    pub fn ask(self, body: &Fields) -> Result<Ask, FieldError> {
+        match self {
+            Self::Chat => chat::ask(body),
+            Self::Messages => messages::ask(body),
+        }
+    }
+
+    /// Writes the output maximum of one choice; `field` where the client named none.
+    pub fn set_max(self, body: &mut Fields, max: u64, field: MaxField) {
+        match self {
+            Self::Chat => chat::set_max(body, max, field),
+            Self::Messages => messages::set_max(body, max, field),
+        }
+    }
+
+    /// Asks for a stream's usage, where it has to be asked for.
+    pub fn want_usage(self, body: &mut Fields) {
+        match self {
+            Self::Chat => chat::want_usage(body),
+            Self::Messages => messages::want_usage(body),
+        }
+    }
+
+    /// Whether a stream tells its usage only when asked.
+    pub(crate) fn has_to_be_asked(self) -> bool {
+        match self {
+            Self::Chat => chat::USAGE_HAS_TO_BE_ASKED,
+            Self::Messages => messages::USAGE_HAS_TO_BE_ASKED,
+        }
+    }
+
+    /// The counts of a usage report.
+    pub(crate) fn counts(self, report: &Value) -> Result<Counts, Odd> {
+        match self {
+            Self::Chat => chat::counts(report),
+            Self::Messages => messages::counts(report),
+        }
+    }
+
+    /// What counts come to; nothing where one is missing.
+    pub(crate) fn usage(self, counts: Counts) -> Option<Usage> {
+        match self {
+            Self::Chat => chat::usage(counts),
+            Self::Messages => messages::usage(counts),
+        }
+    }
+
+    /// Takes note of an event of a stream.
+    pub(crate) fn event(self, told: &mut StreamTold, event: &SseEvent) -> Part {
+        match self {
+            Self::Chat => chat::event(told, event),
+            Self::Messages => messages::event(told, event),
+        }
+    }
+}

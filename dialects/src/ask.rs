@@ -1,0 +1,179 @@
+//! What a body asks for, as far as a bound needs it: how much can reach the prompt, and how much output
+//! may come of it.
+//!
+//! The input is the bytes of everything that can reach a prompt, since no byte-level tokenizer makes
+//! more tokens than bytes. Not here: the bound itself, which a model's limits are part of.
+
+use seatbelt_schemas::ids::EndUserId;
+use serde_json::Value;
+
+use crate::fields::{FieldError, Fields, json_bytes};
+
+/// Tokens of the description that a provider adds for a tool it knows by its type (735 at most are
+/// documented).
+const KNOWN_TOOL_TOKENS: u64 = 1024;
+
+/// Fields that never reach a prompt and cannot raise the cost, of any API: each has its own meaning in
+/// one of them, and is refused or ignored in the other.
+const PLAIN_FIELDS: &[&str] = &[
+    "model",
+    "messages",
+    "max_tokens",
+    "max_completion_tokens",
+    "n",
+    "best_of",
+    "stream",
+    "stream_options",
+    "stop",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "user",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "metadata",
+    "store",
+    "parallel_tool_calls",
+    "reasoning_effort",
+    "verbosity",
+    "service_tier",
+    "modalities",
+    "tools",
+    "ignore_eos",
+    "min_tokens",
+];
+
+/// What a request asks for, as far as its bound depends on it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ask {
+    /// Bytes of all text that can reach the prompt.
+    pub text_bytes: u64,
+    /// Things that are framed: messages and tools.
+    pub framed: u64,
+    /// Generations: each can use the whole output maximum.
+    pub choices: u64,
+    /// The output maximum of one choice, where the client gave one.
+    pub max: Option<u64>,
+    /// The maximum may not be lowered: several choices share one, which cannot be lowered fairly; and a
+    /// maximum that was lowered could fall to a thinking budget, which then is none.
+    pub keeps_max: bool,
+    /// The answer is to come piece by piece.
+    pub stream: bool,
+    /// The client wants the usage chunk of its stream.
+    pub include_usage: bool,
+    /// Whom the client names as its end user.
+    pub end_user: Option<EndUserId>,
+}
+
+impl Ask {
+    pub(crate) fn message(&mut self, n: usize, message: &Value) -> Result<(), FieldError> {
+        let param = || format!("messages[{n}]");
+        let fields = message.as_object().ok_or_else(|| {
+            FieldError::invalid(param(), "must be an object with a role and content")
+        })?;
+        self.framed += 1;
+        for (name, value) in fields {
+            match (name.as_str(), value) {
+                ("content", content) => self.content(&format!("messages[{n}].content"), content)?,
+                ("role", Value::String(role)) if is_known_role(role) => {}
+                (_, Value::Null) => {}
+                (name, other) => self.text_bytes += name.len() as u64 + json_bytes(other),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn content(&mut self, param: &str, content: &Value) -> Result<(), FieldError> {
+        match content {
+            Value::Null => {}
+            Value::String(text) => self.text_bytes += text.len() as u64,
+            Value::Array(parts) => {
+                for (n, part) in parts.iter().enumerate() {
+                    self.part(&format!("{param}[{n}]"), part)?;
+                }
+            }
+            _ => {
+                return Err(FieldError::invalid(
+                    param,
+                    "must be a string or an array of parts",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, param: &str, part: &Value) -> Result<(), FieldError> {
+        let kind = part
+            .get("type")
+            .and_then(Value::as_str)
+            .ok_or_else(|| FieldError::invalid(param, "must be an object with a type"))?;
+        match kind {
+            "text" | "refusal" | "tool_use" | "thinking" | "redacted_thinking" => {
+                self.text_bytes += json_bytes(part).saturating_sub(part_frame(kind));
+            }
+            "tool_result" => {
+                let id = part.get("tool_use_id").map_or(0, json_bytes);
+                self.text_bytes += id;
+                self.framed += 1;
+                if let Some(content) = part.get("content") {
+                    self.content(&format!("{param}.content"), content)?;
+                }
+            }
+            _ => self.text_bytes += json_bytes(part),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn tools(&mut self, body: &Fields) -> Result<(), FieldError> {
+        let tools = match body.get("tools") {
+            None | Some(Value::Null) => return Ok(()),
+            Some(Value::Array(tools)) => tools,
+            Some(_) => return Err(FieldError::invalid("tools", "must be an array")),
+        };
+        for tool in tools {
+            self.framed += 1;
+            self.text_bytes += json_bytes(tool);
+            let kind = tool.get("type").and_then(Value::as_str);
+            if !matches!(kind, None | Some("function" | "custom")) {
+                self.text_bytes += KNOWN_TOOL_TOKENS;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whatever else is in the body may reach the prompt (`response_format`, `documents`, template
+    /// arguments, fields not known here), so its bytes count.
+    pub(crate) fn other_fields(&mut self, body: &Fields) {
+        for (name, value) in body {
+            let plain = PLAIN_FIELDS.contains(&name.as_str()) || name == "system";
+            if !value.is_null() && !plain {
+                self.text_bytes += name.len() as u64 + json_bytes(value);
+            }
+        }
+    }
+}
+
+/// Bytes of a part's JSON that are framing and not text: counted against its text only.
+fn part_frame(kind: &str) -> u64 {
+    match kind {
+        "text" => r#"{"type":"text","text":""}"#.len() as u64,
+        "refusal" => r#"{"type":"refusal","refusal":""}"#.len() as u64,
+        _ => 0,
+    }
+}
+
+fn is_known_role(role: &str) -> bool {
+    matches!(
+        role,
+        "system" | "developer" | "user" | "assistant" | "tool" | "function"
+    )
+}

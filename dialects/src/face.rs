@@ -1,0 +1,128 @@
+//! How an upstream's answer is shown to its client: as it came, or in another API.
+
+use bytes::{Bytes, BytesMut};
+use seatbelt_schemas::usage::Usage;
+
+use crate::{
+    api::Api,
+    ask::Ask,
+    sse::{SseEvent, write_event},
+    told::Part,
+    translate::messages_chat::{MessagesStream, error_from_chat, from_chat},
+};
+
+/// How an upstream's answer is shown to the client.
+#[derive(Debug)]
+pub enum Face {
+    /// As it is; the usage chunk hidden where it was asked for here and not by the client.
+    Same {
+        /// Whether to hide it.
+        hide_usage: bool,
+    },
+    /// As one of `/v1/messages`.
+    Messages(MessagesStream),
+}
+
+impl Face {
+    /// The face of an answer that is passed on.
+    pub fn same(api: Api, ask: &Ask) -> Self {
+        let hide_usage = api.has_to_be_asked() && ask.stream && !ask.include_usage;
+        Self::Same { hide_usage }
+    }
+
+    /// A whole answer; nothing where it is none.
+    pub fn whole(&self, body: Bytes) -> Option<Bytes> {
+        match self {
+            Self::Same { .. } => Some(body),
+            Self::Messages(stream) => {
+                from_chat(&body, stream.id()).map(|message| message.to_string().into())
+            }
+        }
+    }
+
+    /// An error of the upstream's own.
+    pub fn error(&self, body: Bytes) -> Bytes {
+        match self {
+            Self::Same { .. } => body,
+            Self::Messages(_) => {
+                error_from_chat(&body).map_or(body, |error| error.to_string().into())
+            }
+        }
+    }
+
+    /// An event of a stream: writes to `out` what may be seen now, and to `end` what is held back.
+    pub fn event(&mut self, event: &SseEvent, part: Part, end: &mut BytesMut, out: &mut BytesMut) {
+        match (self, part) {
+            (Self::Same { .. }, Part::End) => end.extend_from_slice(&event.raw),
+            (Self::Same { hide_usage: true }, Part::UsageOnly) => {}
+            (Self::Same { .. }, Part::UsageOnly) => end.extend_from_slice(&event.raw),
+            (Self::Same { .. }, Part::Error) => out.extend_from_slice(&event.raw),
+            // nothing overtakes a usage chunk that is held back
+            (Self::Same { .. }, Part::Content) if !end.is_empty() => {
+                end.extend_from_slice(&event.raw);
+            }
+            (Self::Same { hide_usage }, Part::Content) => pass(&event.raw, *hide_usage, out),
+            (Self::Messages(_), Part::End) => {}
+            (Self::Messages(_), Part::Error) => {
+                if let Some(error) = error_from_chat(&event.data) {
+                    write_event(out, Some("error"), error.to_string().as_bytes());
+                }
+            }
+            (Self::Messages(stream), Part::Content | Part::UsageOnly) => stream.content(event, out),
+        }
+    }
+
+    /// The normal end of a stream: what was held back, or what stands for it.
+    pub fn end(&mut self, usage: Usage, held: BytesMut) -> BytesMut {
+        match self {
+            Self::Same { .. } => held,
+            Self::Messages(stream) => {
+                let mut last = BytesMut::new();
+                stream.end(usage, &mut last);
+                last
+            }
+        }
+    }
+}
+
+/// Passes an event on; without the `usage: null` that only the gateway's own question brought.
+fn pass(raw: &[u8], hide_usage: bool, out: &mut BytesMut) {
+    let found = hide_usage
+        .then(|| std::str::from_utf8(raw).ok())
+        .flatten()
+        .and_then(|text| {
+            // quotes inside JSON strings are escaped, so this can only be the field itself
+            [",\"usage\":null", ", \"usage\": null"]
+                .into_iter()
+                .find_map(|field| Some((text.find(field)?, field.len())))
+        });
+    match found {
+        Some((at, len)) => {
+            out.extend_from_slice(&raw[..at]);
+            out.extend_from_slice(&raw[at + len..]);
+        }
+        None => out.extend_from_slice(raw),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passed(raw: &str, hide_usage: bool) -> String {
+        let mut out = BytesMut::new();
+        pass(raw.as_bytes(), hide_usage, &mut out);
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn only_the_usage_null_that_was_asked_for_here_is_hidden() {
+        let chunk = "data: {\"id\":1,\"choices\":[],\"usage\":null}\n\n";
+        assert_eq!(passed(chunk, false), chunk);
+        assert_eq!(passed(chunk, true), "data: {\"id\":1,\"choices\":[]}\n\n");
+        let spaced = "data: {\"id\": 1, \"usage\": null, \"x\": 2}\n\n";
+        assert_eq!(passed(spaced, true), "data: {\"id\": 1, \"x\": 2}\n\n");
+        let quoted = r#"data: {"content":"say ,\"usage\":null"}"#;
+        assert_eq!(passed(quoted, true), quoted);
+    }
+}

@@ -1,0 +1,128 @@
+//! The fields of a body, read one by one; a field that cannot be read is named, with what would do.
+
+use std::io;
+
+use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, ids::EndUserId};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+/// The fields of a body, in their order.
+pub type Fields = Map<String, Value>;
+
+/// Most choices (`n`) of one request.
+const CHOICES_MAX: u64 = 128;
+/// Most messages of one request.
+const MESSAGES_MAX: usize = 100_000;
+
+/// A field that is not taken, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("'{param}' {problem}")]
+pub struct FieldError {
+    /// Where in the body.
+    pub param: String,
+    /// What is wrong with it, and what would be right.
+    pub problem: String,
+    /// Whose business it is.
+    pub fault: Fault,
+}
+
+/// What a caller makes of a [`FieldError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It is wrong for everybody.
+    Invalid,
+    /// It may cost more than anything in the request says: wrong where a cap needs a bound.
+    Unbounded,
+}
+
+impl FieldError {
+    /// A field that is wrong for everybody.
+    pub fn invalid(param: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            param: param.into(),
+            problem: problem.into(),
+            fault: Fault::Invalid,
+        }
+    }
+
+    /// A field that may cost more than anything in the request says.
+    pub fn unbounded(param: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            fault: Fault::Unbounded,
+            ..Self::invalid(param, problem)
+        }
+    }
+}
+
+/// The messages of a body: at least one.
+pub(crate) fn messages(body: &Fields) -> Result<&[Value], FieldError> {
+    match body.get("messages") {
+        Some(Value::Array(messages)) if (1..=MESSAGES_MAX).contains(&messages.len()) => {
+            Ok(messages)
+        }
+        _ => Err(FieldError::invalid(
+            "messages",
+            "must be an array of at least one message",
+        )),
+    }
+}
+
+/// A whole number of at least 1, or nothing.
+pub(crate) fn whole(body: &Fields, name: &str) -> Result<Option<u64>, FieldError> {
+    match body.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_u64() {
+            Some(number) if (1..=TOKENS_PER_REQUEST_MAX).contains(&number) => Ok(Some(number)),
+            _ => Err(FieldError::invalid(
+                name,
+                format!("must be a whole number from 1 to {TOKENS_PER_REQUEST_MAX}"),
+            )),
+        },
+    }
+}
+
+/// A switch; off where it is not there.
+pub(crate) fn flag(body: &Fields, name: &str) -> Result<bool, FieldError> {
+    match body.get(name) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(set)) => Ok(*set),
+        Some(_) => Err(FieldError::invalid(name, "must be true or false")),
+    }
+}
+
+/// The largest number of choices under any of these names, at least 1.
+pub(crate) fn choices(body: &Fields, names: &[&str]) -> Result<u64, FieldError> {
+    let mut most = 1;
+    for name in names {
+        let choices = whole(body, name)?.unwrap_or(1);
+        if choices > CHOICES_MAX {
+            let problem = format!("must be at most {CHOICES_MAX}");
+            return Err(FieldError::invalid(*name, problem));
+        }
+        most = most.max(choices);
+    }
+    Ok(most)
+}
+
+/// A name that cannot be one is nobody's: the API gives it no meaning of its own.
+pub(crate) fn end_user(named: Option<&Value>) -> Option<EndUserId> {
+    let named = named.and_then(Value::as_str)?;
+    EndUserId::new(named).ok()
+}
+
+/// Length of a value as compact JSON: not less than the text inside it.
+pub(crate) fn json_bytes(value: &Value) -> u64 {
+    struct Count(u64);
+    impl io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, value).expect("a JSON value is written to a counter");
+    count.0
+}

@@ -1,0 +1,24 @@
+//! What vendor JSON means to a cap: what a request asks for, what may be asked at all, what an answer
+//! tells of its usage, and the way from one API to another.
+//!
+//! Pure: text in, values out. An [`Api`] is one file that answers the same questions in the same order
+//! as its siblings. Not here: HTTP, clients, clocks, prices, limits of models, and what to do about any
+//! of it.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod allow;
+mod api;
+mod ask;
+mod dialect;
+mod face;
+mod fields;
+pub mod sse;
+mod told;
+pub mod translate;
+
+pub use api::{Api, MaxField};
+pub use ask::Ask;
+pub use dialect::{Dialect, ErrorBody};
+pub use face::Face;
+pub use fields::{Fault, FieldError, Fields};
+pub use told::{Part, StreamTold, Told};

@@ -1,0 +1,181 @@
+//! Every file of `golden/` in every API that there is a way to: `NAME.json` is what comes in, and
+//! `NAME.TARGET.json` what goes out. A request that has no counterpart is shown as what is said of it.
+//!
+//! `cargo test -p seatbelt-dialects golden -- --ignored` writes what goes out; read the difference.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use bytes::{Bytes, BytesMut};
+use seatbelt_schemas::usage::Usage;
+use serde_json::{Value, json};
+
+use super::{Translation, between, messages_chat::to_chat};
+use crate::{
+    api::Api,
+    sse::SseReader,
+    told::{Part, StreamTold},
+};
+
+const APIS: [(Api, &str); 2] = [(Api::Chat, "chat"), (Api::Messages, "messages")];
+const KINDS: [&str; 3] = ["requests", "answers", "streams"];
+
+/// One file in, and where what goes out of it is kept.
+struct Case {
+    from: Api,
+    to: Api,
+    kind: &'static str,
+    input: PathBuf,
+    output: PathBuf,
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
+}
+
+/// Whether a file is what comes in: its name has no target.
+fn is_input(path: &Path) -> bool {
+    let stem = path.file_stem().unwrap().to_str().unwrap();
+    !stem.contains('.')
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (from, api) in APIS {
+        for kind in KINDS {
+            for input in files(&root().join(api).join(kind)) {
+                for (to, target) in APIS {
+                    // a request goes to an upstream, and its answer comes back from there
+                    let (client, upstream) = match kind {
+                        "requests" => (from, to),
+                        _ => (to, from),
+                    };
+                    let is_way = matches!(between(client, upstream), Ok(Some(_)));
+                    if is_input(&input) && is_way {
+                        let extension = input.extension().unwrap().to_str().unwrap();
+                        let output = input.with_extension(format!("{target}.{extension}"));
+                        let input = input.clone();
+                        cases.push(Case {
+                            from,
+                            to,
+                            kind,
+                            input,
+                            output,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    cases
+}
+
+impl Case {
+    fn way(&self) -> Translation {
+        let (client, upstream) = match self.kind {
+            "requests" => (self.from, self.to),
+            _ => (self.to, self.from),
+        };
+        let way = between(client, upstream).unwrap();
+        way.expect("a case has a way")
+    }
+
+    fn went_out(&self) -> String {
+        let input = fs::read(&self.input).unwrap();
+        match self.kind {
+            "requests" => pretty(&self.request(&input)),
+            "answers" => pretty(&self.answer(input)),
+            _ => self.stream(&input),
+        }
+    }
+
+    fn request(&self, input: &[u8]) -> Value {
+        let body: Value = serde_json::from_slice(input).unwrap();
+        let done = match self.way() {
+            Translation::MessagesToChat => to_chat(body.as_object().unwrap()),
+        };
+        match done {
+            Ok(body) => Value::Object(body),
+            Err(error) => json!({"refused": {
+                "fault": format!("{:?}", error.fault), "param": error.param, "problem": error.problem,
+            }}),
+        }
+    }
+
+    fn answer(&self, input: Vec<u8>) -> Value {
+        let face = self.way().face("msg_1".to_owned(), "m".to_owned(), 10);
+        let shown = face.whole(Bytes::from(input)).expect("an answer");
+        serde_json::from_slice(&shown).unwrap()
+    }
+
+    /// What a client sees, held back or not.
+    fn stream(&self, input: &[u8]) -> String {
+        let mut face = self.way().face("msg_1".to_owned(), "m".to_owned(), 10);
+        let mut told = StreamTold::new(self.from);
+        let (mut reader, mut held, mut out) =
+            (SseReader::default(), BytesMut::new(), BytesMut::new());
+        reader.push(input);
+        let mut ended = false;
+        while let Some(event) = reader.next_event().unwrap() {
+            let part = told.note(&event);
+            ended |= part == Part::End;
+            face.event(&event, part, &mut held, &mut out);
+        }
+        let usage: Usage = told.final_usage(ended).expect("a whole stream");
+        out.extend_from_slice(&face.end(usage, held));
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+}
+
+fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).unwrap()
+}
+
+#[test]
+fn every_golden_file_is_translated_as_it_says() {
+    let cases = cases();
+    assert!(cases.len() >= 7, "{} cases", cases.len());
+    for case in &cases {
+        let expected = fs::read_to_string(&case.output)
+            .unwrap_or_else(|error| panic!("{}: {error}", case.output.display()));
+        assert_eq!(
+            case.went_out().trim(),
+            expected.trim(),
+            "{}",
+            case.output.display()
+        );
+    }
+}
+
+#[test]
+fn no_golden_file_stands_there_unread() {
+    let outputs: Vec<PathBuf> = cases().into_iter().map(|case| case.output).collect();
+    for (_, api) in APIS {
+        for kind in KINDS {
+            for file in files(&root().join(api).join(kind)) {
+                let read = is_input(&file) || outputs.contains(&file);
+                assert!(read, "{} belongs to no file", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "writes what goes out"]
+fn write() {
+    for case in cases() {
+        let out = case.went_out();
+        fs::write(&case.output, format!("{}\n", out.trim_end())).unwrap();
+    }
+}
