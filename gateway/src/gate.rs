@@ -33,9 +33,12 @@ use crate::{
     clock::{Clock, ms},
     config::{HOLD_GRACE, KeyEntry},
     error::ApiError,
-    metrics::{Metrics, Stage},
-    settling::{GivenUp, Lasting, Settling, Unsettled},
+    metrics::{GivenUp, Metrics, Stage},
 };
+
+mod settling;
+
+use settling::{Lasting, Settling, Unsettled};
 
 /// How long a release is sent again in the background before the hold is left to expiry.
 const FOLLOW_UP_MAX: Duration = Duration::from_secs(120);

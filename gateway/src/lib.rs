@@ -17,7 +17,6 @@ mod receive;
 mod routes;
 mod run;
 mod server;
-mod settling;
 mod upstream;
 
 pub use clock::{Clock, system_clock};

@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use crate::settling::GivenUp;
 use hdrhistogram::Histogram;
 use seatbelt_schemas::{event::RefusalReason, meter::Amounts, usage::Usage};
 
@@ -47,6 +46,41 @@ const REASONS: [RefusalReason; 4] = [
     RefusalReason::Held,
     RefusalReason::Unpriced,
 ];
+
+/// Why a settle was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GivenUp {
+    /// So many are kept already.
+    Full,
+    /// The ledger would not take it any more.
+    Late,
+    /// The reservation has ended otherwise: reconciled, or expired too long ago to be corrected.
+    Ended,
+    /// The ledger refuses it.
+    Refused,
+    /// The gateway stopped first.
+    Stopped,
+}
+
+impl GivenUp {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Full,
+        Self::Late,
+        Self::Ended,
+        Self::Refused,
+        Self::Stopped,
+    ];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Late => "late",
+            Self::Ended => "ended",
+            Self::Refused => "refused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
 
 struct StageTimes {
     times: Histogram<u64>,

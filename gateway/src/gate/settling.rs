@@ -21,7 +21,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
-use crate::{Clock, metrics::Metrics};
+use crate::{
+    clock::Clock,
+    metrics::{GivenUp, Metrics},
+};
 
 /// Most settles kept at once: with the task of each about 2 KB, 64 MB in all. A further one is given up.
 const KEPT_MAX: usize = 32_768;
@@ -33,41 +36,6 @@ const KEPT_MS_MAX: u64 = 2 * LATE_SETTLE_MS_MAX;
 /// Pause before a settle is sent again: doubled each time.
 const PAUSE_FIRST: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-
-/// Why a settle was given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum GivenUp {
-    /// So many are kept already.
-    Full,
-    /// The ledger would not take it any more.
-    Late,
-    /// The reservation has ended otherwise: reconciled, or expired too long ago to be corrected.
-    Ended,
-    /// The ledger refuses it.
-    Refused,
-    /// The gateway stopped first.
-    Stopped,
-}
-
-impl GivenUp {
-    pub(crate) const ALL: [Self; 5] = [
-        Self::Full,
-        Self::Late,
-        Self::Ended,
-        Self::Refused,
-        Self::Stopped,
-    ];
-
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Late => "late",
-            Self::Ended => "ended",
-            Self::Refused => "refused",
-            Self::Stopped => "stopped",
-        }
-    }
-}
 
 /// The way to the answer that a settle lasts.
 pub(crate) type Lasting = BoxFuture<'static, Answer<Resolution>>;
