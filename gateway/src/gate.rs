@@ -11,21 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seatbelt_ledger::api::{
-    Answer, CommandError, Ledger, Read, Release, Reserve, ReserveOutcome, Resolution, Settle, Taken,
-};
+use seatbelt_ledger::api::{CommandError, Ledger, Read, Release, Reserve, ReserveOutcome};
 use seatbelt_schemas::{
     command::Grant,
-    event::{OnShort, OnUnknown, Report},
+    event::{OnShort, OnUnknown},
     ids::{AccountId, Actor, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
-    meter::{Amounts, Meter},
+    meter::Meter,
     position::Position,
     scope::Scope,
 };
-use tokio::{
-    sync::oneshot,
-    time::{sleep, timeout},
-};
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use ulid::Ulid;
 
@@ -33,20 +28,18 @@ use crate::{
     clock::{Clock, ms},
     config::{HOLD_GRACE, KeyEntry},
     error::ApiError,
-    metrics::{GivenUp, Metrics, Stage},
+    metrics::{Metrics, Stage},
 };
 
+mod follow_up;
+mod reservation;
 mod settling;
 
-use settling::{Lasting, Settling, Unsettled};
+pub(crate) use reservation::Reservation;
 
-/// How long a release is sent again in the background before the hold is left to expiry.
-const FOLLOW_UP_MAX: Duration = Duration::from_secs(120);
-/// How long the release of a reserve that nobody answered waits for that reserve to turn up.
-const UNKNOWN_MAX: Duration = Duration::from_secs(5);
-/// Pause before a command is sent again: doubled each time.
-const PAUSE_FIRST: Duration = Duration::from_millis(20);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+use follow_up::Undelivered;
+use settling::Settling;
+
 /// Accounts whose last position is remembered for their next read. When full, all are forgotten:
 /// reads are then as fresh as the snapshot.
 const MARKS_MAX: usize = 65_536;
@@ -244,52 +237,6 @@ impl Gate {
         marks.insert(account.clone(), position);
     }
 
-    /// Sees to it that a settle lasts, and tells when it does; never where it was given up.
-    fn follow_up_settle(
-        self: &Arc<Self>,
-        unsettled: Unsettled,
-        lasting: Option<Lasting>,
-    ) -> oneshot::Receiver<Position> {
-        let (lasts, told) = oneshot::channel();
-        let account = unsettled.command.account.clone();
-        let Some(kept) = self.settling.keep(unsettled) else {
-            return told;
-        };
-        let gate = Arc::clone(self);
-        self.tracker.spawn(async move {
-            if let Some(position) = kept.until_it_lasts(lasting).await {
-                gate.mark(&account, position);
-                // whoever did not have to wait is gone
-                let _ = lasts.send(position);
-            }
-        });
-        told
-    }
-
-    /// Releases in the background, until it is known to be done or never to have been reserved.
-    fn follow_up_release(self: &Arc<Self>, command: Release) {
-        let gate = Arc::clone(self);
-        self.tracker.spawn(async move {
-            let began = Instant::now();
-            let mut pause = PAUSE_FIRST;
-            loop {
-                let bound = match timeout(gate.ledger_timeout, gate.ledger.release(command.clone())).await {
-                    Ok(Ok(resolution)) => return gate.mark(&command.account, resolution.position),
-                    Ok(Err(CommandError::UnknownReservation { .. })) => UNKNOWN_MAX,
-                    Ok(Err(CommandError::Unavailable { .. })) | Err(_) => FOLLOW_UP_MAX,
-                    Ok(Err(error)) => {
-                        return tracing::debug!(reservation = %command.reservation, %error, "nothing to release");
-                    }
-                };
-                if began.elapsed() >= bound {
-                    return tracing::debug!(reservation = %command.reservation, "release was given up");
-                }
-                sleep(pause).await;
-                pause = (pause * 2).min(PAUSE_MAX);
-            }
-        });
-    }
-
     fn release_command(
         &self,
         account: &AccountId,
@@ -303,185 +250,6 @@ impl Gate {
             reservation,
             reason: reason.to_owned(),
             actor: Actor::key(key),
-        }
-    }
-}
-
-/// A reserve whose outcome has not come: releases it when dropped.
-struct Undelivered<'a> {
-    gate: &'a Arc<Gate>,
-    account: &'a AccountId,
-    key: &'a KeyId,
-    id: ReservationId,
-    armed: bool,
-}
-
-impl Drop for Undelivered<'_> {
-    fn drop(&mut self) {
-        if self.armed {
-            let command = self.gate.release_command(
-                self.account,
-                self.key,
-                self.id,
-                "reserve was not delivered",
-            );
-            self.gate.follow_up_release(command);
-        }
-    }
-}
-
-/// An open hold. Settled or released by its holder; dropped otherwise only if a task dies, and then
-/// the ledger ends it by expiry.
-pub(crate) struct Reservation {
-    gate: Arc<Gate>,
-    pub(crate) account: AccountId,
-    pub(crate) key: KeyId,
-    pub(crate) id: ReservationId,
-    pub(crate) hold: Amounts,
-    pub(crate) deadline_ms: u64,
-    pub(crate) reserved_at: Instant,
-    pub(crate) on_unknown: OnUnknown,
-    open: bool,
-}
-
-impl Reservation {
-    /// Replaces the hold by what was used. Returns once the writer's state has it, so that the next
-    /// reserve of the same client sees it; durability follows in the background, except where the hold
-    /// would not cover the charge.
-    pub(crate) async fn settle(mut self, report: Report) -> Result<Position, ApiError> {
-        self.close();
-        let gate = Arc::clone(&self.gate);
-        let mut unsettled = self.unsettled(report);
-        let began = Instant::now();
-        let taken = timeout(gate.ledger_timeout, async {
-            match gate.settle_taken(&unsettled.command).await {
-                // no answer is withheld for what its upstream says of it
-                Err(CommandError::Invalid { detail }) => {
-                    tracing::warn!(reservation = %self.id, detail, "report is not valid; settled at the hold");
-                    unsettled.at_hold((gate.clock)());
-                    gate.settle_taken(&unsettled.command).await
-                }
-                answer => answer,
-            }
-        })
-        .await;
-        gate.metrics.stage(Stage::Settle, began.elapsed());
-        match taken {
-            Ok(Ok(taken)) => {
-                let left = gate.ledger_timeout.saturating_sub(began.elapsed());
-                self.taken(unsettled, taken, left).await
-            }
-            // reconciled by another part meanwhile: it has its one end
-            Ok(Err(error @ CommandError::AlreadyResolved { position, .. })) => {
-                gate.settling
-                    .give_up(&unsettled, GivenUp::Ended, &error.to_string());
-                gate.mark(&self.account, position);
-                Ok(position)
-            }
-            Ok(Err(error)) => {
-                gate.settling
-                    .give_up(&unsettled, GivenUp::Refused, &error.to_string());
-                Err(ApiError::not_recorded(format!(
-                    "settle was not accepted: {error}"
-                )))
-            }
-            Err(_) => {
-                gate.metrics.ledger_unavailable();
-                drop(gate.follow_up_settle(unsettled, None));
-                Err(ApiError::not_recorded("settle was not taken in time"))
-            }
-        }
-    }
-
-    fn unsettled(&self, report: Report) -> Unsettled {
-        Unsettled {
-            command: Settle {
-                id: self.gate.command_id(),
-                account: self.account.clone(),
-                reservation: self.id,
-                report,
-                actor: Actor::key(&self.key),
-            },
-            hold: self.hold,
-            deadline_ms: self.deadline_ms,
-            charge: None,
-        }
-    }
-
-    /// Decides whether the answer may go out before its settle lasts. If everything dies in between, the
-    /// reservation ends by its deadline: that must then be the truth, or above it.
-    async fn taken(
-        &self,
-        mut unsettled: Unsettled,
-        taken: Taken,
-        left: Duration,
-    ) -> Result<Position, ApiError> {
-        let Resolution { position, amounts } = taken.resolution;
-        unsettled.charge = Some(amounts);
-        let usage = unsettled.command.report.usage;
-        self.gate.mark(&self.account, position);
-        self.gate.metrics.spent(&usage, amounts.cost);
-        let covered =
-            self.on_unknown == OnUnknown::ChargeHold && amounts.above(&self.hold).is_zero();
-        let lasts = self.gate.follow_up_settle(unsettled, Some(taken.lasting));
-        if covered {
-            return Ok(position);
-        }
-        match timeout(left, lasts).await {
-            Ok(Ok(position)) => Ok(position),
-            Ok(Err(_)) | Err(_) => Err(ApiError::not_recorded(
-                "a settle that its hold does not cover did not last in time",
-            )),
-        }
-    }
-
-    /// Gives the hold back: nothing was used. Returns once that is durable, or in any case after a
-    /// while; then it goes on in the background.
-    pub(crate) async fn release(mut self, reason: &str) {
-        self.close();
-        let gate = Arc::clone(&self.gate);
-        let command = gate.release_command(&self.account, &self.key, self.id, reason);
-        match timeout(gate.ledger_timeout, gate.ledger.release(command.clone())).await {
-            Ok(Ok(resolution)) => gate.mark(&self.account, resolution.position),
-            Ok(Err(CommandError::AlreadyResolved { position, .. })) => {
-                gate.mark(&self.account, position);
-            }
-            Ok(Err(error @ CommandError::Unavailable { .. })) => {
-                tracing::debug!(reservation = %self.id, %error, "release goes on in the background");
-                gate.follow_up_release(command);
-            }
-            Ok(Err(error)) => {
-                tracing::error!(reservation = %self.id, %error, "release was not accepted");
-            }
-            Err(_) => gate.follow_up_release(command),
-        }
-    }
-
-    fn close(&mut self) {
-        self.open = false;
-        self.gate.metrics.not_held(&self.hold);
-    }
-}
-
-impl Gate {
-    async fn settle_taken(&self, command: &Settle) -> Answer<Taken> {
-        let mut pause = PAUSE_FIRST;
-        loop {
-            match self.ledger.settle_early(command.clone()).await {
-                Err(CommandError::Unavailable { .. }) => {}
-                answer => return answer,
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
-        }
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if self.open {
-            self.gate.metrics.not_held(&self.hold);
-            tracing::error!(reservation = %self.id, "reservation was dropped open; the ledger ends it by expiry");
         }
     }
 }

@@ -1,0 +1,100 @@
+//! What goes on in the background once a caller has its answer, or has left: bounded in time, counted by
+//! the tracker, and awaited at shutdown.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use seatbelt_ledger::api::{CommandError, Release};
+use seatbelt_schemas::{
+    ids::{AccountId, KeyId, ReservationId},
+    position::Position,
+};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+
+use super::{
+    Gate,
+    settling::{Lasting, Unsettled},
+};
+
+/// How long a release is sent again in the background before the hold is left to expiry.
+const FOLLOW_UP_MAX: Duration = Duration::from_secs(120);
+/// How long the release of a reserve that nobody answered waits for that reserve to turn up.
+const UNKNOWN_MAX: Duration = Duration::from_secs(5);
+/// Pause before a command is sent again: doubled each time.
+pub(super) const PAUSE_FIRST: Duration = Duration::from_millis(20);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(2);
+impl Gate {
+    /// Sees to it that a settle lasts, and tells when it does; never where it was given up.
+    pub(super) fn follow_up_settle(
+        self: &Arc<Self>,
+        unsettled: Unsettled,
+        lasting: Option<Lasting>,
+    ) -> oneshot::Receiver<Position> {
+        let (lasts, told) = oneshot::channel();
+        let account = unsettled.command.account.clone();
+        let Some(kept) = self.settling.keep(unsettled) else {
+            return told;
+        };
+        let gate = Arc::clone(self);
+        self.tracker.spawn(async move {
+            if let Some(position) = kept.until_it_lasts(lasting).await {
+                gate.mark(&account, position);
+                // whoever did not have to wait is gone
+                let _ = lasts.send(position);
+            }
+        });
+        told
+    }
+
+    /// Releases in the background, until it is known to be done or never to have been reserved.
+    pub(super) fn follow_up_release(self: &Arc<Self>, command: Release) {
+        let gate = Arc::clone(self);
+        self.tracker.spawn(async move {
+            let began = Instant::now();
+            let mut pause = PAUSE_FIRST;
+            loop {
+                let bound = match timeout(gate.ledger_timeout, gate.ledger.release(command.clone())).await {
+                    Ok(Ok(resolution)) => return gate.mark(&command.account, resolution.position),
+                    Ok(Err(CommandError::UnknownReservation { .. })) => UNKNOWN_MAX,
+                    Ok(Err(CommandError::Unavailable { .. })) | Err(_) => FOLLOW_UP_MAX,
+                    Ok(Err(error)) => {
+                        return tracing::debug!(reservation = %command.reservation, %error, "nothing to release");
+                    }
+                };
+                if began.elapsed() >= bound {
+                    return tracing::debug!(reservation = %command.reservation, "release was given up");
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        });
+    }
+}
+
+/// A reserve whose outcome has not come: releases it when dropped.
+pub(super) struct Undelivered<'a> {
+    pub(super) gate: &'a Arc<Gate>,
+    pub(super) account: &'a AccountId,
+    pub(super) key: &'a KeyId,
+    pub(super) id: ReservationId,
+    pub(super) armed: bool,
+}
+
+impl Drop for Undelivered<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            let command = self.gate.release_command(
+                self.account,
+                self.key,
+                self.id,
+                "reserve was not delivered",
+            );
+            self.gate.follow_up_release(command);
+        }
+    }
+}

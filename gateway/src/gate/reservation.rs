@@ -1,0 +1,181 @@
+//! An open hold and its one end: settled at what was used, or given back.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use seatbelt_ledger::api::{Answer, CommandError, Resolution, Settle, Taken};
+use seatbelt_schemas::{
+    event::{OnUnknown, Report},
+    ids::{AccountId, Actor, KeyId, ReservationId},
+    meter::Amounts,
+    position::Position,
+};
+use tokio::time::{sleep, timeout};
+
+use super::{
+    Gate,
+    follow_up::{PAUSE_FIRST, PAUSE_MAX},
+    settling::Unsettled,
+};
+use crate::{
+    error::ApiError,
+    metrics::{GivenUp, Stage},
+};
+
+/// An open hold. Settled or released by its holder; dropped otherwise only if a task dies, and then
+/// the ledger ends it by expiry.
+pub(crate) struct Reservation {
+    pub(super) gate: Arc<Gate>,
+    pub(crate) account: AccountId,
+    pub(crate) key: KeyId,
+    pub(crate) id: ReservationId,
+    pub(crate) hold: Amounts,
+    pub(crate) deadline_ms: u64,
+    pub(crate) reserved_at: Instant,
+    pub(crate) on_unknown: OnUnknown,
+    pub(super) open: bool,
+}
+
+impl Reservation {
+    /// Replaces the hold by what was used. Returns once the writer's state has it, so that the next
+    /// reserve of the same client sees it; durability follows in the background, except where the hold
+    /// would not cover the charge.
+    pub(crate) async fn settle(mut self, report: Report) -> Result<Position, ApiError> {
+        self.close();
+        let gate = Arc::clone(&self.gate);
+        let mut unsettled = self.unsettled(report);
+        let began = Instant::now();
+        let taken = timeout(gate.ledger_timeout, async {
+            match gate.settle_taken(&unsettled.command).await {
+                // no answer is withheld for what its upstream says of it
+                Err(CommandError::Invalid { detail }) => {
+                    tracing::warn!(reservation = %self.id, detail, "report is not valid; settled at the hold");
+                    unsettled.at_hold((gate.clock)());
+                    gate.settle_taken(&unsettled.command).await
+                }
+                answer => answer,
+            }
+        })
+        .await;
+        gate.metrics.stage(Stage::Settle, began.elapsed());
+        match taken {
+            Ok(Ok(taken)) => {
+                let left = gate.ledger_timeout.saturating_sub(began.elapsed());
+                self.taken(unsettled, taken, left).await
+            }
+            // reconciled by another part meanwhile: it has its one end
+            Ok(Err(error @ CommandError::AlreadyResolved { position, .. })) => {
+                gate.settling
+                    .give_up(&unsettled, GivenUp::Ended, &error.to_string());
+                gate.mark(&self.account, position);
+                Ok(position)
+            }
+            Ok(Err(error)) => {
+                gate.settling
+                    .give_up(&unsettled, GivenUp::Refused, &error.to_string());
+                Err(ApiError::not_recorded(format!(
+                    "settle was not accepted: {error}"
+                )))
+            }
+            Err(_) => {
+                gate.metrics.ledger_unavailable();
+                drop(gate.follow_up_settle(unsettled, None));
+                Err(ApiError::not_recorded("settle was not taken in time"))
+            }
+        }
+    }
+
+    fn unsettled(&self, report: Report) -> Unsettled {
+        Unsettled {
+            command: Settle {
+                id: self.gate.command_id(),
+                account: self.account.clone(),
+                reservation: self.id,
+                report,
+                actor: Actor::key(&self.key),
+            },
+            hold: self.hold,
+            deadline_ms: self.deadline_ms,
+            charge: None,
+        }
+    }
+
+    /// Decides whether the answer may go out before its settle lasts. If everything dies in between, the
+    /// reservation ends by its deadline: that must then be the truth, or above it.
+    async fn taken(
+        &self,
+        mut unsettled: Unsettled,
+        taken: Taken,
+        left: Duration,
+    ) -> Result<Position, ApiError> {
+        let Resolution { position, amounts } = taken.resolution;
+        unsettled.charge = Some(amounts);
+        let usage = unsettled.command.report.usage;
+        self.gate.mark(&self.account, position);
+        self.gate.metrics.spent(&usage, amounts.cost);
+        let covered =
+            self.on_unknown == OnUnknown::ChargeHold && amounts.above(&self.hold).is_zero();
+        let lasts = self.gate.follow_up_settle(unsettled, Some(taken.lasting));
+        if covered {
+            return Ok(position);
+        }
+        match timeout(left, lasts).await {
+            Ok(Ok(position)) => Ok(position),
+            Ok(Err(_)) | Err(_) => Err(ApiError::not_recorded(
+                "a settle that its hold does not cover did not last in time",
+            )),
+        }
+    }
+
+    /// Gives the hold back: nothing was used. Returns once that is durable, or in any case after a
+    /// while; then it goes on in the background.
+    pub(crate) async fn release(mut self, reason: &str) {
+        self.close();
+        let gate = Arc::clone(&self.gate);
+        let command = gate.release_command(&self.account, &self.key, self.id, reason);
+        match timeout(gate.ledger_timeout, gate.ledger.release(command.clone())).await {
+            Ok(Ok(resolution)) => gate.mark(&self.account, resolution.position),
+            Ok(Err(CommandError::AlreadyResolved { position, .. })) => {
+                gate.mark(&self.account, position);
+            }
+            Ok(Err(error @ CommandError::Unavailable { .. })) => {
+                tracing::debug!(reservation = %self.id, %error, "release goes on in the background");
+                gate.follow_up_release(command);
+            }
+            Ok(Err(error)) => {
+                tracing::error!(reservation = %self.id, %error, "release was not accepted");
+            }
+            Err(_) => gate.follow_up_release(command),
+        }
+    }
+
+    fn close(&mut self) {
+        self.open = false;
+        self.gate.metrics.not_held(&self.hold);
+    }
+}
+
+impl Gate {
+    async fn settle_taken(&self, command: &Settle) -> Answer<Taken> {
+        let mut pause = PAUSE_FIRST;
+        loop {
+            match self.ledger.settle_early(command.clone()).await {
+                Err(CommandError::Unavailable { .. }) => {}
+                answer => return answer,
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.open {
+            self.gate.metrics.not_held(&self.hold);
+            tracing::error!(reservation = %self.id, "reservation was dropped open; the ledger ends it by expiry");
+        }
+    }
+}
