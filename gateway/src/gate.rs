@@ -34,6 +34,8 @@ use crate::{
 mod follow_up;
 mod reservation;
 mod settling;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub(crate) use reservation::Reservation;
 
@@ -251,5 +253,82 @@ impl Gate {
             reason: reason.to_owned(),
             actor: Actor::key(key),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::{
+        testing::{Asked, Stub, cap, gate, key, want},
+        *,
+    };
+
+    #[tokio::test]
+    async fn a_grant_is_counted_as_held_and_remembered() {
+        let (gate, metrics, _) = gate(&Arc::new(Stub::default()));
+        let want = want();
+        let account = want.account.clone();
+        let (reservation, grant) = gate.reserve(want).await.unwrap();
+        assert_eq!(reservation.hold, grant.hold);
+        assert!(
+            metrics
+                .text()
+                .contains("seatbelt_gateway_held_requests 1\n")
+        );
+        assert_eq!(gate.marked(&account), Some(grant.position));
+        drop(reservation);
+        assert!(
+            metrics
+                .text()
+                .contains("seatbelt_gateway_held_requests 0\n")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_reserve_that_nobody_waits_for_is_released() {
+        let stub = Arc::new(Stub {
+            reserve_hangs: true,
+            ..Stub::default()
+        });
+        let (gate, _, tracker) = gate(&stub);
+        assert!(gate.reserve(want()).now_or_never().is_none());
+        tracker.close();
+        tracker.wait().await;
+        let released = Asked::Release("reserve was not delivered".to_owned());
+        assert_eq!(stub.asked().last(), Some(&released));
+    }
+
+    #[tokio::test]
+    async fn only_what_counts_for_the_key_bounds_it() {
+        let bounds = async |cap| {
+            let caps = vec![cap];
+            let (gate, _, _) = gate(&Arc::new(Stub {
+                caps,
+                ..Stub::default()
+            }));
+            gate.bounds(&key()).await.unwrap()
+        };
+        assert!(bounds(cap(Meter::Tokens)).await);
+        assert!(bounds(cap(Meter::Cost)).await);
+        assert!(!bounds(cap(Meter::Requests)).await);
+        assert!(!bounds(cap(Meter::Concurrency)).await);
+        let mut of_another = cap(Meter::Tokens);
+        of_another.scope = Scope::Key(KeyId::new("other").unwrap());
+        assert!(!bounds(of_another).await);
+        let mut own = cap(Meter::Tokens);
+        own.scope = Scope::Key(key().key);
+        assert!(bounds(own).await);
+    }
+
+    #[test]
+    fn what_was_remembered_never_goes_back() {
+        let (gate, _, _) = gate(&Arc::new(Stub::default()));
+        let account = key().account;
+        assert_eq!(gate.marked(&account), None);
+        gate.mark(&account, Position(9));
+        gate.mark(&account, Position(3));
+        assert_eq!(gate.marked(&account), Some(Position(9)));
     }
 }

@@ -132,3 +132,24 @@ fn answer(result: Result<Value, ApiError>) -> Response {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_is_a_label_whatever_was_asked_for() {
+        assert_eq!(known_route("/v1/messages"), "/v1/messages");
+        assert_eq!(known_route("/v1/models/{*id}"), "/v1/models/{*id}");
+        assert_eq!(known_route("/v1/models/secret"), "other");
+    }
+
+    #[test]
+    fn an_error_is_wrapped_as_the_path_would_be_answered() {
+        let of = |path: &str| dialect(&path.parse().unwrap());
+        assert_eq!(of("/v1/messages"), Dialect::Anthropic);
+        assert_eq!(of("/v1/messages/count_tokens"), Dialect::Anthropic);
+        assert_eq!(of("/v1/messagesx"), Dialect::OpenAi);
+        assert_eq!(of("/v1/chat/completions"), Dialect::OpenAi);
+    }
+}

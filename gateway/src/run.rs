@@ -217,7 +217,7 @@ async fn drive(mut job: Job, mut head: Head) {
 }
 
 impl Job {
-    fn from_neuron(&self) -> bool {
+    fn is_neurons(&self) -> bool {
         matches!(self.candidate, Candidate::Neuron(_))
     }
 

@@ -1,4 +1,5 @@
-//! Every time bound of the gateway, and how they stand to each other.
+//! Every time bound of the gateway, and how they stand to each other. Pauses between tries stand with what
+//! is tried.
 
 use std::time::Duration;
 
@@ -36,6 +37,10 @@ pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(10);
 pub(crate) const LOOK_MAX: Duration = Duration::from_secs(3);
 /// How long the end of requests that were cut short may take: a neuron's last report and a settle.
 pub(crate) const CUT_MAX: Duration = Duration::from_secs(10);
+/// How long a release is sent again in the background before the hold is left to expiry.
+pub(crate) const FOLLOW_UP_MAX: Duration = Duration::from_secs(120);
+/// How long the release of a reserve that nobody answered waits for that reserve to turn up.
+pub(crate) const UNKNOWN_MAX: Duration = Duration::from_secs(5);
 
 // a hold outlives its request by a settle that is sent twice
 const _: () = assert!(HOLD_GRACE.as_secs() >= 2 * LEDGER_TIMEOUT_DEFAULT.as_secs());
@@ -46,3 +51,5 @@ const _: () =
 const _: () = assert!(CUT_MAX.as_secs() > USAGE_EVENT_WAIT.as_secs());
 // a caller waits for its own writes at least as often as it looks
 const _: () = assert!(OWN_WRITES_WAIT.as_millis() > LOOK_AGAIN.as_millis());
+// a reserve that may yet turn up is waited for less long than one that is known to be there
+const _: () = assert!(UNKNOWN_MAX.as_secs() < FOLLOW_UP_MAX.as_secs());

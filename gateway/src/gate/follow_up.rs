@@ -20,11 +20,8 @@ use super::{
     Gate,
     settling::{Lasting, Unsettled},
 };
+use crate::config::{FOLLOW_UP_MAX, UNKNOWN_MAX};
 
-/// How long a release is sent again in the background before the hold is left to expiry.
-const FOLLOW_UP_MAX: Duration = Duration::from_secs(120);
-/// How long the release of a reserve that nobody answered waits for that reserve to turn up.
-const UNKNOWN_MAX: Duration = Duration::from_secs(5);
 /// Pause before a command is sent again: doubled each time.
 pub(super) const PAUSE_FIRST: Duration = Duration::from_millis(20);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(2);

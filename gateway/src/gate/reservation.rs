@@ -179,3 +179,84 @@ impl Drop for Reservation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use seatbelt_ledger::api::Ack;
+    use seatbelt_schemas::event::UsageSource;
+
+    use super::*;
+    use crate::gate::testing::{Asked, Stub, gate, report, want};
+
+    /// What was asked for the end of a reservation.
+    async fn ends(stub: &Arc<Stub>) -> Vec<Asked> {
+        let (gate, metrics, tracker) = gate(stub);
+        let (reservation, _) = gate.reserve(want()).await.unwrap();
+        reservation.settle(report(3)).await.unwrap();
+        assert!(
+            metrics
+                .text()
+                .contains("seatbelt_gateway_held_requests 0\n")
+        );
+        tracker.close();
+        tracker.wait().await;
+        stub.asked().split_off(1)
+    }
+
+    #[tokio::test]
+    async fn a_settle_that_lasts_is_asked_once() {
+        let stub = Arc::new(Stub::default());
+        let once = Asked::Settle(UsageSource::Upstream, Ack::Taken);
+        assert_eq!(ends(&stub).await, [once]);
+    }
+
+    #[tokio::test]
+    async fn a_report_that_is_not_valid_is_settled_at_the_hold() {
+        let stub = Arc::new(Stub {
+            settle: Box::new(|n| match n {
+                0 => Err(CommandError::invalid("odd")),
+                _ => Ok(()),
+            }),
+            ..Stub::default()
+        });
+        let asked = [UsageSource::Upstream, UsageSource::Hold];
+        let asked = asked.map(|source| Asked::Settle(source, Ack::Taken));
+        assert_eq!(ends(&stub).await, asked);
+    }
+
+    #[tokio::test]
+    async fn an_answer_waits_only_where_the_hold_would_not_cover_it() {
+        let settled = async |on_unknown| {
+            let stub = Arc::new(Stub {
+                lasts: false,
+                ..Stub::default()
+            });
+            let (gate, _, _) = gate(&stub);
+            let mut want = want();
+            want.on_unknown = on_unknown;
+            let (reservation, _) = gate.reserve(want).await.unwrap();
+            reservation.settle(report(3)).now_or_never().is_some()
+        };
+        assert!(settled(OnUnknown::ChargeHold).await);
+        assert!(!settled(OnUnknown::Release).await);
+    }
+
+    #[tokio::test]
+    async fn a_release_that_is_not_heard_goes_on_in_the_background() {
+        let stub = Arc::new(Stub {
+            release: Box::new(|n| match n {
+                0 | 1 => Err(CommandError::unavailable("away")),
+                _ => Ok(()),
+            }),
+            ..Stub::default()
+        });
+        let (gate, _, tracker) = gate(&stub);
+        let (reservation, _) = gate.reserve(want()).await.unwrap();
+        reservation.release("no answer").await;
+        tracker.close();
+        tracker.wait().await;
+        let releases = stub.asked().split_off(1);
+        assert_eq!(releases, vec![Asked::Release("no answer".to_owned()); 3]);
+    }
+}

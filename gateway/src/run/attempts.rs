@@ -123,3 +123,43 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, ready},
+        time::Duration,
+    };
+
+    use super::*;
+
+    fn limits(ends_with_client: bool) -> Limits {
+        Limits {
+            ends_with_client,
+            deadline: Instant::now() + Duration::from_secs(3600),
+            cut: CancellationToken::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_ends_only_what_ends_with_it() {
+        let ended = limits(true)
+            .unless_stopped(pending::<()>(), ready(()))
+            .await;
+        assert!(matches!(ended, Err(Stop::ClientLeft)));
+        let mut past = limits(false);
+        past.deadline = Instant::now();
+        let goes_on = past.unless_stopped(pending::<()>(), ready(())).await;
+        assert!(matches!(goes_on, Err(Stop::Deadline)));
+    }
+
+    #[tokio::test]
+    async fn what_is_cut_waits_no_longer_and_what_is_done_counts_all_the_same() {
+        let limits = limits(true);
+        limits.cut.cancel();
+        let cut = limits.unless_stopped(pending::<()>(), pending()).await;
+        assert!(matches!(cut, Err(Stop::Cut)));
+        let done = limits.unless_stopped(ready(5), ready(())).await;
+        assert!(matches!(done, Ok(5)), "an answer that is there is taken");
+    }
+}

@@ -209,3 +209,67 @@ fn streamed(mut pieces: mpsc::Receiver<Bytes>) -> Body {
     let pieces = stream::poll_fn(move |cx| pieces.poll_recv(cx));
     Body::from_stream(pieces.map(Ok::<_, std::convert::Infallible>))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relay(api: Api) -> Relay {
+        Relay::new(api, mpsc::channel(1).0)
+    }
+
+    fn take(relay: &mut Relay, face: &mut Face, chunk: Option<&'static str>) -> String {
+        let chunk = chunk.map(|text| Bytes::from_static(text.as_bytes()));
+        let out = relay.take(chunk.as_ref(), face).unwrap();
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    const CONTENT: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\n";
+    const USAGE: &str =
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1}}\n\n";
+    const DONE: &str = "data: [DONE]\n\n";
+
+    #[test]
+    fn content_goes_through_at_once_and_the_end_is_held_back() {
+        let (mut relay, mut face) = (relay(Api::Chat), Face::Same { hide_usage: false });
+        assert_eq!(take(&mut relay, &mut face, Some(CONTENT)), CONTENT);
+        assert_eq!(take(&mut relay, &mut face, Some(USAGE)), "");
+        assert_eq!(take(&mut relay, &mut face, Some(DONE)), "");
+        assert_eq!(relay.state, State::Ended);
+        assert_eq!(relay.end, format!("{USAGE}{DONE}").as_bytes());
+        let known = relay.known();
+        assert_eq!(known.usage.unwrap().output_tokens, 1);
+        assert_eq!(known.finish.as_deref(), Some("stop"));
+    }
+
+    #[test]
+    fn a_hidden_usage_counts_and_is_not_shown() {
+        let (mut relay, mut face) = (relay(Api::Chat), Face::Same { hide_usage: true });
+        for event in [CONTENT, USAGE, DONE] {
+            take(&mut relay, &mut face, Some(event));
+        }
+        assert_eq!(relay.end, DONE.as_bytes());
+        assert_eq!(relay.known().usage.unwrap().input_tokens, 3);
+    }
+
+    #[test]
+    fn nothing_is_known_of_a_stream_that_broke_off() {
+        let (mut relay, mut face) = (relay(Api::Chat), Face::Same { hide_usage: false });
+        take(&mut relay, &mut face, Some(CONTENT));
+        take(&mut relay, &mut face, None);
+        assert_eq!(relay.state, State::Open);
+        let known = relay.known();
+        assert_eq!((known.usage, known.output_bytes), (None, None));
+    }
+
+    #[test]
+    fn an_error_is_shown_and_what_it_told_before_is_kept() {
+        let (mut relay, mut face) = (relay(Api::Messages), Face::Same { hide_usage: false });
+        let start = "data: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":5,\"output_tokens\":1}}}\n\n";
+        let error = "event: error\ndata: {\"type\":\"error\",\"error\":{}}\n\n";
+        assert_eq!(take(&mut relay, &mut face, Some(start)), start);
+        assert_eq!(take(&mut relay, &mut face, Some(error)), error);
+        assert_eq!(relay.state, State::Failed);
+        assert_eq!(relay.known().usage.unwrap().input_tokens, 5);
+    }
+}

@@ -63,7 +63,7 @@ impl Job {
             &reservation.hold,
             &known,
             event.as_ref(),
-            self.from_neuron(),
+            self.is_neurons(),
             visible,
         );
         let report = Report {
@@ -124,5 +124,68 @@ fn account_for(
             (usage, UsageSource::Counted)
         }
         _ => (hold, UsageSource::Hold),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(input_tokens: u64, output_tokens: u64) -> Usage {
+        Usage {
+            input_tokens,
+            output_tokens,
+            ..Usage::default()
+        }
+    }
+
+    fn settled(known: &Known, from_neuron: bool, visible: Option<u64>) -> (Usage, UsageSource) {
+        account_for(
+            &Amounts::request(100, 50, None),
+            known,
+            None,
+            from_neuron,
+            visible,
+        )
+    }
+
+    #[test]
+    fn what_was_reported_goes_before_everything_else() {
+        let known = Known {
+            usage: Some(usage(7, 3)),
+            finish: None,
+            output_bytes: Some(9),
+        };
+        assert_eq!(
+            settled(&known, false, Some(1)),
+            (usage(7, 3), UsageSource::Upstream)
+        );
+        assert_eq!(
+            settled(&known, true, Some(1)),
+            (usage(7, 3), UsageSource::Neuron)
+        );
+    }
+
+    #[test]
+    fn output_is_counted_only_where_all_of_it_is_seen() {
+        let seen = Known {
+            output_bytes: Some(9),
+            ..Known::default()
+        };
+        let counted = (usage(100, 11), UsageSource::Counted);
+        assert_eq!(settled(&seen, false, Some(2)), counted);
+        let hold = (usage(100, 50), UsageSource::Hold);
+        assert_eq!(settled(&seen, false, None), hold);
+        assert_eq!(settled(&Known::default(), false, Some(2)), hold);
+    }
+
+    #[test]
+    fn a_count_is_never_above_the_hold() {
+        let long = Known {
+            output_bytes: Some(5000),
+            ..Known::default()
+        };
+        let most = (usage(100, 50), UsageSource::Counted);
+        assert_eq!(settled(&long, false, Some(1)), most);
     }
 }

@@ -111,12 +111,12 @@ impl Job {
         body: Bytes,
         read: Told,
     ) -> Result<Response, ApiError> {
-        // a neuron that turns a request away answers 4xx or 503; other errors come after work
-        let failed_midway = self.from_neuron()
-            && status.is_server_error()
-            && status != StatusCode::SERVICE_UNAVAILABLE;
-        let charged = self.charges_errors && comes_after_work(status);
-        if read.usage.is_some() || failed_midway || charged {
+        let worked = if self.is_neurons() {
+            neuron_worked(status)
+        } else {
+            self.charges_errors && comes_after_work(status)
+        };
+        if read.usage.is_some() || worked {
             let known = Known {
                 usage: read.usage,
                 ..Known::default()
@@ -185,6 +185,11 @@ fn no_answer(body: &Bytes, read: Option<&Told>) -> Option<&'static str> {
     }
 }
 
+/// Whether a neuron worked before it failed: one that turns a request away answers 4xx or 503.
+fn neuron_worked(status: StatusCode) -> bool {
+    status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE
+}
+
 /// Whether a status may come after work that the provider charges for; all others turn a request away.
 fn comes_after_work(status: StatusCode) -> bool {
     match status.as_u16() {
@@ -202,4 +207,60 @@ fn passed_headers(from: &HeaderMap) -> HeaderMap {
         }
     }
     to
+}
+
+#[cfg(test)]
+mod tests {
+    use seatbelt_dialects::Api;
+
+    use super::*;
+
+    fn statuses(worked: fn(StatusCode) -> bool) -> Vec<u16> {
+        let all = (100..600).filter_map(|code| StatusCode::from_u16(code).ok());
+        let worked = all.filter(|status| worked(*status));
+        worked.map(|status| status.as_u16()).collect()
+    }
+
+    #[test]
+    fn only_some_errors_of_a_provider_come_after_work() {
+        let expected = [
+            408, 499, 500, 502, 504, 520, 521, 522, 523, 524, 525, 526, 527, 528,
+        ];
+        assert_eq!(statuses(comes_after_work), expected);
+    }
+
+    #[test]
+    fn a_neuron_that_turns_a_request_away_did_not_work() {
+        let worked = statuses(neuron_worked);
+        assert!(worked.iter().all(|status| *status >= 500));
+        assert!(worked.contains(&500) && !worked.contains(&503));
+    }
+
+    #[test]
+    fn a_success_without_an_answer_is_told_apart_from_one_that_is_odd() {
+        let problem = |body: &'static str| {
+            let body = Bytes::from_static(body.as_bytes());
+            no_answer(&body, Told::read(Api::Chat, &body).as_ref())
+        };
+        assert!(problem("").unwrap().contains("empty"));
+        assert!(problem("<html>").unwrap().contains("no JSON"));
+        assert!(
+            problem(r#"{"error":{"message":"no"}}"#)
+                .unwrap()
+                .contains("error")
+        );
+        assert_eq!(problem("[1]"), None, "odd, and the client's to read");
+        assert_eq!(problem(r#"{"choices":[]}"#), None);
+    }
+
+    #[test]
+    fn of_an_upstreams_headers_only_those_for_the_client_pass() {
+        let mut from = HeaderMap::new();
+        for name in ["retry-after", "set-cookie", "server", "content-type"] {
+            from.insert(name, "x".parse().unwrap());
+        }
+        let passed = passed_headers(&from);
+        assert_eq!(passed.len(), 2);
+        assert!(passed.contains_key("retry-after") && passed.contains_key("content-type"));
+    }
 }

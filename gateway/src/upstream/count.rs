@@ -95,3 +95,115 @@ async fn call(
     }
     Ok((answer.status(), bytes.freeze()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::IntoFuture, time::Duration};
+
+    use axum::{Router, routing::post};
+    use seatbelt_schemas::{
+        ids::NeuronId,
+        neuron::{NeuronModel, NeuronRecord},
+    };
+    use serde_json::json;
+    use tokio::{net::TcpListener, sync::watch};
+
+    use super::*;
+    use crate::upstream::client::client;
+
+    fn record(neuron: &str, url: String) -> NeuronRecord {
+        NeuronRecord {
+            v: 1,
+            neuron: NeuronId::new(neuron).unwrap(),
+            url,
+            device: "cpu".to_owned(),
+            models: vec![NeuronModel {
+                id: ModelId::new("m").unwrap(),
+                context: 64,
+                output: 32,
+                slots: 1,
+            }],
+            active: 0,
+            queued: 0,
+            at_ms: 1,
+        }
+    }
+
+    /// A neuron that answers every count so.
+    async fn neuron(name: &str, status: u16, body: String) -> NeuronRecord {
+        let answer = move || {
+            let body = body.clone();
+            async move { (StatusCode::from_u16(status).unwrap(), body) }
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().route("/tokenize", post(answer));
+        tokio::spawn(axum::serve(listener, router).into_future());
+        record(name, url)
+    }
+
+    /// An address at which nobody listens.
+    fn nobody(name: &str) -> NeuronRecord {
+        record(name, "http://127.0.0.1:1".to_owned())
+    }
+
+    async fn counted(mut records: Vec<NeuronRecord>) -> Result<(String, u64), ApiError> {
+        // the first is asked first
+        for (n, record) in records.iter_mut().enumerate() {
+            record.queued = u32::try_from(n).unwrap() * 100;
+        }
+        let (_sender, neurons) = watch::channel(records);
+        let catalog = Catalog::new(&[], &[], neurons);
+        let (client, model) = (
+            client(Duration::from_secs(1)).unwrap(),
+            ModelId::new("m").unwrap(),
+        );
+        let Candidate::Neuron(first) = catalog.candidate(&model, &[]).unwrap() else {
+            panic!("not a neuron")
+        };
+        let body = json!({"messages": []}).as_object().unwrap().clone();
+        let (neuron, tokens) = count(&client, &catalog, &model, first, &body).await?;
+        Ok((neuron.neuron.to_string(), tokens))
+    }
+
+    fn tokens(count: u64) -> String {
+        json!({ "input_tokens": count }).to_string()
+    }
+
+    #[tokio::test]
+    async fn one_that_cannot_be_reached_makes_way_for_another() {
+        let second = neuron("b", 200, tokens(12)).await;
+        let found = counted(vec![nobody("a"), second]).await.unwrap();
+        assert_eq!(found, ("b".to_owned(), 12));
+    }
+
+    #[tokio::test]
+    async fn an_odd_answer_is_no_count() {
+        for (status, body) in [
+            (200, "{}".to_owned()),
+            (200, tokens(TOKENS_PER_REQUEST_MAX + 1)),
+            (500, tokens(5)),
+            (200, " ".repeat(TOKENIZE_BYTES_MAX + 1)),
+        ] {
+            let odd = neuron("a", status, body).await;
+            let none = counted(vec![odd]).await.unwrap_err();
+            assert_eq!(none.code(), "service_unavailable");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_refused_is_asked_of_nobody_else() {
+        let refusal = json!({"error": {"message": "odd role"}}).to_string();
+        let first = neuron("a", 422, refusal).await;
+        let second = neuron("b", 200, tokens(12)).await;
+        let refused = counted(vec![first, second]).await.unwrap_err();
+        assert_eq!(refused.status().as_u16(), 422);
+    }
+
+    #[tokio::test]
+    async fn no_more_than_some_are_tried() {
+        let last = neuron("d", 200, tokens(12)).await;
+        let away = counted(vec![nobody("a"), nobody("b"), nobody("c"), last]).await;
+        assert_eq!(away.unwrap_err().code(), "service_unavailable");
+    }
+}
