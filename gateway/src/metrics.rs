@@ -224,6 +224,11 @@ impl Metrics {
             )?;
         }
         self.write_given_up(out)?;
+        self.write_plain(out)?;
+        self.write_stages(out)
+    }
+
+    fn write_plain(&self, out: &mut String) -> std::fmt::Result {
         let plain = [
             (
                 "settles_kept",
@@ -279,7 +284,7 @@ impl Metrics {
             head(out, &name, kind, help)?;
             writeln!(out, "{name} {}", value.load(Relaxed))?;
         }
-        self.write_stages(out)
+        Ok(())
     }
 
     fn write_given_up(&self, out: &mut String) -> std::fmt::Result {

@@ -37,285 +37,69 @@ fn refusal(reason: RefusalReason, window: Window, resets_at_ms: Option<u64>) -> 
     }
 }
 
-/// Status, type, code, Retry-After, x-should-retry.
-fn shown(error: ApiError) -> (u16, String, String, Option<String>, Option<String>) {
+/// Status, type, code, `Retry-After` and `x-should-retry`, with `-` for what is not sent.
+fn shown(error: ApiError) -> String {
     let body = error.envelope(Dialect::OpenAi);
     let response = error.into_response(Dialect::OpenAi);
     let header = |name: &str| {
-        response
-            .headers()
-            .get(name)
-            .map(|value| value.to_str().unwrap().to_owned())
+        let value = response.headers().get(name);
+        value.map_or("-", |value| value.to_str().unwrap())
     };
-    (
+    format!(
+        "{} {} {} {} {}",
         response.status().as_u16(),
-        body["error"]["type"].as_str().unwrap().to_owned(),
-        body["error"]["code"].as_str().unwrap().to_owned(),
+        body["error"]["type"].as_str().unwrap(),
+        body["error"]["code"].as_str().unwrap(),
         header("retry-after"),
         header("x-should-retry"),
     )
 }
 
 #[track_caller]
-fn check(
-    error: ApiError,
-    status: u16,
-    kind: &str,
-    code: &str,
-    retry: Option<&str>,
-    should: Option<&str>,
-) {
-    let expected = (
-        status,
-        kind.to_owned(),
-        code.to_owned(),
-        retry.map(str::to_owned),
-        should.map(str::to_owned),
-    );
+fn check(error: ApiError, expected: &str) {
     assert_eq!(shown(error), expected);
 }
 
 #[test]
+#[rustfmt::skip] // a table: one line each
 fn refusals_follow_the_table() {
     let rolling = Window::Rolling { seconds: 3600 };
     let refused = |reason, window, resets| ApiError::refused(&refusal(reason, window, resets), NOW);
-    let (quota, rate, limit) = (
-        "insufficient_quota",
-        "rate_limit_error",
-        "rate_limit_exceeded",
-    );
     let soon = Some(NOW + 1500);
-    check(
-        refused(RefusalReason::Spent, Window::Balance, None),
-        429,
-        quota,
-        quota,
-        None,
-        Some("false"),
-    );
-    check(
-        refused(RefusalReason::Spent, rolling, soon),
-        429,
-        rate,
-        limit,
-        Some("2"),
-        Some("true"),
-    );
-    check(
-        refused(RefusalReason::Spent, rolling, Some(NOW + 61_000)),
-        429,
-        rate,
-        limit,
-        Some("61"),
-        Some("false"),
-    );
-    check(
-        refused(RefusalReason::Spent, rolling, Some(NOW - 5)),
-        429,
-        rate,
-        limit,
-        Some("1"),
-        Some("true"),
-    );
-    check(
-        refused(RefusalReason::Unsatisfiable, rolling, Some(NOW + 3_600_000)),
-        429,
-        rate,
-        limit,
-        Some("3600"),
-        Some("false"),
-    );
-    check(
-        refused(RefusalReason::Unsatisfiable, rolling, None),
-        429,
-        rate,
-        limit,
-        Some("3600"),
-        Some("false"),
-    );
-    check(
-        refused(RefusalReason::Held, rolling, None),
-        429,
-        rate,
-        limit,
-        Some("1"),
-        Some("true"),
-    );
-    check(
-        refused(RefusalReason::Held, Window::Balance, None),
-        429,
-        rate,
-        limit,
-        Some("1"),
-        Some("true"),
-    );
-    check(
-        refused(RefusalReason::Unpriced, Window::Balance, None),
-        400,
-        "invalid_request_error",
-        "cost_unbounded",
-        None,
-        None,
-    );
+    check(refused(RefusalReason::Spent, Window::Balance, None), "429 insufficient_quota insufficient_quota - false");
+    check(refused(RefusalReason::Spent, rolling, soon), "429 rate_limit_error rate_limit_exceeded 2 true");
+    check(refused(RefusalReason::Spent, rolling, Some(NOW + 61_000)), "429 rate_limit_error rate_limit_exceeded 61 false");
+    check(refused(RefusalReason::Spent, rolling, Some(NOW - 5)), "429 rate_limit_error rate_limit_exceeded 1 true");
+    check(refused(RefusalReason::Unsatisfiable, rolling, Some(NOW + 3_600_000)), "429 rate_limit_error rate_limit_exceeded 3600 false");
+    check(refused(RefusalReason::Unsatisfiable, rolling, None), "429 rate_limit_error rate_limit_exceeded 3600 false");
+    check(refused(RefusalReason::Held, rolling, None), "429 rate_limit_error rate_limit_exceeded 1 true");
+    check(refused(RefusalReason::Held, Window::Balance, None), "429 rate_limit_error rate_limit_exceeded 1 true");
+    check(refused(RefusalReason::Unpriced, Window::Balance, None), "400 invalid_request_error cost_unbounded - -");
 }
 
 #[test]
+#[rustfmt::skip] // a table: one line each
 fn all_other_errors_follow_the_table() {
     let model = ModelId::new("m").unwrap();
-    let (invalid, api) = ("invalid_request_error", "api_error");
-    let again = Some("true");
-    check(
-        ApiError::invalid_key(),
-        401,
-        invalid,
-        "invalid_api_key",
-        None,
-        Some("false"),
-    );
-    check(
-        ApiError::model_not_found("x"),
-        404,
-        invalid,
-        "model_not_found",
-        None,
-        None,
-    );
-    check(
-        ApiError::no_upstream(&model, ""),
-        503,
-        api,
-        "service_unavailable",
-        Some("2"),
-        again,
-    );
-    check(
-        ApiError::busy("full"),
-        503,
-        api,
-        "service_unavailable",
-        Some("1"),
-        again,
-    );
-    check(
-        ApiError::ledger_unavailable(""),
-        503,
-        api,
-        "ledger_unavailable",
-        Some("2"),
-        again,
-    );
-    check(
-        ApiError::not_recorded(""),
-        503,
-        api,
-        "ledger_unavailable",
-        Some("2"),
-        again,
-    );
-    check(
-        ApiError::context_exceeded(9, 8),
-        400,
-        invalid,
-        "context_length_exceeded",
-        None,
-        None,
-    );
-    check(
-        ApiError::unbounded("a", "b"),
-        400,
-        invalid,
-        "cost_unbounded",
-        None,
-        None,
-    );
-    check(
-        ApiError::upstream_unreachable("u", ""),
-        502,
-        api,
-        "upstream_connection_error",
-        None,
-        None,
-    );
-    check(
-        ApiError::upstream_broke("u", ""),
-        502,
-        api,
-        "upstream_connection_error",
-        None,
-        None,
-    );
-    check(
-        ApiError::upstream_timeout("u"),
-        504,
-        api,
-        "upstream_timeout",
-        None,
-        Some("false"),
-    );
-    check(
-        ApiError::invalid_body("x"),
-        400,
-        invalid,
-        "invalid_body",
-        None,
-        None,
-    );
-    check(
-        ApiError::missing_model(),
-        400,
-        invalid,
-        "missing_model_field",
-        None,
-        None,
-    );
-    check(
-        ApiError::new(Case::BodyTooLarge, ""),
-        413,
-        invalid,
-        "request_too_large",
-        None,
-        None,
-    );
-    check(
-        ApiError::new(Case::BodyTimeout, ""),
-        408,
-        invalid,
-        "request_timeout",
-        None,
-        None,
-    );
-    check(
-        ApiError::new(Case::RouteNotFound, ""),
-        404,
-        invalid,
-        "route_not_found",
-        None,
-        None,
-    );
-    check(
-        ApiError::route_not_served("/x", "y"),
-        404,
-        invalid,
-        "route_not_served",
-        None,
-        None,
-    );
-    check(
-        ApiError::new(Case::MethodNotAllowed, ""),
-        405,
-        invalid,
-        "method_not_allowed",
-        None,
-        None,
-    );
-    check(
-        ApiError::new(Case::Internal, ""),
-        500,
-        api,
-        "internal_error",
-        None,
-        None,
-    );
+    check(ApiError::invalid_key(), "401 invalid_request_error invalid_api_key - false");
+    check(ApiError::model_not_found("x"), "404 invalid_request_error model_not_found - -");
+    check(ApiError::no_upstream(&model, ""), "503 api_error service_unavailable 2 true");
+    check(ApiError::busy("full"), "503 api_error service_unavailable 1 true");
+    check(ApiError::ledger_unavailable(""), "503 api_error ledger_unavailable 2 true");
+    check(ApiError::not_recorded(""), "503 api_error ledger_unavailable 2 true");
+    check(ApiError::context_exceeded(9, 8), "400 invalid_request_error context_length_exceeded - -");
+    check(ApiError::unbounded("a", "b"), "400 invalid_request_error cost_unbounded - -");
+    check(ApiError::upstream_unreachable("u", ""), "502 api_error upstream_connection_error - -");
+    check(ApiError::upstream_broke("u", ""), "502 api_error upstream_connection_error - -");
+    check(ApiError::upstream_timeout("u"), "504 api_error upstream_timeout - false");
+    check(ApiError::invalid_body("x"), "400 invalid_request_error invalid_body - -");
+    check(ApiError::missing_model(), "400 invalid_request_error missing_model_field - -");
+    check(ApiError::new(Case::BodyTooLarge, ""), "413 invalid_request_error request_too_large - -");
+    check(ApiError::new(Case::BodyTimeout, ""), "408 invalid_request_error request_timeout - -");
+    check(ApiError::new(Case::RouteNotFound, ""), "404 invalid_request_error route_not_found - -");
+    check(ApiError::route_not_served("/x", "y"), "404 invalid_request_error route_not_served - -");
+    check(ApiError::new(Case::MethodNotAllowed, ""), "405 invalid_request_error method_not_allowed - -");
+    check(ApiError::new(Case::Internal, ""), "500 api_error internal_error - -");
 }
 
 #[test]
