@@ -388,30 +388,28 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(answer: Option<Answer<Resolution>>, at_hold: bool, late: bool, expected: &Next) {
-        assert_eq!(next(answer.as_ref(), at_hold, late), *expected);
+    fn check(answer: Option<&Answer<Resolution>>, at_hold: bool, late: bool, expected: &Next) {
+        assert_eq!(next(answer, at_hold, late), *expected);
     }
 
     #[test]
     fn what_comes_next_is_told_by_the_answer_and_the_time() {
         let gives_up = |why| Next::GiveUp(why);
-        check(Some(Ok(lasts())), false, true, &Next::Lasts(POSITION));
-        for answer in [None, Some(Err(away()))] {
-            check(answer.clone(), false, false, &Next::Again);
+        check(Some(&Ok(lasts())), false, true, &Next::Lasts(POSITION));
+        let nothing = Err(away());
+        for answer in [None, Some(&nothing)] {
+            check(answer, false, false, &Next::Again);
             check(answer, false, true, &gives_up(GivenUp::Late));
         }
-        let invalid = || Some(Err(CommandError::invalid("no")));
-        check(invalid(), false, true, &Next::AgainAtHold);
-        check(invalid(), true, false, &gives_up(GivenUp::Refused));
-        check(Some(Err(ended())), false, false, &gives_up(GivenUp::Ended));
+        let invalid = Err(CommandError::invalid("no"));
+        let refused = gives_up(GivenUp::Refused);
+        check(Some(&invalid), false, true, &Next::AgainAtHold);
+        check(Some(&invalid), true, false, &refused);
+        let ended = Err(ended());
+        check(Some(&ended), false, false, &gives_up(GivenUp::Ended));
         let reservation = reservation();
-        let unknown = CommandError::UnknownReservation { reservation };
-        check(
-            Some(Err(unknown)),
-            false,
-            false,
-            &gives_up(GivenUp::Refused),
-        );
+        let unknown = Err(CommandError::UnknownReservation { reservation });
+        check(Some(&unknown), false, false, &refused);
     }
 
     #[tokio::test]
