@@ -1,6 +1,7 @@
 //! What became of recent commands: idempotency by id and fingerprint.
 //!
-//! Hot are the [`HOT_MAX`] commands of a partition with the newest ids. Every id at or below the
+//! Hot are the [`HOT_MAX`] commands of a partition with the newest ids, and apart from them the newest
+//! [`REFUSED_MAX`] refusals, so that no flood of refusals pushes others out. Every id at or below the
 //! largest one that was dropped may have been carried out: it is never taken for new before the
 //! journal was asked. Command ids begin with their time, so what is dropped first is what is oldest.
 //! After a takeover that is the time of the last event; see [`ahead`] for ids of callers whose clocks
@@ -29,9 +30,27 @@ pub mod ahead;
 
 use ahead::Ahead;
 
-/// How many commands of one partition stay hot: at about 120 bytes each, 120 MB at most. That is 10
-/// seconds at 100,000 decisions a second and a quarter of an hour at 1,000.
-pub const HOT_MAX: usize = 1 << 20;
+/// How many commands of one partition stay hot. That is 5 seconds at 100,000 decisions a second and
+/// nearly nine minutes at 1,000.
+pub const HOT_MAX: usize = 1 << 19;
+/// How many refusals that are events of their own stay hot beside them.
+pub const REFUSED_MAX: usize = HOT_MAX / 4;
+/// How many refusals that were counted into an event of others do. The journal knows none of them, so
+/// forgetting one makes no other id doubtful.
+pub const COUNTED_MAX: usize = HOT_MAX / 16;
+/// What all of them take at most: at the worst filling of their trees, which is twice the best.
+pub const HOT_BYTES_MAX: usize = 256 << 20;
+
+/// A node of a tree has room for 11 entries and holds 5 at least.
+const ENTRY_BYTES: usize = size_of::<(CommandId, Known)>() * 11 / 5;
+/// A refusal beside its entry, with the texts of its cap.
+const REFUSAL_BYTES: usize = size_of::<Refusal>() + 128;
+const _: () = assert!(
+    (HOT_MAX + REFUSED_MAX + COUNTED_MAX) * ENTRY_BYTES
+        + (REFUSED_MAX + COUNTED_MAX) * REFUSAL_BYTES
+        <= HOT_BYTES_MAX,
+    "what is hot fits the memory that is stated for it"
+);
 
 /// How many older commands are kept after the journal was asked for them.
 pub const RECOLLECTED_MAX: usize = 4096;
@@ -282,8 +301,9 @@ type Known = (Fingerprint, Outcome);
 /// What became of the commands of one partition.
 #[derive(Debug)]
 pub struct Outcomes {
-    hot: BTreeMap<CommandId, Known>,
-    max: usize,
+    hot: Newest,
+    refused: Newest,
+    counted: Newest,
     /// The largest id that is not hot.
     floor: Option<CommandId>,
     /// Ids above it of which it is not known yet whether they were carried out.
@@ -299,11 +319,12 @@ impl Default for Outcomes {
 
 impl Outcomes {
     /// Those of a journal whose events so far have ids up to `floor`; the `max` newest of what follows
-    /// stay hot.
+    /// stay hot, and refusals in proportion.
     pub fn after(floor: Option<CommandId>, max: usize) -> Self {
         Self {
-            hot: BTreeMap::new(),
-            max: max.max(1),
+            hot: Newest::of(max),
+            refused: Newest::of(max / (HOT_MAX / REFUSED_MAX)),
+            counted: Newest::of(max / (HOT_MAX / COUNTED_MAX)),
             floor,
             ahead: None,
             recollected: Recollected::default(),
@@ -312,9 +333,7 @@ impl Outcomes {
 
     /// Whether only the journal knows what became of a command.
     pub fn is_cold(&self, id: CommandId) -> bool {
-        self.may_be_old(id)
-            && !self.hot.contains_key(&id)
-            && !self.recollected.known.contains_key(&id)
+        self.may_be_old(id) && self.known(id).is_none()
     }
 
     /// What is known of a command.
@@ -336,10 +355,15 @@ impl Outcomes {
 
     /// The outcome of a command, hot or recollected; `Some(None)` where the journal has none.
     fn known(&self, id: CommandId) -> Option<Option<&Known>> {
-        match self.hot.get(&id) {
+        match self.hot(id) {
             Some(known) => Some(Some(known)),
             None => self.recollected.known.get(&id).map(Option::as_ref),
         }
+    }
+
+    fn hot(&self, id: CommandId) -> Option<&Known> {
+        let parts = [&self.hot, &self.refused, &self.counted];
+        parts.into_iter().find_map(|part| part.known.get(&id))
     }
 
     /// Where a reservation ended, if that is still known.
@@ -373,17 +397,32 @@ impl Outcomes {
     /// Notes the outcome of a command, unless one is known.
     pub fn remember(&mut self, id: CommandId, fingerprint: Fingerprint, outcome: Outcome) {
         self.recollected.known.remove(&id);
-        self.hot.entry(id).or_insert((fingerprint, outcome));
+        // what was counted is an event after all, as the last of those that were counted with it
+        let counted = self.counted.known.remove(&id);
+        self.keep(id, counted.unwrap_or((fingerprint, outcome)));
         // not this one, however old its id is: its caller has not been answered yet
         self.drop_oldest(Some(id));
     }
 
-    fn drop_oldest(&mut self, but: Option<CommandId>) {
-        while self.hot.len() > self.max {
-            let dropped = self.hot.keys().copied().find(|known| Some(*known) != but);
-            dropped.map(|dropped| self.hot.remove(&dropped));
-            self.floor = self.floor.max(dropped);
+    /// Notes a refusal that was counted and is no event of its own.
+    pub fn remember_counted(&mut self, id: CommandId, fingerprint: Fingerprint, outcome: Outcome) {
+        self.recollected.known.remove(&id);
+        if self.hot(id).is_none() {
+            self.counted.keep(id, (fingerprint, outcome));
+            self.counted.drop_oldest(Some(id));
         }
+    }
+
+    fn keep(&mut self, id: CommandId, known: Known) {
+        match known.1 {
+            Outcome::Refused(_) => self.refused.keep(id, known),
+            _ => self.hot.keep(id, known),
+        }
+    }
+
+    fn drop_oldest(&mut self, but: Option<CommandId>) {
+        let dropped = [&mut self.hot, &mut self.refused].map(|part| part.drop_oldest(but));
+        self.floor = dropped.into_iter().fold(self.floor, Ord::max);
     }
 
     /// Takes in what the journal tells of an older command.
@@ -392,7 +431,7 @@ impl Outcomes {
             if let Some(reservation) = ended_by(&event.body) {
                 self.end(reservation, event.position);
             }
-            if !self.hot.contains_key(&event.cause)
+            if self.hot(event.cause).is_none()
                 && let Some(known) = known_by(event)
             {
                 self.recollected.keep(event.cause, Some(known));
@@ -405,7 +444,7 @@ impl Outcomes {
 
     fn end(&mut self, reservation: ReservationId, position: Position) {
         let id = CommandId::from(reservation);
-        let known = match self.hot.get_mut(&id) {
+        let known = match self.hot.known.get_mut(&id) {
             Some(known) => Some(known),
             None => self.recollected.known.get_mut(&id).and_then(Option::as_mut),
         };
@@ -414,6 +453,39 @@ impl Outcomes {
             Some(_) => {}
             None => self.note_end(id, position),
         }
+    }
+}
+
+/// Commands with the newest ids.
+#[derive(Debug)]
+struct Newest {
+    known: BTreeMap<CommandId, Known>,
+    max: usize,
+}
+
+impl Newest {
+    fn of(max: usize) -> Self {
+        Self {
+            known: BTreeMap::new(),
+            max: max.max(1),
+        }
+    }
+
+    /// Keeps a command, unless it is known.
+    fn keep(&mut self, id: CommandId, known: Known) {
+        self.known.entry(id).or_insert(known);
+    }
+
+    /// Drops the oldest where there are too many; the largest id that had to go.
+    fn drop_oldest(&mut self, but: Option<CommandId>) -> Option<CommandId> {
+        let mut largest = None;
+        while self.known.len() > self.max {
+            let mut ids = self.known.keys().copied();
+            let dropped = ids.find(|known| Some(*known) != but);
+            dropped.map(|dropped| self.known.remove(&dropped));
+            largest = largest.max(dropped);
+        }
+        largest
     }
 }
 
@@ -450,5 +522,92 @@ pub fn ended_by(body: &EventBody) -> Option<ReservationId> {
         EventBody::Released(data) => Some(data.reservation),
         EventBody::Expired(data) => Some(data.reservation),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use seatbelt_schemas::{
+        cap::CapStanding,
+        event::RefusalReason,
+        ids::CapId,
+        meter::Meter,
+        scope::Scope,
+        window::Window,
+    };
+
+    use super::*;
+
+    /// So many commands stay hot, four refusals, and one that was counted.
+    const MAX: usize = 16;
+
+    fn id(at_ms: u64) -> CommandId {
+        CommandId::from_parts(at_ms, 7)
+    }
+
+    fn fingerprint() -> Fingerprint {
+        Fingerprint::of("a command")
+    }
+
+    fn changed() -> Outcome {
+        Outcome::Changed(Position(3))
+    }
+
+    fn refused() -> Outcome {
+        let cap = CapStanding {
+            cap: CapId::new("cap").unwrap(),
+            scope: Scope::Account,
+            meter: Meter::Tokens,
+            window: Window::Balance,
+            limit: 1,
+            spent: 1,
+            held: 0,
+            resets_at_ms: None,
+        };
+        Outcome::Refused(Box::new(Refusal {
+            position: Position(3),
+            at_ms: 1,
+            reason: RefusalReason::Spent,
+            cap,
+            requested: 1,
+            resets_at_ms: None,
+        }))
+    }
+
+    #[test]
+    fn a_flood_of_refusals_pushes_no_other_outcome_out() {
+        let mut outcomes = Outcomes::after(None, MAX);
+        outcomes.remember(id(1), fingerprint(), changed());
+        for at_ms in 2..=100 {
+            outcomes.remember(id(at_ms), fingerprint(), refused());
+        }
+        let known = outcomes.recall(id(1), fingerprint());
+        assert_eq!(known, Recall::Same(&changed()));
+        assert_eq!(outcomes.recall(id(96), fingerprint()), Recall::Cold);
+        let known = outcomes.recall(id(97), fingerprint());
+        assert_eq!(known, Recall::Same(&refused()));
+        assert_eq!(outcomes.recall(id(101), fingerprint()), Recall::New);
+    }
+
+    #[test]
+    fn a_refusal_that_was_counted_makes_no_other_id_doubtful() {
+        let mut outcomes = Outcomes::after(None, MAX);
+        for at_ms in 1..=100 {
+            outcomes.remember_counted(id(at_ms), fingerprint(), refused());
+        }
+        let known = outcomes.recall(id(100), fingerprint());
+        assert_eq!(known, Recall::Same(&refused()));
+        assert_eq!(outcomes.recall(id(99), fingerprint()), Recall::New);
+    }
+
+    #[test]
+    fn what_was_counted_and_then_written_is_looked_up_once_it_is_dropped() {
+        let mut outcomes = Outcomes::after(None, MAX);
+        outcomes.remember_counted(id(1), fingerprint(), refused());
+        outcomes.remember(id(1), fingerprint(), refused());
+        for at_ms in 2..=5 {
+            outcomes.remember(id(at_ms), fingerprint(), refused());
+        }
+        assert!(outcomes.is_cold(id(1)));
     }
 }

@@ -825,7 +825,7 @@ impl<T: Caller> Writer<T> {
         let fingerprint = waiter.fingerprint;
         if let Some(outcome) = Outcome::of_refused(&data, position, at_ms) {
             self.outcomes
-                .remember(waiter.command.id, fingerprint, outcome);
+                .remember_counted(waiter.command.id, fingerprint, outcome);
         }
         self.tell(&account, waiter.command.id, fingerprint, waiter.callers);
     }

@@ -91,11 +91,12 @@ impl Outcomes {
         let Some(ahead) = self.ahead.take() else {
             return;
         };
-        for (id, (fingerprint, mut outcome)) in read.hot {
+        let read_ids = read.hot.known.into_iter().chain(read.refused.known);
+        for (id, (fingerprint, mut outcome)) in read_ids {
             if let Outcome::Reserved { ended, .. } = &mut outcome {
                 *ended = ahead.ended.get(&id).copied().or(*ended);
             }
-            self.hot.entry(id).or_insert((fingerprint, outcome));
+            self.keep(id, (fingerprint, outcome));
         }
         // of more than stay hot the oldest were let go while reading
         self.floor = self.floor.max(read.floor);
@@ -111,7 +112,7 @@ impl Outcomes {
 
     /// Notes where a reservation has ended that is not known.
     pub(super) fn note_end(&mut self, id: CommandId, position: Position) {
-        let max = self.max;
+        let max = self.hot.max;
         let Some(ahead) = self.ahead.as_mut().filter(|ahead| ahead.covers(id)) else {
             return;
         };
