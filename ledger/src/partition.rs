@@ -245,9 +245,9 @@ impl PartitionState {
         self.accounts.len()
     }
 
-    /// Whether accounts may be out of memory.
-    pub fn is_paged(&self) -> bool {
-        self.paged
+    /// Lets accounts be out of memory from now on; so far all that exist are in it.
+    pub fn page(&mut self) {
+        self.paged = true;
     }
 
     /// Takes an account out of memory. Only for one whose snapshot is current.

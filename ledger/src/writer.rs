@@ -436,7 +436,7 @@ impl<T: Caller> Writer<T> {
     pub fn crowd(&self) -> Vec<(AccountId, u32)> {
         let most = self.config.accounts_max;
         let above = self.state.residents().saturating_sub(most);
-        if above == 0 || !self.state.is_paged() {
+        if above == 0 {
             return Vec::new();
         }
         // some more than need be, so that the next account does not crowd it again
@@ -455,6 +455,8 @@ impl<T: Caller> Writer<T> {
             let known = self.state.account(account);
             let same = known.is_some_and(|known| known.version() == *version);
             if same && self.waiting.len(account) == 0 && !self.tallies.counts(account) {
+                // also in a writer that began with all of them, from the journal's beginning
+                self.state.page();
                 self.state.move_out(account);
             }
         }

@@ -563,6 +563,16 @@ async fn a_trace_tells_the_whole_story_of_a_command_and_no_other() {
 async fn accounts_outgrow_memory() {
     let world = World::new().await;
     world.project().await;
+    come_and_go(&world).await;
+}
+
+/// The first writer of a ledger begins with all accounts, and lets go of them as any other does.
+#[tokio::test]
+async fn accounts_outgrow_the_memory_of_the_first_writer_too() {
+    come_and_go(&World::new().await).await;
+}
+
+async fn come_and_go(world: &World) {
     let host = world.host_with(world.journal.clone(), 1);
     host.ready().await.unwrap();
     for round in 1..=3 {
