@@ -3,6 +3,7 @@
 //! disagrees with the journal. Also how an account is loaded when it is first used.
 
 pub mod end;
+pub mod open;
 
 use std::{
     collections::HashMap,

@@ -33,6 +33,8 @@ pub struct Resumed {
     pub tail: Sequence,
     /// Accounts that are not in memory and have open reservations.
     pub open: Vec<AccountId>,
+    /// Whether there are others, which the record does not name: see [`crate::recovery::open`].
+    pub more_open: bool,
 }
 
 impl Resumed {
@@ -43,6 +45,7 @@ impl Resumed {
             outcomes: Outcomes::after(None, hot_max),
             tail: Sequence(0),
             open: Vec::new(),
+            more_open: false,
         }
     }
 }
@@ -111,6 +114,7 @@ impl Resume {
             state: PartitionState::paged(record.head),
             outcomes: Outcomes::resumed(mark.newest, tail, at_ms, hot_max),
             tail,
+            more_open: record.open.is_none(),
             open: record.open.unwrap_or_default(),
         };
         Self {

@@ -248,6 +248,7 @@ impl<T: Caller> Writer<T> {
             outcomes,
             tail,
             open,
+            ..
         } = resumed;
         let deadlines = state.accounts().flat_map(|(account, state)| {
             state
@@ -388,6 +389,13 @@ impl<T: Caller> Writer<T> {
     /// The next that has to be fetched: from the snapshots, or from the journal up to its end.
     pub fn take_fetch(&mut self) -> Option<Fetch> {
         self.parked.next(self.replies.durable())
+    }
+
+    /// Watches the deadlines of accounts that may be out of memory.
+    pub fn watch(&mut self, accounts: impl IntoIterator<Item = AccountId>) {
+        let away = accounts.into_iter();
+        let away = away.filter(|account| !self.state.is_resident(account));
+        self.parked.watch(away);
     }
 
     /// Commands that wait for something to be fetched.

@@ -353,6 +353,16 @@ async fn a_damaged_end_stops_the_partition_whatever_the_snapshots_say() {
 
 #[tokio::test]
 async fn a_hold_whose_deadline_passes_ends_though_nobody_uses_its_account() {
+    ends_unused(|_| ()).await;
+}
+
+/// There were more than a record names.
+#[tokio::test]
+async fn a_hold_of_an_account_that_the_record_does_not_name_ends_too() {
+    ends_unused(|record| record.open = None).await;
+}
+
+async fn ends_unused(change: impl FnOnce(&mut PartitionRecord)) {
     let world = World::new().await;
     let host = world.host().await;
     let mut command = payer("b").reserve(9);
@@ -360,6 +370,10 @@ async fn a_hold_whose_deadline_passes_ends_though_nobody_uses_its_account() {
     host.reserve(command).await.unwrap();
     host.stop().await;
     world.project().await;
+    let key = Names::snapshot_partition_key(P);
+    let mut record = PartitionRecord::decode(&world.snapshots.peek(&key).unwrap()).unwrap();
+    change(&mut record);
+    world.snapshots.overwrite(&key, record.encode());
     let host = world.host().await;
     let before = world.journal.end().await.unwrap();
     let mut commits = world.journal.follow(Sequence(before.0.saturating_sub(1)));

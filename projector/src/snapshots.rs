@@ -21,6 +21,7 @@ use seatbelt_ledger::{
     account::Account,
     directory::{self, Directory, DirectoryError, DirectoryRef, Entry, LastPositions},
     journal::{Journal, ReadError, Sequence, Stored},
+    recovery::open::open_accounts,
     snapshot::{
         AccountSnapshot, Found, History, MARK_EVERY_EVENTS, OPEN_ACCOUNTS_MAX, PartitionRecord,
         RECORD_VERSION, Written, agrees, pieces,
@@ -235,6 +236,11 @@ impl<J: Journal> Snapshots<J> {
             return Ok(());
         };
         let (partition, mark) = (self.tail.partition(), self.history.newer.sequence);
+        if !self.open.1 {
+            // there were too many to name; there may be few now
+            let open = open_accounts(&*self.journal, self.tail.sequence).await;
+            self.open = (open.map_err(|error| self.unread(error))?, true);
+        }
         if named.is_none() && mark > 0 {
             return Err(Trouble::Directory(
                 "the record names no directory".to_owned(),

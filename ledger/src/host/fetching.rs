@@ -1,12 +1,12 @@
 //! What a partition's task fetches beside its work: accounts, older commands, what may leave memory, and
 //! what the server's clock shows.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use seatbelt_schemas::ids::AccountId;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{
     clock::HostClock, describe, handle::Waiting, skew::Look, task::Task, timepiece::Looked,
@@ -15,7 +15,7 @@ use crate::{
     journal::{Journal, Sequence},
     lookup,
     outcomes::{HOT_MAX, ahead::Unread},
-    recovery::{Base, Source},
+    recovery::{Base, Source, open::open_accounts},
     writer::{
         Writer,
         cold::{Fetch, Fetched},
@@ -68,6 +68,7 @@ impl<J: Journal> Task<J> {
                 writer.fetched(now_ms, fetched);
             }
             Brought::Looked(looked) => self.looked(&looked),
+            Brought::Open(accounts) => writer.watch(accounts),
             Brought::Current((base, accounts)) => {
                 // whatever is not in memory has no event after the new base either; looks may overlap
                 self.base = self.base.clone().later(base);
@@ -84,6 +85,8 @@ impl<J: Journal> Task<J> {
 /// What comes back from the journal and the snapshots.
 pub(super) enum Brought {
     Fetched(Fetched),
+    /// Accounts with open reservations, which the partition record does not name.
+    Open(BTreeSet<AccountId>),
     /// What the bucket vouches for by now, and the accounts whose snapshots are current.
     Current((Base, Vec<(AccountId, u32)>)),
     /// What the server's clock shows.
@@ -140,6 +143,31 @@ async fn fetched<J: Journal>(
     }
     warn!(partition = %source.partition, ?fetch, detail, "cannot be fetched");
     Brought::Fetched(Fetched::Failed { fetch, detail })
+}
+
+/// Finds the accounts with open reservations up to `end`, beside the task of the partition; tries for as
+/// long as the writer lives, as their deadlines are watched by nobody else.
+pub(super) async fn opened<J: Journal>(
+    source: Source<J>,
+    end: Sequence,
+    clock: HostClock,
+) -> Brought {
+    let partition = source.partition;
+    warn!(%partition, "the record names no accounts with open reservations: looking for them in the journal");
+    loop {
+        let journal = Arc::clone(&source.journal);
+        let reading = async move { open_accounts(&*journal, end).await };
+        let failure = match AbortOnDropHandle::new(tokio::spawn(reading)).await {
+            Ok(Ok(accounts)) => {
+                info!(%partition, accounts = accounts.len(), "deadlines are watched");
+                return Brought::Open(accounts);
+            }
+            Ok(Err(failure)) => describe(&failure),
+            Err(failure) => describe(&failure),
+        };
+        warn!(%partition, failure, "deadlines cannot all be watched yet");
+        clock.sleep(FETCH_PAUSE).await;
+    }
 }
 
 /// Reads a piece of the journal that may be long, beside the task of the partition.

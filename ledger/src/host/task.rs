@@ -129,12 +129,17 @@ impl<J: Journal> Task<J> {
             () = self.shutdown.cancelled() => return Ok(End::Shutdown),
         };
         let (tail, position) = (resumed.tail, resumed.state.position());
+        let more_open = resumed.more_open;
         info!(partition = %self.config.partition, sequence = %tail, %position, "journal read");
         if let Some(ahead) = self.time.behind(resumed.state.at_ms()) {
             warn!(partition = %self.config.partition, ?ahead, "the journal's time is ahead of the server's: windows stand still until then");
         }
         let mut writer = Writer::start(self.config.clone(), resumed, self.time.ms());
         self.base = base;
+        if more_open {
+            let looking = opened(self.source.clone(), tail, self.clock());
+            self.fetches.push(looking.boxed());
+        }
         let end = self.work(&mut writer).await;
         self.fetches.clear();
         self.deliver(&mut writer);

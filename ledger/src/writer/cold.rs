@@ -82,6 +82,15 @@ impl<T> Parked<T> {
         Self { unread, ..self }
     }
 
+    /// Wants these accounts too.
+    pub(super) fn watch(&mut self, accounts: impl Iterator<Item = AccountId>) {
+        for account in accounts {
+            if self.watched.insert(account.clone()) {
+                self.accounts.push_back(account);
+            }
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -208,6 +217,15 @@ mod tests {
         parked.arrived(&account());
         assert_eq!(parked.take(&fetch()).len(), 1);
         assert_eq!(parked.next(Position(0)), None);
+    }
+
+    #[test]
+    fn an_account_that_is_watched_later_is_fetched_once() {
+        let mut parked: Parked<u8> = Parked::watching(Vec::new());
+        assert_eq!(parked.next(Position(0)), None);
+        parked.watch([account(), account()].into_iter());
+        assert_eq!(parked.next(Position(0)), Some(fetch()));
+        assert_eq!(parked.next(Position(0)), None, "it is under way");
     }
 
     #[test]
