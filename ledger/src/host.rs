@@ -33,6 +33,7 @@ pub const CHANNEL_MAX: usize = 4096;
 /// Reserves of one account that wait in it or to get into it; a further one is turned away at once, as
 /// it would only make the other accounts wait. What ends a hold is never turned away.
 pub const CHANNEL_SHARE_MAX: usize = CHANNEL_MAX / 2;
+mod appending;
 pub mod clock;
 mod delivery;
 mod fetching;

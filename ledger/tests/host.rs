@@ -513,3 +513,28 @@ async fn an_account_fills_no_more_than_its_share_of_the_channel() {
     }
     host.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_needs_no_journal_is_answered_while_an_append_is_tried_again() {
+    let journal = MemoryJournal::new();
+    let host = host(&journal);
+    with_cap(&host, 100).await;
+    journal.script([Fault::UnknownLost; 6]);
+    let first = tokio::spawn({
+        let host = Arc::clone(&host);
+        async move { granted(&host, 1).await }
+    });
+    // its sixth try was at 620 ms, and the next is at 1,260
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let begun = tokio::time::Instant::now();
+    let late = Reserve {
+        deadline_ms: 0,
+        ..payer().reserve(1)
+    };
+    let refused = host.reserve(late).await.unwrap_err();
+    assert!(matches!(refused, CommandError::Invalid { .. }));
+    assert!(begun.elapsed() < Duration::from_millis(100));
+    first.await.unwrap();
+    host.stop().await;
+    verified(&journal).await;
+}

@@ -3,14 +3,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use seatbelt_schemas::command::CommandError;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
     PartitionStatus,
+    appending::{Ended, RETRY_FIRST, RETRY_LONGEST, append},
     clock::HostClock,
     describe,
     fetching::{Brought, look},
@@ -18,9 +22,9 @@ use super::{
     timepiece::{Looked, Timepiece},
 };
 use crate::{
-    journal::{AppendError, Journal, Sequence},
+    journal::{AppendError, Journal},
     recovery::{Base, RecoveryError, Source},
-    writer::{Next, StepDown, Writer, WriterConfig},
+    writer::{Next, PENDING_EVENTS_MAX, StepDown, Writer, WriterConfig},
 };
 
 /// Commands taken in, and for how long, before it is looked what else is due: an append, a fetch, a
@@ -29,12 +33,6 @@ const BURST_MAX: usize = 512;
 const BURST_TIME_MAX: Duration = Duration::from_millis(2);
 /// Longest sleep before the clock is looked at again: it may have been set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
-/// First and longest pause between tries of an append whose outcome is not known.
-const RETRY_FIRST: Duration = Duration::from_millis(20);
-const RETRY_LONGEST: Duration = Duration::from_secs(1);
-/// How often in a row a journal must be found shorter than it was before that is believed: a server
-/// that has just become its leader may not have taken in all that was acknowledged.
-const SHORT_READS: u32 = 5;
 /// How long a stopping writer waits for its last commits.
 const FLUSH_MAX: Duration = Duration::from_secs(10);
 
@@ -46,7 +44,7 @@ pub(super) struct Task<J> {
     pub(super) base: Base,
     pub(super) fetches: FuturesUnordered<BoxFuture<'static, Brought>>,
     /// When memory is looked at next.
-    pub(super) clear_at: tokio::time::Instant,
+    pub(super) clear_at: Instant,
     pub(super) time: Timepiece,
     pub(super) handed: Arc<Handed>,
     pub(super) receiver: mpsc::Receiver<Message>,
@@ -90,12 +88,12 @@ impl<J: Journal> Task<J> {
         }
     }
 
-    pub(super) fn stopped(&self, reason: String) {
+    fn stopped(&self, reason: String) {
         self.report.send_replace(PartitionStatus::Stopped(reason));
     }
 
     /// Answers everyone with the reason for a while, before the journal is tried again.
-    pub(super) async fn turn_away(&mut self, reason: &str) {
+    async fn turn_away(&mut self, reason: &str) {
         self.stopped(reason.to_owned());
         let clock = self.clock();
         let pause = clock.sleep(RETRY_LONGEST);
@@ -114,7 +112,7 @@ impl<J: Journal> Task<J> {
         self.report.send_replace(PartitionStatus::Recovering);
     }
 
-    pub(super) async fn serve(&mut self) -> Result<End, RecoveryError> {
+    async fn serve(&mut self) -> Result<End, RecoveryError> {
         // before anything is written, and before long reading
         let shutdown = self.shutdown.clone();
         tokio::select! {
@@ -147,7 +145,7 @@ impl<J: Journal> Task<J> {
     }
 
     /// Looks at the server's clock until it is known what that shows.
-    pub(super) async fn compare_clocks(&mut self) {
+    async fn compare_clocks(&mut self) {
         let mut pause = RETRY_FIRST;
         loop {
             let looked = look(self.source.clone(), self.clock()).await;
@@ -165,141 +163,107 @@ impl<J: Journal> Task<J> {
         *self.handed.skew() = self.time.skew();
     }
 
-    pub(super) async fn work(&mut self, writer: &mut Writer<Waiting>) -> End {
-        let mut stopping = false;
+    /// Serves: one thing at a time, what is due before what is new. An append goes on beside it.
+    async fn work(&mut self, writer: &mut Writer<Waiting>) -> End {
+        let mut work = Work::new(self.clock());
         loop {
-            if let Some(off) = self.time.off() {
-                writer.step_down(StepDown::Clock(off));
-                return End::StepDown(StepDown::Clock(off));
-            }
-            self.begin_fetches(writer);
-            self.tend(writer);
-            if self.shutdown.is_cancelled() && !stopping {
-                self.receiver.close();
-                stopping = true;
-            }
-            let Some((expected, payload)) = writer.in_flight().or_else(|| writer.take_append())
-            else {
-                if stopping && self.receiver.is_empty() && writer.parked() == 0 {
-                    let now_ms = self.now_ms(writer);
-                    writer.hurry(now_ms);
-                    if writer.pending() == 0 {
-                        return End::Shutdown;
-                    }
-                    continue;
-                }
-                self.idle(writer, &mut stopping).await;
-                continue;
-            };
-            if let Some(end) = self.append(writer, expected, payload, &mut stopping).await {
+            if let Some(end) = self.prepare(writer, &mut work) {
                 return end;
             }
-        }
-    }
-
-    /// Nothing to append: waits for a command, for time to act, or for the end. What is due is done by
-    /// the caller's loop before each wait.
-    pub(super) async fn idle(&mut self, writer: &mut Writer<Waiting>, stopping: &mut bool) {
-        let (clock, left) = (self.clock(), self.until_due(writer));
-        let wake = sleep(&clock, left);
-        tokio::select! {
-            biased;
-            Some(brought) = self.fetches.next() => self.bring(writer, brought),
-            // a channel that is closed and empty has no more to say, but what is fetched may be awaited
-            message = self.receiver.recv(), if !*stopping || !self.receiver.is_empty() => match message {
-                Some(message) => self.take_burst(writer, message),
-                None => *stopping = true,
-            },
-            () = wake => {}
-            // the caller's loop closes the channel and takes what is left in it
-            () = self.shutdown.cancelled(), if !*stopping => {}
-        }
-        self.deliver(writer);
-    }
-
-    /// Appends one commit to its definite end, deciding further commands meanwhile.
-    pub(super) async fn append(
-        &mut self,
-        writer: &mut Writer<Waiting>,
-        expected: Sequence,
-        payload: bytes::Bytes,
-        stopping: &mut bool,
-    ) -> Option<End> {
-        let mut pause = RETRY_FIRST;
-        let clock = self.clock();
-        let give_up = clock.instant() + FLUSH_MAX;
-        let mut short = 0;
-        loop {
-            let outcome = self.appending(writer, expected, payload.clone()).await;
-            self.deliver(writer);
-            let mut next = writer.appended(outcome);
-            if let Next::ReadBack(sequence) = next {
-                next = self.read_back(writer, sequence, &mut short).await;
-            }
-            match next {
-                Next::Continue => {
-                    if self.status_is_recovering() {
-                        self.report.send_replace(PartitionStatus::Serving);
+            let room = work.has_room(writer);
+            let is_over = work.is_stopping() && self.receiver.is_empty();
+            let (due, give_up) = (self.until_due(writer), work.until_give_up());
+            tokio::select! {
+                biased;
+                ended = ended(&mut work.appending) => {
+                    work.appending = None;
+                    if let Some(reason) = self.appended(writer, ended) {
+                        return End::StepDown(reason);
                     }
-                    self.deliver(writer);
-                    return None;
                 }
-                Next::StepDown(reason) => return Some(End::StepDown(reason)),
-                Next::Retry | Next::ReadBack(_) => {}
+                () = sleep(&work.clock, give_up) => {
+                    let reason = "the journal did not answer while stopping".to_owned();
+                    writer.step_down(StepDown::Refused(reason));
+                    return End::Shutdown;
+                }
+                Some(brought) = self.fetches.next(), if room => self.bring(writer, brought),
+                // a channel that is closed and empty has no more to say, but what is fetched may be awaited
+                message = self.receiver.recv(), if room && !is_over => match message {
+                    Some(message) => self.take_burst(writer, message),
+                    None => work.stop(),
+                },
+                () = sleep(&work.clock, due), if room => {}
+                () = self.shutdown.cancelled(), if !work.is_stopping() => {}
             }
-            if *stopping && clock.instant() > give_up {
-                writer.step_down(StepDown::Refused(
-                    "the journal did not answer while stopping".to_owned(),
-                ));
+            self.deliver(writer);
+        }
+    }
+
+    /// Does what is due and begins what may begin; the end, where it has come.
+    fn prepare(&mut self, writer: &mut Writer<Waiting>, work: &mut Work) -> Option<End> {
+        if work.appending.is_none()
+            && let Some(off) = self.time.off()
+        {
+            writer.step_down(StepDown::Clock(off));
+            return Some(End::StepDown(StepDown::Clock(off)));
+        }
+        if self.shutdown.is_cancelled() && !work.is_stopping() {
+            self.receiver.close();
+            work.stop();
+        }
+        self.begin_fetches(writer);
+        if work.has_room(writer) {
+            self.tend(writer);
+        }
+        let is_idle = work.appending.is_none() && !self.begin_append(writer, work);
+        if is_idle && work.is_stopping() && self.receiver.is_empty() && writer.parked() == 0 {
+            let now_ms = self.now_ms(writer);
+            writer.hurry(now_ms);
+            if writer.pending() == 0 {
                 return Some(End::Shutdown);
             }
-            *stopping = *stopping || self.shutdown.is_cancelled();
-            clock.sleep(pause).await;
-            pause = (pause * 2).min(RETRY_LONGEST);
+            self.begin_append(writer, work);
         }
+        None
     }
 
-    pub(super) fn status_is_recovering(&self) -> bool {
+    /// Begins the next append, if there is one.
+    fn begin_append(&self, writer: &mut Writer<Waiting>, work: &mut Work) -> bool {
+        let Some((expected, payload)) = writer.take_append() else {
+            return false;
+        };
+        let journal = Arc::clone(&self.source.journal);
+        let appending = append(journal, work.clock.clone(), expected, payload);
+        work.begun = work.clock.instant();
+        work.appending = Some(appending.boxed());
+        true
+    }
+
+    /// Tells the writer what came of its append; why it is over, if it is.
+    fn appended(&self, writer: &mut Writer<Waiting>, ended: Ended) -> Option<StepDown> {
+        let next = match ended {
+            Ended::Landed(sequence) => writer.appended(Ok(sequence)),
+            Ended::Found(payload) => writer.read_back(Some(&payload)),
+            Ended::Gone => writer.read_back(None),
+            Ended::Refused(detail) => writer.appended(Err(AppendError::Refused { detail })),
+        };
+        match next {
+            Next::StepDown(reason) => return Some(reason),
+            Next::Continue => {}
+            Next::Retry | Next::ReadBack(_) => unreachable!("what is told is definite"),
+        }
+        if self.status_is_recovering() {
+            self.report.send_replace(PartitionStatus::Serving);
+        }
+        None
+    }
+
+    fn status_is_recovering(&self) -> bool {
         *self.report.borrow() == PartitionStatus::Recovering
     }
 
-    /// One try of an append, while commands go on being decided.
-    pub(super) async fn appending(
-        &mut self,
-        writer: &mut Writer<Waiting>,
-        expected: Sequence,
-        payload: bytes::Bytes,
-    ) -> Result<Sequence, AppendError> {
-        let journal = Arc::clone(&self.source.journal);
-        let append = journal.append(expected, payload);
-        tokio::pin!(append);
-        let clock = self.clock();
-        loop {
-            self.begin_fetches(writer);
-            let room = writer.pending() < crate::writer::PENDING_EVENTS_MAX / 2;
-            if room {
-                // before the commands, which may never end
-                self.tend(writer);
-            }
-            let left = self.until_due(writer);
-            tokio::select! {
-                biased;
-                outcome = &mut append => return outcome,
-                Some(brought) = self.fetches.next(), if room => {
-                    self.bring(writer, brought);
-                    self.deliver(writer);
-                }
-                Some(message) = self.receiver.recv(), if room => {
-                    self.take_burst(writer, message);
-                    self.deliver(writer);
-                }
-                () = sleep(&clock, left), if room => {}
-            }
-        }
-    }
-
     /// How long until time makes something due, as far as is known now.
-    pub(super) fn until_due(&self, writer: &Writer<Waiting>) -> Option<Duration> {
+    fn until_due(&self, writer: &Writer<Waiting>) -> Option<Duration> {
         let due = writer.next_wake_ms().map(|at_ms| {
             let left = Duration::from_millis(at_ms.saturating_sub(self.time.ms()));
             left.min(SLEEP_MAX)
@@ -322,7 +286,7 @@ impl<J: Journal> Task<J> {
     }
 
     /// Does what time has made due and what callers left behind, a bounded piece of it at a time.
-    pub(super) fn tend(&mut self, writer: &mut Writer<Waiting>) {
+    fn tend(&mut self, writer: &mut Writer<Waiting>) {
         let now_ms = self.now_ms(writer);
         let left = std::mem::take(&mut *self.handed.left());
         for account in &left {
@@ -334,7 +298,7 @@ impl<J: Journal> Task<J> {
         self.deliver(writer);
     }
 
-    pub(super) fn take_burst(&mut self, writer: &mut Writer<Waiting>, first: Message) {
+    fn take_burst(&mut self, writer: &mut Writer<Waiting>, first: Message) {
         let until = self.time.clock().instant() + BURST_TIME_MAX;
         let mut next = Some(first);
         let mut taken = 0;
@@ -353,32 +317,54 @@ impl<J: Journal> Task<J> {
             };
         }
     }
+}
 
-    /// What stands where an append belongs that was refused for its place. Nothing may stand there
-    /// yet: with copies on several servers an append meets an earlier try of itself that is still being
-    /// replicated. Only an end before the place, read again and again, says that the journal shrank.
-    pub(super) async fn read_back(
-        &mut self,
-        writer: &mut Writer<Waiting>,
-        sequence: Sequence,
-        short: &mut u32,
-    ) -> Next {
-        let journal = &self.source.journal;
-        match journal.get(sequence).await {
-            Ok(Some(found)) => return writer.read_back(Some(&found.payload)),
-            Ok(None) => {}
-            // the append is tried again and leads back here
-            Err(_) => return Next::Retry,
+/// What a serving task is in the middle of.
+struct Work {
+    clock: HostClock,
+    /// The append in flight.
+    appending: Option<BoxFuture<'static, Ended>>,
+    begun: Instant,
+    /// Since when it is to end.
+    stopping: Option<Instant>,
+}
+
+impl Work {
+    fn new(clock: HostClock) -> Self {
+        Self {
+            appending: None,
+            begun: clock.instant(),
+            stopping: None,
+            clock,
         }
-        match journal.end().await {
-            Ok(end) if end.next() < sequence => *short += 1,
-            Ok(_) => *short = 0,
-            Err(_) => {}
-        }
-        if *short < SHORT_READS {
-            return Next::Retry;
-        }
-        writer.read_back(None)
+    }
+
+    fn stop(&mut self) {
+        self.stopping = Some(self.clock.instant());
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
+    /// Whether more may be decided while the append goes on.
+    fn has_room(&self, writer: &Writer<Waiting>) -> bool {
+        self.appending.is_none() || writer.pending() < PENDING_EVENTS_MAX / 2
+    }
+
+    /// How long the append may still take, where it holds up the end.
+    fn until_give_up(&self) -> Option<Duration> {
+        self.appending.as_ref()?;
+        let since = self.stopping?.max(self.begun);
+        let went = self.clock.instant().saturating_duration_since(since);
+        Some(FLUSH_MAX.saturating_sub(went))
+    }
+}
+
+async fn ended(appending: &mut Option<BoxFuture<'static, Ended>>) -> Ended {
+    match appending {
+        Some(appending) => appending.await,
+        None => std::future::pending().await,
     }
 }
 
