@@ -13,7 +13,7 @@ use std::{
 
 use futures::{StreamExt, TryStreamExt, future::join, stream};
 use seatbelt_schemas::{
-    commit::{ChainHash, Commit},
+    commit::ChainHash,
     event::EventBody,
     ids::AccountId,
     names::Names,
@@ -28,7 +28,7 @@ use crate::{
     directory::{Directory, DirectoryError, DirectoryRef, Entry, LastPositions},
     journal::{Journal, ReadError, Sequence, Stored},
     outcomes::HOT_MAX,
-    partition::{ChainError, PartitionState},
+    partition::{ChainError, Head, PartitionState},
     resume::{Disagreement, Resume, ResumeError, Resumed},
     snapshot::{AccountSnapshot, Found, PartitionRecord, RECORD_VERSION, Unusable, Written},
     store::{Kept, Revision, SnapshotStore, StoreError, WriteError},
@@ -434,8 +434,8 @@ impl<J: Journal> Source<J> {
         };
         let partition = self.partition;
         error!(%partition, %account, reason, "snapshot lost: folding the account again from the journal");
-        let state = self.fold(account, base.sequence).await?;
-        self.put_right(account, &kept, &state).await;
+        let (state, until) = self.fold(account, base.sequence).await?;
+        self.put_right(account, &kept, &state, &until).await;
         Ok(Some(state).filter(|state| state.version() > 0))
     }
 
@@ -502,8 +502,8 @@ impl<J: Journal> Source<J> {
         directory.last(store, entry).await
     }
 
-    /// One account, from the journal's beginning up to a commit.
-    async fn fold(&self, account: &AccountId, to: Sequence) -> Result<Account, LoadError> {
+    /// One account, from the journal's beginning up to a commit, and how far that is.
+    async fn fold(&self, account: &AccountId, to: Sequence) -> Result<(Account, Head), LoadError> {
         let mut chain = PartitionState::new(self.partition);
         let mut state = Account::default();
         let mut commits = self.journal.replay(Sequence(0), to);
@@ -523,43 +523,23 @@ impl<J: Journal> Source<J> {
             }
             chain.committed(commit.epoch, ChainHash::of(&payload));
         }
-        Ok(state)
+        Ok((state, chain.head().clone()))
     }
 
-    /// Puts a state that was folded again where its snapshot was lost, unless somebody else wrote. No
-    /// event since the base touches the account, so it stands like this at the journal's end too.
-    async fn put_right(&self, account: &AccountId, kept: &Kept, state: &Account) {
+    /// Puts a state that was folded again where its snapshot was lost, unless somebody else wrote. It stands
+    /// for as far as it was folded and no further: a writer that was overtaken does not know what its
+    /// successor did to the account since.
+    async fn put_right(&self, account: &AccountId, kept: &Kept, state: &Account, until: &Head) {
         let (Some(store), true) = (&self.snapshots, state.version() > 0) else {
             return;
         };
-        let Ok((position, at_ms)) = self.last().await else {
-            return; // what was found is good without it
-        };
         // nothing that stands there is of use: all of it is written anew
-        let written = Written::of(account, position, at_ms, state, None);
+        let written = Written::of(account, until.position, until.at_ms, state, None);
         match written.write(&**store, account, kept.revision).await {
             Ok(_) => info!(%account, "snapshot written again"),
             Err(WriteError::Moved) => info!(%account, "snapshot was written again by another"),
             Err(error) => warn!(%account, %error, "snapshot not written again"),
         }
-    }
-
-    /// Position and time of the journal's last event.
-    async fn last(&self) -> Result<(Position, u64), LoadError> {
-        let (partition, after) = (self.partition, Position(0));
-        let at = self.journal.end().await?;
-        let stored = self.journal.get(at).await?;
-        let payload = stored.ok_or(ReadError::Gap { at })?.payload;
-        let commit = Commit::decode(&payload).map_err(|source| {
-            let source = ChainError::Commit {
-                partition,
-                after,
-                source,
-            };
-            RecoveryError::Chain { at, source }
-        })?;
-        let last = commit.events.last().map(|stored| stored.event.position);
-        Ok((last.unwrap_or(commit.first_position), commit.at_ms))
     }
 }
 

@@ -822,3 +822,21 @@ async fn a_running_writer_that_meets_a_newer_record_says_that_it_must_be_upgrade
     assert_eq!(spent(&host, "a").await, 30);
     host.stop().await;
 }
+
+/// It puts a lost snapshot right as far as it knows the journal. What it does not know must not be lost to
+/// whoever comes next.
+#[tokio::test]
+async fn an_overtaken_writer_hides_nothing_that_its_successor_wrote() {
+    let world = World::new().await;
+    world.project().await;
+    let overtaken = world.host().await;
+    let successor = world.host().await;
+    spend(&successor, "a", 40).await;
+    successor.stop().await;
+    world.project().await;
+    world.snapshots.forget(&key_of("a"));
+    assert_eq!(spent(&overtaken, "a").await, 30, "it knows no better");
+    let next = world.host().await;
+    assert_eq!(spent(&next, "a").await, 70);
+    next.stop().await;
+}
