@@ -3,7 +3,10 @@
 //! State is the fold of the journal and nothing else. [`PartitionState::accept`] checks each commit
 //! against the chain before any of it is applied.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, DefaultHasher},
+};
 
 use bytes::Bytes;
 use seatbelt_schemas::{
@@ -54,11 +57,15 @@ mod chain_bytes {
     }
 }
 
+/// Accounts in an order that is the same in every process, so that a simulated run can be done again. Ids
+/// come from operators: nobody else could make many of them fall together.
+type Accounts = HashMap<AccountId, Account, BuildHasherDefault<DefaultHasher>>;
+
 /// The state of one partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionState {
     head: Head,
-    accounts: HashMap<AccountId, Account>,
+    accounts: Accounts,
     /// Whether there may be accounts that are not in memory.
     #[serde(default)]
     paged: bool,
@@ -214,7 +221,7 @@ impl PartitionState {
     pub fn new(partition: Partition) -> Self {
         Self {
             head: Head::start(partition),
-            accounts: HashMap::new(),
+            accounts: Accounts::default(),
             paged: false,
         }
     }
@@ -223,7 +230,7 @@ impl PartitionState {
     pub fn paged(head: Head) -> Self {
         Self {
             head,
-            accounts: HashMap::new(),
+            accounts: Accounts::default(),
             paged: true,
         }
     }

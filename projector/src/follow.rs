@@ -44,6 +44,7 @@ impl Patience {
     /// Waits, or until `stop`.
     pub(crate) async fn pause(&mut self, stop: &CancellationToken) {
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             () = tokio::time::sleep(self.next()) => {}
         }
@@ -63,6 +64,7 @@ pub(crate) enum Stop {
 /// Waits a little, or until `stop`.
 pub(crate) async fn pause(stop: &CancellationToken) {
     tokio::select! {
+        biased;
         () = stop.cancelled() => {}
         () = tokio::time::sleep(RETRY_PAUSE) => {}
     }

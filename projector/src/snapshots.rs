@@ -96,7 +96,7 @@ pub(crate) struct Snapshots<J> {
     /// itself is at odds, that is the audit's to say, once.
     refolded: HashSet<AccountId>,
     accounts: HashMap<AccountId, Folded>,
-    dirty: HashSet<AccountId>,
+    dirty: BTreeSet<AccountId>,
     listed: Listed,
     flushed_at: Instant,
     /// How long after that the next snapshots are written at the earliest.
@@ -184,7 +184,7 @@ impl<J: Journal> Snapshots<J> {
             },
             refolded: HashSet::new(),
             accounts: HashMap::new(),
-            dirty: HashSet::new(),
+            dirty: BTreeSet::new(),
             listed: Listed::Named(record.directory),
             flushed_at: Instant::now(),
             pause: FLUSH_EVERY,

@@ -100,6 +100,7 @@ impl<J: Journal> Task<J> {
         tokio::pin!(pause);
         loop {
             tokio::select! {
+                biased;
                 () = &mut pause => break,
                 () = self.shutdown.cancelled() => break,
                 Some(message) = self.receiver.recv() => {
@@ -116,6 +117,7 @@ impl<J: Journal> Task<J> {
         // before anything is written, and before long reading
         let shutdown = self.shutdown.clone();
         tokio::select! {
+            biased;
             () = self.compare_clocks() => {}
             () = shutdown.cancelled() => return Ok(End::Shutdown),
         }
@@ -123,6 +125,7 @@ impl<J: Journal> Task<J> {
             return Ok(End::StepDown(StepDown::Clock(off)));
         }
         let (resumed, base) = tokio::select! {
+            biased;
             recovered = self.source.recover() => recovered?,
             () = self.shutdown.cancelled() => return Ok(End::Shutdown),
         };

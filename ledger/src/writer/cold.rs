@@ -3,7 +3,7 @@
 //!
 //! Pure bookkeeping. Whoever drives the writer does the fetching, and gives what it found back.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use seatbelt_schemas::{
     ids::{AccountId, CommandId},
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Something to be fetched.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fetch {
     /// An account, as it stands.
     Account(AccountId),
@@ -159,16 +159,17 @@ impl<T> Parked<T> {
         }
     }
 
-    /// Everyone who waits, at the end of the writer.
+    /// Everyone who waits, at the end of the writer; in the same order in every run.
     pub(super) fn drain(&mut self) -> Vec<T> {
         self.len = 0;
         self.accounts.clear();
         self.under_way.clear();
         self.commands.clear();
         self.unread = None;
-        self.callers
-            .drain()
-            .flat_map(|(_, callers)| callers)
+        let callers: BTreeMap<_, _> = self.callers.drain().collect();
+        callers
+            .into_values()
+            .flatten()
             .map(|(_, caller)| caller)
             .collect()
     }

@@ -311,14 +311,15 @@ impl<T> Waiting<T> {
         }
     }
 
-    /// Everyone who waits, at the end of the writer.
+    /// Everyone who waits, at the end of the writer; in the same order in every run.
     pub(super) fn drain(&mut self) -> Vec<T> {
         self.ids.clear();
         self.wakes.clear();
         self.left_over.clear();
-        self.queues
-            .drain()
-            .flat_map(|(_, queue)| queue.waiters.into_values())
+        let queues: BTreeMap<_, _> = self.queues.drain().collect();
+        queues
+            .into_values()
+            .flat_map(|queue| queue.waiters.into_values())
             .flat_map(|waiter| waiter.callers)
             .collect()
     }
