@@ -20,6 +20,8 @@ struct Cap {
     spec: CapSpec,
     credits: u64,
     adjusted: i128,
+    /// Whether operators ever took something off what is spent.
+    forgave: bool,
     /// Position of its event: what ended before is not counted.
     set_at: u64,
 }
@@ -77,7 +79,7 @@ impl Books {
         Ok(books)
     }
 
-    fn take(&mut self, event: Event) -> Result<(), String> {
+    pub(crate) fn take(&mut self, event: Event) -> Result<(), String> {
         if event.position.0 != self.events.len() as u64 + 1 {
             return Err(format!(
                 "position {} stands at {}",
@@ -111,6 +113,7 @@ impl Books {
                     spec: spec.clone(),
                     credits: 0,
                     adjusted: 0,
+                    forgave: false,
                     set_at: event.position.0,
                 };
                 let slot = self.caps.entry((account, spec.cap.clone()));
@@ -124,8 +127,13 @@ impl Books {
                 cap.ok_or("credited but not set")?.credits += data.amount;
             }
             EventBody::Adjusted(data) => {
+                // what is spent never falls below nothing
+                let (spent, _) = self.stands(&account, &data.cap, event.at_ms, None);
                 let cap = self.caps.get_mut(&(account, data.cap.clone()));
-                cap.ok_or("adjusted but not set")?.adjusted += i128::from(data.delta);
+                let delta = i128::from(data.delta).max(-spent);
+                let cap = cap.ok_or("adjusted but not set")?;
+                cap.adjusted += delta;
+                cap.forgave |= delta < 0;
             }
             EventBody::Reserved(data) => self.reserve(event, data)?,
             EventBody::Refused(data) => self.refuse(event, data)?,
@@ -140,6 +148,7 @@ impl Books {
                 self.open.insert(data.reservation, open);
             }
             EventBody::Settled(data) if data.late => {
+                self.forgiven(event, data.reservation);
                 let charge = self
                     .charges
                     .get_mut(&data.reservation)
@@ -169,6 +178,31 @@ impl Books {
             _ => {}
         }
         Ok(())
+    }
+
+    /// What operators took off a balance is not taken off again where the truth replaces a charge that
+    /// they had forgiven.
+    fn forgiven(&mut self, event: &Event, reservation: ReservationId) {
+        let Some(charge) = self.charges.get(&reservation) else {
+            return;
+        };
+        let mut forgiven = Vec::new();
+        for ((account, id), cap) in &self.caps {
+            let counts = *account == event.account
+                && cap.spec.window == Window::Balance
+                && charge.ended_at > cap.set_at
+                && charge.taken.scopes.matches(&cap.spec.scope);
+            let amount = i128::from(charge.amounts.spent_in(cap.spec.meter).unwrap_or(0));
+            let (spent, _) = self.stands(account, id, event.at_ms, None);
+            if counts && spent < amount {
+                forgiven.push(((account.clone(), id.clone()), amount - spent));
+            }
+        }
+        for (cap, amount) in forgiven {
+            self.caps
+                .entry(cap)
+                .and_modify(|cap| cap.adjusted += amount);
+        }
     }
 
     fn reserve(&mut self, event: &Event, data: &Reserved) -> Result<(), String> {
@@ -208,6 +242,7 @@ impl Books {
                     },
                     credits: 0,
                     adjusted: 0,
+                    forgave: false,
                     set_at: event.position.0,
                 };
                 let id = (event.account.clone(), cap.spec.cap.clone());
@@ -360,11 +395,11 @@ impl Books {
             _ => None,
         };
         for (cap, meter, before) in before {
-            if !self
-                .caps
-                .contains_key(&(event.account.clone(), cap.clone()))
-            {
+            let Some(known) = self.caps.get(&(event.account.clone(), cap.clone())) else {
                 continue;
+            };
+            if known.forgave && truth.is_some_and(|data| data.late) {
+                continue; // the truth counts, whatever was forgiven before it was known
             }
             let (spent, held) = self.stands(&event.account, cap, event.at_ms, None);
             let excess = truth.map_or(0, |data| self.excess(event, data.reservation, *meter));

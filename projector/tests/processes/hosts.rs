@@ -1,0 +1,214 @@
+//! The processes of a run: hosts that follow a lease as they do in a cluster, zombies that ignore it,
+//! and projectors. Each can be killed at any of its operations.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use seatbelt_ledger::{
+    host::{HostConfig, HostedPartition, PartitionHandle, PartitionStatus, clock::HostClock},
+    store::SnapshotStore,
+};
+use seatbelt_projector::Parts;
+use seatbelt_schemas::{
+    commit::Commit,
+    event::{EventBody, StoredEvent},
+    ids::LedgerId,
+    names::Names,
+    position::{Partition, Partitions},
+};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::medium::{Life, MachineTime, Medium, Wire};
+
+/// After this a lease whose holder died is another's.
+const LEASE: Duration = Duration::from_millis(1_500);
+/// Longest that an orderly stop may take: it flushes for 10 s, and every wait in it is bounded.
+const STOP_MAX: Duration = Duration::from_secs(20);
+/// How long after its deadline a hold is left alone.
+pub(crate) const GRACE_MS: u64 = 500;
+
+/// A process that hosts the partition.
+pub(crate) struct Host {
+    name: String,
+    pub(crate) handle: PartitionHandle,
+    pub(crate) life: Arc<Life>,
+    stop: CancellationToken,
+}
+
+/// All hosts of a run.
+pub(crate) struct Hosts {
+    medium: Arc<Medium>,
+    up: Mutex<Vec<Arc<Host>>>,
+    lease: tokio::sync::Mutex<()>,
+    closing: CancellationToken,
+    accounts_max: usize,
+    /// By how much the clock of the machine is ahead.
+    pub(crate) offset_ms: Arc<AtomicI64>,
+    number: AtomicU64,
+}
+
+impl Hosts {
+    pub(crate) fn new(medium: &Arc<Medium>) -> Arc<Self> {
+        Arc::new(Self {
+            medium: Arc::clone(medium),
+            up: Mutex::default(),
+            lease: tokio::sync::Mutex::new(()),
+            closing: CancellationToken::new(),
+            accounts_max: usize::try_from(1 + medium.chance.below(4)).unwrap(),
+            offset_ms: Arc::default(),
+            number: AtomicU64::new(1),
+        })
+    }
+
+    /// Any host that is up, whether it serves or not.
+    pub(crate) fn any(&self) -> Option<Arc<Host>> {
+        let up = self.up.lock().unwrap();
+        (!up.is_empty()).then(|| Arc::clone(self.medium.chance.pick(&up)))
+    }
+
+    /// The one that serves.
+    pub(crate) fn serving(&self) -> Option<Arc<Host>> {
+        let up = self.up.lock().unwrap();
+        let serves = |host: &&Arc<Host>| host.handle.status() == PartitionStatus::Serving;
+        up.iter().find(serves).cloned()
+    }
+
+    pub(crate) fn close(&self) {
+        self.closing.cancel();
+    }
+
+    /// One process that hosts whenever it has the lease, dies, and is started again.
+    pub(crate) async fn seat(self: Arc<Self>) {
+        while !self.closing.is_cancelled() {
+            let lease = tokio::select! {
+                biased;
+                () = self.closing.cancelled() => return,
+                lease = self.lease.lock() => lease,
+            };
+            if self.reign().await {
+                sleep(LEASE).await;
+            }
+            drop(lease);
+            sleep(Duration::from_millis(50) + self.medium.chance.ms(400)).await;
+        }
+    }
+
+    /// Hosts until it is over; says whether the process died.
+    pub(crate) async fn reign(&self) -> bool {
+        let life = Life::new();
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let name = format!("h{number}");
+        let hosted = self.start(&life, &name);
+        let host = Arc::new(Host {
+            name,
+            handle: hosted.handle().clone(),
+            life: Arc::clone(&life),
+            stop: CancellationToken::new(),
+        });
+        self.up.lock().unwrap().push(Arc::clone(&host));
+        let died = tokio::select! {
+            biased;
+            () = life.over() => true,
+            () = self.closing.cancelled() => false,
+            () = host.stop.cancelled() => false,
+            reason = host.handle.ended() => {
+                self.is_no_defect(&reason);
+                false
+            }
+        };
+        self.up
+            .lock()
+            .unwrap()
+            .retain(|other| !Arc::ptr_eq(other, &host));
+        if died {
+            // what is left of it here ends by itself, and reaches nothing any more
+            tokio::spawn(async move { hosted.stop().await });
+        } else if timeout(STOP_MAX, hosted.stop()).await.is_err() {
+            self.medium.fail("an orderly stop does not end");
+        }
+        died
+    }
+
+    fn is_no_defect(&self, reason: &str) {
+        let expected = ["another writer has taken", "the journal refuses appends"];
+        if !expected.iter().any(|expected| reason.contains(expected)) {
+            self.medium.fail(format!("a host ended: {reason}"));
+        }
+    }
+
+    fn start(&self, life: &Arc<Life>, name: &str) -> HostedPartition {
+        let config = HostConfig {
+            partitions: Partitions::try_from(1).unwrap(),
+            ledger: LedgerId::new("sim").unwrap(),
+            writer: name.to_owned(),
+            expiry_grace_ms: GRACE_MS,
+            accounts_max: self.accounts_max,
+            clock: HostClock::of(MachineTime::new(&self.medium, &self.offset_ms)),
+        };
+        let wire = self.wire(life, name.to_owned());
+        let snapshots: Arc<dyn SnapshotStore> = Arc::new(wire.clone());
+        HostedPartition::start(&config, Partition(0), wire, Some(snapshots))
+    }
+
+    fn wire(&self, life: &Arc<Life>, name: String) -> Wire {
+        Wire {
+            medium: Arc::clone(&self.medium),
+            life: Arc::clone(life),
+            name,
+        }
+    }
+
+    /// One projector after the other, each until it dies.
+    pub(crate) async fn project(self: Arc<Self>, name: &'static str, lives: Arc<Mutex<Arc<Life>>>) {
+        while !self.closing.is_cancelled() {
+            let life = Life::new();
+            *lives.lock().unwrap() = Arc::clone(&life);
+            let wire = self.wire(&life, name.to_owned());
+            let parts = Parts {
+                names: Names::new("sim").unwrap(),
+                projector: name.to_owned(),
+                journals: vec![(Partition(0), Arc::new(wire.clone()))],
+                snapshots: Arc::new(wire),
+                feed: Arc::new(self.medium.feed.clone()),
+            };
+            tokio::select! {
+                biased;
+                () = life.over() => {}
+                ended = seatbelt_projector::run(parts, self.closing.child_token()) => {
+                    if let Err(error) = ended {
+                        self.medium.fail(format!("a projector ended: {error:?}"));
+                    }
+                    return;
+                }
+            }
+            sleep(self.medium.chance.ms(1_000)).await;
+        }
+    }
+}
+
+impl Host {
+    /// Whether no other has taken the partition over since.
+    pub(crate) fn leads(&self, medium: &Medium) -> bool {
+        let commits = medium.journal.commits();
+        let events = commits
+            .iter()
+            .rev()
+            .flat_map(|commit| Commit::decode(commit).unwrap().events);
+        let started = |event: StoredEvent| match event.event.body {
+            EventBody::WriterStarted(data) => Some(data.writer),
+            _ => None,
+        };
+        events.filter_map(started).next() == Some(self.name.clone())
+    }
+
+    /// An orderly stop, as on an upgrade.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+}

@@ -1,0 +1,389 @@
+//! What lies between processes: a journal, a bucket and a feed that are slow, fail, lose, delay and
+//! forget, as a server and a network do. Every process has its own wires to them, which end with it.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{
+    FutureExt, StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use seatbelt_ledger::{
+    host::clock::TimeSource,
+    journal::{
+        AppendError, Journal, ReadError, Sequence, Stored,
+        memory::{Fault, MemoryJournal},
+    },
+    store::{
+        Kept, Revision, SnapshotStore, StoreError, WriteError,
+        memory::{Fault as WriteFault, MemorySnapshots},
+    },
+};
+use seatbelt_projector::store::memory::MemoryFeed;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
+
+use crate::chance::Chance;
+
+/// When every run begins, unix ms.
+pub(crate) const START_MS: u64 = 1_700_000_000_000;
+/// How long a wire to a dead process takes to say that it is.
+const DEAD: Duration = Duration::from_secs(1);
+
+/// All that outlives processes.
+pub(crate) struct Medium {
+    pub(crate) chance: Chance,
+    pub(crate) journal: MemoryJournal,
+    pub(crate) bucket: MemorySnapshots,
+    pub(crate) feed: MemoryFeed,
+    /// Wakes in order, as a watch would not.
+    landed: Notify,
+    began: Instant,
+    calm: AtomicBool,
+    frozen: AtomicBool,
+    cut_off: AtomicBool,
+    broken: Mutex<Option<String>>,
+    log: Option<Mutex<Vec<String>>>,
+}
+
+impl Medium {
+    pub(crate) fn new(seed: u64) -> Arc<Self> {
+        Arc::new(Self {
+            chance: Chance::new(seed),
+            journal: MemoryJournal::new(),
+            bucket: MemorySnapshots::default(),
+            feed: MemoryFeed::default(),
+            landed: Notify::new(),
+            began: Instant::now(),
+            calm: AtomicBool::new(true),
+            frozen: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
+            broken: Mutex::default(),
+            log: std::env::var_os("SEATBELT_SIM_LOG").map(|_| Mutex::default()),
+        })
+    }
+
+    /// The true time, unix ms.
+    pub(crate) fn now_ms(&self) -> u64 {
+        START_MS + u64::try_from(self.began.elapsed().as_millis()).unwrap()
+    }
+
+    /// From here on all goes well, or nothing is certain.
+    pub(crate) fn be_calm(&self, calm: bool) {
+        self.calm.store(calm, Ordering::Relaxed);
+        if calm {
+            self.freeze(false);
+            self.cut_off(false);
+        }
+    }
+
+    pub(crate) fn freeze(&self, frozen: bool) {
+        self.frozen.store(frozen, Ordering::Relaxed);
+    }
+
+    /// Whether the bucket answers.
+    pub(crate) fn cut_off(&self, cut_off: bool) {
+        self.cut_off.store(cut_off, Ordering::Relaxed);
+    }
+
+    /// A promise is broken: the first one is told.
+    pub(crate) fn fail(&self, what: impl Into<String>) {
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.get_or_insert_with(|| what.into());
+    }
+
+    pub(crate) fn broken(&self) -> Option<String> {
+        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.clone()
+    }
+
+    /// Writes down what happens, where somebody wants to know.
+    pub(crate) fn note(&self, what: impl FnOnce() -> String) {
+        if let Some(log) = &self.log {
+            let line = format!("{} {}", self.now_ms() - START_MS, what());
+            log.lock().unwrap().push(line);
+        }
+    }
+
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log
+            .as_ref()
+            .map_or_else(Vec::new, |log| log.lock().unwrap().clone())
+    }
+
+    fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::Relaxed)
+    }
+
+    /// Whether misfortune strikes, one time in so many.
+    fn strikes(&self, odds: u64) -> bool {
+        !self.is_calm() && self.chance.one_in(odds)
+    }
+
+    /// How long something takes: mostly a few ms, now and then long.
+    async fn takes(&self, whose: &str) {
+        let takes = match self.strikes(40) {
+            true => self.chance.ms(2_500),
+            false => self.chance.ms(6),
+        };
+        self.note(|| format!("{whose} takes {takes:?}"));
+        sleep(takes).await;
+    }
+}
+
+/// How long a process lives: until it is killed, or until so many of its operations have begun.
+#[derive(Debug)]
+pub(crate) struct Life {
+    dead: AtomicBool,
+    /// Wakes in order, as a watch would not.
+    died: Notify,
+    fuse: Mutex<Option<u64>>,
+}
+
+impl Life {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            dead: AtomicBool::new(false),
+            died: Notify::new(),
+            fuse: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.dead.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn kill(&self) {
+        self.dead.store(true, Ordering::Relaxed);
+        self.died.notify_waiters();
+    }
+
+    /// It dies in the middle of an operation, after so many.
+    pub(crate) fn light(&self, operations: u64) {
+        *self.fuse.lock().unwrap() = Some(operations);
+    }
+
+    pub(crate) async fn over(&self) {
+        let died = self.died.notified();
+        if !self.is_over() {
+            died.await;
+        }
+    }
+
+    fn burn(&self) {
+        let mut fuse = self.fuse.lock().unwrap();
+        let left = fuse.map(|left| left.saturating_sub(1));
+        *fuse = left;
+        if left == Some(0) {
+            self.kill();
+        }
+    }
+}
+
+/// A process's wire to the journal, the bucket and the feed.
+#[derive(Clone)]
+pub(crate) struct Wire {
+    pub(crate) medium: Arc<Medium>,
+    pub(crate) life: Arc<Life>,
+    pub(crate) name: String,
+}
+
+impl Wire {
+    /// One operation begins; says whether its process lives to see it begin.
+    async fn begins(&self) -> bool {
+        if self.life.is_over() {
+            sleep(DEAD).await;
+            return false;
+        }
+        self.medium.takes(&self.name).await;
+        self.life.burn();
+        !self.life.is_over()
+    }
+
+    fn store_error(&self, action: &str) -> StoreError {
+        StoreError {
+            action: action.to_owned(),
+            source: "misfortune".into(),
+        }
+    }
+
+    async fn reads(&self, at: Sequence) -> Result<(), ReadError> {
+        self.medium
+            .note(|| format!("{} reads journal {at}", self.name));
+        if self.begins().await && !self.medium.strikes(60) {
+            return Ok(());
+        }
+        let source = "misfortune".into();
+        Err(ReadError::Unreachable { at, source })
+    }
+
+    /// The commit at a place, once it is there.
+    async fn lands(&self, at: Sequence) -> Result<Stored, ReadError> {
+        loop {
+            let landed = self.medium.landed.notified();
+            self.reads(at).await?;
+            if let Some(stored) = self.medium.journal.get(at).await? {
+                return Ok(stored);
+            }
+            landed.await;
+        }
+    }
+
+    /// What befalls an append that is sent now.
+    fn fate(&self) -> Fault {
+        if self.medium.frozen.load(Ordering::Relaxed) {
+            return Fault::Refused;
+        }
+        if !self.medium.strikes(8) {
+            return Fault::None;
+        }
+        *self.medium.chance.pick(&[
+            Fault::UnknownLanded,
+            Fault::UnknownLost,
+            Fault::UnknownDelayed,
+            Fault::Replicating,
+            Fault::Refused,
+        ])
+    }
+}
+
+impl Journal for Wire {
+    async fn append(&self, expected: Sequence, payload: Bytes) -> Result<Sequence, AppendError> {
+        if !self.begins().await {
+            let source = "dead".into();
+            return Err(AppendError::Unknown { expected, source });
+        }
+        let fate = self.fate();
+        self.medium
+            .note(|| format!("{} appends after {expected}: {fate:?}", self.name));
+        // nothing else runs between the two: the fate is this append's
+        self.medium.journal.script([fate]);
+        let appended = self.medium.journal.append(expected, payload);
+        let outcome = appended.now_or_never().expect("it is in memory");
+        self.medium.landed.notify_waiters();
+        self.medium.takes(&self.name).await;
+        outcome
+    }
+
+    async fn end(&self) -> Result<Sequence, ReadError> {
+        self.reads(Sequence(0)).await?;
+        self.medium.journal.end().await
+    }
+
+    async fn get(&self, sequence: Sequence) -> Result<Option<Stored>, ReadError> {
+        self.reads(sequence).await?;
+        self.medium.journal.get(sequence).await
+    }
+
+    fn replay(&self, after: Sequence, to: Sequence) -> BoxStream<'_, Result<Stored, ReadError>> {
+        let begun = async move {
+            match self.reads(after.next()).await {
+                Ok(()) => self.medium.journal.replay(after, to),
+                Err(error) => stream::iter([Err(error)]).boxed(),
+            }
+        };
+        begun.flatten_stream().boxed()
+    }
+
+    fn follow(&self, after: Sequence) -> BoxStream<'_, Result<Stored, ReadError>> {
+        stream::unfold(after.next(), move |at| async move {
+            let found = self.lands(at).await;
+            Some((found, at.next()))
+        })
+        .boxed()
+    }
+}
+
+impl SnapshotStore for Wire {
+    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Kept, StoreError>> {
+        async move {
+            let answers = self.begins().await && !self.medium.cut_off.load(Ordering::Relaxed);
+            self.medium
+                .note(|| format!("{} reads {key}: {answers}", self.name));
+            if !answers || self.medium.strikes(60) {
+                return Err(self.store_error(&format!("read {key}")));
+            }
+            self.medium.bucket.read(key).await
+        }
+        .boxed()
+    }
+
+    fn write<'a>(
+        &'a self,
+        key: &'a str,
+        expected: Revision,
+        value: Bytes,
+    ) -> BoxFuture<'a, Result<Revision, WriteError>> {
+        async move {
+            let answers = self.begins().await && !self.medium.cut_off.load(Ordering::Relaxed);
+            if !answers {
+                return Err(self.store_error(&format!("write {key}")).into());
+            }
+            let fate = match self.medium.strikes(30) {
+                true => *self
+                    .medium
+                    .chance
+                    .pick(&[WriteFault::Lost, WriteFault::Unacknowledged]),
+                false => WriteFault::None,
+            };
+            self.medium
+                .note(|| format!("{} writes {key}: {fate:?}", self.name));
+            self.medium.bucket.script([fate]);
+            self.medium.bucket.write(key, expected, value).await
+        }
+        .boxed()
+    }
+}
+
+/// The clocks of one machine: off by some time, set now and then, and going on while it works. Reading the
+/// time stands for the work between two readings: without it, simulated time would stand still under
+/// commands that never end, and nobody could be late for anything.
+#[derive(Debug)]
+pub(crate) struct MachineTime {
+    began: Instant,
+    offset_ms: Arc<AtomicI64>,
+    worked_us: AtomicU64,
+}
+
+/// Work between two readings.
+const WORK_US: u64 = 5;
+
+impl MachineTime {
+    pub(crate) fn new(medium: &Medium, offset_ms: &Arc<AtomicI64>) -> Self {
+        Self {
+            began: medium.began,
+            offset_ms: Arc::clone(offset_ms),
+            worked_us: AtomicU64::new(0),
+        }
+    }
+
+    fn works(&self) -> Duration {
+        let worked_us = self.worked_us.fetch_add(WORK_US, Ordering::Relaxed);
+        Duration::from_micros(worked_us)
+    }
+}
+
+impl TimeSource for MachineTime {
+    fn wall_ms(&self) -> u64 {
+        let went = self.began.elapsed() + self.works();
+        let now_ms = START_MS + u64::try_from(went.as_millis()).unwrap();
+        now_ms.saturating_add_signed(self.offset_ms.load(Ordering::Relaxed))
+    }
+
+    fn instant(&self) -> Instant {
+        Instant::now() + self.works()
+    }
+
+    fn timer(&self, span: Duration) -> Duration {
+        span
+    }
+}

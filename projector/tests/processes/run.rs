@@ -1,0 +1,232 @@
+//! One run: a world is set up, misfortune strikes while payers work, and then all is well again, so that
+//! what nobody may miss can be asked for. At last the promises are held against what happened.
+
+use std::{
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
+};
+
+use seatbelt_schemas::{
+    command::Change,
+    commit::{ChainHash, Commit},
+    ids::AccountId,
+    names::Names,
+    position::Partition,
+};
+use tokio::{
+    task::{JoinSet, LocalSet},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    calm,
+    hosts::Hosts,
+    medium::{Life, Medium},
+    payers::Payers,
+    promises, vocabulary,
+};
+
+/// Payers at once, and the stories of each.
+const PAYERS: u64 = 6;
+const STORIES: u64 = 5;
+/// Longest that all of them may take, with every wait that they are allowed.
+const WORK_MAX: Duration = Duration::from_secs(900);
+/// Everything held has ended by its deadline after this.
+const ALL_ENDED: Duration = Duration::from_secs(15);
+
+/// How a run went.
+pub(crate) struct Ran {
+    pub(crate) promises: Result<(), String>,
+    /// A digest of all that was written and told.
+    pub(crate) trace: ChainHash,
+    pub(crate) events: usize,
+    /// What happened, where `SEATBELT_SIM_LOG` is set.
+    pub(crate) log: Vec<String>,
+}
+
+/// One run on a thread and a clock of its own.
+pub(crate) fn run(seed: u64) -> Ran {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let here = LocalSet::new();
+    here.block_on(&runtime, async {
+        let medium = Medium::new(seed);
+        let hosts = Hosts::new(&medium);
+        let payers = Payers::new(&medium, &hosts);
+        let lived = live(&medium, &hosts, &payers).await;
+        let told = payers.told();
+        let kept = lived.and_then(|()| match medium.broken() {
+            Some(broken) => Err(broken),
+            None => promises::hold(&medium, &told),
+        });
+        let mut trace = medium.journal.commits().concat();
+        let (outcomes, reads) = (&told.outcomes, &told.reads);
+        trace.extend(format!("{outcomes:?}{reads:?}{}", medium.now_ms()).bytes());
+        for commit in medium.journal.commits() {
+            let events = Commit::decode(&commit).map(|commit| commit.events);
+            for stored in events.into_iter().flatten() {
+                medium.note(|| format!("{:?}", stored.event));
+            }
+        }
+        medium.note(|| format!("{outcomes:?}"));
+        told.reads
+            .iter()
+            .for_each(|read| medium.note(|| format!("{read:?}")));
+        Ran {
+            promises: kept,
+            trace: ChainHash::of(&trace),
+            events: told.outcomes.len(),
+            log: medium.log(),
+        }
+    })
+}
+
+async fn live(
+    medium: &Arc<Medium>,
+    hosts: &Arc<Hosts>,
+    payers: &Arc<Payers>,
+) -> Result<(), String> {
+    let mut processes = JoinSet::new();
+    let projectors: Vec<_> = (0..2).map(|_| Arc::new(Mutex::new(Life::new()))).collect();
+    for _ in 0..2 {
+        processes.spawn(Arc::clone(hosts).seat());
+    }
+    for (lives, name) in projectors.iter().zip(["p1", "p2"]) {
+        processes.spawn(Arc::clone(hosts).project(name, Arc::clone(lives)));
+    }
+    set_up(payers).await?;
+    medium.be_calm(false);
+    let misfortune = tokio::spawn(misfortune(
+        Arc::clone(medium),
+        Arc::clone(hosts),
+        projectors,
+    ));
+    let worked = work(payers).await;
+    misfortune.abort();
+    medium.be_calm(true);
+    worked?;
+    calm::all_is_well(hosts).await?;
+    sleep(ALL_ENDED).await;
+    hosts.close();
+    let ended = timeout(Duration::from_secs(60), async {
+        while let Some(ended) = processes.join_next().await {
+            ended.map_err(|error| format!("a process crashed: {error}"))?;
+        }
+        Ok(())
+    });
+    ended
+        .await
+        .unwrap_or_else(|_| Err("processes do not end".to_owned()))
+}
+
+async fn set_up(payers: &Arc<Payers>) -> Result<(), String> {
+    let system = AccountId::system();
+    let mut changes: Vec<_> = vocabulary::prices()
+        .map(|price| (system.clone(), price))
+        .into();
+    for name in vocabulary::ACCOUNTS {
+        let account = vocabulary::account(name);
+        changes.push((account.clone(), Change::OpenAccount));
+        changes.extend(vocabulary::keys().map(|key| (account.clone(), key)));
+        let chance = &payers.medium.chance;
+        let caps = vocabulary::caps(chance)
+            .into_iter()
+            .filter(|_| !chance.one_in(3));
+        changes.extend(caps.map(|cap| (account.clone(), Change::SetCap(cap))));
+    }
+    for (account, change) in changes {
+        if !payers.change(&account, change).await {
+            return Err("the world cannot be set up".to_owned());
+        }
+    }
+    Ok(())
+}
+
+async fn work(payers: &Arc<Payers>) -> Result<(), String> {
+    let mut working = JoinSet::new();
+    for payer in 0..PAYERS {
+        let name = vocabulary::ACCOUNTS[usize::try_from(payer % 3).unwrap()];
+        let payer = Arc::clone(payers).work(vocabulary::account(name), STORIES);
+        working.spawn_local(payer);
+    }
+    let all = async {
+        while let Some(ended) = working.join_next().await {
+            ended.map_err(|error| format!("a payer crashed: {error}"))?;
+        }
+        Ok(())
+    };
+    let worked = timeout(WORK_MAX, all).await;
+    worked.unwrap_or_else(|_| Err("a payer waits for ever".to_owned()))
+}
+
+/// What befalls processes and what they left behind.
+async fn misfortune(
+    medium: Arc<Medium>,
+    hosts: Arc<Hosts>,
+    projectors: Vec<Arc<Mutex<Arc<Life>>>>,
+) {
+    let chance = &medium.chance;
+    loop {
+        sleep(chance.ms(1_500)).await;
+        match chance.below(12) {
+            0 | 1 => drop(hosts.any().inspect(|host| host.life.kill())),
+            2 | 3 => drop(
+                hosts
+                    .any()
+                    .inspect(|host| host.life.light(chance.below(30))),
+            ),
+            4 => drop(hosts.any().inspect(|host| host.stop())),
+            5 => {
+                // it ignores the lease
+                let zombie = Arc::clone(&hosts);
+                tokio::spawn(async move { zombie.reign().await });
+            }
+            6 => {
+                medium.freeze(true);
+                sleep(chance.ms(2_000)).await;
+                medium.freeze(false);
+            }
+            7 => {
+                medium.cut_off(true);
+                sleep(chance.ms(2_000)).await;
+                medium.cut_off(false);
+            }
+            8 | 9 => chance
+                .pick(&projectors)
+                .lock()
+                .unwrap()
+                .light(chance.below(40)),
+            10 => lose(&medium),
+            _ => {
+                // a time service that keeps a clock right to half a second
+                let ahead_ms = i64::try_from(chance.below(1_000)).unwrap() - 500;
+                hosts.offset_ms.store(ahead_ms, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Some of what the bucket keeps is gone, or torn.
+fn lose(medium: &Medium) {
+    let chance = &medium.chance;
+    let accounts = vocabulary::ACCOUNTS.map(vocabulary::account);
+    let mut keys = accounts
+        .map(|account| Names::snapshot_account_key(&account))
+        .to_vec();
+    keys.push(Names::snapshot_partition_key(Partition(0)));
+    for key in keys {
+        let Some(value) = medium.bucket.peek(&key) else {
+            continue;
+        };
+        match chance.below(4) {
+            0 => medium.bucket.put_back(&key, None),
+            1 => medium
+                .bucket
+                .put_back(&key, Some(value.slice(..value.len() / 2))),
+            _ => {}
+        }
+    }
+}
