@@ -17,7 +17,7 @@ use super::{
     appending::{Ended, RETRY_FIRST, RETRY_LONGEST, append},
     clock::HostClock,
     describe,
-    fetching::{Brought, look},
+    fetching::{Brought, look, opened},
     handle::{Handed, Message, Waiting},
     timepiece::{Looked, Timepiece},
 };

@@ -15,7 +15,7 @@ use super::{Outcome, Outcomes, ended_by};
 use crate::{decide::validate::CLOCK_SKEW_MS_MAX, journal::Sequence};
 
 /// What is to be read of the journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Unread {
     /// Ids above this are looked for.
     pub floor: CommandId,
