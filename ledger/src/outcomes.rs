@@ -528,11 +528,7 @@ pub fn ended_by(body: &EventBody) -> Option<ReservationId> {
 #[cfg(test)]
 mod tests {
     use seatbelt_schemas::{
-        cap::CapStanding,
-        event::RefusalReason,
-        ids::CapId,
-        meter::Meter,
-        scope::Scope,
+        cap::CapStanding, event::RefusalReason, ids::CapId, meter::Meter, scope::Scope,
         window::Window,
     };
 
