@@ -1,0 +1,94 @@
+//! Commands that take no hold: reading an account, and what an operator changes.
+
+use seatbelt_schemas::{
+    command::{Admin, AdminOutcome, Change, CommandError, Read, Standing},
+    event::EventBody,
+    ids::AccountId,
+};
+
+use super::{Caller, Reply, Writer, replies::TurnedAway};
+use crate::{
+    account::Account,
+    decide::{self, validate},
+    outcomes::{Fingerprint, Outcome},
+};
+
+impl<T: Caller> Writer<T> {
+    pub(super) fn read(&mut self, now_ms: u64, query: &Read, caller: T) {
+        let at_ms = self.event_ms(now_ms);
+        let position = self.state.position();
+        let standing = self.account(&query.account).map(|state| {
+            Reply::Standing(Standing {
+                account: query.account.clone(),
+                position,
+                at_ms,
+                open: state.open().len() as u64,
+                caps: state.standings(query.key.as_ref(), at_ms),
+            })
+        });
+        self.answer(caller, standing);
+    }
+
+    pub(super) fn admin(&mut self, now_ms: u64, command: &Admin, caller: T) {
+        let Admin {
+            id,
+            account,
+            actor,
+            change,
+        } = command;
+        let fingerprint = Fingerprint::of_change(account, change);
+        self.carrying_out = Some((*id, fingerprint));
+        match self.recall(account, *id, fingerprint) {
+            Some(Ok((position, reply))) => return self.answer_at(position, caller, reply),
+            Some(Err(error)) => return self.answer(caller, Err(error)),
+            None => {}
+        }
+        if let Err(malformed) = validate::admin(command, now_ms) {
+            return self.turn_away(caller, TurnedAway::Malformed(malformed));
+        }
+        if let Err(error) = self.unused(*id) {
+            return self.answer(caller, Err(error));
+        }
+        match self.decide_change(account, change) {
+            Err(error) => self.answer(caller, Err(error)),
+            Ok(None) => {
+                let position = self.state.position();
+                self.outcomes
+                    .remember(*id, fingerprint, Outcome::Unchanged(position));
+                self.answer_at(
+                    position,
+                    caller,
+                    Ok(Reply::Admin(AdminOutcome { position: None })),
+                );
+            }
+            Ok(Some(body)) => {
+                let position = self.write_whole(now_ms, account, *id, actor, body);
+                let reply = AdminOutcome {
+                    position: Some(position),
+                };
+                self.answer_at(position, caller, Ok(Reply::Admin(reply)));
+                self.sweep(now_ms, account);
+            }
+        }
+    }
+
+    pub(super) fn decide_change(
+        &self,
+        account: &AccountId,
+        change: &Change,
+    ) -> Result<Option<EventBody>, CommandError> {
+        if let Change::SetPrice(price) = change {
+            return Ok(decide::set_price(self.state.prices(), price)?.map(EventBody::from));
+        }
+        match (self.account(account), change) {
+            (Ok(state), _) => {
+                validate::room_for_change(state, change)?;
+                decide::change(state, change)
+            }
+            (Err(CommandError::UnknownAccount { .. }), Change::OpenAccount) => {
+                decide::change(&Account::default(), change)
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+}
