@@ -371,6 +371,51 @@ async fn a_lease_has_one_holder_and_is_handed_over_at_once_or_after_its_age() {
     assert_eq!(third.partition(), partition);
 }
 
+/// As after a power failure: the bucket is not synced. The watch goes on behind what was lost, and must
+/// not be believed about a lease that nobody renews.
+#[tokio::test]
+async fn a_lease_is_taken_where_the_bucket_lost_its_last_revisions() {
+    let mut nats = TestNats::start().await;
+    let one = leases(&nats, "one").await;
+    let taken = async |partition| {
+        let lease = timeout(PATIENCE, one.acquire(Partition(partition))).await;
+        lease.expect("free")
+    };
+    let (quiet, _renewed) = (taken(0).await, taken(1).await);
+    let bucket = nats.connect("test").await;
+    let bucket = bucket.jetstream().get_stream("KV_SEATBELT_LEASES");
+    let bucket = bucket.await.unwrap();
+    let renewals = async |more: u64| {
+        let from = bucket.get_info().await.unwrap().state.last_sequence;
+        while bucket.get_info().await.unwrap().state.last_sequence < from + more {
+            tokio::task::yield_now().await;
+        }
+    };
+    let streams = nats.folder().join("nats/jetstream/SEATBELT/streams");
+    let (kept, older) = (
+        streams.join("KV_SEATBELT_LEASES"),
+        nats.folder().join("older"),
+    );
+    nats.server.kill().await;
+    copy(&kept, &older);
+    nats.server.restart().await.unwrap();
+    renewals(6).await;
+    drop(quiet);
+    nats.server.kill().await;
+    std::fs::remove_dir_all(&kept).unwrap();
+    copy(&older, &kept);
+    nats.server.restart().await.unwrap();
+    let again = taken(0).await;
+    assert_eq!(again.partition(), Partition(0));
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    let copied = std::process::Command::new("cp")
+        .args(["-r".as_ref(), from.as_os_str(), to.as_os_str()])
+        .status();
+    assert!(copied.unwrap().success());
+}
+
 #[tokio::test]
 async fn a_lease_that_cannot_be_renewed_is_lost() {
     let mut nats = TestNats::start().await;

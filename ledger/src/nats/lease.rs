@@ -27,7 +27,7 @@ use super::{
     bucket::Keeping,
     cursor::{Cursor, Item},
 };
-use crate::store::{Revision, WriteError};
+use crate::store::{Kept, Revision, WriteError};
 
 /// A lease not renewed for so long may be taken.
 pub const LEASE_TTL: Duration = Duration::from_millis(1200);
@@ -92,7 +92,7 @@ type Table = BTreeMap<Partition, Seen>;
 pub struct Leases {
     bucket: Bucket,
     holder: Arc<str>,
-    table: watch::Receiver<Table>,
+    table: Arc<watch::Sender<Table>>,
     held: Arc<AtomicU32>,
     _watcher: Arc<AbortOnDropHandle<()>>,
 }
@@ -106,8 +106,9 @@ impl Leases {
         holder: &str,
     ) -> Result<Self, ProvisionError> {
         let bucket = lease_bucket(nats, names, replicas).await?;
-        let (sender, table) = watch::channel(Table::new());
-        let watcher = tokio::spawn(keep_watching(nats.clone(), bucket.clone(), sender));
+        let table = Arc::new(watch::Sender::new(Table::new()));
+        let watching = keep_watching(nats.clone(), bucket.clone(), Arc::clone(&table));
+        let watcher = tokio::spawn(watching);
         Ok(Self {
             bucket,
             holder: holder.into(),
@@ -138,7 +139,7 @@ impl Leases {
     /// The revision at which the lease may be taken: given back, never there, or grown old.
     async fn wait_until_free(&self, partition: Partition) -> Revision {
         let begun = Instant::now();
-        let mut table = self.table.clone();
+        let mut table = self.table.subscribe();
         loop {
             let seen = table.borrow_and_update().get(&partition).cloned();
             let (revision, ends) = match seen {
@@ -176,7 +177,11 @@ impl Leases {
             // somebody was quicker, or what was seen is gone by its age: look at what stands there
             Err(WriteError::Moved) => match self.bucket.read(&key(partition)).await {
                 Ok(kept) if kept.value.is_none() => self.write(partition, kept.revision).await,
-                Ok(_) => Err(WriteError::Moved),
+                Ok(kept) => {
+                    self.table
+                        .send_modify(|table| found(table, partition, &kept));
+                    Err(WriteError::Moved)
+                }
                 Err(error) => Err(error.into()),
             },
             other => other,
@@ -336,7 +341,7 @@ impl Renewal {
 
 /// Keeps the table current. The bucket's stream begins anew where it got lost, so silence for longer
 /// than leases last is answered by reading it from its start.
-async fn keep_watching(nats: Nats, bucket: Bucket, sender: watch::Sender<Table>) {
+async fn keep_watching(nats: Nats, bucket: Bucket, sender: Arc<watch::Sender<Table>>) {
     let prefix = bucket.subject_prefix();
     let mut pause = PAUSE;
     loop {
@@ -363,6 +368,25 @@ async fn keep_watching(nats: Nats, bucket: Bucket, sender: watch::Sender<Table>)
     }
 }
 
+/// Takes up what stands under a key where that is not what was seen of it. A server that was killed may
+/// have lost the last of what nobody synced, and whoever goes on watching never meets what is older.
+fn found(table: &mut Table, partition: Partition, kept: &Kept) {
+    let known = table.get(&partition).map(|seen| seen.revision);
+    if known != Some(kept.revision) {
+        let value = kept.value.as_deref().unwrap_or_default();
+        table.insert(partition, seen_now(value, kept.revision));
+    }
+}
+
+fn seen_now(value: &[u8], revision: Revision) -> Seen {
+    let record = wire::decode::<Record>("lease", value);
+    Seen {
+        holder: record.ok().map(|record| record.holder),
+        revision,
+        at: Instant::now(),
+    }
+}
+
 fn note(table: &mut Table, prefix: &str, item: &Item) {
     let message = &item.message.message;
     let key = message.subject.strip_prefix(prefix).unwrap_or_default();
@@ -374,11 +398,6 @@ fn note(table: &mut Table, prefix: &str, item: &Item) {
         // read again from the start: its age goes on counting
         return;
     }
-    let record = wire::decode::<Record>("lease", &message.payload);
-    let seen = Seen {
-        holder: record.ok().map(|record| record.holder),
-        revision: Revision(item.sequence),
-        at: Instant::now(),
-    };
-    table.insert(partition, seen);
+    let revision = Revision(item.sequence);
+    table.insert(partition, seen_now(&message.payload, revision));
 }
