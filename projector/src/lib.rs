@@ -20,7 +20,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::join;
 use seatbelt_ledger::journal::Journal;
@@ -34,6 +34,7 @@ pub use self::{chain::Halt, reader::SnapshotReader};
 use self::{
     feed::{Feed, writer::FeedWriter},
     follow::{Stop, pause, with_sources},
+    seat::{Asks, SEAT_PATIENCE},
     snapshots::Snapshots,
     store::{FeedStore, SnapshotStore},
 };
@@ -77,10 +78,29 @@ pub async fn run<J: Journal>(
     parts: Parts<J>,
     shutdown: CancellationToken,
 ) -> Result<(), ProjectorError> {
+    project_all(parts, SEAT_PATIENCE, shutdown).await
+}
+
+/// As [`run`], for a process that has the store for itself: whoever still has a seat is of an earlier run
+/// that did not end in order, and is not waited for. Should there be another projector after all, the
+/// seat changes hands once more than it had to.
+pub async fn run_alone<J: Journal>(
+    parts: Parts<J>,
+    shutdown: CancellationToken,
+) -> Result<(), ProjectorError> {
+    project_all(parts, Duration::ZERO, shutdown).await
+}
+
+async fn project_all<J: Journal>(
+    parts: Parts<J>,
+    seat_patience: Duration,
+    shutdown: CancellationToken,
+) -> Result<(), ProjectorError> {
     let shared = Arc::new(Shared {
         writer: Arc::new(FeedWriter::new(parts.feed)),
         names: parts.names,
         projector: parts.projector,
+        seat_patience,
         snapshots: parts.snapshots,
     });
     let shutdown = shutdown.child_token();
@@ -116,6 +136,8 @@ pub async fn run<J: Journal>(
 struct Shared {
     names: Names,
     projector: String,
+    /// How long the seat of another is left to it.
+    seat_patience: Duration,
     snapshots: Arc<dyn SnapshotStore>,
     writer: Arc<FeedWriter>,
 }
@@ -128,9 +150,14 @@ impl Shared {
         journal: Arc<J>,
         stop: CancellationToken,
     ) -> Result<(), Halt> {
+        let mut seat_patience = self.seat_patience;
         loop {
-            let store = &*self.snapshots;
-            let Some(seat) = seat::take(store, partition, &self.projector, &stop).await else {
+            let asks = Asks {
+                partition,
+                projector: &self.projector,
+                patience: seat_patience,
+            };
+            let Some(seat) = seat::take(&*self.snapshots, &asks, &stop).await else {
                 return Ok(());
             };
             let feed = Feed::new(
@@ -155,6 +182,7 @@ impl Shared {
                 Ok(()) => return Ok(()),
                 Err(Stop::Fenced) => {
                     info!(%partition, "another projector has the seat");
+                    seat_patience = SEAT_PATIENCE;
                     pause(&stop).await;
                 }
                 Err(Stop::Halted(halt)) => {

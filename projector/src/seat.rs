@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::{
     chain::Tail,
-    follow::{pause, with_sources},
+    follow::{Complaint, pause, with_sources},
     snapshots::RECORD_REFRESH_EVERY,
     store::{Revision, SnapshotStore, StoreError, WriteError},
 };
@@ -33,23 +33,36 @@ pub(crate) struct Seat {
     pub(crate) revision: Revision,
 }
 
+/// Who asks for which seat.
+pub(crate) struct Asks<'a> {
+    pub(crate) partition: Partition,
+    pub(crate) projector: &'a str,
+    /// How long a record of another may stay unchanged; [`SEAT_PATIENCE`], unless there is no other.
+    pub(crate) patience: Duration,
+}
+
 /// Waits until this projector has the seat; `None` once `stop` is called.
 pub(crate) async fn take(
     store: &dyn SnapshotStore,
-    partition: Partition,
-    projector: &str,
+    asks: &Asks<'_>,
     stop: &CancellationToken,
 ) -> Option<Seat> {
+    let partition = asks.partition;
     let mut seen = (None, Instant::now());
+    let mut complaint = Complaint::default();
     while !stop.is_cancelled() {
-        match attempt(store, partition, projector, &mut seen).await {
+        match attempt(store, asks, &mut seen).await {
             Ok(Some(seat)) => {
                 let position = seat.record.head.position;
                 info!(%partition, %position, "keeps the projections");
                 return Some(seat);
             }
             Ok(None) => {}
-            Err(error) => warn!(%partition, error = with_sources(&error), "projector waits"),
+            Err(error) => {
+                if complaint.is_due(Instant::now()) {
+                    warn!(%partition, error = with_sources(&error), "projector waits");
+                }
+            }
         }
         pause(stop).await;
     }
@@ -58,10 +71,14 @@ pub(crate) async fn take(
 
 async fn attempt(
     store: &dyn SnapshotStore,
-    partition: Partition,
-    projector: &str,
+    asks: &Asks<'_>,
     seen: &mut (Option<Revision>, Instant),
 ) -> Result<Option<Seat>, StoreError> {
+    let Asks {
+        partition,
+        projector,
+        patience,
+    } = *asks;
     let kept = store
         .read(&Names::snapshot_partition_key(partition))
         .await?;
@@ -74,7 +91,7 @@ async fn attempt(
         *seen = (Some(revision), Instant::now());
     }
     let free = holder.is_none_or(|holder| holder == projector);
-    if !free && seen.1.elapsed() < SEAT_PATIENCE {
+    if !free && seen.1.elapsed() < patience {
         return Ok(None);
     }
     let mut record = found.unwrap_or_else(|| first(partition));
@@ -115,5 +132,40 @@ fn readable(partition: Partition, value: &[u8]) -> Option<PartitionRecord> {
             warn!(%partition, %error, "partition record unreadable: projecting again from the start");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemorySnapshots;
+
+    const P: Partition = Partition(0);
+
+    /// How long it takes to get the seat of a projector that was killed.
+    async fn takes(patience: Duration) -> Duration {
+        let store = MemorySnapshots::default();
+        let mut record = first(P);
+        record.projector = Some("killed".to_owned());
+        store.overwrite(&Names::snapshot_partition_key(P), record.encode());
+        let asks = Asks {
+            partition: P,
+            projector: "next",
+            patience,
+        };
+        let begun = Instant::now();
+        let seat = take(&store, &asks, &CancellationToken::new()).await;
+        assert_eq!(seat.unwrap().record.projector.as_deref(), Some("next"));
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_seat_of_one_that_was_killed_is_taken_once_it_stays_unchanged() {
+        assert!(takes(SEAT_PATIENCE).await >= SEAT_PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_alone_takes_the_seat_of_an_earlier_run_at_once() {
+        assert!(takes(Duration::ZERO).await < Duration::from_millis(100));
     }
 }

@@ -40,7 +40,7 @@ use tracing::{error, warn};
 
 use crate::{
     chain::{Halt, Tail},
-    follow::{Stop, now_ms, pause, with_sources},
+    follow::{Complaint, Stop, now_ms, pause, with_sources},
     seat::{Seat, first},
     store::{Revision, SnapshotStore, StoreError, WriteError},
 };
@@ -194,6 +194,7 @@ impl<J: Journal> Snapshots<J> {
 
     /// Projects until `stop`, or until it must not go on.
     pub(crate) async fn run(mut self, stop: &CancellationToken) -> Result<(), Stop> {
+        let mut complaint = Complaint::default();
         while !stop.is_cancelled() {
             match self.follow(stop).await {
                 Ok(()) => {}
@@ -206,7 +207,9 @@ impl<J: Journal> Snapshots<J> {
                 Err(Trouble::Directory(reason)) => self.start_again(&reason),
                 Err(Trouble::Store(error)) => {
                     let partition = self.tail.partition();
-                    warn!(%partition, error = with_sources(&error), "snapshots wait");
+                    if complaint.is_due(Instant::now()) {
+                        warn!(%partition, error = with_sources(&error), "snapshots wait");
+                    }
                     pause(stop).await;
                 }
             }
