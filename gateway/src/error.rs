@@ -3,7 +3,11 @@
 //! What the client reads (`message`) and what the log says (`log`) are two fields. Never 402. An
 //! upstream's own error is passed on elsewhere and is not made here.
 
-use std::ops::{Deref, DerefMut};
+use std::{
+    ops::{Deref, DerefMut},
+    sync::LazyLock,
+    time::Instant,
+};
 
 use axum::{
     body::Body,
@@ -16,8 +20,10 @@ use serde_json::{Map, Value};
 
 pub(crate) mod ratelimit;
 mod refusal;
+mod seldom;
 mod table;
 
+use seldom::Seldom;
 pub(crate) use table::Case;
 
 /// Says to the official SDKs whether a retry can help.
@@ -284,11 +290,23 @@ impl ApiError {
 
     /// Writes the log's side of the error, once, where the error is answered.
     pub(crate) fn note(&self) {
+        if self.case == Case::LedgerUnavailable {
+            return self.note_outage();
+        }
         let (status, code, detail) = (self.status().as_u16(), self.code(), self.log.as_deref());
         if self.status().is_server_error() {
             tracing::warn!(status, code, detail, "request failed");
         } else {
             tracing::debug!(status, code, detail, "request refused");
+        }
+    }
+
+    /// As [`ApiError::note`], for what all requests meet alike while it lasts.
+    fn note_outage(&self) {
+        static OUTAGES: LazyLock<Seldom> = LazyLock::new(Seldom::default);
+        let (status, code, detail) = (self.status().as_u16(), self.code(), self.log.as_deref());
+        if let Some(left_out) = OUTAGES.note(detail.unwrap_or(code), Instant::now()) {
+            tracing::warn!(status, code, detail, left_out, "request failed");
         }
     }
 
