@@ -41,6 +41,8 @@ pub(crate) const CUT_MAX: Duration = Duration::from_secs(10);
 pub(crate) const FOLLOW_UP_MAX: Duration = Duration::from_secs(120);
 /// How long the release of a reserve that nobody answered waits for that reserve to turn up.
 pub(crate) const UNKNOWN_MAX: Duration = Duration::from_secs(5);
+/// How long such a release is still sent again once the gateway stops.
+pub(crate) const STOPPING_MAX: Duration = Duration::from_secs(3);
 
 // a hold outlives its request by a settle that is sent twice
 const _: () = assert!(HOLD_GRACE.as_secs() >= 2 * LEDGER_TIMEOUT_DEFAULT.as_secs());
@@ -53,3 +55,7 @@ const _: () = assert!(CUT_MAX.as_secs() > USAGE_EVENT_WAIT.as_secs());
 const _: () = assert!(OWN_WRITES_WAIT.as_millis() > LOOK_AGAIN.as_millis());
 // a reserve that may yet turn up is waited for less long than one that is known to be there
 const _: () = assert!(UNKNOWN_MAX.as_secs() < FOLLOW_UP_MAX.as_secs());
+// a stop that waits for nobody's partition is one that drains in time
+const _: () = assert!(
+    STOPPING_MAX.as_secs() + LEDGER_TIMEOUT_DEFAULT.as_secs() < DRAIN_DEFAULT.as_secs()
+);

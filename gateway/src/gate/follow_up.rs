@@ -20,11 +20,12 @@ use super::{
     Gate,
     settling::{Lasting, Unsettled},
 };
-use crate::config::{FOLLOW_UP_MAX, UNKNOWN_MAX};
+use crate::config::{FOLLOW_UP_MAX, STOPPING_MAX, UNKNOWN_MAX};
 
 /// Pause before a command is sent again: doubled each time.
 pub(super) const PAUSE_FIRST: Duration = Duration::from_millis(20);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(2);
+
 impl Gate {
     /// Sees to it that a settle lasts, and tells when it does; never where it was given up.
     pub(super) fn follow_up_settle(
@@ -54,6 +55,7 @@ impl Gate {
         self.tracker.spawn(async move {
             let began = Instant::now();
             let mut pause = PAUSE_FIRST;
+            let mut stopping = None;
             loop {
                 let bound = match timeout(gate.ledger_timeout, gate.ledger.release(command.clone())).await {
                     Ok(Ok(resolution)) => return gate.mark(&command.account, resolution.position),
@@ -63,7 +65,12 @@ impl Gate {
                         return tracing::debug!(reservation = %command.reservation, %error, "nothing to release");
                     }
                 };
-                if began.elapsed() >= bound {
+                if gate.tracker.is_closed() {
+                    stopping.get_or_insert_with(Instant::now);
+                }
+                // an orderly stop does not wait for a partition that nobody serves
+                let late = stopping.is_some_and(|since: Instant| since.elapsed() >= STOPPING_MAX);
+                if late || began.elapsed() >= bound {
                     return tracing::debug!(reservation = %command.reservation, "release was given up");
                 }
                 sleep(pause).await;

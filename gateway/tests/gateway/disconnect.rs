@@ -1,6 +1,9 @@
 //! Clients that leave.
 
-use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{
+    sync::atomic::Ordering::SeqCst,
+    time::{Duration, Instant},
+};
 
 use seatbelt_gateway::OnDisconnect;
 use seatbelt_schemas::window::Window;
@@ -108,6 +111,21 @@ async fn a_drain_that_takes_too_long_is_cut_and_still_settled() {
     let cap = stack.cap().await;
     assert_eq!((cap.spent, cap.held), (38, 0));
     stack.served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_ledger_that_answers_nobody() {
+    let stack = Stack::balance(1000).await;
+    stack.ledger.away.store(true, SeqCst);
+    assert_eq!(stack.chat(&hi(20)).send().await.unwrap().status(), 503);
+    let begun = Instant::now();
+    stack.shutdown.cancel();
+    stack.served.await.unwrap().unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test]
