@@ -61,13 +61,15 @@ async fn look(app: &App, caller: &KeyEntry) -> Result<Option<SnapshotStanding>, 
         .standing(caller.account.clone(), Some(caller.key.clone()), at_ms);
     match timeout(LOOK_MAX, look).await {
         Ok(Ok(found)) => Ok(found),
-        Ok(Err(error)) => Err(ApiError::ledger_unavailable(format!(
-            "{error}: {}",
-            error.source
-        ))),
-        Err(_) => Err(ApiError::ledger_unavailable(
-            "the snapshot was not read in time",
-        )),
+        // lost, too large, or its store is away: the ledger itself knows
+        Ok(Err(error)) => {
+            tracing::debug!(%error, source = %error.source, "asking the ledger");
+            read(app, caller).await.map(Some)
+        }
+        Err(_) => {
+            tracing::debug!("the snapshot was not read in time: asking the ledger");
+            read(app, caller).await.map(Some)
+        }
     }
 }
 
