@@ -40,6 +40,8 @@ pub const START_WITHIN: Duration = Duration::from_secs(60);
 pub const STOP_WITHIN: Duration = Duration::from_secs(15);
 /// How often a condition is looked at while waiting for it.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Commits are at most 64 KiB; the rest is room for headers and for what clients of other streams send.
+const MAX_PAYLOAD_BYTES: u32 = 1 << 20;
 /// The one user of the embedded server.
 pub(crate) const USER: &str = "seatbelt";
 
@@ -56,6 +58,10 @@ pub struct NatsServerOptions {
     pub sync_always: bool,
     /// Streams that no client of this server may delete, purge or delete messages from.
     pub protected_streams: Vec<String>,
+    /// Largest message that it takes.
+    pub max_payload: u32,
+    /// How many bytes it keeps at most; what the disk has, where it is not said.
+    pub max_file_store: Option<u64>,
     /// Makes this server one node of a cluster.
     pub cluster: Option<ClusterOptions>,
     /// How long the start may take.
@@ -73,6 +79,8 @@ impl NatsServerOptions {
             port: 0,
             sync_always: true,
             protected_streams,
+            max_payload: MAX_PAYLOAD_BYTES,
+            max_file_store: None,
             cluster: None,
             start_within: START_WITHIN,
         }

@@ -7,12 +7,12 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use seatbelt_gateway::{Gateway, GatewayError, Parts, system_clock};
+use seatbelt_gateway::{Cause, Gateway, GatewayError, Parts, Readiness, Reason, system_clock};
 use seatbelt_ledger::{
     api::{Ledger, Neurons},
     cluster::{ClusterConfig, ClusterLedger},
     host::{HostConfig, clock::HostClock},
-    nats::{self, Nats},
+    nats::{self, Nats, StoreLook},
 };
 use seatbelt_neuron::NeuronError;
 use seatbelt_projector::{
@@ -37,6 +37,7 @@ mod neuron;
 mod parts;
 mod ready;
 mod remote;
+mod store;
 
 use bus::Bus;
 pub use bus::BusError;
@@ -46,6 +47,8 @@ use remote::Remote;
 
 /// How long our own neuron may take to be seen once it is registered.
 const NEURON_SEEN_MAX: Duration = Duration::from_secs(10);
+/// How long the parts may take to end once the embedded server is gone for good.
+const STOP_WITHOUT_STORE_MAX: Duration = Duration::from_secs(3);
 /// How often the readiness that `/health/ready` shows is looked at.
 const READY_EVERY: Duration = Duration::from_millis(250);
 
@@ -154,7 +157,11 @@ pub async fn run(
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
                 part = running.any_ended() => Err(RoleError::Ended { part }),
-                error = bus.ended() => Err(error.into()),
+                error = bus.ended() => {
+                    // without a store nothing can be ended in order
+                    let _ = tokio::time::timeout(STOP_WITHOUT_STORE_MAX, running.stop()).await;
+                    return Err(error.into());
+                }
             }
         }
         Err(None) => Ok(()),
@@ -208,10 +215,14 @@ async fn start(
             ready.metrics = Some(gateway::url(&listeners.metrics));
             ready.example = ready::example(config, &gateway);
             ready.gateway = Some(gateway);
+            let readiness = start_readiness(bus, &ledger, running).await?;
+            let now = readiness.borrow().clone();
+            ready.reasons = now.texts().into_iter().map(str::to_owned).collect();
             let parts = GatewayParts {
                 listeners,
                 ledger,
                 neuron: ready.neuron.clone(),
+                ready: readiness,
             };
             start_gateway(config, bus, parts, running).await?;
         }
@@ -234,8 +245,13 @@ async fn start_projector(bus: &Bus, running: &mut Running) -> Result<(), RoleErr
         feed: Arc::new(feed.map_err(BusError::from)?),
     };
     let stop = CancellationToken::new();
+    let has_store_for_itself = bus.data_dir.is_some();
     running.add("projector", stop.clone(), async move {
-        let projected = seatbelt_projector::run(parts, stop).await;
+        let projected = if has_store_for_itself {
+            seatbelt_projector::run_alone(parts, stop).await
+        } else {
+            seatbelt_projector::run(parts, stop).await
+        };
         projected.map_err(RoleError::Projector)
     });
     Ok(())
@@ -336,6 +352,7 @@ struct GatewayParts {
     ledger: Arc<ClusterLedger>,
     /// The neuron of this process.
     neuron: Option<String>,
+    ready: watch::Receiver<Readiness>,
 }
 
 async fn start_gateway(
@@ -361,7 +378,7 @@ async fn start_gateway(
         usage: Arc::new(usage.map_err(BusError::from)?),
         neurons,
         clock: system_clock(),
-        ready: readiness(bus.nats.clone(), with.ledger, stop.clone()),
+        ready: with.ready,
     };
     let gateway = Gateway::new(gateway::config(config), parts).map_err(RoleError::Gateway)?;
     running.add("gateway", stop.clone(), async move {
@@ -380,27 +397,55 @@ async fn seen(mut neurons: Neurons, url: &str) {
     }
 }
 
-/// Why the ledger cannot take commands now: partitions that nobody serves, or no NATS.
-fn readiness(
-    nats: Nats,
-    ledger: Arc<ClusterLedger>,
-    stop: CancellationToken,
-) -> watch::Receiver<Vec<String>> {
-    let (sender, receiver) = watch::channel(reasons(&nats, &ledger));
-    // ends with the gateway it tells
-    tokio::spawn(async move {
-        while !stop.is_cancelled() && !sender.is_closed() {
-            sender.send_replace(reasons(&nats, &ledger));
-            tokio::time::sleep(READY_EVERY).await;
-        }
+/// Watches whether requests that cost would be let through. Stopped after the gateway, so that it is
+/// honest to the end.
+async fn start_readiness(
+    bus: &Bus,
+    ledger: &Arc<ClusterLedger>,
+    running: &mut Running,
+) -> Result<watch::Receiver<Readiness>, RoleError> {
+    let look = StoreLook::start(&bus.nats, &bus.names, bus.replicas, &bus.process).await;
+    let watched = store::Watch {
+        look: look.map_err(BusError::from)?,
+        data_dir: bus.data_dir.clone(),
+        ledger: Arc::clone(ledger),
+        revive: Arc::clone(&bus.revive),
+    };
+    let (nats, ledger, stop) = (
+        bus.nats.clone(),
+        Arc::clone(ledger),
+        CancellationToken::new(),
+    );
+    let (told, store) = watch::channel(store::StoreState::default());
+    let (sender, receiver) = watch::channel(readiness(&nats, &ledger, &store.borrow()));
+    running.add("readiness", stop.clone(), async move {
+        let show = async {
+            while !stop.is_cancelled() {
+                let now = readiness(&nats, &ledger, &store.borrow());
+                sender.send_replace(now);
+                tokio::time::sleep(READY_EVERY).await;
+            }
+        };
+        futures::future::join(show, store::watch(watched, told, stop.clone())).await;
+        Ok(())
     });
-    receiver
+    Ok(receiver)
 }
 
-fn reasons(nats: &Nats, ledger: &ClusterLedger) -> Vec<String> {
-    let away = (!nats.is_connected()).then(|| "nats is not reached".to_owned());
+fn readiness(nats: &Nats, ledger: &ClusterLedger, store: &store::StoreState) -> Readiness {
+    let away = (!nats.is_connected()).then(|| Reason {
+        cause: Cause::Nats,
+        text: "nats is not reached".to_owned(),
+    });
     let unserved = ledger.unserved().into_iter();
-    let unserved = unserved
-        .map(|(partition, reason)| format!("partition {partition} is not served: {reason}"));
-    away.into_iter().chain(unserved).collect()
+    let unserved = unserved.map(|(partition, reason)| Reason {
+        cause: Cause::Partition,
+        text: format!("partition {partition} is not served: {reason}"),
+    });
+    let reasons = away.into_iter().chain(store.reasons.clone());
+    Readiness {
+        reasons: reasons.chain(unserved).collect(),
+        warnings: store.warnings.clone(),
+        room: store.room,
+    }
 }

@@ -14,6 +14,7 @@ use crate::{
     gate::Gate,
     metrics::Metrics,
     plan::Planner,
+    ready::Readiness,
     receive::{Receiver, caller::Keyring},
     run::Runner,
     upstream::catalog::Catalog,
@@ -37,5 +38,5 @@ pub(crate) struct App {
     /// Requests in progress may not wait any longer.
     pub(crate) cut: CancellationToken,
     pub(crate) draining: AtomicBool,
-    pub(crate) ready: watch::Receiver<Vec<String>>,
+    pub(crate) ready: watch::Receiver<Readiness>,
 }

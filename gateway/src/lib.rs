@@ -13,6 +13,7 @@ mod error;
 mod gate;
 mod metrics;
 mod plan;
+mod ready;
 mod receive;
 mod routes;
 mod run;
@@ -24,4 +25,5 @@ pub use config::{
     Dialect, GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Profile, Secret,
     UpstreamConfig, UpstreamModel,
 };
+pub use ready::{Cause, Readiness, Reason, Room};
 pub use server::{Gateway, GatewayError, Parts};

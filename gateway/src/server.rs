@@ -26,6 +26,7 @@ use crate::{
     gate::{Gate, Patience},
     metrics::Metrics,
     plan::Planner,
+    ready::Readiness,
     receive::{Receiver, caller::Keyring},
     routes,
     run::Runner,
@@ -44,8 +45,8 @@ pub struct Parts {
     pub neurons: Neurons,
     /// The time, unix ms.
     pub clock: Clock,
-    /// Why a paying request would be turned away now, shown in `/health/ready`; empty where none would.
-    pub ready: watch::Receiver<Vec<String>>,
+    /// Whether paying requests would be let through now, shown in `/health/ready` and the metrics.
+    pub ready: watch::Receiver<Readiness>,
 }
 
 /// The gateway did not start, or did not go on.

@@ -17,6 +17,7 @@ pub mod neurons;
 pub mod provision;
 pub mod remote;
 pub mod snapshots;
+pub mod store_look;
 pub mod usage;
 
 mod cursor;
@@ -34,5 +35,6 @@ pub use neurons::watch_neurons;
 pub use provision::{GenesisError, Layout, Meta, meta, provision};
 pub use remote::{LedgerService, RemoteLedger};
 pub use snapshots::snapshot_bucket;
+pub use store_look::{Look, StoreLook, Stored, Writes};
 pub use stream::ProvisionError;
 pub use usage::{NatsUsageEvents, follow_usage, usage_end};

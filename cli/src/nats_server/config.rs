@@ -9,8 +9,6 @@ use std::path::Path;
 use super::folder::DataFolder;
 use super::{ClusterOptions, NatsServerError, NatsServerOptions, Secret, USER};
 
-/// Commits are at most 64 KiB; the rest is room for headers and for what clients of other streams send.
-const MAX_PAYLOAD_BYTES: u32 = 1 << 20;
 /// The log is cut at this size, and this many old pieces are kept.
 const LOG_BYTES_MAX: u32 = 16 << 20;
 const LOG_PIECES_MAX: u32 = 3;
@@ -31,16 +29,21 @@ pub(super) fn render(
         port => port.to_string(),
     };
     let sync = if options.sync_always { "always" } else { "2m" };
+    let max_file_store = match options.max_file_store {
+        Some(bytes) => format!(", max_file_store: {bytes}"),
+        None => String::new(),
+    };
     let mut text = format!(
         "# Written at every start; changes are lost.\n\
          listen: \"127.0.0.1:{port}\"\n\
-         max_payload: {MAX_PAYLOAD_BYTES}\n\
+         max_payload: {max_payload}\n\
          ports_file_dir: {run}\n\
          pid_file: {pid}\n\
          log_file: {log}\n\
          logfile_size_limit: {LOG_BYTES_MAX}\n\
          logfile_max_num: {LOG_PIECES_MAX}\n\
-         jetstream {{ store_dir: {store}, sync_interval: {sync} }}\n",
+         jetstream {{ store_dir: {store}, sync_interval: {sync}{max_file_store} }}\n",
+        max_payload = options.max_payload,
         run = quoted(&folder.run_path())?,
         pid = quoted(&folder.pid_path())?,
         log = quoted(&folder.log_path())?,

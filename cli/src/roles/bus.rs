@@ -1,15 +1,21 @@
 //! NATS, ready for a ledger: the embedded server or an existing one, proved durable, with the
 //! ledger's facts and everything its parts share.
 
-use std::time::Duration;
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use seatbelt_ledger::nats::{
     self, Nats, NatsJournal, OpenError, Witnesses, connect,
     durability::{self, DurabilityError, Proof},
     provision::{GenesisError, Layout, Meta},
+    store_look::{PAYLOAD_BYTES_MIN, payload_max},
 };
 use seatbelt_schemas::{names::Names, position::Partition};
 use thiserror::Error;
+use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -22,17 +28,35 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a monitoring port may take to answer.
 const MONITOR_MAX: Duration = Duration::from_secs(5);
 
+/// How often in a row the embedded server may end right after it came up before this process ends with it.
+const SHORT_LIVES_MAX: u32 = 5;
+const SHORT_LIFE: Duration = Duration::from_millis(500);
+
 /// Why there is no ledger on NATS.
 #[derive(Debug, Error)]
 pub enum BusError {
     /// The embedded server does not come up.
     #[error("the embedded nats-server does not start")]
     Server(#[source] NatsServerError),
-    /// The embedded server is gone.
-    #[error("nats-server ended by itself{}", status.map(|status| format!(" ({status})")).unwrap_or_default())]
-    Ended {
-        /// How, as far as known.
-        status: Option<std::process::ExitStatus>,
+    /// The embedded server does not stay up.
+    #[error(
+        "nats-server ended by itself {times} times, each right after it came up: see its log in nats.data_dir"
+    )]
+    EndsAgain {
+        /// How often.
+        times: u32,
+    },
+    /// Raise the server's bound.
+    #[error(
+        "{servers} takes messages of at most {found} bytes, and a commit may have {needed}: set max_payload in the server's configuration to 1MB"
+    )]
+    Payload {
+        /// The servers, without credentials.
+        servers: String,
+        /// What they take.
+        found: usize,
+        /// What they must take.
+        needed: usize,
     },
     /// The server cannot be used.
     #[error(transparent)]
@@ -74,6 +98,10 @@ pub(super) struct Bus {
     pub(super) meta: Meta,
     /// The process, by a name for people.
     pub(super) process: String,
+    /// The folder of the embedded server.
+    pub(super) data_dir: Option<PathBuf>,
+    /// Told when the embedded server has to be started again to go on.
+    pub(super) revive: Arc<Notify>,
 }
 
 impl Bus {
@@ -90,6 +118,7 @@ impl Bus {
         };
         let process = process_name();
         let nats = connect(&url, &process, CONNECT_PATIENCE).await?;
+        takes_whole_commits(&nats)?;
         prove(config, &nats).await?;
         let layout = Layout {
             partitions: from.partitions,
@@ -101,8 +130,11 @@ impl Bus {
             Some(server) => server.host_url(),
             None => format!("nats://{}", nats.servers()),
         };
+        let data_dir = server.is_some().then(|| from.data_dir.clone());
         Ok(Self {
             server,
+            data_dir,
+            revive: Arc::default(),
             url: shown,
             nats,
             names: from.names.clone(),
@@ -129,13 +161,34 @@ impl Bus {
         Ok(journals)
     }
 
-    /// Resolves if the embedded server ends by itself; never for an existing one.
+    /// Keeps the embedded server up; resolves where it does not stay so, and never for an existing one.
+    /// A new server goes on with what the last one left: everything acknowledged was on the disk before.
     pub(super) async fn ended(&mut self) -> BusError {
-        match &mut self.server {
-            Some(server) => BusError::Ended {
-                status: server.ended().await,
-            },
-            None => std::future::pending().await,
+        let Some(server) = &mut self.server else {
+            return std::future::pending().await;
+        };
+        let (mut up_since, mut short_lives) = (Instant::now(), 0);
+        loop {
+            tokio::select! {
+                status = server.ended() => {
+                    let status = status.map(|status| status.to_string());
+                    error!(status, "nats-server ended by itself: it is started again");
+                    short_lives = match up_since.elapsed() < SHORT_LIFE {
+                        true => short_lives + 1,
+                        false => 0,
+                    };
+                }
+                () = self.revive.notified() => {}
+            }
+            if short_lives >= SHORT_LIVES_MAX {
+                let times = short_lives;
+                return BusError::EndsAgain { times };
+            }
+            if let Err(error) = server.restart().await {
+                return BusError::Server(error);
+            }
+            up_since = Instant::now();
+            warn!("nats-server is up again");
         }
     }
 
@@ -147,6 +200,20 @@ impl Bus {
             server.stop().await;
         }
     }
+}
+
+/// A server that takes less would stop a partition at its first commit of full size.
+fn takes_whole_commits(nats: &Nats) -> Result<(), BusError> {
+    let (found, needed) = (payload_max(nats), PAYLOAD_BYTES_MIN);
+    if found >= needed {
+        return Ok(());
+    }
+    let servers = nats.servers().to_owned();
+    Err(BusError::Payload {
+        servers,
+        found,
+        needed,
+    })
 }
 
 async fn embedded(config: &Config) -> Result<NatsServer, BusError> {

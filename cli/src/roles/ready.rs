@@ -15,6 +15,8 @@ pub struct Ready {
     pub neuron: Option<String>,
     /// The NATS servers, without credentials.
     pub nats: String,
+    /// Why some requests that cost would be turned away.
+    pub reasons: Vec<String>,
     /// A request to try, where there is a key and a model for it.
     pub example: Option<String>,
 }
@@ -34,6 +36,9 @@ impl Ready {
             }
         }
         line["nats"] = self.nats.as_str().into();
+        if !self.reasons.is_empty() {
+            line["reasons"] = self.reasons.clone().into();
+        }
         line.to_string()
     }
 
@@ -51,6 +56,9 @@ impl Ready {
                 // writing to a string cannot fail
                 let _ = writeln!(text, "{name:<8} {url}");
             }
+        }
+        for reason in &self.reasons {
+            let _ = writeln!(text, "not ready: {reason}");
         }
         if let Some(example) = &self.example {
             let _ = write!(text, "\ntry it:\n{example}");
@@ -115,6 +123,13 @@ mod tests {
             r#"{"ready":true,"gateway":"http://127.0.0.1:8080","metrics":"http://127.0.0.1:9090","nats":"nats://127.0.0.1:4222"}"#
         );
         assert!(ready.text().contains("gateway  http://127.0.0.1:8080"));
+        let troubled = Ready {
+            reasons: vec!["partition 01 is not served".to_owned()],
+            ..ready
+        };
+        let end = r#","reasons":["partition 01 is not served"]}"#;
+        assert!(troubled.line().ends_with(end), "{}", troubled.line());
+        assert!(troubled.text().contains("not ready: partition 01"));
     }
 
     #[test]

@@ -56,6 +56,5 @@ const _: () = assert!(OWN_WRITES_WAIT.as_millis() > LOOK_AGAIN.as_millis());
 // a reserve that may yet turn up is waited for less long than one that is known to be there
 const _: () = assert!(UNKNOWN_MAX.as_secs() < FOLLOW_UP_MAX.as_secs());
 // a stop that waits for nobody's partition is one that drains in time
-const _: () = assert!(
-    STOPPING_MAX.as_secs() + LEDGER_TIMEOUT_DEFAULT.as_secs() < DRAIN_DEFAULT.as_secs()
-);
+const _: () =
+    assert!(STOPPING_MAX.as_secs() + LEDGER_TIMEOUT_DEFAULT.as_secs() < DRAIN_DEFAULT.as_secs());

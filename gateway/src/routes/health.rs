@@ -20,8 +20,8 @@ pub(super) async fn live() -> Response {
 /// `GET /health/ready`.
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     let draining = app.draining.load(Relaxed);
-    let reasons = app.ready.borrow().clone();
-    let ready = reasons.is_empty() && !draining;
+    let found = app.ready.borrow().clone();
+    let ready = found.reasons.is_empty() && !draining;
     let status = if ready {
         StatusCode::OK
     } else {
@@ -29,7 +29,8 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     };
     let body = json!({
         "ready": ready,
-        "reasons": reasons,
+        "reasons": found.texts(),
+        "warnings": found.warnings,
         "draining": draining,
         "durability": app.config.durability,
         "require_auth": app.config.require_auth,
@@ -43,5 +44,8 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    (kind, app.metrics.text()).into_response()
+    let mut text = app.metrics.text();
+    let written = app.ready.borrow().write_metrics(&mut text);
+    written.expect("writing to a string does not fail");
+    (kind, text).into_response()
 }

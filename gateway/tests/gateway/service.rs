@@ -1,5 +1,8 @@
 //! Models, health, metrics, limits of the gateway itself.
 
+use std::sync::atomic::Ordering::SeqCst;
+
+use seatbelt_gateway::{Cause, Reason};
 use seatbelt_schemas::{ids::ModelId, price::Rates, window::Window};
 use serde_json::json;
 
@@ -44,11 +47,31 @@ async fn health_says_what_it_is_ready_for() {
         (status, &body["durability"], &body["ready"]),
         (200, &json!("fsync"), &json!(true))
     );
-    stack
-        .ready
-        .send(vec!["partition 1 is gone".to_owned()])
-        .unwrap();
-    assert_eq!(stack.get("/health/ready").await.0, 503);
+    let gone = Reason {
+        cause: Cause::Partition,
+        text: "partition 1 is gone".to_owned(),
+    };
+    stack.ready.send_modify(|ready| {
+        ready.reasons.push(gone);
+        ready.warnings.push("the store is nearly full".to_owned());
+    });
+    let (status, body) = stack.get("/health/ready").await;
+    assert_eq!(status, 503);
+    assert_eq!(body["reasons"], json!(["partition 1 is gone"]));
+    assert_eq!(body["warnings"], json!(["the store is nearly full"]));
+    let metrics = stack.client.get(&stack.metrics).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    let line = "seatbelt_gateway_not_ready_reasons{cause=\"partition\"} 1";
+    assert!(metrics.contains(line), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_key_whose_snapshot_cannot_be_read_is_shown_by_the_ledger() {
+    let stack = Stack::balance(1000).await;
+    stack.snapshots.unreadable.store(true, SeqCst);
+    stack.chat(&hi(20)).send().await.unwrap();
+    let (status, shown) = stack.get("/v1/key").await;
+    assert_eq!((status, &shown["caps"][0]["spent"]), (200, &json!(15)));
 }
 
 #[tokio::test]

@@ -22,8 +22,8 @@ use axum::{
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture, stream};
 use seatbelt_gateway::{
-    Dialect, Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret, Parts, UpstreamConfig,
-    UpstreamModel, system_clock,
+    Dialect, Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret, Parts, Readiness,
+    UpstreamConfig, UpstreamModel, system_clock,
 };
 use seatbelt_ledger::{
     api::{
@@ -337,6 +337,8 @@ impl Ledger for Switched {
 pub(crate) struct TestSnapshots {
     host: Arc<LedgerHost>,
     pub(crate) frozen: AtomicBool,
+    /// As of an account whose snapshot would be too large.
+    pub(crate) unreadable: AtomicBool,
     last: Mutex<Option<Standing>>,
     pub(crate) looked: Notify,
 }
@@ -349,6 +351,10 @@ impl Snapshots for TestSnapshots {
         _at_ms: u64,
     ) -> BoxFuture<'_, Result<Option<SnapshotStanding>, SnapshotError>> {
         async move {
+            if self.unreadable.load(SeqCst) {
+                let source = "made so by the test".into();
+                return Err(SnapshotError { account, source });
+            }
             if !self.frozen.load(SeqCst) {
                 let standing = self.host.read(Read { account, key }).await.unwrap();
                 *self.last.lock().unwrap() = Some(standing);
@@ -400,7 +406,7 @@ pub(crate) struct Stack {
     pub(crate) snapshots: Arc<TestSnapshots>,
     pub(crate) usage: Arc<TestUsage>,
     pub(crate) neurons: watch::Sender<Vec<NeuronRecord>>,
-    pub(crate) ready: watch::Sender<Vec<String>>,
+    pub(crate) ready: watch::Sender<Readiness>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) served: JoinHandle<Result<(), GatewayError>>,
     pub(crate) client: reqwest::Client,
@@ -452,12 +458,13 @@ impl Stack {
         let snapshots = Arc::new(TestSnapshots {
             host,
             frozen: AtomicBool::new(false),
+            unreadable: AtomicBool::new(false),
             last: Mutex::default(),
             looked: Notify::new(),
         });
         let usage = Arc::new(TestUsage::default());
         let (neurons, alive) = watch::channel(Vec::new());
-        let (ready, is_ready) = watch::channel(Vec::new());
+        let (ready, is_ready) = watch::channel(Readiness::default());
         let mut config = config(&upstream);
         change(&mut config);
         let parts = Parts {

@@ -37,6 +37,9 @@ use crate::journal::{AppendError, Journal, ReadError, Sequence, Stored};
 /// once, and in a cluster one sent while a leader is elected is never answered.
 const APPEND_MAX: Duration = Duration::from_secs(2);
 
+/// In the reason of every partition whose journal takes nothing although its server answers.
+pub const STORES_NOTHING: &str = "answers but stores nothing";
+
 /// How long a question about an append that got no answer may take.
 const PROBE_MAX: Duration = Duration::from_secs(1);
 /// How long a look at the server's clock may take: the longer, the less it says.
@@ -184,7 +187,7 @@ impl NatsJournal {
         match timeout(PROBE_MAX, self.end()).await {
             Ok(Ok(end)) if end == expected => AppendError::Refused {
                 detail: format!(
-                    "stream {} answers but stores nothing: its storage is full or broken; see the log of nats-server, make room, and start it again",
+                    "stream {} {STORES_NOTHING}: its storage is full or broken; see the log of nats-server, make room, and start it again",
                     self.stream
                 ),
             },
