@@ -443,9 +443,13 @@ fn readiness(nats: &Nats, ledger: &ClusterLedger, store: &store::StoreState) -> 
         text: format!("partition {partition} is not served: {reason}"),
     });
     let reasons = away.into_iter().chain(store.reasons.clone());
+    let offsets = ledger.clock_offsets_ms().into_iter();
     Readiness {
         reasons: reasons.chain(unserved).collect(),
         warnings: store.warnings.clone(),
         room: store.room,
+        clock_offsets_ms: offsets
+            .map(|(partition, offset_ms)| (partition.to_string(), offset_ms))
+            .collect(),
     }
 }

@@ -56,6 +56,8 @@ pub struct Readiness {
     pub warnings: Vec<String>,
     /// How full the store is, where that is known.
     pub room: Option<Room>,
+    /// How far the clock of this process is ahead of the server's, ms, by partition, where it is known.
+    pub clock_offsets_ms: Vec<(String, i64)>,
 }
 
 impl Readiness {
@@ -74,6 +76,14 @@ impl Readiness {
         for cause in Cause::ALL {
             let count = self.reasons.iter().filter(|one| one.cause == cause).count();
             writeln!(out, "{name}{{cause=\"{}\"}} {count}", cause.as_str())?;
+        }
+        let name = "seatbelt_gateway_clock_offset_ms";
+        writeln!(
+            out,
+            "# HELP {name} How far this clock is ahead of the server's, by partition.\n# TYPE {name} gauge"
+        )?;
+        for (partition, offset_ms) in &self.clock_offsets_ms {
+            writeln!(out, "{name}{{partition=\"{partition}\"}} {offset_ms}")?;
         }
         let Some(room) = self.room else {
             return Ok(());
@@ -110,6 +120,7 @@ mod tests {
             ],
             warnings: Vec::new(),
             room: Some(Room { used: 7, max: 9 }),
+            clock_offsets_ms: vec![("01".to_owned(), -3)],
         };
         let mut text = String::new();
         readiness.write_metrics(&mut text).unwrap();
@@ -117,6 +128,7 @@ mod tests {
             "seatbelt_gateway_not_ready_reasons{cause=\"partition\"} 2",
             "seatbelt_gateway_not_ready_reasons{cause=\"store\"} 1",
             "seatbelt_gateway_not_ready_reasons{cause=\"nats\"} 0",
+            "seatbelt_gateway_clock_offset_ms{partition=\"01\"} -3",
             "seatbelt_gateway_store_bytes_used 7",
             "seatbelt_gateway_store_bytes_max 9",
         ] {
