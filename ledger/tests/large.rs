@@ -2,10 +2,20 @@
 //! journal's end, and whatever is lost of them is found and put right from the journal.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Instant,
+};
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use seatbelt_ledger::{
     account::Account,
     api::{Ack, CommandError, Ledger, Read, ReserveOutcome, Standing},
@@ -18,7 +28,7 @@ use seatbelt_ledger::{
         AccountSnapshot, Found, History, Mark, PartitionRecord, RECORD_VERSION, Terms, Unusable,
         Written, pieces::Head,
     },
-    store::{Revision, SnapshotStore, memory::MemorySnapshots},
+    store::{Kept, Revision, SnapshotStore, StoreError, WriteError, memory::MemorySnapshots},
     testing::{Payer, balance, command_id, one_partition},
 };
 use seatbelt_schemas::{
@@ -31,6 +41,7 @@ use seatbelt_schemas::{
     position::{Partition, Position},
     scope::Scope,
 };
+use tokio::sync::Mutex;
 
 const P: Partition = Partition(0);
 /// More than one value takes.
@@ -293,18 +304,24 @@ impl Aged {
         world.project().await;
         let keys = world.keys().into_iter();
         let old = keys.map(|key| (key.clone(), world.snapshots.peek(&key).unwrap()));
-        let old = old.collect();
+        let old: HashMap<String, Bytes> = old.collect();
         let before = world.truth();
-        let host = world.host().await;
-        for id in before.open().keys().step_by(100) {
-            let end = payer().settle(*id, 1);
-            host.settle(end, Ack::Durable).await.unwrap();
+        // twice: the second takes the numbers that the first has left
+        for round in 0..2 {
+            let host = world.host().await;
+            for id in before.open().keys().skip(round).step_by(100) {
+                let end = payer().settle(*id, 1);
+                host.settle(end, Ack::Durable).await.unwrap();
+            }
+            reserve(&host, 20).await;
+            host.stop().await;
+            world.project().await;
         }
-        reserve(&host, 20).await;
-        host.stop().await;
-        // twice: what is free after the first is written over by the second
-        world.project().await;
-        world.project().await;
+        let stands_again = |key: &String| {
+            let now = world.snapshots.peek(key);
+            old.get(key).is_some_and(|old| Some(old) != now.as_ref())
+        };
+        assert!(world.keys().iter().skip(1).any(stands_again));
         Self { world, before, old }
     }
 
@@ -326,7 +343,12 @@ impl Aged {
 async fn any_combination_of_lost_stale_and_torn_pieces_is_told() {
     let aged = Aged::new().await;
     let (keys, state) = (aged.world.keys(), aged.world.state());
-    let chosen: Vec<_> = keys.iter().take(5).collect();
+    let (aged_keys, other_keys): (Vec<_>, Vec<_>) = keys[1..]
+        .iter()
+        .partition(|key| aged.old.contains_key(*key));
+    assert!(aged_keys.len() >= 3, "{aged_keys:?}");
+    let pieces = aged_keys.into_iter().take(3).chain(other_keys);
+    let chosen: Vec<_> = keys[..1].iter().chain(pieces).take(5).collect();
     let (truth, position) = (aged.world.truth(), state.position());
     let mut lost = 0;
     for number in 0..HARMS.len().pow(5) {
@@ -369,36 +391,66 @@ async fn a_lost_piece_is_put_right_from_the_journal() {
     }
 }
 
+/// A bucket in which the account is written anew twice, just before a piece of it is read, so many times.
+struct Overtaken {
+    bucket: MemorySnapshots,
+    states: [Account; 2],
+    left: AtomicU32,
+    one_at_a_time: Mutex<()>,
+}
+
+impl Overtaken {
+    async fn overtake(&self) {
+        let _alone = self.one_at_a_time.lock().await;
+        let (any, of) = ((Revision(u64::MAX), Position(0)), account());
+        for state in &self.states {
+            let Found { kept, head, .. } = Found::read(&self.bucket, &of, any).await.unwrap();
+            let written = Written::of(&of, Position(9), 1, state, head.as_ref());
+            let written = written.write(&self.bucket, &of, kept.revision).await;
+            written.unwrap();
+        }
+    }
+}
+
+impl SnapshotStore for Overtaken {
+    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Kept, StoreError>> {
+        async move {
+            let is_piece = key.matches('.').count() == 2;
+            let fewer = |left: u32| left.checked_sub(1);
+            if is_piece && self.left.fetch_update(Relaxed, Relaxed, fewer).is_ok() {
+                self.overtake().await;
+            }
+            SnapshotStore::read(&self.bucket, key).await
+        }
+        .boxed()
+    }
+
+    fn write<'a>(
+        &'a self,
+        _: &'a str,
+        _: Revision,
+        _: Bytes,
+    ) -> BoxFuture<'a, Result<Revision, WriteError>> {
+        unreachable!("it is only read")
+    }
+}
+
 /// A newer head stands when a piece is found to be another: it is read instead.
 #[tokio::test]
 async fn a_snapshot_that_is_written_anew_while_it_is_read_is_read_again() {
     let aged = Aged::new().await;
-    let (bucket, of) = (&aged.world.snapshots, account());
-    let states = [aged.before.clone(), aged.world.truth()];
-    let Found { kept, head, .. } = aged.world.found().await;
-    let (mut revision, mut head) = (kept.revision, head);
-    let writes = async {
-        for number in 0..400 {
-            let written = Written::of(&of, Position(9), 1, &states[number % 2], head.as_ref());
-            revision = written.write(bucket, &of, revision).await.unwrap();
-            head = written.head;
-        }
-    };
-    let reads = async {
-        let (any, mut whole) = ((Revision(u64::MAX), Position(0)), 0);
-        for _ in 0..100 {
-            match Found::read(bucket, &of, any).await {
-                Ok(found) => {
-                    let state = found.snapshot.unwrap().unwrap().state;
-                    assert!(states.contains(&state));
-                    whole += 1;
-                }
-                Err(error) => assert!(error.to_string().contains("read the snapshot")),
-            }
-        }
-        assert!(whole > 0, "some are read between two writes");
-    };
-    tokio::join!(writes, reads);
+    let (any, of) = ((Revision(u64::MAX), Position(0)), account());
+    for times in [1, 3, 100] {
+        let store = Overtaken {
+            bucket: aged.world.snapshots.copy(),
+            states: [aged.before.clone(), aged.world.truth()],
+            left: AtomicU32::new(times),
+            one_at_a_time: Mutex::default(),
+        };
+        let found = Found::read(&store, &of, any).await.unwrap();
+        let state = found.snapshot.unwrap().unwrap().state;
+        assert_eq!(state, store.states[1], "overtaken {times} times");
+    }
 }
 
 #[tokio::test]
@@ -414,6 +466,31 @@ async fn a_head_of_another_account_is_not_taken() {
     let any = (Revision(u64::MAX), Position(0));
     let found = Found::read(&world.snapshots, &other, any).await.unwrap();
     assert!(matches!(found.snapshot, Err(Unusable::Account { .. })));
+}
+
+/// Neither heard of what the other wrote: the second changes nothing.
+#[tokio::test]
+async fn a_snapshot_that_somebody_else_has_written_meanwhile_stays() {
+    let aged = Aged::new().await;
+    let (bucket, of, position) = (
+        &aged.world.snapshots,
+        account(),
+        aged.world.state().position(),
+    );
+    let Found { kept, head, .. } = aged.world.found().await;
+    let host = aged.world.host().await;
+    reserve(&host, 30).await;
+    host.stop().await;
+    let first = aged.world.truth();
+    let written = |state| Written::of(&of, position, 1, state, head.as_ref());
+    let one = written(&first).write(bucket, &of, kept.revision).await;
+    one.unwrap();
+    let other = written(&aged.before)
+        .write(bucket, &of, kept.revision)
+        .await;
+    assert!(matches!(other, Err(WriteError::Moved)), "{other:?}");
+    let found = aged.world.found().await.snapshot.unwrap().unwrap();
+    assert_eq!(found.state, first);
 }
 
 /// A writer that dies at any write of a snapshot leaves the one before it or the new one.
