@@ -1,6 +1,7 @@
 //! One account with very many reservations: its snapshot stands in pieces, a takeover reads those and the
 //! journal's end, and whatever is lost of them is found and put right from the journal.
 #![allow(clippy::unwrap_used)]
+#![expect(clippy::print_stdout, reason = "how long a takeover took")]
 
 use std::{
     collections::HashMap,

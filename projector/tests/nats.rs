@@ -1,6 +1,7 @@
 //! The projector on a real server: projectors that are killed at any moment, two at a time, leave a
 //! feed with every event once and in order, and snapshots that readers can trust.
 #![allow(clippy::unwrap_used)]
+#![expect(clippy::print_stdout, reason = "how long a takeover took")]
 
 use std::{
     collections::BTreeMap,

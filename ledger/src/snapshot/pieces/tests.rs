@@ -1,3 +1,8 @@
+#![expect(
+    clippy::print_stdout,
+    reason = "the figures that the decision record has"
+)]
+
 use seatbelt_schemas::{
     budget::Budget,
     cap::CapSpec,
@@ -135,10 +140,10 @@ fn neighbours_are_picked_as_others_are() {
 fn only_what_changed_is_written() {
     let mut state = holding(20_000);
     let first = written(&state, None);
-    let mut standing = first.head.clone().unwrap();
-    for number in 0..50 {
-        reserve(&mut state, 20_000 + number);
-        let id = *state.open().keys().nth(300 * number as usize).unwrap();
+    let mut standing = first.head.unwrap();
+    for (number, nth) in (20_000..20_050).zip((0..).step_by(300)) {
+        reserve(&mut state, number);
+        let id = *state.open().keys().nth(nth).unwrap();
         let released = seatbelt_schemas::event::Released {
             reservation: id,
             key: scopes().key,
@@ -158,7 +163,7 @@ fn only_what_changed_is_written() {
             .find(|(number, _)| named.contains(number));
         assert!(over.is_none(), "what is named is not written over");
         standing = next.head.unwrap();
-        assert!((standing.pieces.all().count() as u32) > standing.turn);
+        assert!(standing.pieces.all().count() > standing.turn as usize);
     }
     let most = standing.pieces.all().map(|piece| piece.number).max();
     assert!(most.unwrap() as usize <= 2 * standing.pieces.all().count());
@@ -189,7 +194,7 @@ fn what_outgrows_all_bounds_is_told_and_not_cut() {
     let outgrown = within(cut.pieces.len() - 1);
     assert!(outgrown.pieces.is_empty() && outgrown.head.is_none());
     let told: TooLarge = wire::decode("stand-in", &outgrown.value).unwrap();
-    assert_eq!(told.too_large as usize, cut.size);
+    assert_eq!(told.too_large, cut.size as u64);
 }
 
 fn name(letters: usize) -> String {
