@@ -2,7 +2,11 @@
 //!
 //! A request is bounded, reserved, and only then dispatched; it is settled before the last byte of
 //! its answer is let go. Every decision is the ledger's: here is no counter that could disagree with
-//! it. Not here: NATS, TOML, the process.
+//! it. Not here: NATS, TOML, vendor JSON, the process.
+//!
+//! A request passes rooms, in this order: `receive`, `plan` (with `upstream` and `bound`), `gate`, `run`.
+//! `routes` leads it through them, `server` puts them together in `app`; `config`, `clock`, `metrics` and
+//! `error` know none of them. `scripts/check_layers.py` proves who looks into whom.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod app;
