@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex};
 use futures::{future::BoxFuture, stream::FuturesUnordered};
 use seatbelt_schemas::{
     command::{CommandError, ReserveOutcome},
-    commit::COMMIT_EVENTS_MAX,
     ids::{AccountId, LedgerId},
     position::{Partition, Partitions},
 };
@@ -33,7 +32,9 @@ pub const CHANNEL_MAX: usize = 4096;
 /// Reserves of one account that wait in it or to get into it; a further one is turned away at once, as
 /// it would only make the other accounts wait. What ends a hold is never turned away.
 pub const CHANNEL_SHARE_MAX: usize = CHANNEL_MAX / 2;
+
 mod appending;
+pub mod bounds;
 pub mod clock;
 mod delivery;
 mod fetching;
@@ -42,6 +43,7 @@ pub mod skew;
 mod task;
 mod timepiece;
 
+use bounds::Bounds;
 use clock::HostClock;
 pub use clock::now_ms;
 use handle::Handed;
@@ -93,7 +95,18 @@ impl HostedPartition {
         journal: J,
         snapshots: Option<Arc<dyn SnapshotStore>>,
     ) -> Self {
-        let (sender, receiver) = mpsc::channel(CHANNEL_MAX);
+        Self::start_within(config, partition, journal, snapshots, &Bounds::default())
+    }
+
+    /// The same, within bounds of its own.
+    pub fn start_within<J: Journal>(
+        config: &HostConfig,
+        partition: Partition,
+        journal: J,
+        snapshots: Option<Arc<dyn SnapshotStore>>,
+        bounds: &Bounds,
+    ) -> Self {
+        let (sender, receiver) = mpsc::channel(bounds.channel_max);
         let (report, status) = watch::channel(PartitionStatus::Recovering);
         let handed = Arc::new(Handed {
             shares: Shares::new(CHANNEL_SHARE_MAX),
@@ -109,21 +122,23 @@ impl HostedPartition {
             ledger: config.ledger.clone(),
             writer: config.writer.clone(),
             expiry_grace_ms: config.expiry_grace_ms,
-            single_refusals_per_second: WriterConfig::SINGLE_REFUSALS_DEFAULT,
+            single_refusals_per_second: bounds.single_refusals_per_second,
             accounts_max: config.accounts_max,
-            settle_linger_ms: WriterConfig::SETTLE_LINGER_MS_DEFAULT,
-            commit_events_max: COMMIT_EVENTS_MAX,
+            settle_linger_ms: bounds.settle_linger_ms,
+            commit_events_max: bounds.commit_events_max,
         };
         let source = Source {
             journal: Arc::new(journal),
             snapshots,
             partition,
+            hot_max: bounds.hot_max,
         };
         let task = Task {
             config,
             source,
             base: Base::default(),
             fetches: FuturesUnordered::new(),
+            fetches_max: bounds.fetches_max,
             clear_at: time.clock().instant(),
             time,
             handed: Arc::clone(&handed),

@@ -27,7 +27,6 @@ use crate::{
     account::Account,
     directory::{Directory, DirectoryError, DirectoryRef, Entry, LastPositions},
     journal::{Journal, ReadError, Sequence, Stored},
-    outcomes::HOT_MAX,
     partition::{ChainError, Head, PartitionState},
     resume::{Disagreement, Resume, ResumeError, Resumed},
     snapshot::{AccountSnapshot, Found, PartitionRecord, RECORD_VERSION, Unusable, Written},
@@ -135,6 +134,8 @@ pub struct Source<J> {
     pub snapshots: Option<Arc<dyn SnapshotStore>>,
     /// The partition.
     pub partition: Partition,
+    /// Commands whose outcome stays in memory.
+    pub hot_max: usize,
 }
 
 impl<J> Clone for Source<J> {
@@ -143,6 +144,7 @@ impl<J> Clone for Source<J> {
             journal: Arc::clone(&self.journal),
             snapshots: self.snapshots.clone(),
             partition: self.partition,
+            hot_max: self.hot_max,
         }
     }
 }
@@ -252,12 +254,12 @@ impl<J: Journal> Source<J> {
     async fn attempt(&self, with_snapshots: bool) -> Result<(Resumed, Base), Trouble> {
         let (mut resume, mut base, directory) = match self.record(with_snapshots).await? {
             None => {
-                let resume = Resume::from_start(self.partition, HOT_MAX);
+                let resume = Resume::from_start(self.partition, self.hot_max);
                 (resume, Base::default(), Directory::empty(self.partition))
             }
             Some((record, base)) => {
                 let directory = self.directory_of(&record).await?;
-                (Resume::from_record(record, HOT_MAX), base, directory)
+                (Resume::from_record(record, self.hot_max), base, directory)
             }
         };
         let end = self.journal.end().await?;

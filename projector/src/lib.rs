@@ -35,7 +35,7 @@ use self::{
     feed::{Feed, writer::FeedWriter},
     follow::{Stop, pause, with_sources},
     seat::{Asks, SEAT_PATIENCE},
-    snapshots::Snapshots,
+    snapshots::{MARK_EVERY, Snapshots},
     store::{FeedStore, SnapshotStore},
 };
 
@@ -78,7 +78,8 @@ pub async fn run<J: Journal>(
     parts: Parts<J>,
     shutdown: CancellationToken,
 ) -> Result<(), ProjectorError> {
-    project_all(parts, SEAT_PATIENCE, shutdown).await
+    let pace = Pace::default();
+    project_all(parts, pace, shutdown).await
 }
 
 /// As [`run`], for a process that has the store for itself: whoever still has a seat is of an earlier run
@@ -88,20 +89,56 @@ pub async fn run_alone<J: Journal>(
     parts: Parts<J>,
     shutdown: CancellationToken,
 ) -> Result<(), ProjectorError> {
-    project_all(parts, Duration::ZERO, shutdown).await
+    let pace = Pace {
+        seat_patience: Duration::ZERO,
+        ..Pace::default()
+    };
+    project_all(parts, pace, shutdown).await
+}
+
+/// As [`run`], with so many events between two marks of a partition's history: few in tests, so that short
+/// stories meet some.
+pub async fn run_marking<J: Journal>(
+    parts: Parts<J>,
+    mark_every: u64,
+    shutdown: CancellationToken,
+) -> Result<(), ProjectorError> {
+    let pace = Pace {
+        mark_every,
+        ..Pace::default()
+    };
+    project_all(parts, pace, shutdown).await
+}
+
+/// How long, and how often.
+struct Pace {
+    /// How long the holder of a seat is waited for.
+    seat_patience: Duration,
+    /// Events between two marks of a partition's history.
+    mark_every: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            seat_patience: SEAT_PATIENCE,
+            mark_every: MARK_EVERY,
+        }
+    }
 }
 
 async fn project_all<J: Journal>(
     parts: Parts<J>,
-    seat_patience: Duration,
+    pace: Pace,
     shutdown: CancellationToken,
 ) -> Result<(), ProjectorError> {
     let shared = Arc::new(Shared {
         writer: Arc::new(FeedWriter::new(parts.feed)),
         names: parts.names,
         projector: parts.projector,
-        seat_patience,
+        seat_patience: pace.seat_patience,
         snapshots: parts.snapshots,
+        mark_every: pace.mark_every,
     });
     let shutdown = shutdown.child_token();
     let mut tasks = JoinSet::new();
@@ -140,6 +177,7 @@ struct Shared {
     seat_patience: Duration,
     snapshots: Arc<dyn SnapshotStore>,
     writer: Arc<FeedWriter>,
+    mark_every: u64,
 }
 
 impl Shared {
@@ -172,7 +210,8 @@ impl Shared {
                 Arc::clone(&self.snapshots),
                 self.projector.clone(),
                 seat,
-            );
+            )
+            .marking(self.mark_every);
             let both = stop.child_token();
             let (one, other) = (
                 ending(&both, snapshots.run(&both)),

@@ -103,6 +103,7 @@ pub(crate) struct Snapshots<J> {
     pause: Duration,
     recorded: Sequence,
     recorded_position: Position,
+    mark_every: u64,
 }
 
 /// The directory of accounts, with what is newer than it.
@@ -189,7 +190,13 @@ impl<J: Journal> Snapshots<J> {
             flushed_at: Instant::now(),
             pause: FLUSH_EVERY,
             recorded: sequence,
+            mark_every: MARK_EVERY,
         }
+    }
+
+    /// The same with so many events between two marks.
+    pub(crate) fn marking(self, mark_every: u64) -> Self {
+        Self { mark_every, ..self }
     }
 
     /// Projects until `stop`, or until it must not go on.
@@ -369,7 +376,7 @@ impl<J: Journal> Snapshots<J> {
             self.apply(&stored.event, &mut odd);
         }
         let (sequence, position) = (self.tail.sequence.0, self.tail.head.position);
-        let stepped = self.history.step(sequence, position, MARK_EVERY);
+        let stepped = self.history.step(sequence, position, self.mark_every);
         if let Listed::Read { newer, is_due, .. } = &mut self.listed {
             let events = commit.events.iter();
             events.for_each(|stored| directory::note(newer, &stored.event));

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Accounts and older commands that are fetched at once.
-const FETCHES_MAX: usize = 64;
+pub(super) const FETCHES_MAX: usize = 64;
 /// How often a fetch is tried, and the pause in between.
 const FETCH_TRIES_MAX: u32 = 8;
 const FETCH_PAUSE: Duration = Duration::from_millis(250);
@@ -31,10 +31,10 @@ const FETCH_PAUSE: Duration = Duration::from_millis(250);
 const CLEAR_EVERY: Duration = Duration::from_secs(1);
 
 impl<J: Journal> Task<J> {
-    /// Begins to fetch what the writer wants, up to [`FETCHES_MAX`] at once, and now and then looks
+    /// Begins to fetch what the writer wants, up to its bound at once, and now and then looks
     /// which accounts could leave memory.
     pub(super) fn begin_fetches(&mut self, writer: &mut Writer<Waiting>) {
-        while self.fetches.len() < FETCHES_MAX
+        while self.fetches.len() < self.fetches_max
             && let Some(fetch) = writer.take_fetch()
         {
             let (source, base) = (self.source.clone(), self.base.clone());

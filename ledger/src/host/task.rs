@@ -43,6 +43,7 @@ pub(super) struct Task<J> {
     /// What accounts that are not in memory are loaded from.
     pub(super) base: Base,
     pub(super) fetches: FuturesUnordered<BoxFuture<'static, Brought>>,
+    pub(super) fetches_max: usize,
     /// When memory is looked at next.
     pub(super) clear_at: Instant,
     pub(super) time: Timepiece,

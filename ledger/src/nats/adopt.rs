@@ -131,6 +131,7 @@ impl Adoption {
             journal: Arc::new(journal.clone()),
             snapshots: None,
             partition: self.partition,
+            hot_max: crate::outcomes::HOT_MAX,
         };
         let (resumed, _) = source.recover().await?;
         let adopted = Adopted {
