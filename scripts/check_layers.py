@@ -47,15 +47,16 @@ ROOMS = {
     "config": set(),
     "metrics": set(),
     "error": set(),
+    "ready": set(),
     "receive": BASE,
     "bound": BASE,
     "upstream": BASE,
     "gate": BASE,
     "plan": BASE | FIRST,
     "run": BASE | FIRST | {"plan"},
-    "app": BASE | FIRST | {"plan", "run"},
-    "routes": BASE | FIRST | {"app"},
-    "server": BASE | FIRST | {"plan", "run", "app", "routes"},
+    "app": BASE | FIRST | {"plan", "run", "ready"},
+    "routes": BASE | FIRST | {"app", "ready"},
+    "server": BASE | FIRST | {"plan", "run", "app", "routes", "ready"},
 }
 
 # All of ledger/src is decision code, held to be pure, but for these modules (file or folder of that name).

@@ -16,7 +16,7 @@ use seatbelt_schemas::{
         Settle, Standing,
     },
     commit::COMMIT_EVENTS_MAX,
-    event::{Adopted, Event, EventBody, Genesis, Refused, WriterStarted},
+    event::{Adopted, Event, EventBody, Genesis, WriterStarted},
     ids::{AccountId, Actor, CommandId, LedgerId, ReservationId},
     position::{Epoch, Partition, Partitions, Position},
 };

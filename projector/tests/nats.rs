@@ -18,6 +18,7 @@ use seatbelt_ledger::{
     host::now_ms,
     journal::{Journal, Sequence},
     nats::{FeedMessage, FeedStream, Leases, Nats, NatsJournal, connect, snapshot_bucket},
+    outcomes::HOT_MAX,
     recovery::Source,
     snapshot::{Found, PartitionRecord, Unusable},
     store::Revision,
@@ -649,6 +650,7 @@ async fn a_large_account_is_kept_in_pieces() {
         journal: Arc::new(journal),
         snapshots: Some(bucket.clone()),
         partition: Partition(1),
+        hot_max: HOT_MAX,
     };
     let began = Instant::now();
     let (_, base) = source.recover().await.unwrap();
