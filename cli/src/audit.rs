@@ -12,6 +12,7 @@ mod export;
 mod progress;
 mod replay;
 mod show;
+mod sieve;
 mod source;
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
-//! `seatbelt ledger`: what only an operator may decide. Each decision is an event of the journal.
+//! `seatbelt ledger`: what only an operator may decide. Each decision is written in the journal.
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -11,6 +11,8 @@ use seatbelt_ledger::nats::{
     self,
     adopt::{AdoptError, Adoption, adopt, doubt},
     provision::GenesisError,
+    rebuild::{self, RebuildError},
+    skip::{self, SkipError},
 };
 use seatbelt_schemas::position::Partition;
 use thiserror::Error;
@@ -42,6 +44,45 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Go on behind messages at a journal's end that are no commits. Stop the gateways and projectors first,
+    /// start them again after it
+    SkipMessage {
+        /// The configuration of the ledger; its embedded server is started if it does not run
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The partition
+        #[arg(long)]
+        partition: u8,
+        /// The message; several times where several stand one behind the other
+        #[arg(long, required = true)]
+        sequence: Vec<u64>,
+        /// Go on although a commit stood there that is damaged: what it held is given up for good
+        #[arg(long)]
+        give_up: bool,
+        /// Do it; without, only what stands there is told
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Make bucket META again from the journals' genesis, where it is lost or was made anew. Stop the
+    /// gateways and projectors first, start them again after it
+    RebuildMeta {
+        /// The configuration of the ledger; its embedded server is started if it does not run
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Do it; without, only what would be written is told
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+impl Command {
+    fn config(&self) -> &Path {
+        match self {
+            Self::AdoptJournal { config, .. }
+            | Self::SkipMessage { config, .. }
+            | Self::RebuildMeta { config, .. } => config,
+        }
+    }
 }
 
 /// Why nothing was decided.
@@ -67,6 +108,12 @@ pub enum LedgerError {
     /// The journal is not adopted.
     #[error(transparent)]
     Adopt(#[from] AdoptError),
+    /// Nothing is skipped.
+    #[error(transparent)]
+    Skip(#[from] SkipError),
+    /// The facts are not made again.
+    #[error(transparent)]
+    Rebuild(#[from] RebuildError),
     /// Standard output is gone or full.
     #[error("cannot write the output")]
     Output(#[from] io::Error),
@@ -74,19 +121,137 @@ pub enum LedgerError {
 
 /// Carries an operator's decision out. The exit code is 0 only if it is carried out.
 pub async fn run(args: LedgerArgs) -> Result<ExitCode, LedgerError> {
-    let Command::AdoptJournal {
-        config,
-        partition,
-        yes,
-    } = args.command;
-    let config = Config::load(&config)?.nats;
+    let config = Config::load(args.command.config())?.nats;
     let (connected, started) = audit::reach(&config).await?;
-    let done = adopt_journal(&connected, &config, partition, yes).await;
+    let done = match args.command {
+        Command::AdoptJournal { partition, yes, .. } => {
+            adopt_journal(&connected, &config, partition, yes).await
+        }
+        Command::SkipMessage {
+            partition,
+            sequence,
+            give_up,
+            yes,
+            ..
+        } => match yes {
+            true => skip_message(&connected, &config, partition, &sequence, give_up).await,
+            false => tell_message(&connected, &config, partition).await,
+        },
+        Command::RebuildMeta { yes, .. } => rebuild_meta(&connected, &config, yes).await,
+    };
     drop(connected);
     if let Some(server) = started {
         server.stop().await;
     }
     done
+}
+
+/// Who decides, for people.
+fn by(command: &str) -> String {
+    format!("operator ({command}, pid {})", std::process::id())
+}
+
+/// One journal of the ledger that a configuration means.
+async fn one_journal(
+    connected: &nats::Nats,
+    config: &crate::config::Nats,
+    asked: u8,
+    command: &str,
+) -> Result<Adoption, LedgerError> {
+    let meta = nats::meta(connected, &config.names).await?;
+    let last = u8::from(meta.partitions).saturating_sub(1);
+    if asked > last {
+        return Err(LedgerError::NoPartition { last, asked });
+    }
+    Ok(Adoption {
+        names: config.names.clone(),
+        meta,
+        partition: Partition(asked),
+        replicas: config.replicas,
+        by: by(command),
+    })
+}
+
+async fn skip_message(
+    connected: &nats::Nats,
+    config: &crate::config::Nats,
+    asked: u8,
+    sequences: &[u64],
+    give_up: bool,
+) -> Result<ExitCode, LedgerError> {
+    let journal = one_journal(connected, config, asked, "skip-message").await?;
+    let said = skip::skip(connected, &journal, sequences, give_up).await?;
+    writeln!(
+        io::stdout(),
+        "partition {asked} goes on at sequence {said}: start the gateways and projectors again"
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn tell_message(
+    connected: &nats::Nats,
+    config: &crate::config::Nats,
+    asked: u8,
+) -> Result<ExitCode, LedgerError> {
+    let journal = one_journal(connected, config, asked, "skip-message").await?;
+    let found = skip::find(connected, &journal).await?;
+    let mut out = io::stdout();
+    let after = found.after;
+    writeln!(
+        out,
+        "the last commit of partition {asked} is sequence {after}"
+    )?;
+    for message in &found.messages {
+        let (at, sha256) = (message.sequence, &message.sha256);
+        writeln!(
+            out,
+            "sequence {at} is no commit that follows it (SHA-256 {sha256})"
+        )?;
+    }
+    match found.damaged {
+        Some(by) => writeln!(
+            out,
+            "a commit stood there and is damaged ({by} says so): restore the stream from a backup, or give its events up with --give-up"
+        )?,
+        None => writeln!(
+            out,
+            "nobody has seen a commit there; if one stood there and was acknowledged in the last moments, what it held is given up"
+        )?,
+    }
+    writeln!(out, "nothing was changed: skip it with --yes")?;
+    Ok(ExitCode::FAILURE)
+}
+
+async fn rebuild_meta(
+    connected: &nats::Nats,
+    config: &crate::config::Nats,
+    yes: bool,
+) -> Result<ExitCode, LedgerError> {
+    let mut out = io::stdout();
+    if !yes {
+        let meta = rebuild::facts(connected, &config.names).await?;
+        let (ledger, partitions) = (meta.ledger, u8::from(meta.partitions));
+        writeln!(
+            out,
+            "the journals are of ledger {ledger} with {partitions} partitions"
+        )?;
+        writeln!(
+            out,
+            "nothing was changed: META is made from them with --yes"
+        )?;
+        return Ok(ExitCode::FAILURE);
+    }
+    let (names, by) = (&config.names, by("rebuild-meta"));
+    let (meta, unsaid) = rebuild::rebuild(connected, names, config.replicas, &by).await?;
+    writeln!(
+        out,
+        "META names ledger {} again: start the gateways and projectors",
+        meta.ledger
+    )?;
+    for (partition, reason) in unsaid {
+        writeln!(out, "partition {partition} is not served yet: {reason}")?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn adopt_journal(
@@ -95,18 +260,7 @@ async fn adopt_journal(
     asked: u8,
     yes: bool,
 ) -> Result<ExitCode, LedgerError> {
-    let meta = nats::meta(connected, &config.names).await?;
-    let last = u8::from(meta.partitions).saturating_sub(1);
-    if asked > last {
-        return Err(LedgerError::NoPartition { last, asked });
-    }
-    let adoption = Adoption {
-        names: config.names.clone(),
-        meta,
-        partition: Partition(asked),
-        replicas: config.replicas,
-        by: format!("operator (adopt-journal, pid {})", std::process::id()),
-    };
+    let adoption = one_journal(connected, config, asked, "adopt-journal").await?;
     let mut out = io::stdout();
     if yes {
         let end = adopt(connected, &adoption).await?;

@@ -12,11 +12,12 @@ use seatbelt_schemas::{
     cap::CapEvidence,
     claim::{self, Claim},
     command::CommandError,
-    commit::{ChainHash, Header},
+    commit::{ChainHash, Header, Unread},
     event::{Event, EventBody, EventOf, RefusalReason, Reserved, Resized},
     ids::{AccountId, CapId, CommandId},
     position::{Partition, Position},
     scope::Scopes,
+    skipped::Skipped,
 };
 use thiserror::Error;
 
@@ -26,8 +27,11 @@ use crate::{
         self, Context, ReserveRequest, Verdict,
         follows::{Following, Follows},
     },
-    journal::Sequence,
-    partition::{ChainError, PartitionState},
+    journal::{
+        Sequence,
+        strays::{self, Strays, Unresolved},
+    },
+    partition::{ChainError, Head, PartitionState},
 };
 
 pub use whole::{EXPIRY_GRACE_MS_MAX, EXPIRY_LATE_MS_MAX};
@@ -83,6 +87,8 @@ pub struct PartitionSummary {
     pub accounts: u64,
     /// Reservations still open at the end.
     pub open: u64,
+    /// Messages that are no commits, and that an operator had skipped.
+    pub skipped: u64,
     /// Hash of the last commit.
     pub chain: ChainHash,
 }
@@ -92,6 +98,7 @@ pub struct PartitionSummary {
 pub struct Verifier {
     state: PartitionState,
     whole: whole::Whole,
+    strays: Strays,
     sequence: Sequence,
     events: u64,
     unknown: u64,
@@ -109,6 +116,7 @@ impl Verifier {
         Self {
             state: PartitionState::new(partition),
             whole: whole::Whole::default(),
+            strays: Strays::default(),
             sequence: Sequence(0),
             events: 0,
             unknown: 0,
@@ -123,8 +131,9 @@ impl Verifier {
         &self.state
     }
 
-    /// Verifies the next commit, event by event; says how many it holds. After an error the proof is
-    /// over: the events before it are in the state.
+    /// Verifies the next commit, event by event; says how many it holds: none where it is no commit, which
+    /// is for a later one to explain. After an error the proof is over: the events before it are in the
+    /// state.
     pub fn accept(&mut self, sequence: Sequence, payload: &[u8]) -> Result<u64, VerifyError> {
         if sequence != self.sequence.next() {
             return Err(VerifyError::Sequence {
@@ -132,16 +141,20 @@ impl Verifier {
                 found: sequence,
             });
         }
-        let chain = |source| VerifyError::Chain { sequence, source };
         // from end to end before anything jumps about in it: so the bytes are at hand from here on
         let hash = ChainHash::of(payload);
-        let unread = self.state.head().check_header(payload).map_err(chain)?;
+        self.sequence = sequence;
+        let (unread, events) = match read(self.state.head(), payload) {
+            Ok(read) => read,
+            Err(source) => {
+                let met = self.strays.meet((sequence, payload), source);
+                return met.map(|()| 0).map_err(VerifyError::from);
+            }
+        };
+        let word = events.iter().find_map(|(_, claimed)| word_of(claimed));
+        self.strays.resolve(sequence, self.state.head(), word)?;
         let (header, before) = (unread.header(), self.events);
-        for read in unread.events() {
-            let head = self.state.head();
-            let (bytes, claimed): (_, EventOf<Claim>) =
-                read.map_err(|source| chain(head.unreadable(source)))?;
-            head.in_time(header, claimed.at_ms).map_err(chain)?;
+        for (bytes, claimed) in events {
             self.event(bytes, claimed, header)
                 .map_err(|detail| failure(sequence, bytes, detail))?;
         }
@@ -151,12 +164,12 @@ impl Verifier {
             return Err(failure(sequence, unread.first(), detail));
         }
         self.state.committed(header.epoch, hash);
-        self.sequence = sequence;
         Ok(self.events - before)
     }
 
     /// Ends the proof.
-    pub fn finish(self) -> Result<PartitionSummary, VerifyError> {
+    pub fn finish(mut self) -> Result<PartitionSummary, VerifyError> {
+        self.strays.finish()?;
         if let Some(owed) = self.owed.front().filter(|owed| !owed.may_wait) {
             return Err(VerifyError::Decision {
                 sequence: self.sequence,
@@ -168,7 +181,7 @@ impl Verifier {
         }
         Ok(PartitionSummary {
             partition: self.state.partition(),
-            commits: self.sequence.0,
+            commits: self.sequence.0 - self.strays.skipped(),
             events: self.events,
             unknown: self.unknown,
             accounts: self.state.accounts().count() as u64,
@@ -177,6 +190,7 @@ impl Verifier {
                 .accounts()
                 .map(|(_, account)| account.open().len() as u64)
                 .sum(),
+            skipped: self.strays.skipped(),
             chain: self.state.chain(),
         })
     }
@@ -336,6 +350,44 @@ impl Verifier {
             }
             body => Ok(body.clone()),
         }
+    }
+}
+
+impl From<Unresolved> for VerifyError {
+    fn from(stray: Unresolved) -> Self {
+        let Unresolved { at, source } = stray;
+        Self::Chain {
+            sequence: at,
+            source,
+        }
+    }
+}
+
+type Read<'a> = (Unread<'a>, Vec<(&'a [u8], EventOf<Claim>)>);
+
+/// Reads a commit that continues the journal, all of it before anything is applied: a message that is no
+/// commit changes nothing.
+fn read<'a>(head: &Head, payload: &'a [u8]) -> Result<Read<'a>, ChainError> {
+    let unread = head.check_header(payload)?;
+    let header = *unread.header();
+    let mut events = Vec::new();
+    for (position, read) in (head.position.0..).zip(unread.events()) {
+        let read: (_, EventOf<Claim>) = read.map_err(|source| ChainError::Commit {
+            partition: head.partition,
+            after: Position(position),
+            source,
+        })?;
+        // times within a commit only go forward, or it cannot be read
+        head.in_time(&header, read.1.at_ms)?;
+        events.push(read);
+    }
+    Ok((unread, events))
+}
+
+fn word_of(claimed: &EventOf<Claim>) -> Option<&Skipped> {
+    match &claimed.body {
+        Claim::Other(body) => strays::word_in(body),
+        _ => None,
     }
 }
 

@@ -7,6 +7,7 @@ pub mod conformance;
 pub mod export;
 pub mod memory;
 pub mod seen;
+pub mod strays;
 
 use std::{fmt, future::Future};
 

@@ -38,13 +38,24 @@ pub async fn trace<J: Journal>(
     id: CommandId,
     end: Sequence,
 ) -> Result<Trace, ReadError> {
+    trace_past(journal, id, end, &[]).await
+}
+
+/// As [`trace`], on a journal with messages that are no commits: a copy of an old commit would tell a
+/// wrong story.
+pub async fn trace_past<J: Journal>(
+    journal: &J,
+    id: CommandId,
+    end: Sequence,
+    skipped: &[u64],
+) -> Result<Trace, ReadError> {
     let made_ms = id.at_ms();
     let near = made_ms.saturating_sub(NEAR_BEFORE_MS)..made_ms.saturating_add(NEAR_AFTER_MS);
     let whole = made_ms.saturating_sub(CLOCK_SKEW_MS_MAX)..made_ms.saturating_add(WRITTEN_MS_MAX);
     let spans = [near.clone(), whole.start..near.start, near.end..whole.end];
     for span in spans {
-        let mut search = Search::new(id);
-        let from = first_at(journal, span.start, end).await?;
+        let mut search = Search::new(id, skipped);
+        let from = first_at(journal, span.start, end, skipped).await?;
         search.run(journal, from, end, span.end).await?;
         if search.is_found() {
             let events = search.events;
@@ -55,18 +66,23 @@ pub async fn trace<J: Journal>(
     Ok(Trace { id, events })
 }
 
-/// Reads what the journal tells of ids above a floor; at most `max` of them stay.
+/// Reads what the journal tells of ids above a floor; at most `max` of them stay. Messages that are no
+/// commits tell nothing.
 pub async fn above<J: Journal>(
     journal: &J,
     unread: Unread,
     max: usize,
+    skipped: &[u64],
 ) -> Result<Outcomes, ReadError> {
     let Unread { floor, from_ms, to } = unread;
-    let from = first_at(journal, from_ms, to).await?;
+    let from = first_at(journal, from_ms, to, skipped).await?;
     let mut outcomes = Outcomes::after(None, max);
     let mut commits = journal.replay(from, to);
     while let Some(stored) = commits.next().await {
         let stored = stored?;
+        if skipped.contains(&stored.sequence.0) {
+            continue;
+        }
         // one that does not decode stopped whoever took the partition over, if it matters
         let Ok(commit) = Commit::decode(&stored.payload) else {
             continue;
@@ -83,6 +99,7 @@ async fn first_at<J: Journal>(
     journal: &J,
     at_ms: u64,
     end: Sequence,
+    skipped: &[u64],
 ) -> Result<Sequence, ReadError> {
     let (mut before, mut after) = (Sequence(0), end.next());
     while before.next() < after {
@@ -90,26 +107,28 @@ async fn first_at<J: Journal>(
         let Some(stored) = journal.get(middle).await? else {
             return Err(ReadError::Gap { at: middle });
         };
-        // what does not decode is found by the search itself, if it matters
+        // what does not decode is found by the search itself, if it matters; so is what is no commit
         match Commit::decode(&stored.payload) {
-            Ok(commit) if commit.at_ms < at_ms => before = middle,
+            Ok(commit) if commit.at_ms < at_ms && !skipped.contains(&middle.0) => before = middle,
             _ => after = middle,
         }
     }
     Ok(before)
 }
 
-struct Search {
+struct Search<'a> {
     id: CommandId,
+    skipped: &'a [u64],
     reservation: ReservationId,
     needle: Finder<'static>,
     events: Vec<Event>,
 }
 
-impl Search {
-    fn new(id: CommandId) -> Self {
+impl<'a> Search<'a> {
+    fn new(id: CommandId, skipped: &'a [u64]) -> Self {
         Self {
             id,
+            skipped,
             reservation: id.into(),
             needle: Finder::new(&id.to_string()).into_owned(),
             events: Vec::new(),
@@ -132,6 +151,9 @@ impl Search {
             };
             let stored = stored?;
             at = stored.sequence;
+            if self.skipped.contains(&at.0) {
+                continue;
+            }
             let at_ms = self.look(&stored);
             if !self.is_found() && at_ms.is_some_and(|at_ms| at_ms >= until_ms) {
                 break;

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use seatbelt_schemas::{
     commit::{ChainHash, Commit, CommitError, Header, Unread},
-    event::{Event, EventBody},
+    event::{Event, EventBody, WriterStarted},
     ids::{AccountId, LedgerId},
     position::{Epoch, Partition, Position},
 };
@@ -38,6 +38,9 @@ pub struct Head {
     pub chain: ChainHash,
     /// The prices.
     pub prices: PriceBook,
+    /// Sequences of messages on the journal that are no commits, and were skipped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<u64>,
 }
 
 mod chain_bytes {
@@ -119,6 +122,16 @@ pub enum ChainError {
         /// Where the commit begins.
         at: Position,
     },
+    /// It has messages skipped that are not those before it.
+    #[error(
+        "partition {partition}: the writer that starts at position {at} names messages to skip that are not those before it"
+    )]
+    Skips {
+        /// The partition.
+        partition: Partition,
+        /// Where the commit begins.
+        at: Position,
+    },
     /// Time or reign go backwards.
     #[error("partition {partition}: {what} goes backwards at position {at}")]
     Backwards {
@@ -142,7 +155,15 @@ impl Head {
             at_ms: 0,
             chain: ChainHash::default(),
             prices: PriceBook::default(),
+            skipped: Vec::new(),
         }
+    }
+
+    /// Notes what a writer says when it starts.
+    pub fn started(&mut self, started: &WriterStarted) {
+        self.epoch = started.epoch;
+        let messages = started.skipped.iter().flat_map(|word| &word.messages);
+        self.skipped.extend(messages.map(|stray| stray.sequence));
     }
 
     /// Reads a stored commit and checks that it continues the journal.
@@ -350,7 +371,7 @@ impl PartitionState {
         self.pass(event);
         match &event.body {
             EventBody::Genesis(data) => self.head.ledger = Some(data.ledger.clone()),
-            EventBody::WriterStarted(data) => self.head.epoch = data.epoch,
+            EventBody::WriterStarted(data) => self.head.started(data),
             EventBody::PriceSet(price) => self.head.prices.set(price.clone()),
             EventBody::Unknown { .. }
                 if self

@@ -26,7 +26,7 @@ use tracing::{error, info, warn};
 use crate::{
     account::Account,
     directory::{Directory, DirectoryError, DirectoryRef, Entry, LastPositions},
-    journal::{Journal, ReadError, Sequence, Stored},
+    journal::{Journal, ReadError, Sequence, Stored, strays},
     partition::{ChainError, Head, PartitionState},
     resume::{Disagreement, Resume, ResumeError, Resumed},
     snapshot::{AccountSnapshot, Found, PartitionRecord, RECORD_VERSION, Unusable, Written},
@@ -47,7 +47,9 @@ const FLUX_TRIES: u32 = 2;
 #[derive(Debug, Error)]
 pub enum RecoveryError {
     /// A commit does not continue the journal.
-    #[error("the journal cannot be continued at sequence {at}: run `seatbelt audit verify`")]
+    #[error(
+        "the journal cannot be continued at sequence {at}: run `seatbelt audit verify`; a message that is no commit can be skipped with `seatbelt ledger skip-message`"
+    )]
     Chain {
         /// Where.
         at: Sequence,
@@ -163,6 +165,8 @@ pub struct Base {
 struct Known {
     /// The last events that the start met between the directory's mark and the record's end.
     last: LastPositions,
+    /// Messages on the journal that are no commits.
+    skipped: Vec<u64>,
     /// Versions of accounts that were in memory and left it. No more than there are accounts.
     left: Mutex<HashMap<Entry, u32>>,
     /// The directory that was asked last.
@@ -205,6 +209,11 @@ impl Base {
         } else {
             self
         }
+    }
+
+    /// Messages on the journal that are no commits, by their sequences.
+    pub fn skipped(&self) -> &[u64] {
+        &self.known.skipped
     }
 
     /// Notes that accounts leave memory with these versions: none comes back older.
@@ -270,10 +279,14 @@ impl<J: Journal> Source<J> {
                 let at = resume.tail().next();
                 return Err(ReadError::Gap { at }.into());
             };
-            self.take(&mut resume, &stored?, &base, &directory).await?;
+            let stored = stored?;
+            if stored.sequence > resume.tail() {
+                self.take(&mut resume, &stored, &base, &directory).await?;
+            }
         }
         base.known = Arc::new(Known {
             last: resume.take_last(),
+            skipped: resume.head().skipped.clone(),
             left: Mutex::default(),
             directory: Mutex::new(Some(directory)),
         });
@@ -329,10 +342,20 @@ impl<J: Journal> Source<J> {
         directory: &Directory,
     ) -> Result<(), Trouble> {
         let at = stored.sequence;
-        let commit = resume.check(stored).map_err(|error| match error {
-            ResumeError::Chain(source) => Trouble::Stop(RecoveryError::Chain { at, source }),
-            ResumeError::Disagrees(disagreement) => disagreement.into(),
-        })?;
+        if resume.skips(at) {
+            resume.step_over(at);
+            return Ok(());
+        }
+        let commit = match resume.check(stored) {
+            Ok(commit) => commit,
+            Err(ResumeError::Disagrees(disagreement)) => return Err(disagreement.into()),
+            Err(ResumeError::Chain(source)) => {
+                let last = strays::step_over(&*self.journal, resume.head(), stored).await?;
+                let stop = Trouble::Stop(RecoveryError::Chain { at, source });
+                resume.step_over(last.ok_or(stop)?);
+                return Ok(());
+            }
+        };
         let missing = resume.missing(stored, &commit);
         let missing: Vec<_> = missing
             .into_iter()
@@ -507,14 +530,22 @@ impl<J: Journal> Source<J> {
     /// One account, from the journal's beginning up to a commit, and how far that is.
     async fn fold(&self, account: &AccountId, to: Sequence) -> Result<(Account, Head), LoadError> {
         let mut chain = PartitionState::new(self.partition);
-        let mut state = Account::default();
+        let (mut state, mut stepped) = (Account::default(), Sequence(0));
         let mut commits = self.journal.replay(Sequence(0), to);
         while let Some(stored) = commits.next().await {
-            let Stored { sequence, payload } = stored?;
-            let at = sequence;
-            let commit = chain
-                .check(&payload)
-                .map_err(|source| RecoveryError::Chain { at, source })?;
+            let stored = stored?;
+            let at = stored.sequence;
+            if at <= stepped {
+                continue;
+            }
+            let commit = match chain.check(&stored.payload) {
+                Ok(commit) => commit,
+                Err(source) => {
+                    let last = strays::step_over(&*self.journal, chain.head(), &stored).await?;
+                    stepped = last.ok_or(RecoveryError::Chain { at, source })?;
+                    continue;
+                }
+            };
             for stored in &commit.events {
                 chain.pass(&stored.event);
                 let unseen =
@@ -523,7 +554,7 @@ impl<J: Journal> Source<J> {
                     state.apply(&stored.event);
                 }
             }
-            chain.committed(commit.epoch, ChainHash::of(&payload));
+            chain.committed(commit.epoch, ChainHash::of(&stored.payload));
         }
         Ok((state, chain.head().clone()))
     }

@@ -27,7 +27,7 @@ use thiserror::Error;
 use crate::{
     account::Account,
     decide::{self, Context, ReserveRequest, Verdict, follows::Follows},
-    journal::{AppendError, Journal, ReadError, Sequence},
+    journal::{AppendError, Journal, ReadError, Sequence, strays},
     outcomes,
     partition::{ChainError, PartitionState},
     prices::PriceBook,
@@ -205,9 +205,17 @@ impl<J: Journal> JournalStore<J> {
         let end = self.journal.end().await?;
         let mut placed = Vec::new();
         let mut commits = self.journal.replay(Sequence(0), end);
+        let mut stepped = Sequence(0);
         while let Some(stored) = commits.next().await.transpose()? {
-            for StoredEvent { event, .. } in state.accept(&stored.payload)?.events {
-                placed.push(event);
+            if stored.sequence <= stepped {
+                continue;
+            }
+            match state.accept(&stored.payload) {
+                Ok(commit) => placed.extend(commit.events.into_iter().map(|stored| stored.event)),
+                Err(error) => {
+                    let last = strays::step_over(&self.journal, state.head(), &stored).await?;
+                    stepped = last.ok_or(error)?;
+                }
             }
         }
         Ok((versioned(placed)?, state, end))

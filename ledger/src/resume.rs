@@ -18,7 +18,7 @@ use crate::{
     directory::{self, Entry, LastPositions},
     journal::{Sequence, Stored},
     outcomes::Outcomes,
-    partition::{ChainError, PartitionState},
+    partition::{ChainError, Head, PartitionState},
     snapshot::{AccountSnapshot, PartitionRecord, agrees},
 };
 
@@ -161,6 +161,21 @@ impl Resume {
             return Err(Disagreement::Anchor { at: self.base }.into());
         }
         Ok(commit)
+    }
+
+    /// Where the journal stands after the last commit taken, or at the record where that is later.
+    pub fn head(&self) -> &Head {
+        self.resumed.state.head()
+    }
+
+    /// Whether the record knows a message for one that is no commit.
+    pub fn skips(&self, at: Sequence) -> bool {
+        at <= self.base && self.head().skipped.contains(&at.0)
+    }
+
+    /// Steps over messages that are no commits, up to this one.
+    pub fn step_over(&mut self, last: Sequence) {
+        self.resumed.tail = last;
     }
 
     /// Accounts that have to move in before a commit is taken.

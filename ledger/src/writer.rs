@@ -19,6 +19,7 @@ use seatbelt_schemas::{
     event::{Adopted, Event, EventBody, Genesis, WriterStarted},
     ids::{AccountId, Actor, CommandId, LedgerId, ReservationId},
     position::{Epoch, Partition, Partitions, Position},
+    skipped::Skipped,
 };
 
 use crate::{
@@ -224,24 +225,24 @@ pub struct Writer<T> {
     replies: Replies<T>,
 }
 
+/// What an operator has a writer say when it starts.
+#[derive(Debug, Clone, Default)]
+pub struct Word {
+    /// That the journal goes on from where it ends.
+    pub adopted: Option<Adopted>,
+    /// That messages at its end are no commits.
+    pub skipped: Option<Skipped>,
+}
+
 impl<T: Caller> Writer<T> {
     /// Takes a partition over. Its first commit writes `writer_started`, which fences every writer
     /// before it.
     pub fn start(config: WriterConfig, resumed: Resumed, now_ms: u64) -> Self {
-        Self::begin(config, resumed, now_ms, None)
+        Self::start_on(config, resumed, now_ms, Word::default())
     }
 
-    /// As [`Writer::start`], on an operator's word that this journal is to be gone on from.
-    pub fn adopt(config: WriterConfig, resumed: Resumed, now_ms: u64, adopted: Adopted) -> Self {
-        Self::begin(config, resumed, now_ms, Some(adopted))
-    }
-
-    fn begin(
-        config: WriterConfig,
-        resumed: Resumed,
-        now_ms: u64,
-        adopted: Option<Adopted>,
-    ) -> Self {
+    /// As [`Writer::start`], on an operator's word how this journal is to be gone on from.
+    pub fn start_on(config: WriterConfig, resumed: Resumed, now_ms: u64, word: Word) -> Self {
         let Resumed {
             state,
             outcomes,
@@ -271,11 +272,11 @@ impl<T: Caller> Writer<T> {
             in_flight: None,
             tail,
         };
-        writer.announce(now_ms, adopted);
+        writer.announce(now_ms, word);
         writer
     }
 
-    fn announce(&mut self, now_ms: u64, adopted: Option<Adopted>) {
+    fn announce(&mut self, now_ms: u64, word: Word) {
         let system = AccountId::system();
         let actor = Actor::system("writer");
         if self.state.position() == Position(0) {
@@ -291,7 +292,8 @@ impl<T: Caller> Writer<T> {
             epoch: self.epoch,
             writer: self.config.writer.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            adopted,
+            adopted: word.adopted,
+            skipped: word.skipped,
         };
         let cause = self.own_id(now_ms);
         self.write(now_ms, &system, cause, &actor, started.into());

@@ -23,6 +23,8 @@ mod many_runs;
 mod rests;
 #[path = "decide/runs.rs"]
 mod runs;
+#[path = "decide/strays.rs"]
+mod strays;
 #[path = "decide/waiting.rs"]
 mod waiting;
 #[path = "decide/windows.rs"]

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use seatbelt_ledger::{
-    journal::{Sequence, Stored},
+    journal::{Journal, ReadError, Sequence, Stored, strays},
     partition::{ChainError, Head},
 };
 use seatbelt_schemas::{
@@ -15,6 +15,7 @@ use seatbelt_schemas::{
     position::Partition,
 };
 use thiserror::Error;
+use tracing::warn;
 
 /// The journal cannot be followed past this place: the projections of this partition stop until an
 /// operator acts. `seatbelt audit verify` says more.
@@ -64,6 +65,21 @@ pub enum Halt {
         #[source]
         source: ChainError,
     },
+}
+
+/// Why a message is not stepped over.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// No commit says so.
+    Halt(Halt),
+    /// What follows it cannot be read now.
+    Unread(ReadError),
+}
+
+impl From<ReadError> for Trouble {
+    fn from(error: ReadError) -> Self {
+        Self::Unread(error)
+    }
 }
 
 impl Halt {
@@ -147,12 +163,30 @@ impl Tail {
         self.head.chain = ChainHash::of(payload);
     }
 
+    /// What a halt is worth: steps over messages that are no commits, where the commit after them says so.
+    pub(crate) async fn step_over<J: Journal>(
+        &mut self,
+        journal: &J,
+        stored: &Stored,
+        halt: Halt,
+    ) -> Result<(), Trouble> {
+        if !matches!(halt, Halt::Chain { .. }) {
+            return Err(Trouble::Halt(halt));
+        }
+        let last = strays::step_over(journal, &self.head, stored).await?;
+        self.sequence = last.ok_or(Trouble::Halt(halt))?;
+        let (partition, last) = (self.partition(), self.sequence);
+        warn!(%partition, first = %stored.sequence, %last, "messages that are no commits are stepped over, as an operator said");
+        Ok(())
+    }
+
     fn note(&mut self, event: &Event) {
         self.head.position = event.position;
         self.head.at_ms = event.at_ms;
         match &event.body {
             EventBody::Genesis(data) => self.head.ledger = Some(data.ledger.clone()),
             EventBody::PriceSet(price) => self.head.prices.set(price.clone()),
+            EventBody::WriterStarted(data) => self.head.started(data),
             _ => {}
         }
     }

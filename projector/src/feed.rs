@@ -34,7 +34,7 @@ use self::{
     writer::{FEED_CHECK_EVERY, FeedError, FeedWriter, Published},
 };
 use crate::{
-    chain::{Halt, Tail},
+    chain::{self, Halt, Tail},
     follow::{Patience, Stop, pause, with_sources},
     store::{FeedSequence, Revision, SnapshotStore, StoreError, WriteError},
 };
@@ -234,7 +234,7 @@ impl<J: Journal> Feed<J> {
         let mut tail = self.tail.clone();
         let (mut events, mut trouble) = (Vec::new(), None);
         for stored in chunk {
-            match read(&mut tail, stored) {
+            match read(&*self.journal, &mut tail, stored).await {
                 Ok(more) => events.extend(more),
                 Err(error) => {
                     trouble = Some(error);
@@ -297,15 +297,31 @@ impl<J: Journal> Feed<J> {
     }
 }
 
-fn read(tail: &mut Tail, stored: Result<Stored, ReadError>) -> Result<Vec<StoredEvent>, Trouble> {
+async fn read<J: Journal>(
+    journal: &J,
+    tail: &mut Tail,
+    stored: Result<Stored, ReadError>,
+) -> Result<Vec<StoredEvent>, Trouble> {
     let partition = tail.partition();
-    match stored {
-        Ok(stored) => Ok(tail.accept(&stored)?.events),
-        Err(ReadError::Gap { at }) => Err(Halt::Gap { partition, at }.into()),
-        Err(ReadError::Unreachable { at, source }) => Err(Trouble::Store(StoreError {
+    let unread = |error| match error {
+        ReadError::Gap { at } => Halt::Gap { partition, at }.into(),
+        ReadError::Unreachable { at, source } => Trouble::Store(StoreError {
             action: format!("read the journal of partition {partition} at sequence {at}"),
             source,
-        })),
+        }),
+    };
+    let stored = stored.map_err(unread)?;
+    if stored.sequence <= tail.sequence {
+        return Ok(Vec::new()); // stepped over already
+    }
+    let halt = match tail.accept(&stored) {
+        Ok(commit) => return Ok(commit.events),
+        Err(halt) => halt,
+    };
+    match tail.step_over(journal, &stored, halt).await {
+        Ok(()) => Ok(Vec::new()),
+        Err(chain::Trouble::Halt(halt)) => Err(halt.into()),
+        Err(chain::Trouble::Unread(error)) => Err(unread(error)),
     }
 }
 

@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::{
-    chain::{Halt, Tail},
+    chain::{self, Halt, Tail},
     follow::{Complaint, Stop, now_ms, pause, with_sources},
     seat::{Seat, first},
     store::{Revision, SnapshotStore, StoreError, WriteError},
@@ -262,6 +262,9 @@ impl<J: Journal> Snapshots<J> {
         let mut commits = self.journal.replay(Sequence(mark), self.tail.sequence);
         while let Some(stored) = commits.next().await {
             let stored = stored.map_err(|error| self.unread(error))?;
+            if self.tail.head.skipped.contains(&stored.sequence.0) {
+                continue;
+            }
             // what cannot be read is the writers' and the audit's to tell: it is before the record
             if let Ok(commit) = Commit::decode(&stored.payload) {
                 let events = commit.events.iter();
@@ -360,6 +363,13 @@ impl<J: Journal> Snapshots<J> {
         })
     }
 
+    fn not_stepped(&self, trouble: chain::Trouble) -> Trouble {
+        match trouble {
+            chain::Trouble::Halt(halt) => halt.into(),
+            chain::Trouble::Unread(error) => self.unread(error),
+        }
+    }
+
     async fn take(&mut self, stored: Result<Stored, ReadError>) -> Result<(), Trouble> {
         let partition = self.tail.partition();
         let stored = match stored {
@@ -367,7 +377,17 @@ impl<J: Journal> Snapshots<J> {
             Err(ReadError::Gap { at }) => return Err(Halt::Gap { partition, at }.into()),
             Err(ReadError::Unreachable { source, .. }) => return Err(self.unreachable(source)),
         };
-        let commit = self.tail.check(&stored)?;
+        if stored.sequence <= self.tail.sequence {
+            return Ok(()); // stepped over already
+        }
+        let commit = match self.tail.check(&stored) {
+            Ok(commit) => commit,
+            Err(halt) => {
+                let journal = Arc::clone(&self.journal);
+                let stepped = self.tail.step_over(&*journal, &stored, halt).await;
+                return stepped.map_err(|trouble| self.not_stepped(trouble));
+            }
+        };
         self.load(&commit).await?;
         self.tail.step(&commit, &stored.payload);
         let mut odd = BTreeSet::new();
@@ -510,7 +530,18 @@ impl<J: Journal> Snapshots<J> {
                 ReadError::Gap { at } => Trouble::from(Halt::Gap { partition, at }),
                 ReadError::Unreachable { source, .. } => self.unreachable(source),
             })?;
-            for stored in tail.accept(&stored)?.events {
+            if stored.sequence <= tail.sequence {
+                continue;
+            }
+            let commit = match tail.accept(&stored) {
+                Ok(commit) => commit,
+                Err(halt) => {
+                    let stepped = tail.step_over(&*self.journal, &stored, halt).await;
+                    stepped.map_err(|trouble| self.not_stepped(trouble))?;
+                    continue;
+                }
+            };
+            for stored in commit.events {
                 let unseen =
                     state.version() == 0 && matches!(stored.event.body, EventBody::Unknown { .. });
                 if stored.event.account == *account && !unseen {

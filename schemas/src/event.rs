@@ -17,6 +17,7 @@ use crate::{
     position::{Epoch, Position},
     price::Price,
     scope::Scopes,
+    skipped::Skipped,
     usage::Usage,
     wire::{self, WireError},
 };
@@ -44,6 +45,9 @@ pub struct WriterStarted {
     /// Where an operator took a journal that is not what it was as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted: Option<Adopted>,
+    /// Where an operator had messages skipped that stand before it and are no commits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<Skipped>,
 }
 
 /// An operator's word that a journal goes on from where it ends, whatever was seen after that.

@@ -110,6 +110,7 @@ fn written_today() -> Vec<(String, Bytes)> {
         cases::refused_merged(),
         cases::refused_terms(),
         cases::adopted(),
+        cases::skipped(),
     ]);
     let events = events.chain(cases::budgets());
     let events = events.map(|(name, event)| (name, event.encode()));

@@ -245,6 +245,7 @@ fn body() -> impl Strategy<Value = EventBody> {
                 writer,
                 version,
                 adopted: None,
+                skipped: None,
             }
             .into()
         }),

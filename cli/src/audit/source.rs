@@ -21,12 +21,12 @@ use futures::{
 use seatbelt_ledger::{
     journal::{
         Journal, ReadError, Sequence, Stored,
-        export::{END, ExportReader, Exported, Lasts},
+        export::{END, ExportReader, Exported, Lasts, MESSAGE_BYTES_MAX},
     },
     nats::{self, Doubt, Nats, NatsJournal, OpenError, ProvisionError, Witnesses, connect},
 };
 use seatbelt_schemas::{
-    commit::{COMMIT_BYTES_MAX, Commit},
+    commit::Commit,
     event::{EventBody, Genesis},
     ids::AccountId,
     names::Names,
@@ -35,7 +35,7 @@ use seatbelt_schemas::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::{AuditError, SourceArgs};
+use super::{AuditError, SourceArgs, sieve::without_skipped};
 use crate::{
     config::{self, Config},
     nats_server::{NatsServer, NatsServerOptions, find_nats_server},
@@ -45,8 +45,8 @@ use crate::{
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the address in `nats.json` may take to answer before the server counts as gone.
 const RUNNING_PATIENCE: Duration = Duration::from_secs(2);
-/// Longest line of an export: a commit in hexadecimal, and what stands around it.
-const LINE_BYTES_MAX: u64 = 2 * COMMIT_BYTES_MAX as u64 + 1024;
+/// Longest line of an export: a message in hexadecimal, and what stands around it.
+const LINE_BYTES_MAX: u64 = 2 * MESSAGE_BYTES_MAX as u64 + 1024;
 /// Commits read ahead of whoever takes them.
 const READ_AHEAD_MAX: usize = 1024;
 /// Bytes of an export read at a time.
@@ -199,15 +199,15 @@ impl Source {
 
     /// Every commit: in order within each partition, one partition after the other, or as they come.
     pub(super) fn commits(&self) -> BoxStream<'_, Result<Item, AuditError>> {
-        match self {
+        without_skipped(match self {
             Self::File(export) => self.file_commits(export),
             Self::Server { journals, .. } => stream::iter(journals)
                 .flat_map(|(partition, journal)| journal_commits(*partition, journal))
                 .boxed(),
-        }
+        })
     }
 
-    /// Every commit, partitions taking turns.
+    /// Every message, partitions taking turns.
     pub(super) fn commits_in_turns(&self) -> BoxStream<'_, Result<Item, AuditError>> {
         match self {
             Self::File(export) => self.file_commits(export),
@@ -226,7 +226,7 @@ impl Source {
         account: &AccountId,
     ) -> Result<BoxStream<'_, Result<Item, AuditError>>, AuditError> {
         let home = self.partitions().await?.of(account);
-        Ok(match self {
+        Ok(without_skipped(match self {
             Self::File(export) => self
                 .file_commits(export)
                 .filter(move |item| {
@@ -240,7 +240,7 @@ impl Source {
                     .flat_map(|(partition, journal)| journal_commits(*partition, journal))
                     .boxed()
             }
-        })
+        }))
     }
 
     /// How much there is to read, in the unit that [`read_file`] counts in or in commits.

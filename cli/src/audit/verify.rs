@@ -51,6 +51,9 @@ struct Finding {
     unknown: u64,
     accounts: u64,
     open: u64,
+    /// Messages that an operator had skipped.
+    #[serde(skip_serializing_if = "is_zero")]
+    skipped: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     chain: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,6 +63,10 @@ struct Finding {
     /// Sequence of the last commit that was proved.
     #[serde(skip)]
     end: Sequence,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The first thing that does not hold.
@@ -367,6 +374,7 @@ fn nothing(partition: Partition) -> Finding {
         unknown: 0,
         accounts: 0,
         open: 0,
+        skipped: 0,
         chain: None,
         failure: None,
         genesis: None,
@@ -407,6 +415,8 @@ fn prove(
         let before = finding.events;
         for (sequence, payload) in batch.iter() {
             match verifier.accept(sequence, payload) {
+                // no commit: one that follows must say that it is to be stepped over
+                Ok(0) => {}
                 Ok(events) => {
                     if finding.commits == 0 {
                         let first = Commit::decode(payload).ok();
@@ -439,6 +449,7 @@ fn prove(
             finding.unknown = summary.unknown;
             finding.accounts = summary.accounts;
             finding.open = summary.open;
+            finding.skipped = summary.skipped;
             finding.chain = Some(summary.chain.to_string());
         }
         Err(error) => finding.failure = Some(failure(&error)),
@@ -465,7 +476,9 @@ fn position_of(error: &ChainError) -> Position {
     match error {
         ChainError::Commit { after, .. } | ChainError::Partition { after, .. } => after.next(),
         ChainError::Gap { expected, .. } => *expected,
-        ChainError::Broken { at, .. } | ChainError::Backwards { at, .. } => *at,
+        ChainError::Broken { at, .. }
+        | ChainError::Skips { at, .. }
+        | ChainError::Backwards { at, .. } => *at,
     }
 }
 
@@ -553,6 +566,13 @@ fn print(report: &Report, json: bool, out: &mut (dyn Write + Send)) -> io::Resul
                 out,
                 "partition {partition}: {} events of kinds that this build does not know were not decided again",
                 finding.unknown
+            )?;
+        }
+        if finding.skipped > 0 {
+            let skipped = finding.skipped;
+            writeln!(
+                out,
+                "partition {partition}: {skipped} messages that are no commits are skipped by an operator's word"
             )?;
         }
         if let Some(failure) = &finding.failure {

@@ -129,11 +129,11 @@ async fn fetched<J: Journal>(
                 .await
                 .map(|state| Fetched::Account(account.clone(), state))
                 .map_err(|error| describe(&error)),
-            Fetch::Command(id) => lookup::trace(&*source.journal, *id, end)
+            Fetch::Command(id) => lookup::trace_past(&*source.journal, *id, end, base.skipped())
                 .await
                 .map(Fetched::Command)
                 .map_err(|error| describe(&error)),
-            Fetch::Above(unread) => read_above(&source, *unread).await,
+            Fetch::Above(unread) => read_above(&source, &base, *unread).await,
         };
         match tried {
             Ok(fetched) => return Brought::Fetched(fetched),
@@ -171,9 +171,13 @@ pub(super) async fn opened<J: Journal>(
 }
 
 /// Reads a piece of the journal that may be long, beside the task of the partition.
-async fn read_above<J: Journal>(source: &Source<J>, unread: Unread) -> Result<Fetched, String> {
-    let journal = Arc::clone(&source.journal);
-    let reading = async move { lookup::above(&*journal, unread, HOT_MAX).await };
+async fn read_above<J: Journal>(
+    source: &Source<J>,
+    base: &Base,
+    unread: Unread,
+) -> Result<Fetched, String> {
+    let (journal, base) = (Arc::clone(&source.journal), base.clone());
+    let reading = async move { lookup::above(&*journal, unread, HOT_MAX, base.skipped()).await };
     match AbortOnDropHandle::new(tokio::spawn(reading)).await {
         Ok(Ok(read)) => Ok(Fetched::Above(unread, Box::new(read))),
         Ok(Err(failure)) => Err(describe(&failure)),

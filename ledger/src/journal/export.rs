@@ -32,6 +32,9 @@ const MAGIC_OPEN: &[u8; MAGIC_BYTES] = b"SEATBELT-EXPORT-1\n";
 const MAGIC_BYTES: usize = 18;
 /// What stands for a partition in the last frame.
 pub const END: u8 = u8::MAX;
+/// Largest message that an export holds. A commit is far smaller; what is no commit and was skipped need
+/// not be.
+pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// Bytes before each payload.
 const HEAD_BYTES: usize = 13;
 /// Bytes of the end for each partition.
@@ -238,9 +241,9 @@ impl<R: BufRead> ExportReader<R> {
         if partition >= PARTITIONS_MAX {
             return damaged(format!("partition {partition} is not possible"));
         }
-        if length > COMMIT_BYTES_MAX {
+        if length > MESSAGE_BYTES_MAX {
             return damaged(format!(
-                "{length} bytes instead of at most {COMMIT_BYTES_MAX}"
+                "{length} bytes instead of at most {MESSAGE_BYTES_MAX}"
             ));
         }
         self.read(length)?;

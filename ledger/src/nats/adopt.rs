@@ -23,8 +23,9 @@ use crate::{
     host::now_ms,
     journal::{AppendError, Journal, Sequence},
     recovery::{RecoveryError, Source},
+    resume::Resumed,
     store::StoreError,
-    writer::{Caller, Writer, WriterConfig},
+    writer::{Caller, Word, Writer, WriterConfig},
 };
 
 /// Most snapshots taken out in one round; there are as many rounds as it takes.
@@ -68,7 +69,9 @@ pub enum AdoptError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// What there is of it does not hold together.
-    #[error("the journal as it is cannot be gone on from")]
+    #[error(
+        "the journal as it is cannot be gone on from: restore it; a last commit that is damaged can be given up with `seatbelt ledger skip-message --give-up`"
+    )]
     Damaged(#[from] RecoveryError),
     /// Somebody appends, or nobody knows: run the command again.
     #[error("the adoption was not written: stop the gateways and run the command again")]
@@ -116,8 +119,13 @@ pub async fn adopt(nats: &Nats, adoption: &Adoption) -> Result<Sequence, AdoptEr
     Ok(end)
 }
 
+/// The time by the clock that the writers are held to, wherever the operator sits.
+pub(super) async fn server_ms(journal: &NatsJournal) -> Result<u64, OpenError> {
+    Ok(journal.server_ms().await?.unwrap_or_else(now_ms))
+}
+
 impl Adoption {
-    fn witnesses(&self, nats: &Nats) -> Witnesses {
+    pub(super) fn witnesses(&self, nats: &Nats) -> Witnesses {
         Witnesses::new(nats, &self.names, self.partition, &self.meta.ledger)
     }
 
@@ -134,15 +142,31 @@ impl Adoption {
             hot_max: crate::outcomes::HOT_MAX,
         };
         let (resumed, _) = source.recover().await?;
-        let adopted = Adopted {
+        let word = Word {
+            adopted: Some(self.adopted(end, reason)),
+            skipped: None,
+        };
+        let now_ms = server_ms(journal).await?;
+        Ok(self.say(journal, resumed, now_ms, word).await?)
+    }
+
+    pub(super) fn adopted(&self, end: Sequence, reason: String) -> Adopted {
+        Adopted {
             end: end.0,
             reason,
             by: self.by.clone(),
-        };
-        // wherever the operator sits: the clock that the writers are held to
-        let server_ms = journal.server_ms().await.map_err(OpenError::from)?;
-        let now_ms = server_ms.unwrap_or_else(now_ms);
-        let mut writer: Writer<Nobody> = Writer::adopt(self.config(), resumed, now_ms, adopted);
+        }
+    }
+
+    /// Appends a writer's start with an operator's word; gives the commit's place and hash.
+    pub(super) async fn say(
+        &self,
+        journal: &NatsJournal,
+        resumed: Resumed,
+        now_ms: u64,
+        word: Word,
+    ) -> Result<(Sequence, ChainHash), AppendError> {
+        let mut writer: Writer<Nobody> = Writer::start_on(self.config(), resumed, now_ms, word);
         let (expected, payload) = writer
             .take_append()
             .expect("a writer that starts has its start to append");
@@ -166,7 +190,7 @@ impl Adoption {
 
     /// Takes out what was derived: this partition's record and snapshots, and the feed, which all
     /// partitions share and whose messages are made again with the same ids.
-    async fn forget(&self, nats: &Nats) -> Result<(), AdoptError> {
+    pub(super) async fn forget(&self, nats: &Nats) -> Result<(), AdoptError> {
         let bucket = Bucket::at(nats, &self.names.snapshot_bucket());
         if bucket.exists().await? {
             let record = Names::snapshot_partition_key(self.partition);

@@ -24,7 +24,7 @@ use super::{
 use crate::store::{Revision, StoreError, WriteError};
 
 /// Key of the facts in bucket `SEATBELT_META`.
-const META_KEY: &str = "ledger";
+pub(super) const META_KEY: &str = "ledger";
 /// How long the server knows the id of a usage event: an outbox offers one twice within minutes.
 const USAGE_DUPLICATE_WINDOW: Duration = Duration::from_secs(30 * 60);
 
@@ -40,7 +40,7 @@ pub struct Meta {
 }
 
 impl Meta {
-    const VERSION: u8 = 1;
+    pub(super) const VERSION: u8 = 1;
 }
 
 /// How a ledger is laid out.
@@ -118,12 +118,7 @@ pub async fn meta(nats: &Nats, names: &Names) -> Result<Meta, GenesisError> {
 
 async fn genesis(nats: &Nats, names: &Names, layout: Layout) -> Result<Meta, GenesisError> {
     let name = names.meta_bucket();
-    let keeping = Keeping {
-        replicas: usize::from(layout.replicas),
-        max_age: Duration::ZERO,
-        derived: false,
-    };
-    let bucket = Bucket::open(nats, &name, keeping).await?;
+    let bucket = open_meta(nats, names, layout.replicas).await?;
     let found = match read(&bucket, &name).await? {
         Some(meta) => meta,
         None => create(&bucket, &name, layout.partitions).await?,
@@ -133,6 +128,20 @@ async fn genesis(nats: &Nats, names: &Names, layout: Layout) -> Result<Meta, Gen
         return Err(GenesisError::Partitions { fixed, configured });
     }
     Ok(found)
+}
+
+/// The bucket of the facts, made if missing.
+pub(super) async fn open_meta(
+    nats: &Nats,
+    names: &Names,
+    replicas: u8,
+) -> Result<Bucket, ProvisionError> {
+    let keeping = Keeping {
+        replicas: usize::from(replicas),
+        max_age: Duration::ZERO,
+        derived: false,
+    };
+    Bucket::open(nats, &names.meta_bucket(), keeping).await
 }
 
 async fn read(bucket: &Bucket, name: &str) -> Result<Option<Meta>, GenesisError> {

@@ -107,7 +107,7 @@ pub(crate) fn looks_during(act: impl FnOnce()) -> usize {
 }
 
 #[derive(Debug)]
-struct Token {
+pub(crate) struct Token {
     call: usize,
     gone: Rc<Cell<bool>>,
 }
@@ -149,7 +149,7 @@ pub(crate) struct Story {
     stalled: bool,
 }
 
-fn config() -> WriterConfig {
+pub(crate) fn config() -> WriterConfig {
     WriterConfig {
         partition: Partition(0),
         partitions: Partitions::try_from(1).unwrap(),

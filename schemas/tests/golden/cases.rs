@@ -18,6 +18,7 @@ use seatbelt_schemas::{
     position::{Epoch, Partition, Position},
     price::{LongContext, Price, Rates},
     scope::{Scope, Scopes},
+    skipped::{Skipped, Stray},
     usage::{NeuronUsage, Outcome, Usage, UsageEvent},
     window::{Period, Window},
 };
@@ -297,6 +298,7 @@ fn basic() -> Vec<EventBody> {
             writer: "host-1".to_owned(),
             version: "0.1.0".to_owned(),
             adopted: None,
+            skipped: None,
         }
         .into(),
         AccountOpened {}.into(),
@@ -405,6 +407,7 @@ fn full() -> Vec<EventBody> {
             writer: "höst-1 pid 4711".to_owned(),
             version: "1.0.0-rc.1+build".to_owned(),
             adopted: None,
+            skipped: None,
         }
         .into(),
         AccountOpened {}.into(),
@@ -600,10 +603,30 @@ pub(crate) fn adopted() -> Case<Event> {
             reason: "the journal ends at sequence 41".to_owned(),
             by: "operator:ada".to_owned(),
         }),
+        skipped: None,
     };
     (
         "writer_started-adopted".to_owned(),
         event(107, started.into()),
+    )
+}
+
+/// A writer that began behind messages that an operator had skipped.
+pub(crate) fn skipped() -> Case<Event> {
+    let started = WriterStarted {
+        epoch: Epoch(8),
+        writer: "host-1".to_owned(),
+        version: "0.1.0".to_owned(),
+        adopted: None,
+        skipped: Some(Skipped {
+            messages: vec![Stray::of(42, b"hello"), Stray::of(43, b"")],
+            reason: "the messages at 42 and 43 are no commits".to_owned(),
+            by: "operator:ada".to_owned(),
+        }),
+    };
+    (
+        "writer_started-skipped".to_owned(),
+        event(108, started.into()),
     )
 }
 

@@ -1,0 +1,203 @@
+//! Makes a ledger's facts again from its journals, where bucket META was lost, or was made anew by a start
+//! that found none.
+//!
+//! Each journal's genesis tells the ledger's id and its number of partitions; they must all be there and
+//! agree. An operator's word is appended to each journal that nothing else speaks against, and the facts
+//! are written last, so that a run cut short is made whole by another one. How far each journal went is
+//! known by fewer witnesses then: META forgets, the partition record and the feed do not.
+
+use std::sync::Arc;
+
+use seatbelt_schemas::{
+    commit::Commit,
+    event::{EventBody, Genesis},
+    names::Names,
+    position::{PARTITIONS_MAX, Partition, Partitions},
+    wire,
+};
+use thiserror::Error;
+
+use super::{
+    Meta, Nats, NatsJournal, OpenError, ProvisionError,
+    adopt::{Adoption, server_ms},
+    provision::{META_KEY, open_meta},
+};
+use crate::{
+    journal::{AppendError, Journal, ReadError, Sequence},
+    recovery::{RecoveryError, Source},
+    store::{StoreError, WriteError},
+    writer::Word,
+};
+
+/// Why the facts are not made again, by what to do next.
+#[derive(Debug, Error)]
+pub enum RebuildError {
+    /// Nothing is to be done.
+    #[error("META names ledger {0}, as the journals do: nothing is lost there")]
+    Whole(String),
+    /// There is nothing to make them from.
+    #[error(
+        "there is no journal to make META from: restore the journals first, or start a new ledger"
+    )]
+    NoJournal,
+    /// Not all journals are there, or not all of one ledger.
+    #[error("the journal of partition {partition} {detail}: restore it first")]
+    Journal {
+        /// The partition.
+        partition: Partition,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The server does not answer, or a stream cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Somebody appends, or nobody knows: run the command again.
+    #[error("the word was not written: stop the gateways and run the command again")]
+    Append(#[from] AppendError),
+    /// The facts are not written: run the command again.
+    #[error("cannot write META: run the command again")]
+    Write(#[from] WriteError),
+}
+
+impl From<ProvisionError> for RebuildError {
+    fn from(error: ProvisionError) -> Self {
+        OpenError::from(error).into()
+    }
+}
+
+impl From<ReadError> for RebuildError {
+    fn from(error: ReadError) -> Self {
+        OpenError::from(error).into()
+    }
+}
+
+impl From<StoreError> for RebuildError {
+    fn from(error: StoreError) -> Self {
+        OpenError::from(error).into()
+    }
+}
+
+/// A partition whose journal got no word, and why.
+pub type Unsaid = (Partition, String);
+
+/// The facts as the journals tell them, where META tells others or none; changes nothing.
+pub async fn facts(nats: &Nats, names: &Names) -> Result<Meta, RebuildError> {
+    let mut found: Option<Genesis> = None;
+    let mut there = 0;
+    for partition in (0..PARTITIONS_MAX).map(Partition) {
+        let Some(genesis) = genesis(nats, names, partition).await? else {
+            continue;
+        };
+        let first = found.get_or_insert_with(|| genesis.clone());
+        if (&genesis.ledger, genesis.partitions) != (&first.ledger, first.partitions) {
+            let detail = format!(
+                "is of ledger {}, others of {}",
+                genesis.ledger, first.ledger
+            );
+            return Err(RebuildError::Journal { partition, detail });
+        }
+        if partition.0 != there {
+            break;
+        }
+        there += 1;
+    }
+    let found = found.ok_or(RebuildError::NoJournal)?;
+    let partition = Partition(there);
+    let wrong = |detail: String| RebuildError::Journal { partition, detail };
+    if there != found.partitions {
+        let detail = format!("is missing: the ledger has {} partitions", found.partitions);
+        return Err(wrong(detail));
+    }
+    Ok(Meta {
+        v: Meta::VERSION,
+        ledger: found.ledger,
+        partitions: Partitions::try_from(there).map_err(|error| wrong(error.to_string()))?,
+    })
+}
+
+/// What a journal says of its ledger; `None` where there is none.
+async fn genesis(
+    nats: &Nats,
+    names: &Names,
+    partition: Partition,
+) -> Result<Option<Genesis>, RebuildError> {
+    let journal = match NatsJournal::open_existing(nats, names, partition).await {
+        Err(ProvisionError::Missing { .. }) => return Ok(None),
+        other => other?,
+    };
+    let first = journal.get(Sequence(1)).await?;
+    let commit = first.and_then(|first| Commit::read(&first.payload).ok());
+    let body = commit.map(|commit| commit.events[0].event.body.clone());
+    match body {
+        Some(EventBody::Genesis(genesis)) if genesis.partition == partition.0 => Ok(Some(genesis)),
+        _ => Err(RebuildError::Journal {
+            partition,
+            detail: "does not begin with genesis".to_owned(),
+        }),
+    }
+}
+
+/// Writes the facts that the journals tell, where META tells others or none; gives them, and the
+/// partitions that nothing was said in because something speaks against their journals.
+pub async fn rebuild(
+    nats: &Nats,
+    names: &Names,
+    replicas: u8,
+    by: &str,
+) -> Result<(Meta, Vec<Unsaid>), RebuildError> {
+    let meta = facts(nats, names).await?;
+    let bucket = open_meta(nats, names, replicas).await?;
+    let kept = bucket.read(META_KEY).await?;
+    let known = kept.value.as_ref();
+    let known = known.and_then(|value| wire::decode::<Meta>("ledger facts", value).ok());
+    if known.is_some_and(|known| known == meta) {
+        return Err(RebuildError::Whole(meta.ledger.to_string()));
+    }
+    let mut unsaid = Vec::new();
+    for partition in meta.partitions.iter() {
+        let adoption = Adoption {
+            names: names.clone(),
+            meta: meta.clone(),
+            partition,
+            replicas,
+            by: by.to_owned(),
+        };
+        if let Some(reason) = say(nats, &adoption).await? {
+            unsaid.push((partition, reason));
+        }
+    }
+    bucket
+        .write(META_KEY, kept.revision, wire::encode(&meta).into())
+        .await?;
+    Ok((meta, unsaid))
+}
+
+/// Has the journal say that META was made again; gives what keeps it from that.
+async fn say(nats: &Nats, adoption: &Adoption) -> Result<Option<String>, RebuildError> {
+    match adoption.witnesses(nats).look().await {
+        Ok(()) => {}
+        Err(OpenError::Doubt(doubt)) => return Ok(Some(doubt.to_string())),
+        Err(other) => return Err(other.into()),
+    }
+    let (names, partition) = (&adoption.names, adoption.partition);
+    let journal = NatsJournal::reopen(nats, names, partition, adoption.replicas).await?;
+    let source = Source {
+        journal: Arc::new(journal.clone()),
+        snapshots: None,
+        partition,
+    };
+    let (resumed, _) = match source.recover().await {
+        Ok(recovered) => recovered,
+        Err(error @ RecoveryError::Chain { .. }) => return Ok(Some(error.to_string())),
+        Err(RecoveryError::Damaged(error)) => return Err(error.into()),
+        Err(error @ RecoveryError::Changed(_)) => return Ok(Some(error.to_string())),
+    };
+    let reason = "bucket META was lost and is made again from genesis".to_owned();
+    let word = Word {
+        adopted: Some(adoption.adopted(resumed.tail, reason)),
+        skipped: None,
+    };
+    let now_ms = server_ms(&journal).await?;
+    adoption.say(&journal, resumed, now_ms, word).await?;
+    Ok(None)
+}
