@@ -33,6 +33,7 @@ use crate::{
 };
 
 mod admission;
+mod carrying;
 pub mod cold;
 mod holds;
 mod landing;

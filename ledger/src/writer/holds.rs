@@ -1,14 +1,15 @@
 //! Commands that take a hold, change it and end it, carried out on the newest state.
 
 use seatbelt_schemas::{
-    command::{Ack, CommandError, Release, Reserve, Resize, Resolution, Settle},
+    command::{Ack, CommandError, Release, Reserve, Resize, Settle},
     event::{EventBody, Refused},
     ids::{AccountId, Actor, CommandId, ReservationId},
     meter::Amounts,
 };
 
 use super::{
-    Caller, Reply, Writer,
+    Caller, Writer,
+    carrying::By,
     replies::TurnedAway,
     waiting::{WAIT_MS_MAX, WAITERS_PER_ACCOUNT_MAX, Waiter},
 };
@@ -137,31 +138,18 @@ impl<T: Caller> Writer<T> {
         let Some(caller) = self.admit(valid, known, Ack::Durable, caller) else {
             return;
         };
-        let decision = self.account(account).and_then(|state| {
-            decide::resize(
-                state,
-                self.context(now_ms),
-                *reservation,
-                *input_tokens,
-                *output_tokens,
-            )
+        let (context, tokens) = (self.context(now_ms), (*input_tokens, *output_tokens));
+        let decided = self.account(account).and_then(|state| {
+            let resized = decide::resize(state, context, *reservation, tokens.0, tokens.1)?;
+            let hold = resized.hold;
+            Ok((resized.into(), hold))
         });
-        match decision {
-            Err(error) => {
-                let error = self.explained(error);
-                self.answer(caller, Err(error));
-            }
-            Ok(data) => {
-                let amounts = data.hold;
-                let position = self.write(now_ms, account, *id, actor, data.into());
-                self.answer_at(
-                    position,
-                    caller,
-                    Ok(Reply::Resolution(Resolution { position, amounts })),
-                );
-                self.sweep(now_ms, account);
-            }
-        }
+        let by = By {
+            account,
+            cause: *id,
+            actor,
+        };
+        self.resolve(now_ms, by, decided, (Ack::Durable, caller));
     }
 
     pub(super) fn settle(&mut self, now_ms: u64, command: Settle, ack: Ack, caller: T) {
@@ -181,26 +169,18 @@ impl<T: Caller> Writer<T> {
             report,
             actor,
         } = command;
-        let (account, actor) = (&account, &actor);
-        let decision = self
-            .account(account)
-            .and_then(|state| decide::settle(state, self.context(now_ms), reservation, report));
-        match decision {
-            Err(error) => {
-                let error = self.explained(error);
-                self.answer(caller, Err(error));
-            }
-            Ok(settled) => {
-                let amounts = settled.charge;
-                self.forget_deadline(account, reservation);
-                let linger_until_ms = self.linger(now_ms);
-                let position = self.write_whole(now_ms, account, id, actor, settled.into());
-                self.linger_until_ms = linger_until_ms;
-                let reply = Ok(Reply::Resolution(Resolution { position, amounts }));
-                self.answer_when(ack, position, caller, reply);
-                self.sweep(now_ms, account);
-            }
-        }
+        let context = self.context(now_ms);
+        let decided = self.account(&account).and_then(|state| {
+            let settled = decide::settle(state, context, reservation, report)?;
+            let charge = settled.charge;
+            Ok((settled.into(), charge))
+        });
+        let by = By {
+            account: &account,
+            cause: id,
+            actor: &actor,
+        };
+        self.resolve(now_ms, by, decided, (ack, caller));
     }
 
     pub(super) fn release(&mut self, now_ms: u64, command: &Release, caller: T) {
@@ -216,46 +196,26 @@ impl<T: Caller> Writer<T> {
         let Some(caller) = self.admit(valid, known, Ack::Durable, caller) else {
             return;
         };
-        match self
-            .account(account)
-            .and_then(|state| decide::release(state, *reservation, reason))
-        {
-            Err(error) => {
-                let error = self.explained(error);
-                self.answer(caller, Err(error));
-            }
-            Ok(data) => {
-                self.forget_deadline(account, *reservation);
-                let position = self.write(now_ms, account, *id, actor, data.into());
-                let amounts = Amounts::zero();
-                self.answer_at(
-                    position,
-                    caller,
-                    Ok(Reply::Resolution(Resolution { position, amounts })),
-                );
-                self.sweep(now_ms, account);
-            }
-        }
+        let decided = self.account(account).and_then(|state| {
+            let released = decide::release(state, *reservation, reason)?;
+            Ok((released.into(), Amounts::zero()))
+        });
+        let by = By {
+            account,
+            cause: *id,
+            actor,
+        };
+        self.resolve(now_ms, by, decided, (Ack::Durable, caller));
     }
 
     /// Gives back a hold whose caller left before it could be told.
     pub fn undelivered(&mut self, now_ms: u64, account: &AccountId, reservation: ReservationId) {
         let reason = "the caller left before the answer";
-        let Ok(data) = self
+        let released = self
             .account(account)
-            .and_then(|state| decide::release(state, reservation, reason))
-        else {
-            return;
-        };
-        self.forget_deadline(account, reservation);
-        let cause = self.own_id(now_ms);
-        self.write(
-            now_ms,
-            account,
-            cause,
-            &Actor::system("writer"),
-            data.into(),
-        );
-        self.sweep(now_ms, account);
+            .and_then(|state| decide::release(state, reservation, reason));
+        if let Ok(released) = released {
+            self.carry_out_own(now_ms, account, released.into());
+        }
     }
 }

@@ -6,7 +6,7 @@ use seatbelt_schemas::{
     ids::AccountId,
 };
 
-use super::{Caller, Reply, Writer, replies::TurnedAway};
+use super::{Caller, Reply, Writer, carrying::By, replies::TurnedAway};
 use crate::{
     account::Account,
     decide::{self, validate},
@@ -62,12 +62,15 @@ impl<T: Caller> Writer<T> {
                 );
             }
             Ok(Some(body)) => {
-                let position = self.write_whole(now_ms, account, *id, actor, body);
-                let reply = AdminOutcome {
-                    position: Some(position),
+                let by = By {
+                    account,
+                    cause: *id,
+                    actor,
                 };
-                self.answer_at(position, caller, Ok(Reply::Admin(reply)));
-                self.sweep(now_ms, account);
+                self.carry_out(now_ms, by, body, |writer, at| {
+                    let reply = AdminOutcome { position: Some(at) };
+                    writer.answer_at(at, caller, Ok(Reply::Admin(reply)));
+                });
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! The time is given with every call. Each tick does a bounded piece of what is due.
 
-use seatbelt_schemas::ids::{AccountId, Actor, ReservationId};
+use seatbelt_schemas::ids::{AccountId, ReservationId};
 
 use super::{Caller, EXPIRE_PER_TICK_MAX, Writer};
 use crate::decide;
@@ -80,9 +80,7 @@ impl<T: Caller> Writer<T> {
         let Some(expired) = decide::expire(state, at_ms, grace_ms, reservation) else {
             return;
         };
-        let (cause, actor) = (self.own_id(now_ms), Actor::system("writer"));
-        self.write_whole(now_ms, account, cause, &actor, expired.into());
-        self.sweep(now_ms, account);
+        self.carry_out_own(now_ms, account, expired.into());
     }
 
     pub(super) fn forget_deadline(&mut self, account: &AccountId, reservation: ReservationId) {
