@@ -4,15 +4,17 @@
 //! with a capped key (cap on, every reservation on disk before the upstream is called). Ledger: a
 //! reserve on an idle account against a raw compare-and-append of the same size, and decisions per
 //! second on one hot account and over many. Size: the same with a million accounts and ten million
-//! events on the journal. Takeover: a partition changes hands right after saturation. Verify: a large
-//! exported copy proved. Names of parts (`gateway`, `ledger`, `size`, `takeover`, `verify`) as arguments
-//! measure only those. Bounded in time. Absolute numbers move with the machine; ratios less.
+//! events on the journal. Takeover: a partition changes hands right after saturation. Crowd: one account
+//! floods its partition, and what the others notice of it. Verify: a large exported copy proved. Names of
+//! parts (`gateway`, `ledger`, `size`, `takeover`, `crowd`, `verify`) as arguments measure only those.
+//! Bounded in time. Absolute numbers move with the machine; ratios less.
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a tool for people: prints its table, and stops at the first surprise"
 )]
 
+mod crowd;
 mod gateway;
 mod ledger;
 mod load;
@@ -72,6 +74,9 @@ async fn main() {
     }
     if wants("takeover") {
         takeover::measure().await;
+    }
+    if wants("crowd") {
+        crowd::measure().await;
     }
     if wants("verify") {
         verify::measure();
