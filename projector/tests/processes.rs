@@ -36,7 +36,7 @@ use std::{
 };
 
 /// Runs in `make test`; the nightly target sets more.
-const RUNS_DEFAULT: u64 = 500;
+const RUNS_DEFAULT: u64 = 400;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;

@@ -10,7 +10,10 @@ use std::{
 };
 
 use seatbelt_ledger::{
-    host::{HostConfig, HostedPartition, PartitionHandle, PartitionStatus, clock::HostClock},
+    host::{
+        HostConfig, HostedPartition, PartitionHandle, PartitionStatus, bounds::Bounds,
+        clock::HostClock,
+    },
     store::SnapshotStore,
 };
 use seatbelt_projector::Parts;
@@ -35,9 +38,11 @@ pub(crate) const GRACE_MS: u64 = 500;
 
 /// A process that hosts the partition.
 pub(crate) struct Host {
-    name: String,
+    pub(crate) name: String,
     pub(crate) handle: PartitionHandle,
     pub(crate) life: Arc<Life>,
+    /// By how much its clock is ahead.
+    pub(crate) offset_ms: Arc<AtomicI64>,
     stop: CancellationToken,
 }
 
@@ -48,8 +53,8 @@ pub(crate) struct Hosts {
     lease: tokio::sync::Mutex<()>,
     closing: CancellationToken,
     accounts_max: usize,
-    /// By how much the clock of the machine is ahead.
-    pub(crate) offset_ms: Arc<AtomicI64>,
+    bounds: Bounds,
+    mark_every: u64,
     number: AtomicU64,
 }
 
@@ -61,22 +66,35 @@ impl Hosts {
             lease: tokio::sync::Mutex::new(()),
             closing: CancellationToken::new(),
             accounts_max: usize::try_from(1 + medium.chance.below(4)).unwrap(),
-            offset_ms: Arc::default(),
+            bounds: tiny(medium),
+            mark_every: *medium.chance.pick(&[3, 10, 1_000]),
             number: AtomicU64::new(1),
         })
     }
 
-    /// Any host that is up, whether it serves or not.
+    /// Any host that is up, whether it serves or not; when all is well, the one that has the partition.
     pub(crate) fn any(&self) -> Option<Arc<Host>> {
-        let up = self.up.lock().unwrap();
+        let mut up = self.up.lock().unwrap().clone();
+        if self.medium.is_calm() {
+            up.retain(|host| host.leads(&self.medium));
+        }
         (!up.is_empty()).then(|| Arc::clone(self.medium.chance.pick(&up)))
     }
 
     /// The one that serves.
     pub(crate) fn serving(&self) -> Option<Arc<Host>> {
         let up = self.up.lock().unwrap();
-        let serves = |host: &&Arc<Host>| host.handle.status() == PartitionStatus::Serving;
+        let serves = |host: &&Arc<Host>| {
+            host.handle.status() == PartitionStatus::Serving && host.leads(&self.medium)
+        };
         up.iter().find(serves).cloned()
+    }
+
+    /// Every clock is right again.
+    pub(crate) fn right_clocks(&self) {
+        for host in self.up.lock().unwrap().iter() {
+            host.offset_ms.store(0, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn close(&self) {
@@ -104,9 +122,11 @@ impl Hosts {
         let life = Life::new();
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let name = format!("h{number}");
-        let hosted = self.start(&life, &name);
+        let offset_ms = Arc::new(AtomicI64::new(self.medium.clock_is_off()));
+        let hosted = self.start(&life, &name, &offset_ms);
         let host = Arc::new(Host {
             name,
+            offset_ms,
             handle: hosted.handle().clone(),
             life: Arc::clone(&life),
             stop: CancellationToken::new(),
@@ -136,24 +156,29 @@ impl Hosts {
     }
 
     fn is_no_defect(&self, reason: &str) {
-        let expected = ["another writer has taken", "the journal refuses appends"];
+        let expected = [
+            "another writer has taken",
+            "the journal refuses appends",
+            "clock",
+        ];
         if !expected.iter().any(|expected| reason.contains(expected)) {
             self.medium.fail(format!("a host ended: {reason}"));
         }
     }
 
-    fn start(&self, life: &Arc<Life>, name: &str) -> HostedPartition {
+    fn start(&self, life: &Arc<Life>, name: &str, offset_ms: &Arc<AtomicI64>) -> HostedPartition {
         let config = HostConfig {
             partitions: Partitions::try_from(1).unwrap(),
             ledger: LedgerId::new("sim").unwrap(),
             writer: name.to_owned(),
             expiry_grace_ms: GRACE_MS,
             accounts_max: self.accounts_max,
-            clock: HostClock::of(MachineTime::new(&self.medium, &self.offset_ms)),
+            clock: HostClock::of(MachineTime::new(&self.medium, offset_ms)),
         };
         let wire = self.wire(life, name.to_owned());
         let snapshots: Arc<dyn SnapshotStore> = Arc::new(wire.clone());
-        HostedPartition::start(&config, Partition(0), wire, Some(snapshots))
+        let (first, bounds) = (Partition(0), &self.bounds);
+        HostedPartition::start_within(&config, first, wire, Some(snapshots), bounds)
     }
 
     fn wire(&self, life: &Arc<Life>, name: String) -> Wire {
@@ -180,7 +205,7 @@ impl Hosts {
             tokio::select! {
                 biased;
                 () = life.over() => {}
-                ended = seatbelt_projector::run(parts, self.closing.child_token()) => {
+                ended = seatbelt_projector::run_marking(parts, self.mark_every, self.closing.child_token()) => {
                     if let Err(error) = ended {
                         self.medium.fail(format!("a projector ended: {error:?}"));
                     }
@@ -189,6 +214,20 @@ impl Hosts {
             }
             sleep(self.medium.chance.ms(1_000)).await;
         }
+    }
+}
+
+/// Bounds that a short story meets, in most runs.
+fn tiny(medium: &Medium) -> Bounds {
+    let chance = &medium.chance;
+    let usual = Bounds::default();
+    Bounds {
+        channel_max: *chance.pick(&[1, 4, usual.channel_max]),
+        fetches_max: *chance.pick(&[1, 2, usual.fetches_max]),
+        commit_events_max: *chance.pick(&[1, 2, 5, usual.commit_events_max]),
+        hot_max: *chance.pick(&[1, 4, 16, usual.hot_max]),
+        single_refusals_per_second: *chance.pick(&[1, usual.single_refusals_per_second]),
+        settle_linger_ms: *chance.pick(&[0, 3, 50]),
     }
 }
 

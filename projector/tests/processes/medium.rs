@@ -2,6 +2,7 @@
 //! forget, as a server and a network do. Every process has its own wires to them, which end with it.
 
 use std::{
+    fmt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
@@ -27,6 +28,7 @@ use seatbelt_ledger::{
     },
 };
 use seatbelt_projector::store::memory::MemoryFeed;
+use seatbelt_schemas::commit::Commit;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep},
@@ -36,18 +38,24 @@ use crate::chance::Chance;
 
 /// When every run begins, unix ms.
 pub(crate) const START_MS: u64 = 1_700_000_000_000;
+/// How far a host's clock may be ahead, and what a look at the server's takes at most.
+const AHEAD_MS_MAX: u64 = 8_000;
 /// How long a wire to a dead process takes to say that it is.
 const DEAD: Duration = Duration::from_secs(1);
 
 /// All that outlives processes.
 pub(crate) struct Medium {
     pub(crate) chance: Chance,
+    /// In every second run all clocks are, so that what is late can be told exactly.
+    pub(crate) clocks_are_right: bool,
     pub(crate) journal: MemoryJournal,
     pub(crate) bucket: MemorySnapshots,
     pub(crate) feed: MemoryFeed,
     /// Wakes in order, as a watch would not.
     landed: Notify,
     began: Instant,
+    /// What a host's work between two readings of its clock takes.
+    pub(crate) work_us: AtomicU64,
     calm: AtomicBool,
     frozen: AtomicBool,
     cut_off: AtomicBool,
@@ -59,11 +67,13 @@ impl Medium {
     pub(crate) fn new(seed: u64) -> Arc<Self> {
         Arc::new(Self {
             chance: Chance::new(seed),
+            clocks_are_right: seed.is_multiple_of(2),
             journal: MemoryJournal::new(),
             bucket: MemorySnapshots::default(),
             feed: MemoryFeed::default(),
             landed: Notify::new(),
             began: Instant::now(),
+            work_us: AtomicU64::new(5),
             calm: AtomicBool::new(true),
             frozen: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
@@ -120,7 +130,20 @@ impl Medium {
             .map_or_else(Vec::new, |log| log.lock().unwrap().clone())
     }
 
-    fn is_calm(&self) -> bool {
+    /// By how much the clock of a machine that is started is ahead, ms: kept right to half a second, or an
+    /// hour off.
+    pub(crate) fn clock_is_off(&self) -> i64 {
+        if self.clocks_are_right {
+            return 0;
+        }
+        let off = i64::try_from(self.chance.below(1_000)).unwrap() - 500;
+        match self.strikes(12) {
+            true => *self.chance.pick(&[-3_600_000, -55_000, 55_000, 3_600_000]),
+            false => off,
+        }
+    }
+
+    pub(crate) fn is_calm(&self) -> bool {
         self.calm.load(Ordering::Relaxed)
     }
 
@@ -205,7 +228,9 @@ impl Wire {
             return false;
         }
         self.medium.takes(&self.name).await;
-        self.life.burn();
+        if !self.medium.is_calm() {
+            self.life.burn();
+        }
         !self.life.is_over()
     }
 
@@ -224,6 +249,19 @@ impl Wire {
         }
         let source = "misfortune".into();
         Err(ReadError::Unreachable { at, source })
+    }
+
+    /// The journal's time is never further ahead than a host's clock may be.
+    fn in_time(&self) {
+        let last = self.medium.journal.commits().pop();
+        let ahead_ms = last.map_or(0, |last| {
+            let at_ms = Commit::decode(&last).unwrap().at_ms;
+            at_ms.saturating_sub(self.medium.now_ms())
+        });
+        if ahead_ms > AHEAD_MS_MAX {
+            self.medium
+                .fail(format!("the journal is {ahead_ms} ms ahead of time"));
+        }
     }
 
     /// The commit at a place, once it is there.
@@ -269,6 +307,7 @@ impl Journal for Wire {
         self.medium.journal.script([fate]);
         let appended = self.medium.journal.append(expected, payload);
         let outcome = appended.now_or_never().expect("it is in memory");
+        self.in_time();
         self.medium.landed.notify_waiters();
         self.medium.takes(&self.name).await;
         outcome
@@ -277,6 +316,11 @@ impl Journal for Wire {
     async fn end(&self) -> Result<Sequence, ReadError> {
         self.reads(Sequence(0)).await?;
         self.medium.journal.end().await
+    }
+
+    async fn server_ms(&self) -> Result<Option<u64>, ReadError> {
+        self.reads(Sequence(0)).await?;
+        Ok(Some(self.medium.now_ms()))
     }
 
     async fn get(&self, sequence: Sequence) -> Result<Option<Stored>, ReadError> {
@@ -347,40 +391,47 @@ impl SnapshotStore for Wire {
 /// The clocks of one machine: off by some time, set now and then, and going on while it works. Reading the
 /// time stands for the work between two readings: without it, simulated time would stand still under
 /// commands that never end, and nobody could be late for anything.
-#[derive(Debug)]
 pub(crate) struct MachineTime {
-    began: Instant,
+    medium: Arc<Medium>,
     offset_ms: Arc<AtomicI64>,
-    worked_us: AtomicU64,
+    /// How far its monotonic clock has come.
+    went_us: AtomicU64,
 }
 
-/// Work between two readings.
-const WORK_US: u64 = 5;
-
 impl MachineTime {
-    pub(crate) fn new(medium: &Medium, offset_ms: &Arc<AtomicI64>) -> Self {
+    pub(crate) fn new(medium: &Arc<Medium>, offset_ms: &Arc<AtomicI64>) -> Self {
         Self {
-            began: medium.began,
+            medium: Arc::clone(medium),
             offset_ms: Arc::clone(offset_ms),
-            worked_us: AtomicU64::new(0),
+            went_us: AtomicU64::new(0),
         }
     }
 
-    fn works(&self) -> Duration {
-        let worked_us = self.worked_us.fetch_add(WORK_US, Ordering::Relaxed);
-        Duration::from_micros(worked_us)
+    /// Since the run began: as simulated time says, or further where there was work since.
+    fn went(&self) -> Duration {
+        let true_us = u64::try_from(self.medium.began.elapsed().as_micros()).unwrap();
+        let worked_us =
+            self.went_us.load(Ordering::Relaxed) + self.medium.work_us.load(Ordering::Relaxed);
+        let went_us = true_us.max(worked_us);
+        self.went_us.store(went_us, Ordering::Relaxed);
+        Duration::from_micros(went_us)
+    }
+}
+
+impl fmt::Debug for MachineTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a clock of its own")
     }
 }
 
 impl TimeSource for MachineTime {
     fn wall_ms(&self) -> u64 {
-        let went = self.began.elapsed() + self.works();
-        let now_ms = START_MS + u64::try_from(went.as_millis()).unwrap();
+        let now_ms = START_MS + u64::try_from(self.went().as_millis()).unwrap();
         now_ms.saturating_add_signed(self.offset_ms.load(Ordering::Relaxed))
     }
 
     fn instant(&self) -> Instant {
-        Instant::now() + self.works()
+        self.medium.began + self.went()
     }
 
     fn timer(&self, span: Duration) -> Duration {

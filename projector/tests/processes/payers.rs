@@ -78,17 +78,22 @@ impl Payers {
                 // one that was overtaken says so as soon as it writes; until then it may not know what its
                 // successor does, and nobody may act on that
                 Err(_) if !host.leads(&self.medium) => sleep(Duration::from_millis(50)).await,
-                answer => return Some(answer),
+                answer => {
+                    let error = answer.as_ref().err();
+                    self.medium
+                        .note(|| format!("{} answers, error {error:?}", host.name));
+                    return Some(answer);
+                }
             }
         }
         None
     }
 
-    fn failed(&self, id: CommandId, error: CommandError, granted: bool, forged: bool) {
+    fn failed(&self, id: CommandId, error: CommandError, owed: bool, forged: bool) {
         self.told().errors.push(Failed {
             id,
             error,
-            granted,
+            owed,
             forged,
         });
     }
@@ -227,7 +232,9 @@ impl Payers {
                     .insert(grant.reservation, command.account.clone());
             }
             Some(Ok(ReserveOutcome::Refused(refusal))) => {
-                self.told().outcome(command.id, refusal.position);
+                let mut told = self.told();
+                told.outcome(command.id, refusal.position);
+                told.refused.insert(command.id);
             }
             Some(Err(error)) => self.failed(command.id, error.clone(), false, false),
             None => {}
@@ -268,7 +275,7 @@ impl Payers {
             .await
         {
             Some(Ok(resolution)) => self.told().outcome(command.id, resolution.position),
-            Some(Err(error)) => self.failed(command.id, error, true, false),
+            Some(Err(error)) => self.failed(command.id, error, false, false),
             None => {}
         }
     }
@@ -290,12 +297,12 @@ impl Payers {
                 told.outcome(command.id, resolution.position);
                 told.released.push(reservation);
             }
-            Some(Err(error)) => self.failed(command.id, error, true, false),
+            Some(Err(error)) => self.failed(command.id, error, false, false),
             None => {}
         }
     }
 
-    /// Reports what was used: taken first and durable then, or durable at once; now and then twice.
+    /// Reports what was used; now and then twice.
     async fn settle(&self, reserved: &Reserve) {
         let chance = &self.medium.chance;
         let command = Settle {
@@ -305,16 +312,19 @@ impl Payers {
             report: report(&self.medium),
             actor: Actor::operator("sim"),
         };
-        if chance.one_in(2) {
-            let taken =
-                self.ask(async |host| host.handle.settle(command.clone(), Ack::Taken).await);
-            if taken.await.is_none() {
-                return;
-            }
-        }
         for _ in 0..1 + chance.below(4) / 3 {
-            let durable =
-                self.ask(async |host| host.handle.settle(command.clone(), Ack::Durable).await);
+            // one answer when it lasts, or two: a caller that hears of the first waits for the second
+            let early = chance.one_in(2);
+            let durable = self.ask(async |host| match early {
+                true => {
+                    host.handle
+                        .settle_early(command.clone())
+                        .await?
+                        .lasting
+                        .await
+                }
+                false => host.handle.settle(command.clone(), Ack::Durable).await,
+            });
             match durable.await {
                 Some(Ok(resolution)) => self.settled(&command, resolution.position),
                 Some(Err(error)) => self.failed(command.id, error, true, false),

@@ -25,6 +25,9 @@ use crate::{
     told::{Failed, Told},
 };
 
+/// By how much work alone leads a host's clock ahead of time.
+const WORK_MS_MAX: u64 = 100;
+
 /// Everything, once all processes are over.
 pub(crate) fn hold(medium: &Medium, told: &Told) -> Result<(), String> {
     let journal = medium.journal.commits();
@@ -34,6 +37,9 @@ pub(crate) fn hold(medium: &Medium, told: &Told) -> Result<(), String> {
     }
     outcomes_are_there(&books, told)?;
     nothing_is_done_twice(&books)?;
+    if medium.clocks_are_right {
+        nothing_is_granted_late(&books)?;
+    }
     truths_are_charged(&books, told)?;
     for failed in &told.errors {
         error_is_right(&books, failed)?;
@@ -41,6 +47,16 @@ pub(crate) fn hold(medium: &Medium, told: &Told) -> Result<(), String> {
     decides_again(&journal)?;
     snapshots_are_right(medium, &journal)?;
     feed_is_whole(medium, &books)
+}
+
+/// The events of a commit.
+pub(crate) fn events(commit: &[u8]) -> Vec<Event> {
+    let commit = Commit::decode(commit).unwrap();
+    commit
+        .events
+        .into_iter()
+        .map(|stored| stored.event)
+        .collect()
 }
 
 /// Folds the journal into the books, and holds every read against them as they were at its position.
@@ -94,8 +110,11 @@ fn event(books: &Books, position: Position) -> Option<&Event> {
 fn outcomes_are_there(books: &Books, told: &Told) -> Result<(), String> {
     for (id, positions) in &told.outcomes {
         for position in positions {
-            let found = event(books, *position).map(|event| event.cause);
-            if found != Some(*id) {
+            let found = event(books, *position);
+            // a refusal that was counted has no event of its own
+            let counted = told.refused.contains(id) && found.is_some();
+            let found = found.map(|event| event.cause);
+            if found != Some(*id) && !counted {
                 return Err(format!(
                     "{id} was told of {position}, where {found:?} stands"
                 ));
@@ -116,6 +135,21 @@ fn nothing_is_done_twice(books: &Books) -> Result<(), String> {
         Some((id, events)) => Err(format!("{id} was carried out twice: {events:?}")),
         None => Ok(()),
     }
+}
+
+/// A hold whose deadline has passed is worth nothing to its caller.
+fn nothing_is_granted_late(books: &Books) -> Result<(), String> {
+    for event in &books.events {
+        if let EventBody::Reserved(data) = &event.body
+            && event.at_ms > data.asked.deadline_ms + WORK_MS_MAX
+        {
+            return Err(format!(
+                "{} is granted after its deadline",
+                data.reservation
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The last end of each reservation, by its event.
@@ -174,7 +208,7 @@ fn error_is_right(books: &Books, failed: &Failed) -> Result<(), String> {
                 _ => false,
             }
         }
-        CommandError::UnknownReservation { .. } => !failed.granted,
+        CommandError::UnknownReservation { .. } => !failed.owed,
         CommandError::Conflict { .. } => failed.forged,
         CommandError::UnknownAccount { .. }
         | CommandError::UnknownKey { .. }

@@ -108,7 +108,7 @@ async fn live(
     misfortune.abort();
     medium.be_calm(true);
     worked?;
-    calm::all_is_well(hosts).await?;
+    calm::all_is_well(hosts, payers).await?;
     sleep(ALL_ENDED).await;
     hosts.close();
     let ended = timeout(Duration::from_secs(60), async {
@@ -127,15 +127,20 @@ async fn set_up(payers: &Arc<Payers>) -> Result<(), String> {
     let mut changes: Vec<_> = vocabulary::prices()
         .map(|price| (system.clone(), price))
         .into();
-    for name in vocabulary::ACCOUNTS {
+    for name in vocabulary::ACCOUNTS.into_iter().chain(calm::ACCOUNTS) {
         let account = vocabulary::account(name);
         changes.push((account.clone(), Change::OpenAccount));
         changes.extend(vocabulary::keys().map(|key| (account.clone(), key)));
         let chance = &payers.medium.chance;
-        let caps = vocabulary::caps(chance)
-            .into_iter()
-            .filter(|_| !chance.one_in(3));
-        changes.extend(caps.map(|cap| (account.clone(), Change::SetCap(cap))));
+        let mut caps = vocabulary::caps(chance);
+        caps.retain(|_| !chance.one_in(3));
+        if calm::ACCOUNTS.contains(&name) {
+            caps = vec![calm::one_at_a_time()];
+        }
+        changes.extend(
+            caps.into_iter()
+                .map(|cap| (account.clone(), Change::SetCap(cap))),
+        );
     }
     for (account, change) in changes {
         if !payers.change(&account, change).await {
@@ -201,9 +206,12 @@ async fn misfortune(
                 .light(chance.below(40)),
             10 => lose(&medium),
             _ => {
-                // a time service that keeps a clock right to half a second
-                let ahead_ms = i64::try_from(chance.below(1_000)).unwrap() - 500;
-                hosts.offset_ms.store(ahead_ms, Ordering::Relaxed);
+                let off_ms = medium.clock_is_off();
+                drop(
+                    hosts
+                        .any()
+                        .inspect(|host| host.offset_ms.store(off_ms, Ordering::Relaxed)),
+                );
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What callers were told, to be held against the journal once the run is over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use seatbelt_schemas::{
     command::{CommandError, Standing},
@@ -12,6 +12,7 @@ use seatbelt_schemas::{
 pub(crate) struct Told {
     /// Positions that an outcome was told for.
     pub(crate) outcomes: BTreeMap<CommandId, Vec<Position>>,
+    pub(crate) refused: BTreeSet<CommandId>,
     /// What was granted, and by when that was known.
     pub(crate) grants: BTreeMap<ReservationId, AccountId>,
     /// What a reservation really used, once a durable settle said that it is on record: its tokens.
@@ -26,8 +27,9 @@ pub(crate) struct Told {
 pub(crate) struct Failed {
     pub(crate) id: CommandId,
     pub(crate) error: CommandError,
-    /// Whether the reservation that it names had been granted when it was sent.
-    pub(crate) granted: bool,
+    /// Whether it reports what a granted reservation used. What only gives back or changes one that has
+    /// ended may be told that it is not known, where that is long ago.
+    pub(crate) owed: bool,
     /// Whether the id was sent with another body before.
     pub(crate) forged: bool,
 }
