@@ -1,17 +1,23 @@
 //! What a body asks for, as far as a bound needs it: how much can reach the prompt, and how much output
 //! may come of it.
 //!
-//! The input is the bytes of everything that can reach a prompt, since no byte-level tokenizer makes
-//! more tokens than bytes. Not here: the bound itself, which a model's limits are part of.
+//! The input is the bytes of everything that can reach a prompt, at its widest ([`crate::printed`]), since no
+//! byte-level tokenizer makes more tokens than bytes. Not here: the bound itself, which a model's limits are
+//! part of.
 
 use seatbelt_schemas::ids::EndUserId;
 use serde_json::Value;
 
-use crate::fields::{FieldError, Fields, json_bytes};
+use crate::{
+    fields::{FieldError, Fields},
+    printed::{json_bytes, text_bytes},
+};
 
 /// Tokens of the description that a provider adds for a tool it knows by its type (735 at most are
 /// documented).
 const KNOWN_TOOL_TOKENS: u64 = 1024;
+/// Servers join the texts of a message's parts with a new line.
+const PART_JOINT: u64 = 1;
 
 /// Fields that never reach a prompt and cannot raise the cost, of any API: each has its own meaning in
 /// one of them, and is refused or ignored in the other.
@@ -57,8 +63,10 @@ const PLAIN_FIELDS: &[&str] = &[
 pub struct Ask {
     /// Bytes of all text that can reach the prompt.
     pub text_bytes: u64,
-    /// Things that are framed: messages and tools.
+    /// Things that are framed: messages, tools, calls and what they gave.
     pub framed: u64,
+    /// Tools are offered: instructions come with them.
+    pub with_tools: bool,
     /// Generations: each can use the whole output maximum.
     pub choices: u64,
     /// The output maximum of one choice, where the client gave one.
@@ -89,13 +97,20 @@ impl Ask {
                 (name, other) => self.text_bytes += name.len() as u64 + json_bytes(other),
             }
         }
+        let calls = fields.get("tool_calls").and_then(Value::as_array);
+        self.framed += calls.map_or(0, Vec::len) as u64;
+        let role = fields.get("role").and_then(Value::as_str);
+        if matches!(role, Some("tool" | "function")) {
+            self.framed += 1;
+            self.text_bytes += fields.get("content").map_or(0, printing_adds);
+        }
         Ok(())
     }
 
     pub(crate) fn content(&mut self, param: &str, content: &Value) -> Result<(), FieldError> {
         match content {
             Value::Null => {}
-            Value::String(text) => self.text_bytes += text.len() as u64,
+            Value::String(text) => self.text_bytes += text_bytes(text),
             Value::Array(parts) => {
                 for (n, part) in parts.iter().enumerate() {
                     self.part(&format!("{param}[{n}]"), part)?;
@@ -112,14 +127,13 @@ impl Ask {
     }
 
     fn part(&mut self, param: &str, part: &Value) -> Result<(), FieldError> {
-        let kind = part
-            .get("type")
-            .and_then(Value::as_str)
+        let (fields, kind) = part
+            .as_object()
+            .and_then(|fields| Some((fields, fields.get("type")?.as_str()?)))
             .ok_or_else(|| FieldError::invalid(param, "must be an object with a type"))?;
+        self.text_bytes += PART_JOINT;
         match kind {
-            "text" | "refusal" | "tool_use" | "thinking" | "redacted_thinking" => {
-                self.text_bytes += json_bytes(part).saturating_sub(part_frame(kind));
-            }
+            "text" | "refusal" => self.text_part(kind, fields),
             "tool_result" => {
                 let id = part.get("tool_use_id").map_or(0, json_bytes);
                 self.text_bytes += id;
@@ -128,9 +142,24 @@ impl Ask {
                     self.content(&format!("{param}.content"), content)?;
                 }
             }
+            "tool_use" => {
+                self.framed += 1;
+                self.text_bytes += json_bytes(part);
+            }
             _ => self.text_bytes += json_bytes(part),
         }
         Ok(())
+    }
+
+    /// The text itself goes into the prompt as it is; any other field as it is printed.
+    fn text_part(&mut self, kind: &str, fields: &Fields) {
+        for (name, value) in fields {
+            self.text_bytes += match value {
+                _ if name == "type" => 0,
+                Value::String(text) if name == kind => text_bytes(text),
+                other => name.len() as u64 + json_bytes(other),
+            };
+        }
     }
 
     pub(crate) fn tools(&mut self, body: &Fields) -> Result<(), FieldError> {
@@ -139,6 +168,7 @@ impl Ask {
             Some(Value::Array(tools)) => tools,
             Some(_) => return Err(FieldError::invalid("tools", "must be an array")),
         };
+        self.with_tools |= !tools.is_empty();
         for tool in tools {
             self.framed += 1;
             self.text_bytes += json_bytes(tool);
@@ -153,6 +183,8 @@ impl Ask {
     /// Whatever else is in the body may reach the prompt (`response_format`, `documents`, template
     /// arguments, fields not known here), so its bytes count.
     pub(crate) fn other_fields(&mut self, body: &Fields) {
+        let functions = body.get("functions").and_then(Value::as_array);
+        self.with_tools |= functions.is_some_and(|functions| !functions.is_empty());
         for (name, value) in body {
             let plain = PLAIN_FIELDS.contains(&name.as_str()) || name == "system";
             if !value.is_null() && !plain {
@@ -162,13 +194,13 @@ impl Ask {
     }
 }
 
-/// Bytes of a part's JSON that are framing and not text: counted against its text only.
-fn part_frame(kind: &str) -> u64 {
-    match kind {
-        "text" => r#"{"type":"text","text":""}"#.len() as u64,
-        "refusal" => r#"{"type":"refusal","refusal":""}"#.len() as u64,
-        _ => 0,
-    }
+/// What a tool answered is printed as JSON by templates, a text too: what that adds to its text.
+fn printing_adds(content: &Value) -> u64 {
+    let counted = match content {
+        Value::String(text) => text_bytes(text),
+        _ => 0, // of parts both the texts and the printing count: tools rarely answer in parts
+    };
+    json_bytes(content).saturating_sub(counted)
 }
 
 fn is_known_role(role: &str) -> bool {

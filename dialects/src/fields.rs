@@ -1,7 +1,5 @@
 //! The fields of a body, read one by one; a field that cannot be read is named, with what would do.
 
-use std::io;
-
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, ids::EndUserId};
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -108,21 +106,4 @@ pub(crate) fn choices(body: &Fields, names: &[&str]) -> Result<u64, FieldError> 
 pub(crate) fn end_user(named: Option<&Value>) -> Option<EndUserId> {
     let named = named.and_then(Value::as_str)?;
     EndUserId::new(named).ok()
-}
-
-/// Length of a value as compact JSON: not less than the text inside it.
-pub(crate) fn json_bytes(value: &Value) -> u64 {
-    struct Count(u64);
-    impl io::Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0 += bytes.len() as u64;
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut count = Count(0);
-    serde_json::to_writer(&mut count, value).expect("a JSON value is written to a counter");
-    count.0
 }

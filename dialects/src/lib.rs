@@ -12,6 +12,7 @@ mod ask;
 mod dialect;
 mod face;
 mod fields;
+mod printed;
 pub mod sse;
 mod told;
 pub mod translate;

@@ -27,8 +27,14 @@ pub const BODY_BYTES_DEFAULT: usize = 16 * 1024 * 1024;
 pub const REQUESTS_DEFAULT: usize = 4096;
 /// Tokens that a message's framing adds to its bytes (role, separators), where not configured.
 pub const MESSAGE_ALLOWANCE_DEFAULT: u64 = 8;
-/// Tokens that a request's framing adds, where not configured.
+/// Tokens that a request's framing adds at OpenAI and at Anthropic, where not configured.
 pub const REQUEST_ALLOWANCE_DEFAULT: u64 = 8;
+/// The same for an unknown server, whose template may add a system prompt of its own: "hi" is 30 tokens for Qwen 2.5,
+/// 36 for Llama 3.1 and 68 for gpt-oss.
+pub const REQUEST_ALLOWANCE_GENERIC: u64 = 64;
+/// Tokens of the instructions that come with tools, where not configured: of Anthropic 346 at most are
+/// documented, published templates add up to some 400.
+pub const TOOLS_ALLOWANCE_DEFAULT: u64 = 512;
 
 /// A client's secret, hashed: what is kept and compared instead of it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -115,6 +121,10 @@ pub struct UpstreamModel {
     /// Tokens added to the input bound for the request. Raise it by the length of a system prompt
     /// that the upstream's template adds by itself.
     pub request_allowance: u64,
+    /// Tokens added to the input bound of a request with tools, for the instructions that come with them.
+    pub tools_allowance: u64,
+    /// The output maximum that is written where the client sends none; [`Self::output`] where not given.
+    pub output_default: Option<u64>,
     /// Which field carries the output maximum when the client sent none.
     pub max_field: MaxField,
     /// All output the upstream charges for is text in the answer. Then an answer without usage is
@@ -125,7 +135,7 @@ pub struct UpstreamModel {
 }
 
 impl UpstreamModel {
-    /// A model with the default allowances.
+    /// A model with the default allowances of a provider that adds no prompt of its own.
     pub fn new(id: ModelId, context: u64, output: u64) -> Self {
         Self {
             id,
@@ -133,6 +143,8 @@ impl UpstreamModel {
             output,
             message_allowance: MESSAGE_ALLOWANCE_DEFAULT,
             request_allowance: REQUEST_ALLOWANCE_DEFAULT,
+            tools_allowance: TOOLS_ALLOWANCE_DEFAULT,
+            output_default: None,
             max_field: MaxField::default(),
             output_is_visible: false,
             allow_fields: Vec::new(),
@@ -160,6 +172,23 @@ pub struct UpstreamConfig {
     pub api_key: Option<Secret>,
     /// What it serves.
     pub models: Vec<UpstreamModel>,
+}
+
+impl UpstreamConfig {
+    /// Whose fields it takes.
+    pub fn profile(&self) -> Profile {
+        let url = reqwest::Url::parse(&self.base_url).ok();
+        let host = url.as_ref().and_then(reqwest::Url::host_str);
+        self.profile.unwrap_or_else(|| Profile::of(self.kind, host))
+    }
+
+    /// Tokens that framing adds to a request where none are configured.
+    pub fn request_allowance(&self) -> u64 {
+        match self.profile() {
+            Profile::OpenAi | Profile::Anthropic => REQUEST_ALLOWANCE_DEFAULT,
+            Profile::Generic => REQUEST_ALLOWANCE_GENERIC,
+        }
+    }
 }
 
 /// What happens upstream when a client leaves before the end.

@@ -54,18 +54,13 @@ impl Upstream {
         Some(Self {
             name: config.name.clone(),
             kind: config.kind,
-            profile: config.profile.unwrap_or_else(|| profile_of(config)),
+            profile: config.profile(),
             allow_fields: config.allow_fields.clone(),
             errors_are_free: config.errors_are_free,
             url: Url::parse(&format!("{base}/{path}")).ok()?,
             api_key: config.api_key.clone(),
         })
     }
-}
-
-fn profile_of(config: &UpstreamConfig) -> Profile {
-    let url = Url::parse(&config.base_url).ok();
-    Profile::of(config.kind, url.as_ref().and_then(Url::host_str))
 }
 
 impl Candidate {

@@ -72,6 +72,10 @@ pub struct UpstreamModel {
     pub message_allowance: Option<u64>,
     /// Tokens that a request's framing may add; the gateway's default where not given.
     pub request_allowance: Option<u64>,
+    /// Tokens of the instructions that come with tools; the gateway's default where not given.
+    pub tools_allowance: Option<u64>,
+    /// The output maximum of a request that gives none; the model's where not given.
+    pub output_default: Option<u64>,
     /// Which field carries the output maximum when the client sent none.
     pub max_field: MaxField,
     /// All output it charges for is text in the answer, so that it can be counted there.
@@ -231,6 +235,14 @@ fn read_model(
     let allowance = |section: &mut Section, name| section.number(name, 0, TOKENS_PER_REQUEST_MAX);
     let message_allowance = allowance(&mut section, "message_allowance");
     let request_allowance = allowance(&mut section, "request_allowance");
+    let tools_allowance = allowance(&mut section, "tools_allowance");
+    let output_default = section.number("output_default", 1, TOKENS_PER_REQUEST_MAX);
+    if output_default
+        .zip(output)
+        .is_some_and(|(default, most)| default > most)
+    {
+        section.mistake("output_default", "is above the model's output");
+    }
     let max_field = section.word("max_field", &max_fields);
     let output_is_visible = section.flag("output_is_visible").unwrap_or(false);
     let allow_fields = section.texts("allow_fields", ALLOW_FIELDS_MAX);
@@ -243,6 +255,8 @@ fn read_model(
         output: output?,
         message_allowance,
         request_allowance,
+        tools_allowance,
+        output_default,
         max_field: max_field.unwrap_or(MaxField::MaxTokens),
         output_is_visible,
         allow_fields,

@@ -56,7 +56,7 @@ fn key(key: &config::Key) -> KeyEntry {
 }
 
 fn upstream(upstream: &config::Upstream) -> UpstreamConfig {
-    UpstreamConfig {
+    let config = UpstreamConfig {
         name: upstream.name.clone(),
         kind: match upstream.kind {
             config::UpstreamKind::OpenAi => Dialect::OpenAi,
@@ -74,15 +74,22 @@ fn upstream(upstream: &config::Upstream) -> UpstreamConfig {
             .api_key
             .as_ref()
             .map(|key| Secret::new(key.expose())),
-        models: upstream.models.iter().map(model).collect(),
+        models: Vec::new(),
+    };
+    let models = upstream.models.iter();
+    UpstreamConfig {
+        models: models.map(|served| model(served, &config)).collect(),
+        ..config
     }
 }
 
-fn model(model: &config::UpstreamModel) -> UpstreamModel {
+fn model(model: &config::UpstreamModel, of: &UpstreamConfig) -> UpstreamModel {
     let default = UpstreamModel::new(model.id.clone(), model.context, model.output);
     UpstreamModel {
         message_allowance: model.message_allowance.unwrap_or(default.message_allowance),
-        request_allowance: model.request_allowance.unwrap_or(default.request_allowance),
+        request_allowance: model.request_allowance.unwrap_or(of.request_allowance()),
+        tools_allowance: model.tools_allowance.unwrap_or(default.tools_allowance),
+        output_default: model.output_default,
         max_field: match model.max_field {
             config::MaxField::MaxTokens => MaxField::MaxTokens,
             config::MaxField::MaxCompletionTokens => MaxField::MaxCompletionTokens,

@@ -26,9 +26,6 @@ pub(super) const USAGE_HAS_TO_BE_ASKED: bool = false;
 pub(super) use allowed::WHY;
 pub(super) use allowed::thinks_beyond_the_maximum as unbounded;
 
-/// Tokens of the instructions that are added to a request with tools (346 at most are documented).
-const TOOLS_PREAMBLE_TOKENS: u64 = 512;
-
 pub(super) fn shapes(profile: Profile) -> [Shape; 2] {
     match profile {
         Profile::Anthropic => [allowed::BODY, allowed::ANTHROPIC],
@@ -58,9 +55,6 @@ pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
         ask.content("system", system)?;
     }
     ask.tools(body)?;
-    if body.contains_key("tools") {
-        ask.text_bytes += TOOLS_PREAMBLE_TOKENS;
-    }
     ask.other_fields(body);
     Ok(ask)
 }
@@ -198,7 +192,10 @@ mod tests {
         let plain = ask(&body(&json!({"max_tokens": 9}))).unwrap();
         let thinks = json!({"max_tokens": 9, "thinking": {"type": "enabled", "budget_tokens": 5}});
         assert!(ask(&body(&thinks)).unwrap().keeps_max);
-        let tools = ask(&body(&json!({"max_tokens": 9, "tools": []}))).unwrap();
-        assert_eq!(tools.text_bytes - plain.text_bytes, TOOLS_PREAMBLE_TOKENS);
+        assert!(!plain.with_tools);
+        let none = json!({"max_tokens": 9, "tools": []});
+        assert!(!ask(&body(&none)).unwrap().with_tools);
+        let one = json!({"max_tokens": 9, "tools": [{"name": "f"}]});
+        assert!(ask(&body(&one)).unwrap().with_tools);
     }
 }
