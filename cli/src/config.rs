@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use seatbelt_schemas::price::Price;
 use thiserror::Error;
 
 mod entitlements;
@@ -17,6 +18,7 @@ mod gateway;
 mod ledger;
 mod nats;
 mod neuron;
+mod price;
 mod reader;
 mod tree;
 mod upstreams;
@@ -185,42 +187,31 @@ impl Config {
     }
 
     /// Every declared price, once per model.
-    pub fn prices(&self) -> Vec<seatbelt_schemas::price::Price> {
+    pub fn prices(&self) -> Vec<Price> {
         let mut prices = BTreeMap::new();
-        for (model, rates) in declared_rates(&self.upstreams, self.neuron.as_ref()) {
-            prices
-                .entry(model.clone())
-                .or_insert_with(|| seatbelt_schemas::price::Price {
-                    model: model.clone(),
-                    version: 0,
-                    rates,
-                    long_context: None,
-                });
+        for price in declared_prices(&self.upstreams, self.neuron.as_ref()) {
+            prices.entry(price.model.clone()).or_insert(price);
         }
-        prices.into_values().collect()
+        prices.into_values().cloned().collect()
     }
 }
 
-fn declared_rates<'a>(
+fn declared_prices<'a>(
     upstreams: &'a [Upstream],
     neuron: Option<&'a Neuron>,
-) -> impl Iterator<
-    Item = (
-        &'a seatbelt_schemas::ids::ModelId,
-        seatbelt_schemas::price::Rates,
-    ),
-> {
+) -> impl Iterator<Item = &'a Price> {
     let foreign = upstreams.iter().flat_map(|upstream| &upstream.models);
-    let foreign = foreign.filter_map(|model| Some((&model.id, model.price?)));
+    let foreign = foreign.filter_map(|model| model.price.as_ref());
     let own = neuron.into_iter().flat_map(|neuron| &neuron.models);
-    foreign.chain(own.filter_map(|model| Some((&model.id, model.price?))))
+    foreign.chain(own.filter_map(|model| model.price.as_ref()))
 }
 
 /// A model has one price, whoever serves it: the ledger charges by model.
 fn prices_agree(root: &Section, upstreams: &[Upstream], neuron: Option<&Neuron>) {
     let mut seen = BTreeMap::new();
-    for (model, rates) in declared_rates(upstreams, neuron) {
-        if *seen.entry(model).or_insert(rates) != rates {
+    for price in declared_prices(upstreams, neuron) {
+        if *seen.entry(&price.model).or_insert(price) != price {
+            let model = &price.model;
             root.mistake(
                 "upstreams",
                 format!("model {model} has two different prices: give it one"),

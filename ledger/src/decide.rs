@@ -651,9 +651,7 @@ pub fn change(account: &Account, change: &Change) -> Result<Option<EventBody>, C
 /// Decides a change of the price book; `None` where the price is in force already.
 pub fn set_price(prices: &PriceBook, price: &Price) -> Result<Option<Price>, CommandError> {
     let current = prices.current(&price.model);
-    if current
-        .is_some_and(|known| known.rates == price.rates && known.long_context == price.long_context)
-    {
+    if current.is_some_and(|known| known.same_terms(price)) {
         return Ok(None);
     }
     let last = current.map_or(0, |known| known.version);

@@ -138,6 +138,13 @@ impl Fingerprint {
     /// Of an operator's change. The version inside a price is the ledger's to give.
     pub fn of_change(account: &AccountId, change: &Change) -> Self {
         match change {
+            Change::SetPrice(price) if price.says_more() => {
+                let price = Price {
+                    version: 0,
+                    ..price.clone()
+                };
+                Self::of(("price", account, &price))
+            }
             Change::SetPrice(price) => Self::of((
                 "price",
                 account,

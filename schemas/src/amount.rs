@@ -9,6 +9,10 @@ pub const AMOUNT_MAX: u64 = 1 << 62;
 pub const TOKENS_PER_REQUEST_MAX: u64 = 1 << 40;
 /// Largest price: one USD per token, in pico-USD.
 pub const PRICE_MAX: u64 = 1_000_000_000_000;
+/// Most that rates are multiplied by: a hundred times, in millionths.
+pub const MULTIPLIER_PPM_MAX: u64 = 100_000_000;
+/// Largest fee of one request: 1000 USD, in nano-USD.
+pub const FEE_MAX: u64 = 1_000_000_000_000;
 
 /// Nano-USD in one USD.
 pub const NANO_PER_USD: u64 = 1_000_000_000;

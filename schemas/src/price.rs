@@ -18,6 +18,10 @@ pub struct Rates {
     pub output: u64,
     /// Output spent on reasoning.
     pub reasoning: u64,
+    /// Input written to the provider's cache to stay for an hour or longer; where not given it costs as
+    /// [`Rates::cache_write`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_write_long: Option<u64>,
 }
 
 impl Rates {
@@ -29,11 +33,20 @@ impl Rates {
             cache_write: input,
             output,
             reasoning: output,
+            cache_write_long: None,
         }
     }
 
+    /// What a long write to the cache costs.
+    pub fn long_write(&self) -> u64 {
+        self.cache_write_long.unwrap_or(self.cache_write)
+    }
+
     fn dearest_input(&self) -> u64 {
-        self.input.max(self.cached_input).max(self.cache_write)
+        self.input
+            .max(self.cached_input)
+            .max(self.cache_write)
+            .max(self.long_write())
     }
 
     fn dearest_output(&self) -> u64 {
@@ -41,7 +54,12 @@ impl Rates {
     }
 }
 
-/// Other rates that apply to a whole request whose input is longer than a threshold.
+/// Most tiers of a price.
+pub const TIERS_MAX: usize = 16;
+/// A multiplier of 1, in millionths.
+const MULTIPLIER_ONE: u128 = 1_000_000;
+
+/// Other rates that apply to a whole request whose input is longer than a threshold: a tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LongContext {
     /// The rates apply when the input has more tokens than this.
@@ -59,56 +77,115 @@ pub struct Price {
     pub version: u32,
     /// The rates.
     pub rates: Rates,
-    /// Other rates for long inputs.
+    /// Other rates for long inputs: the first tier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub long_context: Option<LongContext>,
+    /// Further tiers, each above the one before. Which applies is decided by the highest threshold that the
+    /// input is above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tiers: Vec<LongContext>,
+    /// What all rates are multiplied by, in millionths: 1,100,000 for an account that pays a tenth more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiplier_ppm: Option<u64>,
+    /// What each request costs besides its tokens, nano-USD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fee_per_request: Option<u64>,
 }
 
 impl Price {
+    /// A price that is only its rates; the ledger gives it its version.
+    pub fn of(model: ModelId, rates: Rates) -> Self {
+        Self {
+            model,
+            version: 0,
+            rates,
+            long_context: None,
+            tiers: Vec::new(),
+            multiplier_ppm: None,
+            fee_per_request: None,
+        }
+    }
+
+    /// Whether everything costs the same as with the other one, whatever their versions.
+    pub fn same_terms(&self, other: &Self) -> bool {
+        let version = self.version;
+        *self
+            == Self {
+                version,
+                ..other.clone()
+            }
+    }
+
+    /// Whether it says more than version 1 of this format could: rates and one tier.
+    pub fn says_more(&self) -> bool {
+        !self.tiers.is_empty() || self.multiplier_ppm.is_some() || self.fee_per_request.is_some()
+    }
+
+    /// All tiers, from the lowest threshold up.
+    pub fn tiers(&self) -> impl Iterator<Item = &LongContext> {
+        self.long_context.iter().chain(&self.tiers)
+    }
+
     /// Most that a request can cost within these bounds, nano-USD rounded up; `None` above u64.
+    ///
+    /// A higher tier may be cheaper, and the input may turn out shorter: the dearest of all tiers that the
+    /// bound reaches counts.
     pub fn bound(&self, input_tokens: u64, output_tokens: u64) -> Option<u64> {
         let mut input = self.rates.dearest_input();
         let mut output = self.rates.dearest_output();
-        if let Some(long) = self
-            .long_context
-            .filter(|long| input_tokens > long.above_input_tokens)
+        for tier in self
+            .tiers()
+            .filter(|tier| input_tokens > tier.above_input_tokens)
         {
-            input = input.max(long.rates.dearest_input());
-            output = output.max(long.rates.dearest_output());
+            input = input.max(tier.rates.dearest_input());
+            output = output.max(tier.rates.dearest_output());
         }
-        nano_rounded_up(times(input_tokens, input)?.checked_add(times(output_tokens, output)?)?)
+        self.nano(times(input_tokens, input)?.checked_add(times(output_tokens, output)?)?)
     }
 
     /// What this usage costs, nano-USD rounded up once; `None` above u64.
     pub fn cost(&self, usage: &Usage) -> Option<u64> {
-        let rates = match self.long_context {
-            Some(long) if usage.input_tokens > long.above_input_tokens => long.rates,
-            _ => self.rates,
-        };
+        let reached = |tier: &&LongContext| usage.input_tokens > tier.above_input_tokens;
+        let rates = self
+            .tiers()
+            .filter(reached)
+            .last()
+            .map_or(self.rates, |tier| tier.rates);
         let cached = usage.cached_input_tokens.min(usage.input_tokens);
         let written = usage.cache_write_tokens.min(usage.input_tokens - cached);
+        let long = usage.cache_write_long_tokens.min(written);
         let reasoning = usage.reasoning_tokens.min(usage.output_tokens);
         let parts = [
             times(usage.input_tokens - cached - written, rates.input)?,
             times(cached, rates.cached_input)?,
-            times(written, rates.cache_write)?,
+            times(written - long, rates.cache_write)?,
+            times(long, rates.long_write())?,
             times(usage.output_tokens - reasoning, rates.output)?,
             times(reasoning, rates.reasoning)?,
         ];
-        nano_rounded_up(
+        self.nano(
             parts
                 .iter()
                 .try_fold(0u128, |sum, part| sum.checked_add(*part))?,
         )
     }
+
+    /// The one rounding, up, and what a request costs besides.
+    fn nano(&self, pico: u128) -> Option<u64> {
+        let nano = match self.multiplier_ppm {
+            None => pico.div_ceil(1000),
+            Some(ppm) => pico
+                .checked_mul(ppm.into())?
+                .div_ceil(1000 * MULTIPLIER_ONE),
+        };
+        u64::try_from(nano)
+            .ok()?
+            .checked_add(self.fee_per_request.unwrap_or(0))
+    }
 }
 
 fn times(tokens: u64, pico: u64) -> Option<u128> {
     u128::from(tokens).checked_mul(u128::from(pico))
-}
-
-fn nano_rounded_up(pico: u128) -> Option<u64> {
-    u64::try_from(pico.div_ceil(1000)).ok()
 }
 
 #[cfg(test)]
@@ -119,10 +196,8 @@ mod tests {
 
     fn price(rates: Rates, long_context: Option<LongContext>) -> Price {
         Price {
-            model: ModelId::new("m").unwrap(),
-            version: 1,
-            rates,
             long_context,
+            ..Price::of(ModelId::new("m").unwrap(), rates)
         }
     }
 
@@ -147,15 +222,72 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_highest_tier_that_the_input_is_above_decides() {
+        let tier = |above_input_tokens, rate| LongContext {
+            above_input_tokens,
+            rates: Rates::flat(rate, rate),
+        };
+        let price = Price {
+            tiers: vec![tier(200, 1000), tier(300, 9000)],
+            ..price(Rates::flat(1000, 1000), Some(tier(100, 5000)))
+        };
+        let cost = |input_tokens| {
+            price.cost(&Usage {
+                input_tokens,
+                ..Usage::default()
+            })
+        };
+        assert_eq!(cost(100), Some(100));
+        assert_eq!(cost(101), Some(505));
+        assert_eq!(cost(201), Some(201), "a higher tier may be cheaper");
+        assert_eq!(cost(301), Some(2709));
+        assert_eq!(
+            price.bound(250, 0),
+            Some(1250),
+            "and the input shorter than its bound"
+        );
+    }
+
+    #[test]
+    fn a_long_write_a_multiplier_and_a_fee_are_charged_and_bounded() {
+        let rates = Rates {
+            cache_write: 1250,
+            cache_write_long: Some(2000),
+            ..Rates::flat(1000, 0)
+        };
+        let plain = price(rates, None);
+        let written = |cache_write_long_tokens| Usage {
+            input_tokens: 100,
+            cache_write_tokens: 100,
+            cache_write_long_tokens,
+            ..Usage::default()
+        };
+        assert_eq!(plain.cost(&written(0)), Some(125));
+        assert_eq!(plain.cost(&written(100)), Some(200));
+        assert_eq!(plain.bound(100, 0), Some(200));
+        let dearer = Price {
+            multiplier_ppm: Some(1_100_000),
+            fee_per_request: Some(7),
+            ..plain
+        };
+        assert_eq!(dearer.cost(&written(100)), Some(227));
+        assert_eq!(dearer.bound(100, 0), Some(227));
+        assert_eq!(dearer.cost(&Usage::default()), Some(7));
+    }
+
     fn rates() -> impl Strategy<Value = Rates> {
         let rate = 0..10_000_000u64;
-        (rate.clone(), rate.clone(), rate.clone(), rate.clone(), rate).prop_map(
-            |(input, cached_input, cache_write, output, reasoning)| Rates {
+        let long = proptest::option::of(rate.clone());
+        let others = (rate.clone(), rate.clone(), rate.clone(), rate.clone(), rate);
+        (others, long).prop_map(
+            |((input, cached_input, cache_write, output, reasoning), cache_write_long)| Rates {
                 input,
                 cached_input,
                 cache_write,
                 output,
                 reasoning,
+                cache_write_long,
             },
         )
     }
@@ -164,12 +296,22 @@ mod tests {
         #[test]
         fn no_usage_within_the_bounds_costs_more_than_the_bound(
             rates in rates(),
-            long in proptest::option::of((0..2_000u64, self::rates())),
+            tiers in proptest::collection::btree_map(0..3_000u64, self::rates(), 0..4),
+            multiplier_ppm in proptest::option::of(0..3_000_000u64),
+            fee_per_request in proptest::option::of(0..1_000_000u64),
             input in 0..4_000u64, output in 0..4_000u64,
-            used in proptest::array::uniform5(0.0..=1.0f64),
+            used in proptest::array::uniform6(0.0..=1.0f64),
         ) {
-            let long = long.map(|(above_input_tokens, rates)| LongContext { above_input_tokens, rates });
-            let price = price(rates, long);
+            let mut tiers = tiers
+                .into_iter()
+                .map(|(above_input_tokens, rates)| LongContext { above_input_tokens, rates });
+            let long_context = tiers.next();
+            let price = Price {
+                tiers: tiers.collect(),
+                multiplier_ppm,
+                fee_per_request,
+                ..price(rates, long_context)
+            };
             let part = |whole: u64, share: f64| {
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss,
                     reason = "small test numbers")]
@@ -181,6 +323,7 @@ mod tests {
                 cache_write_tokens: part(input, used[2]),
                 output_tokens: part(output, used[3]),
                 reasoning_tokens: part(output, used[4]),
+                cache_write_long_tokens: part(input, used[5]),
             };
             prop_assert!(price.cost(&usage) <= price.bound(input, output));
         }

@@ -21,6 +21,9 @@ pub struct Usage {
     /// Of these, written to a cache.
     #[serde(skip_serializing_if = "is_zero")]
     pub cache_write_tokens: u64,
+    /// Of those written, the ones that stay for an hour or longer.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cache_write_long_tokens: u64,
     /// All output tokens.
     pub output_tokens: u64,
     /// Of these, spent on reasoning.

@@ -112,7 +112,9 @@ fn written_today() -> Vec<(String, Bytes)> {
         cases::adopted(),
         cases::skipped(),
     ]);
-    let events = events.chain(cases::budgets());
+    let events = events
+        .chain(cases::budgets())
+        .chain(cases::priced_in_full());
     let events = events.map(|(name, event)| (name, event.encode()));
     let commits = cases::commits()
         .into_iter()

@@ -131,9 +131,9 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn usage()(counts in any::<[u64; 5]>()) -> Usage {
+    fn usage()(counts in any::<[u64; 5]>(), cache_write_long_tokens in any::<u64>()) -> Usage {
         let [input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens] = counts;
-        Usage { input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens }
+        Usage { input_tokens, cached_input_tokens, cache_write_tokens, cache_write_long_tokens, output_tokens, reasoning_tokens }
     }
 }
 
@@ -146,22 +146,25 @@ prop_compose! {
 }
 
 fn rates() -> impl Strategy<Value = Rates> {
-    any::<[u64; 5]>().prop_map(
-        |[input, cached_input, cache_write, output, reasoning]| Rates {
+    any::<([u64; 5], Option<u64>)>().prop_map(
+        |([input, cached_input, cache_write, output, reasoning], cache_write_long)| Rates {
             input,
             cached_input,
             cache_write,
             output,
             reasoning,
+            cache_write_long,
         },
     )
 }
 
 prop_compose! {
     fn price()(model in model(), version in any::<u32>(), rates in rates(),
-        long in option::of((any::<u64>(), self::rates()))) -> Price {
-        let long_context = long.map(|(above_input_tokens, rates)| LongContext { above_input_tokens, rates });
-        Price { model, version, rates, long_context }
+        long in option::of((any::<u64>(), self::rates())), tiers in vec((any::<u64>(), self::rates()), 0..3),
+        (multiplier_ppm, fee_per_request) in any::<(Option<u64>, Option<u64>)>()) -> Price {
+        let tier = |(above_input_tokens, rates)| LongContext { above_input_tokens, rates };
+        let (long_context, tiers) = (long.map(tier), tiers.into_iter().map(tier).collect());
+        Price { model, version, rates, long_context, tiers, multiplier_ppm, fee_per_request }
     }
 }
 

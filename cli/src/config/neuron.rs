@@ -5,14 +5,15 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration}
 use seatbelt_schemas::{
     amount::TOKENS_PER_REQUEST_MAX,
     ids::{ModelId, NeuronId},
-    price::Rates,
+    price::Price,
 };
 
 use super::{
     Context,
     gateway::{address, millis},
+    price::read_price,
     reader::Section,
-    upstreams::{model_id, read_price},
+    upstreams::model_id,
 };
 
 /// Most models of one neuron.
@@ -70,7 +71,7 @@ pub struct NeuronModel {
     /// Most output tokens of one request.
     pub output: Option<usize>,
     /// What it costs; none where unpriced.
-    pub price: Option<Rates>,
+    pub price: Option<Price>,
 }
 
 impl Neuron {
@@ -131,7 +132,7 @@ fn read_model(
     let slots = number(&mut section, "slots", 1, SLOTS_MAX).unwrap_or(1);
     let context_tokens = number(&mut section, "context", 2, TOKENS_PER_REQUEST_MAX);
     let output = number(&mut section, "output", 1, TOKENS_PER_REQUEST_MAX);
-    let price = read_price(&mut section, false);
+    let price = read_price(&mut section, id.as_ref(), false);
     section.finish();
     Some(NeuronModel {
         id: id?,

@@ -83,7 +83,10 @@ fn the_whole_example_reads_as_it_is_meant() {
     );
     let upstream = &config.upstreams[0];
     assert_eq!(upstream.api_key.as_ref().unwrap().expose(), "sk-upstream");
-    assert_eq!(upstream.models[0].price.unwrap().input, 150_000);
+    assert_eq!(
+        upstream.models[0].price.as_ref().unwrap().rates.input,
+        150_000
+    );
     assert_eq!(config.prices().len(), 1);
     let neuron = config.neuron.unwrap();
     assert_eq!(
@@ -214,7 +217,7 @@ fn an_upstream_says_whose_fields_it_takes_and_which_more() {
     assert_eq!(read_as.allow_fields, ["a", "messages[].b"]);
     assert!(read_as.errors_are_free);
     assert_eq!(read_as.models[0].allow_fields, ["documents"]);
-    let price = |config: &Config| config.upstreams[1].models[0].price.unwrap();
+    let price = |config: &Config| config.upstreams[1].models[0].price.as_ref().unwrap().rates;
     assert_eq!(price(&config).cache_write, price(&config).input);
     let native = read(&upstream("anthropic", ""), &[]).unwrap();
     assert_eq!(native.upstreams[1].profile, None);
@@ -381,4 +384,52 @@ fn a_scope_has_a_bounded_number_of_caps() {
     let found = mistakes(&caps(9), &[]);
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains("more than 8 for key k"), "{found:?}");
+}
+
+#[test]
+fn a_price_says_all_that_providers_charge_for() {
+    let text = |price: &str| {
+        format!(
+            "{WHOLE}[[upstreams]]\nname = \"second\"\nkind = \"anthropic\"\nbase_url = \"http://h\"\n\
+             models = [{{ id = \"other\", context = 10, output = 5, price = {price} }}]\n"
+        )
+    };
+    let full = "{ input = \"3\", output = \"15\", cache_write = \"3.75\", multiplier = \"1.1\", per_request = \"0.01\", \
+                tiers = [{ above_input_tokens = 200000, input = \"6\", output = \"22.5\", cache_write_long = \"13\" }, \
+                { above_input_tokens = 500000, input = \"9\", output = \"30\" }] }";
+    let config = read(&text(full), &[]).unwrap();
+    let price = config.upstreams[1].models[0].price.clone().unwrap();
+    assert_eq!(
+        price.rates.cache_write_long,
+        Some(6_000_000),
+        "twice the input"
+    );
+    assert_eq!(price.multiplier_ppm, Some(1_100_000));
+    assert_eq!(price.fee_per_request, Some(10_000_000));
+    let first = price.long_context.unwrap();
+    assert_eq!(
+        (first.above_input_tokens, first.rates.cache_write_long),
+        (200_000, Some(13_000_000))
+    );
+    assert_eq!(price.tiers.len(), 1);
+    assert_eq!(
+        config
+            .prices()
+            .iter()
+            .find(|known| known.model == price.model),
+        Some(&price)
+    );
+    let wrong = "{ input = \"3\", output = \"15\", multiplier = \"0\", per_request = \"1001\", \
+                 tiers = [{ above_input_tokens = 9, input = \"6\", output = \"2\" }, { above_input_tokens = 9, input = \"9\", output = \"3\" }, \
+                 { input = \"9\" }] }";
+    let wrong = mistakes(&text(wrong), &[]).join("\n");
+    for name in [
+        "multiplier",
+        "per_request",
+        "tiers[1].above_input_tokens",
+        "tiers[2].above_input_tokens",
+        "tiers[2].output",
+    ] {
+        assert!(wrong.contains(&format!("price.{name} ")), "{name}: {wrong}");
+    }
 }

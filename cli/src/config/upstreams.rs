@@ -2,13 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use seatbelt_schemas::{
-    amount::{TOKENS_PER_REQUEST_MAX, parse_usd_per_million},
-    ids::ModelId,
-    price::Rates,
-};
+use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, ids::ModelId, price::Price};
 
-use super::{Context, Secret, reader::Section};
+use super::{Context, Secret, price::read_price, reader::Section};
 
 /// Most upstreams of one gateway.
 const UPSTREAMS_MAX: usize = 256;
@@ -83,7 +79,7 @@ pub struct UpstreamModel {
     /// Fields that metered requests may use besides those of the upstream.
     pub allow_fields: Vec<String>,
     /// What it costs; none where unpriced.
-    pub price: Option<Rates>,
+    pub price: Option<Price>,
 }
 
 /// Which field carries the output maximum when the client sent none.
@@ -247,7 +243,7 @@ fn read_model(
     let output_is_visible = section.flag("output_is_visible").unwrap_or(false);
     let allow_fields = section.texts("allow_fields", ALLOW_FIELDS_MAX);
     let writes_cost_more = kind == Some(UpstreamKind::Anthropic);
-    let price = read_price(&mut section, writes_cost_more);
+    let price = read_price(&mut section, id.as_ref(), writes_cost_more);
     section.finish();
     Some(UpstreamModel {
         id: id?,
@@ -277,38 +273,4 @@ pub(super) fn model_id(section: &mut Section, ids: &mut BTreeSet<ModelId>) -> Op
         );
     }
     Some(id)
-}
-
-/// `price = { input = "0.15", output = "0.60", ... }`, USD per million tokens.
-///
-/// A cache price that is not given is the input's; where writes to the cache cost more than that, as
-/// Anthropic's do, it is twice the input's, which is the dearest known.
-pub(super) fn read_price(section: &mut Section, writes_cost_more: bool) -> Option<Rates> {
-    if !section.has("price") {
-        section.section("price");
-        return None;
-    }
-    let mut part = section.section("price");
-    let rate = |part: &mut Section, name| {
-        part.text_with(name, |text| {
-            parse_usd_per_million(text).map_err(|error| error.to_string())
-        })
-    };
-    let input = part.required("input", |part| rate(part, "input"));
-    let output = part.required("output", |part| rate(part, "output"));
-    let cached_input = rate(&mut part, "cached_input");
-    let cache_write = rate(&mut part, "cache_write");
-    let reasoning = rate(&mut part, "reasoning");
-    part.finish();
-    let flat = Rates::flat(input?, output?);
-    Some(Rates {
-        cached_input: cached_input.unwrap_or(flat.cached_input),
-        cache_write: cache_write.unwrap_or(if writes_cost_more {
-            flat.input.saturating_mul(2)
-        } else {
-            flat.cache_write
-        }),
-        reasoning: reasoning.unwrap_or(flat.reasoning),
-        ..flat
-    })
 }

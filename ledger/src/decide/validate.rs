@@ -2,7 +2,7 @@
 //! stay small, times near now.
 
 use seatbelt_schemas::{
-    amount::{AMOUNT_MAX, PRICE_MAX, TOKENS_PER_REQUEST_MAX},
+    amount::{AMOUNT_MAX, FEE_MAX, MULTIPLIER_PPM_MAX, PRICE_MAX, TOKENS_PER_REQUEST_MAX},
     budget::is_kept_for_runs,
     cap::{CapSpec, THRESHOLDS_MAX},
     command::{Admin, Change, CommandError, Release, Reserve, Resize, Settle},
@@ -124,6 +124,7 @@ pub fn settle(command: &Settle, now_ms: u64) -> Result<(), Malformed> {
         .cached_input_tokens
         .checked_add(usage.cache_write_tokens);
     if cached.is_none_or(|cached| cached > usage.input_tokens)
+        || usage.cache_write_long_tokens > usage.cache_write_tokens
         || usage.reasoning_tokens > usage.output_tokens
     {
         return Err(Malformed::because(
@@ -204,15 +205,31 @@ fn price(price: &Price) -> Result<(), Malformed> {
             rates.cache_write,
             rates.output,
             rates.reasoning,
+            rates.long_write(),
         ];
         all.into_iter()
             .try_for_each(|rate| within("price", rate, PRICE_MAX))
     };
     rates(&price.rates)?;
-    price
-        .long_context
-        .iter()
-        .try_for_each(|long| rates(&long.rates))
+    price.tiers().try_for_each(|tier| rates(&tier.rates))?;
+    let thresholds: Vec<u64> = price.tiers().map(|tier| tier.above_input_tokens).collect();
+    let first_is_elsewhere = price.long_context.is_none() && !price.tiers.is_empty();
+    if first_is_elsewhere || thresholds.len() > TIERS_MAX || !thresholds.is_sorted_by(|a, b| a < b)
+    {
+        return Err(Malformed::because(format!(
+            "tiers are at most {TIERS_MAX}, each above the one before, the first in long_context"
+        )));
+    }
+    within(
+        "multiplier_ppm",
+        price.multiplier_ppm.unwrap_or(0),
+        MULTIPLIER_PPM_MAX,
+    )?;
+    within(
+        "fee_per_request",
+        price.fee_per_request.unwrap_or(0),
+        FEE_MAX,
+    )
 }
 
 fn id(id: CommandId, now_ms: u64) -> Result<(), Malformed> {

@@ -282,12 +282,7 @@ fn usage_whose_kinds_are_not_known_is_charged_at_the_dearest_rate() {
         ..Rates::flat(1000, 2000)
     };
     let model = ModelId::new("priced").unwrap();
-    story.change(Change::SetPrice(Price {
-        model,
-        version: 0,
-        rates,
-        long_context: None,
-    }));
+    story.change(Change::SetPrice(Price::of(model, rates)));
     story.skip();
     for (source, told) in [
         (UsageSource::Upstream, "settled 4+6 for 16"),

@@ -473,12 +473,10 @@ impl Story {
     /// Sets a model's price, nano-USD per token.
     pub(crate) fn price(&mut self, model: &str, input: u64, output: u64) {
         self.prices += 1;
-        let call = self.change(Change::SetPrice(Price {
-            model: ModelId::new(model).unwrap(),
-            version: 0,
-            rates: Rates::flat(input * 1000, output * 1000),
-            long_context: None,
-        }));
+        let call = self.change(Change::SetPrice(Price::of(
+            ModelId::new(model).unwrap(),
+            Rates::flat(input * 1000, output * 1000),
+        )));
         assert!(matches!(self.answer(&call), Some(Ok(_))));
     }
 

@@ -167,6 +167,7 @@ impl Story {
             cache_write: 1_250_000,
             output: 3_000_000,
             reasoning: 3_500_000,
+            cache_write_long: None,
         };
         for (model, rates, long_context) in [
             ("small", Rates::flat(150_000, 600_000), None),
@@ -174,10 +175,8 @@ impl Story {
             ("small", Rates::flat(200_001, 800_003), None),
         ] {
             let price = Price {
-                model: ModelId::new(model).unwrap(),
-                version: 0,
-                rates,
                 long_context,
+                ..Price::of(ModelId::new(model).unwrap(), rates)
             };
             self.change(&AccountId::system(), Change::SetPrice(price));
         }

@@ -157,12 +157,7 @@ impl World {
 
     fn set_up(&mut self) {
         let rates = Rates::flat(1_000_000, 3_000_000);
-        let price = Price {
-            model: ModelId::new("priced").unwrap(),
-            version: 0,
-            rates,
-            long_context: None,
-        };
+        let price = Price::of(ModelId::new("priced").unwrap(), rates);
         self.admin(&AccountId::system(), Change::SetPrice(price));
         for name in ACCOUNTS {
             let account = AccountId::new(name).unwrap();

@@ -234,6 +234,7 @@ fn report_in_full() -> Report {
             cache_write_tokens: 100,
             output_tokens: 345,
             reasoning_tokens: 300,
+            ..Usage::default()
         },
         upstream: "neuron-1".to_owned(),
         source: UsageSource::Neuron,
@@ -331,10 +332,8 @@ fn basic() -> Vec<EventBody> {
         }
         .into(),
         Price {
-            model: model(),
             version: 1,
-            rates: Rates::flat(150_000, 600_000),
-            long_context: None,
+            ..Price::of(model(), Rates::flat(150_000, 600_000))
         }
         .into(),
         Reserved {
@@ -394,6 +393,7 @@ fn full() -> Vec<EventBody> {
         cache_write: base + 2,
         output: base + 3,
         reasoning: base + 4,
+        cache_write_long: None,
     };
     vec![
         Genesis {
@@ -449,13 +449,12 @@ fn full() -> Vec<EventBody> {
         }
         .into(),
         Price {
-            model: model(),
             version: u32::MAX,
-            rates: rates(1_000_000_000),
             long_context: Some(LongContext {
                 above_input_tokens: 200_000,
                 rates: rates(2_000_000_000),
             }),
+            ..Price::of(model(), rates(1_000_000_000))
         }
         .into(),
         Reserved {
@@ -611,6 +610,7 @@ pub(crate) fn adopted() -> Case<Event> {
     )
 }
 
+<<<<<<< HEAD
 /// A writer that began behind messages that an operator had skipped.
 pub(crate) fn skipped() -> Case<Event> {
     let started = WriterStarted {
@@ -628,6 +628,44 @@ pub(crate) fn skipped() -> Case<Event> {
         "writer_started-skipped".to_owned(),
         event(108, started.into()),
     )
+=======
+/// A price that says all it can, and a settlement with tokens that stay in a cache for an hour.
+pub(crate) fn priced_in_full() -> Vec<Case<Event>> {
+    let rates = |base: u64| Rates {
+        cache_write_long: Some(base * 2),
+        ..Rates::flat(base, base * 4)
+    };
+    let tier = |above_input_tokens, base| LongContext {
+        above_input_tokens,
+        rates: rates(base),
+    };
+    let price = Price {
+        version: 2,
+        long_context: Some(tier(128_000, 2_000_000)),
+        tiers: vec![tier(256_000, 3_000_000), tier(1_000_000, 2_500_000)],
+        multiplier_ppm: Some(1_100_000),
+        fee_per_request: Some(5_000_000),
+        ..Price::of(model(), rates(1_000_000))
+    };
+    let report = Report {
+        usage: Usage {
+            input_tokens: 100,
+            cache_write_tokens: 90,
+            cache_write_long_tokens: 60,
+            output_tokens: 5,
+            ..Usage::default()
+        },
+        ..report()
+    };
+    let settled = Settled {
+        report,
+        ..settled()
+    };
+    vec![
+        ("price_set-terms".to_owned(), event(108, price.into())),
+        ("settled-long_write".to_owned(), event(109, settled.into())),
+    ]
+>>>>>>> 0dc647d (schemas: say tiers, long cache writes, a multiplier and a fee in a price)
 }
 
 /// A run opened with its own budget, and one that was refused it.

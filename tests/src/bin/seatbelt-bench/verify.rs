@@ -262,12 +262,7 @@ impl Maker {
     fn set_up(&mut self) {
         let model = self.model.clone();
         let rates = Rates::flat(150_000, 600_000);
-        let price = Price {
-            model,
-            version: 0,
-            rates,
-            long_context: None,
-        };
+        let price = Price::of(model, rates);
         self.admin(AccountId::system(), Change::SetPrice(price));
         for (number, account) in self.accounts.clone().into_iter().enumerate() {
             let (key, team, secret_sha256) = (self.key.clone(), None, None);
