@@ -22,6 +22,7 @@ use seatbelt_schemas::{
     ids::{AccountId, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::Amounts,
     position::Position,
+    price::Price,
 };
 
 use crate::decide;

@@ -8,7 +8,7 @@ use seatbelt_schemas::{
     command::{Admin, Change, CommandError, Release, Reserve, Resize, Settle},
     event::{KeyIssued, Report},
     ids::CommandId,
-    price::{Price, Rates},
+    price::{Price, Rates, TIERS_MAX},
 };
 
 use crate::account::Account;

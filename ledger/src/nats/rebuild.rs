@@ -185,6 +185,7 @@ async fn say(nats: &Nats, adoption: &Adoption) -> Result<Option<String>, Rebuild
         journal: Arc::new(journal.clone()),
         snapshots: None,
         partition,
+        hot_max: crate::outcomes::HOT_MAX,
     };
     let (resumed, _) = match source.recover().await {
         Ok(recovered) => recovered,

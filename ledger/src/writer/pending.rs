@@ -178,6 +178,7 @@ mod tests {
             input_tokens: MOST,
             cached_input_tokens: MOST,
             cache_write_tokens: MOST,
+            cache_write_long_tokens: MOST,
             output_tokens: MOST,
             reasoning_tokens: MOST,
         };

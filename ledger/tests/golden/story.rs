@@ -228,6 +228,7 @@ impl Story {
             cache_write_tokens: tokens.0 / 5,
             output_tokens: tokens.1,
             reasoning_tokens: tokens.1 / 4,
+            ..Usage::default()
         };
         self.report(account, id, usage, UsageSource::Upstream);
     }

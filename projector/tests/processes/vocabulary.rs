@@ -29,12 +29,7 @@ pub(crate) fn prices() -> [Change; 2] {
             cached_input: input / 2,
             ..Rates::flat(input, output)
         };
-        Change::SetPrice(Price {
-            model: ModelId::new(model).unwrap(),
-            version: 0,
-            rates,
-            long_context: None,
-        })
+        Change::SetPrice(Price::of(ModelId::new(model).unwrap(), rates))
     };
     [
         price("priced", 1_000_000, 3_000_000),

@@ -610,7 +610,6 @@ pub(crate) fn adopted() -> Case<Event> {
     )
 }
 
-<<<<<<< HEAD
 /// A writer that began behind messages that an operator had skipped.
 pub(crate) fn skipped() -> Case<Event> {
     let started = WriterStarted {
@@ -628,7 +627,8 @@ pub(crate) fn skipped() -> Case<Event> {
         "writer_started-skipped".to_owned(),
         event(108, started.into()),
     )
-=======
+}
+
 /// A price that says all it can, and a settlement with tokens that stay in a cache for an hour.
 pub(crate) fn priced_in_full() -> Vec<Case<Event>> {
     let rates = |base: u64| Rates {
@@ -665,7 +665,6 @@ pub(crate) fn priced_in_full() -> Vec<Case<Event>> {
         ("price_set-terms".to_owned(), event(108, price.into())),
         ("settled-long_write".to_owned(), event(109, settled.into())),
     ]
->>>>>>> 0dc647d (schemas: say tiers, long cache writes, a multiplier and a fee in a price)
 }
 
 /// A run opened with its own budget, and one that was refused it.
