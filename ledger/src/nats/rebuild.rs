@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     journal::{AppendError, Journal, ReadError, Sequence},
+    outcomes::HOT_MAX,
     recovery::{RecoveryError, Source},
     store::{StoreError, WriteError},
     writer::Word,
@@ -185,7 +186,7 @@ async fn say(nats: &Nats, adoption: &Adoption) -> Result<Option<String>, Rebuild
         journal: Arc::new(journal.clone()),
         snapshots: None,
         partition,
-        hot_max: crate::outcomes::HOT_MAX,
+        hot_max: HOT_MAX,
     };
     let (resumed, _) = match source.recover().await {
         Ok(recovered) => recovered,

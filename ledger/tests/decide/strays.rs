@@ -13,6 +13,7 @@ use seatbelt_ledger::{
         strays::{Kind, kind},
     },
     lookup,
+    outcomes::HOT_MAX,
     partition::PartitionState,
     recovery::Source,
     repository::JournalStore,
@@ -42,6 +43,7 @@ fn source(journal: &[Bytes]) -> Source<MemoryJournal> {
         journal: Arc::new(MemoryJournal::with_commits(journal.iter().cloned())),
         snapshots: None,
         partition: Partition(0),
+        hot_max: HOT_MAX,
     }
 }
 
