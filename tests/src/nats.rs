@@ -113,10 +113,11 @@ fn free_ports() -> [u16; 3] {
 }
 
 /// The program as the product finds it, or where the repository's own set-up puts it.
-fn program() -> PathBuf {
-    find_nats_server().unwrap_or_else(|error| {
+pub fn program() -> PathBuf {
+    let found = find_nats_server().unwrap_or_else(|error| {
         let set_up = crate::repository().join(".deps/nats-server/nats-server");
         assert!(set_up.is_file(), "{error}");
         set_up
-    })
+    });
+    found.canonicalize().expect("it is there")
 }

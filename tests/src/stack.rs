@@ -195,6 +195,11 @@ impl Stack {
     }
 }
 
+/// The binary `seatbelt` that everything here runs.
+pub fn program() -> PathBuf {
+    process::seatbelt()
+}
+
 /// A stack's folder, with nothing running on it.
 #[derive(Debug, Clone)]
 pub struct Stopped {
