@@ -12,6 +12,7 @@ use seatbelt_schemas::{
     position::{Partition, Partitions},
 };
 
+use super::checks::Check;
 use crate::account::Account;
 
 /// Longest grace after a deadline that a writer may be told: a day.
@@ -71,7 +72,7 @@ impl Whole {
     /// A refusal is carried out by nobody, and one event may stand for many of them.
     fn once(&mut self, event: &Event) -> Result<(), String> {
         let refused = matches!(event.body, EventBody::Refused(_));
-        if refused || self.causes.insert(event.cause.bits()) {
+        if !Check::Twice.finds(!refused && !self.causes.insert(event.cause.bits())) {
             return Ok(());
         }
         Err(format!("carries command {} out a second time", event.cause))
@@ -80,7 +81,7 @@ impl Whole {
     fn at_home(&self, account: &AccountId, here: Partition) -> Result<(), String> {
         let home = self.partitions.map(|partitions| partitions.of(account));
         match home {
-            Some(home) if home != here && !account.is_system() => {
+            Some(home) if Check::Home.finds(home != here && !account.is_system()) => {
                 Err(format!("opens an account of partition {home}"))
             }
             _ => Ok(()),
@@ -115,7 +116,7 @@ impl Whole {
             _ => 0,
         };
         self.overdue = Some((first, late_ms));
-        if late_ms <= EXPIRY_LATE_MS_MAX {
+        if !Check::Due.finds(late_ms > EXPIRY_LATE_MS_MAX) {
             return Ok(());
         }
         Err(format!(

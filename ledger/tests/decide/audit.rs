@@ -49,7 +49,7 @@ fn journal() -> Vec<Bytes> {
     story.journal.clone()
 }
 
-fn commits(journal: &[Bytes]) -> Vec<Commit> {
+pub(crate) fn commits(journal: &[Bytes]) -> Vec<Commit> {
     journal
         .iter()
         .map(|payload| Commit::decode(payload).unwrap())
@@ -57,7 +57,7 @@ fn commits(journal: &[Bytes]) -> Vec<Commit> {
 }
 
 /// Writes commits anew, each chained to the one before, as a forger with the whole journal would.
-fn chained(commits: Vec<Commit>) -> Vec<Bytes> {
+pub(crate) fn chained(commits: Vec<Commit>) -> Vec<Bytes> {
     let mut prev = ChainHash::default();
     let payloads = commits.into_iter().map(|commit| {
         let payload = Commit { prev, ..commit }.encode();
@@ -68,7 +68,7 @@ fn chained(commits: Vec<Commit>) -> Vec<Bytes> {
 }
 
 /// Moves commits so many positions back.
-fn renumber(commits: &mut [Commit], by: u64) {
+pub(crate) fn renumber(commits: &mut [Commit], by: u64) {
     for commit in commits {
         commit.first_position.0 -= by;
         for stored in &mut commit.events {
@@ -170,7 +170,7 @@ fn a_commit_removed_and_the_rest_renumbered_is_found() {
 }
 
 /// Credits every so often from some time on, each a commit of its own.
-fn credit(story: &mut Story, times: u64, from_ms: u64, every_ms: u64) {
+pub(crate) fn credit(story: &mut Story, times: u64, from_ms: u64, every_ms: u64) {
     for time in 0..times {
         story.at(from_ms + time * every_ms);
         let (cap, amount, reason) = (cap_id("all"), 1, None);
@@ -438,7 +438,7 @@ fn a_threshold_that_was_not_crossed_is_found() {
 }
 
 /// An event that decides nothing: a kind of a later build.
-fn unknown() -> EventBody {
+pub(crate) fn unknown() -> EventBody {
     let known = Event::decode(&seatbelt_schemas::wire::encode(&serde_json::json!({
         "v": 1, "position": 1, "at_ms": 0, "account": "a", "kind": "of_a_later_build",
         "cause": "00000000000000000000000000", "actor": "test", "data": {},
@@ -448,7 +448,15 @@ fn unknown() -> EventBody {
 
 /// The same journal with one more commit at its end.
 fn and_then(change: impl Fn(&[Commit], Commit) -> Commit) -> (Vec<Bytes>, usize) {
-    let mut commits = commits(&journal());
+    let (journal, before) = (journal(), commits(&journal()));
+    let more = and_then_to(&journal, |blank| change(&before, blank.clone()));
+    let count = more.len();
+    (more, count)
+}
+
+/// A journal with one more commit at its end.
+pub(crate) fn and_then_to(journal: &[Bytes], change: impl FnOnce(&Commit) -> Commit) -> Vec<Bytes> {
+    let mut commits = commits(journal);
     let last = commits.last().unwrap().clone();
     let mut event = last.events[0].event.clone();
     event.position = last.last_position().next();
@@ -458,10 +466,8 @@ fn and_then(change: impl Fn(&[Commit], Commit) -> Commit) -> (Vec<Bytes>, usize)
         events: vec![StoredEvent::new(event)],
         ..last
     };
-    let more = change(&commits, blank);
-    commits.push(more);
-    let count = commits.len();
-    (chained(commits), count)
+    commits.push(change(&blank));
+    chained(commits)
 }
 
 fn with_body(commit: &Commit, body: EventBody) -> Commit {
