@@ -346,14 +346,16 @@ impl Ledger for ClusterLedger {
                 return slot.call(|ledger| ledger.admin(command.clone())).await;
             }
             // the price book is kept in every partition: each decides with its own
-            let mut last = AdminOutcome { position: None };
+            let mut outcome = Ok(AdminOutcome { position: None });
             for slot in &self.slots {
                 // a partition in trouble decides nothing: it needs no price now
                 if !matches!(*slot.local.borrow(), Place::Trouble(_)) {
-                    last = slot.call(|ledger| ledger.admin(command.clone())).await?;
+                    // one that does not answer keeps it from nobody else; the caller tries again
+                    let answer = slot.call(|ledger| ledger.admin(command.clone())).await;
+                    outcome = outcome.and(answer);
                 }
             }
-            Ok(last)
+            outcome
         })
     }
 }

@@ -266,11 +266,12 @@ impl Ledger for LedgerHost {
                 return self.of(&command.account).admin(command).await;
             }
             // the price book is kept in every partition: each decides with its own
-            let mut last = AdminOutcome { position: None };
+            let mut outcome = Ok(AdminOutcome { position: None });
             for handle in self.handles() {
-                last = handle.admin(command.clone()).await?;
+                // one in trouble keeps it from nobody else; the caller tries again
+                outcome = outcome.and(handle.admin(command.clone()).await);
             }
-            Ok(last)
+            outcome
         })
     }
 }

@@ -26,8 +26,9 @@ use seatbelt_schemas::{
     command::Change,
     commit::Commit,
     event::{EventBody, OnUnknown, StoredEvent},
-    ids::{Actor, CapId, ReservationId},
-    position::Partition,
+    ids::{AccountId, Actor, CapId, ModelId, ReservationId},
+    position::{Partition, Partitions},
+    price::{Price, Rates},
     scope::Scope,
 };
 use tokio::sync::watch;
@@ -182,6 +183,46 @@ async fn a_journal_that_refuses_appends_is_tried_again_and_nothing_is_free_meanw
     until("recovery", async || host.reserve(reserve(10)).await.is_ok()).await;
     host.stop().await;
     verified(&journal).await;
+}
+
+/// Whoever set it hears that it is not everywhere yet, and sets it again.
+#[tokio::test]
+async fn a_price_goes_to_every_partition_but_those_in_trouble() {
+    let journals = vec![MemoryJournal::default(), MemoryJournal::default()];
+    let config = HostConfig {
+        partitions: Partitions::try_from(2).unwrap(),
+        ..one_partition("test")
+    };
+    let host = LedgerHost::start(&config, journals.clone());
+    host.ready().await.unwrap();
+    journals[0].script([Fault::Refused]);
+    let price = Price {
+        model: ModelId::new("m").unwrap(),
+        version: 1,
+        rates: Rates::flat(1, 2),
+        long_context: None,
+    };
+    let mut set = payer().admin(Change::SetPrice(price));
+    set.account = AccountId::system();
+    let answer = host.admin(set.clone()).await;
+    assert!(
+        matches!(answer, Err(CommandError::Unavailable { .. })),
+        "{answer:?}"
+    );
+    let prices = |journal: &MemoryJournal| {
+        let is_price = |body: &&EventBody| matches!(body, EventBody::PriceSet(_));
+        let mut found = 0;
+        for commit in journal.commits() {
+            let events = Commit::read(&commit).unwrap().events;
+            let bodies: Vec<_> = events.into_iter().map(|stored| stored.event.body).collect();
+            found += bodies.iter().filter(is_price).count();
+        }
+        found
+    };
+    assert_eq!((prices(&journals[0]), prices(&journals[1])), (0, 1));
+    until("recovery", async || host.admin(set.clone()).await.is_ok()).await;
+    assert_eq!((prices(&journals[0]), prices(&journals[1])), (1, 1));
+    host.stop().await;
 }
 
 #[tokio::test]
