@@ -7,14 +7,14 @@ use std::{
     collections::BTreeMap,
     fmt::Write,
     sync::{
-        Mutex,
+        Mutex, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use hdrhistogram::Histogram;
-use seatbelt_schemas::{event::RefusalReason, meter::Amounts, usage::Usage};
+use seatbelt_schemas::{event::RefusalReason, meter::Amounts, position::Partition, usage::Usage};
 
 /// Longest latency that is told apart: one hour, in microseconds.
 const LATENCY_US_MAX: u64 = 3_600_000_000;
@@ -101,7 +101,11 @@ pub(crate) struct Metrics {
     spent_input_tokens: AtomicU64,
     spent_output_tokens: AtomicU64,
     spent_cost: AtomicU64,
+    clocks: OnceLock<Clocks>,
 }
+
+/// Tells how far the clock of this process is ahead of the server's, ms, by partition.
+pub(crate) type Clocks = Box<dyn Fn() -> Vec<(Partition, i64)> + Send + Sync>;
 
 impl Metrics {
     pub(crate) fn new() -> Self {
@@ -123,7 +127,13 @@ impl Metrics {
             spent_input_tokens: AtomicU64::new(0),
             spent_output_tokens: AtomicU64::new(0),
             spent_cost: AtomicU64::new(0),
+            clocks: OnceLock::new(),
         }
+    }
+
+    /// Asks there for the clocks from now on; the first to say so is asked.
+    pub(crate) fn ask_clocks(&self, clocks: Clocks) {
+        let _ = self.clocks.set(clocks);
     }
 
     pub(crate) fn stage(&self, stage: Stage, took: Duration) {
@@ -284,6 +294,17 @@ impl Metrics {
             head(out, &name, kind, help)?;
             writeln!(out, "{name} {}", value.load(Relaxed))?;
         }
+        self.write_clocks(out)
+    }
+
+    fn write_clocks(&self, out: &mut String) -> std::fmt::Result {
+        let name = "seatbelt_clock_offset_ms";
+        let help = "How far this machine's clock is ahead of nats-server's, by partition led here.";
+        head(out, name, "gauge", help)?;
+        let offsets = self.clocks.get().map(|clocks| clocks());
+        for (partition, offset_ms) in offsets.into_iter().flatten() {
+            writeln!(out, "{name}{{partition=\"{partition}\"}} {offset_ms}")?;
+        }
         Ok(())
     }
 
@@ -343,6 +364,7 @@ mod tests {
     #[test]
     fn what_was_counted_is_shown() {
         let metrics = Metrics::new();
+        metrics.ask_clocks(Box::new(|| vec![(Partition(1), -7)]));
         metrics.request("/v1/chat/completions", 200);
         metrics.refused(RefusalReason::Held);
         let hold = Amounts::request(3, 4, None);
@@ -355,6 +377,7 @@ mod tests {
             "seatbelt_gateway_requests_total{route=\"/v1/chat/completions\",status=\"200\"} 1",
             "seatbelt_gateway_refusals_total{reason=\"held\"} 1",
             "seatbelt_gateway_held_tokens 7",
+            "seatbelt_clock_offset_ms{partition=\"01\"} -7",
             "seatbelt_gateway_stage_seconds_count{stage=\"settle\"} 1",
         ] {
             assert!(

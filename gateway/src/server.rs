@@ -133,6 +133,8 @@ impl Gateway {
 /// Puts the tools together.
 fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwest::Client) -> App {
     let metrics = Arc::new(Metrics::new());
+    let ledger = Arc::clone(&parts.ledger);
+    metrics.ask_clocks(Box::new(move || ledger.clock_offsets_ms()));
     let (tracker, cut) = (TaskTracker::new(), CancellationToken::new());
     let catalog = Catalog::new(&config.upstreams, &config.neuron_models, parts.neurons);
     let catalog = Arc::new(catalog);

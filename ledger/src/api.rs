@@ -11,6 +11,7 @@ pub use seatbelt_schemas::command::{
 use seatbelt_schemas::{
     ids::{AccountId, KeyId, ReservationId},
     neuron::NeuronRecord,
+    position::Partition,
     usage::UsageEvent,
 };
 use thiserror::Error;
@@ -77,6 +78,12 @@ pub trait Ledger: Send + Sync {
 
     /// An operator's change; answers once durable.
     fn admin(&self, command: Admin) -> BoxFuture<'_, Answer<AdminOutcome>>;
+
+    /// How far the clock of this process is ahead of the server's, ms, by the partitions that it leads or
+    /// would lead if that were less; nothing where it leads none.
+    fn clock_offsets_ms(&self) -> Vec<(Partition, i64)> {
+        Vec::new()
+    }
 }
 
 /// How an account stood when the projector last wrote it.

@@ -211,20 +211,6 @@ impl ClusterLedger {
         reasons.flatten().collect()
     }
 
-    /// How far the clock of this process is ahead of the server's, ms, by the partitions that it hosts, or
-    /// would host if that were less.
-    pub fn clock_offsets_ms(&self) -> Vec<(Partition, i64)> {
-        let known = self.slots.iter().map(|slot| {
-            let offset_ms = match &*slot.local.borrow() {
-                Place::Here(handle) => handle.clock_offset_ms(),
-                Place::Trouble(_) => *slot.offset_ms.borrow(),
-                Place::Elsewhere => None,
-            };
-            Some((slot.partition, offset_ms?))
-        });
-        known.flatten().collect()
-    }
-
     /// The partitions hosted here.
     pub fn hosted(&self) -> Vec<Partition> {
         let here = self
@@ -357,6 +343,18 @@ impl Ledger for ClusterLedger {
             }
             outcome
         })
+    }
+
+    fn clock_offsets_ms(&self) -> Vec<(Partition, i64)> {
+        let known = self.slots.iter().map(|slot| {
+            let offset_ms = match &*slot.local.borrow() {
+                Place::Here(handle) => handle.clock_offset_ms(),
+                Place::Trouble(_) => *slot.offset_ms.borrow(),
+                Place::Elsewhere => None,
+            };
+            Some((slot.partition, offset_ms?))
+        });
+        known.flatten().collect()
     }
 }
 
