@@ -40,7 +40,7 @@ PURE = {"dialects": {"axum", "hyper", "reqwest", "tokio", "tokio-util", "futures
 
 # Which room of the gateway may look into which; each is a module with all that is in its folder. What is not
 # stated is forbidden, so that a request passes receive, plan, run and routes in one direction.
-BASE = {"clock", "config", "metrics", "error"}
+BASE = {"clock", "config", "metrics", "error", "ready"}
 FIRST = {"receive", "bound", "upstream", "gate"}
 ROOMS = {
     "clock": set(),

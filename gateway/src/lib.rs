@@ -5,8 +5,8 @@
 //! it. Not here: NATS, TOML, vendor JSON, the process.
 //!
 //! A request passes rooms, in this order: `receive`, `plan` (with `upstream` and `bound`), `gate`, `run`.
-//! `routes` leads it through them, `server` puts them together in `app`; `config`, `clock`, `metrics` and
-//! `error` know none of them. `scripts/check_layers.py` proves who looks into whom.
+//! `routes` leads it through them, `server` puts them together in `app`; `config`, `clock`, `metrics`,
+//! `error` and `ready` know none of them. `scripts/check_layers.py` proves who looks into whom.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod app;
