@@ -196,12 +196,7 @@ async fn a_price_goes_to_every_partition_but_those_in_trouble() {
     let host = LedgerHost::start(&config, journals.clone());
     host.ready().await.unwrap();
     journals[0].script([Fault::Refused]);
-    let price = Price {
-        model: ModelId::new("m").unwrap(),
-        version: 1,
-        rates: Rates::flat(1, 2),
-        long_context: None,
-    };
+    let price = Price::of(ModelId::new("m").unwrap(), Rates::flat(1, 2));
     let mut set = payer().admin(Change::SetPrice(price));
     set.account = AccountId::system();
     let answer = host.admin(set.clone()).await;
