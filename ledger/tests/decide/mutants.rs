@@ -72,8 +72,8 @@ fn last(
 }
 
 /// One more commit with this event, caused by nothing before it.
-fn and_then(journal: Vec<Bytes>, change: impl FnOnce(&mut Commit, &mut Event)) -> Numbered {
-    numbered(and_then_to(&journal, |blank| {
+fn and_then(journal: &[Bytes], change: impl FnOnce(&mut Commit, &mut Event)) -> Numbered {
+    numbered(and_then_to(journal, |blank| {
         let mut commit = blank.clone();
         let mut event = blank.events[0].event.clone();
         event.cause = CommandId::from_parts(7, 7);
@@ -203,11 +203,11 @@ fn forged(check: Check) -> Numbered {
             numbered(journal)
         }
         StrayEnd => numbered([settled(), vec![Bytes::from_static(b"hello")]].concat()),
-        Time => and_then(settled(), |_, event| {
+        Time => and_then(&settled(), |_, event| {
             event.body = unknown();
             event.at_ms -= 1;
         }),
-        Reign => and_then(settled(), |commit, event| {
+        Reign => and_then(&settled(), |commit, event| {
             event.body = unknown();
             commit.epoch = commit.epoch.next();
         }),
@@ -220,7 +220,7 @@ fn forged(check: Check) -> Numbered {
             event.cause = CommandId::from_parts(1, 1);
         }),
         OwedAtEnd => cut_short(),
-        Orphan => and_then(settled(), |_, event| {
+        Orphan => and_then(&settled(), |_, event| {
             let key = KeyId::new("k").unwrap();
             let (reservation, above) = (CommandId::from_parts(1, 1).into(), Amounts::zero());
             event.body = Overrun {
@@ -244,9 +244,9 @@ fn forged(check: Check) -> Numbered {
             event.cause = CommandId::from_parts(7, 7);
         }),
         First => without_genesis(),
-        Genesis => and_then(settled(), |_, event| event.body = genesis),
+        Genesis => and_then(&settled(), |_, event| event.body = genesis),
         Epoch => a_reign_left_out(),
-        Change => and_then(settled(), |_, event| {
+        Change => and_then(&settled(), |_, event| {
             event.account = account();
             event.body = AccountOpened {}.into();
         }),

@@ -154,7 +154,7 @@ async fn without_the_word_for_exactly_them_they_are_found() {
             "{word:?}: {error}"
         );
         let recovered = source(&journal).recover().await;
-        let error = recovered.err().expect("nobody goes on");
+        let error = recovered.expect_err("nobody goes on");
         assert!(
             error.to_string().contains(&format!("sequence {first}")),
             "{error}"
