@@ -88,6 +88,7 @@ pub struct Stack {
     gateway: String,
     ledger: String,
     quiet: bool,
+    environment: Vec<(String, String)>,
 }
 
 impl Stack {
@@ -168,6 +169,13 @@ impl Stack {
         self
     }
 
+    /// With a variable in the environment of its processes.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Writes it into a new folder, started nowhere yet.
     pub fn write(self) -> Stopped {
         let folder = tempfile::Builder::new().prefix("seatbelt-").tempdir();
@@ -186,6 +194,7 @@ impl Stack {
         Stopped {
             home: Arc::new(folder),
             quiet: self.quiet,
+            environment: self.environment,
         }
     }
 
@@ -205,6 +214,7 @@ pub fn program() -> PathBuf {
 pub struct Stopped {
     home: Arc<TempDir>,
     quiet: bool,
+    environment: Vec<(String, String)>,
 }
 
 impl Stopped {
@@ -282,6 +292,7 @@ impl Stopped {
         let mut command = Command::new(process::seatbelt());
         command.args([role, "--config"]).arg(self.config());
         command.current_dir(crate::repository());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if self.quiet && std::env::var_os("SEATBELT_LOG").is_none() {
             command.env("SEATBELT_LOG", "warn");
         }

@@ -124,6 +124,16 @@ impl Crowd {
         newest.map(|sent| format!("{:?} ", sent.fate)).collect()
     }
 
+    /// Waits until so many more requests came to an end, whatever it was.
+    pub(super) async fn asked(&self, more: u64) {
+        let count = || self.shared.sent.lock().unwrap().len();
+        let enough = count() + usize::try_from(more).unwrap();
+        until("requests come to an end", || async {
+            (count() >= enough).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until so many requests in a row came to nothing.
     pub(super) async fn turned_away(&self, in_a_row: usize) {
         until("nothing is served any more", || async {

@@ -8,6 +8,8 @@ use std::{
     process::Command,
 };
 
+use crate::until;
+
 /// A mounted image; unmounted when dropped.
 #[derive(Debug)]
 pub(super) struct Disk {
@@ -34,9 +36,13 @@ impl Disk {
     }
 
     /// Lets nobody write any more, or everybody again.
-    pub(super) fn read_only(&self, only: bool) {
+    pub(super) async fn read_only(&self, only: bool) {
         let option = if only { "remount,ro" } else { "remount,rw" };
-        run(Command::new("mount").args(["-o", option]).arg(&self.at)).unwrap();
+        // what was killed a moment ago may still hold a file
+        until("the disk is mounted otherwise", || async {
+            run(Command::new("mount").args(["-o", option]).arg(&self.at)).ok()
+        })
+        .await;
     }
 }
 

@@ -1,5 +1,6 @@
 //! The rows: each brings one kind of fault about, again and again.
 
+mod clocks;
 mod disconnects;
 mod full_disk;
 mod kill_all;
@@ -19,7 +20,7 @@ pub(super) struct Kind {
     pub(super) name: &'static str,
     /// Rounds of the long form.
     pub(super) rounds: u32,
-    /// Rounds of the short form; zero where it is too long for it.
+    /// Rounds of the short form.
     pub(super) rounds_short: u32,
     /// No round begins after so much time.
     pub(super) time_max: Duration,
@@ -35,14 +36,14 @@ pub(super) const ALL: &[Kind] = &[
     Kind {
         name: "kill-all",
         rounds: 1000,
-        rounds_short: 0,
+        rounds_short: 3,
         time_max: minutes(16),
         run: |room| Box::pin(kill_all::run(room)),
     },
     Kind {
         name: "kill-server",
         rounds: 200,
-        rounds_short: 0,
+        rounds_short: 1,
         time_max: minutes(8),
         run: |room| Box::pin(kill_server::run(room)),
     },
@@ -63,7 +64,7 @@ pub(super) const ALL: &[Kind] = &[
     Kind {
         name: "purges",
         rounds: 60,
-        rounds_short: 0,
+        rounds_short: 3,
         time_max: minutes(3),
         run: |room| Box::pin(purges::run(room)),
     },
@@ -84,15 +85,22 @@ pub(super) const ALL: &[Kind] = &[
     Kind {
         name: "power",
         rounds: 60,
-        rounds_short: 0,
+        rounds_short: 2,
         time_max: minutes(4),
         run: |room| Box::pin(power::run(room)),
     },
     Kind {
         name: "full-disk",
         rounds: 6,
-        rounds_short: 0,
+        rounds_short: 1,
         time_max: minutes(4),
         run: |room| Box::pin(full_disk::run(room)),
+    },
+    Kind {
+        name: "clocks",
+        rounds: 60,
+        rounds_short: 2,
+        time_max: minutes(4),
+        run: |room| Box::pin(clocks::run(room)),
     },
 ];

@@ -198,10 +198,12 @@ async fn shown(gateway: &Running, secret: &str, (spent, held): (u64, u64)) -> u6
         if answer.is_ok() {
             let caps = answer.json()["caps"].clone();
             let mut caps = caps.as_array().into_iter().flatten();
-            let cap = caps.find(|cap| cap["meter"] == "tokens").unwrap();
-            last = cap["spent"].as_u64().unwrap();
-            if last == spent && cap["held"] == held {
-                return last;
+            // an account whose snapshot is being made again may have none for a moment
+            if let Some(cap) = caps.find(|cap| cap["meter"] == "tokens") {
+                last = cap["spent"].as_u64().unwrap();
+                if last == spent && cap["held"] == held {
+                    return last;
+                }
             }
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

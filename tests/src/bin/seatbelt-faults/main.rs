@@ -14,6 +14,7 @@ use std::{
 };
 
 use seatbelt_tests::faults::{self, Plan};
+use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "usage: seatbelt-faults [--short] [--seed N] [--percent N] [--at-once N] [--plant FAULT] [ROW...]";
 
@@ -73,6 +74,14 @@ async fn matrix(plan: &Plan) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Comes when somebody asks the program to end; never where that cannot be heard.
+async fn terminated() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut asked) => drop(asked.recv().await),
+        Err(_) => std::future::pending().await,
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let plan = match plan(std::env::args().skip(1)) {
@@ -84,7 +93,8 @@ async fn main() -> ExitCode {
     };
     tokio::select! {
         code = matrix(&plan) => code,
-        // what was started is stopped when the row is dropped
+        // what was started is stopped when the rows are dropped
         _ = tokio::signal::ctrl_c() => ExitCode::from(130),
+        _ = terminated() => ExitCode::from(143),
     }
 }

@@ -1,6 +1,6 @@
 //! The clock of the whole process is set forward and back while it runs, by `libfaketime`; the server,
-//! the provider and the clients keep the true time. Holds may end early by their deadline then, and the
-//! late settle has to correct them: no process dies, so the sums must agree to the token.
+//! the provider and the clients keep the true time. A writer whose clock is wrong gives its partitions
+//! back, so requests may end in the middle; a settle made by such a clock may be charged at its hold.
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,7 @@ use super::{
     super::{Room, Went, random::Random, scene::Scene},
     kill_all::menu,
 };
+use crate::{Running, until};
 
 /// By how many seconds.
 const SET_BY: [i64; 6] = [40, -40, 600, -600, 90_000, -90_000];
@@ -21,6 +22,13 @@ fn library() -> Option<PathBuf> {
     let unpacked = crate::repository().join(".deps/libfaketime");
     let mut places = [Path::new("/").join(&inside), unpacked.join(inside)].into_iter();
     places.find(|place| place.is_file())
+}
+
+/// The day by the process's own clock, as its answers tell it.
+async fn day(stack: &Running) -> String {
+    let answer = stack.get("/health/live", "").await;
+    let date = answer.header("date").unwrap_or_default();
+    date.chars().take("Thu, 01 Jan 1970".len()).collect()
 }
 
 pub(super) async fn run(room: Room) -> Went {
@@ -42,16 +50,23 @@ pub(super) async fn run(room: Room) -> Went {
     .into_iter()
     .fold(stack, |stack, (name, value)| stack.environment(name, value));
     let stack = stack.start().await;
+    let today = day(&stack).await;
+    set(90_000);
+    until("the process believes another day", || async {
+        (day(&stack).await != today).then_some(())
+    })
+    .await;
+    set(0);
     scene.crowd.doors(&[&stack.gateway]);
     let mut rounds = 0;
     for _ in room.rounds() {
         scene.crowd.acknowledged(random.between(10, 40)).await;
         set(random.of(&SET_BY));
-        // whether it serves by a wrong clock or not is its own affair
-        scene.crowd.asked(random.between(10, 60)).await;
+        // whether it serves by a wrong clock or turns all away is its own affair
+        scene.crowd.asked(random.of(&[20, 300, 2000])).await;
         set(0);
         rounds += 1;
     }
     scene.crowd.acknowledged(10).await;
-    scene.judge(&stack, rounds, true).await
+    scene.judge(&stack, rounds, false).await
 }

@@ -41,13 +41,13 @@ pub(super) async fn run(room: Room) -> Went {
         scene.crowd.turned_away(TURNED_AWAY).await;
         std::fs::remove_file(&filling).unwrap();
         let stopped = stack.kill_all().await;
-        disk.read_only(true);
+        disk.read_only(true).await;
         let started = stopped.try_start().await;
         assert!(
             started.is_err(),
             "it starts on a folder that it cannot write"
         );
-        disk.read_only(false);
+        disk.read_only(false).await;
         stack = stopped.start().await;
         rounds += 1;
     }
