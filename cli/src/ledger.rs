@@ -134,7 +134,11 @@ pub async fn run(args: LedgerArgs) -> Result<ExitCode, LedgerError> {
             yes,
             ..
         } => match yes {
-            true => skip_message(&connected, &config, partition, &sequence, give_up).await,
+            // large, and there is one of it
+            true => {
+                let skipped = skip_message(&connected, &config, partition, &sequence, give_up);
+                Box::pin(skipped).await
+            }
             false => tell_message(&connected, &config, partition).await,
         },
         Command::RebuildMeta { yes, .. } => rebuild_meta(&connected, &config, yes).await,
