@@ -168,7 +168,7 @@ fn payload_reason(payload_max: usize) -> Option<Reason> {
 /// Free bytes of the disk that a folder is on.
 fn disk_free(folder: &Path) -> Option<u64> {
     let disk = nix::sys::statvfs::statvfs(folder).ok()?;
-    u64::from(disk.blocks_available()).checked_mul(u64::from(disk.fragment_size()))
+    disk.blocks_available().checked_mul(disk.fragment_size())
 }
 
 /// Tells a store that stays frozen from one that is only slow.
