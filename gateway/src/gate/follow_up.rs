@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Gate,
-    settling::{Lasting, Unsettled},
+    settling::{Lasting, Unsettled, of_its_time},
 };
 use crate::config::{FOLLOW_UP_MAX, STOPPING_MAX, UNKNOWN_MAX};
 
@@ -50,7 +50,7 @@ impl Gate {
     }
 
     /// Releases in the background, until it is known to be done or never to have been reserved.
-    pub(super) fn follow_up_release(self: &Arc<Self>, command: Release) {
+    pub(super) fn follow_up_release(self: &Arc<Self>, mut command: Release) {
         let gate = Arc::clone(self);
         self.tracker.spawn(async move {
             let began = Instant::now();
@@ -61,6 +61,11 @@ impl Gate {
                     Ok(Ok(resolution)) => return gate.mark(&command.account, resolution.position),
                     Ok(Err(CommandError::UnknownReservation { .. })) => UNKNOWN_MAX,
                     Ok(Err(CommandError::Unavailable { .. })) | Err(_) => FOLLOW_UP_MAX,
+                    // a clock that is ahead makes ids that the ledger takes for none
+                    Ok(Err(CommandError::Invalid { .. })) if command.id.at_ms() != command.reservation.at_ms() => {
+                        command.id = of_its_time(command.reservation);
+                        continue;
+                    }
                     Ok(Err(error)) => {
                         return tracing::debug!(reservation = %command.reservation, %error, "nothing to release");
                     }

@@ -48,14 +48,15 @@ impl Reservation {
         let mut unsettled = self.unsettled(report);
         let began = Instant::now();
         let taken = timeout(gate.ledger_timeout, async {
-            match gate.settle_taken(&unsettled.command).await {
-                // no answer is withheld for what its upstream says of it
-                Err(CommandError::Invalid { detail }) => {
-                    tracing::warn!(reservation = %self.id, detail, "report is not valid; settled at the hold");
-                    unsettled.at_hold((gate.clock)());
-                    gate.settle_taken(&unsettled.command).await
+            loop {
+                match gate.settle_taken(&unsettled.command).await {
+                    // no answer is withheld for what its upstream says of it
+                    Err(CommandError::Invalid { detail }) if unsettled.corrected() => {
+                        let source = unsettled.command.report.source;
+                        tracing::warn!(reservation = %self.id, detail, ?source, "settle is not valid; sent corrected");
+                    }
+                    answer => return answer,
                 }
-                answer => answer,
             }
         })
         .await;

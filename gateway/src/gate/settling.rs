@@ -12,7 +12,11 @@ use seatbelt_ledger::{
     api::{Ack, Answer, CommandError, Ledger, Resolution, Settle},
 };
 use seatbelt_schemas::{
-    event::UsageSource, ids::CommandId, meter::Amounts, position::Position, usage::Usage,
+    event::UsageSource,
+    ids::{CommandId, ReservationId},
+    meter::Amounts,
+    position::Position,
+    usage::Usage,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -51,9 +55,22 @@ pub(crate) struct Unsettled {
 }
 
 impl Unsettled {
-    /// Makes of it one that the ledger takes for certain.
-    pub(crate) fn at_hold(&mut self, now_ms: u64) {
-        self.command.id = CommandId::from_parts(now_ms, Ulid::new().random());
+    /// Makes another one of a settle that the ledger does not take: `false` where there is no other.
+    ///
+    /// A clock that is ahead makes ids that the ledger takes for none; so first the same report goes out
+    /// under an id of the time of its reservation, which the ledger took. Only then is it the report.
+    pub(crate) fn corrected(&mut self) -> bool {
+        if self.is_at_hold() {
+            return false;
+        }
+        if self.command.id.at_ms() == self.command.reservation.at_ms() {
+            self.at_hold();
+        }
+        self.command.id = of_its_time(self.command.reservation);
+        true
+    }
+
+    fn at_hold(&mut self) {
         self.command.report.usage = Usage {
             input_tokens: self.hold.input_tokens,
             output_tokens: self.hold.output_tokens,
@@ -65,7 +82,13 @@ impl Unsettled {
 
     fn is_at_hold(&self) -> bool {
         self.command.report.source == UsageSource::Hold
+            && self.command.id.at_ms() == self.command.reservation.at_ms()
     }
+}
+
+/// An id that is as old as a reservation, for a command that ends it.
+pub(super) fn of_its_time(reservation: ReservationId) -> CommandId {
+    CommandId::from_parts(reservation.at_ms(), Ulid::new().random())
 }
 
 /// What all settles of a gateway share.
@@ -163,12 +186,12 @@ impl Drop for Kept {
 enum Next {
     Lasts(Position),
     Again,
-    AgainAtHold,
+    AgainCorrected,
     GiveUp(GivenUp),
 }
 
 /// What to do after an answer, or after none.
-fn next(answer: Option<&Answer<Resolution>>, is_at_hold: bool, too_late: bool) -> Next {
+fn next(answer: Option<&Answer<Resolution>>, too_late: bool) -> Next {
     match answer {
         Some(Ok(resolution)) => Next::Lasts(resolution.position),
         None | Some(Err(CommandError::Unavailable { .. })) if too_late => {
@@ -176,7 +199,7 @@ fn next(answer: Option<&Answer<Resolution>>, is_at_hold: bool, too_late: bool) -
         }
         None | Some(Err(CommandError::Unavailable { .. })) => Next::Again,
         // no answer is withheld, and nothing is lost, for what an upstream says of itself
-        Some(Err(CommandError::Invalid { .. })) if !is_at_hold => Next::AgainAtHold,
+        Some(Err(CommandError::Invalid { .. })) => Next::AgainCorrected,
         Some(Err(CommandError::AlreadyResolved { .. })) => Next::GiveUp(GivenUp::Ended),
         Some(Err(_)) => Next::GiveUp(GivenUp::Refused),
     }
@@ -205,13 +228,17 @@ impl Kept {
         let until_ms = self.unsettled.deadline_ms.saturating_add(KEPT_MS_MAX);
         loop {
             let too_late = (settling.clock)() >= until_ms;
-            match next(answer.as_ref(), self.unsettled.is_at_hold(), too_late) {
+            let next = match next(answer.as_ref(), too_late) {
+                Next::AgainCorrected if self.unsettled.corrected() => Next::Again,
+                Next::AgainCorrected => Next::GiveUp(GivenUp::Refused),
+                next => next,
+            };
+            match next {
                 Next::Lasts(position) => {
                     self.over = true;
                     return Some(position);
                 }
-                Next::Again => {}
-                Next::AgainAtHold => self.unsettled.at_hold((settling.clock)()),
+                Next::Again | Next::AgainCorrected => {}
                 Next::GiveUp(why) => {
                     self.over = true;
                     let detail = answer.and_then(Result::err);
@@ -237,8 +264,12 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+    };
 
+    use super::*;
     use futures::FutureExt;
     use seatbelt_ledger::{
         api::{
@@ -246,9 +277,6 @@ mod tests {
         },
         testing::Payer,
     };
-    use seatbelt_schemas::ids::ReservationId;
-
-    use super::*;
 
     const POSITION: Position = Position(7);
     const DEADLINE_MS: u64 = 1_000;
@@ -290,10 +318,18 @@ mod tests {
         away: usize,
         then: Answer<Resolution>,
         now_ms: AtomicU64,
+        sent: Mutex<Vec<Settle>>,
+    }
+
+    impl Scripted {
+        fn sent(&self) -> Vec<Settle> {
+            self.sent.lock().unwrap().clone()
+        }
     }
 
     impl Ledger for Scripted {
-        fn settle(&self, _: Settle, _: Ack) -> BoxFuture<'_, Answer<Resolution>> {
+        fn settle(&self, command: Settle, _: Ack) -> BoxFuture<'_, Answer<Resolution>> {
+            self.sent.lock().unwrap().push(command);
             let before = self.tries.fetch_add(1, SeqCst);
             let answer = if before < self.away {
                 self.now_ms.fetch_add(2 * 3_600_000, SeqCst);
@@ -342,6 +378,7 @@ mod tests {
             away,
             then,
             now_ms: AtomicU64::new(0),
+            sent: Mutex::default(),
         });
         let time = Arc::clone(&ledger);
         let (metrics, cut) = (Arc::new(Metrics::new()), CancellationToken::new());
@@ -388,28 +425,27 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(answer: Option<&Answer<Resolution>>, at_hold: bool, late: bool, expected: &Next) {
-        assert_eq!(next(answer, at_hold, late), *expected);
+    fn check(answer: Option<&Answer<Resolution>>, late: bool, expected: &Next) {
+        assert_eq!(next(answer, late), *expected);
     }
 
     #[test]
     fn what_comes_next_is_told_by_the_answer_and_the_time() {
         let gives_up = |why| Next::GiveUp(why);
-        check(Some(&Ok(lasts())), false, true, &Next::Lasts(POSITION));
+        check(Some(&Ok(lasts())), true, &Next::Lasts(POSITION));
         let nothing = Err(away());
         for answer in [None, Some(&nothing)] {
-            check(answer, false, false, &Next::Again);
-            check(answer, false, true, &gives_up(GivenUp::Late));
+            check(answer, false, &Next::Again);
+            check(answer, true, &gives_up(GivenUp::Late));
         }
         let invalid = Err(CommandError::invalid("no"));
         let refused = gives_up(GivenUp::Refused);
-        check(Some(&invalid), false, true, &Next::AgainAtHold);
-        check(Some(&invalid), true, false, &refused);
+        check(Some(&invalid), true, &Next::AgainCorrected);
         let ended = Err(ended());
-        check(Some(&ended), false, false, &gives_up(GivenUp::Ended));
+        check(Some(&ended), false, &gives_up(GivenUp::Ended));
         let reservation = reservation();
         let unknown = Err(CommandError::UnknownReservation { reservation });
-        check(Some(&unknown), false, false, &refused);
+        check(Some(&unknown), false, &refused);
     }
 
     #[tokio::test]
@@ -445,11 +481,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_settle_that_is_invalid_is_charged_at_the_hold() {
+    async fn a_settle_that_is_invalid_keeps_its_report_under_an_older_id_first() {
         let world = world(0, Ok(lasts()));
         let invalid = ready(Err(CommandError::invalid("no")));
         assert_eq!(world.follow(invalid).await, Some(POSITION));
+        let sent = world.ledger.sent();
+        assert_eq!(sent.len(), 1);
+        assert_eq!(sent[0].id.at_ms(), reservation().at_ms());
+        assert_eq!(sent[0].report, unsettled().command.report);
         world.given_up(None);
+    }
+
+    #[tokio::test]
+    async fn a_settle_that_is_invalid_under_any_id_is_charged_at_the_hold() {
+        let world = world(0, Err(CommandError::invalid("no")));
+        assert_eq!(world.follow(None).await, None);
+        let sources = world
+            .ledger
+            .sent()
+            .into_iter()
+            .map(|sent| sent.report.source);
+        let told = unsettled().command.report.source;
+        assert_eq!(sources.collect::<Vec<_>>(), [told, told, UsageSource::Hold]);
+        world.given_up(Some(GivenUp::Refused));
     }
 
     #[tokio::test]
