@@ -26,6 +26,8 @@ pub(crate) struct Counts {
     pub(crate) input: Option<u64>,
     pub(crate) cached: u64,
     pub(crate) written: u64,
+    /// Of these, what is said to stay for less than an hour, where the report tells them apart.
+    pub(crate) written_short: Option<u64>,
     pub(crate) output: Option<u64>,
     pub(crate) reasoning: u64,
     /// Of input and output, where that is reported too.
@@ -59,6 +61,7 @@ impl Counts {
             input: self.input.max(other.input),
             cached: self.cached.max(other.cached),
             written: self.written.max(other.written),
+            written_short: self.written_short.max(other.written_short),
             output: self.output.max(other.output),
             reasoning: self.reasoning.max(other.reasoning),
             total: self.total.max(other.total),
@@ -68,12 +71,35 @@ impl Counts {
     /// `whole` with its parts: none is larger than its whole, and the dearer part goes first.
     pub(crate) fn parts_of(self, whole: Usage) -> Usage {
         let written = self.written.min(whole.input_tokens);
+        // what a later report adds to the writes without saying how long they stay is of the dearest
+        let short = self.written_short.unwrap_or(written);
         Usage {
             cache_write_tokens: written,
+            cache_write_long_tokens: written.saturating_sub(short),
             cached_input_tokens: self.cached.min(whole.input_tokens - written),
             reasoning_tokens: self.reasoning.min(whole.output_tokens),
             ..whole
         }
+    }
+}
+
+/// A report without what is no count in it.
+fn sane(report: &Value) -> Value {
+    match report {
+        Value::Object(fields) => {
+            let kept = fields.iter().filter(|(_, value)| is_sane(value));
+            kept.map(|(name, value)| (name.clone(), sane(value)))
+                .collect()
+        }
+        Value::Array(items) => items.iter().map(sane).collect(),
+        other => other.clone(),
+    }
+}
+
+fn is_sane(value: &Value) -> bool {
+    match value {
+        Value::Object(_) | Value::Array(_) => true,
+        other => other.as_u64().is_some_and(|count| count <= COUNT_MAX),
     }
 }
 
@@ -87,6 +113,8 @@ fn believed(usage: Usage, has_content: bool) -> Option<Usage> {
 pub struct Told {
     /// What it used, where that can be believed.
     pub usage: Option<Usage>,
+    /// What it used at least: each count that is one, whatever else is odd.
+    pub least: Usage,
     /// Why the output ended, in the upstream's word.
     pub finish: Option<String>,
     /// Bytes of the choices as JSON: a bound of the tokens in them.
@@ -211,6 +239,7 @@ impl Told {
             usage: told
                 .counted()
                 .and_then(|usage| believed(usage, has_content)),
+            least: told.least(),
             output_bytes: messages.map(length).sum::<u64>() + length(body.content),
             finish: choices
                 .iter()
@@ -239,6 +268,8 @@ pub enum Part {
 pub struct StreamTold {
     api: Api,
     counts: Counts,
+    /// The same, of what is a count in each report.
+    least: Counts,
     /// Something stood in the place of a count: nothing of this stream's reports is believed.
     odd: bool,
     /// Output came after the last report, which then cannot be the last word.
@@ -260,6 +291,7 @@ impl StreamTold {
         Self {
             api,
             counts: Counts::default(),
+            least: Counts::default(),
             odd: false,
             content_since: false,
             has_content: false,
@@ -287,6 +319,17 @@ impl StreamTold {
         believed(usage, self.has_content).filter(|_| !self.content_since)
     }
 
+    /// What was used at least, by the largest of each count that was told: no report, since a part of it may
+    /// be missing, but what is charged is not below it.
+    pub fn least(&self) -> Usage {
+        let counts = Counts {
+            input: Some(self.least.input.unwrap_or(0)),
+            output: Some(self.least.output.unwrap_or(0)),
+            ..self.least
+        };
+        self.api.usage(counts).unwrap_or_default()
+    }
+
     fn counted(&self) -> Option<Usage> {
         self.api.usage(self.counts).filter(|_| !self.odd)
     }
@@ -301,7 +344,11 @@ impl StreamTold {
         if is_null(raw) {
             return false;
         }
-        match self.api.counts(&parsed::<Value>(raw)) {
+        let report = parsed::<Value>(raw);
+        if let Ok(counts) = self.api.counts(&sane(&report)) {
+            self.least.merge(counts);
+        }
+        match self.api.counts(&report) {
             Ok(counts) if counts == Counts::default() => false,
             Ok(counts) => {
                 self.counts.merge(counts);
@@ -375,6 +422,59 @@ mod tests {
 
     fn openai_usage(report: &Value) -> Option<Usage> {
         Counts::usage_of(Api::Chat, report)
+    }
+
+    #[test]
+    fn what_is_a_count_is_the_least_that_was_used_whatever_else_is_odd() {
+        let least = |api, data: &[Value]| {
+            let usage = told(api, data).0.least();
+            (usage.input_tokens, usage.output_tokens)
+        };
+        let chat = |report: Value| json!({"choices": [], "usage": report});
+        let odd = [chat(
+            json!({"prompt_tokens": 900, "completion_tokens": 9.5}),
+        )];
+        assert_eq!(least(Api::Chat, &odd), (900, 0));
+        let missing = [chat(json!({"completion_tokens": 70, "prompt_tokens": "3"}))];
+        assert_eq!(least(Api::Chat, &missing), (0, 70));
+        let apart = [
+            chat(json!({"prompt_tokens": 5})),
+            chat(json!({"completion_tokens": 6})),
+        ];
+        assert_eq!(least(Api::Chat, &apart), (5, 6));
+        let start = json!({"type": "message_start", "message": {"usage": {
+            "input_tokens": 7, "cache_read_input_tokens": 2, "output_tokens": null}}});
+        assert_eq!(least(Api::Messages, &[start]), (9, 0));
+        assert_eq!(least(Api::Messages, &[]), (0, 0));
+    }
+
+    #[test]
+    fn writes_that_stay_an_hour_are_told_apart() {
+        let long = |reports: &[Value]| {
+            let (told, _) = told(Api::Messages, reports);
+            let usage = told.counted().unwrap();
+            (usage.cache_write_tokens, usage.cache_write_long_tokens)
+        };
+        let split = |short: u64, long: u64| {
+            json!({"type": "message_start", "message": {"usage": {
+                "input_tokens": 0, "output_tokens": 0, "cache_creation_input_tokens": short + long,
+                "cache_creation": {"ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": long}}}})
+        };
+        assert_eq!(long(&[split(40, 60)]), (100, 60));
+        assert_eq!(long(&[split(100, 0)]), (100, 0));
+        let grown = json!({"type": "message_delta", "delta": {"stop_reason": "end_turn"},
+            "usage": {"output_tokens": 3, "cache_creation_input_tokens": 130}});
+        assert_eq!(
+            long(&[split(40, 60), grown.clone()]),
+            (130, 90),
+            "growth at the dearest"
+        );
+        let start = json!({"type": "message_start", "message": {"usage": {"input_tokens": 1, "output_tokens": 1}}});
+        assert_eq!(
+            long(&[start, grown]),
+            (130, 0),
+            "nothing says how long these stay"
+        );
     }
 
     #[test]

@@ -114,6 +114,10 @@ pub(super) fn counts(report: &Value) -> Result<Counts, Odd> {
         cached: part("/prompt_tokens_details/cached_tokens")?
             .max(part("/prompt_cache_hit_tokens")?),
         written: part("/prompt_tokens_details/cache_write_tokens")?,
+        written_short: count(
+            report,
+            "/prompt_tokens_details/cache_write_tokens_details/ttl_30m_tokens",
+        )?,
         output: count(report, "/completion_tokens")?,
         reasoning: part("/completion_tokens_details/reasoning_tokens")?,
         total: part("/total_tokens")?,

@@ -89,6 +89,7 @@ pub(super) fn counts(report: &Value) -> Result<Counts, Odd> {
         all.output = sum(all.output, pass.output);
         all.cached = all.cached.saturating_add(pass.cached);
         all.written = all.written.saturating_add(pass.written);
+        all.written_short = sum(all.written_short, pass.written_short);
     }
     counts.merge(all);
     Ok(counts)
@@ -96,12 +97,14 @@ pub(super) fn counts(report: &Value) -> Result<Counts, Odd> {
 
 fn flat(report: &Value) -> Result<Counts, Odd> {
     let part = |pointer| Ok::<_, Odd>(count(report, pointer)?.unwrap_or(0));
-    let split = part("/cache_creation/ephemeral_5m_input_tokens")?
-        + part("/cache_creation/ephemeral_1h_input_tokens")?;
+    let short = count(report, "/cache_creation/ephemeral_5m_input_tokens")?;
+    let long = count(report, "/cache_creation/ephemeral_1h_input_tokens")?;
+    let split = short.unwrap_or(0) + long.unwrap_or(0);
     Ok(Counts {
         input: count(report, "/input_tokens")?,
         cached: part("/cache_read_input_tokens")?,
         written: part("/cache_creation_input_tokens")?.max(split),
+        written_short: short.or(long.map(|_| 0)),
         output: count(report, "/output_tokens")?,
         ..Counts::default()
     })

@@ -199,6 +199,7 @@ impl Relay {
                 State::Failed => told.usage_so_far(),
                 State::Ended | State::Open => told.final_usage(self.state == State::Ended),
             },
+            least: told.least(),
             finish: told.finish.clone(),
             output_bytes: (self.state == State::Ended).then_some(told.output_bytes),
         }

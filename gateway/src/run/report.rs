@@ -15,6 +15,8 @@ use crate::{clock::ms, config::USAGE_EVENT_WAIT, error::ApiError};
 #[derive(Debug, Default)]
 pub(super) struct Known {
     pub(super) usage: Option<Usage>,
+    /// What the upstream said it used at least, where that is no report.
+    pub(super) least: Usage,
     pub(super) finish: Option<String>,
     /// A bound of the output, where all of it was seen.
     pub(super) output_bytes: Option<u64>,
@@ -108,22 +110,30 @@ fn account_for(
     if let Some(event) = event {
         return (event.usage.into(), UsageSource::Neuron);
     }
-    let hold = Usage {
+    let held = Usage {
         input_tokens: hold.input_tokens,
         output_tokens: hold.output_tokens,
         ..Usage::default()
     };
+    let least = known.least;
+    let most = Usage {
+        input_tokens: held.input_tokens.max(least.input_tokens),
+        output_tokens: held.output_tokens.max(least.output_tokens),
+        ..held
+    };
     match (known.output_bytes, visible) {
         // one more each for the token that ends a choice
         (Some(bytes), Some(choices)) => {
-            let output_tokens = hold.output_tokens.min(bytes + choices);
+            let counted = held.output_tokens.min(bytes.saturating_add(choices));
             let usage = Usage {
-                output_tokens,
-                ..hold
+                output_tokens: counted.max(least.output_tokens),
+                ..most
             };
             (usage, UsageSource::Counted)
         }
-        _ => (hold, UsageSource::Hold),
+        // the ledger charges the hold itself for a hold: what is above it has to be said
+        _ if most != held => (most, UsageSource::Counted),
+        _ => (held, UsageSource::Hold),
     }
 }
 
@@ -153,8 +163,8 @@ mod tests {
     fn what_was_reported_goes_before_everything_else() {
         let known = Known {
             usage: Some(usage(7, 3)),
-            finish: None,
             output_bytes: Some(9),
+            ..Known::default()
         };
         assert_eq!(
             settled(&known, false, Some(1)),
@@ -177,6 +187,20 @@ mod tests {
         let hold = (usage(100, 50), UsageSource::Hold);
         assert_eq!(settled(&seen, false, None), hold);
         assert_eq!(settled(&Known::default(), false, Some(2)), hold);
+    }
+
+    #[test]
+    fn no_charge_is_below_what_was_told_at_least() {
+        let told = |least| Known {
+            least,
+            output_bytes: Some(9),
+            ..Known::default()
+        };
+        let charged = |least, visible| settled(&told(least), false, visible).0;
+        assert_eq!(charged(usage(900, 0), None), usage(900, 50));
+        assert_eq!(charged(usage(3, 70), None), usage(100, 70));
+        assert_eq!(charged(usage(3, 20), Some(1)), usage(100, 20));
+        assert_eq!(charged(usage(3, 2), Some(1)), usage(100, 10));
     }
 
     #[test]

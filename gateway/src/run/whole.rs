@@ -60,6 +60,7 @@ impl Job {
         }
         let known = read.map_or_else(Known::default, |read| Known {
             usage: read.usage,
+            least: read.least,
             finish: read.finish,
             output_bytes: Some(read.output_bytes).filter(|bytes| *bytes > 0),
         });
@@ -75,17 +76,16 @@ impl Job {
     /// not known.
     async fn not_answered(&mut self, problem: &str, read: Told) -> ApiError {
         let ended = match read.usage {
-            None if read.is_error => {
+            None if read.is_error && read.least.tokens() == 0 => {
                 self.release("upstream answered with an error").await;
                 Ok(None)
             }
             usage => {
-                let finish = None;
-                let output_bytes = None;
+                let least = read.least;
                 self.settle(Known {
                     usage,
-                    finish,
-                    output_bytes,
+                    least,
+                    ..Known::default()
                 })
                 .await
             }
@@ -116,9 +116,10 @@ impl Job {
         } else {
             self.charges_errors && comes_after_work(status)
         };
-        if read.usage.is_some() || worked {
+        if read.usage.is_some() || read.least.tokens() > 0 || worked {
             let known = Known {
                 usage: read.usage,
+                least: read.least,
                 ..Known::default()
             };
             self.settle(known).await?;

@@ -146,8 +146,8 @@ const CLIENT: Shape = &[
 ];
 
 const CACHE: Holds = Only(
-    is_short_cache,
-    "a cache that is kept for longer has another price; leave out its 'ttl'",
+    is_priced_cache,
+    "a cache that is kept for another time than '5m' or '1h' has no price; leave out its 'ttl'",
 );
 
 /// Features that change no price and add no input: all they turn on is in a field that is listed here
@@ -208,11 +208,11 @@ fn is_standard_tier(value: &Value) -> bool {
     value == "standard_only" || value == "auto" // what is sent is "standard_only"
 }
 
-fn is_short_cache(value: &Value) -> bool {
+fn is_priced_cache(value: &Value) -> bool {
     value.as_object().is_some_and(|fields| {
         fields.iter().all(|(name, value)| match name.as_str() {
             "type" => value == "ephemeral",
-            "ttl" => value.is_null() || value == "5m",
+            "ttl" => value.is_null() || value == "5m" || value == "1h",
             _ => false,
         })
     })
