@@ -26,8 +26,9 @@ up: build ## build and serve everything in one process (CONFIG=seatbelt.toml)
 test: setup-test ## run every test; the last line counts them
 	@$(PYTHON) scripts/run_tests.py
 
-nightly: ## the long simulation: 100,000 runs of writers, crashes and faults
+nightly: ## the long simulations: 100,000 runs of writers, 50,000 of whole processes
 	SEATBELT_SIM_RUNS=100000 cargo test --locked -p seatbelt-ledger --test simulation
+	SEATBELT_SIM_RUNS=50000 cargo test --locked -p seatbelt-projector --test processes
 
 faults: setup ## kill, freeze and starve real processes for about 20 minutes; prints one table
 	cargo build --locked -p seatbelt-cli -p seatbelt-tests --bins
