@@ -376,6 +376,8 @@ impl<T: Caller> Writer<T> {
 
     fn write_counted(&mut self, now_ms: u64, account: &AccountId) {
         for Counted { cause, data } in self.tallies.drain(account) {
+            // the clock may have been set back since it was decided
+            let now_ms = data.decided_at_ms.map_or(now_ms, |at_ms| now_ms.max(at_ms));
             let actor = Actor::key(&data.scopes.key);
             self.record(now_ms, account, cause, &actor, data.into());
         }
