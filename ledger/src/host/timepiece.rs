@@ -17,8 +17,8 @@ use super::{
 /// Steps of the wall clock below this are taken as its going: what a machine's time service does to keep
 /// it right, and the coarseness of both clocks.
 const STEP_MS_MIN: i64 = 20;
-/// How often the server's clock is looked at, and how soon again at the earliest: at once where the wall
-/// clock was set, later where the server did not answer.
+/// How often the server's clock is looked at, and how soon again at the earliest where the wall clock was
+/// set.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -125,8 +125,7 @@ impl Timepiece {
         self.looked_at = now;
         self.look_at = match looked {
             Looked::NoClock => None,
-            Looked::Failed => Some(now + LOOK_AGAIN),
-            Looked::At(_) => Some(now + LOOK_EVERY),
+            Looked::At(_) | Looked::Failed => Some(now + LOOK_EVERY),
         };
         if let Looked::At(look) = looked {
             self.skew = Some(look.skew());
