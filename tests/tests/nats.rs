@@ -381,16 +381,7 @@ async fn a_lease_is_taken_where_the_bucket_lost_its_last_revisions() {
         let lease = timeout(PATIENCE, one.acquire(Partition(partition))).await;
         lease.expect("free")
     };
-    let (quiet, _renewed) = (taken(0).await, taken(1).await);
-    let bucket = nats.connect("test").await;
-    let bucket = bucket.jetstream().get_stream("KV_SEATBELT_LEASES");
-    let bucket = bucket.await.unwrap();
-    let renewals = async |more: u64| {
-        let from = bucket.get_info().await.unwrap().state.last_sequence;
-        while bucket.get_info().await.unwrap().state.last_sequence < from + more {
-            tokio::task::yield_now().await;
-        }
-    };
+    let first = (taken(0).await, taken(1).await);
     let streams = nats.folder().join("nats/jetstream/SEATBELT/streams");
     let (kept, older) = (
         streams.join("KV_SEATBELT_LEASES"),
@@ -399,7 +390,18 @@ async fn a_lease_is_taken_where_the_bucket_lost_its_last_revisions() {
     nats.server.kill().await;
     copy(&kept, &older);
     nats.server.restart().await.unwrap();
-    renewals(6).await;
+    drop(first);
+    let (quiet, _renewed) = (taken(0).await, taken(1).await);
+    let bucket = nats.connect("test").await;
+    let bucket = bucket.jetstream().get_stream("KV_SEATBELT_LEASES");
+    let bucket = bucket.await.unwrap();
+    let from = bucket.cached_info().state.last_sequence;
+    let renewed = async {
+        while bucket.get_info().await.unwrap().state.last_sequence < from + 6 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, renewed).await.expect("renewed");
     drop(quiet);
     nats.server.kill().await;
     std::fs::remove_dir_all(&kept).unwrap();
