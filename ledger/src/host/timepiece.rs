@@ -254,7 +254,7 @@ mod tests {
         goes_on(3_600_000).await;
         assert!(!time.take_look());
         time.looked(&Looked::Failed);
-        goes_on(250).await;
+        goes_on(5_000).await;
         assert!(time.take_look());
     }
 }

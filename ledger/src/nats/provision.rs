@@ -15,6 +15,8 @@ use seatbelt_schemas::{
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::time::{Instant, sleep};
+use tracing::debug;
 use ulid::Ulid;
 
 use super::{
@@ -90,9 +92,30 @@ pub enum GenesisError {
     Store(#[from] StoreError),
 }
 
+/// How long a server that is not ready yet is waited for: a cluster that has just started knows its peers
+/// only after some seconds.
+const READY_WAIT: Duration = Duration::from_secs(20);
+const READY_PAUSE: Duration = Duration::from_millis(250);
+
 /// Makes what is missing, checks what is there, and gives the ledger's facts. Safe to run in many
 /// processes at once.
 pub async fn provision(nats: &Nats, names: &Names, layout: Layout) -> Result<Meta, GenesisError> {
+    let until = Instant::now() + READY_WAIT;
+    loop {
+        match provision_now(nats, names, layout).await {
+            Err(GenesisError::Provision(ProvisionError::Unreachable { stream, source }))
+                if Instant::now() < until =>
+            {
+                let error = crate::host::describe(&*source);
+                debug!(stream, error, "the server is not ready to keep it yet");
+                sleep(READY_PAUSE).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn provision_now(nats: &Nats, names: &Names, layout: Layout) -> Result<Meta, GenesisError> {
     let meta = genesis(nats, names, layout).await?;
     let replicas = layout.replicas;
     FeedStream::open(nats, names, replicas).await?;

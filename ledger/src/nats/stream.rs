@@ -195,14 +195,15 @@ fn provision_error(stream: &str, error: ApiError) -> ProvisionError {
     }
 }
 
-/// Whether the server itself expects to answer better soon: a cluster without a leader, a stream
-/// that is moving, a server on its way up or down.
+/// Whether the server itself expects to answer better soon: a cluster without a leader, or not all there
+/// yet, a stream that is moving, a server on its way up or down.
 pub(crate) fn is_passing(code: ErrorCode) -> bool {
     [
         ErrorCode::CLUSTER_NOT_AVAILABLE,
         ErrorCode::CLUSTER_NOT_LEADER,
         ErrorCode::CLUSTER_NOT_ASSIGNED,
         ErrorCode::CLUSTER_INCOMPLETE,
+        ErrorCode::CLUSTER_NO_PEERS,
         ErrorCode::STREAM_OFFLINE,
         ErrorCode::RAFT_GENERAL,
         ErrorCode::JETSTREAM_NOT_ENABLED,
