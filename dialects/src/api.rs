@@ -2,7 +2,6 @@
 //! are asked, and nothing else.
 
 use seatbelt_schemas::usage::Usage;
-use serde_json::Value;
 
 use crate::{
     allow::{Found, Profile, Shape},
@@ -10,7 +9,7 @@ use crate::{
     dialect::Dialect,
     fields::{FieldError, Fields},
     sse::SseEvent,
-    told::{Counts, Odd, Part, StreamTold},
+    told::{Counts, Odd, Part, Report, StreamTold},
 };
 
 mod chat;
@@ -115,7 +114,7 @@ impl Api {
     }
 
     /// The counts of a usage report.
-    pub(crate) fn counts(self, report: &Value) -> Result<Counts, Odd> {
+    pub(crate) fn counts(self, report: &Report<'_>) -> Result<Counts, Odd> {
         match self {
             Self::Chat => chat::counts(report),
             Self::Messages => messages::counts(report),

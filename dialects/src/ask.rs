@@ -67,6 +67,9 @@ pub struct Ask {
     pub framed: u64,
     /// Tools are offered: instructions come with them.
     pub with_tools: bool,
+    /// Of the names of functions that were called so far, the longest: templates write it again before
+    /// each answer of a tool.
+    pub(crate) longest_call: u64,
     /// Generations: each can use the whole output maximum.
     pub choices: u64,
     /// The output maximum of one choice, where the client gave one.
@@ -98,11 +101,17 @@ impl Ask {
             }
         }
         let calls = fields.get("tool_calls").and_then(Value::as_array);
-        self.framed += calls.map_or(0, Vec::len) as u64;
+        for call in calls.into_iter().flatten() {
+            self.framed += 1;
+            let name = call
+                .pointer("/function/name")
+                .or_else(|| call.pointer("/custom/name"));
+            self.longest_call = self.longest_call.max(name.map_or(0, json_bytes));
+        }
         let role = fields.get("role").and_then(Value::as_str);
         if matches!(role, Some("tool" | "function")) {
             self.framed += 1;
-            self.text_bytes += fields.get("content").map_or(0, printing_adds);
+            self.text_bytes += fields.get("content").map_or(0, printing_adds) + self.longest_call;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ mod dialect;
 mod face;
 mod fields;
 mod printed;
+mod raw;
 pub mod sse;
 mod told;
 pub mod translate;

@@ -42,7 +42,7 @@ pub(crate) fn text_bytes(text: &str) -> u64 {
 /// Tokens of a value at its widest printing: each byte of it counts as one, but for indents, which are runs
 /// of spaces.
 pub(crate) fn json_bytes(value: &Value) -> u64 {
-    Printing { unpack: true }.value(value, 1)
+    printed(value, 1)
 }
 
 /// Bytes of a text as a JSON string at its widest printing, quotes included.
@@ -54,44 +54,65 @@ pub(crate) fn string_bytes(text: &str) -> u64 {
     (inside + 2).max(text_bytes(text) + 2)
 }
 
-struct Printing {
-    /// JSON inside a text is looked into, but only once: what it carries in turn was counted with its escapes.
-    unpack: bool,
+fn printed(value: &Value, depth: u64) -> u64 {
+    match value {
+        Value::Null => 4,
+        Value::Bool(_) => 5,
+        Value::Number(number) if number.is_f64() => FLOAT_BYTES,
+        Value::Number(number) => number.to_string().len() as u64,
+        Value::String(text) => string_bytes(text),
+        Value::Array(values) => {
+            let each = values.iter().map(|value| printed(value, depth + 1));
+            container(values.len(), depth, each.sum())
+        }
+        Value::Object(fields) => {
+            let each = fields.iter().map(|(name, value)| {
+                // `"name": value`
+                string_bytes(name) + 2 + field(name, value, depth + 1)
+            });
+            container(fields.len(), depth, each.sum())
+        }
+    }
 }
 
-impl Printing {
-    fn value(&self, value: &Value, depth: u64) -> u64 {
-        match value {
-            Value::Null => 4,
-            Value::Bool(_) => 5,
-            Value::Number(number) if number.is_f64() => FLOAT_BYTES,
-            Value::Number(number) => number.to_string().len() as u64,
-            Value::String(text) => string_bytes(text),
-            Value::Array(values) => {
-                let each = values.iter().map(|value| self.value(value, depth + 1));
-                container(values.len(), depth, each.sum())
-            }
-            Value::Object(fields) => {
-                let each = fields.iter().map(|(name, value)| {
-                    // `"name": value`
-                    string_bytes(name) + 2 + self.field(name, value, depth + 1)
-                });
-                container(fields.len(), depth, each.sum())
-            }
+fn field(name: &str, value: &Value, depth: u64) -> u64 {
+    match value {
+        Value::String(text) if JSON_AS_TEXT.contains(&name) => {
+            string_bytes(text).max(unpacked_bytes(text, depth))
         }
+        _ => printed(value, depth),
     }
+}
 
-    fn field(&self, name: &str, value: &Value, depth: u64) -> u64 {
-        let as_it_is = self.value(value, depth);
-        match value {
-            Value::String(text) if self.unpack && JSON_AS_TEXT.contains(&name) => {
-                let unpacked = serde_json::from_str::<Value>(text)
-                    .map_or(0, |inside| Self { unpack: false }.value(&inside, depth));
-                as_it_is.max(unpacked)
+/// Bytes of JSON that was carried as text and is printed again. It is not parsed: other parsers take
+/// what ours does not (`NaN`, numbers of any length, any depth). So each character counts at its widest,
+/// each separator with the line that may follow it, and each number that may be no integer in full.
+fn unpacked_bytes(text: &str, mut depth: u64) -> u64 {
+    let (mut bytes, mut in_text, mut is_escaped) = (0, false, false);
+    for character in text.chars() {
+        bytes += escaped(character);
+        if in_text {
+            in_text = is_escaped || character != '"';
+            is_escaped = !is_escaped && character == '\\';
+            continue;
+        }
+        match character {
+            '"' => in_text = true,
+            '[' | '{' => {
+                depth += 1;
+                bytes += line(depth);
             }
-            _ => as_it_is,
+            ']' | '}' => {
+                depth = depth.saturating_sub(1);
+                bytes += line(depth);
+            }
+            ',' => bytes += line(depth),
+            ':' => bytes += 1,
+            '.' | 'e' | 'E' => bytes += FLOAT_BYTES,
+            _ => {}
         }
     }
+    bytes
 }
 
 /// Two brackets, and each of `items` on a line of its own with a comma after it.
@@ -223,6 +244,18 @@ mod tests {
         let quoted = r#"{"a":"\"\"\"\"\"\"\"\"\"\"\"\""}"#;
         assert!(call(quoted) >= string_bytes(quoted));
         assert!(call("no json {") >= 9);
+        let ones = |first: &str| format!("[{first}{}]", ",1".repeat(1000));
+        let plain = call(&ones("1"));
+        let deep = "[".repeat(130) + &"1,".repeat(1000);
+        let long = format!("[{}]", vec!["1".repeat(30); 1000].join(","));
+        for (odd, least) in [
+            (ones("NaN"), plain),
+            (ones("1e400"), plain),
+            (deep, plain),
+            (long, 32_020),
+        ] {
+            assert!(call(&odd) >= least, "{} of {odd:.20}", call(&odd));
+        }
     }
 
     proptest! {

@@ -5,13 +5,16 @@
 //! there is none, and the hold is charged. What else is odd in an answer is the client's to read and
 //! spoils no report.
 
-use std::{borrow::Cow, collections::BTreeSet};
+use std::collections::BTreeSet;
 
 use seatbelt_schemas::usage::Usage;
-use serde::Deserialize;
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{Value, value::RawValue};
 
-use crate::{api::Api, sse::SseEvent};
+use crate::{
+    api::Api,
+    raw::{Pairs, items},
+    sse::SseEvent,
+};
 
 /// A count above this is no count.
 pub(crate) const COUNT_MAX: u64 = 1 << 40;
@@ -19,6 +22,8 @@ pub(crate) const COUNT_MAX: u64 = 1 << 40;
 const CHOICES_MAX: usize = 256;
 /// Longest reason for an end that is kept.
 const FINISH_CHARS_MAX: usize = 64;
+/// Most reports that are looked for in a text that cannot be read.
+const REPORTS_MAX: usize = 64;
 
 /// Counts as they were reported, not yet put together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,6 +33,8 @@ pub(crate) struct Counts {
     pub(crate) written: u64,
     /// Of these, what is said to stay for less than an hour, where the report tells them apart.
     pub(crate) written_short: Option<u64>,
+    /// Of these, what is said to stay an hour or longer.
+    pub(crate) written_long: u64,
     pub(crate) output: Option<u64>,
     pub(crate) reasoning: u64,
     /// Of input and output, where that is reported too.
@@ -38,21 +45,63 @@ pub(crate) struct Counts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Odd;
 
-/// A count, where there is one.
-pub(crate) fn count(report: &Value, pointer: &str) -> Result<Option<u64>, Odd> {
-    match report.pointer(pointer) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_u64() {
-            Some(count) if count <= COUNT_MAX => Ok(Some(count)),
-            _ => Err(Odd),
-        },
+/// A report as it came.
+pub(crate) struct Report<'a> {
+    fields: Pairs<'a>,
+    /// What is no count is passed over instead of making all of it none.
+    passes_odd: bool,
+}
+
+impl<'a> Report<'a> {
+    fn of(raw: &'a RawValue, passes_odd: bool) -> Self {
+        Self {
+            fields: Pairs::of(raw),
+            passes_odd,
+        }
+    }
+
+    /// The same of what is within it.
+    pub(crate) fn within(&self, name: &str) -> Option<Self> {
+        let mut fields = Pairs::default();
+        for raw in self.fields.all(name) {
+            fields.add(Pairs::of(raw));
+        }
+        Some(Self { fields, ..*self }).filter(|within| !within.fields.is_empty())
+    }
+
+    /// The same of each object in a list within it.
+    pub(crate) fn each(&self, name: &str) -> Vec<Self> {
+        let lists = self.fields.all(name);
+        let each = lists
+            .flat_map(items)
+            .map(|raw| Self::of(raw, self.passes_odd));
+        each.collect()
+    }
+
+    /// A count, where there is one; the largest, where it is said twice.
+    pub(crate) fn count(&self, name: &str) -> Result<Option<u64>, Odd> {
+        let mut largest = None;
+        for raw in self.fields.all(name) {
+            match raw.get().parse::<u64>() {
+                Ok(count) if count <= COUNT_MAX => largest = largest.max(Some(count)),
+                _ if self.passes_odd => {}
+                _ => return Err(Odd),
+            }
+        }
+        Ok(largest)
+    }
+
+    /// A count that is zero where it is not said.
+    pub(crate) fn part(&self, name: &str) -> Result<u64, Odd> {
+        Ok(self.count(name)?.unwrap_or(0))
     }
 }
 
 impl Counts {
     /// What a report of this API comes to.
     pub(crate) fn usage_of(api: Api, report: &Value) -> Option<Usage> {
-        api.usage(api.counts(report).ok()?)
+        let raw = serde_json::value::to_raw_value(report).ok()?;
+        api.usage(api.counts(&Report::of(&raw, false)).ok()?)
     }
 
     /// The largest of each.
@@ -62,6 +111,7 @@ impl Counts {
             cached: self.cached.max(other.cached),
             written: self.written.max(other.written),
             written_short: self.written_short.max(other.written_short),
+            written_long: self.written_long.max(other.written_long),
             output: self.output.max(other.output),
             reasoning: self.reasoning.max(other.reasoning),
             total: self.total.max(other.total),
@@ -75,31 +125,14 @@ impl Counts {
         let short = self.written_short.unwrap_or(written);
         Usage {
             cache_write_tokens: written,
-            cache_write_long_tokens: written.saturating_sub(short),
+            cache_write_long_tokens: written
+                .saturating_sub(short)
+                .max(self.written_long)
+                .min(written),
             cached_input_tokens: self.cached.min(whole.input_tokens - written),
             reasoning_tokens: self.reasoning.min(whole.output_tokens),
             ..whole
         }
-    }
-}
-
-/// A report without what is no count in it.
-fn sane(report: &Value) -> Value {
-    match report {
-        Value::Object(fields) => {
-            let kept = fields.iter().filter(|(_, value)| is_sane(value));
-            kept.map(|(name, value)| (name.clone(), sane(value)))
-                .collect()
-        }
-        Value::Array(items) => items.iter().map(sane).collect(),
-        other => other.clone(),
-    }
-}
-
-fn is_sane(value: &Value) -> bool {
-    match value {
-        Value::Object(_) | Value::Array(_) => true,
-        other => other.as_u64().is_some_and(|count| count <= COUNT_MAX),
     }
 }
 
@@ -124,129 +157,132 @@ pub struct Told {
 }
 
 /// An answer or an event: each field is read by itself, so that an odd one spoils no other.
-#[derive(Default, Deserialize)]
-pub(crate) struct Body<'a> {
-    #[serde(borrow, default, rename = "type")]
-    pub(crate) kind: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    pub(crate) usage: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    pub(crate) choices: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    pub(crate) content: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    pub(crate) message: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    pub(crate) delta: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    pub(crate) stop_reason: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    pub(crate) error: Option<&'a RawValue>,
+pub(crate) struct Body<'a>(pub(crate) Pairs<'a>);
+
+impl<'a> Body<'a> {
+    pub(crate) fn read(text: &'a str) -> Option<Self> {
+        Pairs::read(text).map(Self)
+    }
+
+    /// All of its choices; one that is no list of them is one itself.
+    pub(crate) fn choices(&self) -> Vec<Choice<'a>> {
+        let mut choices = Vec::new();
+        for raw in self.0.all("choices") {
+            let listed = items(raw);
+            let is_list = raw.get().starts_with('[');
+            let found = if is_list { listed } else { vec![raw] };
+            choices.extend(found.into_iter().map(|raw| Choice(Pairs::of(raw))));
+        }
+        choices
+    }
+
+    /// Whether it says that it is an error.
+    pub(crate) fn is_error(&self) -> bool {
+        self.0
+            .all("error")
+            .any(|raw| !matches!(raw.get(), "false" | "\"\"" | "{}" | "[]"))
+    }
 }
 
-#[derive(Default, Deserialize)]
-pub(crate) struct Choice<'a> {
-    #[serde(borrow, default)]
-    pub(crate) index: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    pub(crate) finish_reason: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    pub(crate) message: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    pub(crate) delta: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    pub(crate) usage: Option<&'a RawValue>,
+/// One choice of an answer.
+pub(crate) struct Choice<'a>(pub(crate) Pairs<'a>);
+
+impl<'a> Choice<'a> {
+    /// Where its output may stand: in a message, in what is added to one, or as a plain text.
+    fn outputs(&self) -> impl Iterator<Item = &'a RawValue> {
+        let named = ["message", "delta", "text"].into_iter();
+        named
+            .flat_map(|name| self.0.all(name))
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
 }
 
-#[derive(Default, Deserialize)]
-pub(crate) struct MessageStart<'a> {
-    #[serde(borrow, default)]
-    pub(crate) usage: Option<&'a RawValue>,
-}
-
-#[derive(Default, Deserialize)]
-pub(crate) struct StopReason<'a> {
-    #[serde(borrow, default)]
-    pub(crate) stop_reason: Option<&'a RawValue>,
-}
-
-/// Reads raw JSON as something; the default where it is nothing of the kind.
-pub(crate) fn parsed<'a, T: Deserialize<'a> + Default>(raw: Option<&'a RawValue>) -> T {
+/// A text; empty where it is none.
+pub(crate) fn text(raw: Option<&RawValue>) -> String {
     raw.and_then(|raw| serde_json::from_str(raw.get()).ok())
         .unwrap_or_default()
 }
 
-pub(crate) fn choices<'a>(raw: Option<&'a RawValue>) -> Vec<Choice<'a>> {
-    let choices: Vec<&RawValue> = parsed(raw);
-    choices
-        .into_iter()
-        .map(|choice| parsed(Some(choice)))
-        .collect()
-}
-
-fn length(raw: Option<&RawValue>) -> u64 {
-    raw.map_or(0, |raw| raw.get().len() as u64)
-}
-
 /// Why an output ended, in no more than a few words.
 pub(crate) fn finish(raw: Option<&RawValue>) -> Option<String> {
-    let reason: Cow<'_, str> = raw.and_then(|raw| serde_json::from_str(raw.get()).ok())?;
+    let reason: String = raw.and_then(|raw| serde_json::from_str(raw.get()).ok())?;
     let kept = reason.chars().filter(|c| !c.is_control());
     Some(kept.take(FINISH_CHARS_MAX).collect())
 }
 
-pub(crate) fn is_null(raw: Option<&RawValue>) -> bool {
-    raw.is_none_or(|raw| raw.get() == "null")
+fn length(raw: &RawValue) -> u64 {
+    raw.get().len() as u64
 }
 
-/// Whether a message or a delta carries any output.
-fn has_content(raw: Option<&RawValue>) -> bool {
-    let Some(raw) = raw else { return false };
-    let fields: Map<String, Value> = match serde_json::from_str(raw.get()) {
-        Ok(Value::Object(fields)) => fields,
-        Ok(other) => return !is_empty(&other),
-        Err(_) => return true, // what cannot be read is counted as something
-    };
-    fields
-        .iter()
-        .any(|(name, value)| name != "role" && !is_empty(value))
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        _ => false,
+/// Whether a message, a delta or a block carries any output.
+fn has_content(raw: &RawValue) -> bool {
+    match Pairs::read(raw.get()) {
+        Some(fields) => {
+            let names_it = |name: &str| matches!(name, "role" | "type" | "index");
+            fields
+                .iter()
+                .any(|(name, raw)| !names_it(name) && !is_empty(raw))
+        }
+        None => !is_empty(raw),
     }
+}
+
+fn is_empty(raw: &RawValue) -> bool {
+    matches!(raw.get(), "null" | "\"\"" | "[]" | "{}")
+}
+
+/// Reports that stand somewhere in a text that cannot be read as a whole: cut off, or with something in
+/// it that is no JSON. A quote inside of a text is escaped, so that none of these is one of its texts.
+fn reports_within(text: &str) -> impl Iterator<Item = &RawValue> {
+    let found = text.match_indices("\"usage\"").take(REPORTS_MAX);
+    found.filter_map(|(at, name)| {
+        let is_escaped = text[..at].ends_with('\\');
+        let rest = text[at + name.len()..].trim_start().strip_prefix(':')?;
+        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<&RawValue>();
+        values.next()?.ok().filter(|_| !is_escaped)
+    })
 }
 
 impl Told {
     /// Reads a whole answer; `None` where it is not the shape of one.
     pub fn read(api: Api, body: &[u8]) -> Option<Self> {
-        let body: Body<'_> = serde_json::from_slice(body).ok()?;
-        let choices = choices(body.choices);
+        let text = String::from_utf8_lossy(body);
+        let body = Body::read(&text)?;
+        let choices = body.choices();
         let mut told = StreamTold::new(api);
-        told.report(body.usage);
+        told.reports(&body.0);
         for choice in &choices {
-            told.report(choice.usage);
+            told.reports(&choice.0);
         }
-        let messages = choices.iter().map(|choice| choice.message);
-        let has_content =
-            has_content(body.content) || messages.clone().any(|message| has_content(message));
+        let outputs = choices.iter().flat_map(Choice::outputs);
+        let outputs: Vec<_> = outputs.chain(body.0.all("content")).collect();
+        let has_content = outputs.iter().any(|raw| has_content(raw));
         Some(Self {
             usage: told
                 .counted()
                 .and_then(|usage| believed(usage, has_content)),
             least: told.least(),
-            output_bytes: messages.map(length).sum::<u64>() + length(body.content),
+            output_bytes: outputs.iter().map(|raw| length(raw)).sum(),
             finish: choices
                 .iter()
-                .find_map(|choice| finish(choice.finish_reason))
-                .or_else(|| finish(body.stop_reason)),
-            is_error: !is_null(body.error) && choices.is_empty() && is_null(body.content),
+                .find_map(|choice| finish(choice.0.last("finish_reason")))
+                .or_else(|| finish(body.0.last("stop_reason"))),
+            is_error: body.is_error() && outputs.iter().all(|raw| is_empty(raw)),
         })
+    }
+
+    /// What an answer that is not the shape of one tells all the same.
+    pub fn unread(api: Api, body: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(body);
+        let mut told = StreamTold::new(api);
+        for raw in reports_within(&text) {
+            told.report(raw);
+        }
+        Self {
+            least: told.least(),
+            ..Self::default()
+        }
     }
 }
 
@@ -277,6 +313,8 @@ pub struct StreamTold {
     has_content: bool,
     /// The report came with or after the end of the output.
     pub(crate) closed: bool,
+    /// How many choices were asked for.
+    choices: u64,
     open_choices: BTreeSet<u64>,
     seen_choices: BTreeSet<u64>,
     /// Why the output ended, in the upstream's word.
@@ -290,6 +328,7 @@ impl StreamTold {
     pub fn new(api: Api) -> Self {
         Self {
             api,
+            choices: 1,
             counts: Counts::default(),
             least: Counts::default(),
             odd: false,
@@ -303,11 +342,18 @@ impl StreamTold {
         }
     }
 
+    /// The same of a stream that has so many choices: it is not at its end before each of them is.
+    #[must_use]
+    pub fn of_choices(self, choices: u64) -> Self {
+        Self { choices, ..self }
+    }
+
     /// The usage, once nothing can be added to it any more: the stream has `ended` by its own mark, or
     /// every choice of it has.
     pub fn final_usage(&self, ended: bool) -> Option<Usage> {
         let usage = self.counted()?;
-        let finished = self.finish.is_some() && self.open_choices.is_empty();
+        let all_came = self.seen_choices.len() as u64 >= self.choices || self.api == Api::Messages;
+        let finished = self.finish.is_some() && self.open_choices.is_empty() && all_came;
         let last_word = self.closed && !self.content_since && (ended || finished);
         believed(usage, self.has_content).filter(|_| last_word)
     }
@@ -322,12 +368,21 @@ impl StreamTold {
     /// What was used at least, by the largest of each count that was told: no report, since a part of it may
     /// be missing, but what is charged is not below it.
     pub fn least(&self) -> Usage {
+        let (input, output) = (
+            self.least.input.unwrap_or(0),
+            self.least.output.unwrap_or(0),
+        );
         let counts = Counts {
-            input: Some(self.least.input.unwrap_or(0)),
-            output: Some(self.least.output.unwrap_or(0)),
+            input: Some(input),
+            output: Some(output),
             ..self.least
         };
-        self.api.usage(counts).unwrap_or_default()
+        let alone = Usage {
+            input_tokens: input,
+            output_tokens: output,
+            ..Usage::default()
+        };
+        self.api.usage(counts).unwrap_or(alone)
     }
 
     fn counted(&self) -> Option<Usage> {
@@ -339,16 +394,21 @@ impl StreamTold {
         self.api.event(self, event)
     }
 
-    /// Takes a report in; whether there was one.
-    pub(crate) fn report(&mut self, raw: Option<&RawValue>) -> bool {
-        if is_null(raw) {
-            return false;
+    /// Takes the reports among some fields in; whether there was one.
+    pub(crate) fn reports(&mut self, fields: &Pairs<'_>) -> bool {
+        let mut reported = false;
+        for raw in fields.all("usage") {
+            reported |= self.report(raw);
         }
-        let report = parsed::<Value>(raw);
-        if let Ok(counts) = self.api.counts(&sane(&report)) {
+        reported
+    }
+
+    /// Takes a report in; whether it was one.
+    pub(crate) fn report(&mut self, raw: &RawValue) -> bool {
+        if let Ok(counts) = self.api.counts(&Report::of(raw, true)) {
             self.least.merge(counts);
         }
-        match self.api.counts(&report) {
+        match self.api.counts(&Report::of(raw, false)) {
             Ok(counts) if counts == Counts::default() => false,
             Ok(counts) => {
                 self.counts.merge(counts);
@@ -361,7 +421,14 @@ impl StreamTold {
         }
     }
 
-    pub(crate) fn content(&mut self, raw: Option<&RawValue>) {
+    /// Whether a report among some fields says how much output there was.
+    pub(crate) fn tells_output(&self, fields: &Pairs<'_>) -> bool {
+        let mut reports = fields.all("usage").map(|raw| Report::of(raw, true));
+        reports
+            .any(|report| matches!(self.api.counts(&report), Ok(counts) if counts.output.is_some()))
+    }
+
+    pub(crate) fn content(&mut self, raw: &RawValue) {
         self.output_bytes += length(raw);
         if has_content(raw) {
             self.has_content = true;
@@ -370,21 +437,29 @@ impl StreamTold {
     }
 
     pub(crate) fn choice(&mut self, choice: &Choice<'_>) {
-        self.content(choice.delta);
-        let index = parsed(choice.index);
+        for raw in choice.outputs() {
+            self.content(raw);
+        }
+        let index = choice.0.last("index");
+        let index = index.and_then(|raw| raw.get().parse().ok()).unwrap_or(0);
         let is_new = self.seen_choices.len() <= CHOICES_MAX && self.seen_choices.insert(index);
         if is_new {
             self.open_choices.insert(index);
         }
-        if !is_null(choice.finish_reason) {
+        if let Some(reason) = choice.0.last("finish_reason") {
             self.open_choices.remove(&index);
-            let reason = finish(choice.finish_reason);
+            let reason = finish(Some(reason));
             self.finish = Some(reason.unwrap_or_else(|| "unknown".to_owned()));
         }
     }
 
     /// An event that cannot be read may be anything but a report.
     pub(crate) fn unread(&mut self, event: &SseEvent) {
+        for raw in reports_within(&String::from_utf8_lossy(&event.data)) {
+            if let Ok(counts) = self.api.counts(&Report::of(raw, true)) {
+                self.least.merge(counts);
+            }
+        }
         if !event.data.trim_ascii().is_empty() {
             self.output_bytes += event.data.len() as u64;
             self.has_content = true;
@@ -446,6 +521,150 @@ mod tests {
             "input_tokens": 7, "cache_read_input_tokens": 2, "output_tokens": null}}});
         assert_eq!(least(Api::Messages, &[start]), (9, 0));
         assert_eq!(least(Api::Messages, &[]), (0, 0));
+    }
+
+    fn told_raw(api: Api, data: &str) -> Told {
+        Told::read(api, data.as_bytes()).unwrap_or_else(|| Told::unread(api, data.as_bytes()))
+    }
+
+    #[test]
+    fn a_report_with_something_else_in_the_place_of_a_count_tells_its_other_counts() {
+        for odd in [
+            "{}",
+            "[]",
+            "{\"a\": 1}",
+            "\"7\"",
+            "1.5",
+            "-1",
+            "1e400",
+            "\"\\ud83d\"",
+        ] {
+            let chat =
+                format!(r#"{{"usage": {{"prompt_tokens": 5000, "completion_tokens": {odd}}}}}"#);
+            assert_eq!(told_raw(Api::Chat, &chat).least.input_tokens, 5000, "{odd}");
+            let part = format!(r#"{{"usage": {{"input_tokens": 5000, "output_tokens": {odd}}}}}"#);
+            assert_eq!(
+                told_raw(Api::Messages, &part).least.input_tokens,
+                5000,
+                "{odd}"
+            );
+        }
+        let huge = r#"{"usage": {"input_tokens": 1099511627776, "cache_read_input_tokens": 1}}"#;
+        assert_eq!(told_raw(Api::Messages, huge).least.input_tokens, COUNT_MAX);
+    }
+
+    #[test]
+    fn what_is_odd_elsewhere_spoils_no_report() {
+        let report = r#"{"prompt_tokens": 5000, "completion_tokens": 7}"#;
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        for odd in [
+            r#""choices": [{"message": {"content": "x"}}], "choices": []"#.to_owned(),
+            r#""object": "a", "object": "b", "x": 1e400"#.to_owned(),
+            r#""x": "\ud83d""#.to_owned(),
+            format!(r#""x": {deep}"#),
+        ] {
+            let whole = format!(r#"{{{odd}, "usage": {report}}}"#);
+            let usage = told_raw(Api::Chat, &whole).usage.unwrap();
+            assert_eq!(
+                (usage.input_tokens, usage.output_tokens),
+                (5000, 7),
+                "{odd}"
+            );
+        }
+        let latin = [
+            b"{\"choices\": [{\"message\": {\"content\": \"\xe9\"}}], \"usage\": ",
+            report.as_bytes(),
+            b"}",
+        ];
+        assert_eq!(
+            Told::read(Api::Chat, &latin.concat())
+                .unwrap()
+                .usage
+                .unwrap()
+                .input_tokens,
+            5000
+        );
+        let within = r#"{"usage": {"prompt_tokens": 5000, "completion_tokens": 7, "prompt_tokens": 1, "x": 1e400}}"#;
+        assert_eq!(
+            told_raw(Api::Chat, within).usage.unwrap().input_tokens,
+            5000,
+            "the largest of two"
+        );
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_read_tells_what_stands_in_it() {
+        let cut =
+            r#"{"usage": {"prompt_tokens": 5000, "completion_tokens": 7}, "choices": [{"mess"#;
+        assert_eq!(told_raw(Api::Chat, cut).least.input_tokens, 5000);
+        assert_eq!(told_raw(Api::Chat, cut).usage, None);
+        let python = r#"{"choices": [{"logprobs": NaN}], "usage": {"prompt_tokens": 5000}}"#;
+        assert_eq!(told_raw(Api::Chat, python).least.input_tokens, 5000);
+        let said =
+            r#"{"choices": [{"message": {"content": "\"usage\": {\"prompt_tokens\": 9}"}}], NaN"#;
+        assert_eq!(
+            told_raw(Api::Chat, said).least.input_tokens,
+            0,
+            "what a model says is no report"
+        );
+        let lines = "{\"choices\": []}\n{\"usage\": {\"prompt_tokens\": 5000}}\n";
+        assert_eq!(told_raw(Api::Chat, lines).least.input_tokens, 5000);
+    }
+
+    #[test]
+    fn a_stream_is_at_its_end_once_every_choice_that_was_asked_for_is() {
+        let chunk = json!({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 1}});
+        let (one, _) = told(Api::Chat, &[chunk]);
+        assert!(one.final_usage(false).is_some());
+        let two = one.of_choices(2);
+        assert_eq!(two.final_usage(false), None);
+        assert!(
+            two.final_usage(true).is_some(),
+            "it says itself that it ended"
+        );
+    }
+
+    #[test]
+    fn output_counts_wherever_it_stands() {
+        let block = |block: Value| json!({"type": "content_block_start", "index": 0, "content_block": block});
+        let start = json!({"type": "message_start", "message": {"usage": {"input_tokens": 3, "output_tokens": 1}}});
+        let thinks = block(json!({"type": "redacted_thinking", "data": "x".repeat(400)}));
+        let (stream, _) = told(Api::Messages, &[start.clone(), thinks]);
+        assert_eq!(stream.usage_so_far(), None);
+        assert!(stream.output_bytes > 400);
+        let (stream, _) = told(
+            Api::Messages,
+            &[start, block(json!({"type": "text", "text": ""}))],
+        );
+        assert!(stream.usage_so_far().is_some(), "nothing came yet");
+        let early = json!({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 1}});
+        for choice in [
+            json!([{"message": {"content": "x"}}]),
+            json!([{"text": "x"}]),
+            json!({"delta": {"content": "x"}}),
+        ] {
+            let late = json!({ "choices": choice });
+            let (stream, _) = told(Api::Chat, &[early.clone(), late]);
+            assert_eq!(stream.final_usage(true), None, "{choice}");
+            assert!(stream.output_bytes > 0, "{choice}");
+        }
+    }
+
+    #[test]
+    fn only_what_says_something_is_an_error() {
+        for (said, is_error) in [
+            ("null", false),
+            ("false", false),
+            ("\"\"", false),
+            ("{\"message\": \"x\"}", true),
+            ("\"x\"", true),
+        ] {
+            let data: Value =
+                serde_json::from_str(&format!(r#"{{"choices": [], "error": {said}}}"#)).unwrap();
+            let (_, parts) = told(Api::Chat, &[data]);
+            assert_eq!(parts[0] == Part::Error, is_error, "{said}");
+        }
     }
 
     #[test]

@@ -193,6 +193,18 @@ mod tests {
         assert!(
             messages(json!([{"role": "tool", "tool_call_id": "c", "content": quoted}])) >= 4000
         );
+        let name = "f".repeat(1000);
+        let call =
+            json!({"id": "c", "type": "function", "function": {"name": name, "arguments": "{}"}});
+        let mut history = vec![json!({"role": "assistant", "content": null, "tool_calls": [call]})];
+        history.extend(vec![
+            json!({"role": "tool", "tool_call_id": "c", "content": ""});
+            100
+        ]);
+        assert!(
+            messages(json!(history)) >= 101 * 1000,
+            "a name before each answer"
+        );
         let none = input(json!({"model": "m", "messages": user, "tools": []}));
         let one = input(json!({"model": "m", "messages": user, "tools": [{"type": "function"}]}));
         assert!(one >= none + 512, "{one} {none}");

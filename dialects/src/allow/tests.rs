@@ -144,8 +144,7 @@ fn a_messages_field_that_is_not_listed_is_named() {
         json!({"service_tier": "priority"}),
         "service_tier",
     );
-    let day =
-        json!([{"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "24h"}}]);
+    let day = json!([{"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "24h"}}]);
     refused(
         Api::Messages,
         json!({ "system": day }),

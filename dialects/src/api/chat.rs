@@ -9,7 +9,7 @@ use crate::{
     ask::Ask,
     fields::{self, FieldError, Fields, choices, flag, messages, whole},
     sse::SseEvent,
-    told::{Body, Counts, Odd, Part, StreamTold, choices as choices_of, count, is_null},
+    told::{Body, Counts, Odd, Part, Report, StreamTold},
 };
 
 mod allowed;
@@ -107,21 +107,26 @@ pub(super) fn want_usage(body: &mut Fields) {
     }
 }
 
-pub(super) fn counts(report: &Value) -> Result<Counts, Odd> {
-    let part = |pointer| Ok::<_, Odd>(count(report, pointer)?.unwrap_or(0));
-    Ok(Counts {
-        input: count(report, "/prompt_tokens")?,
-        cached: part("/prompt_tokens_details/cached_tokens")?
-            .max(part("/prompt_cache_hit_tokens")?),
-        written: part("/prompt_tokens_details/cache_write_tokens")?,
-        written_short: count(
-            report,
-            "/prompt_tokens_details/cache_write_tokens_details/ttl_30m_tokens",
-        )?,
-        output: count(report, "/completion_tokens")?,
-        reasoning: part("/completion_tokens_details/reasoning_tokens")?,
-        total: part("/total_tokens")?,
-    })
+pub(super) fn counts(report: &Report<'_>) -> Result<Counts, Odd> {
+    let mut counts = Counts {
+        input: report.count("prompt_tokens")?,
+        cached: report.part("prompt_cache_hit_tokens")?,
+        output: report.count("completion_tokens")?,
+        total: report.part("total_tokens")?,
+        ..Counts::default()
+    };
+    if let Some(input) = report.within("prompt_tokens_details") {
+        counts.cached = counts.cached.max(input.part("cached_tokens")?);
+        counts.written = input.part("cache_write_tokens")?;
+        if let Some(stays) = input.within("cache_write_tokens_details") {
+            counts.written_short = stays.count("ttl_30m_tokens")?;
+            counts.written_long = stays.part("ttl_12h_tokens")?;
+        }
+    }
+    if let Some(output) = report.within("completion_tokens_details") {
+        counts.reasoning = output.part("reasoning_tokens")?;
+    }
+    Ok(counts)
 }
 
 /// Some count reasoning in the total alone.
@@ -138,25 +143,27 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
     if is_done(&event.data) {
         return Part::End;
     }
-    let Ok(body) = serde_json::from_slice::<Body<'_>>(&event.data) else {
+    let text = String::from_utf8_lossy(&event.data);
+    let Some(body) = Body::read(&text) else {
         told.unread(event);
         return Part::Content; // a comment, or what only the client can make sense of
     };
-    if !is_null(body.error) || event.name.as_deref() == Some("error") {
-        told.report(body.usage);
+    let choices = body.choices();
+    let mut reported = told.reports(&body.0);
+    for choice in &choices {
+        reported |= told.reports(&choice.0);
+    }
+    if body.is_error() || event.name.as_deref() == Some("error") {
         return Part::Error;
     }
-    let choices = choices_of(body.choices);
-    let mut reported = told.report(body.usage);
     for choice in &choices {
         told.choice(choice);
-        reported |= told.report(choice.usage);
     }
     if reported {
         told.content_since = false;
         told.closed |= choices.is_empty() || told.finish.is_some();
     }
-    if choices.is_empty() && !is_null(body.usage) {
+    if choices.is_empty() && body.0.last("usage").is_some() {
         Part::UsageOnly
     } else {
         Part::Content

@@ -1,20 +1,16 @@
 //! `/v1/messages`, as Anthropic made it.
 
-use std::borrow::Cow;
-
 use seatbelt_schemas::{ids::EndUserId, usage::Usage};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::MaxField;
 use crate::{
     allow::{Profile, Shape},
     ask::Ask,
     fields::{self, FieldError, Fields, flag, messages, whole},
+    raw::Pairs,
     sse::SseEvent,
-    told::{
-        Body, COUNT_MAX, Counts, MessageStart, Odd, Part, StopReason, StreamTold, count, finish,
-        parsed,
-    },
+    told::{Body, COUNT_MAX, Counts, Odd, Part, Report, StreamTold, finish, text},
 };
 
 mod allowed;
@@ -71,17 +67,12 @@ pub(super) fn set_max(body: &mut Fields, max: u64, _field: MaxField) {
 /// Every stream tells its usage.
 pub(super) fn want_usage(_body: &mut Fields) {}
 
-pub(super) fn counts(report: &Value) -> Result<Counts, Odd> {
+pub(super) fn counts(report: &Report<'_>) -> Result<Counts, Odd> {
     let mut counts = flat(report)?;
     // a compaction or an advisor is charged beside the answer, whose counts stand outside
     let mut all = Counts::default();
-    for pass in report
-        .get("iterations")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
-        let pass = flat(pass)?;
+    for pass in report.each("iterations") {
+        let pass = flat(&pass)?;
         let sum = |one: Option<u64>, other: Option<u64>| {
             one.map_or(other, |one| Some(one.saturating_add(other.unwrap_or(0))))
         };
@@ -90,22 +81,26 @@ pub(super) fn counts(report: &Value) -> Result<Counts, Odd> {
         all.cached = all.cached.saturating_add(pass.cached);
         all.written = all.written.saturating_add(pass.written);
         all.written_short = sum(all.written_short, pass.written_short);
+        all.written_long = all.written_long.saturating_add(pass.written_long);
     }
     counts.merge(all);
     Ok(counts)
 }
 
-fn flat(report: &Value) -> Result<Counts, Odd> {
-    let part = |pointer| Ok::<_, Odd>(count(report, pointer)?.unwrap_or(0));
-    let short = count(report, "/cache_creation/ephemeral_5m_input_tokens")?;
-    let long = count(report, "/cache_creation/ephemeral_1h_input_tokens")?;
+fn flat(report: &Report<'_>) -> Result<Counts, Odd> {
+    let (mut short, mut long) = (None, None);
+    if let Some(split) = report.within("cache_creation") {
+        short = split.count("ephemeral_5m_input_tokens")?;
+        long = split.count("ephemeral_1h_input_tokens")?;
+    }
     let split = short.unwrap_or(0) + long.unwrap_or(0);
     Ok(Counts {
-        input: count(report, "/input_tokens")?,
-        cached: part("/cache_read_input_tokens")?,
-        written: part("/cache_creation_input_tokens")?.max(split),
+        input: report.count("input_tokens")?,
+        cached: report.part("cache_read_input_tokens")?,
+        written: report.part("cache_creation_input_tokens")?.max(split),
         written_short: short.or(long.map(|_| 0)),
-        output: count(report, "/output_tokens")?,
+        written_long: long.unwrap_or(0),
+        output: report.count("output_tokens")?,
         ..Counts::default()
     })
 }
@@ -126,38 +121,41 @@ pub(super) fn usage(counts: Counts) -> Option<Usage> {
 }
 
 pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
-    let Ok(body) = serde_json::from_slice::<Body<'_>>(&event.data) else {
+    let read = String::from_utf8_lossy(&event.data);
+    let Some(body) = Body::read(&read) else {
         told.unread(event);
         return Part::Content;
     };
-    let kind: Cow<'_, str> = parsed(body.kind);
-    if kind.starts_with("content_block") {
-        told.content(body.delta);
+    let kind = text(body.0.last("type"));
+    let mut reported = told.reports(&body.0);
+    for raw in body.0.all("message") {
+        reported |= told.reports(&Pairs::of(raw));
     }
-    let within: MessageStart<'_> = parsed(body.message);
-    let mut reported = told.report(within.usage);
-    reported |= told.report(body.usage);
     if reported {
         told.content_since = false;
     }
-    if kind == "message_delta" {
-        let ending: StopReason<'_> = parsed(body.delta);
-        told.finish = finish(ending.stop_reason).or(told.finish.take());
-        let output = body.usage.is_some_and(|raw| {
-            let report = parsed::<Value>(Some(raw));
-            matches!(count(&report, "/output_tokens"), Ok(Some(_)))
-        });
-        told.closed |= output;
+    if kind.starts_with("content_block") {
+        for name in ["content_block", "delta"] {
+            body.0.all(name).for_each(|raw| told.content(raw));
+        }
     }
-    match kind.as_ref() {
+    if kind == "message_delta" {
+        let ending = body.0.last("delta").map(Pairs::of).unwrap_or_default();
+        told.finish = finish(ending.last("stop_reason")).or(told.finish.take());
+        told.closed |= told.tells_output(&body.0);
+    }
+    match kind.as_str() {
         "message_stop" => Part::End,
         "error" => Part::Error,
+        _ if event.name.as_deref() == Some("error") => Part::Error,
         _ => Part::Content,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn body(extra: &Value) -> Fields {
