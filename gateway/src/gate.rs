@@ -58,6 +58,8 @@ pub(crate) struct Want {
     pub(crate) output_tokens: u64,
     pub(crate) on_short: OnShort,
     pub(crate) on_unknown: OnUnknown,
+    /// How long to wait for open holds to resolve; as configured where it says nothing.
+    pub(crate) wait: Option<Duration>,
 }
 
 /// The ledger with what its callers here share.
@@ -165,7 +167,7 @@ impl Gate {
             id: command.id.into(),
             armed: true,
         };
-        let patience = self.budget_wait + self.ledger_timeout;
+        let patience = self.wait(want) + self.ledger_timeout;
         let answer = timeout(patience, self.ledger.reserve(command)).await;
         let away = matches!(answer, Err(_) | Ok(Err(CommandError::Unavailable { .. })));
         if away {
@@ -199,8 +201,13 @@ impl Gate {
         }))
     }
 
+    fn wait(&self, want: &Want) -> Duration {
+        want.wait.unwrap_or(self.budget_wait)
+    }
+
     fn reserve_command(&self, want: &Want) -> Reserve {
-        let life = self.budget_wait + self.request_timeout + HOLD_GRACE;
+        let wait = self.wait(want);
+        let life = wait + self.request_timeout + HOLD_GRACE;
         Reserve {
             id: self.command_id(),
             account: want.account.clone(),
@@ -211,7 +218,7 @@ impl Gate {
             input_tokens: want.input_tokens,
             output_tokens: want.output_tokens,
             deadline_ms: (self.clock)().saturating_add(ms(life)),
-            wait_ms: ms(self.budget_wait),
+            wait_ms: ms(wait),
             on_short: want.on_short,
             on_unknown: want.on_unknown,
             budget: None,

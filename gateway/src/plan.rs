@@ -168,6 +168,7 @@ impl Plan {
                 self.caller.on_short
             },
             on_unknown: key.on_unknown,
+            wait: self.caller.wait,
         }))
     }
 }
@@ -273,6 +274,7 @@ mod tests {
                 key: is_metered.then(|| Arc::new(key())),
                 run: None,
                 on_short: OnShort::Clamp,
+                wait: None,
             },
             headers: HeaderMap::new(),
             body,

@@ -3,7 +3,7 @@
 //! Nothing is known yet of models, caps or upstreams. A request that is refused here has cost nothing,
 //! and its body is read away so that the client gets to read why.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::Request,
@@ -17,7 +17,8 @@ use tokio::{
 };
 
 use crate::{
-    config::KeyEntry,
+    clock::ms,
+    config::{BUDGET_WAIT_MAX, KeyEntry},
     error::ApiError,
     metrics::{Metrics, Stage},
 };
@@ -29,12 +30,15 @@ use body::{discard, parse, read_body};
 use caller::Keyring;
 
 /// A client may ask for its output maximum to be lowered to what fits: `clamp`, else `refuse`. This
-/// and the next are the only `x-seatbelt-*` headers of a client that are read: they say how to decide
+/// and the next two are the only `x-seatbelt-*` headers of a client that are read: they say how to decide
 /// and what the request is part of, not who pays for it.
 const X_ON_SHORT: &str = "x-seatbelt-on-short";
 /// The agent run that the request belongs to. Naming one can only add limits, or spend what the
 /// account has set aside for it: the caps of the caller's own key apply in any case.
 const X_RUN: &str = "x-seatbelt-run";
+/// How long the request may wait for open holds to resolve, ms: its caller's own patience instead of the
+/// configured one.
+const X_WAIT: &str = "x-seatbelt-wait-ms";
 
 /// The id of a request, in its answer and in the log.
 #[derive(Clone)]
@@ -58,6 +62,8 @@ pub(crate) struct Caller {
     pub(crate) key: Option<Arc<KeyEntry>>,
     pub(crate) run: Option<RunId>,
     pub(crate) on_short: OnShort,
+    /// Its own patience for open holds, where it says one.
+    pub(crate) wait: Option<Duration>,
 }
 
 /// Takes requests in, so many at a time.
@@ -106,6 +112,7 @@ impl Receiver {
             caller: Caller {
                 on_short: on_short(&parts.headers, key.as_deref())?,
                 run: run(&parts.headers)?,
+                wait: wait(&parts.headers)?,
                 key,
             },
             headers: parts.headers,
@@ -137,6 +144,21 @@ fn run(headers: &HeaderMap) -> Result<Option<RunId>, ApiError> {
     let run = value.to_str().ok().and_then(|text| RunId::new(text).ok());
     run.map(Some)
         .ok_or_else(|| ApiError::invalid_field(X_RUN, problem))
+}
+
+/// How long a client says that it waits for room.
+fn wait(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = headers.get(X_WAIT) else {
+        return Ok(None);
+    };
+    let most = ms(BUDGET_WAIT_MAX);
+    let told = value.to_str().ok().and_then(|text| text.parse().ok());
+    let wait = told
+        .map(Duration::from_millis)
+        .filter(|wait| *wait <= BUDGET_WAIT_MAX);
+    wait.map(Some).ok_or_else(|| {
+        ApiError::invalid_field(X_WAIT, &format!("must be a whole number from 0 to {most}"))
+    })
 }
 
 #[cfg(test)]
@@ -180,9 +202,11 @@ mod tests {
         assert_eq!(quiet.caller.on_short, OnShort::Clamp);
         assert_eq!(quiet.caller.run, None);
         drop(quiet);
-        let asked = [(X_ON_SHORT, "refuse"), (X_RUN, "run-1")];
+        assert_eq!(quiet.caller.wait, None);
+        let asked = [(X_ON_SHORT, "refuse"), (X_RUN, "run-1"), (X_WAIT, "60000")];
         let asked = receiver.receive(request(&asked, "{}")).await.unwrap();
         assert_eq!(asked.caller.on_short, OnShort::Refuse);
+        assert_eq!(asked.caller.wait, Some(Duration::from_secs(60)));
         assert_eq!(asked.caller.run.unwrap().as_str(), "run-1");
     }
 
@@ -191,6 +215,9 @@ mod tests {
         assert_eq!(code(&[(X_ON_SHORT, "CLAMP")], "{}").await, "invalid_body");
         assert_eq!(code(&[(X_RUN, "no run")], "{}").await, "invalid_body");
         assert_eq!(code(&[(X_RUN, "")], "{}").await, "invalid_body");
+        for odd in ["-1", "1.5", "", "soon", "60001", "99999999999999999999"] {
+            assert_eq!(code(&[(X_WAIT, odd)], "{}").await, "invalid_body", "{odd}");
+        }
     }
 
     #[tokio::test]

@@ -209,6 +209,7 @@ pub(crate) fn want() -> Want {
         output_tokens: 10,
         on_short: OnShort::Refuse,
         on_unknown: OnUnknown::ChargeHold,
+        wait: None,
     }
 }
 

@@ -38,6 +38,40 @@ async fn a_client_that_leaves_pays_the_hold_where_the_upstream_is_cancelled() {
     eventually(async || (stack.upstream.open.load(SeqCst) == 0).then_some(())).await;
 }
 
+/// Waits until so many requests have come as far as to ask for a hold.
+async fn planned(stack: &Stack, requests: usize) {
+    let line = format!("stage=\"bound\"}} {requests}");
+    let metrics = async || {
+        let answer = stack.client.get(&stack.metrics).send().await.unwrap();
+        answer.text().await.unwrap()
+    };
+    eventually(async || metrics().await.contains(&line).then_some(())).await;
+}
+
+/// Configured is more patience than the test has, or none: what the request says decides.
+#[tokio::test]
+async fn a_request_may_wait_longer_or_shorter_than_is_configured() {
+    for (configured, asked, status) in [(60, "0", 429), (0, "60000", 200)] {
+        let cap = tokens(60, Window::Balance);
+        let configured = Duration::from_secs(configured);
+        let stack = Stack::start_with(cap, |config| config.budget_wait = configured).await;
+        stack.upstream.plays(Script::Held(chat_stream()));
+        let mut first = stack.chat(&hi_stream(20)).send().await.unwrap();
+        read_until(&mut first, "hel").await;
+        let second = stack.chat(&hi(20)).header("x-seatbelt-wait-ms", asked);
+        let second = tokio::spawn(second.send());
+        if status == 200 {
+            planned(&stack, 2).await;
+            stack
+                .upstream
+                .plays(Script::Whole(200, "application/json", chat_answer()));
+            stack.upstream.go_on.notify_one();
+        }
+        assert_eq!(second.await.unwrap().unwrap().status().as_u16(), status);
+        stack.upstream.go_on.notify_one();
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_while_it_waits_gives_up_its_place() {
     let cap = tokens(60, Window::Balance);
@@ -47,25 +81,10 @@ async fn a_client_that_leaves_while_it_waits_gives_up_its_place() {
     read_until(&mut first, "hel").await;
     // two wait behind the first; the one in front leaves
     let leaving = tokio::spawn(stack.chat(&hi(20)).send());
-    let metrics = async || {
-        stack
-            .client
-            .get(&stack.metrics)
-            .send()
-            .await
-            .unwrap()
-            .text()
-            .await
-            .unwrap()
-    };
-    let waiting = async |n: usize| {
-        let line = format!("stage=\"bound\"}} {}", n + 1);
-        eventually(async || metrics().await.contains(&line).then_some(())).await;
-    };
-    waiting(1).await;
+    planned(&stack, 2).await;
     leaving.abort();
     let staying = tokio::spawn(stack.chat(&hi(20)).send());
-    waiting(2).await;
+    planned(&stack, 3).await;
     stack
         .upstream
         .plays(Script::Whole(200, "application/json", chat_answer()));
