@@ -122,7 +122,7 @@ impl Stack {
         let _ = writeln!(
             self.upstreams,
             "[[upstreams]]\nname = {name:?}\nkind = \"openai\"\nbase_url = {base_url:?}\n\
-             models = [{{ id = {model:?}, context = 8192, output = 4096, price = {{ input = \"0.15\", output = \"0.60\" }} }}]\n",
+             models = [{{ id = {model:?}, context = 8192, output = 4096, request_allowance = 8, price = {{ input = \"0.15\", output = \"0.60\" }} }}]\n",
         );
         self
     }
