@@ -201,8 +201,8 @@ mod tests {
         let quiet = receiver.receive(request(&[], "{}")).await.unwrap();
         assert_eq!(quiet.caller.on_short, OnShort::Clamp);
         assert_eq!(quiet.caller.run, None);
-        drop(quiet);
         assert_eq!(quiet.caller.wait, None);
+        drop(quiet);
         let asked = [(X_ON_SHORT, "refuse"), (X_RUN, "run-1"), (X_WAIT, "60000")];
         let asked = receiver.receive(request(&asked, "{}")).await.unwrap();
         assert_eq!(asked.caller.on_short, OnShort::Refuse);

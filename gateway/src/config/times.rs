@@ -10,7 +10,7 @@ pub const HOLD_GRACE: Duration = Duration::from_secs(30);
 /// How long a request waits for open holds to resolve, where not configured.
 pub const BUDGET_WAIT_DEFAULT: Duration = Duration::from_secs(2);
 /// The longest that may be configured, or asked for by a request.
-pub const BUDGET_WAIT_MAX: Duration = Duration::from_secs(60);
+pub(crate) const BUDGET_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long the ledger may take to answer, waiting for budget not counted, where not configured.
 pub const LEDGER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// How long requests in progress may go on after shutdown was asked for, where not configured.
