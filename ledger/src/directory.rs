@@ -183,6 +183,21 @@ impl Directory {
             .await
     }
 
+    /// The last positions of all accounts as of the directory's writing.
+    pub async fn all(&self, store: &dyn SnapshotStore) -> Result<LastPositions, DirectoryError> {
+        let shards = stream::iter(self.root.shards.keys().copied())
+            .map(|shard| self.shard(store, shard))
+            .buffer_unordered(SHARDS_IN_FLIGHT_MAX);
+        shards
+            .try_fold(LastPositions::new(), async |mut all, shard| {
+                let (entries, _) = shard.as_chunks::<ENTRY>();
+                let entries = entries.iter().map(|entry| entry.split_at(HALF));
+                all.extend(entries.map(|(of, last)| (Entry(number(of)), Position(number(last)))));
+                Ok(all)
+            })
+            .await
+    }
+
     /// The last position of an account as of the directory's writing; `None` where there was no account.
     pub async fn last(
         &self,
@@ -333,6 +348,9 @@ mod tests {
             assert_eq!(last(&store, &directory, number).await, Some(expected));
         }
         assert_eq!(last(&store, &directory, 3_000).await, None);
+        let mut expected = first;
+        expected.extend(second);
+        assert_eq!(directory.all(&store).await.unwrap(), expected);
     }
 
     /// Whatever a step leaves behind when it dies, what the record names is whole.

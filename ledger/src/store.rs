@@ -6,6 +6,7 @@ pub mod memory;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use seatbelt_schemas::ids::AccountId;
 use thiserror::Error;
 
 /// The bucket does not answer now: try again.
@@ -56,4 +57,7 @@ pub trait SnapshotStore: Send + Sync + 'static {
         expected: Revision,
         value: Bytes,
     ) -> BoxFuture<'a, Result<Revision, WriteError>>;
+
+    /// The accounts, of all partitions, that have something under the key of their snapshot.
+    fn accounts(&self) -> BoxFuture<'_, Result<Vec<AccountId>, StoreError>>;
 }

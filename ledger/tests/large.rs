@@ -434,6 +434,10 @@ impl SnapshotStore for Overtaken {
     ) -> BoxFuture<'a, Result<Revision, WriteError>> {
         unreachable!("it is only read")
     }
+
+    fn accounts(&self) -> BoxFuture<'_, Result<Vec<AccountId>, StoreError>> {
+        unreachable!("it is not listed")
+    }
 }
 
 /// A newer head stands when a piece is found to be another: it is read instead.

@@ -83,6 +83,16 @@ impl Names {
         format!("account.{account}")
     }
 
+    /// All keys of accounts' snapshots, and of none of their pieces.
+    pub fn snapshot_account_keys() -> &'static str {
+        "account.*"
+    }
+
+    /// The account of a key of its snapshot, and of no piece of it.
+    pub fn snapshot_head_account(key: &str) -> Option<AccountId> {
+        AccountId::new(key.strip_prefix("account.")?).ok()
+    }
+
     /// Key of one piece of the snapshot of an account that is too large for one value.
     pub fn snapshot_piece_key(account: &AccountId, number: u32) -> String {
         format!("account.{account}.{number}")
@@ -180,6 +190,9 @@ mod tests {
         for key in ["account.acct-cap", "account.acct-cap.7"] {
             assert_eq!(Names::snapshot_key_account(key), Some(account.clone()));
         }
+        let head = Names::snapshot_head_account("account.acct-cap");
+        assert_eq!(head, Some(account));
+        assert_eq!(Names::snapshot_head_account("account.acct-cap.7"), None);
         for key in ["account.acct-cap.x", "account.a.b.7", "feed.00"] {
             assert_eq!(Names::snapshot_key_account(key), None, "{key}");
         }

@@ -3,7 +3,7 @@
 //! Reads go to the stream's leader: what was written and acknowledged is read. Not here: what the
 //! values mean, and history.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_nats::{
     HeaderMap, HeaderValue,
@@ -18,12 +18,14 @@ use async_nats::{
 };
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
+use seatbelt_schemas::{ids::AccountId, names::Names};
+use serde::Deserialize;
 use tracing::warn;
 
 use super::{
     Nats, ProvisionError,
     publish::{NOBODY, Published, SILENCE, publish},
-    stream::{ask, ensure, ensure_derived, inspect},
+    stream::{ApiError, ask, ensure, ensure_derived, inspect},
 };
 use crate::store::{Kept, Revision, SnapshotStore, StoreError, WriteError};
 
@@ -235,25 +237,39 @@ impl Bucket {
 
     /// Every key that begins so, at most as many as a server tells in one answer.
     pub(crate) async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        #[derive(serde::Deserialize)]
-        struct Found {
-            state: State,
-        }
-        #[derive(serde::Deserialize)]
-        struct State {
-            #[serde(default)]
-            subjects: std::collections::BTreeMap<String, u64>,
-        }
-        let subject = format!("STREAM.INFO.{}", self.stream());
-        let body = serde_json::json!({ "subjects_filter": self.subject(&format!("{prefix}.>")) });
-        let found: Found = ask(&self.nats, subject, &body)
-            .await
-            .map_err(|error| self.error("list", prefix, error))?;
+        let page = self.page(&self.subject(&format!("{prefix}.>")), 0).await;
+        let found = page.map_err(|error| self.error("list", prefix, error))?;
         let before = self.subject_prefix();
         let keys = found.state.subjects.into_keys();
         Ok(keys
             .filter_map(|subject| subject.strip_prefix(&before).map(str::to_owned))
             .collect())
+    }
+
+    /// The accounts that have something under the key of their snapshot.
+    async fn accounts(&self) -> Result<Vec<AccountId>, StoreError> {
+        let wanted = self.subject(Names::snapshot_account_keys());
+        let mut accounts = Vec::new();
+        let mut offset = 0;
+        loop {
+            let page = self.page(&wanted, offset).await;
+            let page = page.map_err(|error| self.error("list", "accounts", error))?;
+            let keys = page.state.subjects.keys();
+            let before = self.subject_prefix();
+            let keys = keys.filter_map(|subject| subject.strip_prefix(&before));
+            accounts.extend(keys.filter_map(Names::snapshot_head_account));
+            offset += page.state.subjects.len();
+            if page.state.subjects.is_empty() || offset >= page.total {
+                return Ok(accounts);
+            }
+        }
+    }
+
+    /// Subjects from the one numbered `offset`, as many as the server tells at once.
+    async fn page(&self, filter: &str, offset: usize) -> Result<Page, ApiError> {
+        let subject = format!("STREAM.INFO.{}", self.stream());
+        let body = serde_json::json!({ "subjects_filter": filter, "offset": offset });
+        ask(&self.nats, subject, &body).await
     }
 
     async fn put(
@@ -282,6 +298,20 @@ impl Bucket {
     }
 }
 
+/// Some of a stream's subjects.
+#[derive(Debug, Deserialize)]
+struct Page {
+    #[serde(default)]
+    total: usize,
+    state: PageState,
+}
+
+#[derive(Debug, Deserialize)]
+struct PageState {
+    #[serde(default)]
+    subjects: BTreeMap<String, u64>,
+}
+
 fn is_gone(error: &LastRawMessageError) -> bool {
     matches!(error.kind(), LastRawMessageErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
@@ -298,5 +328,9 @@ impl SnapshotStore for Bucket {
         value: Bytes,
     ) -> BoxFuture<'a, Result<Revision, WriteError>> {
         self.write(key, expected, value).boxed()
+    }
+
+    fn accounts(&self) -> BoxFuture<'_, Result<Vec<AccountId>, StoreError>> {
+        self.accounts().boxed()
     }
 }

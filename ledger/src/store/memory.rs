@@ -9,6 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
+use seatbelt_schemas::{ids::AccountId, names::Names};
 use tokio::sync::watch;
 
 use super::{Kept, Revision, SnapshotStore, StoreError, WriteError};
@@ -151,6 +152,17 @@ impl MemorySnapshots {
         }
     }
 
+    /// Makes a key what it is in an older copy, revision and all: what was written over may be there again
+    /// after a purge, once the server was killed.
+    pub fn go_back(&self, key: &str, to: &Self) {
+        let then = lock(&to.0).values.get(key).cloned();
+        let mut bucket = lock(&self.0);
+        match then {
+            Some(kept) => drop(bucket.values.insert(key.to_owned(), kept)),
+            None => drop(bucket.values.remove(key)),
+        }
+    }
+
     /// Another bucket with the same values.
     #[must_use]
     pub fn copy(&self) -> Self {
@@ -226,5 +238,16 @@ impl SnapshotStore for MemorySnapshots {
     ) -> BoxFuture<'a, Result<Revision, WriteError>> {
         let write = move || lock(&self.0).write(key, expected, value);
         self.1.step(write).boxed()
+    }
+
+    fn accounts(&self) -> BoxFuture<'_, Result<Vec<AccountId>, StoreError>> {
+        let list = || {
+            let bucket = lock(&self.0);
+            let keys = bucket.values.keys();
+            Ok(keys
+                .filter_map(|key| Names::snapshot_head_account(key))
+                .collect())
+        };
+        self.1.step(list).boxed()
     }
 }

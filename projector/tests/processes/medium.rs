@@ -28,7 +28,7 @@ use seatbelt_ledger::{
     },
 };
 use seatbelt_projector::store::memory::MemoryFeed;
-use seatbelt_schemas::commit::Commit;
+use seatbelt_schemas::{commit::Commit, ids::AccountId};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep},
@@ -383,6 +383,17 @@ impl SnapshotStore for Wire {
                 .note(|| format!("{} writes {key}: {fate:?}", self.name));
             self.medium.bucket.script([fate]);
             self.medium.bucket.write(key, expected, value).await
+        }
+        .boxed()
+    }
+
+    fn accounts(&self) -> BoxFuture<'_, Result<Vec<AccountId>, StoreError>> {
+        async move {
+            let answers = self.begins().await && !self.medium.cut_off.load(Ordering::Relaxed);
+            if !answers || self.medium.strikes(60) {
+                return Err(self.store_error("list accounts"));
+            }
+            self.medium.bucket.accounts().await
         }
         .boxed()
     }
