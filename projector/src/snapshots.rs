@@ -8,7 +8,11 @@
 //!
 //! Which accounts there are, and how far each one's snapshot must reach, says the directory: it is
 //! written when a mark of the history is stepped; what came after the mark is read from the journal at
-//! the start. Where it is lost, all is projected again from the journal's beginning.
+//! the start. Where it is lost, all is projected again from the journal's beginning. Snapshots of accounts
+//! that nobody uses are looked through by [`sweep`].
+
+mod fold;
+mod sweep;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -38,6 +42,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use self::sweep::Sweep;
 use crate::{
     chain::{self, Halt, Tail},
     follow::{Complaint, Stop, now_ms, pause, with_sources},
@@ -104,6 +109,7 @@ pub(crate) struct Snapshots<J> {
     recorded: Sequence,
     recorded_position: Position,
     mark_every: u64,
+    sweep: Sweep,
 }
 
 /// The directory of accounts, with what is newer than it.
@@ -191,6 +197,7 @@ impl<J: Journal> Snapshots<J> {
             pause: FLUSH_EVERY,
             recorded: sequence,
             mark_every: MARK_EVERY,
+            sweep: Sweep::default(),
         }
     }
 
@@ -217,6 +224,8 @@ impl<J: Journal> Snapshots<J> {
                     if complaint.is_due(Instant::now()) {
                         warn!(%partition, error = with_sources(&error), "snapshots wait");
                     }
+                    // it may come back with less than it had
+                    self.sweep = Sweep::default();
                     pause(stop).await;
                 }
             }
@@ -238,6 +247,7 @@ impl<J: Journal> Snapshots<J> {
         self.listed = Listed::Named(None);
         self.accounts.clear();
         self.dirty.clear();
+        self.sweep = Sweep::default();
     }
 
     /// Reads the directory, all of it, and from the journal what is newer.
@@ -301,10 +311,7 @@ impl<J: Journal> Snapshots<J> {
             return Ok(());
         }
         // what this record does not name, another projector's may
-        let key = Names::snapshot_partition_key(self.tail.partition());
-        if self.store.read(&key).await?.revision != self.revision {
-            return Err(Trouble::Stop(Stop::Fenced));
-        }
+        self.check_seat().await?;
         let Listed::Read {
             directory,
             newer,
@@ -333,7 +340,7 @@ impl<J: Journal> Snapshots<J> {
         let journal = Arc::clone(&self.journal);
         let mut commits = journal.follow(self.tail.sequence);
         loop {
-            let pause = if self.is_behind() {
+            let pause = if self.is_behind() || self.sweep.is_due() {
                 self.pause
             } else {
                 RECORD_REFRESH_EVERY
@@ -341,7 +348,10 @@ impl<J: Journal> Snapshots<J> {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep_until(self.flushed_at + pause) => self.flush().await?,
+                () = tokio::time::sleep_until(self.flushed_at + pause) => {
+                    self.flush().await?;
+                    self.sweep().await?;
+                }
                 next = commits.next() => match next {
                     Some(stored) => self.take(stored).await?,
                     None => return Err(self.unreachable("it ended".into())),
@@ -517,39 +527,6 @@ impl<J: Journal> Snapshots<J> {
             head,
         };
         Ok((account, folded))
-    }
-
-    /// The state of one account at the tail, from the journal's start.
-    async fn fold_again(&self, account: &AccountId) -> Result<Account, Trouble> {
-        let mut state = Account::default();
-        let mut tail = Tail::start(self.tail.partition());
-        let mut commits = self.journal.replay(Sequence(0), self.tail.sequence);
-        while let Some(stored) = commits.next().await {
-            let partition = tail.partition();
-            let stored = stored.map_err(|error| match error {
-                ReadError::Gap { at } => Trouble::from(Halt::Gap { partition, at }),
-                ReadError::Unreachable { source, .. } => self.unreachable(source),
-            })?;
-            if stored.sequence <= tail.sequence {
-                continue;
-            }
-            let commit = match tail.accept(&stored) {
-                Ok(commit) => commit,
-                Err(halt) => {
-                    let stepped = tail.step_over(&*self.journal, &stored, halt).await;
-                    stepped.map_err(|trouble| self.not_stepped(trouble))?;
-                    continue;
-                }
-            };
-            for stored in commit.events {
-                let unseen =
-                    state.version() == 0 && matches!(stored.event.body, EventBody::Unknown { .. });
-                if stored.event.account == *account && !unseen {
-                    state.apply(&stored.event);
-                }
-            }
-        }
-        Ok(state)
     }
 
     /// Writes what changed, then vouches for it.

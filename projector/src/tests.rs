@@ -33,6 +33,7 @@ use crate::{
 };
 
 mod large;
+mod lost;
 
 const PARTITION: Partition = Partition(0);
 /// Longest that any of these tests waits for something to become so.

@@ -523,6 +523,46 @@ async fn a_bucket_of_snapshots_that_is_deleted_or_purged_is_filled_again() {
     }
 }
 
+/// What was written over may be there again where a server is killed after a purge, older than the record.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_lost_while_its_account_rests_is_put_right() {
+    let mut server = Server::start().await;
+    let (nats, names) = (server.connect("test").await, Names::default());
+    let (home, any) = (account(Partition(1), 0), (Revision(u64::MAX), Position(0)));
+    let bucket = snapshot_bucket(&nats, &names, 1).await.unwrap();
+    let until_right = async |commits_there: usize| {
+        let story = commits(Partition(1));
+        let events = story[..commits_there].iter().flat_map(|c| &c.events);
+        let expected = events.filter(|stored| stored.event.account == home).count();
+        within(async || {
+            let found = Found::read(&bucket, &home, any).await.ok()?;
+            let state = found.snapshot.ok()??.state;
+            (state.version() as usize == expected).then_some(())
+        })
+        .await;
+    };
+    let stop = CancellationToken::new();
+    let running = project(&server, "p", &stop).await;
+    for there in 1..=10 {
+        append(&nats, there - 1, there).await;
+        until_right(usize::try_from(there).unwrap()).await;
+    }
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    for purged in [&format!("account.{home}"), "account.>"] {
+        let name = names.snapshot_bucket();
+        let stream = nats.jetstream().get_stream(format!("KV_{name}")).await;
+        let purge = stream.unwrap().purge();
+        purge.filter(format!("$KV.{name}.{purged}")).await.unwrap();
+        server.restart(|_| {}).await;
+        let stop = CancellationToken::new();
+        let running = project(&server, "p", &stop).await;
+        until_right(10).await;
+        stop.cancel();
+        running.await.unwrap().unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_of_leases_that_is_deleted_is_made_again_and_leases_stay_held() {
     let server = Server::start().await;

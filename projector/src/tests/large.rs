@@ -144,6 +144,41 @@ async fn a_lost_piece_is_folded_again_at_the_next_start() {
     }
 }
 
+/// Nobody uses the account: from the journal at the start, and from memory while the projector runs.
+#[tokio::test(start_paused = true)]
+async fn a_lost_piece_of_an_account_at_rest_is_written_again() {
+    let story = story(SOME, 1);
+    let world = World::of(story);
+    world.catch_up("p").await;
+    let truth = world.truth();
+    let until_whole = async || {
+        let (any, of) = ((Revision(u64::MAX), Position(0)), account("a"));
+        let waited = async {
+            loop {
+                let found = Found::read(&world.snapshots, &of, any).await.unwrap();
+                if let Ok(Some(whole)) = found.snapshot {
+                    return assert_eq!(whole.state, truth);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, waited).await;
+        waited.expect("it stays lost");
+    };
+    let lose = || {
+        let head = world.head();
+        let piece = head.pieces.all().last().unwrap();
+        let key = format!("account.a.{}", piece.number);
+        world.snapshots.forget(&key);
+    };
+    lose();
+    let running = world.start("p");
+    until_whole().await;
+    lose();
+    until_whole().await;
+    running.end().await.unwrap();
+}
+
 /// At whatever operation a projector dies, the snapshot before it or the new one is whole.
 #[tokio::test]
 async fn a_projector_that_dies_anywhere_leaves_a_whole_snapshot() {
