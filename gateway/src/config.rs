@@ -25,6 +25,8 @@ pub use times::{
 pub const BODY_BYTES_DEFAULT: usize = 16 * 1024 * 1024;
 /// Most requests in progress, where not configured.
 pub const REQUESTS_DEFAULT: usize = 4096;
+/// How much of what all share one account may take, in percent, where not configured.
+pub const ACCOUNT_SHARE_PERCENT_DEFAULT: u8 = 50;
 /// Tokens that a message's framing adds to its bytes (role, separators), where not configured.
 pub const MESSAGE_ALLOWANCE_DEFAULT: u64 = 8;
 /// Tokens that a request's framing adds at OpenAI and at Anthropic, where not configured.
@@ -226,6 +228,8 @@ pub struct GatewayConfig {
     pub body_bytes: usize,
     /// Most requests in progress; more are answered 503.
     pub requests: usize,
+    /// How much of that one account may take, in percent; more are answered 503.
+    pub account_share_percent: u8,
     /// What happens upstream when a client leaves.
     pub on_disconnect: OnDisconnect,
     /// How long a pooled connection to an upstream may lie idle.
@@ -248,6 +252,7 @@ impl Default for GatewayConfig {
             drain: DRAIN_DEFAULT,
             body_bytes: BODY_BYTES_DEFAULT,
             requests: REQUESTS_DEFAULT,
+            account_share_percent: ACCOUNT_SHARE_PERCENT_DEFAULT,
             on_disconnect: OnDisconnect::default(),
             pool_idle: POOL_IDLE_DEFAULT,
             durability: "fsync".to_owned(),
@@ -276,6 +281,12 @@ impl GatewayConfig {
             if zero {
                 found.push(format!("{name} is 0: give it at least 1"));
             }
+        }
+        if !(1..=100).contains(&self.account_share_percent) {
+            found.push(format!(
+                "account_share_percent is {}: give it 1 to 100",
+                self.account_share_percent
+            ));
         }
         found
     }

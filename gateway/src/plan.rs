@@ -14,14 +14,14 @@ use seatbelt_dialects::{
 };
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, event::OnShort, ids::ModelId};
 use serde_json::Value;
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     bound::{Bound, by_bytes, exactly},
     error::ApiError,
     gate::{Gate, Want},
     metrics::{Metrics, Stage},
-    receive::{Caller, Received},
+    receive::{Caller, Received, shares::Share},
     upstream::{Candidate, catalog::Catalog, count::count},
 };
 
@@ -39,7 +39,7 @@ pub(crate) struct Plan {
     pub(crate) face: Face,
     /// The client's.
     pub(crate) headers: HeaderMap,
-    pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) place: Share,
 }
 
 /// Plans requests.
@@ -60,7 +60,7 @@ impl Planner {
             caller,
             headers,
             body,
-            permit,
+            place,
         } = received;
         let model = model_id(&body)?;
         let candidate = self.catalog.candidate(&model, &[])?;
@@ -92,7 +92,7 @@ impl Planner {
             candidate,
             face,
             headers,
-            permit,
+            place,
         })
     }
 
@@ -225,12 +225,13 @@ fn model_id(body: &Fields) -> Result<ModelId, ApiError> {
 mod tests {
     use seatbelt_schemas::{event::OnUnknown, meter::Meter};
     use serde_json::json;
-    use tokio::sync::{Semaphore, watch};
+    use tokio::sync::watch;
 
     use super::*;
     use crate::{
         config::{UpstreamConfig, UpstreamModel},
         gate::testing::{Asked, Stub, cap, gate, key},
+        receive::shares::Shares,
         upstream::client::client,
     };
 
@@ -267,7 +268,6 @@ mod tests {
         let Value::Object(body) = body else {
             panic!("a body is an object")
         };
-        let slots = Arc::new(Semaphore::new(1));
         Received {
             id: "1".to_owned(),
             caller: Caller {
@@ -278,7 +278,7 @@ mod tests {
             },
             headers: HeaderMap::new(),
             body,
-            permit: slots.try_acquire_owned().unwrap(),
+            place: Shares::new("requests", 1, 100).take(None, 1).unwrap(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! What a client sent: a slot for it, whose key it carries, its body, and what its headers ask for.
+//! What a client sent: whose key it carries, its body, a place for it, and what its headers ask for.
 //!
 //! Nothing is known yet of models, caps or upstreams. A request that is refused here has cost nothing,
 //! and its body is read away so that the client gets to read why.
@@ -11,23 +11,22 @@ use axum::{
 };
 use seatbelt_dialects::Fields;
 use seatbelt_schemas::{event::OnShort, ids::RunId};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use crate::{
     clock::ms,
-    config::{BUDGET_WAIT_MAX, KeyEntry},
+    config::{BUDGET_WAIT_MAX, GatewayConfig, KeyEntry},
     error::ApiError,
     metrics::{Metrics, Stage},
 };
 
 pub(crate) mod body;
 pub(crate) mod caller;
+pub(crate) mod shares;
 
 use body::{discard, parse, read_body};
 use caller::Keyring;
+use shares::{Share, Shares};
 
 /// A client may ask for its output maximum to be lowered to what fits: `clamp`, else `refuse`. This
 /// and the next two are the only `x-seatbelt-*` headers of a client that are read: they say how to decide
@@ -52,7 +51,7 @@ pub(crate) struct Received {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Fields,
     /// Its place among the requests in progress.
-    pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) place: Share,
 }
 
 /// Who asks, and how the request is to be decided.
@@ -69,7 +68,7 @@ pub(crate) struct Caller {
 /// Takes requests in, so many at a time.
 pub(crate) struct Receiver {
     keyring: Arc<Keyring>,
-    slots: Arc<Semaphore>,
+    places: Arc<Shares>,
     body_bytes: usize,
     metrics: Arc<Metrics>,
 }
@@ -77,35 +76,34 @@ pub(crate) struct Receiver {
 impl Receiver {
     pub(crate) fn new(
         keyring: Arc<Keyring>,
-        requests: usize,
-        body_bytes: usize,
+        config: &GatewayConfig,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let slots = Arc::new(Semaphore::new(requests));
+        let share = config.account_share_percent;
         Self {
             keyring,
-            slots,
-            body_bytes,
+            places: Shares::new("requests in progress", config.requests, share),
+            body_bytes: config.body_bytes,
             metrics,
         }
     }
 
     pub(crate) async fn receive(&self, request: Request) -> Result<Received, ApiError> {
-        let permit = Arc::clone(&self.slots)
-            .try_acquire_owned()
-            .map_err(|_| ApiError::busy("too many requests are in progress"))?;
         let (parts, body) = request.into_parts();
         let began = Instant::now();
         let key = match self.keyring.caller(&parts.headers) {
             Ok(key) => key,
             Err(error) => {
-                drop(permit);
                 discard(body, 0).await;
                 return Err(error);
             }
         };
         self.metrics.stage(Stage::Auth, began.elapsed());
-        let body = parse(&read_body(body, self.body_bytes).await?)?;
+        let account = key.as_ref().map(|key| &key.account);
+        let body = read_body(body, self.body_bytes).await?;
+        // only now: a client that is slow with its body keeps nobody out
+        let place = self.places.take(account, 1)?;
+        let body = parse(&body)?;
         let id = parts.extensions.get::<RequestId>();
         Ok(Received {
             id: id.map(|id| id.0.clone()).unwrap_or_default(),
@@ -117,7 +115,7 @@ impl Receiver {
             },
             headers: parts.headers,
             body,
-            permit,
+            place,
         })
     }
 }
@@ -179,7 +177,12 @@ mod tests {
             )
         };
         let keyring = Arc::new(Keyring::new(vec![entry], true));
-        Receiver::new(keyring, requests, 64, Arc::new(Metrics::new()))
+        let config = GatewayConfig {
+            requests,
+            body_bytes: 64,
+            ..GatewayConfig::default()
+        };
+        Receiver::new(keyring, &config, Arc::new(Metrics::new()))
     }
 
     fn request(headers: &[(&str, &str)], body: &'static str) -> Request {
@@ -230,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_above_the_slots_is_turned_away_and_a_slot_comes_back_with_its_request() {
+    async fn a_request_above_the_places_is_turned_away_and_a_place_comes_back_with_its_request() {
         let receiver = receiver(1);
         let first = receiver.receive(request(&[], "{}")).await.unwrap();
         let second = receiver.receive(request(&[], "{}")).await;
@@ -240,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wrong_key_takes_no_slot() {
+    async fn a_wrong_key_takes_no_place() {
         let receiver = receiver(1);
         let mut wrong = request(&[], "{}");
         let bad = HeaderValue::from_static("Bearer sk-bad");

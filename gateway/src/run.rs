@@ -15,10 +15,7 @@ use futures::future::BoxFuture;
 use seatbelt_dialects::{Api, Dialect, Face};
 use seatbelt_ledger::api::UsageEvents;
 use seatbelt_schemas::{command::Grant, event::OnUnknown, usage::UsageEvent};
-use tokio::{
-    sync::{OwnedSemaphorePermit, oneshot},
-    time::Instant,
-};
+use tokio::{sync::oneshot, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
@@ -29,6 +26,7 @@ use crate::{
     gate::Reservation,
     metrics::Metrics,
     plan::Plan,
+    receive::shares::Share,
     upstream::{Attempt, Candidate, neuron::Held},
 };
 
@@ -87,7 +85,8 @@ struct Job {
     first_byte_ms: u64,
     /// Headers of the answer.
     headers: HeaderMap,
-    _permit: OwnedSemaphorePermit,
+    /// Among the requests in progress.
+    _place: Share,
 }
 
 impl Runner {
@@ -152,7 +151,7 @@ impl Runner {
             began,
             first_byte_ms: 0,
             headers,
-            _permit: plan.permit,
+            _place: plan.place,
         }
     }
 

@@ -152,12 +152,7 @@ fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwe
         cut.clone(),
     ));
     App {
-        receiver: Receiver::new(
-            Arc::clone(&keyring),
-            config.requests,
-            config.body_bytes,
-            Arc::clone(&metrics),
-        ),
+        receiver: Receiver::new(Arc::clone(&keyring), &config, Arc::clone(&metrics)),
         planner: Planner {
             catalog: Arc::clone(&catalog),
             gate: Arc::clone(&gate),

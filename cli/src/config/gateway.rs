@@ -41,6 +41,8 @@ pub struct Gateway {
     pub body_bytes: usize,
     /// Most requests in progress.
     pub requests: usize,
+    /// How much of them one account may take, in percent.
+    pub account_share_percent: u8,
     /// Longest time for one request, from its reserve to its last byte.
     pub request_timeout: Duration,
     /// Longest wait for an answer of the ledger, waiting for budget not counted.
@@ -73,6 +75,10 @@ impl Gateway {
                 16 << 20,
             ),
             requests: size(&mut section, "requests_max", 1, REQUESTS_MAX, 4096),
+            account_share_percent: section
+                .number("account_share_percent", 1, 100)
+                .and_then(|percent| u8::try_from(percent).ok())
+                .unwrap_or(50),
             request_timeout: millis(
                 &mut section,
                 "request_timeout_ms",

@@ -30,6 +30,7 @@ pub(super) fn config(config: &Config) -> GatewayConfig {
         drain: from.drain,
         body_bytes: from.body_bytes,
         requests: from.requests,
+        account_share_percent: from.account_share_percent,
         on_disconnect: match from.on_disconnect {
             config::OnDisconnect::Drain => OnDisconnect::Drain,
             config::OnDisconnect::Cancel => OnDisconnect::Cancel,

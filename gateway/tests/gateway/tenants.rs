@@ -1,0 +1,141 @@
+//! One tenant cannot shut out another: what all share has a share for each.
+
+use std::time::Duration;
+
+use seatbelt_gateway::{GatewayConfig, KeyEntry, KeySecret};
+use seatbelt_ledger::api::{Admin, Ledger};
+use seatbelt_schemas::{
+    cap::CapSpec,
+    command::Change,
+    event::KeyIssued,
+    ids::{AccountId, Actor, CommandId, KeyId},
+    window::Window,
+};
+use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+
+use crate::support::{
+    SECRET, Script, Stack, chat_answer, chat_stream, eventually, hi, hi_stream, read_until,
+    status_and_body, tokens,
+};
+
+const OTHER: &str = "sk-other";
+
+/// A gateway with a second account, which has no caps.
+async fn two_tenants(cap: CapSpec, change: impl FnOnce(&mut GatewayConfig)) -> Stack {
+    let account = AccountId::new("other").unwrap();
+    let key = KeyId::new("other-key").unwrap();
+    let entry = KeyEntry::new(KeySecret::hash(OTHER), account.clone(), key.clone());
+    let stack = Stack::start_with(cap, |config| {
+        config.keys.push(entry);
+        change(config);
+    })
+    .await;
+    let issued = KeyIssued {
+        key,
+        team: None,
+        secret_sha256: None,
+    };
+    let changes = [Change::OpenAccount, Change::IssueKey(issued)];
+    for (n, change) in changes.into_iter().enumerate() {
+        let admin = Admin {
+            id: CommandId::from_parts(seatbelt_gateway::system_clock()(), 100 + n as u128),
+            account: account.clone(),
+            actor: Actor::system("test"),
+            change,
+        };
+        stack.ledger.admin(admin).await.unwrap();
+    }
+    stack
+}
+
+fn balance(limit: u64) -> CapSpec {
+    tokens(limit, Window::Balance)
+}
+
+/// A request of the second account.
+fn others(stack: &Stack, body: &Value) -> reqwest::RequestBuilder {
+    let url = format!("{}/v1/chat/completions", stack.base);
+    stack
+        .client
+        .post(url)
+        .bearer_auth(OTHER)
+        .body(body.to_string())
+}
+
+async fn connect(stack: &Stack) -> TcpStream {
+    let address = stack.base.trim_start_matches("http://");
+    TcpStream::connect(address).await.unwrap()
+}
+
+fn head(length: usize, extra: &str) -> String {
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n{extra}\r\n"
+    )
+}
+
+fn with_key() -> String {
+    format!("authorization: Bearer {SECRET}\r\n")
+}
+
+/// Sends the start of a body whose rest never comes.
+async fn dribble(stack: &Stack, sent: &str) -> TcpStream {
+    let mut stream = connect(stack).await;
+    let head = head(sent.len() + 1, &with_key());
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(sent.as_bytes()).await.unwrap();
+    stream
+}
+
+fn message(body: &Value) -> &str {
+    body["error"]["message"].as_str().unwrap()
+}
+
+#[tokio::test]
+async fn bodies_that_dribble_take_no_place() {
+    let stack = two_tenants(balance(1000), |config| config.requests = 2).await;
+    let mut dribbling = Vec::new();
+    for _ in 0..3 {
+        dribbling.push(dribble(&stack, "{\"model\":").await);
+    }
+    // each request is behind those before it: a connection is served in the order it was accepted
+    for _ in 0..3 {
+        assert_eq!(status_and_body(others(&stack, &hi(20))).await.0, 200);
+    }
+}
+
+#[tokio::test]
+async fn one_account_leaves_the_others_their_places() {
+    let stack = two_tenants(balance(60), |config| {
+        config.requests = 4;
+        config.budget_wait = Duration::from_secs(60);
+    })
+    .await;
+    stack.upstream.plays(Script::Held(chat_stream()));
+    let mut unread = stack.chat(&hi_stream(20)).send().await.unwrap();
+    read_until(&mut unread, "hel").await;
+    // one waits for budget behind it: both places of the account are taken
+    let waiting = tokio::spawn(stack.chat(&hi(20)).send());
+    let (status, body) = eventually(async || {
+        let answer = timeout(
+            Duration::from_millis(200),
+            status_and_body(stack.chat(&hi(20))),
+        )
+        .await;
+        answer.ok()
+    })
+    .await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (503, &json!("service_unavailable"))
+    );
+    assert!(message(&body).contains("account 'acct'"), "{body}");
+    assert!(message(&body).contains("2 requests"), "{body}");
+    let whole = Script::Whole(200, "application/json", chat_answer());
+    stack.upstream.plays(whole);
+    assert_eq!(status_and_body(others(&stack, &hi(20))).await.0, 200);
+    stack.upstream.go_on.notify_one();
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
+    // what is over takes no place
+    eventually(async || (status_and_body(stack.chat(&hi(1))).await.0 != 503).then_some(())).await;
+}
