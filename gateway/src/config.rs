@@ -13,16 +13,17 @@ use seatbelt_schemas::{
 };
 use sha2::{Digest, Sha256};
 
+mod bodies;
 mod times;
 
+pub(crate) use bodies::*;
+pub use bodies::{BODIES_BYTES_DEFAULT, BODY_BYTES_DEFAULT};
 pub(crate) use times::*;
 pub use times::{
     BUDGET_WAIT_DEFAULT, CONNECT_TIMEOUT, DRAIN_DEFAULT, HOLD_GRACE, LEDGER_TIMEOUT_DEFAULT,
     POOL_IDLE_DEFAULT, REQUEST_TIMEOUT_DEFAULT,
 };
 
-/// Largest request body, where not configured.
-pub const BODY_BYTES_DEFAULT: usize = 16 * 1024 * 1024;
 /// Most requests in progress, where not configured.
 pub const REQUESTS_DEFAULT: usize = 4096;
 /// How much of what all share one account may take, in percent, where not configured.
@@ -226,9 +227,12 @@ pub struct GatewayConfig {
     pub drain: Duration,
     /// Largest request body.
     pub body_bytes: usize,
+    /// Memory for the bodies of all requests; more are answered 503.
+    pub bodies_bytes: usize,
     /// Most requests in progress; more are answered 503.
     pub requests: usize,
-    /// How much of that one account may take, in percent; more are answered 503.
+    /// How much of what all share one account may take, in percent; more are answered 503. Of the
+    /// memory for bodies it is room for one body in any case.
     pub account_share_percent: u8,
     /// What happens upstream when a client leaves.
     pub on_disconnect: OnDisconnect,
@@ -251,6 +255,7 @@ impl Default for GatewayConfig {
             request_timeout: REQUEST_TIMEOUT_DEFAULT,
             drain: DRAIN_DEFAULT,
             body_bytes: BODY_BYTES_DEFAULT,
+            bodies_bytes: BODIES_BYTES_DEFAULT,
             requests: REQUESTS_DEFAULT,
             account_share_percent: ACCOUNT_SHARE_PERCENT_DEFAULT,
             on_disconnect: OnDisconnect::default(),
@@ -288,7 +293,19 @@ impl GatewayConfig {
                 self.account_share_percent
             ));
         }
+        let least = body_memory_max(self.body_bytes);
+        if self.bodies_bytes < least {
+            found.push(format!(
+                "bodies_bytes is {}: one body takes up to {least}, give it as much",
+                self.bodies_bytes
+            ));
+        }
         found
+    }
+
+    /// How much one account may take of a whole.
+    pub(crate) fn share(&self, whole: usize) -> usize {
+        whole.saturating_mul(self.account_share_percent.into()) / 100
     }
 
     fn key_mistakes(&self, found: &mut Vec<String>) {

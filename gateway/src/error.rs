@@ -97,7 +97,7 @@ impl ApiError {
         self
     }
 
-    fn log(mut self, log: impl Into<String>) -> Self {
+    pub(crate) fn log(mut self, log: impl Into<String>) -> Self {
         self.log = Some(log.into());
         self
     }

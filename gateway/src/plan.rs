@@ -40,6 +40,7 @@ pub(crate) struct Plan {
     /// The client's.
     pub(crate) headers: HeaderMap,
     pub(crate) place: Share,
+    pub(crate) room: Share,
 }
 
 /// Plans requests.
@@ -61,6 +62,7 @@ impl Planner {
             headers,
             body,
             place,
+            room,
         } = received;
         let model = model_id(&body)?;
         let candidate = self.catalog.candidate(&model, &[])?;
@@ -93,6 +95,7 @@ impl Planner {
             face,
             headers,
             place,
+            room,
         })
     }
 
@@ -265,6 +268,7 @@ mod tests {
     }
 
     fn received(body: Value, is_metered: bool) -> Received {
+        let free = || Shares::new("requests", 1, 1).take(None, 1).unwrap();
         let Value::Object(body) = body else {
             panic!("a body is an object")
         };
@@ -278,7 +282,8 @@ mod tests {
             },
             headers: HeaderMap::new(),
             body,
-            place: Shares::new("requests", 1, 100).take(None, 1).unwrap(),
+            place: free(),
+            room: free(),
         }
     }
 

@@ -22,9 +22,10 @@ use crate::{
 
 pub(crate) mod body;
 pub(crate) mod caller;
+mod scan;
 pub(crate) mod shares;
 
-use body::{discard, parse, read_body};
+use body::{Bodies, discard};
 use caller::Keyring;
 use shares::{Share, Shares};
 
@@ -52,6 +53,8 @@ pub(crate) struct Received {
     pub(crate) body: Fields,
     /// Its place among the requests in progress.
     pub(crate) place: Share,
+    /// What its body takes of memory.
+    pub(crate) room: Share,
 }
 
 /// Who asks, and how the request is to be decided.
@@ -69,7 +72,7 @@ pub(crate) struct Caller {
 pub(crate) struct Receiver {
     keyring: Arc<Keyring>,
     places: Arc<Shares>,
-    body_bytes: usize,
+    bodies: Bodies,
     metrics: Arc<Metrics>,
 }
 
@@ -79,11 +82,11 @@ impl Receiver {
         config: &GatewayConfig,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let share = config.account_share_percent;
+        let (what, whole) = ("requests in progress", config.requests);
         Self {
             keyring,
-            places: Shares::new("requests in progress", config.requests, share),
-            body_bytes: config.body_bytes,
+            places: Shares::new(what, whole, config.share(whole)),
+            bodies: Bodies::new(config),
             metrics,
         }
     }
@@ -94,16 +97,16 @@ impl Receiver {
         let key = match self.keyring.caller(&parts.headers) {
             Ok(key) => key,
             Err(error) => {
-                discard(body, 0).await;
+                discard(body, 64 * 1024 * 1024).await;
                 return Err(error);
             }
         };
         self.metrics.stage(Stage::Auth, began.elapsed());
         let account = key.as_ref().map(|key| &key.account);
-        let body = read_body(body, self.body_bytes).await?;
+        let (body, room) = self.bodies.read(body, account).await?;
         // only now: a client that is slow with its body keeps nobody out
         let place = self.places.take(account, 1)?;
-        let body = parse(&body)?;
+        let (body, room) = self.bodies.parse(body, room).await?;
         let id = parts.extensions.get::<RequestId>();
         Ok(Received {
             id: id.map(|id| id.0.clone()).unwrap_or_default(),
@@ -116,6 +119,7 @@ impl Receiver {
             headers: parts.headers,
             body,
             place,
+            room,
         })
     }
 }

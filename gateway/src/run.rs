@@ -85,6 +85,8 @@ struct Job {
     first_byte_ms: u64,
     /// Headers of the answer.
     headers: HeaderMap,
+    /// For the body, until it is sent.
+    room: Share,
     /// Among the requests in progress.
     _place: Share,
 }
@@ -106,6 +108,7 @@ impl Runner {
     fn job(&self, plan: Plan, held: Option<(Reservation, Grant)>) -> Job {
         let Plan {
             mut body,
+            mut room,
             ask,
             bound,
             candidate,
@@ -129,6 +132,7 @@ impl Runner {
             &plan.headers,
             &body,
         );
+        room.shrink_to(attempt.body.len());
         let free_when_unknown = reservation
             .as_ref()
             .is_some_and(|held| held.on_unknown == OnUnknown::Release);
@@ -151,6 +155,7 @@ impl Runner {
             began,
             first_byte_ms: 0,
             headers,
+            room,
             _place: plan.place,
         }
     }

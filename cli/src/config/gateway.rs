@@ -15,6 +15,9 @@ const REQUESTS_MAX: u64 = 1_000_000;
 /// Largest request body that can be allowed.
 const BODY_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+/// Most memory for bodies that can be allowed.
+const BODIES_BYTES_MAX: u64 = 1 << 40;
+
 /// What becomes of an upstream request whose client left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnDisconnect {
@@ -39,6 +42,8 @@ pub struct Gateway {
     pub budget_wait: Duration,
     /// Largest request body.
     pub body_bytes: usize,
+    /// Memory for the bodies of all requests.
+    pub bodies_bytes: usize,
     /// Most requests in progress.
     pub requests: usize,
     /// How much of them one account may take, in percent.
@@ -73,6 +78,13 @@ impl Gateway {
                 1024,
                 BODY_BYTES_MAX,
                 16 << 20,
+            ),
+            bodies_bytes: size(
+                &mut section,
+                "bodies_bytes_max",
+                1024,
+                BODIES_BYTES_MAX,
+                512 << 20,
             ),
             requests: size(&mut section, "requests_max", 1, REQUESTS_MAX, 4096),
             account_share_percent: section

@@ -29,6 +29,7 @@ pub(super) fn config(config: &Config) -> GatewayConfig {
         request_timeout: from.request_timeout,
         drain: from.drain,
         body_bytes: from.body_bytes,
+        bodies_bytes: from.bodies_bytes,
         requests: from.requests,
         account_share_percent: from.account_share_percent,
         on_disconnect: match from.on_disconnect {

@@ -1,21 +1,109 @@
-//! A request's body: read within its bounds of size and time, and parsed once.
+//! A request's body: read within its bounds of size, time and memory, weighed, and parsed once.
+
+use std::sync::Arc;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use seatbelt_dialects::Fields;
+use seatbelt_schemas::ids::AccountId;
 use serde_json::Value;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, timeout, timeout_at},
+};
 
+use super::{
+    scan::weigh,
+    shares::{Share, Shares},
+};
 use crate::{
-    config::{BODY_TIMEOUT, DISCARD_TIMEOUT},
+    config::{
+        BODY_TIMEOUT, DISCARD_TIMEOUT, GatewayConfig, PARSED_AT_ONCE_MAX, body_memory_max,
+        values_max,
+    },
     error::{ApiError, Case},
 };
 
 /// How much of a body that is refused is read all the same, so that the client gets to read why.
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-pub(crate) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
+/// Takes bodies in, with one budget of memory for all of them.
+pub(super) struct Bodies {
+    bytes_max: usize,
+    values_max: usize,
+    memory: Arc<Shares>,
+}
+
+impl Bodies {
+    pub(super) fn new(config: &GatewayConfig) -> Self {
+        let (whole, one) = (config.bodies_bytes, body_memory_max(config.body_bytes));
+        let each = config.share(whole).max(one);
+        Self {
+            bytes_max: config.body_bytes,
+            values_max: values_max(config.body_bytes),
+            memory: Shares::new("bytes of request bodies in memory", whole, each),
+        }
+    }
+
+    /// Reads a body, taking room for it as it comes.
+    pub(super) async fn read(
+        &self,
+        body: Body,
+        account: Option<&AccountId>,
+    ) -> Result<(Bytes, Share), ApiError> {
+        let until = Instant::now() + BODY_TIMEOUT;
+        let mut room = self.memory.take(account, 0)?;
+        let mut chunks = body.into_data_stream();
+        let mut pieces = Pieces::default();
+        while let Some(chunk) = timeout_at(until, chunks.next()).await.map_err(|_| late())? {
+            let chunk = chunk
+                .map_err(|error| ApiError::invalid_body(format_args!("it broke off: {error}")))?;
+            let read = pieces.len() + chunk.len();
+            if let Err(error) = self.fits(read).and_then(|()| room.grow(chunk.len())) {
+                drop((pieces, room));
+                let rest = DISCARD_BYTES_MAX.saturating_sub(read);
+                discard(Body::from_stream(chunks), rest).await;
+                return Err(error);
+            }
+            pieces.push(chunk);
+        }
+        Ok((pieces.joined(), room))
+    }
+
+    fn fits(&self, read: usize) -> Result<(), ApiError> {
+        let bytes_max = self.bytes_max;
+        if read <= bytes_max {
+            return Ok(());
+        }
+        Err(ApiError::new(
+            Case::BodyTooLarge,
+            format!("the request body is larger than {bytes_max} bytes: send a smaller one"),
+        ))
+    }
+
+    /// Parses a body, with room for what becomes of it.
+    pub(super) async fn parse(
+        &self,
+        body: Bytes,
+        mut room: Share,
+    ) -> Result<(Fields, Share), ApiError> {
+        let values_max = self.values_max;
+        let is_short = body.len() <= PARSED_AT_ONCE_MAX;
+        let parsing = move || {
+            room.grow(weigh(&body, values_max)?.bytes())?;
+            Ok((parse(&body)?, room))
+        };
+        if is_short {
+            return parsing();
+        }
+        let lost = || ApiError::new(Case::Internal, "the request body could not be parsed");
+        let parsed = spawn_blocking(parsing).await;
+        parsed.unwrap_or_else(|error| Err(lost().log(error.to_string())))
+    }
+}
+
+fn parse(body: &[u8]) -> Result<Fields, ApiError> {
     match serde_json::from_slice(body) {
         Ok(Value::Object(body)) => Ok(body),
         Ok(_) => Err(ApiError::invalid_body("it must be a JSON object")),
@@ -25,49 +113,54 @@ pub(crate) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
     }
 }
 
-/// Reads a body of at most so many bytes.
-pub(crate) async fn read_body(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
-    let until = Instant::now() + BODY_TIMEOUT;
-    let late = || {
-        ApiError::new(
-            Case::BodyTimeout,
-            "the request body did not arrive in time: send it faster",
-        )
-    };
-    let mut chunks = body.into_data_stream();
-    let mut first = Bytes::new();
-    let mut all = BytesMut::new();
-    while let Some(chunk) = timeout_at(until, chunks.next()).await.map_err(|_| late())? {
-        let chunk =
-            chunk.map_err(|error| ApiError::invalid_body(format_args!("it broke off: {error}")))?;
-        if first.is_empty() && all.is_empty() {
-            first = chunk;
-        } else {
-            if all.is_empty() {
-                all.extend_from_slice(&std::mem::take(&mut first));
-            }
-            all.extend_from_slice(&chunk);
+fn late() -> ApiError {
+    ApiError::new(
+        Case::BodyTimeout,
+        "the request body did not arrive in time: send it faster",
+    )
+}
+
+/// A body as it comes: most come in one piece, which is not copied.
+#[derive(Default)]
+struct Pieces {
+    first: Bytes,
+    all: BytesMut,
+}
+
+impl Pieces {
+    fn len(&self) -> usize {
+        self.first.len().max(self.all.len())
+    }
+
+    fn push(&mut self, piece: Bytes) {
+        if self.len() == 0 {
+            self.first = piece;
+            return;
         }
-        let read = first.len().max(all.len());
-        if read > bytes_max {
-            discard(Body::from_stream(chunks), read).await;
-            return Err(ApiError::new(
-                Case::BodyTooLarge,
-                format!("the request body is larger than {bytes_max} bytes: send a smaller one"),
-            ));
+        if self.all.is_empty() {
+            self.all.extend_from_slice(&std::mem::take(&mut self.first));
+        }
+        self.all.extend_from_slice(&piece);
+    }
+
+    fn joined(self) -> Bytes {
+        if self.all.is_empty() {
+            self.first
+        } else {
+            self.all.freeze()
         }
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
 }
 
 /// Reads what a refused client still sends, within bounds: closing at once would reset the
 /// connection before the client has read its answer.
-pub(crate) async fn discard(body: Body, mut read: usize) {
+pub(super) async fn discard(body: Body, bytes_max: usize) {
     let mut chunks = body.into_data_stream();
+    let mut read = 0;
     let _ = timeout(DISCARD_TIMEOUT, async {
         while let Some(Ok(chunk)) = chunks.next().await {
             read += chunk.len();
-            if read > DISCARD_BYTES_MAX {
+            if read > bytes_max {
                 break;
             }
         }

@@ -43,7 +43,9 @@ impl Job {
             .headers(attempt.headers)
             .body(attempt.body)
             .send();
-        match self.limits.unless_stopped(sent, head.closed()).await? {
+        let answered = self.limits.unless_stopped(sent, head.closed()).await?;
+        self.room.shrink_to(0);
+        match answered {
             Ok(answer) => {
                 self.first_byte_ms = ms(self.began.elapsed());
                 self.metrics

@@ -139,3 +139,57 @@ async fn one_account_leaves_the_others_their_places() {
     // what is over takes no place
     eventually(async || (status_and_body(stack.chat(&hi(1))).await.0 != 503).then_some(())).await;
 }
+
+#[tokio::test]
+async fn a_body_of_too_many_values_is_refused_by_the_bound() {
+    let stack = Stack::balance(1000).await;
+    let many = "{\"\":0},".repeat(300_000);
+    let body = format!("{{\"model\":\"test-model\",\"messages\":[{many}0]}}");
+    let (status, answer) = status_and_body(stack.chat(&Value::Null).body(body)).await;
+    assert_eq!(
+        (status, &answer["error"]["code"]),
+        (400, &json!("invalid_body"))
+    );
+    assert!(message(&answer).contains("250000"), "{answer}");
+    let body = format!("{{\"messages\":{}", "[".repeat(200));
+    let (status, answer) = status_and_body(stack.chat(&Value::Null).body(body)).await;
+    assert_eq!((status, message(&answer).contains("100")), (400, true));
+}
+
+#[tokio::test]
+async fn a_large_body_is_served_as_a_small_one() {
+    let cap = balance(10_000_000);
+    let stack = Stack::start_with(cap, |config| {
+        config.upstreams[0].models[0].context = 1_000_000;
+    })
+    .await;
+    let mut body = hi(20);
+    body["messages"][0]["content"] = json!("word ".repeat(100_000));
+    assert_eq!(status_and_body(stack.chat(&body)).await.0, 200);
+    assert_eq!(stack.upstream.last().body, body);
+}
+
+#[tokio::test]
+async fn bodies_on_their_way_leave_memory_to_other_accounts() {
+    let stack = two_tenants(balance(1000), |config| {
+        config.body_bytes = 8000;
+        config.bodies_bytes = 1_600_000;
+    })
+    .await;
+    let most = "[".to_owned() + &" ".repeat(7_990);
+    let mut dribbling = Vec::new();
+    for _ in 0..110 {
+        dribbling.push(dribble(&stack, &most).await);
+    }
+    let refused = async || {
+        let (status, body) = status_and_body(stack.chat(&hi(20))).await;
+        (status == 503).then_some(body)
+    };
+    let body = eventually(refused).await;
+    assert!(message(&body).contains("account 'acct'"), "{body}");
+    assert!(message(&body).contains("800000 bytes"), "{body}");
+    assert_eq!(status_and_body(others(&stack, &hi(20))).await.0, 200);
+    // what is given up gives its memory back
+    drop(dribbling);
+    eventually(async || (status_and_body(stack.chat(&hi(1))).await.0 != 503).then_some(())).await;
+}

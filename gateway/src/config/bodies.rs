@@ -1,0 +1,36 @@
+//! What the bodies of requests may take of memory, as text and parsed.
+
+/// Largest request body, where not configured.
+pub const BODY_BYTES_DEFAULT: usize = 16 * 1024 * 1024;
+/// Memory for all bodies together, where not configured.
+pub const BODIES_BYTES_DEFAULT: usize = 512 * 1024 * 1024;
+/// Most values of a body, and one for this many bytes of the largest: a message of a conversation has
+/// some 30 bytes for each value.
+const VALUES_MAX: usize = 250_000;
+const BYTES_PER_VALUE: usize = 8;
+/// How deep the values of a body may lie. Below the 128 of the parser, so that the bound is named.
+pub(crate) const DEPTH_MAX: usize = 100;
+/// What a value takes besides its text, as an entry of an object whose table has just doubled.
+pub(crate) const VALUE_BYTES: usize = 256;
+/// What the first entry of an object or an array takes: room for four is made at once. An object
+/// `{"":0}` within an array was seen to take 550 bytes.
+pub(crate) const CONTAINER_BYTES: usize = 512;
+/// Bodies up to here are parsed where they were read, in a fraction of a millisecond; longer ones on a
+/// thread of their own, so that nobody waits behind them.
+pub(crate) const PARSED_AT_ONCE_MAX: usize = 256 * 1024;
+
+/// Most values of one body.
+pub(crate) fn values_max(body_bytes: usize) -> usize {
+    (body_bytes / BYTES_PER_VALUE).clamp(16, VALUES_MAX)
+}
+
+/// What one body takes at most.
+pub(crate) fn body_memory_max(body_bytes: usize) -> usize {
+    let parsed = values_max(body_bytes).saturating_mul(VALUE_BYTES + CONTAINER_BYTES);
+    body_bytes.saturating_add(parsed)
+}
+
+// two of the largest bodies have room where nothing is configured
+const _: () = assert!(
+    2 * (BODY_BYTES_DEFAULT + VALUES_MAX * (VALUE_BYTES + CONTAINER_BYTES)) <= BODIES_BYTES_DEFAULT
+);
