@@ -20,12 +20,14 @@ pub(crate) use bodies::*;
 pub use bodies::{BODIES_BYTES_DEFAULT, BODY_BYTES_DEFAULT};
 pub(crate) use times::*;
 pub use times::{
-    BUDGET_WAIT_DEFAULT, CONNECT_TIMEOUT, DRAIN_DEFAULT, HOLD_GRACE, LEDGER_TIMEOUT_DEFAULT,
-    POOL_IDLE_DEFAULT, REQUEST_TIMEOUT_DEFAULT,
+    BUDGET_WAIT_DEFAULT, CONNECT_TIMEOUT, DRAIN_DEFAULT, HEADER_TIMEOUT_DEFAULT, HOLD_GRACE,
+    LEDGER_TIMEOUT_DEFAULT, POOL_IDLE_DEFAULT, REQUEST_TIMEOUT_DEFAULT,
 };
 
 /// Most requests in progress, where not configured.
 pub const REQUESTS_DEFAULT: usize = 4096;
+/// Most connections of clients, where not configured: twice the requests, for those between two.
+pub const CONNECTIONS_DEFAULT: usize = 2 * REQUESTS_DEFAULT;
 /// How much of what all share one account may take, in percent, where not configured.
 pub const ACCOUNT_SHARE_PERCENT_DEFAULT: u8 = 50;
 /// Tokens that a message's framing adds to its bytes (role, separators), where not configured.
@@ -231,6 +233,10 @@ pub struct GatewayConfig {
     pub bodies_bytes: usize,
     /// Most requests in progress; more are answered 503.
     pub requests: usize,
+    /// Most connections of clients; more are accepted only once one ends.
+    pub connections: usize,
+    /// How long the head of a request may be on its way.
+    pub header_timeout: Duration,
     /// How much of what all share one account may take, in percent; more are answered 503. Of the
     /// memory for bodies it is room for one body in any case.
     pub account_share_percent: u8,
@@ -257,6 +263,8 @@ impl Default for GatewayConfig {
             body_bytes: BODY_BYTES_DEFAULT,
             bodies_bytes: BODIES_BYTES_DEFAULT,
             requests: REQUESTS_DEFAULT,
+            connections: CONNECTIONS_DEFAULT,
+            header_timeout: HEADER_TIMEOUT_DEFAULT,
             account_share_percent: ACCOUNT_SHARE_PERCENT_DEFAULT,
             on_disconnect: OnDisconnect::default(),
             pool_idle: POOL_IDLE_DEFAULT,
@@ -282,6 +290,8 @@ impl GatewayConfig {
             ("ledger_timeout", self.ledger_timeout.is_zero()),
             ("body_bytes", self.body_bytes == 0),
             ("requests", self.requests == 0),
+            ("connections", self.connections == 0),
+            ("header_timeout", self.header_timeout.is_zero()),
         ] {
             if zero {
                 found.push(format!("{name} is 0: give it at least 1"));

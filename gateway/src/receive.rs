@@ -25,7 +25,7 @@ pub(crate) mod caller;
 mod scan;
 pub(crate) mod shares;
 
-use body::{Bodies, discard};
+use body::{Bodies, see_off};
 use caller::Keyring;
 use shares::{Share, Shares};
 
@@ -97,7 +97,7 @@ impl Receiver {
         let key = match self.keyring.caller(&parts.headers) {
             Ok(key) => key,
             Err(error) => {
-                discard(body, 64 * 1024 * 1024).await;
+                see_off(&parts.headers, body).await;
                 return Err(error);
             }
         };

@@ -6,17 +6,20 @@
 
 use std::{
     future::IntoFuture,
-    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
 
-use axum::serve::ListenerExt;
 use seatbelt_ledger::api::{Ledger, Neurons, Snapshots, UsageEvents};
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::watch, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{JoinError, JoinHandle},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -32,6 +35,10 @@ use crate::{
     run::Runner,
     upstream::{catalog::Catalog, client::client},
 };
+
+mod connections;
+
+use connections::Connections;
 
 /// What the gateway needs of the rest of the system.
 pub struct Parts {
@@ -58,15 +65,9 @@ pub enum GatewayError {
     /// The machine lacks something that HTTPS needs, such as root certificates.
     #[error("cannot make the HTTP client")]
     Client(#[source] reqwest::Error),
-    /// A listener broke.
-    #[error("cannot serve on the {which} listener")]
-    Listener {
-        /// Which one.
-        which: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// A mistake in this program ended the task that accepts connections.
+    #[error("cannot accept connections any more")]
+    Connections(#[source] JoinError),
 }
 
 /// A gateway, ready to serve.
@@ -104,29 +105,19 @@ impl Gateway {
         let metrics_server = axum::serve(metrics, routes::metrics(Arc::clone(&app)))
             .with_graceful_shutdown(metrics_stop.clone().cancelled_owned());
         let metrics_task = tokio::spawn(metrics_server.into_future());
-        let listener = listener.tap_io(|connection| {
-            if let Err(error) = connection.set_nodelay(true) {
-                tracing::debug!(%error, "cannot set TCP_NODELAY on a connection");
-            }
-        });
-        let server = axum::serve(listener, routes::table(Arc::clone(&app)))
-            .with_graceful_shutdown(shutdown.clone().cancelled_owned());
-        let mut server_task = tokio::spawn(server.into_future());
-        let early = tokio::select! {
-            () = shutdown.cancelled() => None,
-            ended = &mut server_task => Some(ended),
-        };
-        drain(&app, early.is_none().then_some(&mut server_task)).await;
+        let table = routes::table(Arc::clone(&app));
+        let connections = Connections::new(&app.config);
+        let mut server = tokio::spawn(connections.serve(listener, table, shutdown.clone()));
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {}
+            Err(died) = &mut server => return Err(GatewayError::Connections(died)),
+        }
+        drain(&app, &mut server).await;
         metrics_stop.cancel();
         // scrapes in progress are not waited for
         metrics_task.abort();
-        match early {
-            Some(Ok(Err(source))) => Err(GatewayError::Listener {
-                which: "gateway",
-                source,
-            }),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -184,14 +175,12 @@ fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwe
 }
 
 /// Waits for all that is in progress; after the drain time cuts it short.
-async fn drain(app: &App, server: Option<&mut tokio::task::JoinHandle<io::Result<()>>>) {
+async fn drain(app: &App, server: &mut JoinHandle<()>) {
     app.draining.store(true, Relaxed);
     app.tracker.close();
-    let abort = server.as_ref().map(|server| server.abort_handle());
+    let abort = server.abort_handle();
     let all = async {
-        if let Some(server) = server {
-            let _ = server.await;
-        }
+        let _ = server.await;
         app.tracker.wait().await;
     };
     tokio::pin!(all);
@@ -208,8 +197,6 @@ async fn drain(app: &App, server: Option<&mut tokio::task::JoinHandle<io::Result
             open = app.tracker.len(),
             "some requests did not end; the ledger ends their holds by expiry"
         );
-        if let Some(abort) = abort {
-            abort.abort();
-        }
+        abort.abort();
     }
 }

@@ -46,7 +46,11 @@ pub struct Gateway {
     pub bodies_bytes: usize,
     /// Most requests in progress.
     pub requests: usize,
-    /// How much of them one account may take, in percent.
+    /// Most connections of clients.
+    pub connections: usize,
+    /// How long the head of a request may be on its way.
+    pub header_timeout: Duration,
+    /// How much of what all share one account may take, in percent.
     pub account_share_percent: u8,
     /// Longest time for one request, from its reserve to its last byte.
     pub request_timeout: Duration,
@@ -87,6 +91,8 @@ impl Gateway {
                 512 << 20,
             ),
             requests: size(&mut section, "requests_max", 1, REQUESTS_MAX, 4096),
+            connections: size(&mut section, "connections_max", 1, REQUESTS_MAX, 8192),
+            header_timeout: millis(&mut section, "header_timeout_ms", 10, 600_000, 10_000),
             account_share_percent: section
                 .number("account_share_percent", 1, 100)
                 .and_then(|percent| u8::try_from(percent).ok())

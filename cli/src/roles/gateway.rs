@@ -31,6 +31,8 @@ pub(super) fn config(config: &Config) -> GatewayConfig {
         body_bytes: from.body_bytes,
         bodies_bytes: from.bodies_bytes,
         requests: from.requests,
+        connections: from.connections,
+        header_timeout: from.header_timeout,
         account_share_percent: from.account_share_percent,
         on_disconnect: match from.on_disconnect {
             config::OnDisconnect::Drain => OnDisconnect::Drain,

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::{
+    body::Body,
+    http::{HeaderMap, header},
+};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use seatbelt_dialects::Fields;
@@ -27,6 +30,8 @@ use crate::{
 
 /// How much of a body that is refused is read all the same, so that the client gets to read why.
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The same for a client without a key.
+const KEYLESS_BYTES_MAX: usize = 1024 * 1024;
 
 /// Takes bodies in, with one budget of memory for all of them.
 pub(super) struct Bodies {
@@ -152,9 +157,16 @@ impl Pieces {
     }
 }
 
+/// Sees off a client without a key. One that waits to be told to go on is not: to read would tell it.
+pub(super) async fn see_off(headers: &HeaderMap, body: Body) {
+    if !headers.contains_key(header::EXPECT) {
+        discard(body, KEYLESS_BYTES_MAX).await;
+    }
+}
+
 /// Reads what a refused client still sends, within bounds: closing at once would reset the
 /// connection before the client has read its answer.
-pub(super) async fn discard(body: Body, bytes_max: usize) {
+async fn discard(body: Body, bytes_max: usize) {
     let mut chunks = body.into_data_stream();
     let mut read = 0;
     let _ = timeout(DISCARD_TIMEOUT, async {

@@ -1,4 +1,4 @@
-//! One tenant cannot shut out another: what all share has a share for each.
+//! One tenant cannot shut out another: what all share has bounds, and a share for each.
 
 use std::time::Duration;
 
@@ -12,7 +12,11 @@ use seatbelt_schemas::{
     window::Window,
 };
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::support::{
     SECRET, Script, Stack, chat_answer, chat_stream, eventually, hi, hi_stream, read_until,
@@ -20,6 +24,8 @@ use crate::support::{
 };
 
 const OTHER: &str = "sk-other";
+/// Longest that a connection is read from.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A gateway with a second account, which has no caps.
 async fn two_tenants(cap: CapSpec, change: impl FnOnce(&mut GatewayConfig)) -> Stack {
@@ -85,6 +91,28 @@ async fn dribble(stack: &Stack, sent: &str) -> TcpStream {
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(sent.as_bytes()).await.unwrap();
     stream
+}
+
+/// What comes on a connection until it is closed, or `text` has come.
+async fn heard(stream: &mut TcpStream, text: &str) -> String {
+    let mut all = Vec::new();
+    let reading = async {
+        let mut piece = vec![0; 16_384];
+        loop {
+            match stream.read(&mut piece).await {
+                Ok(0) | Err(_) => break,
+                Ok(n) => all.extend_from_slice(&piece[..n]),
+            }
+            let end = all.len().saturating_sub(piece.len() + text.len());
+            if String::from_utf8_lossy(&all[end..]).contains(text) {
+                break;
+            }
+        }
+    };
+    timeout(PATIENCE, reading)
+        .await
+        .expect("neither an answer nor an end came");
+    String::from_utf8(all).unwrap()
 }
 
 fn message(body: &Value) -> &str {
@@ -192,4 +220,65 @@ async fn bodies_on_their_way_leave_memory_to_other_accounts() {
     // what is given up gives its memory back
     drop(dribbling);
     eventually(async || (status_and_body(stack.chat(&hi(1))).await.0 != 503).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_client_without_a_key_is_answered_before_its_body_is_asked_for() {
+    let stack = Stack::balance(1000).await;
+    let mut stream = connect(&stack).await;
+    let head = head(1_000_000, "expect: 100-continue\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let answer = heard(&mut stream, "invalid_api_key").await;
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+}
+
+#[tokio::test]
+async fn little_is_read_of_a_client_without_a_key() {
+    let stack = Stack::balance(1000).await;
+    let mut stream = connect(&stack).await;
+    let head = head(200 << 20, "");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let piece = vec![b' '; 1 << 20];
+    let mut taken = 0;
+    let writing = async {
+        while taken < 200 && stream.write_all(&piece).await.is_ok() {
+            taken += 1;
+        }
+    };
+    timeout(PATIENCE, writing).await.unwrap();
+    assert!(
+        taken < 32,
+        "{taken} MiB were taken, buffers of the kernel among them"
+    );
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_ends_its_connection() {
+    let stack = Stack::start_with(balance(1000), |config| {
+        config.header_timeout = Duration::from_millis(100);
+    })
+    .await;
+    let mut half = connect(&stack).await;
+    half.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
+        .await
+        .unwrap();
+    assert!(!heard(&mut half, "200 OK").await.contains("200 OK"));
+    let mut silent = connect(&stack).await;
+    assert_eq!(heard(&mut silent, "200 OK").await, "");
+    assert_eq!(status_and_body(stack.chat(&hi(20))).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_connection_above_the_bound_is_served_once_there_is_room() {
+    let stack = Stack::start_with(balance(1000), |config| config.connections = 1).await;
+    let ask = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut first = connect(&stack).await;
+    first.write_all(ask).await.unwrap();
+    assert!(heard(&mut first, "200 OK").await.contains("200 OK"));
+    let mut second = connect(&stack).await;
+    second.write_all(ask).await.unwrap();
+    let early = timeout(Duration::from_millis(200), second.readable()).await;
+    assert!(early.is_err(), "it was served beside the first");
+    drop(first);
+    assert!(heard(&mut second, "200 OK").await.contains("200 OK"));
 }
