@@ -20,8 +20,9 @@ pub(crate) use bodies::*;
 pub use bodies::{BODIES_BYTES_DEFAULT, BODY_BYTES_DEFAULT};
 pub(crate) use times::*;
 pub use times::{
-    BUDGET_WAIT_DEFAULT, CONNECT_TIMEOUT, DRAIN_DEFAULT, HEADER_TIMEOUT_DEFAULT, HOLD_GRACE,
-    LEDGER_TIMEOUT_DEFAULT, POOL_IDLE_DEFAULT, REQUEST_TIMEOUT_DEFAULT,
+    BUDGET_WAIT_DEFAULT, CLIENT_STALL_DEFAULT, CONNECT_TIMEOUT, DRAIN_DEFAULT,
+    HEADER_TIMEOUT_DEFAULT, HOLD_GRACE, LEDGER_TIMEOUT_DEFAULT, POOL_IDLE_DEFAULT,
+    REQUEST_TIMEOUT_DEFAULT,
 };
 
 /// Most requests in progress, where not configured.
@@ -237,6 +238,9 @@ pub struct GatewayConfig {
     pub connections: usize,
     /// How long the head of a request may be on its way.
     pub header_timeout: Duration,
+    /// How long a client may take nothing of what is written to it; then it is cut, and its request
+    /// ends as that of a client who left.
+    pub client_stall: Duration,
     /// How much of what all share one account may take, in percent; more are answered 503. Of the
     /// memory for bodies it is room for one body in any case.
     pub account_share_percent: u8,
@@ -265,6 +269,7 @@ impl Default for GatewayConfig {
             requests: REQUESTS_DEFAULT,
             connections: CONNECTIONS_DEFAULT,
             header_timeout: HEADER_TIMEOUT_DEFAULT,
+            client_stall: CLIENT_STALL_DEFAULT,
             account_share_percent: ACCOUNT_SHARE_PERCENT_DEFAULT,
             on_disconnect: OnDisconnect::default(),
             pool_idle: POOL_IDLE_DEFAULT,
@@ -291,6 +296,7 @@ impl GatewayConfig {
             ("body_bytes", self.body_bytes == 0),
             ("requests", self.requests == 0),
             ("connections", self.connections == 0),
+            ("client_stall", self.client_stall.is_zero()),
             ("header_timeout", self.header_timeout.is_zero()),
         ] {
             if zero {

@@ -37,6 +37,7 @@ use crate::{
 };
 
 mod connections;
+mod patient;
 
 use connections::Connections;
 

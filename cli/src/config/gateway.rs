@@ -50,6 +50,8 @@ pub struct Gateway {
     pub connections: usize,
     /// How long the head of a request may be on its way.
     pub header_timeout: Duration,
+    /// How long a client may take nothing of what is written to it.
+    pub client_stall: Duration,
     /// How much of what all share one account may take, in percent.
     pub account_share_percent: u8,
     /// Longest time for one request, from its reserve to its last byte.
@@ -93,6 +95,7 @@ impl Gateway {
             requests: size(&mut section, "requests_max", 1, REQUESTS_MAX, 4096),
             connections: size(&mut section, "connections_max", 1, REQUESTS_MAX, 8192),
             header_timeout: millis(&mut section, "header_timeout_ms", 10, 600_000, 10_000),
+            client_stall: millis(&mut section, "client_stall_ms", 10, 3_600_000, 60_000),
             account_share_percent: section
                 .number("account_share_percent", 1, 100)
                 .and_then(|percent| u8::try_from(percent).ok())

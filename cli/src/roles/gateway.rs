@@ -33,6 +33,7 @@ pub(super) fn config(config: &Config) -> GatewayConfig {
         requests: from.requests,
         connections: from.connections,
         header_timeout: from.header_timeout,
+        client_stall: from.client_stall,
         account_share_percent: from.account_share_percent,
         on_disconnect: match from.on_disconnect {
             config::OnDisconnect::Drain => OnDisconnect::Drain,

@@ -23,6 +23,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the head of a request may be on its way, and a connection without one stay open, where not
 /// configured. Above the 5 s for which common clients keep an idle connection.
 pub const HEADER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+/// How long a client may take nothing of what is written to it, where not configured.
+pub const CLIENT_STALL_DEFAULT: Duration = Duration::from_secs(60);
 /// Pause before connections are accepted again where the machine has no room for one.
 pub(crate) const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 /// How long a client may take to send its body.

@@ -1,5 +1,5 @@
 //! The clients' connections: so many at once, each with a bound on how long the head of a request may be
-//! on its way.
+//! on its way, and on how long what is written may lie unread.
 //!
 //! Above the bound nothing is accepted; who waits there is served once a connection ends, and those
 //! that ask for nothing end by the first bound.
@@ -19,12 +19,14 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::patient::Patient;
 use crate::config::{ACCEPT_AGAIN, GatewayConfig};
 
 /// What connections are held to.
 pub(super) struct Connections {
     room: Arc<Semaphore>,
     header_timeout: Duration,
+    stall_max: Duration,
 }
 
 impl Connections {
@@ -32,6 +34,7 @@ impl Connections {
         Self {
             room: Arc::new(Semaphore::new(config.connections)),
             header_timeout: config.header_timeout,
+            stall_max: config.client_stall,
         }
     }
 
@@ -83,7 +86,7 @@ impl Connections {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY on a connection");
         }
-        let stream = TokioIo::new(stream);
+        let stream = TokioIo::new(Patient::new(stream, self.stall_max));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.header_timeout)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use seatbelt_gateway::{GatewayConfig, KeyEntry, KeySecret};
+use seatbelt_gateway::{GatewayConfig, KeyEntry, KeySecret, OnDisconnect};
 use seatbelt_ledger::api::{Admin, Ledger};
 use seatbelt_schemas::{
     cap::CapSpec,
@@ -281,4 +281,39 @@ async fn a_connection_above_the_bound_is_served_once_there_is_room() {
     assert!(early.is_err(), "it was served beside the first");
     drop(first);
     assert!(heard(&mut second, "200 OK").await.contains("200 OK"));
+}
+
+/// A stream that is longer than all buffers between an upstream and its client.
+fn endless() -> Vec<String> {
+    let piece = crate::support::chunk(&"x".repeat(1 << 16));
+    let mut pieces = vec![piece; 400];
+    pieces.extend(chat_stream());
+    pieces
+}
+
+/// One that asks for a stream without end and reads none of it; what it pays, and what it gets.
+async fn unread(on_disconnect: OnDisconnect) -> (u64, String) {
+    let stack = Stack::start_with(balance(1000), |config| {
+        config.client_stall = Duration::from_millis(300);
+        config.on_disconnect = on_disconnect;
+    })
+    .await;
+    stack.upstream.plays(Script::Stream(endless()));
+    let mut stream = connect(&stack).await;
+    let body = hi_stream(20).to_string();
+    let request = head(body.len(), &with_key()) + &body;
+    stream.write_all(request.as_bytes()).await.unwrap();
+    eventually(async || (stack.upstream.hits() == 1).then_some(())).await;
+    let spent = stack.spent_once_idle().await;
+    (spent, heard(&mut stream, "[DONE]").await)
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_stream_is_cut_and_pays_what_was_used() {
+    let (spent, text) = unread(OnDisconnect::Drain).await;
+    assert_eq!(spent, 15);
+    assert!(!text.contains("[DONE]"), "the end came to one who was cut");
+    let (spent, text) = unread(OnDisconnect::Cancel).await;
+    assert_eq!(spent, 38);
+    assert!(!text.contains("[DONE]"), "the end came to one who was cut");
 }
