@@ -38,6 +38,8 @@ pub(super) struct Bodies {
     bytes_max: usize,
     values_max: usize,
     memory: Arc<Shares>,
+    /// Of the connections, those on which a body is on its way.
+    arriving: Arc<Shares>,
 }
 
 impl Bodies {
@@ -48,6 +50,11 @@ impl Bodies {
             bytes_max: config.body_bytes,
             values_max: values_max(config.body_bytes),
             memory: Shares::new("bytes of request bodies in memory", whole, each),
+            arriving: Shares::new(
+                "request bodies on their way",
+                config.connections,
+                config.share(config.connections),
+            ),
         }
     }
 
@@ -58,6 +65,8 @@ impl Bodies {
         account: Option<&AccountId>,
     ) -> Result<(Bytes, Share), ApiError> {
         let until = Instant::now() + BODY_TIMEOUT;
+        // refused unread: the connection ends, which is what is short
+        let _arriving = self.arriving.take(account, 1)?;
         let mut room = self.memory.take(account, 0)?;
         let mut chunks = body.into_data_stream();
         let mut pieces = Pieces::default();

@@ -317,3 +317,16 @@ async fn a_client_that_does_not_read_its_stream_is_cut_and_pays_what_was_used() 
     assert_eq!(spent, 38);
     assert!(!text.contains("[DONE]"), "the end came to one who was cut");
 }
+
+#[tokio::test]
+async fn bodies_on_their_way_leave_connections_to_other_accounts() {
+    let stack = two_tenants(balance(1000), |config| config.connections = 8).await;
+    let mut dribbling = Vec::new();
+    for _ in 0..8 {
+        dribbling.push(dribble(&stack, "{\"model\":").await);
+    }
+    let served = timeout(PATIENCE, status_and_body(others(&stack, &hi(20)))).await;
+    assert_eq!(served.expect("nobody else is served").0, 200);
+    let refused = heard(dribbling.last_mut().unwrap(), "bodies on their way").await;
+    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+}
