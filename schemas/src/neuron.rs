@@ -4,6 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ModelId, NeuronId};
 
+pub mod signature;
+
+/// Where a neuron answers chats.
+pub const PATH_CHAT: &str = "/v1/chat/completions";
+/// Where a neuron counts the tokens of a prompt.
+pub const PATH_TOKENIZE: &str = "/tokenize";
+
 /// The reservation that pays for the request.
 pub const HEADER_RESERVATION: &str = "x-seatbelt-reservation";
 /// The account, for the usage event.
