@@ -23,6 +23,7 @@ pub mod store_look;
 pub mod usage;
 
 mod cursor;
+mod neuron_secret;
 mod publish;
 mod stream;
 
@@ -33,6 +34,7 @@ pub use durability::{Durability, DurabilityError, Proof, prove};
 pub use feed::{FeedEntry, FeedMessage, FeedState, FeedStream};
 pub use journal::NatsJournal;
 pub use lease::{Lease, Leases};
+pub use neuron_secret::neuron_secret;
 pub use neurons::watch_neurons;
 pub use provision::{GenesisError, Layout, Meta, meta, provision};
 pub use remote::{LedgerService, RemoteLedger};

@@ -22,8 +22,8 @@ use seatbelt_ledger::{
     api::{Answer, Ledger, Taken, UsageEvents},
     nats::{
         ConnectError, Durability, DurabilityError, FeedMessage, FeedStream, GenesisError, Layout,
-        Leases, LedgerService, Nats, NatsUsageEvents, Proof, RemoteLedger, connect, meta, prove,
-        provision, snapshot_bucket, watch_neurons,
+        Leases, LedgerService, Nats, NatsUsageEvents, Proof, RemoteLedger, connect, meta,
+        neuron_secret, prove, provision, snapshot_bucket, watch_neurons,
     },
     store::{Revision, WriteError},
     testing::Payer,
@@ -36,7 +36,10 @@ use seatbelt_schemas::{
     ids::{AccountId, Actor, CommandId, NeuronId, ReservationId},
     meter::Amounts,
     names::Names,
-    neuron::NeuronRecord,
+    neuron::{
+        NeuronRecord,
+        signature::{BodyHash, Call, NeuronSecret},
+    },
     position::{Partition, Partitions, Position},
     usage::{NeuronUsage, Outcome, UsageEvent},
     wire,
@@ -49,6 +52,40 @@ fn layout(partitions: u8) -> Layout {
         partitions: Partitions::try_from(partitions).unwrap(),
         replicas: 1,
     }
+}
+
+#[tokio::test]
+async fn the_neurons_secret_is_made_once_and_told_to_all() {
+    let nats = TestNats::start().await;
+    let (connection, names) = provisioned(&nats).await;
+    let jetstream = async_nats::jetstream::new(connection.client().clone());
+    let bucket = jetstream.get_key_value(names.meta_bucket()).await.unwrap();
+    let kept = bucket.get("neuron_secret").await.unwrap().unwrap();
+    assert_eq!(kept.len(), NeuronSecret::BYTES);
+    let id = NeuronId::new("n").unwrap();
+    let call = Call::new(&id, "POST", "/p", |_| None);
+    let (body, by_kept) = (
+        BodyHash::of(b""),
+        NeuronSecret::new(kept[..].try_into().unwrap()),
+    );
+    let told = neuron_secret(&connection, &names, 1).await.unwrap();
+    assert_eq!(told.sign(&call, &body), by_kept.sign(&call, &body));
+    // a ledger that is older than the secret, started by many at once
+    bucket.purge("neuron_secret").await.unwrap();
+    let many = (0..8).map(|_| neuron_secret(&connection, &names, 1));
+    let many = futures::future::try_join_all(many).await.unwrap();
+    let signed: Vec<_> = many
+        .iter()
+        .map(|secret| secret.sign(&call, &body))
+        .collect();
+    assert!(signed.iter().all(|one| *one == signed[0]));
+    assert_ne!(signed[0], by_kept.sign(&call, &body));
+    bucket.put("neuron_secret", "short".into()).await.unwrap();
+    let refused = provision(&connection, &names, layout(4)).await;
+    assert!(
+        matches!(refused, Err(GenesisError::NoSecret { .. })),
+        "{refused:?}"
+    );
 }
 
 async fn provisioned(nats: &TestNats) -> (Nats, Names) {

@@ -20,8 +20,13 @@ use tracing::debug;
 use ulid::Ulid;
 
 use super::{
-    Bucket, FeedStream, Nats, ProvisionError, bucket::Keeping, lease::lease_bucket,
-    neurons::neuron_bucket, snapshots::snapshot_bucket, stream::ensure,
+    Bucket, FeedStream, Nats, ProvisionError,
+    bucket::Keeping,
+    lease::lease_bucket,
+    neuron_secret::{NEURON_SECRET_KEY, neuron_secret},
+    neurons::neuron_bucket,
+    snapshots::snapshot_bucket,
+    stream::ensure,
 };
 use crate::store::{Revision, StoreError, WriteError};
 
@@ -78,6 +83,14 @@ pub enum GenesisError {
         #[source]
         source: WireError,
     },
+    /// Something else wrote there: delete the key and start again.
+    #[error(
+        "key {NEURON_SECRET_KEY} of bucket {bucket} is not 32 bytes: delete it, and start every gateway and neuron again"
+    )]
+    NoSecret {
+        /// The bucket.
+        bucket: String,
+    },
     /// There is no ledger under this prefix, and the caller only reads.
     #[error("there is no ledger under bucket {bucket}: start it once, or correct the name prefix")]
     Missing {
@@ -118,6 +131,7 @@ pub async fn provision(nats: &Nats, names: &Names, layout: Layout) -> Result<Met
 async fn provision_now(nats: &Nats, names: &Names, layout: Layout) -> Result<Meta, GenesisError> {
     let meta = genesis(nats, names, layout).await?;
     let replicas = layout.replicas;
+    neuron_secret(nats, names, replicas).await?;
     FeedStream::open(nats, names, replicas).await?;
     ensure_usage(nats, names, replicas).await?;
     snapshot_bucket(nats, names, replicas).await?;

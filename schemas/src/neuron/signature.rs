@@ -52,7 +52,10 @@ impl NeuronSecret {
     /// The hash that the body must have, where the call was signed with this secret.
     pub fn verify(&self, call: &Call<'_>, signature: &[u8]) -> Option<BodyHash> {
         let text = std::str::from_utf8(signature).ok()?;
-        let (body, code) = text.strip_prefix(VERSION)?.strip_prefix('.')?.split_once('.')?;
+        let (body, code) = text
+            .strip_prefix(VERSION)?
+            .strip_prefix('.')?
+            .split_once('.')?;
         let mut hash = [0; 32];
         hex::decode_to_slice(body, &mut hash).ok()?;
         let mut told = [0; 32];
