@@ -377,6 +377,7 @@ async fn start_gateway(
         )),
         usage: Arc::new(usage.map_err(BusError::from)?),
         neurons,
+        neuron_secret: bus.neuron_secret().await?,
         clock: system_clock(),
         ready: with.ready,
     };

@@ -22,7 +22,11 @@ use crate::{
     gate::{Gate, Want},
     metrics::{Metrics, Stage},
     receive::{Caller, Received, shares::Share},
-    upstream::{Candidate, catalog::Catalog, count::count},
+    upstream::{
+        Candidate,
+        catalog::Catalog,
+        count::{Counter, count},
+    },
 };
 
 /// What will be done, once the hold is granted.
@@ -48,7 +52,7 @@ pub(crate) struct Planner {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) gate: Arc<Gate>,
     /// For counts by a neuron's tokenizer.
-    pub(crate) client: reqwest::Client,
+    pub(crate) counter: Counter,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -139,8 +143,7 @@ impl Planner {
             }
             Candidate::Neuron(neuron) => neuron,
         };
-        let (neuron, input_tokens) =
-            count(&self.client, &self.catalog, model, neuron, body).await?;
+        let (neuron, input_tokens) = count(&self.counter, model, neuron, body).await?;
         let bound = exactly(ask, input_tokens, neuron.model.context, neuron.model.output)?;
         Ok((Candidate::Neuron(neuron), bound))
     }
@@ -226,7 +229,7 @@ fn model_id(body: &Fields) -> Result<ModelId, ApiError> {
 
 #[cfg(test)]
 mod tests {
-    use seatbelt_schemas::{event::OnUnknown, meter::Meter};
+    use seatbelt_schemas::{event::OnUnknown, meter::Meter, neuron::signature::NeuronSecret};
     use serde_json::json;
     use tokio::sync::watch;
 
@@ -259,10 +262,16 @@ mod tests {
             upstream("anthropic", Dialect::Anthropic),
         ];
         let (gate, metrics, _) = gate(stub);
+        let catalog = Arc::new(Catalog::new(&upstreams, &[], neurons));
         Planner {
-            catalog: Arc::new(Catalog::new(&upstreams, &[], neurons)),
+            counter: Counter {
+                client: client(std::time::Duration::from_secs(1)).unwrap(),
+                catalog: Arc::clone(&catalog),
+                secret: NeuronSecret::new([7; 32]),
+                clock: Arc::new(|| 1),
+            },
+            catalog,
             gate,
-            client: client(std::time::Duration::from_secs(1)).unwrap(),
             metrics,
         }
     }

@@ -14,7 +14,9 @@ use axum::{
 use futures::future::BoxFuture;
 use seatbelt_dialects::{Api, Dialect, Face};
 use seatbelt_ledger::api::UsageEvents;
-use seatbelt_schemas::{command::Grant, event::OnUnknown, usage::UsageEvent};
+use seatbelt_schemas::{
+    command::Grant, event::OnUnknown, neuron::signature::NeuronSecret, usage::UsageEvent,
+};
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
@@ -27,7 +29,10 @@ use crate::{
     metrics::Metrics,
     plan::Plan,
     receive::shares::Share,
-    upstream::{Attempt, Candidate, neuron::Held},
+    upstream::{
+        Attempt, Candidate,
+        neuron::{Held, Pass},
+    },
 };
 
 mod attempts;
@@ -50,6 +55,8 @@ pub(crate) struct Runner {
     pub(crate) client: reqwest::Client,
     /// Usage as neurons report it.
     pub(crate) usage: Arc<dyn UsageEvents>,
+    /// Neurons serve nobody who does not know it.
+    pub(crate) neuron_secret: NeuronSecret,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) request_timeout: Duration,
@@ -126,12 +133,8 @@ impl Runner {
         }
         let api = candidate.api();
         api.set_max(&mut body, max, candidate.max_field());
-        let attempt = Attempt::new(
-            &candidate,
-            reservation.as_ref().map(told).as_ref(),
-            &plan.headers,
-            &body,
-        );
+        let pass = self.pass(reservation.as_ref());
+        let attempt = Attempt::new(&candidate, &pass, &plan.headers, &body);
         room.shrink_to(attempt.body.len());
         let free_when_unknown = reservation
             .as_ref()
@@ -170,6 +173,24 @@ impl Runner {
         }
     }
 
+    /// With what a neuron is called.
+    fn pass<'a>(&'a self, reservation: Option<&'a Reservation>) -> Pass<'a> {
+        let deadline_ms = match reservation {
+            Some(reservation) => reservation.deadline_ms.saturating_sub(ms(HOLD_GRACE)),
+            None => (self.clock)().saturating_add(ms(self.request_timeout)),
+        };
+        Pass {
+            secret: &self.neuron_secret,
+            held: reservation.map(|reservation| Held {
+                reservation: reservation.id,
+                account: &reservation.account,
+                key: &reservation.key,
+                hold: &reservation.hold,
+            }),
+            deadline_ms,
+        }
+    }
+
     /// What a neuron will report of the reservation: ask for before the dispatch, or an early event
     /// would be missed.
     fn usage_event(
@@ -184,17 +205,6 @@ impl Runner {
             }
             _ => None,
         }
-    }
-}
-
-/// What a neuron is told of a reservation.
-fn told(reservation: &Reservation) -> Held<'_> {
-    Held {
-        reservation: reservation.id,
-        account: &reservation.account,
-        key: &reservation.key,
-        hold: &reservation.hold,
-        deadline_ms: reservation.deadline_ms.saturating_sub(ms(HOLD_GRACE)),
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
 };
 
 use seatbelt_ledger::api::{Ledger, Neurons, Snapshots, UsageEvents};
+use seatbelt_schemas::neuron::signature::NeuronSecret;
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
@@ -33,7 +34,7 @@ use crate::{
     receive::{Receiver, caller::Keyring},
     routes,
     run::Runner,
-    upstream::{catalog::Catalog, client::client},
+    upstream::{catalog::Catalog, client::client, count::Counter},
 };
 
 mod connections;
@@ -51,6 +52,8 @@ pub struct Parts {
     pub usage: Arc<dyn UsageEvents>,
     /// The neurons alive now.
     pub neurons: Neurons,
+    /// With it calls to neurons are signed.
+    pub neuron_secret: NeuronSecret,
     /// The time, unix ms.
     pub clock: Clock,
     /// Whether paying requests would be let through now, shown in `/health/ready` and the metrics.
@@ -148,12 +151,18 @@ fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwe
         planner: Planner {
             catalog: Arc::clone(&catalog),
             gate: Arc::clone(&gate),
-            client: client.clone(),
+            counter: Counter {
+                client: client.clone(),
+                catalog: Arc::clone(&catalog),
+                secret: parts.neuron_secret.clone(),
+                clock: Arc::clone(&parts.clock),
+            },
             metrics: Arc::clone(&metrics),
         },
         runner: Runner {
             client,
             usage: parts.usage,
+            neuron_secret: parts.neuron_secret,
             metrics: Arc::clone(&metrics),
             clock: Arc::clone(&parts.clock),
             request_timeout: config.request_timeout,

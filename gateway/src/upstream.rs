@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bytes::Bytes;
 use reqwest::Url;
 use seatbelt_dialects::{Api, Dialect, Fields, MaxField, allow::Profile};
+use seatbelt_schemas::neuron::PATH_CHAT;
 
 use crate::config::{Secret, UpstreamConfig, UpstreamModel};
 
@@ -19,7 +20,7 @@ pub(crate) mod count;
 pub(crate) mod neuron;
 
 use choose::ChosenNeuron;
-use neuron::Held;
+use neuron::Pass;
 
 /// The version of the Anthropic API that is asked for where the client names none.
 const ANTHROPIC_VERSION: &str = "2023-06-01";
@@ -109,13 +110,15 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// What goes out to `candidate`; `held` is what a neuron may use at most.
+    /// What goes out to `candidate`; `pass` is for a neuron.
     pub(crate) fn new(
         candidate: &Candidate,
-        held: Option<&Held<'_>>,
+        pass: &Pass<'_>,
         client: &HeaderMap,
         body: &Fields,
     ) -> Self {
+        let mut bytes = Vec::with_capacity(512);
+        serde_json::to_writer(&mut bytes, body).expect("a JSON object is written to memory");
         let mut headers = HeaderMap::new();
         let json = HeaderValue::from_static("application/json");
         headers.insert(header::CONTENT_TYPE, json);
@@ -125,14 +128,10 @@ impl Attempt {
                 upstream.url.clone()
             }
             Candidate::Neuron(neuron) => {
-                if let Some(held) = held {
-                    held.write(&mut headers);
-                }
+                pass.write(&neuron.neuron, PATH_CHAT, &bytes, &mut headers);
                 neuron.chat_url.clone()
             }
         };
-        let mut bytes = Vec::with_capacity(512);
-        serde_json::to_writer(&mut bytes, body).expect("a JSON object is written to memory");
         Self {
             url,
             headers,
@@ -175,7 +174,7 @@ fn upstream_headers(upstream: &Upstream, client: &HeaderMap, headers: &mut Heade
 
 #[cfg(test)]
 mod tests {
-    use seatbelt_schemas::ids::ModelId;
+    use seatbelt_schemas::{ids::ModelId, neuron::signature::NeuronSecret};
     use serde_json::json;
 
     use super::*;
@@ -202,7 +201,12 @@ mod tests {
             client.append(*name, HeaderValue::from_static(value));
         }
         let body = json!({"b": 1, "a": 2}).as_object().unwrap().clone();
-        Attempt::new(candidate, None, &client, &body)
+        let pass = Pass {
+            secret: &NeuronSecret::new([7; 32]),
+            held: None,
+            deadline_ms: 1,
+        };
+        Attempt::new(candidate, &pass, &client, &body)
     }
 
     fn shown<'a>(attempt: &'a Attempt, name: &str) -> Vec<&'a str> {

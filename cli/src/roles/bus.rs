@@ -13,7 +13,7 @@ use seatbelt_ledger::nats::{
     provision::{GenesisError, Layout, Meta},
     store_look::{PAYLOAD_BYTES_MIN, payload_max},
 };
-use seatbelt_schemas::{names::Names, position::Partition};
+use seatbelt_schemas::{names::Names, neuron::signature::NeuronSecret, position::Partition};
 use thiserror::Error;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
@@ -159,6 +159,11 @@ impl Bus {
             }
         }
         Ok(journals)
+    }
+
+    /// By which neurons know the gateways of this ledger.
+    pub(super) async fn neuron_secret(&self) -> Result<NeuronSecret, BusError> {
+        Ok(nats::neuron_secret(&self.nats, &self.names, self.replicas).await?)
     }
 
     /// Keeps the embedded server up; resolves where it does not stay so, and never for an existing one.

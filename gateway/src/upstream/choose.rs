@@ -14,7 +14,7 @@ use std::{
 use reqwest::Url;
 use seatbelt_schemas::{
     ids::{ModelId, NeuronId},
-    neuron::{NeuronModel, NeuronRecord},
+    neuron::{NeuronModel, NeuronRecord, PATH_CHAT, PATH_TOKENIZE},
 };
 
 /// Most neurons whose load is counted before those without one are forgotten.
@@ -76,8 +76,8 @@ impl Loads {
 
     fn choose(&self, record: &NeuronRecord, served: &NeuronModel) -> Option<ChosenNeuron> {
         let base = Url::parse(&record.url).ok().filter(Url::has_host)?;
-        let chat_url = base.join("/v1/chat/completions").ok()?;
-        let tokenize_url = base.join("/tokenize").ok()?;
+        let chat_url = base.join(PATH_CHAT).ok()?;
+        let tokenize_url = base.join(PATH_TOKENIZE).ok()?;
         let busy = self.busy(&record.neuron);
         busy.fetch_add(1, Relaxed);
         Some(ChosenNeuron {

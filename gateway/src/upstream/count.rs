@@ -1,38 +1,60 @@
 //! How many tokens a prompt has: asked of a neuron, whose tokenizer is the model's own.
 
-use axum::http::{StatusCode, header};
+use std::{sync::Arc, time::Duration};
+
+use axum::http::{HeaderMap, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use seatbelt_dialects::Fields;
-use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, ids::ModelId};
+use seatbelt_schemas::{
+    amount::TOKENS_PER_REQUEST_MAX,
+    ids::ModelId,
+    neuron::{PATH_TOKENIZE, signature::NeuronSecret},
+};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::{Candidate, catalog::Catalog, choose::ChosenNeuron};
-use crate::{config::TOKENIZE_TIMEOUT, error::ApiError};
+use super::{Candidate, catalog::Catalog, choose::ChosenNeuron, neuron::Pass};
+use crate::{
+    clock::{Clock, ms},
+    config::TOKENIZE_TIMEOUT,
+    error::ApiError,
+};
 
 /// Largest answer to a count.
 const TOKENIZE_BYTES_MAX: usize = 64 * 1024;
 /// Neurons that are asked to count, at most, when one after another cannot be reached.
 const TOKENIZE_TRIES_MAX: usize = 3;
+/// How long what a neuron is called with may be used; the clocks of two machines differ.
+const TOKENIZE_PASS: Duration = Duration::from_secs(60);
+
+const _: () = assert!(TOKENIZE_PASS.as_secs() > TOKENIZE_TIMEOUT.as_secs());
+
+/// Has prompts counted.
+pub(crate) struct Counter {
+    pub(crate) client: reqwest::Client,
+    pub(crate) catalog: Arc<Catalog>,
+    /// Neurons serve nobody who does not know it.
+    pub(crate) secret: NeuronSecret,
+    pub(crate) clock: Clock,
+}
 
 /// The exact number of input tokens, and the neuron that counted them: one that cannot be reached
 /// makes way for another.
 pub(crate) async fn count(
-    client: &reqwest::Client,
-    catalog: &Catalog,
+    counter: &Counter,
     model: &ModelId,
     mut neuron: ChosenNeuron,
     body: &Fields,
 ) -> Result<(ChosenNeuron, u64), ApiError> {
     let mut tried = Vec::new();
     loop {
-        match ask(client, &neuron, body).await {
+        match ask(counter, &neuron, body).await {
             Ok(counted) => return Ok((neuron, counted)),
             Err(NotCounted::Refused(error)) => return Err(error),
             Err(NotCounted::Away(detail)) => {
                 let log = format!("neuron {} cannot count: {detail}", neuron.neuron);
                 tried.push(neuron.neuron.clone());
-                neuron = match catalog.candidate(model, &tried) {
+                neuron = match counter.catalog.candidate(model, &tried) {
                     Ok(Candidate::Neuron(next)) if tried.len() < TOKENIZE_TRIES_MAX => next,
                     _ => return Err(ApiError::no_upstream(model, log)),
                 };
@@ -50,20 +72,17 @@ enum NotCounted {
 }
 
 /// Asks one neuron.
-async fn ask(
-    client: &reqwest::Client,
-    neuron: &ChosenNeuron,
-    body: &Fields,
-) -> Result<u64, NotCounted> {
+async fn ask(counter: &Counter, neuron: &ChosenNeuron, body: &Fields) -> Result<u64, NotCounted> {
     #[derive(Deserialize)]
     struct Counted {
         input_tokens: u64,
     }
-    let asked = timeout(TOKENIZE_TIMEOUT, call(client, neuron, body)).await;
+    let asked = timeout(TOKENIZE_TIMEOUT, call(counter, neuron, body)).await;
     let (status, bytes) = asked
         .unwrap_or_else(|_| Err("no answer in time".to_owned()))
         .map_err(NotCounted::Away)?;
-    if status.is_client_error() {
+    // one that does not know us by our secret is at fault itself, or we are; the request is not
+    if status.is_client_error() && status != StatusCode::UNAUTHORIZED {
         return Err(NotCounted::Refused(ApiError::passed_on(status, &bytes)));
     }
     match serde_json::from_slice::<Counted>(&bytes) {
@@ -75,14 +94,23 @@ async fn ask(
 }
 
 async fn call(
-    client: &reqwest::Client,
+    counter: &Counter,
     neuron: &ChosenNeuron,
     body: &Fields,
 ) -> Result<(StatusCode, Bytes), String> {
     let text = |error: reqwest::Error| error.to_string();
     let body = serde_json::to_vec(body).map_err(|error| error.to_string())?;
-    let call = client
+    let pass = Pass {
+        secret: &counter.secret,
+        held: None,
+        deadline_ms: (counter.clock)().saturating_add(ms(TOKENIZE_PASS)),
+    };
+    let mut headers = HeaderMap::new();
+    pass.write(&neuron.neuron, PATH_TOKENIZE, &body, &mut headers);
+    let call = counter
+        .client
         .post(neuron.tokenize_url.clone())
+        .headers(headers)
         .header(header::CONTENT_TYPE, "application/json")
         .body(body);
     let mut answer = call.send().await.map_err(text)?;
@@ -98,7 +126,7 @@ async fn call(
 
 #[cfg(test)]
 mod tests {
-    use std::{future::IntoFuture, time::Duration};
+    use std::future::IntoFuture;
 
     use axum::{Router, routing::post};
     use seatbelt_schemas::{
@@ -153,16 +181,18 @@ mod tests {
             record.queued = u32::try_from(n).unwrap() * 100;
         }
         let (_sender, neurons) = watch::channel(records);
-        let catalog = Catalog::new(&[], &[], neurons);
-        let (client, model) = (
-            client(Duration::from_secs(1)).unwrap(),
-            ModelId::new("m").unwrap(),
-        );
-        let Candidate::Neuron(first) = catalog.candidate(&model, &[]).unwrap() else {
+        let model = ModelId::new("m").unwrap();
+        let counter = Counter {
+            client: client(Duration::from_secs(1)).unwrap(),
+            catalog: Arc::new(Catalog::new(&[], &[], neurons)),
+            secret: NeuronSecret::new([7; 32]),
+            clock: Arc::new(|| 1),
+        };
+        let Candidate::Neuron(first) = counter.catalog.candidate(&model, &[]).unwrap() else {
             panic!("not a neuron")
         };
         let body = json!({"messages": []}).as_object().unwrap().clone();
-        let (neuron, tokens) = count(&client, &catalog, &model, first, &body).await?;
+        let (neuron, tokens) = count(&counter, &model, first, &body).await?;
         Ok((neuron.neuron.to_string(), tokens))
     }
 
@@ -198,6 +228,14 @@ mod tests {
         let second = neuron("b", 200, tokens(12)).await;
         let refused = counted(vec![first, second]).await.unwrap_err();
         assert_eq!(refused.status().as_u16(), 422);
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_know_us_makes_way_for_another() {
+        let first = neuron("a", 401, "{}".to_owned()).await;
+        let second = neuron("b", 200, tokens(12)).await;
+        let found = counted(vec![first, second]).await.unwrap();
+        assert_eq!(found, ("b".to_owned(), 12));
     }
 
     #[tokio::test]

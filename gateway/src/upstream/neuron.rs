@@ -1,43 +1,71 @@
-//! What a neuron is told besides the body, so that it holds the request to its reservation.
+//! What a neuron is told besides the body, so that it holds the request to its reservation, and the
+//! signature without which it serves nobody.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use seatbelt_schemas::{
-    ids::{AccountId, KeyId, ReservationId},
+    ids::{AccountId, KeyId, NeuronId, ReservationId},
     meter::Amounts,
     neuron::{
         HEADER_ACCOUNT, HEADER_DEADLINE_MS, HEADER_KEY, HEADER_MAX_INPUT_TOKENS,
         HEADER_MAX_OUTPUT_TOKENS, HEADER_RESERVATION,
+        signature::{BodyHash, Call, HEADER_SIGNATURE, NeuronSecret},
     },
 };
 
-/// What a request may use at most, and until when.
+/// What a request may use at most.
 #[derive(Debug)]
 pub(crate) struct Held<'a> {
     pub(crate) reservation: ReservationId,
     pub(crate) account: &'a AccountId,
     pub(crate) key: &'a KeyId,
     pub(crate) hold: &'a Amounts,
-    /// Unix ms; earlier than the end of the hold, which waits for the settle.
-    pub(crate) deadline_ms: u64,
 }
 
 impl Held<'_> {
-    pub(super) fn write(&self, headers: &mut HeaderMap) {
-        let mut set = |name: &'static str, value: String| {
-            let value =
-                HeaderValue::try_from(value).expect("ids and numbers are valid header values");
-            headers.insert(HeaderName::from_static(name), value);
-        };
-        set(HEADER_RESERVATION, self.reservation.to_string());
-        set(HEADER_ACCOUNT, self.account.to_string());
-        set(HEADER_KEY, self.key.to_string());
-        set(HEADER_MAX_INPUT_TOKENS, self.hold.input_tokens.to_string());
-        set(
-            HEADER_MAX_OUTPUT_TOKENS,
-            self.hold.output_tokens.to_string(),
-        );
-        set(HEADER_DEADLINE_MS, self.deadline_ms.to_string());
+    fn write(&self, headers: &mut HeaderMap) {
+        set(headers, HEADER_RESERVATION, self.reservation.to_string());
+        set(headers, HEADER_ACCOUNT, self.account.to_string());
+        set(headers, HEADER_KEY, self.key.to_string());
+        let (input, output) = (self.hold.input_tokens, self.hold.output_tokens);
+        set(headers, HEADER_MAX_INPUT_TOKENS, input.to_string());
+        set(headers, HEADER_MAX_OUTPUT_TOKENS, output.to_string());
     }
+}
+
+/// With what a neuron is called.
+#[derive(Debug)]
+pub(crate) struct Pass<'a> {
+    pub(crate) secret: &'a NeuronSecret,
+    /// None for a request that is not metered, and for a count.
+    pub(crate) held: Option<Held<'a>>,
+    /// Unix ms, when it is worth nothing any more; earlier than the end of the hold, which waits for the
+    /// settle.
+    pub(crate) deadline_ms: u64,
+}
+
+impl Pass<'_> {
+    /// Writes the headers of a POST to `path` of `neuron`.
+    pub(super) fn write(
+        &self,
+        neuron: &NeuronId,
+        path: &'static str,
+        body: &[u8],
+        headers: &mut HeaderMap,
+    ) {
+        if let Some(held) = &self.held {
+            held.write(headers);
+        }
+        set(headers, HEADER_DEADLINE_MS, self.deadline_ms.to_string());
+        let told = |name| headers.get(name).map(HeaderValue::as_bytes);
+        let call = Call::new(neuron, "POST", path, told);
+        let signature = self.secret.sign(&call, &BodyHash::of(body));
+        set(headers, HEADER_SIGNATURE, signature);
+    }
+}
+
+fn set(headers: &mut HeaderMap, name: &'static str, value: String) {
+    let value = HeaderValue::try_from(value).expect("ids and numbers are valid header values");
+    headers.insert(HeaderName::from_static(name), value);
 }
 
 #[cfg(test)]
@@ -54,16 +82,25 @@ mod tests {
             account: &account,
             key: &key,
             hold: &Amounts::request(3, 4, None),
+        };
+        let reservation = held.reservation;
+        let pass = Pass {
+            secret: &NeuronSecret::new([7; 32]),
+            held: Some(held),
             deadline_ms: 99,
         };
-        let mut headers = HeaderMap::new();
-        held.write(&mut headers);
+        let (neuron, mut headers) = (NeuronId::new("n").unwrap(), HeaderMap::new());
+        pass.write(&neuron, "/p", b"body", &mut headers);
         let told = |name: &str| headers[name].to_str().unwrap().to_owned();
-        assert_eq!(told(HEADER_RESERVATION), held.reservation.to_string());
+        assert_eq!(told(HEADER_RESERVATION), reservation.to_string());
         assert_eq!(told(HEADER_ACCOUNT), "a");
         assert_eq!(told(HEADER_KEY), "k");
         assert_eq!(told(HEADER_MAX_INPUT_TOKENS), "3");
         assert_eq!(told(HEADER_MAX_OUTPUT_TOKENS), "4");
         assert_eq!(told(HEADER_DEADLINE_MS), "99");
+        let call = Call::new(&neuron, "POST", "/p", |name| Some(headers[name].as_bytes()));
+        let signature = headers[HEADER_SIGNATURE].as_bytes();
+        let body = pass.secret.verify(&call, signature);
+        assert_eq!(body, Some(BodyHash::of(b"body")));
     }
 }

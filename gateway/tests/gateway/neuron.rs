@@ -6,17 +6,24 @@ use seatbelt_schemas::{
     ids::{ModelId, NeuronId},
     neuron::{NeuronModel, NeuronRecord},
     usage::{NeuronUsage, Outcome, UsageEvent},
+    window::Window,
 };
 use serde_json::{Value, json};
 
 use crate::support::{
-    Script, Stack, account, chat_stream, eventually, hi, hi_stream, key, read_until,
-    status_and_body, stream_text,
+    Script, Stack, account, chat_stream, eventually, hi, hi_stream, is_signed, key, read_until,
+    status_and_body, stream_text, tokens,
 };
 
 /// A stack whose upstream is a neuron as well.
 async fn with_neuron(limit: u64) -> Stack {
     let stack = Stack::balance(limit).await;
+    serves(&stack);
+    stack
+}
+
+/// Registers the upstream as a neuron.
+fn serves(stack: &Stack) {
     let model = NeuronModel {
         id: ModelId::new("tiny").unwrap(),
         context: 64,
@@ -36,7 +43,6 @@ async fn with_neuron(limit: u64) -> Stack {
             at_ms: 1,
         }])
         .unwrap();
-    stack
 }
 
 fn tiny(mut body: Value) -> Value {
@@ -85,11 +91,30 @@ async fn the_prompt_is_counted_exactly_and_the_neuron_is_told_its_bounds() {
         .parse()
         .unwrap();
     assert!(deadline > before + 500_000);
+    let asked = stack.upstream.last();
+    assert!(is_signed(&asked.path, &asked.headers, &asked.bytes));
     assert_eq!(stack.spent_once_idle().await, 15);
 }
 
 fn system_ms() -> u64 {
     seatbelt_gateway::system_clock()()
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_pays_is_signed_too_and_names_no_reservation() {
+    let stack = Stack::start_with(tokens(1000, Window::Balance), |config| {
+        config.require_auth = false;
+    })
+    .await;
+    serves(&stack);
+    let free = stack
+        .client
+        .post(format!("{}/v1/chat/completions", stack.base));
+    let answer = free.body(tiny(hi(20)).to_string()).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 200);
+    let asked = stack.upstream.last();
+    assert!(is_signed(&asked.path, &asked.headers, &asked.bytes));
+    assert!(!asked.headers.contains_key("x-seatbelt-reservation"));
 }
 
 #[tokio::test]

@@ -38,9 +38,12 @@ use seatbelt_schemas::{
     cap::{CapSpec, CapStanding},
     command::Change,
     event::{KeyIssued, UsageSource},
-    ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ModelId, ReservationId},
+    ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ModelId, NeuronId, ReservationId},
     meter::Meter,
-    neuron::NeuronRecord,
+    neuron::{
+        NeuronRecord,
+        signature::{BodyHash, Call, HEADER_SIGNATURE, NeuronSecret},
+    },
     position::Partitions,
     scope::Scope,
     usage::UsageEvent,
@@ -80,6 +83,7 @@ pub(crate) struct Asked {
     pub(crate) path: String,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Value,
+    pub(crate) bytes: Bytes,
 }
 
 /// The foreign upstream.
@@ -159,14 +163,30 @@ impl Upstream {
     }
 }
 
+/// As a neuron `n-1` would look at it.
+pub(crate) fn is_signed(path: &str, headers: &HeaderMap, body: &[u8]) -> bool {
+    let neuron = NeuronId::new("n-1").unwrap();
+    let told = |name| headers.get(name).map(|value| value.as_bytes());
+    let call = Call::new(&neuron, "POST", path, told);
+    let signed = told(HEADER_SIGNATURE);
+    let hash = signed.and_then(|signature| neuron_secret().verify(&call, signature));
+    hash == Some(BodyHash::of(body))
+}
+
 async fn answer(
     State(upstream): State<Arc<Upstream>>,
     uri: Uri,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    let (bytes, body) = (
+        body.clone(),
+        serde_json::from_slice(&body).unwrap_or(Value::Null),
+    );
     if uri.path() == "/tokenize" {
+        if !is_signed("/tokenize", &headers, &bytes) {
+            return StatusCode::UNAUTHORIZED.into_response();
+        }
         return axum::Json(json!({"input_tokens": upstream.counts.load(SeqCst)})).into_response();
     }
     upstream.hits.fetch_add(1, SeqCst);
@@ -175,6 +195,7 @@ async fn answer(
         path,
         headers,
         body,
+        bytes,
     });
     let script = upstream.script.lock().unwrap().clone();
     match script {
@@ -432,6 +453,10 @@ pub(crate) fn tokens(limit: u64, window: Window) -> CapSpec {
     }
 }
 
+pub(crate) fn neuron_secret() -> NeuronSecret {
+    NeuronSecret::new([7; 32])
+}
+
 impl Stack {
     /// A gateway over an upstream with one model, and a key with one cap.
     pub(crate) async fn start(cap: CapSpec) -> Self {
@@ -472,6 +497,7 @@ impl Stack {
             snapshots: Arc::clone(&snapshots) as Arc<dyn Snapshots>,
             usage: Arc::clone(&usage) as Arc<dyn UsageEvents>,
             neurons: alive,
+            neuron_secret: neuron_secret(),
             clock: system_clock(),
             ready: is_ready,
         };
