@@ -332,7 +332,7 @@ async fn start_neuron(
     bus: &Bus,
     running: &mut Running,
 ) -> Result<String, RoleError> {
-    let told = neuron::config(config, neuron)?;
+    let told = neuron::config(config, neuron, bus.neuron_secret().await?)?;
     let (client, names) = (bus.nats.client().clone(), bus.names.clone());
     let stop = CancellationToken::new();
     let started = seatbelt_neuron::start(told, Some(client), names, stop.clone()).await;

@@ -5,7 +5,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use seatbelt_schemas::ids::{ModelId, NeuronId};
+use seatbelt_schemas::{
+    ids::{ModelId, NeuronId},
+    neuron::signature::NeuronSecret,
+};
 use serde::Deserialize;
 
 /// Largest request body.
@@ -49,6 +52,15 @@ impl Device {
     }
 }
 
+/// Who is served.
+#[derive(Debug, Clone)]
+pub enum Access {
+    /// Who shows that he knows the deployment's secret, each reservation once.
+    Signed(NeuronSecret),
+    /// Whoever reaches it: for tests, and where nothing but gateways does.
+    Open,
+}
+
 /// A model to serve.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,6 +100,8 @@ pub struct NeuronConfig {
     pub listen: SocketAddr,
     /// Address under which gateways reach it, where it differs from the bound one.
     pub url: Option<String>,
+    /// Who is served.
+    pub access: Access,
     /// The models.
     pub models: Vec<ModelConfig>,
     /// `libonnxruntime.so`.
@@ -108,6 +122,7 @@ impl NeuronConfig {
     /// A configuration with defaults for all but what has none.
     pub fn new(
         id: NeuronId,
+        access: Access,
         listen: SocketAddr,
         ort_library: PathBuf,
         outbox_dir: PathBuf,
@@ -116,6 +131,7 @@ impl NeuronConfig {
             id,
             listen,
             url: None,
+            access,
             models: Vec::new(),
             ort_library,
             threads: 1,
@@ -183,7 +199,7 @@ mod tests {
         let listen = "127.0.0.1:0".parse().unwrap();
         NeuronConfig {
             models,
-            ..NeuronConfig::new(id, listen, "lib.so".into(), "outbox".into())
+            ..NeuronConfig::new(id, Access::Open, listen, "lib.so".into(), "outbox".into())
         }
     }
 

@@ -8,8 +8,9 @@
 //! | `GET /v1/models`, `/v1/models/{id}`, `/models` | the models with their limits |
 //! | `GET /health/live`, `/health/ready`, `/metrics` | for machines |
 //!
-//! There is no authentication: a neuron listens where only gateways reach it. Every answer to a
-//! generation carries `x-request-id`; its usage is reported before its last byte is sent.
+//! All but `/models`, health and metrics is for the gateways of its deployment alone, each reservation
+//! once (`access`), unless the neuron is configured as open. Every answer to a generation carries
+//! `x-request-id`; its usage is reported before its last byte is sent.
 
 use std::sync::{
     Arc,
@@ -19,16 +20,25 @@ use std::sync::{
 use axum::{
     Json, Router,
     extract::{Path, Request, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{StatusCode, header},
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use seatbelt_schemas::{ids::ModelId, neuron::NeuronModel};
 use serde_json::{Value, json};
 
+pub(crate) use self::access::Used;
 use self::{error::ApiError, request::Dialect};
-use crate::{config::Device, engine::Engine, metrics::Gauge, model::Model, usage::TicketOffice};
+use crate::{
+    config::{Access, Device},
+    engine::Engine,
+    metrics::Gauge,
+    model::Model,
+    usage::TicketOffice,
+};
 
+mod access;
 mod answer;
 mod error;
 mod generate;
@@ -59,6 +69,8 @@ impl Served {
 
 /// Everything a handler needs.
 pub(crate) struct App {
+    pub(crate) access: Access,
+    pub(crate) used: Used,
     pub(crate) models: Vec<Served>,
     pub(crate) office: TicketOffice,
     pub(crate) draining: AtomicBool,
@@ -97,6 +109,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(metrics))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(from_fn_with_state(Arc::clone(&app), access::guard))
         .with_state(app)
 }
 
@@ -108,8 +121,8 @@ async fn completions(State(app): State<Arc<App>>, request: Request) -> Response 
     generate::serve(&app, Dialect::Completion, request).await
 }
 
-async fn embeddings(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
-    generate::refuse(&app, &headers, ApiError::no_embeddings()).await
+async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Response {
+    generate::refuse(&app, request, ApiError::no_embeddings()).await
 }
 
 async fn models(State(app): State<Arc<App>>) -> Json<Value> {

@@ -26,10 +26,28 @@ const OUTCOMES: [(Outcome, &str); 5] = [
     (Outcome::Failed, "failed"),
 ];
 
+/// Why a call was not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TurnedAway {
+    /// No gateway of this deployment signed it, or not for now.
+    Unsigned,
+    /// Its reservation was served before.
+    Repeated,
+    /// No more reservations can be remembered.
+    Full,
+}
+
+const TURNED_AWAY: [(TurnedAway, &str); 3] = [
+    (TurnedAway::Unsigned, "unsigned"),
+    (TurnedAway::Repeated, "repeated"),
+    (TurnedAway::Full, "full"),
+];
+
 /// Counters and histograms of one neuron.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     requests: [AtomicU64; OUTCOMES.len()],
+    turned_away: [AtomicU64; TURNED_AWAY.len()],
     input_tokens: AtomicU64,
     output_tokens: AtomicU64,
     queued: Latency,
@@ -41,6 +59,7 @@ impl Metrics {
     pub(crate) fn new() -> Self {
         Self {
             requests: Default::default(),
+            turned_away: Default::default(),
             input_tokens: AtomicU64::new(0),
             output_tokens: AtomicU64::new(0),
             queued: Latency::new(),
@@ -60,6 +79,13 @@ impl Metrics {
             .fetch_add(usage.input_tokens, Ordering::Relaxed);
         self.output_tokens
             .fetch_add(usage.output_tokens, Ordering::Relaxed);
+    }
+
+    /// A call was not let in.
+    pub(crate) fn turned_away(&self, why: TurnedAway) {
+        let at = TURNED_AWAY.iter().position(|(known, _)| *known == why);
+        let at = at.expect("every reason is listed");
+        self.turned_away[at].fetch_add(1, Ordering::Relaxed);
     }
 
     /// A request waited so long for its slot.
@@ -91,6 +117,19 @@ impl Metrics {
             line(
                 &mut text,
                 format_args!("seatbelt_neuron_requests_total{{outcome=\"{name}\"}} {count}"),
+            );
+        }
+        head(
+            &mut text,
+            "seatbelt_neuron_turned_away_total",
+            "counter",
+            "Calls not let in, by why.",
+        );
+        for ((_, why), count) in TURNED_AWAY.iter().zip(&self.turned_away) {
+            let count = count.load(Ordering::Relaxed);
+            line(
+                &mut text,
+                format_args!("seatbelt_neuron_turned_away_total{{why=\"{why}\"}} {count}"),
             );
         }
         head(

@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::unix_ms,
-    config::{FLUSH_MAX, ModelConfig, NeuronConfig},
+    config::{Access, FLUSH_MAX, ModelConfig, NeuronConfig},
     engine::{Engine, Voice},
     error::NeuronError,
-    http::{self, App, Served},
+    http::{self, App, Served, Used},
     metrics::Metrics,
     model::Model,
     register::{Register, UsageStream},
@@ -121,7 +121,12 @@ async fn start_all(
         outbox,
         metrics,
     };
+    if matches!(config.access, Access::Open) {
+        tracing::warn!(neuron = %config.id, "neuron is open: whoever reaches it is served, and not metered");
+    }
     let app = Arc::new(App {
+        access: config.access.clone(),
+        used: Used::default(),
         models,
         office,
         draining: AtomicBool::new(false),

@@ -43,6 +43,8 @@ pub struct Neuron {
     pub listen: SocketAddr,
     /// Address under which gateways reach it, where that is not the one it listens on.
     pub url: Option<String>,
+    /// Serves whoever reaches it, not gateways of its deployment alone.
+    pub open: bool,
     /// ONNX Runtime's library; found by itself where not given.
     pub onnxruntime: Option<PathBuf>,
     /// Threads per model.
@@ -87,6 +89,7 @@ impl Neuron {
             id,
             listen: address(&mut section, "listen", 0),
             url: section.text("url"),
+            open: section.flag("open").unwrap_or(false),
             onnxruntime: section.text("onnxruntime").map(|path| context.path(&path)),
             threads: count(&mut section, "threads", THREADS_MAX, 1),
             queue: count(&mut section, "queue", QUEUE_MAX, 64),

@@ -89,6 +89,7 @@ fn the_whole_example_reads_as_it_is_meant() {
     );
     assert_eq!(config.prices().len(), 1);
     let neuron = config.neuron.unwrap();
+    assert!(!neuron.open, "only who says so serves anybody");
     assert_eq!(
         neuron.models[0].path,
         Path::new("/etc/seatbelt/models/tiny")
@@ -116,6 +117,7 @@ fn the_environment_overrides_values_lists_and_tables() {
                 "SEATBELT__ENTITLEMENTS__KEYS__0__WINDOW",
                 "{ kind = \"balance\" }",
             ),
+            ("SEATBELT__NEURON__OPEN", "true"),
             ("SEATBELT__NEURON__MODELS__1__ID", "second"),
             ("SEATBELT__NEURON__MODELS__1__PATH", "/m"),
             ("SEATBELT_LOG", "debug"),
@@ -130,7 +132,9 @@ fn the_environment_overrides_values_lists_and_tables() {
         "key/key-cap/tokens/balance"
     );
     assert_eq!(config.keys[0].caps[1].limit, 7);
-    assert_eq!(config.neuron.unwrap().models[1].path, Path::new("/m"));
+    let neuron = config.neuron.unwrap();
+    assert!(neuron.open);
+    assert_eq!(neuron.models[1].path, Path::new("/m"));
 }
 
 #[test]

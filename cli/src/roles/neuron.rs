@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use seatbelt_neuron::{Device, ModelConfig, NeuronConfig};
-use seatbelt_schemas::ids::NeuronId;
+use seatbelt_neuron::{Access, Device, ModelConfig, NeuronConfig};
+use seatbelt_schemas::{ids::NeuronId, neuron::signature::NeuronSecret};
 
 use super::RoleError;
 use crate::config::{self, Config, Neuron};
@@ -16,13 +16,21 @@ const SET_UP: &str = ".deps/onnxruntime/libonnxruntime.so";
 const OUTBOX: &str = "neuron-outbox";
 
 /// What the neuron is told.
-pub(super) fn config(config: &Config, neuron: &Neuron) -> Result<NeuronConfig, RoleError> {
+pub(super) fn config(
+    config: &Config,
+    neuron: &Neuron,
+    secret: NeuronSecret,
+) -> Result<NeuronConfig, RoleError> {
     let library = match &neuron.onnxruntime {
         Some(path) => existing("neuron.onnxruntime", path.clone())?,
         None => find_library()?,
     };
     let id = neuron.id.clone().unwrap_or_else(own_name);
     let outbox = config.nats.data_dir.join(OUTBOX);
+    let access = match neuron.open {
+        true => Access::Open,
+        false => Access::Signed(secret),
+    };
     Ok(NeuronConfig {
         url: neuron.url.clone(),
         models: neuron.models.iter().map(model).collect(),
@@ -30,7 +38,7 @@ pub(super) fn config(config: &Config, neuron: &Neuron) -> Result<NeuronConfig, R
         queue: neuron.queue,
         replicas: usize::from(config.nats.replicas),
         drain: neuron.drain,
-        ..NeuronConfig::new(id, neuron.listen, library, outbox)
+        ..NeuronConfig::new(id, access, neuron.listen, library, outbox)
     })
 }
 

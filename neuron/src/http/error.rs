@@ -112,6 +112,31 @@ impl ApiError {
         }
     }
 
+    pub(super) fn unsigned() -> Self {
+        let message = "this neuron serves the gateways of its deployment: ask one of them, or set open = true in [neuron] for who should be served without";
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            INVALID,
+            "invalid_signature",
+            message,
+        )
+    }
+
+    pub(super) fn other_body() -> Self {
+        let message = "the body is not the one that was signed";
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            INVALID,
+            "invalid_signature",
+            message,
+        )
+    }
+
+    pub(super) fn served_before() -> Self {
+        let message = "the reservation of this call was served already";
+        Self::new(StatusCode::CONFLICT, INVALID, "reservation_used", message)
+    }
+
     pub(super) fn unknown_model(name: &str) -> Self {
         let name: String = name.chars().take(80).collect();
         let message = format!("the model {name:?} is not served here");

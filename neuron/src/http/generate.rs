@@ -8,15 +8,18 @@ use std::sync::Arc;
 use axum::{
     body::Body,
     extract::Request,
-    http::{HeaderMap, HeaderName, HeaderValue},
+    http::{HeaderName, HeaderValue},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use http_body_util::LengthLimitError;
+use seatbelt_schemas::neuron::signature::BodyHash;
 use ulid::Ulid;
 
 use super::{
-    App, Served, answer,
+    App, Served,
+    access::{self, Signed},
+    answer,
     error::ApiError,
     headers::{self, Limits},
     request::{Dialect, Prompt, Wish},
@@ -36,10 +39,12 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Serves one generation from its first header to its answer.
 pub(super) async fn serve(app: &Arc<App>, dialect: Dialect, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let mut ticket = app.office.open(headers::caller(&parts.headers));
+    let mut ticket = match open(app, &request) {
+        Ok(ticket) => ticket,
+        Err(error) => return error.into_response(),
+    };
     let id = ticket.request().to_owned();
-    let response = match prepare(app, dialect, &parts.headers, body, &mut ticket).await {
+    let response = match prepare(app, dialect, request, &mut ticket).await {
         Ok(plan) => run(app, dialect, plan, ticket).await,
         Err(error) => turn_away(ticket, error).await,
     };
@@ -47,10 +52,21 @@ pub(super) async fn serve(app: &Arc<App>, dialect: Dialect, request: Request) ->
 }
 
 /// Refuses a request that could cost something, whatever its body.
-pub(super) async fn refuse(app: &App, headers: &HeaderMap, error: ApiError) -> Response {
-    let ticket = app.office.open(headers::caller(headers));
+pub(super) async fn refuse(app: &App, request: Request, error: ApiError) -> Response {
+    let ticket = match open(app, &request) {
+        Ok(ticket) => ticket,
+        Err(error) => return error.into_response(),
+    };
     let id = ticket.request().to_owned();
     with_request_id(turn_away(ticket, error).await, &id)
+}
+
+/// The ticket of a request that has its reservation for itself. Where another had it, there is none: the
+/// reservation has its one event from the other.
+fn open(app: &App, request: &Request) -> Result<Ticket, ApiError> {
+    let (headers, signed) = (request.headers(), request.extensions().get::<Signed>());
+    access::take(app, signed, headers)?;
+    Ok(app.office.open(headers::caller(headers)))
 }
 
 /// A request that may run.
@@ -66,15 +82,16 @@ struct Plan {
 async fn prepare(
     app: &Arc<App>,
     dialect: Dialect,
-    headers: &HeaderMap,
-    body: Body,
+    request: Request,
     ticket: &mut Ticket,
 ) -> Result<Plan, ApiError> {
+    let signed = request.extensions().get::<Signed>().copied();
     if let Some(reason) = app.closed() {
         return Err(ApiError::closed(reason));
     }
-    let limits = headers::limits(headers)?;
-    let mut wish = Wish::read(dialect, &read_body(body).await?)?;
+    let limits = headers::limits(request.headers())?;
+    let body = read_body(request.into_body(), signed).await?;
+    let mut wish = Wish::read(dialect, &body)?;
     let (at, served) = find(app, &wish.model)?;
     ticket.of_model(&served.id, served.device);
     let stand_in = Prompt::Tokens(Vec::new());
@@ -98,19 +115,23 @@ async fn prepare(
     })
 }
 
-/// The body, if it is neither too large nor too slow.
-pub(super) async fn read_body(body: Body) -> Result<Bytes, ApiError> {
+/// The body, if it is neither too large nor too slow, and the one that was signed.
+pub(super) async fn read_body(body: Body, signed: Option<Signed>) -> Result<Bytes, ApiError> {
     let read = axum::body::to_bytes(body, BODY_BYTES_MAX);
     let Ok(read) = tokio::time::timeout(BODY_TIME_MAX, read).await else {
         return Err(ApiError::body_too_slow());
     };
-    read.map_err(|error| {
+    let body = read.map_err(|error| {
         let source = std::error::Error::source(&error);
         match source.is_some_and(|source| source.is::<LengthLimitError>()) {
             true => ApiError::body_too_large(BODY_BYTES_MAX),
             false => ApiError::invalid_body("the body ended early"),
         }
-    })
+    })?;
+    match signed {
+        Some(signed) if signed.body != BodyHash::of(&body) => Err(ApiError::other_body()),
+        _ => Ok(body),
+    }
 }
 
 /// The exact tokens of a request's prompt.

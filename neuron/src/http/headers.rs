@@ -67,7 +67,7 @@ fn is_reservation(id: &str) -> bool {
     (1..=RESERVATION_LEN_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-fn number(headers: &HeaderMap, name: &'static str) -> Result<Option<u64>, ApiError> {
+pub(super) fn number(headers: &HeaderMap, name: &'static str) -> Result<Option<u64>, ApiError> {
     let Some(value) = headers.get(name) else {
         return Ok(None);
     };

@@ -7,27 +7,28 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    body::Body,
-    extract::State,
+    extract::{Request, State},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
 
 use super::{
     App,
+    access::Signed,
     error::ApiError,
     generate::{prompt_tokens, read_body},
     request::{Dialect, Wish},
 };
 
-pub(super) async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Response {
-    count(&app, body)
+pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Response {
+    count(&app, request)
         .await
         .unwrap_or_else(IntoResponse::into_response)
 }
 
-async fn count(app: &Arc<App>, body: Body) -> Result<Response, ApiError> {
-    let body = read_body(body).await?;
+async fn count(app: &Arc<App>, request: Request) -> Result<Response, ApiError> {
+    let signed = request.extensions().get::<Signed>().copied();
+    let body = read_body(request.into_body(), signed).await?;
     let chat = serde_json::from_slice::<serde_json::Value>(&body)
         .is_ok_and(|body| body.get("messages").is_some());
     let wish = Wish::read(

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use seatbelt_neuron::{
-    Device, ModelConfig, NeuronConfig, RunningNeuron, start_with_sink,
+    Access, Device, ModelConfig, NeuronConfig, RunningNeuron, start_with_sink,
     usage::{SinkError, UsageSink},
 };
 use seatbelt_schemas::{
@@ -165,7 +165,13 @@ pub(crate) fn config(folder: &Path) -> NeuronConfig {
     let listen = "127.0.0.1:0".parse().unwrap();
     NeuronConfig {
         models: vec![tiny(4)],
-        ..NeuronConfig::new(id, listen, ort_library(), folder.join("outbox"))
+        ..NeuronConfig::new(
+            id,
+            Access::Open,
+            listen,
+            ort_library(),
+            folder.join("outbox"),
+        )
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod common;
 
+mod access;
 mod answers;
 mod nats;
 mod reports;
