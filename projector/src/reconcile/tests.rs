@@ -323,6 +323,38 @@ async fn doing_it_again_or_twice_at_once_settles_nothing_twice() {
     world.end().await;
 }
 
+/// Somebody who reached a neuron with a reservation that is not his, whether it is open or expired.
+#[tokio::test]
+async fn a_second_report_lowers_no_charge() {
+    let world = World::new().await;
+    let (open, expired) = (world.reserve(10, 600_000).await, world.reserve(11, 1).await);
+    until(|| world.events("expired").len() == 1).await;
+    for reservation in [open, expired] {
+        world.report(&reservation);
+        for (output_tokens, outcome) in [(1, Outcome::Completed), (0, Outcome::Rejected)] {
+            let mut second = usage_event(&reservation, account(), key());
+            second.neuron = NeuronId::new("neuron-2").unwrap();
+            second.usage = NeuronUsage {
+                input_tokens: output_tokens,
+                cached_input_tokens: 0,
+                output_tokens,
+            };
+            second.outcome = outcome;
+            world.usage.push(second);
+        }
+    }
+    world.reconcile().await;
+    let settled = world.events("settled");
+    let charges = settled.iter().map(|body| match body {
+        EventBody::Settled(settled) => (settled.reservation, settled.charge.tokens),
+        other => panic!("{other:?}"),
+    });
+    let charges: Vec<_> = charges.collect();
+    assert_eq!(charges.len(), 2, "{charges:?}");
+    assert!(charges.contains(&(open, 12)) && charges.contains(&(expired, 12)));
+    world.end().await;
+}
+
 #[tokio::test]
 async fn events_without_a_reservation_are_passed_over() {
     let world = World::new().await;
