@@ -273,6 +273,42 @@ async fn a_damaged_last_commit_is_given_up_only_on_the_operators_word() {
     );
 }
 
+/// The server says that a commit is there and never gives it: a block of its files is damaged.
+#[tokio::test]
+async fn a_commit_that_the_server_cannot_read_stops_its_partition_and_no_other() {
+    let foreign = Foreign::start().await;
+    let stack = capped(&foreign).await;
+    spend(&stack, 15).await;
+    let home = stack.stop().await;
+    let name = Names::default().journal_stream(home_of_cap());
+    let block = stream(&home, &name).join("msgs/1.blk");
+    let mut bytes = fs::read(&block).unwrap();
+    let at = bytes.len() - 40;
+    bytes[at] ^= 0xff;
+    fs::write(&block, bytes).unwrap();
+
+    let stack = home.start().await; // the others are served
+    stands_still(&stack, "no readable commit at sequence").await;
+    let home = stack.kill_all().await;
+    let config = home.config().display().to_string();
+    let verify = format!("seatbelt audit verify --config {config}");
+    let verified = shell(&home, &verify).await;
+    assert!(!verified.status.success(), "{verified:?}");
+    let partition = home_of_cap().0;
+    let adopt =
+        format!("seatbelt ledger adopt-journal --config {config} --partition {partition} --yes");
+    let refused = shell(&home, &adopt).await;
+    assert!(!refused.status.success(), "{refused:?}");
+
+    fs::remove_file(stream(&home, &name).join("msgs/index.db")).unwrap();
+    let adopted = shell(&home, &adopt).await;
+    assert!(adopted.status.success(), "{adopted:?}");
+    let stack = home.start().await;
+    assert!(stack.get("/health/ready", "").await.is_ok());
+    assert!(stack.chat("sk-cap", 5).await.is_ok());
+    stack.stop().await.verify().await;
+}
+
 #[tokio::test]
 async fn an_older_journal_is_put_back_and_adopted() {
     let foreign = Foreign::start().await;

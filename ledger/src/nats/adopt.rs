@@ -62,9 +62,9 @@ pub enum AdoptError {
     /// Nothing is to be done.
     #[error("nothing speaks against the journal of partition {0}: it needs no adoption")]
     NoDoubt(Partition),
-    /// The journal cannot become this ledger's.
+    /// The journal cannot become this ledger's, or not as it is.
     #[error(transparent)]
-    Foreign(Doubt),
+    Unfit(Doubt),
     /// The journal or its witnesses cannot be read.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -107,7 +107,9 @@ pub async fn doubt(nats: &Nats, adoption: &Adoption) -> Result<Option<Doubt>, Ad
 pub async fn adopt(nats: &Nats, adoption: &Adoption) -> Result<Sequence, AdoptError> {
     let reason = match doubt(nats, adoption).await? {
         None => return Err(AdoptError::NoDoubt(adoption.partition)),
-        Some(doubt @ Doubt::Foreign { .. }) => return Err(AdoptError::Foreign(doubt)),
+        Some(doubt @ (Doubt::Foreign { .. } | Doubt::Hole { .. })) => {
+            return Err(AdoptError::Unfit(doubt));
+        }
         Some(doubt) => doubt.to_string(),
     };
     let (partition, names) = (adoption.partition, &adoption.names);

@@ -125,6 +125,16 @@ pub enum Doubt {
         /// What META says.
         wanted: LedgerId,
     },
+    /// The server no longer has a commit that it says is there. It cannot be adopted as it is.
+    #[error(
+        "the journal of partition {partition} has no readable commit at sequence {at} although it goes on: what the server keeps of it is damaged; restore it, or have the server cut it there as docs/recovery.md says and then go on with `seatbelt ledger adopt-journal --partition {partition}`"
+    )]
+    Hole {
+        /// The partition.
+        partition: Partition,
+        /// The first commit that is missing, as far as that is known.
+        at: Sequence,
+    },
 }
 
 /// Why a journal is not opened, by what to do next.
@@ -367,6 +377,18 @@ async fn first_of(journal: &impl Journal) -> Result<ByteBuf, ReadError> {
 
 /// Compares a journal with what was seen of it.
 async fn check(
+    journal: &impl Journal,
+    partition: Partition,
+    ledger: &LedgerId,
+    known: &[Known],
+) -> Result<(), OpenError> {
+    match compare(journal, partition, ledger, known).await {
+        Err(OpenError::Read(ReadError::Gap { at })) => Err(Doubt::Hole { partition, at }.into()),
+        compared => compared,
+    }
+}
+
+async fn compare(
     journal: &impl Journal,
     partition: Partition,
     ledger: &LedgerId,

@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 use super::{
     Nats, ProvisionError,
-    cursor::Cursor,
+    cursor::{Cursor, CursorError, Item},
     publish::{NOBODY, Published, SILENCE, publish},
     stream::{ApiError, ensure, info, inspect},
 };
@@ -42,6 +42,8 @@ pub const STORES_NOTHING: &str = "answers but stores nothing";
 
 /// How long a question about an append that got no answer may take.
 const PROBE_MAX: Duration = Duration::from_secs(1);
+/// How long nothing of what is there may come before it is asked for by its place.
+const READ_SILENCE: Duration = Duration::from_secs(2);
 /// How long a look at the server's clock may take: the longer, the less it says.
 const CLOCK_MAX: Duration = Duration::from_millis(500);
 /// A place where no journal ever ends: an append there is always answered, and never written.
@@ -315,7 +317,7 @@ impl Journal for NatsJournal {
         let cursor = self.cursor(after);
         stream::unfold(Some((cursor, after)), move |reader| async move {
             let (cursor, last) = reader.filter(|(_, last)| *last < to)?;
-            Some(read_next(cursor, last).await)
+            Some(self.read_there(cursor, last).await)
         })
         .boxed()
     }
@@ -330,12 +332,43 @@ impl Journal for NatsJournal {
     }
 }
 
+impl NatsJournal {
+    /// Reads one on of what is known to be there. A message that the server cannot read is never
+    /// delivered: where nothing comes for a while it is asked for by its sequence.
+    async fn read_there(
+        &self,
+        mut cursor: Cursor,
+        last: Sequence,
+    ) -> (Result<Stored, ReadError>, Reader) {
+        let at = last.next();
+        loop {
+            if let Ok(next) = timeout(READ_SILENCE, cursor.next()).await {
+                return taken(next, cursor, at);
+            }
+            match self.get(at).await {
+                Ok(Some(_)) | Err(ReadError::Unreachable { .. }) => {}
+                Ok(None) | Err(ReadError::Gap { .. }) => {
+                    return (Err(ReadError::Gap { at }), None);
+                }
+            }
+        }
+    }
+}
+
 type Reader = Option<(Cursor, Sequence)>;
 
 /// Reads one on; an error is the last item.
 async fn read_next(mut cursor: Cursor, last: Sequence) -> (Result<Stored, ReadError>, Reader) {
     let at = last.next();
-    match cursor.next().await {
+    taken(cursor.next().await, cursor, at)
+}
+
+fn taken(
+    next: Result<Item, CursorError>,
+    cursor: Cursor,
+    at: Sequence,
+) -> (Result<Stored, ReadError>, Reader) {
+    match next {
         Ok(item) if item.sequence == at.0 => {
             let payload = item.message.message.payload;
             let stored = Stored {
