@@ -355,6 +355,8 @@ fn command(binary: &Path, config_path: &Path, alive: File) -> Command {
     let mut command = Command::new(binary);
     command
         .args([stale::CONFIG_FLAG.as_ref(), config_path.as_os_str()])
+        // It needs nothing of ours, and keys of upstreams are among it.
+        .env_clear()
         .stdin(alive)
         .stdout(Stdio::null())
         .stderr(Stdio::null())

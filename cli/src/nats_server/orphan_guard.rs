@@ -16,6 +16,9 @@ case "$(tr '\0' ' ' < "/proc/$1/cmdline" 2>/dev/null)" in
 esac
 "#;
 
+/// Where `tr` is; the rest of our environment is no business of a shell.
+const SHELL_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
 #[derive(Debug)]
 pub(super) struct OrphanGuard(Option<Child>);
 
@@ -25,6 +28,8 @@ impl OrphanGuard {
         let spawned = Command::new("/bin/sh")
             .args(["-c", SCRIPT, "seatbelt-orphan-guard", &pid.to_string()])
             .arg(config_path)
+            .env_clear()
+            .env("PATH", SHELL_PATH)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -43,6 +48,11 @@ impl OrphanGuard {
             let _ = shell.kill();
             let _ = shell.wait();
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.0.as_ref().map(Child::id)
     }
 
     /// What the end of this process does to the guard.

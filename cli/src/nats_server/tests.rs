@@ -205,6 +205,30 @@ async fn a_server_ends_when_its_owner_is_gone() -> Outcome {
     Ok(())
 }
 
+/// What a process of ours was started with; it is there from the first moment.
+fn environment(pid: Option<u32>) -> String {
+    let path = format!("/proc/{}/environ", pid.unwrap());
+    String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned()
+}
+
+#[tokio::test]
+async fn the_server_and_its_guard_know_nothing_of_our_environment() -> Outcome {
+    let folder = TempDir::new()?;
+    let server = NatsServer::start(options(&folder)).await?;
+    assert!(
+        std::env::vars_os().count() > 1,
+        "there is something to know"
+    );
+    assert_eq!(environment(server.pid()), "");
+    let guard = environment(server.guard.pid());
+    assert!(
+        guard.starts_with("PATH=/usr/local/bin:") && !guard.contains("HOME="),
+        "{guard:?}"
+    );
+    server.stop().await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_client_can_see_whether_writes_go_through_to_the_disk() -> Outcome {
     for sync_always in [true, false] {
