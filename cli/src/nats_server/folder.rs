@@ -34,7 +34,28 @@ impl DataFolder {
             .canonicalize()
             .map_err(failed("resolve", data_dir))?;
         let lock = lock(&root)?;
-        Ok(Self { root, _lock: lock })
+        let folder = Self { root, _lock: lock };
+        folder.close_to_others()?;
+        Ok(folder)
+    }
+
+    /// What lies here from before, or was put here with a wider mode, is for its owner alone. Only what is
+    /// ours: the folder may be one that has other things in it.
+    fn close_to_others(&self) -> Result<(), NatsServerError> {
+        // the server makes its log itself, with what the umask leaves
+        let log = self.log_path();
+        drop(open_private(&log)?);
+        let mut ours = vec![self.config_path(), self.pid_path(), self.server_lock_path()];
+        ours.extend([self.address_path(), self.root.join("lock"), log]);
+        for path in ours {
+            match fs::set_permissions(&path, Permissions::from_mode(0o600)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("protect", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn root(&self) -> PathBuf {
@@ -65,7 +86,7 @@ impl DataFolder {
     /// The file that a server is to inherit, not locked yet.
     pub(super) fn open_server_lock(&self) -> Result<File, NatsServerError> {
         let path = self.server_lock_path();
-        open_lock(&path)
+        open_private(&path)
     }
 
     fn complaints_path(&self) -> PathBuf {
@@ -149,7 +170,7 @@ impl DataFolder {
 
 fn lock(root: &Path) -> Result<File, NatsServerError> {
     let path = root.join("lock");
-    let mut file = open_lock(&path)?;
+    let mut file = open_private(&path)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -174,7 +195,7 @@ fn lock(root: &Path) -> Result<File, NatsServerError> {
     Ok(file)
 }
 
-fn open_lock(path: &Path) -> Result<File, NatsServerError> {
+fn open_private(path: &Path) -> Result<File, NatsServerError> {
     let opened = OpenOptions::new()
         .read(true)
         .write(true)

@@ -230,6 +230,32 @@ async fn the_server_and_its_guard_know_nothing_of_our_environment() -> Outcome {
 }
 
 #[tokio::test]
+async fn what_lies_in_the_folder_is_for_its_owner_alone_also_from_before() -> Outcome {
+    let folder = TempDir::new()?;
+    NatsServer::start(options(&folder)).await?.stop().await;
+    let data = folder.path().join("data");
+    let ours = [
+        "lock",
+        "nats-server.lock",
+        "nats-server.conf",
+        "nats-server.log",
+        "nats.password",
+    ];
+    for name in ours {
+        fs::set_permissions(data.join(name), fs::Permissions::from_mode(0o644))?;
+    }
+    fs::write(data.join("theirs"), "")?;
+    fs::set_permissions(data.join("theirs"), fs::Permissions::from_mode(0o644))?;
+    let server = NatsServer::start(options(&folder)).await?;
+    for name in ours.into_iter().chain(["nats.json"]) {
+        assert_eq!(mode(&data.join(name)), 0o600, "{name}");
+    }
+    assert_eq!(mode(&data.join("theirs")), 0o644);
+    server.stop().await;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_client_can_see_whether_writes_go_through_to_the_disk() -> Outcome {
     for sync_always in [true, false] {
         let folder = TempDir::new()?;
