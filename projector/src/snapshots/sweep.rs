@@ -89,7 +89,8 @@ impl Sweep {
 }
 
 impl<J: Journal> Snapshots<J> {
-    /// Goes on with the sweep. A store that does not answer ends it, and not the projection.
+    /// Goes on with the sweep. A store that does not answer ends it, and so does a journal that is damaged
+    /// long before its end, but neither ends the projection.
     pub(super) async fn sweep(&mut self) -> Result<(), Trouble> {
         if !self.sweep.is_due() {
             return Ok(());
@@ -111,6 +112,12 @@ impl<J: Journal> Snapshots<J> {
                     error = with_sources(&error),
                     "snapshots are looked through later"
                 );
+                Ok(())
+            }
+            Err(Trouble::Stop(Stop::Halted(halt))) => {
+                let partition = self.tail.partition();
+                error!(%partition, error = with_sources(&halt), "lost snapshots cannot be folded again from the journal");
+                self.sweep = Sweep::Rests(Instant::now() + REST_MAX);
                 Ok(())
             }
             Err(other) => Err(other),

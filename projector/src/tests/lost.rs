@@ -131,6 +131,27 @@ async fn what_lands_while_snapshots_are_put_right_is_in_them() {
     world.check("");
 }
 
+/// What cannot be made again keeps the others of its partition from nothing.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_lost_behind_a_damaged_commit_halts_nothing() {
+    let story = short_story();
+    let mut world = World::of(story[..2].to_vec());
+    world.catch_up("p").await;
+    let damaged = [Bytes::from_static(b"?"), story[1].encode()];
+    world.journal = MemoryJournal::with_commits(damaged);
+    world.snapshots.forget("account.b");
+    let running = world.start("p");
+    let refreshed = || {
+        let writes = world.snapshots.writes();
+        writes.iter().filter(|key| *key == "partition.00").count()
+    };
+    let before = refreshed();
+    until(|| refreshed() > before + 10).await;
+    world.append(&story[2..]).await;
+    world.until_current().await;
+    running.end().await.unwrap();
+}
+
 /// Any of what is derived is lost, or goes back, at any time, and the projector is killed at any time after.
 async fn loss_story(seed: u64) {
     let mut random = Random(seed);
