@@ -2,6 +2,7 @@
 //!
 //! `make faults` is the long form. The seed is printed; `SEATBELT_FAULTS_SEED` repeats its choices.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "the seed, for whoever runs it again")]
 
 use std::{
     env,
