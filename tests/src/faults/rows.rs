@@ -20,7 +20,7 @@ pub(super) struct Kind {
     pub(super) name: &'static str,
     /// Rounds of the long form.
     pub(super) rounds: u32,
-    /// Rounds of the short form; zero leaves the row to the long one.
+    /// Rounds of the short form.
     pub(super) rounds_short: u32,
     /// No round begins after so much time.
     pub(super) time_max: Duration,
@@ -64,7 +64,7 @@ pub(super) const ALL: &[Kind] = &[
     Kind {
         name: "purges",
         rounds: 60,
-        rounds_short: 0,
+        rounds_short: 3,
         time_max: minutes(3),
         run: |room| Box::pin(purges::run(room)),
     },
