@@ -66,13 +66,15 @@ impl Planner {
             headers,
             body,
             place,
+            aside,
             room,
         } = received;
         let model = model_id(&body)?;
         let candidate = self.catalog.candidate(&model, &[])?;
         let api = candidate.api();
         let way = between(client, api)?;
-        let (mut body, ask) = read(way, api, body)?;
+        let reading = move || Ok((read(way, api, body)?, room));
+        let ((mut body, ask), room) = aside.work(reading).await?;
         self.screen(&caller, &headers, allowed(&candidate), &mut body)
             .await?;
         let (candidate, bound) = self.bound(&model, candidate, &ask, &body).await?;
@@ -237,7 +239,7 @@ mod tests {
     use crate::{
         config::{UpstreamConfig, UpstreamModel},
         gate::testing::{Asked, Stub, cap, gate, key},
-        receive::shares::Shares,
+        receive::{aside::Aside, shares::Shares},
         upstream::client::client,
     };
 
@@ -292,6 +294,7 @@ mod tests {
             headers: HeaderMap::new(),
             body,
             place: free(),
+            aside: Aside::No,
             room: free(),
         }
     }

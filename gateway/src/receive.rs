@@ -20,11 +20,13 @@ use crate::{
     metrics::{Metrics, Stage},
 };
 
+pub(crate) mod aside;
 pub(crate) mod body;
 pub(crate) mod caller;
 mod scan;
 pub(crate) mod shares;
 
+use aside::Aside;
 use body::{Bodies, see_off};
 use caller::Keyring;
 use shares::{Share, Shares};
@@ -53,6 +55,8 @@ pub(crate) struct Received {
     pub(crate) body: Fields,
     /// Its place among the requests in progress.
     pub(crate) place: Share,
+    /// Where the work on the body is done.
+    pub(crate) aside: Aside,
     /// What its body takes of memory.
     pub(crate) room: Share,
 }
@@ -104,9 +108,10 @@ impl Receiver {
         self.metrics.stage(Stage::Auth, began.elapsed());
         let account = key.as_ref().map(|key| &key.account);
         let (body, room) = self.bodies.read(body, account).await?;
+        let aside = Aside::of(&body);
         // only now: a client that is slow with its body keeps nobody out
         let place = self.places.take(account, 1)?;
-        let (body, room) = self.bodies.parse(body, room).await?;
+        let (body, room) = self.bodies.parse(body, aside, room).await?;
         let id = parts.extensions.get::<RequestId>();
         Ok(Received {
             id: id.map(|id| id.0.clone()).unwrap_or_default(),
@@ -119,6 +124,7 @@ impl Receiver {
             headers: parts.headers,
             body,
             place,
+            aside,
             room,
         })
     }

@@ -11,20 +11,15 @@ use futures::StreamExt;
 use seatbelt_dialects::Fields;
 use seatbelt_schemas::ids::AccountId;
 use serde_json::Value;
-use tokio::{
-    task::spawn_blocking,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
+    aside::Aside,
     scan::weigh,
     shares::{Share, Shares},
 };
 use crate::{
-    config::{
-        BODY_TIMEOUT, DISCARD_TIMEOUT, GatewayConfig, PARSED_AT_ONCE_MAX, body_memory_max,
-        values_max,
-    },
+    config::{BODY_TIMEOUT, DISCARD_TIMEOUT, GatewayConfig, body_memory_max, values_max},
     error::{ApiError, Case},
 };
 
@@ -100,20 +95,15 @@ impl Bodies {
     pub(super) async fn parse(
         &self,
         body: Bytes,
+        aside: Aside,
         mut room: Share,
     ) -> Result<(Fields, Share), ApiError> {
         let values_max = self.values_max;
-        let is_short = body.len() <= PARSED_AT_ONCE_MAX;
         let parsing = move || {
             room.grow(weigh(&body, values_max)?.bytes())?;
             Ok((parse(&body)?, room))
         };
-        if is_short {
-            return parsing();
-        }
-        let lost = || ApiError::new(Case::Internal, "the request body could not be parsed");
-        let parsed = spawn_blocking(parsing).await;
-        parsed.unwrap_or_else(|error| Err(lost().log(error.to_string())))
+        aside.work(parsing).await
     }
 }
 
