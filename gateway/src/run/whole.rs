@@ -96,10 +96,15 @@ impl Job {
         }
     }
 
-    /// A whole answer in the client's dialect.
+    /// A whole answer in the client's dialect; an error where the client reads a stream, in which a whole
+    /// answer has no event and would look like an empty one.
     fn shown(&self, body: Bytes) -> Result<Bytes, ApiError> {
-        let no_answer = || ApiError::upstream_broke(&self.upstream, "answer is no chat completion");
-        self.face.whole(body).ok_or_else(no_answer)
+        let broke = |problem| ApiError::upstream_broke(&self.upstream, problem);
+        if self.stream {
+            return Err(broke("it answered whole where a stream was asked for"));
+        }
+        let shown = self.face.whole(body);
+        shown.ok_or_else(|| broke("answer is no chat completion"))
     }
 
     /// The upstream answered with an error: passed on as it is. Without usage in it nothing was used,

@@ -118,9 +118,14 @@ async fn a_stream_that_cannot_be_settled_ends_in_an_error() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_ignores_stream_is_still_settled() {
+async fn an_upstream_that_ignores_stream_is_settled_and_its_answer_no_empty_stream() {
     let stack = Stack::balance(1000).await;
-    let (status, body) = status_and_body(stack.chat(&hi_stream(20))).await;
-    assert_eq!((status, &body["usage"]["prompt_tokens"]), (200, &json!(10)));
-    assert_eq!(stack.spent_once_idle().await, 15);
+    for (path, charged) in [("/v1/chat/completions", 15), ("/v1/messages", 30)] {
+        let (status, body) = status_and_body(stack.post(path, &hi_stream(20))).await;
+        assert_eq!(
+            (status, &body["error"]["code"]),
+            (502, &json!("upstream_connection_error"))
+        );
+        assert_eq!(stack.spent_once_idle().await, charged);
+    }
 }
