@@ -6,7 +6,10 @@ use seatbelt_schemas::usage::Usage;
 use crate::{
     api::Api,
     ask::Ask,
-    sse::{SseEvent, write_event},
+    dialect::Dialect,
+    ends::{pass_error, write_error},
+    odd::Unread,
+    sse::SseEvent,
     told::Part,
     translate::messages_chat::{MessagesStream, error_from_chat, from_chat},
 };
@@ -16,6 +19,8 @@ use crate::{
 pub enum Face {
     /// As it is; the usage chunk hidden where it was asked for here and not by the client.
     Same {
+        /// Whose errors its client knows.
+        dialect: Dialect,
         /// Whether to hide it.
         hide_usage: bool,
     },
@@ -27,7 +32,10 @@ impl Face {
     /// The face of an answer that is passed on.
     pub fn same(api: Api, ask: &Ask) -> Self {
         let hide_usage = api.has_to_be_asked() && ask.stream && !ask.include_usage;
-        Self::Same { hide_usage }
+        Self::Same {
+            dialect: api.dialect(),
+            hide_usage,
+        }
     }
 
     /// A whole answer; nothing where it is none.
@@ -50,26 +58,36 @@ impl Face {
         }
     }
 
-    /// An event of a stream: writes to `out` what may be seen now, and to `end` what is held back.
-    pub fn event(&mut self, event: &SseEvent, part: Part, end: &mut BytesMut, out: &mut BytesMut) {
+    /// An event of a stream: writes to `out` what may be seen now, and to `end` what is held back: the
+    /// mark of the end, and one usage chunk, which may be the last.
+    pub fn event(
+        &mut self,
+        event: &SseEvent,
+        part: Part,
+        end: &mut BytesMut,
+        out: &mut BytesMut,
+    ) -> Result<(), Unread> {
         match (self, part) {
             (Self::Same { .. }, Part::End) => end.extend_from_slice(&event.raw),
-            (Self::Same { hide_usage: true }, Part::UsageOnly) => {}
-            (Self::Same { .. }, Part::UsageOnly) => end.extend_from_slice(&event.raw),
-            (Self::Same { .. }, Part::Error) => out.extend_from_slice(&event.raw),
-            // nothing overtakes a usage chunk that is held back
-            (Self::Same { .. }, Part::Content) if !end.is_empty() => {
+            (
+                Self::Same {
+                    hide_usage: true, ..
+                },
+                Part::UsageOnly,
+            ) => {}
+            (Self::Same { .. }, Part::UsageOnly) => {
+                out.extend_from_slice(&end.split()); // an earlier one was not the last
                 end.extend_from_slice(&event.raw);
             }
-            (Self::Same { hide_usage }, Part::Content) => pass(&event.raw, *hide_usage, out),
+            (Self::Same { dialect, .. }, Part::Error) => pass_error(*dialect, event, out),
+            (Self::Same { hide_usage, .. }, Part::Content) => pass(&event.raw, *hide_usage, out),
             (Self::Messages(_), Part::End) => {}
-            (Self::Messages(_), Part::Error) => {
-                if let Some(error) = error_from_chat(&event.data) {
-                    write_event(out, Some("error"), error.to_string().as_bytes());
-                }
+            (Self::Messages(_), Part::Error) => write_error(Dialect::Anthropic, event, out),
+            (Self::Messages(stream), Part::Content | Part::UsageOnly) => {
+                return stream.content(event, out);
             }
-            (Self::Messages(stream), Part::Content | Part::UsageOnly) => stream.content(event, out),
         }
+        Ok(())
     }
 
     /// The normal end of a stream: what was held back, or what stands for it.
@@ -77,7 +95,7 @@ impl Face {
         match self {
             Self::Same { .. } => held,
             Self::Messages(stream) => {
-                let mut last = BytesMut::new();
+                let mut last = held;
                 stream.end(usage, &mut last);
                 last
             }

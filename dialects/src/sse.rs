@@ -55,6 +55,13 @@ impl SseEvent {
         };
         Self { raw, name, data }
     }
+
+    /// With a blank line behind it, whether or not it had one: nothing can be glued to it.
+    #[must_use]
+    pub fn completed(self) -> Self {
+        let raw = Bytes::from([self.raw.as_ref(), b"\n\n"].concat());
+        Self { raw, ..self }
+    }
 }
 
 fn lines(raw: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -82,12 +89,19 @@ pub struct SseReader {
     scanned: usize,
     /// Where the line that is being scanned began.
     line: usize,
+    /// No byte follows.
+    closed: bool,
 }
 
 impl SseReader {
     /// Takes the next bytes, wherever they were cut.
     pub fn push(&mut self, chunk: &[u8]) {
         self.buffer.extend_from_slice(chunk);
+    }
+
+    /// No byte follows: a line feed is no longer waited for.
+    pub fn close(&mut self) {
+        self.closed = true;
     }
 
     /// The next whole event, if it has arrived.
@@ -99,6 +113,7 @@ impl SseReader {
                 b'\r' => match self.buffer.get(self.scanned + 1) {
                     Some(b'\n') => 2,
                     Some(_) => 1,
+                    None if self.closed => 1,
                     None => break,
                 },
                 _ => 0,
@@ -118,7 +133,8 @@ impl SseReader {
         Ok(None)
     }
 
-    /// What is left when the stream ends: an event whose blank line never came, or nothing.
+    /// What is left when the stream ends: an event whose blank line never came, and which may be cut, or
+    /// nothing.
     pub fn last_event(&mut self) -> Option<SseEvent> {
         self.scanned = self.buffer.len();
         (self.scanned > 0).then(|| self.cut())
@@ -158,6 +174,10 @@ mod tests {
             while let Some(event) = reader.next_event().unwrap() {
                 events.push(event);
             }
+        }
+        reader.close();
+        while let Some(event) = reader.next_event().unwrap() {
+            events.push(event);
         }
         events.extend(reader.last_event());
         events
@@ -202,6 +222,35 @@ mod tests {
     fn an_event_without_its_blank_line_is_still_read_at_the_end() {
         check("data: a\n\ndata: [DONE]", &[(None, "a"), (None, "[DONE]")]);
         check("\u{feff}data: a\n\n", &[(None, "a")]);
+    }
+
+    #[test]
+    fn at_the_end_a_whole_event_is_told_apart_from_one_that_may_be_cut() {
+        for (stream, is_whole) in [
+            ("data: a\r\n\r", true),
+            ("data: a\r\r", true),
+            ("data: a\n\n", true),
+            ("data: a\r", false),
+            ("data: a\r\n", false),
+            ("data: a\n", false),
+            ("data: a", false),
+        ] {
+            let mut reader = SseReader::default();
+            reader.push(stream.as_bytes());
+            reader.close();
+            assert_eq!(
+                reader.next_event().unwrap().is_some(),
+                is_whole,
+                "{stream:?}"
+            );
+            let left = reader.last_event();
+            assert_eq!(left.is_some(), !is_whole, "{stream:?}");
+            if let Some(cut) = left {
+                let again = read(&[&cut.clone().completed().raw, b"data: b\n\n"]);
+                assert_eq!(again[0].data, cut.data, "{stream:?}");
+                assert_eq!(again.last().unwrap().data, "b", "{stream:?}");
+            }
+        }
     }
 
     #[test]

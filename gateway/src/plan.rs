@@ -385,11 +385,23 @@ mod tests {
         let body = hi("m-openai", &json!({"stream": true}));
         let quiet = plan(Stub::default(), Api::Chat, body).await.unwrap();
         assert_eq!(quiet.body["stream_options"], json!({"include_usage": true}));
-        assert!(matches!(quiet.face, Face::Same { hide_usage: true }));
+        assert!(matches!(
+            quiet.face,
+            Face::Same {
+                hide_usage: true,
+                ..
+            }
+        ));
         let asks = json!({"stream": true, "stream_options": {"include_usage": true}});
         let body = hi("m-openai", &asks);
         let open = plan(Stub::default(), Api::Chat, body).await.unwrap();
-        assert!(matches!(open.face, Face::Same { hide_usage: false }));
+        assert!(matches!(
+            open.face,
+            Face::Same {
+                hide_usage: false,
+                ..
+            }
+        ));
         let body = hi("m-openai", &json!({"stream": true}));
         let other = plan(Stub::default(), Api::Messages, body).await.unwrap();
         assert!(matches!(other.face, Face::Messages(_)));

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     allow::{Found, Profile, Shape},
     ask::Ask,
+    ends::{named_error, of_unread},
     fields::{self, FieldError, Fields, choices, flag, messages, whole},
     sse::SseEvent,
     told::{Body, Counts, Odd, Part, Report, StreamTold},
@@ -146,14 +147,14 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
     let text = String::from_utf8_lossy(&event.data);
     let Some(body) = Body::read(&text) else {
         told.unread(event);
-        return Part::Content; // a comment, or what only the client can make sense of
+        return of_unread(event);
     };
     let choices = body.choices();
     let mut reported = told.reports(&body.0);
     for choice in &choices {
         reported |= told.reports(&choice.0);
     }
-    if body.is_error() || event.name.as_deref() == Some("error") {
+    if body.is_error() || named_error(event) {
         return Part::Error;
     }
     for choice in &choices {

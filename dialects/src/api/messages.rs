@@ -7,6 +7,7 @@ use super::MaxField;
 use crate::{
     allow::{Profile, Shape},
     ask::Ask,
+    ends::of_unread,
     fields::{self, FieldError, Fields, flag, messages, whole},
     raw::Pairs,
     sse::SseEvent,
@@ -124,7 +125,7 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
     let read = String::from_utf8_lossy(&event.data);
     let Some(body) = Body::read(&read) else {
         told.unread(event);
-        return Part::Content;
+        return of_unread(event);
     };
     let kind = text(body.0.last("type"));
     let mut reported = told.reports(&body.0);
@@ -147,8 +148,7 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
     match kind.as_str() {
         "message_stop" => Part::End,
         "error" => Part::Error,
-        _ if event.name.as_deref() == Some("error") => Part::Error,
-        _ => Part::Content,
+        _ => of_unread(event),
     }
 }
 

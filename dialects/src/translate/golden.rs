@@ -130,7 +130,7 @@ impl Case {
         while let Some(event) = reader.next_event().unwrap() {
             let part = told.note(&event);
             ended |= part == Part::End;
-            face.event(&event, part, &mut held, &mut out);
+            face.event(&event, part, &mut held, &mut out).unwrap();
         }
         let usage: Usage = told.final_usage(ended).expect("a whole stream");
         out.extend_from_slice(&face.end(usage, held));

@@ -6,12 +6,14 @@
 
 use bytes::BytesMut;
 use seatbelt_schemas::usage::Usage;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value, json, value::RawValue};
 
 use crate::{
     api::Api,
+    dialect::Dialect,
+    ends::error_in,
     fields::{FieldError, Fields},
+    odd::{Raws, Unread, fields, read, read_text, readable},
     sse::{SseEvent, write_event},
     told::Counts,
 };
@@ -171,18 +173,25 @@ fn stop_reason(finish: &str) -> &'static str {
 }
 
 /// Why the output ended: some upstreams name the stop string that ended it.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default)]
 struct Ending {
-    #[serde(default)]
     finish_reason: Option<String>,
-    #[serde(default)]
-    stop_reason: Option<Value>,
+    stop_reason: Option<String>,
 }
 
 impl Ending {
+    /// A reason that is no word is a reason all the same.
+    fn of(choice: &Raws<'_>) -> Self {
+        let unknown = |Unread| Some("unknown".to_owned());
+        Self {
+            finish_reason: read(choice, "finish_reason").unwrap_or_else(unknown),
+            stop_reason: read(choice, "stop_reason").unwrap_or_default(),
+        }
+    }
+
     /// The dialect's `stop_reason` and `stop_sequence`.
     fn shown(&self) -> (&'static str, Option<&str>) {
-        match self.stop_reason.as_ref().and_then(Value::as_str) {
+        match self.stop_reason.as_deref() {
             Some(stop) => ("stop_sequence", Some(stop)),
             None => (
                 stop_reason(self.finish_reason.as_deref().unwrap_or("stop")),
@@ -194,11 +203,13 @@ impl Ending {
 
 /// A whole answer of the OpenAI dialect in the Anthropic one; `None` where it is not an answer.
 pub(crate) fn from_chat(body: &[u8], id: &str) -> Option<Value> {
-    let body: Value = serde_json::from_slice(body).ok()?;
-    let choice = body.pointer("/choices/0")?;
-    let message = choice.get("message").unwrap_or(&Value::Null);
-    let (text, refused) = said(message);
-    let ending = Ending::deserialize(choice).unwrap_or_default();
+    let text = readable(body);
+    let body = fields(&text).ok()??;
+    let choice = first_choice(&body).ok()??;
+    let (text, refused) = said(&choice, "message").ok()?;
+    let ending = Ending::of(&choice);
+    let usage: Option<Value> = read(&body, "usage").unwrap_or_default();
+    let model: Option<Value> = read(&body, "model").unwrap_or_default();
     let (mut reason, sequence) = ending.shown();
     if refused {
         reason = "refusal";
@@ -207,68 +218,54 @@ pub(crate) fn from_chat(body: &[u8], id: &str) -> Option<Value> {
         "id": id,
         "type": "message",
         "role": "assistant",
-        "model": body.get("model"),
+        "model": model,
         "content": [{"type": "text", "text": text}],
         "stop_reason": reason,
         "stop_sequence": sequence,
-        "usage": shown(body.get("usage").and_then(|report| Counts::usage_of(Api::Chat, report)).unwrap_or_default()),
+        "usage": shown(usage.and_then(|report| Counts::usage_of(Api::Chat, &report)).unwrap_or_default()),
     }))
 }
 
-/// The text of a message or a delta, and whether it is a refusal.
-fn said(message: &Value) -> (String, bool) {
-    let text = match message.get("content") {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(parts)) => {
-            let texts = parts.iter().filter_map(|part| part.get("text")?.as_str());
-            texts.collect()
-        }
-        _ => String::new(),
-    };
-    match message.get("refusal").and_then(Value::as_str) {
-        Some(refusal) if text.is_empty() && !refusal.is_empty() => (refusal.to_owned(), true),
-        _ => (text, false),
+/// The first choice of an answer or a chunk: no other is ever asked for.
+fn first_choice<'a>(body: &Raws<'a>) -> Result<Option<Raws<'a>>, Unread> {
+    let choices: Option<Vec<&RawValue>> = read(body, "choices")?;
+    match choices.and_then(|choices| choices.into_iter().next()) {
+        None => Ok(None),
+        Some(choice) => read_text(choice.get()),
     }
 }
 
-/// JSON with its lone surrogates replaced: an upstream that cuts its text by UTF-16 units makes them,
-/// and no text can hold them.
-fn mended(data: &[u8]) -> Vec<u8> {
-    let unit = |at: usize| {
-        let escape = data.get(at..at + 6)?;
-        let hex = escape.strip_prefix(b"\\u")?;
-        u16::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()
-    };
-    let mut out = Vec::with_capacity(data.len());
-    let mut at = 0;
-    while at < data.len() {
-        let len = match (unit(at), unit(at + 6)) {
-            (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => 12,
-            (Some(0xD800..=0xDFFF), _) => {
-                out.extend_from_slice(b"\\ufffd");
-                at += 6;
-                continue;
-            }
-            _ if data[at] == b'\\' => 2, // an escaped backslash begins no escape
-            _ => 1,
-        };
-        let end = data.len().min(at + len);
-        out.extend_from_slice(&data[at..end]);
-        at = end;
+/// The text of the message or the delta of a choice, and whether it is a refusal.
+fn said(choice: &Raws<'_>, field: &str) -> Result<(String, bool), Unread> {
+    let message: Raws<'_> = read(choice, field)?.unwrap_or_default();
+    let text = content(&message)?;
+    let refusal: String = read(&message, "refusal")?.unwrap_or_default();
+    match text.is_empty() && !refusal.is_empty() {
+        true => Ok((refusal, true)),
+        false => Ok((text, false)),
     }
-    out
+}
+
+fn content(message: &Raws<'_>) -> Result<String, Unread> {
+    let is_list = |raw: &&RawValue| raw.get().starts_with('[');
+    if !message.get("content").is_some_and(is_list) {
+        return Ok(read(message, "content")?.unwrap_or_default());
+    }
+    let parts: Vec<&RawValue> = read(message, "content")?.unwrap_or_default();
+    let mut text = String::new();
+    for part in parts {
+        let part: Raws<'_> = read_text(part.get())?.unwrap_or_default();
+        text += &read::<String>(&part, "text")?.unwrap_or_default();
+    }
+    Ok(text)
 }
 
 /// An upstream's error in the Anthropic envelope, its own fields kept.
 pub(crate) fn error_from_chat(body: &[u8]) -> Option<Value> {
-    let body: Value = serde_json::from_slice(body).ok()?;
-    let error = body.get("error")?;
-    let mut inner = match error {
-        Value::Object(fields) => fields.clone(),
-        other => Map::from_iter([("message".to_owned(), other.clone())]),
-    };
-    inner.entry("type").or_insert_with(|| json!("api_error"));
-    Some(json!({"type": "error", "error": inner}))
+    let text = readable(body);
+    let body = fields(&text).ok()??;
+    let is_error = body.contains_key("error");
+    is_error.then(|| error_in(Dialect::Anthropic, text.as_bytes()))
 }
 
 /// Translates a stream, event by event.
@@ -280,20 +277,6 @@ pub struct MessagesStream {
     input_tokens: u64,
     begun: bool,
     refused: bool,
-    ending: Ending,
-}
-
-#[derive(Deserialize)]
-struct Chunk {
-    #[serde(default)]
-    choices: Vec<ChunkChoice>,
-}
-
-#[derive(Deserialize)]
-struct ChunkChoice {
-    #[serde(default)]
-    delta: Value,
-    #[serde(flatten)]
     ending: Ending,
 }
 
@@ -315,17 +298,14 @@ impl MessagesStream {
     }
 
     /// Writes what `event` comes to.
-    pub(crate) fn content(&mut self, event: &SseEvent, out: &mut BytesMut) {
-        let chunk = serde_json::from_slice::<Chunk>(&event.data)
-            .or_else(|_| serde_json::from_slice(&mended(&event.data)));
-        let Ok(chunk) = chunk else {
-            return;
+    pub(crate) fn content(&mut self, event: &SseEvent, out: &mut BytesMut) -> Result<(), Unread> {
+        let text = readable(&event.data);
+        let chunk = fields(&text)?.unwrap_or_default();
+        let Some(choice) = first_choice(&chunk)? else {
+            return Ok(());
         };
-        let Some(choice) = chunk.choices.into_iter().next() else {
-            return;
-        };
+        let (text, refused) = said(&choice, "delta")?;
         self.begin(out);
-        let (text, refused) = said(&choice.delta);
         self.refused |= refused;
         if !text.is_empty() {
             emit(
@@ -336,9 +316,11 @@ impl MessagesStream {
                 }),
             );
         }
-        if choice.ending.finish_reason.is_some() {
-            self.ending = choice.ending;
+        let ending = Ending::of(&choice);
+        if ending.finish_reason.is_some() {
+            self.ending = ending;
         }
+        Ok(())
     }
 
     fn begin(&mut self, out: &mut BytesMut) {

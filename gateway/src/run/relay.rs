@@ -59,17 +59,16 @@ impl Job {
         loop {
             let chunk = self.limits.chunk(answer, relay.gone()).await?;
             let last = chunk.is_none();
-            let out = relay.take(chunk.as_ref(), &mut self.face)?;
+            let mut out = BytesMut::new();
+            let taken = relay.take(chunk.as_ref(), &mut self.face, &mut out);
             if !out.is_empty() {
-                self.limits.send(relay, out).await?;
+                self.limits.send(relay, out.freeze()).await?;
             }
+            taken?;
             match relay.state {
                 State::Failed => return Err(Stop::Failed),
                 State::Ended => return Ok(()),
-                // some upstreams close without the mark of the end
-                State::Open if last && relay.told.final_usage(false).is_some() => {
-                    return Ok(());
-                }
+                State::Open if last && relay.is_whole(self.api) => return Ok(()),
                 State::Open if last => {
                     return Err(Stop::Broke("stream ended without its end".to_owned()));
                 }
@@ -160,36 +159,59 @@ impl Relay {
         }
     }
 
-    /// Takes a chunk, or the end of the body, and gives what the client may see of it now.
-    fn take(&mut self, chunk: Option<&Bytes>, face: &mut Face) -> Result<Bytes, Stop> {
-        let mut out = BytesMut::new();
-        if let Some(chunk) = chunk {
-            self.reader.push(chunk);
+    /// Takes a chunk, or the end of the body, and writes what the client may see of it now.
+    fn take(
+        &mut self,
+        chunk: Option<&Bytes>,
+        face: &mut Face,
+        out: &mut BytesMut,
+    ) -> Result<(), Stop> {
+        match chunk {
+            Some(chunk) => self.reader.push(chunk),
+            None => self.reader.close(),
         }
         while self.state == State::Open {
             match self.reader.next_event() {
-                Ok(Some(event)) => self.event(&event, face, &mut out),
+                Ok(Some(event)) => self.event(&event, face, out)?,
+                Ok(None) if chunk.is_none() => return self.cut(face, out),
                 Ok(None) => break,
                 Err(error) => return Err(Stop::Broke(error.to_string())),
             }
         }
-        if chunk.is_none()
-            && self.state == State::Open
-            && let Some(event) = self.reader.last_event()
-        {
-            self.event(&event, face, &mut out);
-        }
-        Ok(out.freeze())
+        Ok(())
     }
 
-    fn event(&mut self, event: &SseEvent, face: &mut Face, out: &mut BytesMut) {
+    /// Takes the event whose blank line did not come, if there is one. It may be cut, so nothing of it is
+    /// seen unless the stream turns out to be whole, or it is the error that ended it.
+    fn cut(&mut self, face: &mut Face, out: &mut BytesMut) -> Result<(), Stop> {
+        let Some(event) = self.reader.last_event().map(SseEvent::completed) else {
+            return Ok(());
+        };
+        let mut late = BytesMut::new();
+        self.event(&event, face, &mut late)?;
+        if self.state == State::Failed {
+            out.extend_from_slice(&late);
+        } else if !event.data.is_empty() {
+            late.extend_from_slice(&self.end);
+            self.end = late;
+        }
+        Ok(())
+    }
+
+    /// Whether the body may be over where it is.
+    fn is_whole(&self, api: Api) -> bool {
+        api.may_end_unmarked() && self.told.final_usage(false).is_some()
+    }
+
+    fn event(&mut self, event: &SseEvent, face: &mut Face, out: &mut BytesMut) -> Result<(), Stop> {
         let part = self.told.note(event);
         match part {
             Part::End => self.state = State::Ended,
             Part::Error => self.state = State::Failed,
             Part::Content | Part::UsageOnly => {}
         }
-        face.event(event, part, &mut self.end, out);
+        face.event(event, part, &mut self.end, out)
+            .map_err(|error| Stop::Broke(error.to_string()))
     }
 
     fn known(&self) -> Known {
@@ -221,8 +243,17 @@ mod tests {
 
     fn take(relay: &mut Relay, face: &mut Face, chunk: Option<&'static str>) -> String {
         let chunk = chunk.map(|text| Bytes::from_static(text.as_bytes()));
-        let out = relay.take(chunk.as_ref(), face).unwrap();
+        let mut out = BytesMut::new();
+        relay.take(chunk.as_ref(), face, &mut out).unwrap();
         String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    fn same(api: Api, hide_usage: bool) -> Face {
+        let dialect = api.dialect();
+        Face::Same {
+            dialect,
+            hide_usage,
+        }
     }
 
     const CONTENT: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\"}]}\n\n";
@@ -232,7 +263,7 @@ mod tests {
 
     #[test]
     fn content_goes_through_at_once_and_the_end_is_held_back() {
-        let (mut relay, mut face) = (relay(Api::Chat), Face::Same { hide_usage: false });
+        let (mut relay, mut face) = (relay(Api::Chat), same(Api::Chat, false));
         assert_eq!(take(&mut relay, &mut face, Some(CONTENT)), CONTENT);
         assert_eq!(take(&mut relay, &mut face, Some(USAGE)), "");
         assert_eq!(take(&mut relay, &mut face, Some(DONE)), "");
@@ -244,8 +275,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_held_back_is_one_usage_chunk_at_most() {
+        let (mut relay, mut face) = (relay(Api::Chat), same(Api::Chat, false));
+        assert_eq!(take(&mut relay, &mut face, Some(USAGE)), "");
+        for _ in 0..3 {
+            assert_eq!(take(&mut relay, &mut face, Some(CONTENT)), CONTENT);
+            assert_eq!(take(&mut relay, &mut face, Some(USAGE)), USAGE);
+            assert_eq!(relay.end, USAGE.as_bytes());
+        }
+    }
+
+    #[test]
+    fn of_a_cut_event_nothing_is_seen_unless_the_stream_is_whole() {
+        let cut = CONTENT.trim_end();
+        let (mut relay, mut face) = (relay(Api::Chat), same(Api::Chat, false));
+        assert_eq!(take(&mut relay, &mut face, Some(cut)), "");
+        assert_eq!(take(&mut relay, &mut face, None), "");
+        assert!(!relay.is_whole(Api::Chat), "what is held then is dropped");
+        let (mut relay, mut face) = (super::tests::relay(Api::Chat), same(Api::Chat, false));
+        assert_eq!(take(&mut relay, &mut face, Some(CONTENT)), CONTENT);
+        assert_eq!(take(&mut relay, &mut face, Some(USAGE.trim_end())), "");
+        assert_eq!(take(&mut relay, &mut face, None), "");
+        assert!(relay.is_whole(Api::Chat));
+        assert_eq!(relay.end, USAGE.as_bytes());
+    }
+
+    #[test]
     fn a_hidden_usage_counts_and_is_not_shown() {
-        let (mut relay, mut face) = (relay(Api::Chat), Face::Same { hide_usage: true });
+        let (mut relay, mut face) = (relay(Api::Chat), same(Api::Chat, true));
         for event in [CONTENT, USAGE, DONE] {
             take(&mut relay, &mut face, Some(event));
         }
@@ -255,7 +312,7 @@ mod tests {
 
     #[test]
     fn nothing_is_known_of_a_stream_that_broke_off() {
-        let (mut relay, mut face) = (relay(Api::Chat), Face::Same { hide_usage: false });
+        let (mut relay, mut face) = (relay(Api::Chat), same(Api::Chat, false));
         take(&mut relay, &mut face, Some(CONTENT));
         take(&mut relay, &mut face, None);
         assert_eq!(relay.state, State::Open);
@@ -265,7 +322,7 @@ mod tests {
 
     #[test]
     fn an_error_is_shown_and_what_it_told_before_is_kept() {
-        let (mut relay, mut face) = (relay(Api::Messages), Face::Same { hide_usage: false });
+        let (mut relay, mut face) = (relay(Api::Messages), same(Api::Messages, false));
         let start = "data: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":5,\"output_tokens\":1}}}\n\n";
         let error = "event: error\ndata: {\"type\":\"error\",\"error\":{}}\n\n";
         assert_eq!(take(&mut relay, &mut face, Some(start)), start);

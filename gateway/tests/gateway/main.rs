@@ -5,6 +5,7 @@
 mod answers;
 mod budget;
 mod disconnect;
+mod ends;
 mod messages;
 mod neuron;
 mod requests;

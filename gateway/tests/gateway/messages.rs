@@ -8,7 +8,7 @@ use crate::support::{
     Script, Stack, broken_text, chat_stream, hi, hi_stream, status_and_body, stream_text, tokens,
 };
 
-async fn native() -> Stack {
+pub(crate) async fn native() -> Stack {
     native_with(tokens(1000, Window::Balance)).await
 }
 
@@ -29,7 +29,7 @@ fn event(data: &Value) -> String {
     )
 }
 
-fn native_stream() -> Vec<String> {
+pub(crate) fn native_stream() -> Vec<String> {
     vec![
         event(
             &json!({"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 6, "cache_read_input_tokens": 4, "output_tokens": 1}}}),

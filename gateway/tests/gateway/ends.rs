@@ -1,0 +1,262 @@
+//! How streams end for their clients: with the end of their dialect, or with one of its errors, and never
+//! in silence. Each row is what an upstream sends.
+
+use serde_json::{Value, json};
+
+use crate::{
+    messages::{native, native_stream},
+    support::{Script, Stack, chat_stream, hi_stream, read_until, stream_text},
+};
+
+const CHAT: &str = "/v1/chat/completions";
+const MESSAGES: &str = "/v1/messages";
+const HOLD: u64 = 38;
+
+/// The events of a stream, as a client reads them: name and data.
+#[track_caller]
+fn events(text: &str) -> Vec<(Option<&str>, &str)> {
+    let blocks = text.split("\n\n").filter(|block| !block.trim().is_empty());
+    let read = |block| {
+        let field = |name: &str| -> Vec<&str> {
+            let lines = str::lines(block).filter_map(|line| line.strip_prefix(name));
+            lines.collect()
+        };
+        let (names, data) = (field("event: "), field("data: "));
+        assert!(
+            names.len() <= 1 && data.len() == 1,
+            "events are glued: {text}"
+        );
+        (names.first().copied(), data[0])
+    };
+    blocks.map(read).collect()
+}
+
+/// Whether the SDK of the dialect takes an event for an error.
+fn is_error(path: &str, (name, data): (Option<&str>, &str)) -> bool {
+    let Ok(data) = serde_json::from_str::<Value>(data) else {
+        return data.contains("\\ud83d"); // what only this client's language can read
+    };
+    match path {
+        MESSAGES => name == Some("error") && data["error"]["type"].is_string(),
+        _ => data["error"]["message"].is_string() || data["error"].is_string(),
+    }
+}
+
+/// Plays a stream and checks that it ends in one error of the dialect and that nothing is glued to it.
+async fn ends_in_an_error(stack: &Stack, path: &str, stream: &str) -> String {
+    stack
+        .upstream
+        .plays(Script::Stream(vec![stream.to_owned()]));
+    let text = stream_text(stack.post(path, &hi_stream(20))).await;
+    let events = events(&text);
+    let errors = events.iter().filter(|event| is_error(path, **event));
+    assert_eq!(errors.count(), 1, "{stream}\ncame as\n{text}");
+    assert!(
+        is_error(path, *events.last().unwrap()),
+        "{stream}\ncame as\n{text}"
+    );
+    for end in ["[DONE]", "message_stop"] {
+        assert!(!text.contains(end), "{stream}\ncame as\n{text}");
+    }
+    text
+}
+
+fn said(content: &str) -> String {
+    format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{content}\"}}}}]}}\n\n")
+}
+
+#[tokio::test]
+async fn an_event_that_is_cut_is_not_passed_on() {
+    let (openai, anthropic) = (Stack::balance(1 << 20).await, native().await);
+    let whole = said("b");
+    for cut in [whole.len() - 1, whole.len() - 2, whole.len() - 9, 6, 3] {
+        let stream = said("a") + &whole[..cut];
+        let text = ends_in_an_error(&openai, CHAT, &stream).await;
+        assert!(text.starts_with(&said("a")), "{text}");
+        ends_in_an_error(&openai, MESSAGES, &stream).await;
+    }
+    let native = native_stream();
+    for cut in [1, 2, 20, 30] {
+        let stream = native[0].clone() + &native[1][..native[1].len() - cut];
+        let text = ends_in_an_error(&anthropic, MESSAGES, &stream).await;
+        assert!(text.starts_with(&native[0]), "{text}");
+    }
+    assert_eq!(openai.spent_once_idle().await, 10 * HOLD);
+}
+
+#[tokio::test]
+async fn a_whole_end_without_its_blank_line_is_an_end() {
+    let stack = Stack::balance(1000).await;
+    let stream = chat_stream().concat();
+    stack
+        .upstream
+        .plays(Script::Stream(vec![stream.trim_end().to_owned()]));
+    let text = stream_text(stack.chat(&hi_stream(20))).await;
+    assert_eq!(events(&text).last(), Some(&(None, "[DONE]")));
+    assert!(text.ends_with("\n\n"), "{text:?}");
+    assert_eq!(stack.spent_once_idle().await, 15);
+}
+
+#[tokio::test]
+async fn a_message_without_its_end_ends_in_an_error_and_costs_what_was_told() {
+    let stack = native().await;
+    let stream = native_stream()[..3].concat();
+    ends_in_an_error(&stack, MESSAGES, &stream).await;
+    assert_eq!(stack.spent_once_idle().await, 15);
+}
+
+#[tokio::test]
+async fn an_early_usage_chunk_holds_back_nothing_but_itself() {
+    let stack = Stack::balance(1000).await;
+    let usage = chat_stream().remove(3);
+    let mut pieces = chat_stream();
+    pieces.insert(0, usage);
+    let (first, rest) = (pieces[..2].concat(), pieces[2..].concat());
+    stack.upstream.plays(Script::Held(vec![first, rest]));
+    let mut body = hi_stream(20);
+    body["stream_options"] = json!({"include_usage": true});
+    let mut response = stack.chat(&body).send().await.unwrap();
+    let seen = read_until(&mut response, "hel").await;
+    stack.upstream.go_on.notify_one();
+    let text = seen + &read_until(&mut response, "[DONE]").await;
+    assert_eq!(text.matches("prompt_tokens").count(), 2, "{text}");
+    assert!(text.ends_with(&chat_stream()[3..].concat()), "{text}");
+    assert_eq!(stack.spent_once_idle().await, 15);
+}
+
+#[tokio::test]
+async fn an_error_that_says_nothing_is_none() {
+    let stack = Stack::balance(1 << 20).await;
+    for none in ["null", "false", "\"\"", "{}", "[]"] {
+        let content = said("hel").replacen('{', &format!("{{\"error\":{none},"), 1);
+        let mut pieces = chat_stream();
+        pieces[0] = content.clone();
+        for path in [CHAT, MESSAGES] {
+            stack.upstream.plays(Script::Stream(pieces.clone()));
+            let text = stream_text(stack.post(path, &hi_stream(20))).await;
+            assert!(
+                text.contains("hel") && text.contains("lo"),
+                "{none}: {text}"
+            );
+            assert!(
+                text.contains("[DONE]") || text.contains("message_stop"),
+                "{none}: {text}"
+            );
+        }
+    }
+    assert_eq!(stack.spent_once_idle().await, 10 * 15);
+}
+
+#[tokio::test]
+async fn every_error_is_one_of_the_clients_dialect() {
+    let (openai, anthropic) = (Stack::balance(1 << 20).await, native().await);
+    for error in [
+        "data: {\"error\":{\"message\":\"boom\"}}\n\n",
+        "data: {\"error\":\"boom\"}\n\n",
+        "data: {\"error\":{\"message\":\"boom \\ud83d\"}}\n\n",
+        "event: error\ndata: {\"message\":\"boom\"}\n\n",
+        "event: error\ndata: {\"error\":\"\",\"message\":\"boom\"}\n\n",
+        "event: error\ndata: {\"error\":{\"message\":\"boom\"}}\n\n",
+        "event: error\ndata: \"boom\"\n\n",
+        "event: error\ndata: boom at <html>\n\n",
+        "event: error\ndata: boom\ndata: boom\n\n",
+        "event: error\ndata: boom",
+    ] {
+        let stream = said("a")
+            + error
+            + if error.ends_with('\n') {
+                "data: [DONE]\n\n"
+            } else {
+                ""
+            };
+        for path in [CHAT, MESSAGES] {
+            let text = ends_in_an_error(&openai, path, &stream).await;
+            assert!(text.contains("boom"), "{error}: {text}");
+        }
+    }
+    let stop = &native_stream()[3];
+    for error in [
+        "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\",\"message\":\"boom\"}}\n\n",
+        "data: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\",\"message\":\"boom\"}}\n\n",
+        "event: error\ndata: {\"message\":\"boom\"}\n\n",
+        "event: error\ndata: boom\n\n",
+    ] {
+        let stream = native_stream()[0].clone() + error + stop;
+        let text = ends_in_an_error(&anthropic, MESSAGES, &stream).await;
+        assert!(text.contains("boom"), "{error}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_without_a_word_is_still_one() {
+    let stack = Stack::balance(1 << 20).await;
+    for path in [CHAT, MESSAGES] {
+        ends_in_an_error(&stack, path, "event: error\n\ndata: [DONE]\n\n").await;
+    }
+}
+
+#[tokio::test]
+async fn an_odd_field_spoils_no_text_of_a_translated_stream() {
+    let stack = Stack::balance(1 << 20).await;
+    let choice = |fields: &str| format!("data: {{\"choices\":[{{\"index\":0,{fields}}}]}}\n\n");
+    for odd in [
+        choice(r#""delta":{"content":"text"},"finish_reason":7"#),
+        choice(r#""delta":{"content":"text"},"finish_reason":{}"#),
+        choice(r#""delta":{"content":"text"},"finish_reason":[1e400]"#),
+        choice(r#""delta":{"content":"text"},"logprobs":{"content":[{"logprob":-1e400}]}"#),
+        choice(r#""delta":{"content":"text","odd":1e400},"index":0"#),
+        choice(r#""delta":{"content":"text"},"index":0"#),
+        choice(r#""delta":{"content":"text","role":"a","role":"b"}"#),
+        choice(r#""delta":{"content":[{"type":"text","text":"text","n":1e400}]}"#),
+        choice(r#""delta":{"content":"text \ud83d"},"finish_reason":7"#),
+        "data: {\"id\":1e400,\"id\":2,\"choices\":[{\"delta\":{\"content\":\"text\"}}]}\n\n".to_owned(),
+        "data: {\"error\":null,\"choices\":[{\"delta\":{\"content\":\"text\"}}],\"error\":null}\n\n".to_owned(),
+    ] {
+        let mut pieces = chat_stream();
+        pieces[1] = odd.clone();
+        stack.upstream.plays(Script::Stream(pieces));
+        let text = stream_text(stack.post(MESSAGES, &hi_stream(20))).await;
+        assert!(text.contains("\"text\":\"text"), "{odd}: {text}");
+        assert!(text.contains("message_stop"), "{odd}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_translated_is_never_left_out_in_silence() {
+    let stack = Stack::balance(1 << 20).await;
+    for odd in [
+        "data: {\"choices\":[{\"delta\":{\"content\":\"te\n\n",
+        "data: text\n\n",
+        "data: [1]\n\n",
+        "data: {\"choices\":[\"text\"]}\n\n",
+        "data: {\"choices\":{\"0\":{\"delta\":{\"content\":\"text\"}}}}\n\n",
+        "data: {\"choices\":[{\"delta\":\"text\"}]}\n\n",
+        "data: {\"choices\":[{\"delta\":{\"content\":7}}]}\n\n",
+        "data: {\"choices\":[{\"delta\":{\"content\":{\"text\":\"text\"}}}]}\n\n",
+    ] {
+        let mut pieces = chat_stream();
+        pieces[1] = odd.to_owned();
+        let text = ends_in_an_error(&stack, MESSAGES, &pieces.concat()).await;
+        assert!(text.contains("hel"), "{odd}: {text}");
+    }
+    assert_eq!(stack.spent_once_idle().await, 8 * HOLD);
+}
+
+#[tokio::test]
+async fn what_is_no_content_is_left_out() {
+    let stack = Stack::balance(1000).await;
+    let mut pieces = chat_stream();
+    for nothing in [
+        ": ping\n\n",
+        "data: \n\n",
+        "data: {}\n\n",
+        "data: {\"choices\":{}}\n\n",
+        "data: null\n\n",
+    ] {
+        pieces.insert(1, nothing.to_owned());
+    }
+    stack.upstream.plays(Script::Stream(pieces));
+    let text = stream_text(stack.post(MESSAGES, &hi_stream(20))).await;
+    assert!(text.contains("message_stop"), "{text}");
+    assert_eq!(stack.spent_once_idle().await, 15);
+}
