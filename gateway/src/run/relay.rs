@@ -37,7 +37,8 @@ impl Job {
             HeaderValue::from_static("no"),
         );
         let _ = head.send(Ok(self.response(StatusCode::OK, headers, streamed(body))));
-        let mut relay = Relay::new(self.api, pieces);
+        let told = StreamTold::new(self.api).of_choices(self.choices);
+        let mut relay = Relay::new(told, pieces);
         let stopped = self.pump(&mut answer, &mut relay).await;
         self.metrics
             .stage(Stage::UpstreamTotal, self.began.elapsed());
@@ -142,10 +143,10 @@ struct Relay {
 }
 
 impl Relay {
-    fn new(api: Api, client: mpsc::Sender<Bytes>) -> Self {
+    fn new(told: StreamTold, client: mpsc::Sender<Bytes>) -> Self {
         Self {
             reader: SseReader::default(),
-            told: StreamTold::new(api),
+            told,
             state: State::Open,
             end: BytesMut::new(),
             client: Some(client),
@@ -238,7 +239,7 @@ mod tests {
     use super::*;
 
     fn relay(api: Api) -> Relay {
-        Relay::new(api, mpsc::channel(1).0)
+        Relay::new(StreamTold::new(api), mpsc::channel(1).0)
     }
 
     fn take(relay: &mut Relay, face: &mut Face, chunk: Option<&'static str>) -> String {
