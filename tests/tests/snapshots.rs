@@ -79,9 +79,8 @@ async fn a_purged_snapshot_gives_no_account_a_second_beginning() {
     assert_eq!(refused["spent"], 90, "{refused}");
     // what a server that was killed has of a bucket that it need not sync is nothing, or something older
     let log = stack.log();
-    assert!(
-        log.contains("ERROR") && log.contains("snapshot lost"),
-        "{log}"
-    );
+    // found by the projector, beside its work, or by the writer at the account's first use
+    let is_told = ["snapshot lost", "snapshots lost"].map(|words| log.contains(words));
+    assert!(log.contains("ERROR") && is_told.contains(&true), "{log}");
     stack.stop().await.verify().await;
 }
