@@ -9,7 +9,7 @@
 //! Which accounts there are, and how far each one's snapshot must reach, says the directory: it is
 //! written when a mark of the history is stepped; what came after the mark is read from the journal at
 //! the start. Where it is lost, all is projected again from the journal's beginning. Snapshots of accounts
-//! that nobody uses are looked through by [`sweep`].
+//! that nobody uses are looked through by `sweep`.
 
 mod fold;
 mod sweep;
