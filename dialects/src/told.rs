@@ -12,6 +12,7 @@ use serde_json::{Value, value::RawValue};
 
 use crate::{
     api::Api,
+    odd::says_nothing,
     raw::{Pairs, items},
     sse::SseEvent,
 };
@@ -178,9 +179,7 @@ impl<'a> Body<'a> {
 
     /// Whether it says that it is an error.
     pub(crate) fn is_error(&self) -> bool {
-        self.0
-            .all("error")
-            .any(|raw| !matches!(raw.get(), "false" | "\"\"" | "{}" | "[]"))
+        self.0.all("error").any(|raw| !says_nothing(raw.get()))
     }
 }
 

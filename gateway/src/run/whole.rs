@@ -50,13 +50,14 @@ impl Job {
         self.metrics
             .stage(Stage::UpstreamTotal, self.began.elapsed());
         let read = Told::read(self.api, &body);
+        let unread = || Told::unread(self.api, &body);
         if !status.is_success() {
-            return self
-                .upstream_error(status, headers, body, read.unwrap_or_default())
-                .await;
+            let told = read.unwrap_or_else(unread);
+            return self.upstream_error(status, headers, body, told).await;
         }
         if let Some(problem) = no_answer(&body, read.as_ref()) {
-            return Err(self.not_answered(problem, read.unwrap_or_default()).await);
+            let told = read.unwrap_or_else(unread);
+            return Err(self.not_answered(problem, told).await);
         }
         let known = read.map_or_else(Known::default, |read| Known {
             usage: read.usage,
