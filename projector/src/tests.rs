@@ -32,6 +32,9 @@ use crate::{
     testing::{Body, START_MS, capped, commits, commits_of, opened, reserved, settled},
 };
 
+mod crashes;
+mod feed;
+mod halts;
 mod large;
 mod lost;
 
@@ -110,18 +113,6 @@ impl World {
         let running = self.start(projector);
         self.until_current().await;
         running.end().await.unwrap();
-    }
-
-    /// Runs a projector until its partition stands still, then stops it.
-    async fn until_halted(&self, projector: &str) -> Result<(), ProjectorError> {
-        let before = self.snapshots.writes().len();
-        let running = self.start(projector);
-        // it takes the seat, and gives it up again
-        let gave_up = |record: PartitionRecord| record.projector.is_none();
-        let took_it = || self.snapshots.writes().len() > before + 1;
-        until(|| took_it() && self.record().is_some_and(gave_up)).await;
-        assert!(!running.task.is_finished(), "a halt ends nothing else");
-        running.end().await
     }
 
     #[track_caller]
@@ -309,86 +300,6 @@ async fn a_quiet_partition_stays_fresh() {
 }
 
 #[tokio::test]
-async fn a_broken_chain_halts_its_partition_and_names_the_place() {
-    let mut story = short_story();
-    story[2].prev.0[0] ^= 1;
-    let world = World::of(story);
-    let ended = world.until_halted("p").await;
-    let Err(ProjectorError::Halted { count: 1, first }) = ended else {
-        panic!("{ended:?}");
-    };
-    assert!(
-        matches!(
-            first,
-            Halt::Chain {
-                at: Sequence(3),
-                ..
-            }
-        ),
-        "{first}"
-    );
-    // all that was good is there, nothing after it is
-    assert_eq!(world.record().unwrap().sequence, 2);
-    assert_eq!(world.feed.messages(), expected_feed(&world.commits[..2]));
-}
-
-#[tokio::test]
-async fn a_partition_that_halts_leaves_the_others_running() {
-    let mut broken = short_story();
-    broken[1].prev.0[0] ^= 1;
-    let world = World::of(broken);
-    let other = commits_of(Partition(1), &[&[opened("c")]]);
-    let mut parts = world.parts("p");
-    let journal = MemoryJournal::with_commits(other.iter().map(Commit::encode));
-    parts
-        .journals
-        .push((Partition(1), Arc::new(journal.clone())));
-    let stop = CancellationToken::new();
-    let task = tokio::spawn(run(parts, stop.clone()));
-    until(|| {
-        world
-            .record()
-            .is_some_and(|record| record.projector.is_none())
-    })
-    .await;
-    let more = &commits_of(Partition(1), &[&[opened("c")], &[opened("d")]])[1];
-    journal.append(Sequence(1), more.encode()).await.unwrap();
-    until(|| world.snapshots.peek("account.d").is_some()).await;
-    stop.cancel();
-    let ended = task.await.unwrap();
-    assert!(
-        matches!(ended, Err(ProjectorError::Halted { count: 1, .. })),
-        "{ended:?}"
-    );
-}
-
-#[tokio::test]
-async fn a_journal_that_was_cut_is_not_followed() {
-    let story = short_story();
-    let world = World::of(story.clone());
-    world.catch_up("p").await;
-    let cut = World {
-        journal: MemoryJournal::with_commits(story[..2].iter().map(Commit::encode)),
-        ..world
-    };
-    let ended = cut.until_halted("p").await;
-    let Err(ProjectorError::Halted { first, .. }) = ended else {
-        panic!("{ended:?}")
-    };
-    assert!(
-        matches!(
-            first,
-            Halt::Cut {
-                end: Sequence(2),
-                at: Sequence(3),
-                ..
-            }
-        ),
-        "{first}"
-    );
-}
-
-#[tokio::test]
 async fn derived_data_that_is_thrown_away_is_rebuilt_the_same() {
     let world = World::of(short_story());
     world.catch_up("p").await;
@@ -515,111 +426,6 @@ async fn a_snapshot_at_odds_with_the_journal_is_folded_again() {
 }
 
 #[tokio::test]
-async fn a_feed_that_lost_its_end_while_running_is_completed() {
-    let story = short_story();
-    let mut world = World::of(story[..2].to_vec());
-    let running = world.start("p");
-    world.until_current().await;
-    world.feed.wipe();
-    world.append(&story[2..]).await;
-    world.until_current().await;
-    running.end().await.unwrap();
-    world.check("");
-}
-
-/// A feed that lost all but `keep` messages, and then got as many of somebody else's.
-fn overtaken(world: &World, keep: usize, others: u64) {
-    world.feed.cut(keep);
-    let source = Source {
-        ledger: LedgerId::new("ledger-1").unwrap(),
-        partition: Partition(1),
-    };
-    let stored = &world.commits[0].events[0];
-    for position in 1..=others {
-        let mut message = FeedMessage::new(&Names::default(), &source, stored);
-        message.id = source.id(Position(position));
-        message.position = Position(position);
-        world.feed.put(message);
-    }
-}
-
-impl World {
-    /// Every event of the journal is on the feed, the same as ever; those that were lost stand later.
-    fn has_all(&self) -> bool {
-        let there = self.feed.messages();
-        let expected = expected_feed(&self.commits);
-        expected.iter().all(|message| there.contains(message))
-    }
-
-    /// How many messages of this partition are there more than once.
-    fn doubled(&self) -> usize {
-        let there = self.feed.messages();
-        let ours = there.iter().filter(|m| m.id.starts_with("ledger-1/00/"));
-        ours.count() - expected_feed(&self.commits).len()
-    }
-}
-
-#[tokio::test]
-async fn a_feed_that_was_cut_and_overtaken_is_completed_while_running() {
-    // as long as before, longer, and shorter; with more commits and without
-    for (others, more) in [(5, true), (9, true), (1, true), (5, false), (9, false)] {
-        let story = short_story();
-        let mut world = World::of(story[..2].to_vec());
-        let running = world.start("p");
-        world.until_current().await;
-        overtaken(&world, 1, others);
-        if more {
-            world.append(&story[2..]).await;
-        }
-        until(|| world.has_all()).await;
-        running.end().await.unwrap();
-        assert_eq!(world.doubled(), 0);
-    }
-}
-
-#[tokio::test]
-async fn a_feed_that_was_cut_and_overtaken_is_completed_at_the_next_start() {
-    for others in [1, 5, 9] {
-        let story = short_story();
-        let mut world = World::of(story[..2].to_vec());
-        world.catch_up("p").await;
-        overtaken(&world, 1, others);
-        world.append(&story[2..]).await;
-        let running = world.start("q");
-        until(|| world.has_all()).await;
-        running.end().await.unwrap();
-        assert_eq!(world.doubled(), 0);
-    }
-}
-
-#[tokio::test]
-async fn a_hole_in_the_feed_is_filled_and_nothing_else_is_published_again() {
-    for running_meanwhile in [true, false] {
-        let world = World::of(short_story());
-        let first = world.start("p");
-        world.until_current().await;
-        let second = if running_meanwhile {
-            world.feed.remove(2..5);
-            first
-        } else {
-            first.end().await.unwrap();
-            world.feed.remove(2..5);
-            world.start("p")
-        };
-        until(|| world.has_all()).await;
-        second.end().await.unwrap();
-        assert_eq!(world.doubled(), 0);
-        let ids: Vec<_> = world
-            .feed
-            .messages()
-            .into_iter()
-            .map(|m| m.position.0)
-            .collect();
-        assert_eq!(ids, [1, 2, 6, 7, 3, 4, 5]);
-    }
-}
-
-#[tokio::test]
 async fn faults_of_the_stores_are_waited_out() {
     let world = World::of(short_story());
     world
@@ -689,103 +495,6 @@ async fn a_fenced_projector_writes_nothing_more_and_waits_for_its_turn() {
     );
     running.end().await.unwrap();
     world.check("");
-}
-
-/// A small generator, so that a failing seed can be run again.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % bound
-    }
-}
-
-impl Random {
-    fn index(&mut self, length: usize) -> usize {
-        usize::try_from(self.below(length as u64)).unwrap()
-    }
-}
-
-fn random_story(random: &mut Random) -> Vec<Commit> {
-    let mut opened_accounts: HashMap<&str, u64> = HashMap::new();
-    let mut lists: Vec<Vec<Body>> = vec![Vec::new()];
-    for _ in 0..random.below(60) + 5 {
-        let id = ["a", "b", "c", "d"][random.index(4)];
-        let events = match opened_accounts.get_mut(id) {
-            None => {
-                opened_accounts.insert(id, 0);
-                vec![opened(id), capped(id, 1_000_000)]
-            }
-            Some(number) => {
-                *number += 1;
-                let mut events = vec![reserved(id, *number, 1 + random.below(50))];
-                if random.below(3) > 0 {
-                    events.push(settled(id, *number, random.below(50)));
-                }
-                events
-            }
-        };
-        if random.below(2) == 0 {
-            lists.push(Vec::new());
-        }
-        lists.last_mut().unwrap().extend(events);
-    }
-    lists.retain(|list| !list.is_empty());
-    let lists: Vec<&[Body]> = lists.iter().map(Vec::as_slice).collect();
-    commits(&lists)
-}
-
-/// Projects a random story through random crashes, each between two operations of the stores.
-async fn crash_story(seed: u64) {
-    let mut random = Random(seed);
-    let mut story = random_story(&mut random);
-    let rest = story.split_off(random.index(story.len()));
-    let mut world = World::of(story);
-    for crash in 0..2 + random.below(8) {
-        let operations = 1 + random.below(30);
-        world.fuse.set(Some(u32::try_from(operations).unwrap()));
-        let running = world.start("p");
-        let current = async {
-            world.until_current().await;
-        };
-        tokio::select! {
-            () = world.fuse.burnt() => {}
-            () = current => {}
-        }
-        running.kill().await;
-        if crash == 1 {
-            world.append(&rest).await;
-        }
-    }
-    world.fuse.set(None);
-    world.catch_up("p").await;
-    world.check(&format!("seed {seed}"));
-}
-
-#[tokio::test]
-async fn crashes_between_any_two_steps_change_nothing() {
-    let stories = (0..150).map(crash_story);
-    futures::future::join_all(stories).await;
-}
-
-#[tokio::test]
-async fn two_projectors_at_once_publish_nothing_twice() {
-    let stories = (0..40).map(|seed| async move {
-        let mut random = Random(1_000_000 + seed);
-        let world = World::of(random_story(&mut random));
-        // both believe that the seat is theirs: only compare-and-swap is left
-        let (one, other) = (world.start("p"), world.start("p"));
-        world.until_current().await;
-        one.end().await.unwrap();
-        other.end().await.unwrap();
-        world.catch_up("p").await;
-        world.check(&format!("seed {seed}"));
-    });
-    futures::future::join_all(stories).await;
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! first thing stands that does not hold. A copy that cannot be read to its end is proved as far as it
 //! goes, and then is an error.
 
+mod report;
+
 use std::{
     collections::BTreeMap,
     io::{self, Write},
@@ -13,20 +15,16 @@ use std::{
 
 use futures::StreamExt;
 use seatbelt_ledger::{
-    audit::{Verifier, VerifyError},
+    audit::Verifier,
     journal::{ReadError, Sequence, Stored, export::Exported},
-    nats::Doubt,
-    partition::ChainError,
 };
 use seatbelt_schemas::{
     commit::{COMMIT_BYTES_MAX, Commit},
-    event::Genesis,
-    ids::LedgerId,
-    position::{Partition, Position},
+    position::Partition,
 };
-use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinHandle};
 
+use self::report::{Finding, doubted, failure, missed, missing, nothing, print, report, unlike};
 use super::{
     AuditError,
     checkpoint::{Checkpoint, Mark},
@@ -42,56 +40,6 @@ const BATCH_BYTES: usize = 1 << 17;
 /// Batches on their way to one partition's thread: together about 1 MiB, so that what is read is still
 /// in a processor's cache when it is proved.
 const QUEUE_MAX: usize = 6;
-/// What was found of one partition.
-#[derive(Debug, Serialize)]
-struct Finding {
-    partition: u8,
-    commits: u64,
-    events: u64,
-    unknown: u64,
-    accounts: u64,
-    open: u64,
-    /// Messages that an operator had skipped.
-    #[serde(skip_serializing_if = "is_zero")]
-    skipped: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    chain: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    failure: Option<Failure>,
-    #[serde(skip)]
-    genesis: Option<Genesis>,
-    /// Sequence of the last commit that was proved.
-    #[serde(skip)]
-    end: Sequence,
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-/// The first thing that does not hold.
-#[derive(Debug, Serialize)]
-struct Failure {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sequence: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    position: Option<u64>,
-    error: String,
-}
-
-#[derive(Debug, Serialize)]
-struct Report {
-    ok: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ledger: Option<String>,
-    commits: u64,
-    events: u64,
-    /// Why not everything could be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-    partitions: Vec<Finding>,
-}
-
 pub(super) async fn verify(
     source: &Source,
     json: bool,
@@ -328,60 +276,6 @@ fn gap_of(error: &AuditError) -> Option<Partition> {
     }
 }
 
-fn missing(gap: &AuditError) -> Failure {
-    let sequence = match gap {
-        AuditError::Read { at, .. } => Some(at.0),
-        _ => None,
-    };
-    Failure {
-        sequence,
-        position: None,
-        error: with_sources(gap),
-    }
-}
-
-/// A journal that proves by itself and yet is not the one that others have seen.
-fn doubted(doubt: &Doubt) -> Failure {
-    Failure {
-        sequence: None,
-        position: None,
-        error: doubt.to_string(),
-    }
-}
-
-/// Another commit than a checkpoint saw.
-fn unlike(at: Sequence, error: String) -> Failure {
-    Failure {
-        sequence: Some(at.0),
-        position: None,
-        error,
-    }
-}
-
-/// What was found, if it reaches as far as the checkpoint saw.
-fn missed(mark: &Mark, mut finding: Finding) -> Finding {
-    if let (None, Some(error)) = (&finding.failure, mark.missed(finding.end)) {
-        finding.failure = Some(unlike(finding.end, error));
-    }
-    finding
-}
-
-fn nothing(partition: Partition) -> Finding {
-    Finding {
-        partition: partition.0,
-        commits: 0,
-        events: 0,
-        unknown: 0,
-        accounts: 0,
-        open: 0,
-        skipped: 0,
-        chain: None,
-        failure: None,
-        genesis: None,
-        end: Sequence(0),
-    }
-}
-
 fn work(partition: Partition, done: &Arc<Done>, mark: Option<Mark>) -> Worker {
     let (queue, batches) = mpsc::channel(QUEUE_MAX);
     let (give_back, done_with) = mpsc::channel(QUEUE_MAX);
@@ -455,150 +349,4 @@ fn prove(
         Err(error) => finding.failure = Some(failure(&error)),
     }
     finding
-}
-
-fn failure(error: &VerifyError) -> Failure {
-    let (sequence, position) = match error {
-        VerifyError::Sequence { after, .. } => (after.next(), None),
-        VerifyError::Decision {
-            sequence, position, ..
-        } => (*sequence, Some(*position)),
-        VerifyError::Chain { sequence, source } => (*sequence, Some(position_of(source))),
-    };
-    Failure {
-        sequence: Some(sequence.0),
-        position: position.map(|position| position.0),
-        error: with_sources(error),
-    }
-}
-
-fn position_of(error: &ChainError) -> Position {
-    match error {
-        ChainError::Commit { after, .. } | ChainError::Partition { after, .. } => after.next(),
-        ChainError::Gap { expected, .. } => *expected,
-        ChainError::Broken { at, .. }
-        | ChainError::Skips { at, .. }
-        | ChainError::Backwards { at, .. } => *at,
-    }
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
-}
-
-/// What holds between partitions: all of them are there, and of one ledger.
-fn report(mut findings: Findings, error: Option<&AuditError>, wanted: Option<&LedgerId>) -> Report {
-    let genesis = findings
-        .values()
-        .find_map(|finding| finding.genesis.clone());
-    if let Some(genesis) = &genesis {
-        for partition in (0..genesis.partitions).map(Partition) {
-            let finding = findings
-                .entry(partition)
-                .or_insert_with(|| nothing(partition));
-            if finding.failure.is_none() {
-                finding.failure = belongs(finding, genesis, wanted);
-            }
-        }
-    }
-    let findings: Vec<Finding> = findings.into_values().collect();
-    let holds = findings.iter().all(|finding| finding.failure.is_none());
-    Report {
-        ok: genesis.is_some() && holds && error.is_none(),
-        ledger: genesis.map(|genesis| genesis.ledger.to_string()),
-        commits: findings.iter().map(|finding| finding.commits).sum(),
-        events: findings.iter().map(|finding| finding.events).sum(),
-        error: error.map(|error| with_sources(error)),
-        partitions: findings,
-    }
-}
-
-fn belongs(finding: &Finding, first: &Genesis, wanted: Option<&LedgerId>) -> Option<Failure> {
-    let wanted = wanted.unwrap_or(&first.ledger);
-    let error = match &finding.genesis {
-        None => format!(
-            "the journal is empty or missing, yet the ledger was made with {} partitions",
-            first.partitions
-        ),
-        Some(genesis) if genesis.ledger != *wanted => {
-            format!("belongs to ledger {}, not to {wanted}", genesis.ledger)
-        }
-        Some(genesis) if genesis.partitions != first.partitions => {
-            format!(
-                "was made as one of {} partitions, not of {}",
-                genesis.partitions, first.partitions
-            )
-        }
-        Some(_) => return None,
-    };
-    let (sequence, position) = (Some(1), Some(1));
-    Some(Failure {
-        sequence,
-        position,
-        error,
-    })
-}
-
-fn print(report: &Report, json: bool, out: &mut (dyn Write + Send)) -> io::Result<()> {
-    if json {
-        let text = serde_json::to_string(report).map_err(io::Error::other)?;
-        return writeln!(out, "{text}");
-    }
-    for finding in &report.partitions {
-        let partition = Partition(finding.partition);
-        writeln!(
-            out,
-            "partition {partition}: {} commits, {} events, {} accounts, {} open, chain {}",
-            finding.commits,
-            finding.events,
-            finding.accounts,
-            finding.open,
-            finding.chain.as_deref().unwrap_or("not proven to its end"),
-        )?;
-        if finding.unknown > 0 {
-            writeln!(
-                out,
-                "partition {partition}: {} events of kinds that this build does not know were not decided again",
-                finding.unknown
-            )?;
-        }
-        if finding.skipped > 0 {
-            let skipped = finding.skipped;
-            writeln!(
-                out,
-                "partition {partition}: {skipped} messages that are no commits are skipped by an operator's word"
-            )?;
-        }
-        if let Some(failure) = &finding.failure {
-            let place = |number: Option<u64>| number.map_or("?".to_owned(), |n| n.to_string());
-            let (sequence, at) = (place(failure.sequence), place(failure.position));
-            writeln!(
-                out,
-                "partition {partition}: FAILED at sequence {sequence}, position {at}: {}",
-                failure.error
-            )?;
-        }
-    }
-    if let Some(error) = &report.error {
-        writeln!(out, "NOT everything could be read: {error}")?;
-    }
-    let verdict = if report.ok {
-        "everything holds"
-    } else {
-        "NOT everything holds"
-    };
-    let ledger = report.ledger.as_deref().unwrap_or("unknown");
-    writeln!(
-        out,
-        "ledger {ledger}: {verdict}, {} commits and {} events in {} partitions",
-        report.commits,
-        report.events,
-        report.partitions.len()
-    )
 }

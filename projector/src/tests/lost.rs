@@ -1,7 +1,10 @@
 //! Snapshots that go, or go back to what they were once, while nobody uses their accounts: each is right again
 //! by itself.
 
-use super::*;
+use super::{
+    crashes::{Random, random_story},
+    *,
+};
 
 /// What a server may lose of what is derived.
 const KEYS: [&str; 8] = [
