@@ -81,6 +81,8 @@ pub struct Ask {
     pub stream: bool,
     /// The client wants the usage chunk of its stream.
     pub include_usage: bool,
+    /// Some of the prompt is to stay in the provider's cache for longer than the shortest time.
+    pub long_writes: bool,
     /// Whom the client names as its end user.
     pub end_user: Option<EndUserId>,
 }

@@ -26,4 +26,4 @@ pub use dialect::{Dialect, ErrorBody};
 pub use face::Face;
 pub use fields::{Fault, FieldError, Fields};
 pub use odd::Unread;
-pub use told::{Part, StreamTold, Told};
+pub use told::{Least, Part, Sent, StreamTold, Told};

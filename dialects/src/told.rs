@@ -9,8 +9,9 @@ mod report;
 mod stream;
 mod whole;
 
+pub use report::Least;
 pub(crate) use report::{COUNT_MAX, Counts, Odd, Report};
-pub use stream::{Part, StreamTold};
+pub use stream::{Part, Sent, StreamTold};
 pub use whole::Told;
 pub(crate) use whole::{Body, finish, text};
 

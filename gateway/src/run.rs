@@ -12,7 +12,7 @@ use axum::{
     response::Response,
 };
 use futures::future::BoxFuture;
-use seatbelt_dialects::{Api, Dialect, Face};
+use seatbelt_dialects::{Api, Dialect, Face, Sent};
 use seatbelt_ledger::api::UsageEvents;
 use seatbelt_schemas::{
     command::Grant, event::OnUnknown, neuron::signature::NeuronSecret, usage::UsageEvent,
@@ -83,7 +83,7 @@ struct Job {
     dialect: Dialect,
     face: Face,
     stream: bool,
-    choices: u64,
+    sent: Sent,
     /// An error that comes after work is charged at the hold.
     charges_errors: bool,
     limits: Limits,
@@ -152,7 +152,7 @@ impl Runner {
             dialect: plan.dialect,
             face: plan.face,
             stream: ask.stream,
-            choices: ask.choices,
+            sent: ask.sent(),
             charges_errors: candidate.charges_errors() && !free_when_unknown,
             candidate,
             began,

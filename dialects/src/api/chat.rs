@@ -55,6 +55,7 @@ pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
         keeps_max: choices > 1 || body.contains_key("thinking"),
         stream: flag(body, "stream")?,
         include_usage: include_usage(body)?,
+        long_writes: keeps_long(body),
         end_user: end_user(body),
         ..Ask::default()
     };
@@ -68,6 +69,11 @@ pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
 
 fn end_user(body: &Fields) -> Option<EndUserId> {
     fields::end_user(body.get("user"))
+}
+
+fn keeps_long(body: &Fields) -> bool {
+    let retention = body.get("prompt_cache_retention");
+    retention.is_some_and(|kept| !kept.is_null() && kept != "in_memory" && kept != "in-memory")
 }
 
 /// Under whichever names the client used.
@@ -135,7 +141,7 @@ pub(super) fn usage(counts: Counts) -> Option<Usage> {
     let (input, output) = (counts.input?, counts.output?);
     Some(counts.parts_of(Usage {
         input_tokens: input,
-        output_tokens: output.max(counts.total.saturating_sub(input)),
+        output_tokens: counts.output_with_hidden().unwrap_or(output),
         ..Usage::default()
     }))
 }
@@ -152,7 +158,7 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
     let choices = body.choices();
     let mut reported = told.reports(&body.0);
     for choice in &choices {
-        reported |= told.reports(&choice.0);
+        reported |= told.reports_of(choice, choice.index());
     }
     if body.is_error() || named_error(event) {
         return Part::Error;

@@ -1,7 +1,7 @@
 //! `/v1/messages`, as Anthropic made it.
 
 use seatbelt_schemas::{ids::EndUserId, usage::Usage};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::MaxField;
 use crate::{
@@ -42,6 +42,7 @@ pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
         max: Some(whole(body, "max_tokens")?.ok_or_else(missing)?),
         keeps_max: body.contains_key("thinking"),
         stream: flag(body, "stream")?,
+        long_writes: body.iter().any(|(name, value)| keeps_long(name, value)),
         end_user: end_user(body),
         ..Ask::default()
     };
@@ -54,6 +55,17 @@ pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
     ask.tools(body)?;
     ask.other_fields(body);
     Ok(ask)
+}
+
+/// Whether anything within asks the cache to keep it for longer than five minutes.
+fn keeps_long(name: &str, value: &Value) -> bool {
+    let for_long = |ttl: &Value| !ttl.is_null() && ttl != "5m";
+    match value {
+        Value::Object(fields) if name == "cache_control" => fields.get("ttl").is_some_and(for_long),
+        Value::Object(fields) => fields.iter().any(|(name, value)| keeps_long(name, value)),
+        Value::Array(items) => items.iter().any(|item| keeps_long("", item)),
+        _ => false,
+    }
 }
 
 fn end_user(body: &Fields) -> Option<EndUserId> {
@@ -154,8 +166,6 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
 
     fn body(extra: &Value) -> Fields {
@@ -175,6 +185,25 @@ mod tests {
         assert!(asked.stream && !asked.keeps_max);
         assert_eq!(asked.end_user.unwrap().as_str(), "u");
         assert_eq!((asked.text_bytes, asked.framed), (9, 1));
+    }
+
+    #[test]
+    fn a_cache_that_is_to_be_kept_for_long_is_found_at_any_depth() {
+        let keeps = |extra: Value| {
+            let mut body = body(&json!({"max_tokens": 9}));
+            body.extend(extra.as_object().unwrap().clone());
+            ask(&body).unwrap().long_writes
+        };
+        let for_time = |ttl: Value| json!({"type": "ephemeral", "ttl": ttl});
+        assert!(!keeps(json!({"cache_control": {"type": "ephemeral"}})));
+        assert!(!keeps(json!({"cache_control": for_time(json!("5m"))})));
+        assert!(keeps(json!({"cache_control": for_time(json!("1h"))})));
+        let tool = json!({"name": "f", "cache_control": for_time(json!("1h"))});
+        assert!(keeps(json!({"tools": [tool]})));
+        let result = json!([{"type": "tool_result", "content": [{"type": "text", "text": "a", "cache_control": for_time(json!("2h"))}]}]);
+        assert!(keeps(
+            json!({"messages": [{"role": "user", "content": result}]})
+        ));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! A count is a whole number or it is none. What stands in the place of one is passed over where the least
 //! that was used is asked for, and makes all of the report none elsewhere.
 
+use std::collections::BTreeMap;
+
 use seatbelt_schemas::usage::Usage;
 use serde_json::{Value, value::RawValue};
 
@@ -13,6 +15,8 @@ use crate::{
 
 /// A count above this is no count.
 pub(crate) const COUNT_MAX: u64 = 1 << 40;
+/// Most choices of an answer that are told apart; one with more is never known to have finished.
+pub(super) const CHOICES_MAX: usize = 256;
 /// Most reports that are looked for in a text that cannot be read.
 const REPORTS_MAX: usize = 64;
 
@@ -109,6 +113,13 @@ impl Counts {
         };
     }
 
+    /// The output, with what only the total tells of; that says nothing of it alone where the input is not
+    /// known.
+    pub(crate) fn output_with_hidden(&self) -> Option<u64> {
+        let hidden = self.input.map(|input| self.total.saturating_sub(input));
+        self.output.max(hidden.filter(|hidden| *hidden > 0))
+    }
+
     /// `whole` with its parts: none is larger than its whole, and the dearer part goes first.
     pub(crate) fn parts_of(self, whole: Usage) -> Usage {
         let written = self.written.min(whole.input_tokens);
@@ -123,6 +134,79 @@ impl Counts {
             cached_input_tokens: self.cached.min(whole.input_tokens - written),
             reasoning_tokens: self.reasoning.min(whole.output_tokens),
             ..whole
+        }
+    }
+}
+
+/// All that the reports of an answer say: those of the whole, and those of each choice, which stand for that
+/// choice alone.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    whole: Counts,
+    by_choice: BTreeMap<u64, Counts>,
+}
+
+impl Tally {
+    /// Takes counts in, of one choice where they stand in one; whether there was room for them.
+    pub(super) fn take(&mut self, choice: Option<u64>, counts: Counts) -> bool {
+        let Some(choice) = choice else {
+            self.whole.merge(counts);
+            return true;
+        };
+        let has_room = self.by_choice.len() < CHOICES_MAX || self.by_choice.contains_key(&choice);
+        if has_room {
+            self.by_choice.entry(choice).or_default().merge(counts);
+        }
+        has_room
+    }
+
+    /// What all of them come to: choices share one prompt, and each has an output of its own.
+    pub(super) fn counts(&self) -> Counts {
+        let mut all = self.whole;
+        let mut outputs: Option<u64> = None;
+        let mut reasoning: u64 = 0;
+        for counts in self.by_choice.values() {
+            let output = counts.output_with_hidden();
+            outputs = match (outputs, output) {
+                (Some(sum), Some(output)) => Some(sum.saturating_add(output)),
+                (sum, output) => sum.or(output),
+            };
+            reasoning = reasoning.saturating_add(counts.reasoning);
+            all.merge(Counts {
+                output: None,
+                reasoning: 0,
+                ..*counts
+            });
+        }
+        all.output = all.output.max(outputs);
+        all.reasoning = all.reasoning.max(reasoning);
+        all
+    }
+}
+
+/// What was used at least: no report, since a part of it may be missing, but what is charged is not below.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Least {
+    /// What each count says.
+    pub usage: Usage,
+    /// Of input and output together, in whichever of them it was.
+    pub total: u64,
+}
+
+impl Least {
+    /// Nothing was said.
+    pub fn is_nothing(&self) -> bool {
+        self.usage.tokens() == 0 && self.total == 0
+    }
+
+    /// `usage`, nowhere below this.
+    pub fn raise(&self, usage: Usage) -> Usage {
+        let input_tokens = usage.input_tokens.max(self.usage.input_tokens);
+        let output_tokens = usage.output_tokens.max(self.usage.output_tokens);
+        Usage {
+            input_tokens,
+            output_tokens: output_tokens.max(self.total.saturating_sub(input_tokens)),
+            ..usage
         }
     }
 }

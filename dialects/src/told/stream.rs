@@ -6,13 +6,10 @@ use seatbelt_schemas::usage::Usage;
 use serde_json::value::RawValue;
 
 use super::{
-    report::{Counts, Odd, Report, believed, reports_within},
+    report::{CHOICES_MAX, Counts, Least, Odd, Report, Tally, believed, reports_within},
     whole::{Choice, finish, has_content, length},
 };
-use crate::{api::Api, raw::Pairs, sse::SseEvent};
-
-/// Most choices of a stream that are told apart; one with more is never known to have finished.
-const CHOICES_MAX: usize = 256;
+use crate::{api::Api, ask::Ask, raw::Pairs, sse::SseEvent};
 
 /// What one event of a stream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,13 +24,33 @@ pub enum Part {
     End,
 }
 
+/// What was sent, as far as an answer is read by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// How many choices were asked for.
+    pub choices: u64,
+    /// Writes to the cache were asked for that cost as long ones: one that is not said to be short may be.
+    pub long_writes: bool,
+}
+
+impl Ask {
+    /// What an answer to it is read by.
+    pub fn sent(&self) -> Sent {
+        Sent {
+            choices: self.choices,
+            long_writes: self.long_writes,
+        }
+    }
+}
+
 /// What a stream has told so far.
 #[derive(Debug)]
 pub struct StreamTold {
     api: Api,
-    counts: Counts,
+    sent: Sent,
+    counts: Tally,
     /// The same, of what is a count in each report.
-    least: Counts,
+    least: Tally,
     /// Something stood in the place of a count: nothing of this stream's reports is believed.
     odd: bool,
     /// Output came after the last report, which then cannot be the last word.
@@ -41,8 +58,6 @@ pub struct StreamTold {
     has_content: bool,
     /// The report came with or after the end of the output.
     pub(crate) closed: bool,
-    /// How many choices were asked for.
-    choices: u64,
     open_choices: BTreeSet<u64>,
     seen_choices: BTreeSet<u64>,
     /// Why the output ended, in the upstream's word.
@@ -53,12 +68,12 @@ pub struct StreamTold {
 
 impl StreamTold {
     /// Nothing told yet.
-    pub fn new(api: Api) -> Self {
+    pub fn new(api: Api, sent: Sent) -> Self {
         Self {
             api,
-            choices: 1,
-            counts: Counts::default(),
-            least: Counts::default(),
+            sent,
+            counts: Tally::default(),
+            least: Tally::default(),
             odd: false,
             content_since: false,
             has_content: false,
@@ -70,17 +85,12 @@ impl StreamTold {
         }
     }
 
-    /// The same of a stream that has so many choices: it is not at its end before each of them is.
-    #[must_use]
-    pub fn of_choices(self, choices: u64) -> Self {
-        Self { choices, ..self }
-    }
-
     /// The usage, once nothing can be added to it any more: the stream has `ended` by its own mark, or
     /// every choice of it has.
     pub fn final_usage(&self, ended: bool) -> Option<Usage> {
         let usage = self.counted()?;
-        let all_came = self.seen_choices.len() as u64 >= self.choices || self.api == Api::Messages;
+        let all_came =
+            self.seen_choices.len() as u64 >= self.sent.choices || self.api == Api::Messages;
         let finished = self.finish.is_some() && self.open_choices.is_empty() && all_came;
         let last_word = self.closed && !self.content_since && (ended || finished);
         believed(usage, self.has_content).filter(|_| last_word)
@@ -93,28 +103,43 @@ impl StreamTold {
         believed(usage, self.has_content).filter(|_| !self.content_since)
     }
 
-    /// What was used at least, by the largest of each count that was told: no report, since a part of it may
-    /// be missing, but what is charged is not below it.
-    pub fn least(&self) -> Usage {
+    /// What was used at least, by the largest of each count that was told.
+    pub fn least(&self) -> Least {
+        let told = self.priced(&self.least);
         let (input, output) = (
-            self.least.input.unwrap_or(0),
-            self.least.output.unwrap_or(0),
+            told.input.unwrap_or(0),
+            told.output_with_hidden().unwrap_or(0),
         );
         let counts = Counts {
             input: Some(input),
             output: Some(output),
-            ..self.least
+            total: 0,
+            ..told
         };
         let alone = Usage {
             input_tokens: input,
             output_tokens: output,
             ..Usage::default()
         };
-        self.api.usage(counts).unwrap_or(alone)
+        Least {
+            usage: self.api.usage(counts).unwrap_or(alone),
+            total: told.total,
+        }
     }
 
     pub(super) fn counted(&self) -> Option<Usage> {
-        self.api.usage(self.counts).filter(|_| !self.odd)
+        let counts = self.priced(&self.counts);
+        self.api.usage(counts).filter(|_| !self.odd)
+    }
+
+    /// All counts, those writes at the dearest that was asked for of which nothing says how long they stay.
+    fn priced(&self, tally: &Tally) -> Counts {
+        let counts = tally.counts();
+        let none_is_short = self.sent.long_writes.then_some(0);
+        Counts {
+            written_short: counts.written_short.or(none_is_short),
+            ..counts
+        }
     }
 
     /// Takes note of an event.
@@ -124,28 +149,44 @@ impl StreamTold {
 
     /// Takes the reports among some fields in; whether there was one.
     pub(crate) fn reports(&mut self, fields: &Pairs<'_>) -> bool {
+        self.reports_in(fields, None)
+    }
+
+    /// Takes the reports within a choice in, which stand for it alone; whether there was one. Of several
+    /// choices that do not say which they are none can be told apart from what it said before.
+    pub(crate) fn reports_of(&mut self, choice: &Choice<'_>, place: Option<u64>) -> bool {
+        let reported = self.reports_in(&choice.0, Some(place.unwrap_or(0)));
+        self.odd |= reported && place.is_none() && self.sent.choices > 1;
+        reported
+    }
+
+    fn reports_in(&mut self, fields: &Pairs<'_>, choice: Option<u64>) -> bool {
         let mut reported = false;
         for raw in fields.all("usage") {
-            reported |= self.report(raw);
+            reported |= self.report(raw, choice);
         }
         reported
     }
 
     /// Takes a report in; whether it was one.
-    pub(crate) fn report(&mut self, raw: &RawValue) -> bool {
-        if let Ok(counts) = self.api.counts(&Report::of(raw, true)) {
-            self.least.merge(counts);
-        }
+    pub(crate) fn report(&mut self, raw: &RawValue, choice: Option<u64>) -> bool {
+        self.at_least(raw, choice);
         match self.api.counts(&Report::of(raw, false)) {
             Ok(counts) if counts == Counts::default() => false,
             Ok(counts) => {
-                self.counts.merge(counts);
+                self.odd |= !self.counts.take(choice, counts);
                 true
             }
             Err(Odd) => {
                 self.odd = true;
                 true
             }
+        }
+    }
+
+    fn at_least(&mut self, raw: &RawValue, choice: Option<u64>) {
+        if let Ok(counts) = self.api.counts(&Report::of(raw, true)) {
+            self.least.take(choice, counts);
         }
     }
 
@@ -168,8 +209,7 @@ impl StreamTold {
         for raw in choice.outputs() {
             self.content(raw);
         }
-        let index = choice.0.last("index");
-        let index = index.and_then(|raw| raw.get().parse().ok()).unwrap_or(0);
+        let index = choice.index().unwrap_or(0);
         let is_new = self.seen_choices.len() <= CHOICES_MAX && self.seen_choices.insert(index);
         if is_new {
             self.open_choices.insert(index);
@@ -184,9 +224,7 @@ impl StreamTold {
     /// An event that cannot be read may be anything but a report.
     pub(crate) fn unread(&mut self, event: &SseEvent) {
         for raw in reports_within(&String::from_utf8_lossy(&event.data)) {
-            if let Ok(counts) = self.api.counts(&Report::of(raw, true)) {
-                self.least.merge(counts);
-            }
+            self.at_least(raw, None);
         }
         if !event.data.trim_ascii().is_empty() {
             self.output_bytes += event.data.len() as u64;

@@ -8,8 +8,17 @@ use serde_json::{Value, json};
 use super::{report::COUNT_MAX, *};
 use crate::{api::Api, sse::SseEvent};
 
+const SENT: Sent = Sent {
+    choices: 1,
+    long_writes: false,
+};
+
 fn told(api: Api, data: &[Value]) -> (StreamTold, Vec<Part>) {
-    let mut told = StreamTold::new(api);
+    told_of(api, SENT, data)
+}
+
+fn told_of(api: Api, sent: Sent, data: &[Value]) -> (StreamTold, Vec<Part>) {
+    let mut told = StreamTold::new(api, sent);
     let parts = data
         .iter()
         .map(|data| {
@@ -34,7 +43,7 @@ fn openai_usage(report: &Value) -> Option<Usage> {
 #[test]
 fn what_is_a_count_is_the_least_that_was_used_whatever_else_is_odd() {
     let least = |api, data: &[Value]| {
-        let usage = told(api, data).0.least();
+        let usage = told(api, data).0.least().usage;
         (usage.input_tokens, usage.output_tokens)
     };
     let chat = |report: Value| json!({"choices": [], "usage": report});
@@ -56,7 +65,8 @@ fn what_is_a_count_is_the_least_that_was_used_whatever_else_is_odd() {
 }
 
 fn told_raw(api: Api, data: &str) -> Told {
-    Told::read(api, data.as_bytes()).unwrap_or_else(|| Told::unread(api, data.as_bytes()))
+    let data = data.as_bytes();
+    Told::read(api, SENT, data).unwrap_or_else(|| Told::unread(api, SENT, data))
 }
 
 #[test]
@@ -72,16 +82,23 @@ fn a_report_with_something_else_in_the_place_of_a_count_tells_its_other_counts()
         "\"\\ud83d\"",
     ] {
         let chat = format!(r#"{{"usage": {{"prompt_tokens": 5000, "completion_tokens": {odd}}}}}"#);
-        assert_eq!(told_raw(Api::Chat, &chat).least.input_tokens, 5000, "{odd}");
+        assert_eq!(
+            told_raw(Api::Chat, &chat).least.usage.input_tokens,
+            5000,
+            "{odd}"
+        );
         let part = format!(r#"{{"usage": {{"input_tokens": 5000, "output_tokens": {odd}}}}}"#);
         assert_eq!(
-            told_raw(Api::Messages, &part).least.input_tokens,
+            told_raw(Api::Messages, &part).least.usage.input_tokens,
             5000,
             "{odd}"
         );
     }
     let huge = r#"{"usage": {"input_tokens": 1099511627776, "cache_read_input_tokens": 1}}"#;
-    assert_eq!(told_raw(Api::Messages, huge).least.input_tokens, COUNT_MAX);
+    assert_eq!(
+        told_raw(Api::Messages, huge).least.usage.input_tokens,
+        COUNT_MAX
+    );
 }
 
 #[test]
@@ -108,7 +125,7 @@ fn what_is_odd_elsewhere_spoils_no_report() {
         b"}",
     ];
     assert_eq!(
-        Told::read(Api::Chat, &latin.concat())
+        Told::read(Api::Chat, SENT, &latin.concat())
             .unwrap()
             .usage
             .unwrap()
@@ -126,28 +143,29 @@ fn what_is_odd_elsewhere_spoils_no_report() {
 #[test]
 fn an_answer_that_cannot_be_read_tells_what_stands_in_it() {
     let cut = r#"{"usage": {"prompt_tokens": 5000, "completion_tokens": 7}, "choices": [{"mess"#;
-    assert_eq!(told_raw(Api::Chat, cut).least.input_tokens, 5000);
+    assert_eq!(told_raw(Api::Chat, cut).least.usage.input_tokens, 5000);
     assert_eq!(told_raw(Api::Chat, cut).usage, None);
     let python = r#"{"choices": [{"logprobs": NaN}], "usage": {"prompt_tokens": 5000}}"#;
-    assert_eq!(told_raw(Api::Chat, python).least.input_tokens, 5000);
+    assert_eq!(told_raw(Api::Chat, python).least.usage.input_tokens, 5000);
     let said =
         r#"{"choices": [{"message": {"content": "\"usage\": {\"prompt_tokens\": 9}"}}], NaN"#;
     assert_eq!(
-        told_raw(Api::Chat, said).least.input_tokens,
+        told_raw(Api::Chat, said).least.usage.input_tokens,
         0,
         "what a model says is no report"
     );
     let lines = "{\"choices\": []}\n{\"usage\": {\"prompt_tokens\": 5000}}\n";
-    assert_eq!(told_raw(Api::Chat, lines).least.input_tokens, 5000);
+    assert_eq!(told_raw(Api::Chat, lines).least.usage.input_tokens, 5000);
 }
 
 #[test]
 fn a_stream_is_at_its_end_once_every_choice_that_was_asked_for_is() {
     let chunk = json!({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 1}});
-    let (one, _) = told(Api::Chat, &[chunk]);
+    let (one, _) = told(Api::Chat, std::slice::from_ref(&chunk));
     assert!(one.final_usage(false).is_some());
-    let two = one.of_choices(2);
+    let two = Sent { choices: 2, ..SENT };
+    let (two, _) = told_of(Api::Chat, two, &[chunk]);
     assert_eq!(two.final_usage(false), None);
     assert!(
         two.final_usage(true).is_some(),
@@ -319,7 +337,7 @@ proptest! {
     #[test]
     fn no_whole_answer_is_believed_below_what_it_says(report in odd_report(), text in ".{0,4}") {
         let body = json!({"choices": [{"message": {"content": text}}], "usage": report});
-        let usage = Told::read(Api::Chat, body.to_string().as_bytes()).unwrap().usage;
+        let usage = Told::read(Api::Chat, SENT, body.to_string().as_bytes()).unwrap().usage;
         if let Some(usage) = usage {
             let bodies = [body];
             prop_assert!(usage.input_tokens >= said(&bodies, "/prompt_tokens"));
@@ -422,4 +440,89 @@ fn an_error_in_the_stream_is_seen() {
     assert_eq!(parts, [Part::Error]);
     let (_, parts) = told(Api::Chat, &[json!({"choices": [], "error": null})]);
     assert_eq!(parts, [Part::Content]);
+}
+
+#[test]
+fn writes_that_are_not_said_to_be_short_are_as_long_as_was_asked_for() {
+    let long = Sent {
+        long_writes: true,
+        ..SENT
+    };
+    let written = |api, report: Value, sent| {
+        let body = json!({"content": [{"text": "a"}], "usage": report}).to_string();
+        let usage = Told::read(api, sent, body.as_bytes())
+            .unwrap()
+            .usage
+            .unwrap();
+        (usage.cache_write_tokens, usage.cache_write_long_tokens)
+    };
+    let unsplit =
+        || json!({"input_tokens": 1, "output_tokens": 1, "cache_creation_input_tokens": 90});
+    assert_eq!(written(Api::Messages, unsplit(), SENT), (90, 0));
+    assert_eq!(written(Api::Messages, unsplit(), long), (90, 90));
+    let mut split = unsplit();
+    split["cache_creation"] =
+        json!({"ephemeral_5m_input_tokens": 60, "ephemeral_1h_input_tokens": 30});
+    assert_eq!(written(Api::Messages, split, long), (90, 30));
+    let chat = json!({"prompt_tokens": 100, "completion_tokens": 1, "prompt_tokens_details": {"cache_write_tokens": 90}});
+    assert_eq!(written(Api::Chat, chat, long), (90, 90));
+    let odd = json!({"content": [], "usage": {"input_tokens": 1, "output_tokens": "1", "cache_creation_input_tokens": 90}});
+    let least = Told::read(Api::Messages, long, odd.to_string().as_bytes())
+        .unwrap()
+        .least;
+    assert_eq!(least.usage.cache_write_long_tokens, 90);
+}
+
+#[test]
+fn what_stands_within_each_choice_counts_for_each() {
+    let two = Sent { choices: 2, ..SENT };
+    let choice = |index: u64, output: u64| {
+        json!({"index": index, "delta": {"content": "a"}, "finish_reason": "stop",
+            "usage": {"prompt_tokens": 10, "completion_tokens": output, "total_tokens": output + 10}})
+    };
+    let whole = json!({"choices": [choice(0, 5), choice(0, 7)]}).to_string();
+    let usage = Told::read(Api::Chat, two, whole.as_bytes())
+        .unwrap()
+        .usage
+        .unwrap();
+    assert_eq!(
+        (usage.input_tokens, usage.output_tokens),
+        (10, 12),
+        "by their places"
+    );
+    let events = [
+        json!({"choices": [choice(0, 2)]}),
+        json!({"choices": [choice(0, 5)]}),
+        json!({"choices": [choice(1, 7)]}),
+    ];
+    let (stream, _) = told_of(Api::Chat, two, &events);
+    assert_eq!(stream.final_usage(true).unwrap().output_tokens, 12);
+    let sum = json!({"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 20}});
+    let (stream, _) = told_of(Api::Chat, two, &[events.to_vec(), vec![sum]].concat());
+    assert_eq!(stream.final_usage(true).unwrap().output_tokens, 20);
+    let nameless = json!({"choices": [{"delta": {"content": "a"}, "usage": {"prompt_tokens": 1, "completion_tokens": 9}}]});
+    let (stream, _) = told_of(Api::Chat, two, &[nameless]);
+    assert_eq!(stream.final_usage(true), None, "of which choice is it?");
+    assert_eq!(stream.least().usage.output_tokens, 9);
+}
+
+#[test]
+fn a_total_is_no_output_where_the_input_is_not_known() {
+    let report =
+        r#"{"usage": {"prompt_tokens": "3", "completion_tokens": 70, "total_tokens": 73}}"#;
+    let least = told_raw(Api::Chat, report).least;
+    assert_eq!((least.usage.output_tokens, least.total), (70, 73));
+    let held = |input_tokens, output_tokens| Usage {
+        input_tokens,
+        output_tokens,
+        ..Usage::default()
+    };
+    assert_eq!(
+        least.raise(held(100, 50)),
+        held(100, 70),
+        "not once more as output"
+    );
+    assert_eq!(least.raise(held(0, 0)), held(0, 73));
+    let known = r#"{"usage": {"prompt_tokens": 3, "completion_tokens": "?", "total_tokens": 73}}"#;
+    assert_eq!(told_raw(Api::Chat, known).least.usage, held(3, 70));
 }

@@ -5,7 +5,8 @@ use serde_json::value::RawValue;
 
 use super::{
     StreamTold,
-    report::{believed, reports_within},
+    report::{Least, believed, reports_within},
+    stream::Sent,
 };
 use crate::{
     api::Api,
@@ -22,7 +23,7 @@ pub struct Told {
     /// What it used, where that can be believed.
     pub usage: Option<Usage>,
     /// What it used at least: each count that is one, whatever else is odd.
-    pub least: Usage,
+    pub least: Least,
     /// Why the output ended, in the upstream's word.
     pub finish: Option<String>,
     /// Bytes of the choices as JSON: a bound of the tokens in them.
@@ -61,6 +62,11 @@ impl<'a> Body<'a> {
 pub(crate) struct Choice<'a>(pub(crate) Pairs<'a>);
 
 impl<'a> Choice<'a> {
+    /// Which of them it says that it is.
+    pub(crate) fn index(&self) -> Option<u64> {
+        self.0.last("index").and_then(|raw| raw.get().parse().ok())
+    }
+
     /// Where its output may stand: in a message, in what is added to one, or as a plain text.
     pub(super) fn outputs(&self) -> impl Iterator<Item = &'a RawValue> {
         let named = ["message", "delta", "text"].into_iter();
@@ -107,14 +113,14 @@ fn is_empty(raw: &RawValue) -> bool {
 
 impl Told {
     /// Reads a whole answer; `None` where it is not the shape of one.
-    pub fn read(api: Api, body: &[u8]) -> Option<Self> {
+    pub fn read(api: Api, sent: Sent, body: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(body);
         let body = Body::read(&text)?;
         let choices = body.choices();
-        let mut told = StreamTold::new(api);
+        let mut told = StreamTold::new(api, sent);
         told.reports(&body.0);
-        for choice in &choices {
-            told.reports(&choice.0);
+        for (choice, place) in choices.iter().zip(0..) {
+            told.reports_of(choice, Some(place));
         }
         let outputs = choices.iter().flat_map(Choice::outputs);
         let outputs: Vec<_> = outputs.chain(body.0.all("content")).collect();
@@ -134,11 +140,11 @@ impl Told {
     }
 
     /// What an answer that is not the shape of one tells all the same.
-    pub fn unread(api: Api, body: &[u8]) -> Self {
+    pub fn unread(api: Api, sent: Sent, body: &[u8]) -> Self {
         let text = String::from_utf8_lossy(body);
-        let mut told = StreamTold::new(api);
+        let mut told = StreamTold::new(api, sent);
         for raw in reports_within(&text) {
-            told.report(raw);
+            told.report(raw, None);
         }
         Self {
             least: told.least(),

@@ -16,7 +16,7 @@ use super::{Translation, between, messages_chat::to_chat};
 use crate::{
     api::Api,
     sse::SseReader,
-    told::{Part, StreamTold},
+    told::{Part, Sent, StreamTold},
 };
 
 const APIS: [(Api, &str); 2] = [(Api::Chat, "chat"), (Api::Messages, "messages")];
@@ -122,7 +122,13 @@ impl Case {
     /// What a client sees, held back or not.
     fn stream(&self, input: &[u8]) -> String {
         let mut face = self.way().face("msg_1".to_owned(), "m".to_owned(), 10);
-        let mut told = StreamTold::new(self.from);
+        let mut told = StreamTold::new(
+            self.from,
+            Sent {
+                choices: 1,
+                long_writes: false,
+            },
+        );
         let (mut reader, mut held, mut out) =
             (SseReader::default(), BytesMut::new(), BytesMut::new());
         reader.push(input);

@@ -37,7 +37,7 @@ impl Job {
             HeaderValue::from_static("no"),
         );
         let _ = head.send(Ok(self.response(StatusCode::OK, headers, streamed(body))));
-        let told = StreamTold::new(self.api).of_choices(self.choices);
+        let told = StreamTold::new(self.api, self.sent);
         let mut relay = Relay::new(told, pieces);
         let stopped = self.pump(&mut answer, &mut relay).await;
         self.metrics
@@ -236,10 +236,17 @@ fn streamed(mut pieces: mpsc::Receiver<Bytes>) -> Body {
 
 #[cfg(test)]
 mod tests {
+    use seatbelt_dialects::Sent;
+
     use super::*;
 
+    const SENT: Sent = Sent {
+        choices: 1,
+        long_writes: false,
+    };
+
     fn relay(api: Api) -> Relay {
-        Relay::new(StreamTold::new(api), mpsc::channel(1).0)
+        Relay::new(StreamTold::new(api, SENT), mpsc::channel(1).0)
     }
 
     fn take(relay: &mut Relay, face: &mut Face, chunk: Option<&'static str>) -> String {

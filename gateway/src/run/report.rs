@@ -1,5 +1,6 @@
 //! The one end of a hold: what is settled, with whose word for it.
 
+use seatbelt_dialects::Least;
 use seatbelt_schemas::{
     event::{Report, Timings, UsageSource},
     meter::Amounts,
@@ -16,7 +17,7 @@ use crate::{clock::ms, config::USAGE_EVENT_WAIT, error::ApiError};
 pub(super) struct Known {
     pub(super) usage: Option<Usage>,
     /// What the upstream said it used at least, where that is no report.
-    pub(super) least: Usage,
+    pub(super) least: Least,
     pub(super) finish: Option<String>,
     /// A bound of the output, where all of it was seen.
     pub(super) output_bytes: Option<u64>,
@@ -60,7 +61,10 @@ impl Job {
             reservation.release("neuron reported no usage").await;
             return Ok(None);
         }
-        let visible = self.candidate.output_is_visible().then_some(self.choices);
+        let visible = self
+            .candidate
+            .output_is_visible()
+            .then_some(self.sent.choices);
         let (usage, source) = account_for(
             &reservation.hold,
             &known,
@@ -115,21 +119,16 @@ fn account_for(
         output_tokens: hold.output_tokens,
         ..Usage::default()
     };
-    let least = known.least;
-    let most = Usage {
-        input_tokens: held.input_tokens.max(least.input_tokens),
-        output_tokens: held.output_tokens.max(least.output_tokens),
-        ..held
-    };
+    let most = known.least.raise(held);
     match (known.output_bytes, visible) {
         // one more each for the token that ends a choice
         (Some(bytes), Some(choices)) => {
             let counted = held.output_tokens.min(bytes.saturating_add(choices));
-            let usage = Usage {
-                output_tokens: counted.max(least.output_tokens),
-                ..most
+            let counted = Usage {
+                output_tokens: counted,
+                ..held
             };
-            (usage, UsageSource::Counted)
+            (known.least.raise(counted), UsageSource::Counted)
         }
         // the ledger charges the hold itself for a hold: what is above it has to be said
         _ if most != held => (most, UsageSource::Counted),
@@ -191,8 +190,8 @@ mod tests {
 
     #[test]
     fn no_charge_is_below_what_was_told_at_least() {
-        let told = |least| Known {
-            least,
+        let told = |usage| Known {
+            least: Least { usage, total: 0 },
             output_bytes: Some(9),
             ..Known::default()
         };

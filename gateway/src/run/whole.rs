@@ -49,8 +49,8 @@ impl Job {
         };
         self.metrics
             .stage(Stage::UpstreamTotal, self.began.elapsed());
-        let read = Told::read(self.api, &body);
-        let unread = || Told::unread(self.api, &body);
+        let read = Told::read(self.api, self.sent, &body);
+        let unread = || Told::unread(self.api, self.sent, &body);
         if !status.is_success() {
             let told = read.unwrap_or_else(unread);
             return self.upstream_error(status, headers, body, told).await;
@@ -77,7 +77,7 @@ impl Job {
     /// not known.
     async fn not_answered(&mut self, problem: &str, read: Told) -> ApiError {
         let ended = match read.usage {
-            None if read.is_error && read.least.tokens() == 0 => {
+            None if read.is_error && read.least.is_nothing() => {
                 self.release("upstream answered with an error").await;
                 Ok(None)
             }
@@ -122,7 +122,7 @@ impl Job {
         } else {
             self.charges_errors && comes_after_work(status)
         };
-        if read.usage.is_some() || read.least.tokens() > 0 || worked {
+        if read.usage.is_some() || !read.least.is_nothing() || worked {
             let known = Known {
                 usage: read.usage,
                 least: read.least,
@@ -218,7 +218,7 @@ fn passed_headers(from: &HeaderMap) -> HeaderMap {
 
 #[cfg(test)]
 mod tests {
-    use seatbelt_dialects::Api;
+    use seatbelt_dialects::{Api, Sent};
 
     use super::*;
 
@@ -247,7 +247,11 @@ mod tests {
     fn a_success_without_an_answer_is_told_apart_from_one_that_is_odd() {
         let problem = |body: &'static str| {
             let body = Bytes::from_static(body.as_bytes());
-            no_answer(&body, Told::read(Api::Chat, &body).as_ref())
+            let sent = Sent {
+                choices: 1,
+                long_writes: false,
+            };
+            no_answer(&body, Told::read(Api::Chat, sent, &body).as_ref())
         };
         assert!(problem("").unwrap().contains("empty"));
         assert!(problem("<html>").unwrap().contains("no JSON"));
