@@ -138,6 +138,8 @@ pub struct UpstreamModel {
     pub output_is_visible: bool,
     /// Fields that metered requests may use besides those of the upstream.
     pub allow_fields: Vec<String>,
+    /// Names under which it answers besides its own, which cost the same.
+    pub answers_as: Vec<String>,
 }
 
 impl UpstreamModel {
@@ -154,6 +156,7 @@ impl UpstreamModel {
             max_field: MaxField::default(),
             output_is_visible: false,
             allow_fields: Vec::new(),
+            answers_as: Vec::new(),
         }
     }
 }

@@ -23,7 +23,7 @@ mod refusal;
 mod seldom;
 mod table;
 
-use seldom::Seldom;
+pub(crate) use seldom::Seldom;
 pub(crate) use table::Case;
 
 /// Says to the official SDKs whether a retry can help.

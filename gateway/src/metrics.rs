@@ -14,6 +14,7 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
+use seatbelt_dialects::Aspect;
 use seatbelt_schemas::{event::RefusalReason, meter::Amounts, position::Partition, usage::Usage};
 
 /// Longest latency that is told apart: one hour, in microseconds.
@@ -94,6 +95,7 @@ pub(crate) struct Metrics {
     refusals: [AtomicU64; REASONS.len()],
     ledger_unavailable: AtomicU64,
     settles_given_up: [AtomicU64; GivenUp::ALL.len()],
+    other_class: [AtomicU64; Aspect::ALL.len()],
     settles_kept: AtomicU64,
     held_requests: AtomicU64,
     held_tokens: AtomicU64,
@@ -120,6 +122,7 @@ impl Metrics {
             refusals: Default::default(),
             ledger_unavailable: AtomicU64::new(0),
             settles_given_up: Default::default(),
+            other_class: Default::default(),
             settles_kept: AtomicU64::new(0),
             held_requests: AtomicU64::new(0),
             held_tokens: AtomicU64::new(0),
@@ -163,6 +166,12 @@ impl Metrics {
     pub(crate) fn settle_given_up(&self, why: GivenUp) {
         if let Some(n) = GivenUp::ALL.iter().position(|one| *one == why) {
             self.settles_given_up[n].fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(crate) fn other_class(&self, aspect: Aspect) {
+        if let Some(n) = Aspect::ALL.iter().position(|one| *one == aspect) {
+            self.other_class[n].fetch_add(1, Relaxed);
         }
     }
 
@@ -234,6 +243,7 @@ impl Metrics {
             )?;
         }
         self.write_given_up(out)?;
+        self.write_other_class(out)?;
         self.write_plain(out)?;
         self.write_stages(out)
     }
@@ -316,6 +326,17 @@ impl Metrics {
         for (why, count) in GivenUp::ALL.iter().zip(&self.settles_given_up) {
             let (why, count) = (why.as_str(), count.load(Relaxed));
             writeln!(out, "{name}{{reason=\"{why}\"}} {count}")?;
+        }
+        Ok(())
+    }
+
+    fn write_other_class(&self, out: &mut String) -> std::fmt::Result {
+        let name = "seatbelt_gateway_other_class_total";
+        let help = "Answers served in another class than was priced, charged at the hold at least, by what differs.";
+        head(out, name, "counter", help)?;
+        for (aspect, count) in Aspect::ALL.iter().zip(&self.other_class) {
+            let (aspect, count) = (aspect.as_str(), count.load(Relaxed));
+            writeln!(out, "{name}{{by=\"{aspect}\"}} {count}")?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bytes::Bytes;
 use reqwest::Url;
-use seatbelt_dialects::{Api, Dialect, Fields, MaxField, allow::Profile};
+use seatbelt_dialects::{Api, Dialect, Fields, MaxField, Priced, allow::Profile};
 use seatbelt_schemas::neuron::PATH_CHAT;
 
 use crate::config::{Secret, UpstreamConfig, UpstreamModel};
@@ -93,6 +93,19 @@ impl Candidate {
     /// are told apart by what they answer.
     pub(crate) fn charges_errors(&self) -> bool {
         matches!(self, Self::Foreign(upstream, _) if !upstream.errors_are_free)
+    }
+
+    /// How a request is priced; nothing where what an answer says of that is not compared.
+    pub(crate) fn priced(&self) -> Option<Priced<'_>> {
+        match self {
+            Self::Foreign(upstream, model) => Some(Priced {
+                profile: upstream.profile,
+                model: model.id.as_str(),
+                answers_as: &model.answers_as,
+                accepted: [&upstream.allow_fields, &model.allow_fields],
+            }),
+            Self::Neuron(_) => None,
+        }
     }
 
     /// All output that it charges for is text in the answer.

@@ -78,6 +78,8 @@ pub struct UpstreamModel {
     pub output_is_visible: bool,
     /// Fields that metered requests may use besides those of the upstream.
     pub allow_fields: Vec<String>,
+    /// Names under which it answers besides its own.
+    pub answers_as: Vec<String>,
     /// What it costs; none where unpriced.
     pub price: Option<Price>,
 }
@@ -242,6 +244,7 @@ fn read_model(
     let max_field = section.word("max_field", &max_fields);
     let output_is_visible = section.flag("output_is_visible").unwrap_or(false);
     let allow_fields = section.texts("allow_fields", ALLOW_FIELDS_MAX);
+    let answers_as = section.texts("answers_as", ALLOW_FIELDS_MAX);
     let writes_cost_more = kind == Some(UpstreamKind::Anthropic);
     let price = read_price(&mut section, id.as_ref(), writes_cost_more);
     section.finish();
@@ -256,6 +259,7 @@ fn read_model(
         max_field: max_field.unwrap_or(MaxField::MaxTokens),
         output_is_visible,
         allow_fields,
+        answers_as,
         price,
     })
 }

@@ -101,6 +101,7 @@ fn model(model: &config::UpstreamModel, of: &UpstreamConfig) -> UpstreamModel {
         },
         output_is_visible: model.output_is_visible,
         allow_fields: model.allow_fields.clone(),
+        answers_as: model.answers_as.clone(),
         ..default
     }
 }

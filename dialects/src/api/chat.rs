@@ -156,6 +156,7 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
         return of_unread(event);
     };
     let choices = body.choices();
+    told.served.answer(&body.0);
     let mut reported = told.reports(&body.0);
     for choice in &choices {
         reported |= told.reports_of(choice, choice.index());

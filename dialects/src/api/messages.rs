@@ -140,9 +140,12 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
         return of_unread(event);
     };
     let kind = text(body.0.last("type"));
+    told.served.answer(&body.0);
     let mut reported = told.reports(&body.0);
     for raw in body.0.all("message") {
-        reported |= told.reports(&Pairs::of(raw));
+        let message = Pairs::of(raw);
+        told.served.answer(&message);
+        reported |= told.reports(&message);
     }
     if reported {
         told.content_since = false;

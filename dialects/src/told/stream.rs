@@ -9,7 +9,7 @@ use super::{
     report::{CHOICES_MAX, Counts, Least, Odd, Report, Tally, believed, reports_within},
     whole::{Choice, finish, has_content, length},
 };
-use crate::{api::Api, ask::Ask, raw::Pairs, sse::SseEvent};
+use crate::{api::Api, ask::Ask, raw::Pairs, served::Served, sse::SseEvent};
 
 /// What one event of a stream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub struct StreamTold {
     pub finish: Option<String>,
     /// Bytes of the output as JSON: a bound of the tokens in it.
     pub output_bytes: u64,
+    /// How it says that it was served.
+    pub served: Served,
 }
 
 impl StreamTold {
@@ -82,6 +84,7 @@ impl StreamTold {
             seen_choices: BTreeSet::new(),
             finish: None,
             output_bytes: 0,
+            served: Served::default(),
         }
     }
 
@@ -163,6 +166,7 @@ impl StreamTold {
     fn reports_in(&mut self, fields: &Pairs<'_>, choice: Option<u64>) -> bool {
         let mut reported = false;
         for raw in fields.all("usage") {
+            self.served.report(raw);
             reported |= self.report(raw, choice);
         }
         reported

@@ -12,6 +12,7 @@ use crate::{
     api::Api,
     odd::says_nothing,
     raw::{Pairs, items},
+    served::Served,
 };
 
 /// Longest reason for an end that is kept.
@@ -28,6 +29,8 @@ pub struct Told {
     pub finish: Option<String>,
     /// Bytes of the choices as JSON: a bound of the tokens in them.
     pub output_bytes: u64,
+    /// How it says that it was served.
+    pub served: Served,
     /// It says that it is an error, whatever its status.
     pub is_error: bool,
 }
@@ -119,6 +122,7 @@ impl Told {
         let choices = body.choices();
         let mut told = StreamTold::new(api, sent);
         told.reports(&body.0);
+        told.served.answer(&body.0);
         for (choice, place) in choices.iter().zip(0..) {
             told.reports_of(choice, Some(place));
         }
@@ -135,6 +139,7 @@ impl Told {
                 .iter()
                 .find_map(|choice| finish(choice.0.last("finish_reason")))
                 .or_else(|| finish(body.0.last("stop_reason"))),
+            served: told.served,
             is_error: body.is_error() && outputs.iter().all(|raw| is_empty(raw)),
         })
     }

@@ -14,11 +14,11 @@ const CAUSES_MAX: usize = 64;
 
 /// When each cause was logged last, and how often it came since.
 #[derive(Debug, Default)]
-pub(super) struct Seldom(Mutex<HashMap<String, (Instant, u64)>>);
+pub(crate) struct Seldom(Mutex<HashMap<String, (Instant, u64)>>);
 
 impl Seldom {
     /// Whether to log it now: how often it was left out since the last time.
-    pub(super) fn note(&self, cause: &str, now: Instant) -> Option<u64> {
+    pub(crate) fn note(&self, cause: &str, now: Instant) -> Option<u64> {
         // no code panics while it holds the lock half way through a change
         let mut causes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, left_out)) = causes.get_mut(cause) {

@@ -225,6 +225,8 @@ impl Relay {
             least: told.least(),
             finish: told.finish.clone(),
             output_bytes: (self.state == State::Ended).then_some(told.output_bytes),
+            served: told.served.clone(),
+            client_left: false,
         }
     }
 }

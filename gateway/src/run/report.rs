@@ -1,8 +1,10 @@
 //! The one end of a hold: what is settled, with whose word for it.
 
-use seatbelt_dialects::Least;
+use std::{sync::LazyLock, time::Instant};
+
+use seatbelt_dialects::{Least, Served};
 use seatbelt_schemas::{
-    event::{Report, Timings, UsageSource},
+    event::{OnUnknown, Report, Timings, UsageSource},
     meter::Amounts,
     position::Position,
     usage::{Usage, UsageEvent},
@@ -10,7 +12,11 @@ use seatbelt_schemas::{
 use tokio::time::timeout;
 
 use super::{Job, attempts::Stop};
-use crate::{clock::ms, config::USAGE_EVENT_WAIT, error::ApiError};
+use crate::{
+    clock::ms,
+    config::USAGE_EVENT_WAIT,
+    error::{ApiError, Seldom},
+};
 
 /// What is known of the usage at the end.
 #[derive(Debug, Default)]
@@ -21,6 +27,28 @@ pub(super) struct Known {
     pub(super) finish: Option<String>,
     /// A bound of the output, where all of it was seen.
     pub(super) output_bytes: Option<u64>,
+    /// How the upstream said that it was served.
+    pub(super) served: Served,
+    /// The client left first: what is not known then is not free by anybody's word.
+    pub(super) client_left: bool,
+}
+
+/// On which terms an end is decided.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    from_neuron: bool,
+    /// The choices, where all output is to be seen.
+    visible: Option<u64>,
+    /// It was served in another class than was priced.
+    other_class: bool,
+    on_unknown: OnUnknown,
+}
+
+/// How a hold ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Used(Usage, UsageSource),
+    Unknown,
 }
 
 impl Job {
@@ -30,6 +58,10 @@ impl Job {
             self.release("upstream cannot be reached").await;
             return ApiError::upstream_unreachable(&self.upstream, log);
         }
+        let known = Known {
+            client_left: matches!(stop, Stop::ClientLeft),
+            ..known
+        };
         if let Err(error) = self.settle(known).await {
             return error;
         }
@@ -45,7 +77,8 @@ impl Job {
     }
 
     /// Settles with the best that is known: what was reported, else what the neuron's event says, else
-    /// what was counted where that is a bound, else the hold.
+    /// what was counted where that is a bound, else as the key says of what is not known: at the hold, or
+    /// not at all.
     pub(super) async fn settle(&mut self, known: Known) -> Result<Option<Position>, ApiError> {
         let Some(reservation) = self.reservation.take() else {
             return Ok(None);
@@ -61,17 +94,23 @@ impl Job {
             reservation.release("neuron reported no usage").await;
             return Ok(None);
         }
-        let visible = self
-            .candidate
-            .output_is_visible()
-            .then_some(self.sent.choices);
-        let (usage, source) = account_for(
-            &reservation.hold,
-            &known,
-            event.as_ref(),
-            self.is_neurons(),
-            visible,
-        );
+        let terms = Terms {
+            from_neuron: self.is_neurons(),
+            visible: self
+                .candidate
+                .output_is_visible()
+                .then_some(self.sent.choices),
+            other_class: self.is_other_class(&known.served),
+            on_unknown: match known.client_left {
+                true => OnUnknown::ChargeHold,
+                false => reservation.on_unknown,
+            },
+        };
+        let end = account_for(&reservation.hold, &known, event.as_ref(), terms);
+        let End::Used(usage, source) = end else {
+            reservation.release("its usage is not known").await;
+            return Ok(None);
+        };
         let report = Report {
             usage,
             upstream: self.upstream.clone(),
@@ -85,6 +124,25 @@ impl Job {
         reservation.settle(report).await.map(Some)
     }
 
+    /// Whether an answer was served in another class than was priced: counted, and told once a second for
+    /// each upstream and what differs.
+    fn is_other_class(&self, served: &Served) -> bool {
+        static TOLD: LazyLock<Seldom> = LazyLock::new(Seldom::default);
+        let priced = self.candidate.priced();
+        let Some((aspect, said)) = priced.and_then(|priced| priced.other(served)) else {
+            return false;
+        };
+        self.metrics.other_class(aspect);
+        let (upstream, by) = (&self.upstream, aspect.as_str());
+        if let Some(left_out) = TOLD.note(&format!("{upstream} {by}"), Instant::now()) {
+            tracing::warn!(
+                %upstream, by, said, left_out,
+                "an answer was served in another class than was priced: it is charged at the hold at least"
+            );
+        }
+        true
+    }
+
     /// Gives the hold back: nothing was used.
     pub(super) async fn release(&mut self, reason: &str) {
         if let Some(reservation) = self.reservation.take() {
@@ -94,45 +152,44 @@ impl Job {
 }
 
 /// What is settled of a hold, and on whose word: what the answer told, else what the neuron's event
-/// says, else what was counted where that is a bound (`visible`: the choices whose output is all to be
-/// seen), else the hold.
-fn account_for(
-    hold: &Amounts,
-    known: &Known,
-    event: Option<&UsageEvent>,
-    from_neuron: bool,
-    visible: Option<u64>,
-) -> (Usage, UsageSource) {
-    if let Some(usage) = known.usage {
-        let source = if from_neuron {
-            UsageSource::Neuron
-        } else {
-            UsageSource::Upstream
+/// says, else what was counted where that is a bound, else as the key says. What was served in a class
+/// that has no price ends at the hold, or at what was told where that is more.
+fn account_for(hold: &Amounts, known: &Known, event: Option<&UsageEvent>, terms: Terms) -> End {
+    if let Some(usage) = known.usage.filter(|_| !terms.other_class) {
+        let source = match terms.from_neuron {
+            true => UsageSource::Neuron,
+            false => UsageSource::Upstream,
         };
-        return (usage, source);
+        return End::Used(usage, source);
     }
     if let Some(event) = event {
-        return (event.usage.into(), UsageSource::Neuron);
+        return End::Used(event.usage.into(), UsageSource::Neuron);
     }
     let held = Usage {
         input_tokens: hold.input_tokens,
         output_tokens: hold.output_tokens,
         ..Usage::default()
     };
-    let most = known.least.raise(held);
-    match (known.output_bytes, visible) {
+    let counted = known.output_bytes.zip(terms.visible);
+    if let Some((bytes, choices)) = counted.filter(|_| !terms.other_class) {
         // one more each for the token that ends a choice
-        (Some(bytes), Some(choices)) => {
-            let counted = held.output_tokens.min(bytes.saturating_add(choices));
-            let counted = Usage {
-                output_tokens: counted,
-                ..held
-            };
-            (known.least.raise(counted), UsageSource::Counted)
-        }
+        let output_tokens = held.output_tokens.min(bytes.saturating_add(choices));
+        let counted = Usage {
+            output_tokens,
+            ..held
+        };
+        return End::Used(known.least.raise(counted), UsageSource::Counted);
+    }
+    if terms.on_unknown == OnUnknown::Release && !terms.other_class {
+        return match known.least.is_nothing() {
+            true => End::Unknown,
+            false => End::Used(known.least.raise(Usage::default()), UsageSource::Counted),
+        };
+    }
+    match known.least.raise(held) {
+        same if same == held => End::Used(held, UsageSource::Hold),
         // the ledger charges the hold itself for a hold: what is above it has to be said
-        _ if most != held => (most, UsageSource::Counted),
-        _ => (held, UsageSource::Hold),
+        more => End::Used(more, UsageSource::Counted),
     }
 }
 
@@ -148,14 +205,77 @@ mod tests {
         }
     }
 
+    const TERMS: Terms = Terms {
+        from_neuron: false,
+        visible: None,
+        other_class: false,
+        on_unknown: OnUnknown::ChargeHold,
+    };
+
+    fn end(known: &Known, terms: Terms) -> End {
+        account_for(&Amounts::request(100, 50, None), known, None, terms)
+    }
+
     fn settled(known: &Known, from_neuron: bool, visible: Option<u64>) -> (Usage, UsageSource) {
-        account_for(
-            &Amounts::request(100, 50, None),
-            known,
-            None,
+        let terms = Terms {
             from_neuron,
             visible,
-        )
+            ..TERMS
+        };
+        match end(known, terms) {
+            End::Used(usage, source) => (usage, source),
+            End::Unknown => panic!("it is charged"),
+        }
+    }
+
+    fn told(usage: Usage) -> Known {
+        Known {
+            usage: Some(usage),
+            least: Least { usage, total: 0 },
+            output_bytes: Some(9),
+            ..Known::default()
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_free_only_where_the_key_says_so_and_nothing_was_told() {
+        let free = Terms {
+            on_unknown: OnUnknown::Release,
+            ..TERMS
+        };
+        let used = |usage, source| End::Used(usage, source);
+        assert_eq!(end(&Known::default(), free), End::Unknown);
+        let whole = end(&told(usage(7, 3)), free);
+        assert_eq!(whole, used(usage(7, 3), UsageSource::Upstream));
+        let partly = Known {
+            usage: None,
+            ..told(usage(7, 0))
+        };
+        assert_eq!(end(&partly, free), used(usage(7, 0), UsageSource::Counted));
+        let visible = Terms {
+            visible: Some(1),
+            ..free
+        };
+        assert_eq!(
+            end(&partly, visible),
+            used(usage(100, 10), UsageSource::Counted)
+        );
+    }
+
+    #[test]
+    fn what_was_served_in_another_class_is_charged_at_the_hold_at_least() {
+        for on_unknown in [OnUnknown::ChargeHold, OnUnknown::Release] {
+            let other = Terms {
+                visible: Some(1),
+                other_class: true,
+                on_unknown,
+                ..TERMS
+            };
+            let hold = End::Used(usage(100, 50), UsageSource::Hold);
+            assert_eq!(end(&told(usage(7, 3)), other), hold);
+            let more = End::Used(usage(100, 70), UsageSource::Counted);
+            assert_eq!(end(&told(usage(7, 70)), other), more);
+        }
     }
 
     #[test]

@@ -64,6 +64,8 @@ impl Job {
             least: read.least,
             finish: read.finish,
             output_bytes: Some(read.output_bytes).filter(|bytes| *bytes > 0),
+            served: read.served,
+            client_left: false,
         });
         let position = self.settle(known).await?;
         let mut response = self.response(status, headers, Body::from(self.shown(body)?));
@@ -86,6 +88,7 @@ impl Job {
                 self.settle(Known {
                     usage,
                     least,
+                    served: read.served,
                     ..Known::default()
                 })
                 .await
@@ -126,6 +129,7 @@ impl Job {
             let known = Known {
                 usage: read.usage,
                 least: read.least,
+                served: read.served,
                 ..Known::default()
             };
             self.settle(known).await?;

@@ -1,0 +1,321 @@
+//! How an answer says that it was served, against how it was priced.
+//!
+//! What was pinned is not always what is served: a provider may take a request to another model, tier, speed
+//! or place, or run tools of its own. What it says of that is gathered here and compared. Not here: what
+//! another class costs, and what to do about it.
+
+use std::collections::BTreeSet;
+
+use serde_json::value::RawValue;
+
+use crate::{
+    allow::Profile,
+    odd::says_nothing,
+    raw::{Pairs, items},
+};
+
+/// Most things said that are kept: one that differs is enough.
+const SAID_MAX: usize = 32;
+/// Most characters of one.
+const SAID_CHARS_MAX: usize = 256;
+
+/// What decides a price besides the tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Aspect {
+    /// Which model answered.
+    Model,
+    /// How soon it was served.
+    ServiceTier,
+    /// How fast it was written.
+    Speed,
+    /// Where it was computed.
+    Geography,
+    /// What the provider ran besides.
+    Tools,
+}
+
+impl Aspect {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Model,
+        Self::ServiceTier,
+        Self::Speed,
+        Self::Geography,
+        Self::Tools,
+    ];
+
+    /// As its field is called.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::ServiceTier => "service_tier",
+            Self::Speed => "speed",
+            Self::Geography => "inference_geo",
+            Self::Tools => "server_tool_use",
+        }
+    }
+}
+
+const CLASSES: [Aspect; 3] = [Aspect::ServiceTier, Aspect::Speed, Aspect::Geography];
+/// Objects of a report that count by name what the provider ran.
+const TOOL_COUNTS: [&str; 3] = [
+    "server_tool_use",
+    "server_side_tool_usage",
+    "server_side_tool_usage_details",
+];
+/// Counts of a report that stand alone.
+const TOOL_COUNT: [&str; 2] = ["num_search_queries", "num_sources_used"];
+
+/// What an answer says of how it was served.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Served(BTreeSet<(Aspect, String)>);
+
+impl Served {
+    /// Takes note of an answer, or of an event.
+    pub(crate) fn answer(&mut self, fields: &Pairs<'_>) {
+        self.fields(fields, &[Aspect::Model]);
+        self.fields(fields, &CLASSES);
+    }
+
+    /// Takes note of a report of usage.
+    pub(crate) fn report(&mut self, raw: &RawValue) {
+        let fields = Pairs::of(raw);
+        self.fields(&fields, &CLASSES);
+        for counts in TOOL_COUNTS {
+            for raw in fields.all(counts) {
+                let listed = Pairs::of(raw);
+                listed.iter().for_each(|(name, raw)| self.tool(name, raw));
+                if listed.is_empty() && !items(raw).is_empty() {
+                    self.say(Aspect::Tools, counts);
+                }
+            }
+        }
+        for name in TOOL_COUNT {
+            fields.all(name).for_each(|raw| self.tool(name, raw));
+        }
+    }
+
+    fn fields(&mut self, fields: &Pairs<'_>, aspects: &[Aspect]) {
+        for aspect in aspects {
+            for raw in fields.all(aspect.as_str()) {
+                if !says_nothing(raw.get()) {
+                    let said = serde_json::from_str(raw.get());
+                    self.say(*aspect, &said.unwrap_or_else(|_| raw.get().to_owned()));
+                }
+            }
+        }
+    }
+
+    fn tool(&mut self, name: &str, raw: &RawValue) {
+        let is_none = raw.get().parse::<f64>().is_ok_and(|count| count == 0.0);
+        if !is_none && !says_nothing(raw.get()) {
+            self.say(Aspect::Tools, name);
+        }
+    }
+
+    fn say(&mut self, aspect: Aspect, said: &str) {
+        if self.0.len() < SAID_MAX {
+            let said = said.chars().take(SAID_CHARS_MAX).collect();
+            self.0.insert((aspect, said));
+        }
+    }
+}
+
+/// How a request was priced.
+#[derive(Debug, Clone, Copy)]
+pub struct Priced<'a> {
+    /// Whose server was asked.
+    pub profile: Profile,
+    /// The model that was asked for.
+    pub model: &'a str,
+    /// Names under which that model answers besides.
+    pub answers_as: &'a [String],
+    /// What the operator accepts besides what is listed.
+    pub accepted: [&'a [String]; 2],
+}
+
+impl Priced<'_> {
+    /// What an answer says that was not priced so.
+    pub fn other<'s>(&self, served: &'s Served) -> Option<(Aspect, &'s str)> {
+        let mut said = served.0.iter();
+        let found = said.find(|(aspect, said)| !self.covers(*aspect, said));
+        found.map(|(aspect, said)| (*aspect, said.as_str()))
+    }
+
+    fn covers(&self, aspect: Aspect, said: &str) -> bool {
+        if self.profile == Profile::Generic || self.accepts(aspect) {
+            return true; // nothing was pinned: what a server calls its model and its service is its own
+        }
+        match aspect {
+            Aspect::Model => {
+                is_same_model(self.model, said) || self.answers_as.iter().any(|name| name == said)
+            }
+            Aspect::ServiceTier | Aspect::Speed => matches!(said, "default" | "standard"),
+            Aspect::Geography => matches!(said, "global" | "not_available"),
+            Aspect::Tools => false,
+        }
+    }
+
+    fn accepts(&self, aspect: Aspect) -> bool {
+        let mut accepted = self.accepted.into_iter().flatten();
+        accepted.any(|field| match aspect {
+            Aspect::Tools => field.starts_with("tools") || field.starts_with("web_search"),
+            _ => field == aspect.as_str(),
+        })
+    }
+}
+
+/// Whether a name is the model's own, or of the version that it stands for.
+fn is_same_model(asked: &str, answered: &str) -> bool {
+    let alias = asked.strip_suffix("-latest").or(asked.strip_suffix("-0"));
+    let alias = alias.unwrap_or(asked);
+    answered == asked || undated(answered) == alias || undated(asked) == answered
+}
+
+/// A name without the date of its version: `-20241022`, `-2024-08-06`, `-0125`, `@20241022`.
+fn undated(name: &str) -> &str {
+    let is_date = |date: &str| {
+        let parts: Vec<_> = date.split('-').map(str::len).collect();
+        let is_dashed = matches!(*parts, [4 | 8] | [4, 2, 2]);
+        is_dashed
+            && date
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || byte == b'-')
+    };
+    let begun = name.len().saturating_sub("-2024-08-06".len());
+    let cuts = name
+        .char_indices()
+        .filter(|(at, c)| *at >= begun && matches!(c, '-' | '@'));
+    let mut cuts = cuts.map(|(at, _)| at);
+    match cuts.find(|at| is_date(&name[at + 1..])) {
+        Some(at) => &name[..at],
+        None => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn priced<'a>(profile: Profile, model: &'a str, accepted: &'a [String]) -> Priced<'a> {
+        Priced {
+            profile,
+            model,
+            answers_as: &[],
+            accepted: [accepted, &[]],
+        }
+    }
+
+    fn served(answer: &str, report: &str) -> Served {
+        let mut served = Served::default();
+        served.answer(&Pairs::read(answer).unwrap());
+        served.report(serde_json::from_str(report).unwrap());
+        served
+    }
+
+    #[track_caller]
+    fn check(profile: Profile, answer: &str, report: &str, expected: Option<Aspect>) {
+        let served = served(answer, report);
+        let other = priced(profile, "m", &[]).other(&served);
+        assert_eq!(
+            other.map(|(aspect, _)| aspect),
+            expected,
+            "{answer} {report}"
+        );
+    }
+
+    #[test]
+    fn what_was_pinned_is_told_apart_from_everything_else() {
+        let openai = |answer, other| check(Profile::OpenAi, answer, "{}", other);
+        openai(r#"{"model": "m", "service_tier": "default"}"#, None);
+        openai(r#"{"model": null, "service_tier": null}"#, None);
+        openai(
+            r#"{"model": "m", "service_tier": "priority"}"#,
+            Some(Aspect::ServiceTier),
+        );
+        openai(r#"{"service_tier": 7}"#, Some(Aspect::ServiceTier));
+        openai(
+            r#"{"service_tier": "default", "service_tier": "flex"}"#,
+            Some(Aspect::ServiceTier),
+        );
+        openai(r#"{"model": "m-pro"}"#, Some(Aspect::Model));
+        let anthropic = |report, other| check(Profile::Anthropic, "{}", report, other);
+        anthropic(
+            r#"{"service_tier": "standard", "speed": "standard", "inference_geo": "global"}"#,
+            None,
+        );
+        anthropic(
+            r#"{"server_tool_use": {"web_search_requests": 0}, "inference_geo": "not_available"}"#,
+            None,
+        );
+        anthropic(r#"{"service_tier": "priority"}"#, Some(Aspect::ServiceTier));
+        anthropic(r#"{"speed": "fast"}"#, Some(Aspect::Speed));
+        anthropic(r#"{"inference_geo": "us"}"#, Some(Aspect::Geography));
+        anthropic(
+            r#"{"server_tool_use": {"web_search_requests": 2}}"#,
+            Some(Aspect::Tools),
+        );
+        anthropic(
+            r#"{"server_tool_use": {"web_search_requests": "2"}}"#,
+            Some(Aspect::Tools),
+        );
+        anthropic(r#"{"server_tool_use": [1]}"#, Some(Aspect::Tools));
+        check(
+            Profile::Generic,
+            r#"{"model": "/x.gguf", "service_tier": "on_demand"}"#,
+            "{}",
+            None,
+        );
+    }
+
+    #[test]
+    fn what_the_operator_accepts_is_not_compared() {
+        let other = |field: &str| {
+            let accepted = [field.to_owned()];
+            let report =
+                r#"{"service_tier": "priority", "server_tool_use": {"web_search_requests": 1}}"#;
+            let served = served("{}", report);
+            let other = priced(Profile::Anthropic, "m", &accepted).other(&served);
+            other.map(|(aspect, _)| aspect)
+        };
+        assert_eq!(other("service_tier"), Some(Aspect::Tools));
+        assert_eq!(other("tools[]"), Some(Aspect::ServiceTier));
+        assert_eq!(other("speed"), Some(Aspect::ServiceTier));
+    }
+
+    #[test]
+    fn a_model_answers_under_the_name_of_its_version() {
+        for (asked, answered) in [
+            ("gpt-4o", "gpt-4o-2024-08-06"),
+            ("gpt-3.5-turbo", "gpt-3.5-turbo-0125"),
+            ("claude-3-5-haiku-latest", "claude-3-5-haiku-20241022"),
+            ("claude-sonnet-4-0", "claude-sonnet-4-20250514"),
+            ("claude-sonnet-4-5", "claude-sonnet-4-5-20250929"),
+            ("claude-sonnet-4-5@20250929", "claude-sonnet-4-5"),
+            ("gpt-4o-2024-08-06", "gpt-4o-2024-08-06"),
+            ("é-2024", "é"),
+        ] {
+            assert!(is_same_model(asked, answered), "{asked} {answered}");
+        }
+        for (asked, answered) in [
+            ("gpt-4o-mini", "gpt-4o"),
+            ("gpt-4o", "gpt-4o-mini-2024-07-18"),
+            ("gpt-4o-2024-05-13", "gpt-4o-2024-08-06"),
+            ("claude-sonnet-4-0", "claude-sonnet-4-5-20250929"),
+            ("m", "m-12345"),
+            ("m", ""),
+        ] {
+            assert!(!is_same_model(asked, answered), "{asked} {answered}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_of_an_answer_is_bounded() {
+        let mut all = Served::default();
+        for n in 0..1000 {
+            all.say(Aspect::Model, &format!("{n}{}", "x".repeat(1000)));
+        }
+        assert_eq!(all.0.len(), SAID_MAX);
+        assert!(all.0.iter().all(|(_, said)| said.len() <= SAID_CHARS_MAX));
+    }
+}
