@@ -34,8 +34,14 @@ pub fn start(format: LogFormat) -> Result<(), LogFilterError> {
     let filter = EnvFilter::try_new(filter)?;
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Text => builder.with_ansi(colours()).init(),
         LogFormat::Json => builder.json().init(),
     }
     Ok(())
+}
+
+/// Colours are for people at a terminal who have not declined them (<https://no-color.org>).
+fn colours() -> bool {
+    let declined = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !declined && std::io::stderr().is_terminal()
 }
