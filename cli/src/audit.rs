@@ -112,7 +112,7 @@ enum Command {
     },
 }
 
-/// Where the journal is read from: one of the three.
+/// Where the journal is read from: one of the three, seatbelt.toml's ledger where none is named.
 #[derive(Debug, Args)]
 struct SourceArgs {
     #[command(flatten)]
@@ -126,9 +126,10 @@ struct SourceArgs {
 }
 
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct Place {
     /// The configuration of the ledger; its embedded server is started if it does not run
+    /// [default: seatbelt.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// A NATS server: nats://user:password@host:port

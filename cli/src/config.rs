@@ -5,12 +5,12 @@
 //! here besides the file itself.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
 };
 
-use seatbelt_schemas::price::Price;
+use seatbelt_schemas::{price::Price, scope::Scopes};
 use thiserror::Error;
 
 mod entitlements;
@@ -124,20 +124,37 @@ impl Context<'_> {
 impl Config {
     /// Reads a file, with this process's environment laid over it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let unreadable = |source| ConfigError::Unreadable {
-            path: path.to_owned(),
-            source,
-        };
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
-        let absolute = std::path::absolute(path).map_err(unreadable)?;
-        let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect();
-        let folder = absolute.parent().unwrap_or(Path::new("/"));
-        let config = Self::from_text(&text, &environment, folder)?;
+        let file = File::read(path)?;
+        let config = Self::from_text(&file.text, &environment(), file.folder())?;
         Ok(Self {
-            file: Some(absolute),
+            file: Some(file.path),
             ..config
+        })
+    }
+
+    /// Reads `[nats]` of a file alone: who audits a ledger or repairs it needs no secret of a provider,
+    /// and is not stopped by a mistake elsewhere.
+    pub fn load_nats(path: &Path) -> Result<Nats, ConfigError> {
+        let file = File::read(path)?;
+        Self::nats_from_text(&file.text, &environment(), file.folder())
+    }
+
+    fn nats_from_text(
+        text: &str,
+        environment: &BTreeMap<String, String>,
+        folder: &Path,
+    ) -> Result<Nats, ConfigError> {
+        let of_nats = environment
+            .iter()
+            .filter(|(name, _)| name.starts_with("SEATBELT__NATS__"))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        read(text, &of_nats, |mut root| {
+            let context = Context {
+                folder,
+                environment,
+            };
+            Nats::read(root.section("nats"), &context)
         })
     }
 
@@ -147,21 +164,11 @@ impl Config {
         environment: &BTreeMap<String, String>,
         folder: &Path,
     ) -> Result<Self, ConfigError> {
-        let mistakes = Mistakes::default();
-        let (mut root, mut errors) = tree::parse(text);
-        errors.extend(tree::override_from(&mut root, environment));
-        for error in errors {
-            mistakes.add(Mistake::new(error.place, &error.origin, error.problem));
-        }
         let context = Context {
             folder,
             environment,
         };
-        let config = Self::read(Section::root(root, &mistakes), &context);
-        match mistakes.take() {
-            none if none.is_empty() => Ok(config),
-            mistakes => Err(ConfigError::Mistakes { mistakes }),
-        }
+        read(text, environment, |root| Self::read(root, &context))
     }
 
     fn read(mut root: Section, context: &Context<'_>) -> Self {
@@ -174,6 +181,7 @@ impl Config {
         let neuron = root.section("neuron");
         let neuron = has_neuron.then(|| Neuron::read(neuron, context));
         prices_agree(&root, &upstreams, neuron.as_ref());
+        served_once(&root, &upstreams, neuron.as_ref());
         root.finish();
         Self {
             file: None,
@@ -186,6 +194,26 @@ impl Config {
         }
     }
 
+    /// The declared keys that nothing declared here limits: their requests are not metered.
+    pub fn unlimited(&self) -> Vec<&Key> {
+        let limited = |key: &Key| {
+            let scopes = Scopes {
+                key: key.key.clone(),
+                team: key.team.clone(),
+                model: None,
+                run: None,
+                end_user: None,
+            };
+            let same = self
+                .keys
+                .iter()
+                .filter(|other| other.account == key.account);
+            same.flat_map(|other| &other.caps)
+                .any(|cap| cap.hard && scopes.matches(&cap.scope))
+        };
+        self.keys.iter().filter(|key| !limited(key)).collect()
+    }
+
     /// Every declared price, once per model.
     pub fn prices(&self) -> Vec<Price> {
         let mut prices = BTreeMap::new();
@@ -193,6 +221,71 @@ impl Config {
             prices.entry(price.model.clone()).or_insert(price);
         }
         prices.into_values().cloned().collect()
+    }
+}
+
+/// A configuration file as it is on the disk.
+struct File {
+    /// Where it is, absolute.
+    path: PathBuf,
+    text: String,
+}
+
+impl File {
+    fn read(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        };
+        Ok(Self {
+            text: std::fs::read_to_string(path).map_err(unreadable)?,
+            path: std::path::absolute(path).map_err(unreadable)?,
+        })
+    }
+
+    fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
+    }
+}
+
+/// This process's environment, as far as it is text.
+fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// Reads text with `environment` laid over it by `reader`, and tells all mistakes together.
+fn read<T>(
+    text: &str,
+    environment: &BTreeMap<String, String>,
+    reader: impl FnOnce(Section) -> T,
+) -> Result<T, ConfigError> {
+    let mistakes = Mistakes::default();
+    let (mut root, mut errors) = tree::parse(text);
+    errors.extend(tree::override_from(&mut root, environment));
+    for error in errors {
+        mistakes.add(Mistake::new(error.place, &error.origin, error.problem));
+    }
+    let read = reader(Section::root(root, &mistakes));
+    match mistakes.take() {
+        none if none.is_empty() => Ok(read),
+        mistakes => Err(ConfigError::Mistakes { mistakes }),
+    }
+}
+
+/// A model has one place where it is served: its requests went outside in silence where it had two.
+fn served_once(root: &Section, upstreams: &[Upstream], neuron: Option<&Neuron>) {
+    let own: BTreeSet<_> = neuron
+        .into_iter()
+        .flat_map(|neuron| &neuron.models)
+        .map(|model| &model.id)
+        .collect();
+    let outside = upstreams.iter().flat_map(|upstream| &upstream.models);
+    for model in outside.filter(|model| own.contains(&model.id)) {
+        let id = model.id.as_str();
+        let problem = format!("list {id:?}, which neuron.models lists too: name each model once");
+        root.mistake("upstreams", problem);
     }
 }
 

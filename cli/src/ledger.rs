@@ -35,7 +35,7 @@ enum Command {
     /// missing is given up for good. Stop the gateways and projectors first, start them again after it
     AdoptJournal {
         /// The configuration of the ledger; its embedded server is started if it does not run
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = "seatbelt.toml")]
         config: PathBuf,
         /// The partition
         #[arg(long)]
@@ -48,7 +48,7 @@ enum Command {
     /// start them again after it
     SkipMessage {
         /// The configuration of the ledger; its embedded server is started if it does not run
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = "seatbelt.toml")]
         config: PathBuf,
         /// The partition
         #[arg(long)]
@@ -67,7 +67,7 @@ enum Command {
     /// gateways and projectors first, start them again after it
     RebuildMeta {
         /// The configuration of the ledger; its embedded server is started if it does not run
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = "seatbelt.toml")]
         config: PathBuf,
         /// Do it; without, only what would be written is told
         #[arg(long)]
@@ -121,7 +121,7 @@ pub enum LedgerError {
 
 /// Carries an operator's decision out. The exit code is 0 only if it is carried out.
 pub async fn run(args: LedgerArgs) -> Result<ExitCode, LedgerError> {
-    let config = Config::load(args.command.config())?.nats;
+    let config = Config::load_nats(args.command.config())?;
     let (connected, started) = audit::reach(&config).await?;
     let done = match args.command {
         Command::AdoptJournal { partition, yes, .. } => {

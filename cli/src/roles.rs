@@ -211,6 +211,7 @@ async fn start(
             ready.neuron = Some(start_neuron(config, neuron, bus, running).await?);
         }
         if let (Some(listeners), Some(ledger)) = (listeners, ledger) {
+            gateway::warn_of_unlimited(config);
             let gateway = gateway::url(&listeners.clients);
             ready.metrics = Some(gateway::url(&listeners.metrics));
             ready.example = ready::example(config, &gateway);

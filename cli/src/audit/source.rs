@@ -93,6 +93,9 @@ pub(super) enum Source {
     File(ExportFile),
 }
 
+/// The configuration that is read where no place is named, as by every other command.
+const CONFIG_DEFAULT: &str = "seatbelt.toml";
+
 /// An exported copy.
 #[derive(Debug, Clone)]
 pub(super) struct ExportFile {
@@ -110,15 +113,14 @@ impl Source {
                 allow_open_end: args.allow_open_end,
             }));
         }
-        if let Some(path) = &place.config {
-            let nats = Config::load(path)?.nats;
-            let (connected, started) = reach(&nats).await?;
-            return Self::on(connected, &nats.names, started).await;
+        if let Some(url) = &place.nats {
+            let names = Names::new(&args.prefix)?;
+            return Self::on(dial(url, CONNECT_PATIENCE).await?, &names, None).await;
         }
-        // the arguments demand one of the three
-        let url = place.nats.as_deref().unwrap_or_default();
-        let names = Names::new(&args.prefix)?;
-        Self::on(dial(url, CONNECT_PATIENCE).await?, &names, None).await
+        let path = place.config.as_deref().unwrap_or(Path::new(CONFIG_DEFAULT));
+        let nats = Config::load_nats(path)?;
+        let (connected, started) = reach(&nats).await?;
+        Self::on(connected, &nats.names, started).await
     }
 
     /// Opens every journal of the ledger on a server; how many there are says its genesis.

@@ -185,7 +185,15 @@ fn read_policy(section: &mut Section) -> Policy {
 }
 
 fn read_caps(section: &mut Section, key: Option<&KeyId>, team: Option<&TeamId>) -> Vec<CapSpec> {
+    let has_window = section.has("window");
     let window = read_window(section).unwrap_or(Window::Balance);
+    let has_cap = section.has("hard_cap") || section.has("caps");
+    if has_window && !has_cap {
+        section.mistake(
+            "window",
+            "is set, but there is no cap that it could be of: set hard_cap or caps, or leave it out",
+        );
+    }
     let hard_cap = section.number("hard_cap", 0, AMOUNT_MAX);
     let parts = section.sections("caps", CAPS_MAX);
     let declared = parts

@@ -437,3 +437,55 @@ fn a_price_says_all_that_providers_charge_for() {
         assert!(wrong.contains(&format!("price.{name} ")), "{name}: {wrong}");
     }
 }
+
+#[test]
+fn who_audits_needs_no_secret_of_a_provider_and_no_right_rest() {
+    let text = WHOLE.replace("MOCK_KEY", "NOT_SET") + "\n[nowhere]\n";
+    let at = Path::new("/etc/seatbelt");
+    assert!(Config::from_text(&text, &BTreeMap::new(), at).is_err());
+    let environment = [
+        ("SEATBELT__NATS__PARTITIONS", "2"),
+        ("SEATBELT__NOWHERE__X", "1"),
+    ];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let nats = Config::nats_from_text(&text, &environment.into(), at).unwrap();
+    assert_eq!(nats.data_dir, Path::new("/etc/seatbelt/data"));
+    assert_eq!(u8::from(nats.partitions), 2);
+    let wrong = text.replace("replicas = 1", "replicas = 2");
+    assert!(Config::nats_from_text(&wrong, &BTreeMap::new(), at).is_err());
+}
+
+#[test]
+fn a_window_without_a_cap_is_a_mistake_and_a_key_without_one_is_known() {
+    let key = |fields: &str| {
+        format!(
+            "[[entitlements.keys]]\nkey = \"sk-2\"\naccount_id = \"b\"\nkey_id = \"k\"\n{fields}\n"
+        )
+    };
+    let window = "window = { kind = \"rolling\", seconds = 60 }";
+    let found = mistakes(&key(window), &[]);
+    assert!(
+        found[0].contains("keys[0].window") && found[0].contains("hard_cap"),
+        "{found:?}"
+    );
+    assert!(read(&key(&format!("{window}\nhard_cap = 1")), &[]).is_ok());
+    let unlimited = |text: &str| read(text, &[]).unwrap().unlimited().len();
+    assert_eq!(unlimited(&key("")), 1);
+    assert_eq!(unlimited(&key("hard_cap = 1")), 0);
+    let soft = "caps = [{ meter = \"tokens\", limit = 1, hard = false }]";
+    assert_eq!(unlimited(&key(soft)), 1);
+    // the cap of the account that another key declares is this one's too
+    let account = "[[entitlements.keys]]\nkey = \"sk-3\"\naccount_id = \"b\"\nkey_id = \"l\"\n\
+        caps = [{ meter = \"tokens\", limit = 1, scope = \"account\" }]\n";
+    assert_eq!(unlimited(&(key("") + account)), 0);
+}
+
+#[test]
+fn a_model_of_the_neuron_and_of_an_upstream_is_named_once() {
+    let both = WHOLE.replace("id = \"tiny\"", "id = \"test-model\"");
+    let found = mistakes(&both, &[]);
+    assert!(
+        found.len() == 1 && found[0].contains("test-model") && found[0].contains("neuron.models"),
+        "{found:?}"
+    );
+}

@@ -7,6 +7,7 @@ use seatbelt_gateway::{
     UpstreamConfig, UpstreamModel,
 };
 use tokio::net::TcpListener;
+use tracing::warn;
 
 use super::RoleError;
 use crate::config::{self, Config, Durability};
@@ -129,6 +130,26 @@ async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener,
         address,
         source,
     })
+}
+
+/// Most keys that a warning names.
+const KEYS_NAMED_MAX: usize = 5;
+
+/// Says which keys may spend without bound: a cap that was forgotten looks just like one that was not wanted.
+pub(super) fn warn_of_unlimited(config: &Config) {
+    let unlimited = config.unlimited();
+    if unlimited.is_empty() {
+        return;
+    }
+    let names = unlimited.iter().take(KEYS_NAMED_MAX);
+    let names: Vec<String> = names
+        .map(|key| format!("{}/{}", key.account, key.key))
+        .collect();
+    warn!(
+        keys = unlimited.len(),
+        some = names.join(", "),
+        "these keys have no hard cap in the configuration: set hard_cap or caps where they are to have one"
+    );
 }
 
 /// A listener's address as a URL.
