@@ -13,7 +13,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 /// The fields of an object as they came, those that come twice too.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Pairs<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'a> Pairs<'a> {

@@ -5,10 +5,12 @@
 //! there is none, and the hold is charged. What else is odd in an answer is the client's to read and
 //! spoils no report.
 
+mod failure;
 mod report;
 mod stream;
 mod whole;
 
+pub(crate) use failure::status_named;
 pub use report::Least;
 pub(crate) use report::{COUNT_MAX, Counts, Odd, Report};
 pub use stream::{Part, Sent, StreamTold};

@@ -56,7 +56,7 @@ pub(crate) struct Details {
     pub(crate) headers: HeaderMap,
     /// What the log says; the client never sees it.
     pub(crate) log: Option<String>,
-    /// A neuron's own words about the request, shown instead: its status and OpenAI envelope.
+    /// A status and an OpenAI envelope that are shown instead: a neuron's own words about the request.
     verbatim: Option<(StatusCode, Value)>,
 }
 
@@ -242,6 +242,28 @@ impl ApiError {
         error.headers.insert(X_SHOULD_RETRY, no);
         error.headers.insert(X_REFUSED_BY, BY_UPSTREAM);
         error.log(log)
+    }
+
+    /// The upstream answered with an error of which only the head came.
+    pub(crate) fn upstream_error_lost(
+        upstream: &str,
+        status: StatusCode,
+        headers: HeaderMap,
+    ) -> Self {
+        let message = format!("upstream '{upstream}' answered {status}; what it said was lost");
+        let mut error = Self::new(Case::UpstreamConnection, message);
+        let row = error.case.row();
+        let body = ErrorBody {
+            kind: row.kind,
+            code: row.code,
+            message: &error.message,
+            param: None,
+            extras: &error.extras,
+        };
+        error.verbatim = Some((status, Dialect::OpenAi.error(&body)));
+        error.headers = headers;
+        error.headers.insert(X_REFUSED_BY, BY_UPSTREAM);
+        error
     }
 
     pub(crate) fn upstream_timeout(upstream: &str) -> Self {

@@ -14,9 +14,7 @@ use axum::{
 use futures::future::BoxFuture;
 use seatbelt_dialects::{Api, Dialect, Face, Sent};
 use seatbelt_ledger::api::UsageEvents;
-use seatbelt_schemas::{
-    command::Grant, event::OnUnknown, neuron::signature::NeuronSecret, usage::UsageEvent,
-};
+use seatbelt_schemas::{command::Grant, neuron::signature::NeuronSecret, usage::UsageEvent};
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
@@ -84,7 +82,7 @@ struct Job {
     face: Face,
     stream: bool,
     sent: Sent,
-    /// An error that comes after work is charged at the hold.
+    /// An error that comes after work is charged, as the key says of what is not known.
     charges_errors: bool,
     limits: Limits,
     began: Instant,
@@ -136,9 +134,6 @@ impl Runner {
         let pass = self.pass(reservation.as_ref());
         let attempt = Attempt::new(&candidate, &pass, &plan.headers, &body);
         room.shrink_to(attempt.body.len());
-        let free_when_unknown = reservation
-            .as_ref()
-            .is_some_and(|held| held.on_unknown == OnUnknown::Release);
         let began = Instant::now();
         Job {
             client: self.client.clone(),
@@ -153,7 +148,7 @@ impl Runner {
             face: plan.face,
             stream: ask.stream,
             sent: ask.sent(),
-            charges_errors: candidate.charges_errors() && !free_when_unknown,
+            charges_errors: candidate.charges_errors(),
             candidate,
             began,
             first_byte_ms: 0,

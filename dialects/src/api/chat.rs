@@ -10,7 +10,7 @@ use crate::{
     ends::{named_error, of_unread},
     fields::{self, FieldError, Fields, choices, flag, messages, whole},
     sse::SseEvent,
-    told::{Body, Counts, Odd, Part, Report, StreamTold},
+    told::{Body, Counts, Odd, Part, Report, StreamTold, status_named},
 };
 
 mod allowed;
@@ -161,15 +161,16 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
     for choice in &choices {
         reported |= told.reports_of(choice, choice.index());
     }
-    if body.is_error() || named_error(event) {
-        return Part::Error;
-    }
     for choice in &choices {
         told.choice(choice);
     }
     if reported {
         told.content_since = false;
         told.closed |= choices.is_empty() || told.finish.is_some();
+    }
+    if body.is_error() || named_error(event) {
+        told.failure = status_named(&body.0);
+        return Part::Error;
     }
     if choices.is_empty() && body.0.last("usage").is_some() {
         Part::UsageOnly

@@ -7,11 +7,11 @@ use super::MaxField;
 use crate::{
     allow::{Profile, Shape},
     ask::Ask,
-    ends::of_unread,
+    ends::{named_error, of_unread},
     fields::{self, FieldError, Fields, flag, messages, whole},
     raw::Pairs,
     sse::SseEvent,
-    told::{Body, COUNT_MAX, Counts, Odd, Part, Report, StreamTold, finish, text},
+    told::{Body, COUNT_MAX, Counts, Odd, Part, Report, StreamTold, finish, status_named, text},
 };
 
 mod allowed;
@@ -162,9 +162,15 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
     }
     match kind.as_str() {
         "message_stop" => Part::End,
-        "error" => Part::Error,
-        _ => of_unread(event),
+        "error" => failed(told, &body),
+        _ if named_error(event) => failed(told, &body),
+        _ => Part::Content,
     }
+}
+
+fn failed(told: &mut StreamTold, body: &Body<'_>) -> Part {
+    told.failure = status_named(&body.0);
+    Part::Error
 }
 
 #[cfg(test)]

@@ -66,6 +66,8 @@ pub struct StreamTold {
     pub output_bytes: u64,
     /// How it says that it was served.
     pub served: Served,
+    /// The status that its error names.
+    pub failure: Option<u16>,
 }
 
 impl StreamTold {
@@ -85,6 +87,7 @@ impl StreamTold {
             finish: None,
             output_bytes: 0,
             served: Served::default(),
+            failure: None,
         }
     }
 
@@ -143,6 +146,11 @@ impl StreamTold {
             written_short: counts.written_short.or(none_is_short),
             ..counts
         }
+    }
+
+    /// Nothing came of it: no output, and no word of what was used.
+    pub fn used_nothing(&self) -> bool {
+        !self.has_content && self.least().is_nothing()
     }
 
     /// Takes note of an event.

@@ -526,3 +526,27 @@ fn a_total_is_no_output_where_the_input_is_not_known() {
     let known = r#"{"usage": {"prompt_tokens": 3, "completion_tokens": "?", "total_tokens": 73}}"#;
     assert_eq!(told_raw(Api::Chat, known).least.usage, held(3, 70));
 }
+
+#[test]
+fn an_error_before_anything_came_used_nothing() {
+    let error = || json!({"error": {"message": "busy", "code": 429}});
+    let role = json!({"choices": [{"delta": {"role": "assistant", "content": ""}}]});
+    let (first, parts) = told(Api::Chat, &[role, error()]);
+    assert_eq!(parts, [Part::Content, Part::Error]);
+    assert!(first.used_nothing());
+    assert_eq!(first.failure, Some(429));
+    let said = json!({"choices": [{"delta": {"content": "a"}}], "error": {"message": "busy"}});
+    assert!(
+        !told(Api::Chat, &[said]).0.used_nothing(),
+        "it came with the error"
+    );
+    let used = json!({"choices": [], "error": {"message": "busy"}, "usage": {"prompt_tokens": 3}});
+    assert!(!told(Api::Chat, &[used]).0.used_nothing());
+    let start = json!({"type": "message_start", "message": {"usage": {"input_tokens": 7, "output_tokens": 1}}});
+    let overloaded = json!({"type": "error", "error": {"type": "overloaded_error"}});
+    let (started, _) = told(Api::Messages, &[start, overloaded.clone()]);
+    assert!(!started.used_nothing());
+    let (first, _) = told(Api::Messages, &[overloaded]);
+    assert!(first.used_nothing());
+    assert_eq!(first.failure, Some(529));
+}

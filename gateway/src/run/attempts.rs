@@ -50,27 +50,18 @@ impl Job {
                 self.first_byte_ms = ms(self.began.elapsed());
                 self.metrics
                     .stage(Stage::UpstreamFirstByte, self.began.elapsed());
-                Self::readable(answer)
+                Ok(answer)
             }
             Err(error) if error.is_connect() => Err(Stop::Unreachable(chain(&error))),
             Err(error) => Err(Stop::Broke(chain(&error))),
         }
     }
 
-    /// Refuses an answer in an encoding that nobody asked for: it can be neither read nor shown.
-    fn readable(answer: reqwest::Response) -> Result<reqwest::Response, Stop> {
-        let encodings = answer.headers().get_all(header::CONTENT_ENCODING);
-        let unasked = encodings.iter().find(|value| *value != "identity");
-        match unasked {
-            None => Ok(answer),
-            Some(encoding) => Err(Stop::Broke(format!(
-                "its answer is encoded as {encoding:?}, which was not asked for"
-            ))),
-        }
-    }
-
     pub(super) fn is_stream(&self, answer: &reqwest::Response) -> bool {
-        self.stream && answer.status().is_success() && is_event_stream(answer)
+        self.stream
+            && answer.status().is_success()
+            && is_event_stream(answer)
+            && unreadable(answer).is_none()
     }
 }
 
@@ -100,6 +91,15 @@ impl Limits {
         let chunk = self.unless_stopped(answer.chunk(), gone).await?;
         chunk.map_err(|error| Stop::Broke(chain(&error)))
     }
+}
+
+/// Why an answer can be neither read nor shown: it is in an encoding that nobody asked for.
+pub(super) fn unreadable(answer: &reqwest::Response) -> Option<String> {
+    let encodings = answer.headers().get_all(header::CONTENT_ENCODING);
+    let unasked = encodings.iter().find(|value| *value != "identity")?;
+    Some(format!(
+        "its answer is encoded as {unasked:?}, which was not asked for"
+    ))
 }
 
 fn is_event_stream(answer: &reqwest::Response) -> bool {

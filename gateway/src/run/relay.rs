@@ -78,11 +78,26 @@ impl Job {
         }
     }
 
+    /// Whether a stream that failed used nothing: nothing came of it, and its error names no status of those
+    /// that come after work. Neurons report it themselves.
+    fn is_free(&self, told: &StreamTold) -> bool {
+        let status = told
+            .failure
+            .and_then(|code| StatusCode::from_u16(code).ok());
+        !self.is_neurons()
+            && told.used_nothing()
+            && !status.is_some_and(|status| self.worked(status))
+    }
+
     async fn finish(&mut self, mut relay: Relay, stopped: Result<(), Stop>) {
         let known = relay.known();
         let usage = known.usage.unwrap_or_default();
         let failed = match stopped {
             Ok(()) => self.settle(known).await.err(),
+            Err(Stop::Failed) if self.is_free(&relay.told) => {
+                self.release("upstream failed before it began").await;
+                return;
+            }
             Err(Stop::Failed) => {
                 // the upstream's own error was passed on already
                 let _ = self.stopped(Stop::Failed, known).await;

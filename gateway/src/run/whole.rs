@@ -2,7 +2,7 @@
 
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderName, StatusCode},
+    http::{HeaderMap, HeaderName, StatusCode, header},
     response::Response,
 };
 use bytes::{Bytes, BytesMut};
@@ -11,7 +11,7 @@ use serde::de::IgnoredAny;
 
 use super::{
     Head, Job,
-    attempts::{Limits, Stop},
+    attempts::{Limits, Stop, unreadable},
     report::Known,
 };
 use crate::{
@@ -41,19 +41,27 @@ impl Job {
     ) -> Result<Response, ApiError> {
         let status = answer.status();
         let headers = passed_headers(answer.headers());
-        let collected = self.limits.collect(&mut answer, head).await;
-        drop(answer); // a connection that is closed now is what stops a neuron
-        let body = match collected {
-            Ok(body) => body,
-            Err(stop) => return Err(self.stopped(stop, Known::default()).await),
+        let (body, stop) = match unreadable(&answer) {
+            None => self.limits.collect(&mut answer, head).await,
+            Some(problem) => (Bytes::new(), Some(Stop::Broke(problem))),
         };
+        drop(answer); // a connection that is closed now is what stops a neuron
         self.metrics
             .stage(Stage::UpstreamTotal, self.began.elapsed());
-        let read = Told::read(self.api, self.sent, &body);
+        let read = Told::read(self.api, self.sent, &body).filter(|_| stop.is_none());
         let unread = || Told::unread(self.api, self.sent, &body);
         if !status.is_success() {
             let told = read.unwrap_or_else(unread);
-            return self.upstream_error(status, headers, body, told).await;
+            self.end_error(status, told).await?;
+            return self.upstream_error(status, headers, body, stop);
+        }
+        if let Some(stop) = stop {
+            let told = unread();
+            let known = Known {
+                least: told.least,
+                ..Known::default()
+            };
+            return Err(self.stopped(stop, known).await);
         }
         if let Some(problem) = no_answer(&body, read.as_ref()) {
             let told = read.unwrap_or_else(unread);
@@ -111,32 +119,40 @@ impl Job {
         shown.ok_or_else(|| broke("answer is no chat completion"))
     }
 
-    /// The upstream answered with an error: passed on as it is. Without usage in it nothing was used,
+    /// Gives the hold of an error its end, whatever came of its body. Without usage in it nothing was used,
     /// unless it is one that comes after work, which ends as the key says of unknown usage.
-    async fn upstream_error(
-        &mut self,
-        status: StatusCode,
-        headers: HeaderMap,
-        body: Bytes,
-        read: Told,
-    ) -> Result<Response, ApiError> {
-        let worked = if self.is_neurons() {
-            neuron_worked(status)
-        } else {
-            self.charges_errors && comes_after_work(status)
-        };
-        if read.usage.is_some() || !read.least.is_nothing() || worked {
-            let known = Known {
-                usage: read.usage,
-                least: read.least,
-                served: read.served,
-                ..Known::default()
-            };
-            self.settle(known).await?;
-        } else {
-            self.release(&format!("upstream answered {}", status.as_u16()))
-                .await;
+    async fn end_error(&mut self, status: StatusCode, told: Told) -> Result<(), ApiError> {
+        if told.usage.is_none() && told.least.is_nothing() && !self.worked(status) {
+            let reason = format!("upstream answered {}", status.as_u16());
+            self.release(&reason).await;
+            return Ok(());
         }
+        let known = Known {
+            usage: told.usage,
+            least: told.least,
+            served: told.served,
+            ..Known::default()
+        };
+        self.settle(known).await.map(drop)
+    }
+
+    /// Whether an error of this status comes after work that is paid for.
+    pub(super) fn worked(&self, status: StatusCode) -> bool {
+        match self.is_neurons() {
+            true => neuron_worked(status),
+            false => self.charges_errors && comes_after_work(status),
+        }
+    }
+
+    /// The upstream answered with an error: passed on as it is, or its status alone where the body could not
+    /// be read to its end.
+    fn upstream_error(
+        &self,
+        status: StatusCode,
+        mut headers: HeaderMap,
+        body: Bytes,
+        stop: Option<Stop>,
+    ) -> Result<Response, ApiError> {
         // a redirect is not followed, and the operator's key and bill are not the client's matter
         let is_operators = matches!(
             status,
@@ -146,6 +162,11 @@ impl Job {
             let log = format!("upstream {} answered {status}", self.upstream);
             return Err(ApiError::upstream_refused(&self.upstream, log));
         }
+        if let Some(stop) = stop {
+            headers.remove(header::CONTENT_TYPE);
+            let log = format!("upstream {} answered {status}: {stop:?}", self.upstream);
+            return Err(ApiError::upstream_error_lost(&self.upstream, status, headers).log(log));
+        }
         let mut response = self.response(status, headers, Body::from(self.face.error(body)));
         response.headers_mut().insert(X_REFUSED_BY, BY_UPSTREAM);
         Ok(response)
@@ -153,14 +174,20 @@ impl Job {
 }
 
 impl Limits {
+    /// The body as far as it came, and why it did not come whole.
     async fn collect(
         &self,
         answer: &mut reqwest::Response,
         head: &mut Head,
-    ) -> Result<Bytes, Stop> {
+    ) -> (Bytes, Option<Stop>) {
         let mut first: Option<Bytes> = None;
         let mut rest = BytesMut::new();
-        while let Some(chunk) = self.chunk(answer, head.closed()).await? {
+        let stop = loop {
+            let chunk = match self.chunk(answer, head.closed()).await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break None,
+                Err(stop) => break Some(stop),
+            };
             match &first {
                 None => first = Some(chunk),
                 Some(first) => {
@@ -171,16 +198,16 @@ impl Limits {
                 }
             }
             if rest.len() > ANSWER_BYTES_MAX {
-                return Err(Stop::Broke(format!(
-                    "answer is larger than {ANSWER_BYTES_MAX} bytes"
-                )));
+                let problem = format!("answer is larger than {ANSWER_BYTES_MAX} bytes");
+                break Some(Stop::Broke(problem));
             }
-        }
-        Ok(if rest.is_empty() {
+        };
+        let body = if rest.is_empty() {
             first.unwrap_or_default()
         } else {
             rest.freeze()
-        })
+        };
+        (body, stop)
     }
 }
 
