@@ -24,7 +24,7 @@ mod seldom;
 mod table;
 
 pub(crate) use seldom::Seldom;
-pub(crate) use table::Case;
+pub(crate) use table::{Case, is_final};
 
 /// Says to the official SDKs whether a retry can help.
 pub(crate) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -360,7 +360,8 @@ impl ApiError {
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if let Some(should) = row.should_retry {
+        let never = || is_final(self.status()).then_some(false);
+        if let Some(should) = row.should_retry.or_else(never) {
             let soon = self
                 .retry_after_s
                 .is_none_or(|after| after <= RETRY_WORTH_S);

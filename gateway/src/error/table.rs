@@ -29,15 +29,48 @@ pub(crate) enum Case {
     Internal,
 }
 
+/// Whether the same request would meet the same answer again, so that no retry can cure it.
+pub(crate) fn is_final(status: StatusCode) -> bool {
+    matches!(
+        status.as_u16(),
+        400 | 401 | 402 | 403 | 404 | 405 | 406 | 410 | 411 | 413 | 414 | 415 | 422 | 431
+    )
+}
+
 /// One row of the table.
 pub(super) struct Row {
     pub(super) status: StatusCode,
     pub(super) kind: &'static str,
     pub(super) code: &'static str,
+    /// Where the status alone does not say it.
     pub(super) should_retry: Option<bool>,
 }
 
 impl Case {
+    #[cfg(test)]
+    pub(super) const ALL: [Self; 20] = [
+        Self::BalanceSpent,
+        Self::WindowSpent,
+        Self::WindowUnsatisfiable,
+        Self::Held,
+        Self::InvalidApiKey,
+        Self::ModelNotFound,
+        Self::ServiceUnavailable,
+        Self::LedgerUnavailable,
+        Self::ContextLengthExceeded,
+        Self::CostUnbounded,
+        Self::UpstreamConnection,
+        Self::UpstreamTimeout,
+        Self::InvalidBody,
+        Self::MissingModelField,
+        Self::BodyTooLarge,
+        Self::BodyTimeout,
+        Self::RouteNotFound,
+        Self::RouteNotServed,
+        Self::MethodNotAllowed,
+        Self::Internal,
+    ];
+
     pub(super) fn row(self) -> Row {
         use StatusCode as S;
         const INVALID: &str = "invalid_request_error";
@@ -62,7 +95,7 @@ impl Case {
                 "rate_limit_exceeded",
                 Some(false),
             ),
-            Self::InvalidApiKey => (S::UNAUTHORIZED, INVALID, "invalid_api_key", Some(false)),
+            Self::InvalidApiKey => (S::UNAUTHORIZED, INVALID, "invalid_api_key", None),
             Self::ModelNotFound => (S::NOT_FOUND, INVALID, "model_not_found", None),
             Self::ServiceUnavailable => (
                 S::SERVICE_UNAVAILABLE,

@@ -74,7 +74,7 @@ fn refusals_follow_the_table() {
     check(refused(RefusalReason::Unsatisfiable, rolling, None), "429 rate_limit_error rate_limit_exceeded 3600 false");
     check(refused(RefusalReason::Held, rolling, None), "429 rate_limit_error rate_limit_exceeded 1 true");
     check(refused(RefusalReason::Held, Window::Balance, None), "429 rate_limit_error rate_limit_exceeded 1 true");
-    check(refused(RefusalReason::Unpriced, Window::Balance, None), "400 invalid_request_error cost_unbounded - -");
+    check(refused(RefusalReason::Unpriced, Window::Balance, None), "400 invalid_request_error cost_unbounded - false");
 }
 
 #[test]
@@ -82,24 +82,57 @@ fn refusals_follow_the_table() {
 fn all_other_errors_follow_the_table() {
     let model = ModelId::new("m").unwrap();
     check(ApiError::invalid_key(), "401 invalid_request_error invalid_api_key - false");
-    check(ApiError::model_not_found("x"), "404 invalid_request_error model_not_found - -");
+    check(ApiError::model_not_found("x"), "404 invalid_request_error model_not_found - false");
     check(ApiError::no_upstream(&model, ""), "503 api_error service_unavailable 2 true");
     check(ApiError::busy("full"), "503 api_error service_unavailable 1 true");
     check(ApiError::ledger_unavailable(""), "503 api_error ledger_unavailable 2 true");
     check(ApiError::not_recorded(""), "503 api_error ledger_unavailable 2 true");
-    check(ApiError::context_exceeded(9, 8), "400 invalid_request_error context_length_exceeded - -");
-    check(ApiError::unbounded("a", "b"), "400 invalid_request_error cost_unbounded - -");
+    check(ApiError::context_exceeded(9, 8), "400 invalid_request_error context_length_exceeded - false");
+    check(ApiError::unbounded("a", "b"), "400 invalid_request_error cost_unbounded - false");
     check(ApiError::upstream_unreachable("u", ""), "502 api_error upstream_connection_error - -");
     check(ApiError::upstream_broke("u", ""), "502 api_error upstream_connection_error - -");
     check(ApiError::upstream_timeout("u"), "504 api_error upstream_timeout - false");
-    check(ApiError::invalid_body("x"), "400 invalid_request_error invalid_body - -");
-    check(ApiError::missing_model(), "400 invalid_request_error missing_model_field - -");
-    check(ApiError::new(Case::BodyTooLarge, ""), "413 invalid_request_error request_too_large - -");
+    check(ApiError::invalid_body("x"), "400 invalid_request_error invalid_body - false");
+    check(ApiError::missing_model(), "400 invalid_request_error missing_model_field - false");
+    check(ApiError::new(Case::BodyTooLarge, ""), "413 invalid_request_error request_too_large - false");
     check(ApiError::new(Case::BodyTimeout, ""), "408 invalid_request_error request_timeout - -");
-    check(ApiError::new(Case::RouteNotFound, ""), "404 invalid_request_error route_not_found - -");
-    check(ApiError::route_not_served("/x", "y"), "404 invalid_request_error route_not_served - -");
-    check(ApiError::new(Case::MethodNotAllowed, ""), "405 invalid_request_error method_not_allowed - -");
+    check(ApiError::new(Case::RouteNotFound, ""), "404 invalid_request_error route_not_found - false");
+    check(ApiError::route_not_served("/x", "y"), "404 invalid_request_error route_not_served - false");
+    check(ApiError::new(Case::MethodNotAllowed, ""), "405 invalid_request_error method_not_allowed - false");
     check(ApiError::new(Case::Internal, ""), "500 api_error internal_error - -");
+}
+
+#[test]
+fn what_no_retry_can_cure_says_so_and_nothing_else_does() {
+    for case in Case::ALL {
+        let response = ApiError::new(case, "").into_response(Dialect::OpenAi);
+        let retry = response.headers().get(X_SHOULD_RETRY);
+        let retry = retry.map(|value| value.to_str().unwrap());
+        let expected = match (response.status().as_u16(), case) {
+            (429, Case::BalanceSpent | Case::WindowUnsatisfiable) => Some("false"),
+            (429 | 503, _) => Some("true"),
+            (504, _) => Some("false"), // it was worked on for as long as a request may take
+            (408 | 500 | 502, _) => None,
+            _ => Some("false"),
+        };
+        assert_eq!(retry, expected, "{case:?}");
+    }
+    for status in [400, 413, 415, 422, 429, 500] {
+        let status = StatusCode::from_u16(status).unwrap();
+        let said = json!({"error": {"message": "no"}}).to_string();
+        let neurons = ApiError::passed_on(status, said.as_bytes());
+        let lost = ApiError::upstream_error_lost("u", status, HeaderMap::new());
+        for error in [neurons, lost] {
+            let response = error.into_response(Dialect::Anthropic);
+            assert_eq!(response.status(), status);
+            let is_final = status.is_client_error() && status.as_u16() != 429;
+            let retry = response.headers().get(X_SHOULD_RETRY);
+            assert_eq!(
+                retry.map(HeaderValue::as_bytes),
+                is_final.then_some(b"false".as_slice())
+            );
+        }
+    }
 }
 
 #[test]

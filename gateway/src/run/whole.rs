@@ -2,7 +2,7 @@
 
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderName, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::Response,
 };
 use bytes::{Bytes, BytesMut};
@@ -15,7 +15,7 @@ use super::{
     report::Known,
 };
 use crate::{
-    error::{ApiError, BY_UPSTREAM, X_POSITION, X_REFUSED_BY},
+    error::{ApiError, BY_UPSTREAM, X_POSITION, X_REFUSED_BY, X_SHOULD_RETRY, is_final},
     metrics::Stage,
 };
 
@@ -168,7 +168,11 @@ impl Job {
             return Err(ApiError::upstream_error_lost(&self.upstream, status, headers).log(log));
         }
         let mut response = self.response(status, headers, Body::from(self.face.error(body)));
-        response.headers_mut().insert(X_REFUSED_BY, BY_UPSTREAM);
+        let headers = response.headers_mut();
+        headers.insert(X_REFUSED_BY, BY_UPSTREAM);
+        if is_final(status) && !headers.contains_key(X_SHOULD_RETRY) {
+            headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
         Ok(response)
     }
 }

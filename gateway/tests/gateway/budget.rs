@@ -356,7 +356,7 @@ async fn a_refusal_says_whose_it_is_and_whether_a_retry_helps() {
         assert_eq!(refused.status().as_u16(), status);
         assert_eq!(refused.headers()["x-seatbelt-refused-by"], "upstream");
         let retry = refused.headers().get("x-should-retry").cloned();
-        assert_eq!(retry.is_some_and(|retry| retry == "false"), status == 502);
+        assert_eq!(retry.is_some_and(|retry| retry == "false"), status != 429);
         let text = refused.text().await.unwrap();
         assert!(!text.contains("broke off"), "{text}");
     }
