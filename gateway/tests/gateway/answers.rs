@@ -114,3 +114,100 @@ async fn errors_after_work_are_free_where_the_operator_or_the_key_says_so() {
         assert_eq!(stack.spent_once_idle().await, charge);
     }
 }
+
+#[tokio::test]
+async fn an_error_whose_body_breaks_ends_by_its_status_and_by_what_it_told() {
+    let stack = stack().await;
+    let mut before = 0;
+    let told = r#"{"usage":{"prompt_tokens":3000,"completion_tokens":1},"error":{"mess"#;
+    for (status, shown, piece, charge) in [
+        (429, 429, r#"{"error":{"mess"#, 0),
+        (503, 503, "", 0),
+        (404, 404, r#"{"error":{"mess"#, 0),
+        (401, 502, r#"{"error":{"sk-a"#, 0),
+        (500, 500, r#"{"error":{"mess"#, 38),
+        (429, 429, told, 3020),
+        (200, 502, told, 3020),
+        (200, 502, r#"{"choices":[{"mess"#, 38),
+    ] {
+        stack.upstream.plays(Script::Half(status, piece));
+        let mut body = crate::support::hi(20);
+        body["model"] = "m".into();
+        let response = stack.chat(&body).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), shown, "{status} {piece}");
+        if status == 429 {
+            assert_eq!(response.headers()["x-seatbelt-refused-by"], "upstream");
+            assert_eq!(response.headers()["retry-after"], "7");
+        }
+        let text = response.text().await.unwrap();
+        let error: Value = serde_json::from_str(&text).unwrap();
+        assert!(
+            error["error"]["message"].is_string() && !text.contains("sk-a"),
+            "{text}"
+        );
+        let spent = stack.spent_once_idle().await;
+        assert_eq!(spent - before, charge, "{status} {piece}");
+        before = spent;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_usage_is_free_where_its_key_says_so() {
+    use seatbelt_schemas::event::OnUnknown;
+    let whole = |body: &str| Script::Whole(200, "application/json", body.to_owned());
+    let stream = |usage: &str| {
+        let chunk = r#"data: {"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}"#;
+        Script::Stream(vec![format!("{chunk}\n\n{usage}data: [DONE]\n\n")])
+    };
+    let part = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7}}\n\n";
+    let cases = [
+        (
+            whole(r#"{"choices":[{"message":{"content":"ok"}}]}"#),
+            0,
+            38,
+        ),
+        (
+            whole(r#"{"choices":[{"message":{"content":"ok"}}],"usage":{"prompt_tokens":7}}"#),
+            7,
+            38,
+        ),
+        (
+            whole(
+                r#"{"choices":[{"message":{"content":"ok"}}],"usage":{"prompt_tokens":7,"completion_tokens":2}}"#,
+            ),
+            9,
+            9,
+        ),
+        (whole(""), 0, 38),
+        (Script::Half(200, "{"), 0, 38),
+        (stream(""), 0, 38),
+        (stream(part), 7, 38),
+    ];
+    for on_unknown in [OnUnknown::Release, OnUnknown::ChargeHold] {
+        let stack = Stack::start_with(tokens(1000, Window::Balance), |config| {
+            config.keys[0].on_unknown = on_unknown;
+        })
+        .await;
+        let mut before = 0;
+        for (script, free, held) in &cases {
+            stack.upstream.plays(script.clone());
+            let mut body = crate::support::hi(20);
+            body["stream"] = matches!(script, Script::Stream(_)).into();
+            stack
+                .chat(&body)
+                .send()
+                .await
+                .unwrap()
+                .text()
+                .await
+                .unwrap();
+            let spent = stack.spent_once_idle().await;
+            let expected = match on_unknown {
+                OnUnknown::Release => free,
+                OnUnknown::ChargeHold => held,
+            };
+            assert_eq!(spent - before, *expected, "{on_unknown:?} {script:?}");
+            before = spent;
+        }
+    }
+}

@@ -20,7 +20,7 @@ use axum::{
     routing::any,
 };
 use bytes::Bytes;
-use futures::{FutureExt, future::BoxFuture, stream};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use seatbelt_gateway::{
     Dialect, Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret, Parts, Readiness,
     UpstreamConfig, UpstreamModel, system_clock,
@@ -69,6 +69,8 @@ pub(crate) enum Script {
     Whole(u16, &'static str, String),
     /// A status, headers and a body.
     Head(u16, Vec<(String, String)>, String),
+    /// A status, and the first part of a JSON body, which then breaks.
+    Half(u16, &'static str),
     /// Pieces of an event stream; the body ends cleanly after them.
     Stream(Vec<String>),
     /// The same, but once the test says so the connection breaks after them.
@@ -211,6 +213,16 @@ async fn answer(
                 response.headers_mut().insert(name, value.parse().unwrap());
             }
             response
+        }
+        Script::Half(status, piece) => {
+            let broken = async {
+                tokio::task::yield_now().await; // what was written goes out then
+                Err(std::io::Error::other("broken on purpose"))
+            };
+            let piece = stream::iter([Ok(piece)]);
+            let body = Body::from_stream(piece.chain(stream::once(broken)));
+            let headers = [("content-type", "application/json"), ("retry-after", "7")];
+            (StatusCode::from_u16(status).unwrap(), headers, body).into_response()
         }
         Script::Stream(pieces) => streamed(stream::iter(pieces.into_iter().map(Ok))),
         Script::Broken(pieces) => {
