@@ -4,10 +4,11 @@
 //! bill about monthly. So a field that no table lists is refused by name, unless the operator accepts
 //! it. What is listed either cannot raise the cost, or reaches the prompt at most with its bytes,
 //! which [`crate::Ask`] counts. Refused for everybody is only what all keys of the gateway would
-//! share: state that the provider keeps. Not here: counting, and requests of keys without caps.
+//! share ([`refuse_state`]). Not here: counting, and requests of keys without caps.
 
 use serde_json::{Value, json};
 
+pub use crate::state::refuse_state;
 use crate::{
     api::Api,
     dialect::Dialect,
@@ -29,21 +30,6 @@ const BOUNDING: &[&str] = &[
     "stream",
     "stream_options",
 ];
-
-/// Fields that name something the provider keeps: one operator's key serves all tenants, so that an id
-/// of one works for another.
-const STATE: &[&str] = &[
-    "previous_response_id",
-    "conversation",
-    "conversation_id",
-    "thread",
-    "thread_id",
-    "assistant_id",
-    "container",
-    "container_id",
-];
-const STATE_WHY: &str =
-    "names what the provider keeps, which all keys of this gateway would share: send its content";
 
 /// What a field may hold.
 pub(crate) enum Holds {
@@ -179,6 +165,29 @@ impl Allowed<'_> {
         }
     }
 
+    /// Refuses a version of the API that is not known, where the header is sent on.
+    pub fn check_versions<'v>(
+        &self,
+        versions: impl Iterator<Item = &'v str>,
+    ) -> Result<(), FieldError> {
+        let listed = self.api.versions();
+        let mut unlisted = versions
+            .map(str::trim)
+            .filter(|version| listed.is_some_and(|listed| !listed.contains(version)))
+            .filter(|version| !self.accepts(&format!("anthropic-version={version}")));
+        match unlisted.next() {
+            None => Ok(()),
+            Some(version) => {
+                let known = listed.unwrap_or_default().join("' or '");
+                let why = format!(
+                    "'{}' is not known to cost the same; write '{known}', or have the operator allow it",
+                    echo(version)
+                );
+                Err(FieldError::unbounded("anthropic-version", why))
+            }
+        }
+    }
+
     /// Writes the price class that was priced, where the upstream has several.
     pub fn pin(&self, body: &mut Fields) {
         let class = match self.profile {
@@ -269,51 +278,6 @@ impl Found {
     }
 }
 
-/// Refuses what the provider keeps, for every key.
-pub fn refuse_state(body: &Fields) -> Result<(), FieldError> {
-    let named = body
-        .iter()
-        .find(|(name, value)| STATE.contains(&name.as_str()) && !value.is_null());
-    if let Some((name, _)) = named {
-        return Err(FieldError::invalid(name.as_str(), STATE_WHY));
-    }
-    match body.get("store") {
-        None | Some(Value::Null | Value::Bool(false)) => {}
-        Some(_) => return Err(FieldError::invalid("store", STATE_WHY)),
-    }
-    let messages = body.get("messages").and_then(Value::as_array);
-    for (n, message) in messages.into_iter().flatten().enumerate() {
-        if let Some(content) = message.get("content")
-            && names_file(content)
-        {
-            return Err(FieldError::invalid(
-                format!("messages[{n}].content"),
-                STATE_WHY,
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Whether a part is a file that the provider keeps. A tool's own input may well have such a field.
-fn names_file(content: &Value) -> bool {
-    let kept = |part: &Value| {
-        let within = [
-            "/file_id",
-            "/file/file_id",
-            "/source/file_id",
-            "/image_url/file_id",
-        ];
-        within
-            .iter()
-            .any(|place| part.pointer(place).is_some_and(|id| !id.is_null()))
-    };
-    let nested = |part: &Value| part.get("content").is_some_and(names_file);
-    content
-        .as_array()
-        .is_some_and(|parts| parts.iter().any(|part| kept(part) || nested(part)))
-}
-
 /// A name that a careless server takes for one that bounds.
 fn variant(name: &str) -> Option<Found> {
     if BOUNDING.contains(&name) {
@@ -347,7 +311,7 @@ fn unlisted(name: &str, path: &str) -> Found {
 }
 
 /// A path as the operator writes it: `messages[].name`.
-fn without_places(path: &str) -> String {
+pub(crate) fn without_places(path: &str) -> String {
     let mut within = false;
     let mut kept = String::with_capacity(path.len());
     for c in path.chars() {

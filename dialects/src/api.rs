@@ -75,6 +75,14 @@ impl Api {
         }
     }
 
+    /// The versions of the API that a header may ask for; none where the header is not sent on.
+    pub(crate) fn versions(self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Chat => chat::VERSIONS,
+            Self::Messages => messages::VERSIONS,
+        }
+    }
+
     /// Why some fields are not listed, of any API: a client may have mistaken one for the other.
     pub(crate) fn why(field: &str) -> Option<&'static str> {
         let mut known = chat::WHY.iter().chain(messages::WHY);

@@ -49,13 +49,16 @@ const PLAIN_FIELDS: &[&str] = &[
     "metadata",
     "store",
     "parallel_tool_calls",
-    "reasoning_effort",
-    "verbosity",
     "service_tier",
     "modalities",
     "tools",
     "ignore_eos",
     "min_tokens",
+];
+
+/// Words for how much is to be thought or said.
+const LEVELS: &[&str] = &[
+    "auto", "default", "high", "low", "max", "medium", "minimal", "none", "xhigh",
 ];
 
 /// What a request asks for, as far as its bound depends on it.
@@ -197,12 +200,20 @@ impl Ask {
         let functions = body.get("functions").and_then(Value::as_array);
         self.with_tools |= functions.is_some_and(|functions| !functions.is_empty());
         for (name, value) in body {
-            let plain = PLAIN_FIELDS.contains(&name.as_str()) || name == "system";
+            let plain =
+                PLAIN_FIELDS.contains(&name.as_str()) || name == "system" || is_level(name, value);
             if !value.is_null() && !plain {
                 self.text_bytes += name.len() as u64 + json_bytes(value);
             }
         }
     }
+}
+
+/// Whether a field is a level by one of the words that are known: a template prints it within what is
+/// allowed for framing. Another word counts as any field does.
+fn is_level(name: &str, value: &Value) -> bool {
+    matches!(name, "reasoning_effort" | "verbosity")
+        && value.as_str().is_some_and(|word| LEVELS.contains(&word))
 }
 
 /// What a tool answered is printed as JSON by templates, a text too: what that adds to its text.
@@ -219,4 +230,21 @@ fn is_known_role(role: &str) -> bool {
         role,
         "system" | "developer" | "user" | "assistant" | "tool" | "function"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::api::Api;
+
+    #[test]
+    fn a_level_is_free_and_any_other_word_counts() {
+        let bytes = |effort: &str| {
+            let body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "reasoning_effort": effort});
+            Api::Chat.ask(body.as_object().unwrap()).unwrap().text_bytes
+        };
+        assert_eq!(bytes("high"), 2);
+        assert!(bytes(&"x".repeat(31)) >= 2 + 31);
+    }
 }

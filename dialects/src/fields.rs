@@ -88,6 +88,12 @@ pub(crate) fn flag(body: &Fields, name: &str) -> Result<bool, FieldError> {
     }
 }
 
+/// Whether a body has its model think, as far as its output maximum matters for that.
+pub(crate) fn thinks(body: &Fields) -> bool {
+    let thinking = body.get("thinking").filter(|thinking| !thinking.is_null());
+    thinking.is_some_and(|thinking| thinking.get("type").is_none_or(|kind| kind != "disabled"))
+}
+
 /// The largest number of choices under any of these names, at least 1.
 pub(crate) fn choices(body: &Fields, names: &[&str]) -> Result<u64, FieldError> {
     let mut most = 1;

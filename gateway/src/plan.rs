@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use seatbelt_dialects::{
-    Api, Ask, Dialect, Face, Fields,
+    Api, Ask, Dialect, Exact, Face, Fields,
     allow::{Allowed, Profile, refuse_state},
     translate::{Translation, between},
 };
@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) model: ModelId,
     /// As it will be forwarded, but for the output maximum.
     pub(crate) body: Fields,
+    /// Of its numbers that no machine word holds.
+    pub(crate) exact: Option<Exact>,
     pub(crate) ask: Ask,
     pub(crate) bound: Bound,
     pub(crate) candidate: Candidate,
@@ -65,6 +67,7 @@ impl Planner {
             caller,
             headers,
             body,
+            exact,
             place,
             aside,
             room,
@@ -95,6 +98,7 @@ impl Planner {
             caller,
             model,
             body,
+            exact,
             ask,
             bound,
             candidate,
@@ -115,9 +119,12 @@ impl Planner {
     ) -> Result<(), ApiError> {
         let betas = headers.get_all("anthropic-beta").iter();
         let betas = betas.map(|value| value.to_str().unwrap_or("?"));
+        let versions = headers.get_all("anthropic-version").iter();
+        let versions = versions.map(|value| value.to_str().unwrap_or("?"));
         let checked = allowed
             .check(body)
-            .and_then(|()| allowed.check_betas(betas));
+            .and_then(|()| allowed.check_betas(betas))
+            .and_then(|()| allowed.check_versions(versions));
         if let Some(key) = &caller.key {
             match checked {
                 Ok(()) => allowed.pin(body),
@@ -127,7 +134,7 @@ impl Planner {
                 Err(_) => {}
             }
         }
-        Ok(refuse_state(body)?)
+        Ok(refuse_state(body, allowed.accepted)?)
     }
 
     /// The bound, and who will serve within it: a neuron that cannot count makes way for another.
@@ -293,6 +300,7 @@ mod tests {
             },
             headers: HeaderMap::new(),
             body,
+            exact: None,
             place: free(),
             aside: Aside::No,
             room: free(),

@@ -9,7 +9,7 @@ use axum::{
     extract::Request,
     http::{HeaderMap, HeaderValue},
 };
-use seatbelt_dialects::Fields;
+use seatbelt_dialects::{Exact, Fields};
 use seatbelt_schemas::{event::OnShort, ids::RunId};
 use tokio::time::Instant;
 
@@ -53,6 +53,8 @@ pub(crate) struct Received {
     pub(crate) caller: Caller,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Fields,
+    /// Of its numbers that no machine word holds.
+    pub(crate) exact: Option<Exact>,
     /// Its place among the requests in progress.
     pub(crate) place: Share,
     /// Where the work on the body is done.
@@ -111,7 +113,7 @@ impl Receiver {
         let aside = Aside::of(&body);
         // only now: a client that is slow with its body keeps nobody out
         let place = self.places.take(account, 1)?;
-        let (body, room) = self.bodies.parse(body, aside, room).await?;
+        let (body, exact, room) = self.bodies.parse(body, aside, room).await?;
         let id = parts.extensions.get::<RequestId>();
         Ok(Received {
             id: id.map(|id| id.0.clone()).unwrap_or_default(),
@@ -123,6 +125,7 @@ impl Receiver {
             },
             headers: parts.headers,
             body,
+            exact,
             place,
             aside,
             room,

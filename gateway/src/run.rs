@@ -12,7 +12,7 @@ use axum::{
     response::Response,
 };
 use futures::future::BoxFuture;
-use seatbelt_dialects::{Api, Dialect, Face, Sent};
+use seatbelt_dialects::{Api, Dialect, Exact, Face, Fields, Sent};
 use seatbelt_ledger::api::UsageEvents;
 use seatbelt_schemas::{command::Grant, neuron::signature::NeuronSecret, usage::UsageEvent};
 use tokio::{sync::oneshot, time::Instant};
@@ -113,6 +113,7 @@ impl Runner {
     fn job(&self, plan: Plan, held: Option<(Reservation, Grant)>) -> Job {
         let Plan {
             mut body,
+            exact,
             mut room,
             ask,
             bound,
@@ -132,7 +133,12 @@ impl Runner {
         let api = candidate.api();
         api.set_max(&mut body, max, candidate.max_field());
         let pass = self.pass(reservation.as_ref());
-        let attempt = Attempt::new(&candidate, &pass, &plan.headers, &body);
+        let attempt = Attempt::new(
+            &candidate,
+            &pass,
+            &plan.headers,
+            written(&body, exact.as_ref()),
+        );
         room.shrink_to(attempt.body.len());
         let began = Instant::now();
         Job {
@@ -200,6 +206,16 @@ impl Runner {
             }
             _ => None,
         }
+    }
+}
+
+/// A body as it goes out, its numbers as they came.
+fn written(body: &Fields, exact: Option<&Exact>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(512);
+    serde_json::to_writer(&mut bytes, body).expect("a JSON object is written to memory");
+    match exact {
+        None => bytes,
+        Some(exact) => exact.unmarked(&bytes),
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bytes::Bytes;
 use reqwest::Url;
-use seatbelt_dialects::{Api, Dialect, Fields, MaxField, Priced, allow::Profile};
+use seatbelt_dialects::{Api, Dialect, MaxField, Priced, allow::Profile};
 use seatbelt_schemas::neuron::PATH_CHAT;
 
 use crate::config::{Secret, UpstreamConfig, UpstreamModel};
@@ -128,10 +128,8 @@ impl Attempt {
         candidate: &Candidate,
         pass: &Pass<'_>,
         client: &HeaderMap,
-        body: &Fields,
+        body: Vec<u8>,
     ) -> Self {
-        let mut bytes = Vec::with_capacity(512);
-        serde_json::to_writer(&mut bytes, body).expect("a JSON object is written to memory");
         let mut headers = HeaderMap::new();
         let json = HeaderValue::from_static("application/json");
         headers.insert(header::CONTENT_TYPE, json);
@@ -141,14 +139,14 @@ impl Attempt {
                 upstream.url.clone()
             }
             Candidate::Neuron(neuron) => {
-                pass.write(&neuron.neuron, PATH_CHAT, &bytes, &mut headers);
+                pass.write(&neuron.neuron, PATH_CHAT, &body, &mut headers);
                 neuron.chat_url.clone()
             }
         };
         Self {
             url,
             headers,
-            body: Bytes::from(bytes),
+            body: Bytes::from(body),
         }
     }
 }
@@ -213,13 +211,13 @@ mod tests {
         for (name, value) in sent {
             client.append(*name, HeaderValue::from_static(value));
         }
-        let body = json!({"b": 1, "a": 2}).as_object().unwrap().clone();
+        let body = json!({"b": 1, "a": 2}).to_string().into_bytes();
         let pass = Pass {
             secret: &NeuronSecret::new([7; 32]),
             held: None,
             deadline_ms: 1,
         };
-        Attempt::new(candidate, &pass, &client, &body)
+        Attempt::new(candidate, &pass, &client, body)
     }
 
     fn shown<'a>(attempt: &'a Attempt, name: &str) -> Vec<&'a str> {

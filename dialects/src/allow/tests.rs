@@ -351,7 +351,7 @@ fn what_the_official_clients_send_passes() {
         "metadata": {"user_id": "u"}, "thinking": {"type": "enabled", "budget_tokens": 5}, "top_k": 3,
     });
     passes(Api::Messages, Profile::Anthropic, messages.clone());
-    assert!(refuse_state(&hi(messages)).is_ok());
+    assert!(refuse_state(&hi(messages), [&[], &[]]).is_ok());
 }
 
 #[test]
@@ -417,25 +417,22 @@ fn a_beta_that_is_not_listed_is_refused() {
 }
 
 #[test]
-fn what_the_provider_keeps_is_refused_for_every_key() {
-    let param = |extra: Value| {
-        let error = refuse_state(&hi(extra)).unwrap_err();
-        assert_eq!(error.fault, Fault::Invalid);
-        error.param
+fn a_version_that_is_not_listed_is_refused() {
+    let accepted = ["anthropic-version=2030-01-01".to_owned()];
+    let check = |api, version: &str| {
+        let allowed = Allowed {
+            api,
+            profile: Profile::Generic,
+            accepted: [&accepted, &[]],
+            output_max: OUTPUT_MAX,
+        };
+        allowed.check_versions([version].into_iter()).is_ok()
     };
-    for field in [
-        "previous_response_id",
-        "conversation",
-        "thread",
-        "container",
-    ] {
-        assert_eq!(param(json!({ field: "x" })), field);
+    for known in ["2023-06-01", " 2023-06-01", "2030-01-01"] {
+        assert!(check(Api::Messages, known), "{known}");
     }
-    assert_eq!(param(json!({"store": true})), "store");
-    let file = with_content(json!({"type": "file", "file": {"file_id": "f"}}));
-    assert_eq!(param(file), "messages[0].content");
-    let source = with_content(
-        json!({"type": "tool_result", "content": [{"type": "image", "source": {"type": "file", "file_id": "f"}}]}),
-    );
-    assert_eq!(param(source), "messages[0].content");
+    for unknown in ["2099-01-01", "", "?", "2023-06-01, 2099-01-01"] {
+        assert!(!check(Api::Messages, unknown), "{unknown}");
+    }
+    assert!(check(Api::Chat, "2099-01-01"), "it is not sent on");
 }

@@ -8,7 +8,7 @@ use crate::{
     allow::{Found, Profile, Shape},
     ask::Ask,
     ends::{named_error, of_unread},
-    fields::{self, FieldError, Fields, choices, flag, messages, whole},
+    fields::{self, FieldError, Fields, choices, flag, messages, thinks, whole},
     sse::SseEvent,
     told::{Body, Counts, Odd, Part, Report, StreamTold, status_named},
 };
@@ -18,6 +18,7 @@ mod allowed;
 /// Where an upstream serves it: its base URL ends in `/v1`.
 pub(super) const PATH: &str = "chat/completions";
 /// No header of a client turns anything on.
+pub(super) const VERSIONS: Option<&[&str]> = None;
 pub(super) const BETAS: Option<&[&str]> = None;
 pub(super) const USAGE_HAS_TO_BE_ASKED: bool = true;
 pub(super) use allowed::WHY;
@@ -52,7 +53,7 @@ pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
             whole(body, "max_tokens")?,
             whole(body, "max_completion_tokens")?,
         ),
-        keeps_max: choices > 1 || body.contains_key("thinking"),
+        keeps_max: choices > 1 || thinks(body),
         stream: flag(body, "stream")?,
         include_usage: include_usage(body)?,
         long_writes: keeps_long(body),
@@ -303,5 +304,8 @@ mod tests {
         assert_eq!((asked.text_bytes, asked.framed), (2, 1));
         assert!(!ask(&hi(json!({}))).unwrap().keeps_max);
         assert!(ask(&hi(json!({"thinking": {}}))).unwrap().keeps_max);
+        for off in [json!(null), json!({"type": "disabled"})] {
+            assert!(!ask(&hi(json!({"thinking": off}))).unwrap().keeps_max);
+        }
     }
 }

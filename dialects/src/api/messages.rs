@@ -8,7 +8,7 @@ use crate::{
     allow::{Profile, Shape},
     ask::Ask,
     ends::{named_error, of_unread},
-    fields::{self, FieldError, Fields, flag, messages, whole},
+    fields::{self, FieldError, Fields, flag, messages, thinks, whole},
     raw::Pairs,
     sse::SseEvent,
     told::{Body, COUNT_MAX, Counts, Odd, Part, Report, StreamTold, finish, status_named, text},
@@ -18,6 +18,7 @@ mod allowed;
 
 /// Where an upstream serves it: its base URL has no `/v1`.
 pub(super) const PATH: &str = "v1/messages";
+pub(super) const VERSIONS: Option<&[&str]> = Some(&["2023-06-01", "2023-01-01"]);
 pub(super) const BETAS: Option<&[&str]> = Some(allowed::BETAS);
 pub(super) const USAGE_HAS_TO_BE_ASKED: bool = false;
 pub(super) use allowed::WHY;
@@ -40,7 +41,7 @@ pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
     let mut ask = Ask {
         choices: 1,
         max: Some(whole(body, "max_tokens")?.ok_or_else(missing)?),
-        keeps_max: body.contains_key("thinking"),
+        keeps_max: thinks(body),
         stream: flag(body, "stream")?,
         long_writes: body.iter().any(|(name, value)| keeps_long(name, value)),
         end_user: end_user(body),

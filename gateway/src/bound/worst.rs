@@ -339,7 +339,7 @@ fn let_through(api: Api, profile: Profile, mut body: Fields) -> Option<(u64, Fie
         output_max: 4096,
     };
     allowed.check(&body).ok()?;
-    refuse_state(&body).ok()?;
+    refuse_state(&body, allowed.accepted).ok()?;
     allowed.pin(&mut body);
     let model = UpstreamModel::new("m".parse().ok()?, 1 << 20, 4096);
     let bound = by_bytes(&ask, &model).ok()?;

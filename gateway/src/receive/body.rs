@@ -8,10 +8,11 @@ use axum::{
 };
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use seatbelt_dialects::Fields;
+use seatbelt_dialects::{Exact, Fields};
 use seatbelt_schemas::ids::AccountId;
 use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
+use ulid::Ulid;
 
 use super::{
     aside::Aside,
@@ -97,14 +98,23 @@ impl Bodies {
         body: Bytes,
         aside: Aside,
         mut room: Share,
-    ) -> Result<(Fields, Share), ApiError> {
+    ) -> Result<(Fields, Option<Exact>, Share), ApiError> {
         let values_max = self.values_max;
         let parsing = move || {
             room.grow(weigh(&body, values_max)?.bytes())?;
-            Ok((parse(&body)?, room))
+            let Some((marked, exact)) = Exact::marked(&body, mark) else {
+                return Ok((parse(&body)?, None, room));
+            };
+            room.grow(marked.len().saturating_sub(body.len()))?;
+            Ok((parse(&marked)?, Some(exact), room))
         };
         aside.work(parsing).await
     }
+}
+
+/// What no client can guess, as it is made for its body.
+fn mark() -> String {
+    format!("{:020x}", Ulid::new().random())
 }
 
 fn parse(body: &[u8]) -> Result<Fields, ApiError> {

@@ -41,6 +41,39 @@ async fn a_field_that_nobody_listed_is_refused_where_a_cap_counts_tokens() {
 }
 
 #[tokio::test]
+async fn numbers_go_out_as_they_came() {
+    let stack = Stack::balance(1_000_000).await;
+    let body = r#"{"model":"test-model","max_tokens":9,"messages":[{"role":"user","content":"18446744073709551617"}],"seed":18446744073709551617,"temperature":0.1234567890123456789,"logit_bias":{"1":1e-400}}"#;
+    let sent = stack.chat(&hi(20)).body(body).send().await.unwrap();
+    assert_eq!(sent.status(), 200);
+    assert_eq!(stack.upstream.last().bytes, body.as_bytes());
+    let huge =
+        r#"{"model":"test-model","max_tokens":1e400,"messages":[{"role":"user","content":"hi"}]}"#;
+    let (status, answer) = status_and_body(stack.chat(&hi(20)).body(huge)).await;
+    assert_eq!(
+        (status, &answer["error"]["param"]),
+        (400, &json!("max_tokens"))
+    );
+}
+
+#[tokio::test]
+async fn stored_state_is_refused_at_any_depth() {
+    let free = Stack::start(CapSpec {
+        meter: Meter::Requests,
+        ..tokens(10, Window::Balance)
+    })
+    .await;
+    let mut body = hi(20);
+    body["messages"][0]["audio"] = json!({"id": "audio_1"});
+    let (status, answer) = status_and_body(free.chat(&body)).await;
+    assert_eq!(
+        (status, &answer["error"]["param"]),
+        (400, &json!("messages[0].audio.id"))
+    );
+    assert_eq!(free.upstream.hits(), 0);
+}
+
+#[tokio::test]
 async fn a_key_whose_caps_count_no_tokens_sends_what_it_likes_but_for_stored_state() {
     let requests = CapSpec {
         meter: Meter::Requests,

@@ -1,0 +1,316 @@
+//! What the provider keeps between requests, refused for every key: one operator's key serves all tenants, so
+//! that an id of one works for another.
+//!
+//! It is told by its kind, at any depth and in any spelling that a careless server takes for it: whatever is
+//! called an id of something, but for those few that name nothing which is kept. What belongs to the client
+//! alone is not looked into: the input of its tools, its schemas, its labels. Not here: what costs.
+
+use serde_json::Value;
+
+use crate::fields::{FieldError, Fields};
+
+/// Names of what is kept itself, at the top of a body.
+const KEPT: &[&str] = &["assistant", "cachedcontent", "conversation", "thread"];
+/// The same, anywhere.
+const KEPT_ANYWHERE: &[&str] = &["container"];
+/// What has a plain `id` where it is kept.
+const KEPT_BY_ID: &[&str] = &[
+    "assistant",
+    "audio",
+    "container",
+    "conversation",
+    "document",
+    "file",
+    "image",
+    "imagefile",
+    "inputaudio",
+    "prompt",
+    "source",
+    "thread",
+    "vectorstore",
+    "video",
+];
+/// Ids written in one word.
+const IDS_IN_ONE_WORD: &[&str] = &[
+    "fileid",
+    "fileids",
+    "vectorstoreids",
+    "containerid",
+    "threadid",
+];
+/// Ids of nothing that is kept: of calls within the messages, of whom the client names, of tokens.
+const OF_NOTHING_KEPT: &[&str] = &[
+    "callid",
+    "enduserid",
+    "requestid",
+    "toolcallid",
+    "tooluseid",
+    "traceid",
+    "userid",
+];
+/// What belongs to the client alone.
+const THE_CLIENTS: &[&str] = &[
+    "arguments",
+    "inputexamples",
+    "inputschema",
+    "jsonschema",
+    "logitbias",
+    "parameters",
+    "schema",
+];
+/// Most characters of a name that are looked at, and shown.
+const NAME_CHARS_MAX: usize = 40;
+const WHY: &str =
+    "names what the provider keeps, which all keys of this gateway would share: send its content";
+
+/// Refuses what the provider keeps, but for ids that the operator accepts by their path.
+pub fn refuse_state(body: &Fields, accepted: [&[String]; 2]) -> Result<(), FieldError> {
+    for (name, value) in body.iter().filter(|(_, value)| !value.is_null()) {
+        let folded = folded(name);
+        let is_kept =
+            KEPT.contains(&folded.as_str()) || folded == "store" && *value != Value::Bool(false);
+        if is_kept {
+            return Err(FieldError::invalid(shown(name), WHY));
+        }
+        if folded != "metadata" {
+            let search = Search { accepted };
+            search.field(
+                name,
+                value,
+                Place {
+                    path: &shown(name),
+                    under: "",
+                },
+            )?;
+        }
+    }
+    Ok(())
+}
+
+struct Search<'a> {
+    accepted: [&'a [String]; 2],
+}
+
+/// Where a value stands: its path, and the name of what it is in.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    path: &'a str,
+    under: &'a str,
+}
+
+impl Search<'_> {
+    fn field(&self, name: &str, value: &Value, place: Place<'_>) -> Result<(), FieldError> {
+        let folded = folded(name);
+        if value.is_null() || THE_CLIENTS.contains(&folded.as_str()) {
+            return Ok(());
+        }
+        let is_kept = KEPT_ANYWHERE.contains(&folded.as_str())
+            || is_id_of_something(name, &folded)
+            || folded == "id" && KEPT_BY_ID.contains(&place.under);
+        if is_kept && !self.accepts(place.path) {
+            return Err(FieldError::invalid(place.path, WHY));
+        }
+        self.value(
+            value,
+            Place {
+                under: &folded,
+                ..place
+            },
+        )
+    }
+
+    fn value(&self, value: &Value, place: Place<'_>) -> Result<(), FieldError> {
+        match value {
+            Value::Object(fields) => {
+                // the input of a tool is the client's own
+                let is_call = fields.contains_key("name");
+                let looked_into = |name: &str| !(is_call && name == "input");
+                fields
+                    .iter()
+                    .filter(|(name, _)| looked_into(name))
+                    .try_for_each(|(name, value)| {
+                        let path = format!("{}.{}", place.path, shown(name));
+                        self.field(
+                            name,
+                            value,
+                            Place {
+                                path: &path,
+                                ..place
+                            },
+                        )
+                    })
+            }
+            Value::Array(items) => items
+                .iter()
+                .enumerate()
+                .filter(|(_, item)| item.is_object() || item.is_array())
+                .try_for_each(|(n, item)| {
+                    let path = format!("{}[{n}]", place.path);
+                    self.value(
+                        item,
+                        Place {
+                            path: &path,
+                            ..place
+                        },
+                    )
+                }),
+            _ => Ok(()),
+        }
+    }
+
+    fn accepts(&self, path: &str) -> bool {
+        let path = crate::allow::without_places(path);
+        self.accepted
+            .into_iter()
+            .flatten()
+            .any(|field| *field == path)
+    }
+}
+
+/// Whether a name ends in an id of something: `file_id`, `fileIds`, `FILE-ID`.
+fn is_id_of_something(name: &str, folded: &str) -> bool {
+    if OF_NOTHING_KEPT.contains(&folded)
+        || folded.ends_with("tokenid")
+        || folded.ends_with("tokenids")
+    {
+        return false;
+    }
+    let end = ["id", "ids"].iter().find_map(|end| {
+        let at = name.len().checked_sub(end.len())?;
+        let (before, last) = (name.get(..at)?, name.get(at..)?);
+        last.eq_ignore_ascii_case(end).then_some((before, last))
+    });
+    let is_apart = end.is_some_and(|(before, last)| {
+        let before_it = before.chars().next_back();
+        let is_camel = last.starts_with('I') && before_it.is_some_and(char::is_lowercase);
+        before_it.is_some_and(|c| !c.is_alphanumeric()) || is_camel
+    });
+    is_apart || IDS_IN_ONE_WORD.contains(&folded)
+}
+
+/// A name without case and separators.
+fn folded(name: &str) -> String {
+    let letters = name
+        .chars()
+        .take(NAME_CHARS_MAX)
+        .filter(|c| c.is_alphanumeric());
+    letters
+        .flat_map(char::to_uppercase)
+        .flat_map(char::to_lowercase)
+        .collect()
+}
+
+fn shown(name: &str) -> String {
+    name.chars().take(NAME_CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::fields::Fault;
+
+    fn refused(body: Value) -> Option<String> {
+        let Value::Object(body) = body else {
+            panic!("a body is an object")
+        };
+        let error = refuse_state(&body, [&[], &[]]).err()?;
+        assert_eq!(error.fault, Fault::Invalid);
+        Some(error.param)
+    }
+
+    #[track_caller]
+    fn check(body: Value, param: &str) {
+        assert_eq!(refused(body.clone()).as_deref(), Some(param), "{body}");
+    }
+
+    #[test]
+    fn what_the_provider_keeps_is_refused_wherever_it_stands() {
+        for field in [
+            "previous_response_id",
+            "conversation",
+            "thread",
+            "container",
+            "Thread",
+            "assistant_id",
+            "cachedContent",
+        ] {
+            check(json!({ field: "x" }), field);
+        }
+        check(json!({"store": true}), "store");
+        check(json!({"Store": "yes"}), "Store");
+        let message =
+            |message: Value| json!({"messages": [{"role": "user", "content": "hi"}, message]});
+        let part = |part: Value| message(json!({"content": [part]}));
+        check(
+            part(json!({"type": "file", "file": {"file_id": "f"}})),
+            "messages[1].content[0].file.file_id",
+        );
+        check(
+            part(json!({"type": "image", "source": {"type": "file", "fileId": "f"}})),
+            "messages[1].content[0].source.fileId",
+        );
+        check(
+            part(json!({"type": "tool_result", "content": [{"source": {"FILE_ID": "f"}}]})),
+            "messages[1].content[0].content[0].source.FILE_ID",
+        );
+        check(
+            message(json!({"role": "assistant", "audio": {"id": "a"}})),
+            "messages[1].audio.id",
+        );
+        check(
+            message(json!({"role": "assistant", "Audio": {"ID": "a"}})),
+            "messages[1].Audio.ID",
+        );
+        check(
+            json!({"system": [{"type": "document", "source": {"file_id": "f"}}]}),
+            "system[0].source.file_id",
+        );
+        check(
+            json!({"tools": [{"type": "file_search", "vector_store_ids": ["v"]}]}),
+            "tools[0].vector_store_ids",
+        );
+        check(
+            json!({"tools": [{"type": "file_search", "vectorStoreIds": ["v"]}]}),
+            "tools[0].vectorStoreIds",
+        );
+        check(
+            json!({"tools": [{"type": "code_interpreter", "container": "c"}]}),
+            "tools[0].container",
+        );
+        check(json!({"prompt": {"id": "p"}}), "prompt.id");
+        check(
+            json!({"deep": [[{"mcp": {"connector-id": "c"}}]]}),
+            "deep[0][0].mcp.connector-id",
+        );
+    }
+
+    #[test]
+    fn what_is_the_clients_own_is_not_looked_into() {
+        let schema = json!({"type": "object", "properties": {"file_id": {"type": "string"}}});
+        for body in [
+            json!({"store": false, "previous_response_id": null, "thread": null}),
+            json!({"user": "u", "metadata": {"user_id": "u", "conversation_id": "c", "file_id": "f"}}),
+            json!({"messages": [{"role": "assistant", "id": "m", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {"file_id": 1}}}]}]}),
+            json!({"messages": [{"role": "tool", "tool_call_id": "1", "content": "r"}]}),
+            json!({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {"file_id": "mine"}}]}]}),
+            json!({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "r"}]}]}),
+            json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": schema.clone()}}]}),
+            json!({"tools": [{"name": "f", "input_schema": schema.clone(), "input_examples": [{"file_id": "a"}]}]}),
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}),
+            json!({"stop_token_ids": [1], "eos_token_id": 2, "logit_bias": {"50256": -100}}),
+            json!({"grid": 1, "valid": true, "paid": 2, "android": {"void": 1}, "documents": [{"id": "d", "text": "t"}]}),
+        ] {
+            assert_eq!(refused(body.clone()), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_operator_may_accept_an_id_by_its_path() {
+        let body = json!({"lora": [{"adapter_id": "a"}]});
+        let body = body.as_object().unwrap();
+        assert!(refuse_state(body, [&[], &[]]).is_err());
+        assert!(refuse_state(body, [&["lora[].adapter_id".to_owned()], &[]]).is_ok());
+    }
+}
