@@ -24,6 +24,7 @@ mod seldom;
 mod table;
 
 pub(crate) use seldom::Seldom;
+use table::anthropic_kind;
 pub(crate) use table::{Case, is_final};
 
 /// Says to the official SDKs whether a retry can help.
@@ -33,12 +34,33 @@ pub(crate) const X_POSITION: HeaderName = HeaderName::from_static("x-seatbelt-po
 /// Who refused: a cap of the ledger, or the upstream itself.
 pub(crate) const X_REFUSED_BY: HeaderName = HeaderName::from_static("x-seatbelt-refused-by");
 pub(crate) const BY_UPSTREAM: HeaderValue = HeaderValue::from_static("upstream");
+/// What a request that failed is charged.
+pub(crate) const X_CHARGED: HeaderName = HeaderName::from_static("x-seatbelt-charged");
 /// Longest wait that the official SDKs are told to sit out: they sleep for as long as they are told.
 const RETRY_WORTH_S: u64 = 60;
 /// Longest piece of a client's own text that is shown back to it.
 const ECHO_CHARS_MAX: usize = 120;
 /// Seconds after which to try again when the ledger or an upstream is away.
 const RETRY_AWAY_S: u64 = 2;
+
+/// What the hold of a request that failed came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Charged {
+    Nothing,
+    /// What was reported, or counted.
+    Usage,
+    Hold,
+}
+
+impl Charged {
+    pub(crate) fn header(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Nothing => "nothing",
+            Self::Usage => "usage",
+            Self::Hold => "hold",
+        })
+    }
+}
 
 /// An error on its way to a client. Boxed: it is rare, and travels through every result.
 #[derive(Debug, Clone)]
@@ -56,7 +78,9 @@ pub(crate) struct Details {
     pub(crate) headers: HeaderMap,
     /// What the log says; the client never sees it.
     pub(crate) log: Option<String>,
-    /// A status and an OpenAI envelope that are shown instead: a neuron's own words about the request.
+    /// Instead of that of the table.
+    status: Option<StatusCode>,
+    /// A neuron's own words about the request, shown instead: its status and OpenAI envelope.
     verbatim: Option<(StatusCode, Value)>,
 }
 
@@ -83,6 +107,7 @@ impl ApiError {
             extras: Map::new(),
             headers: HeaderMap::new(),
             log: None,
+            status: None,
             verbatim: None,
         }))
     }
@@ -99,6 +124,17 @@ impl ApiError {
 
     pub(crate) fn log(mut self, log: impl Into<String>) -> Self {
         self.log = Some(log.into());
+        self
+    }
+
+    /// Says what it is charged.
+    pub(crate) fn charged(mut self, charged: Charged) -> Self {
+        self.message += match charged {
+            Charged::Nothing => "; nothing was charged",
+            Charged::Usage => "; what it used is charged",
+            Charged::Hold => "; what it used is not known, so all that it held is charged",
+        };
+        self.headers.insert(X_CHARGED, charged.header());
         self
     }
 
@@ -215,7 +251,7 @@ impl ApiError {
     pub(crate) fn upstream_unreachable(upstream: &str, log: impl Into<String>) -> Self {
         Self::new(
             Case::UpstreamConnection,
-            format!("upstream '{upstream}' cannot be reached; nothing was charged"),
+            format!("upstream '{upstream}' cannot be reached"),
         )
         .log(log)
     }
@@ -252,15 +288,7 @@ impl ApiError {
     ) -> Self {
         let message = format!("upstream '{upstream}' answered {status}; what it said was lost");
         let mut error = Self::new(Case::UpstreamConnection, message);
-        let row = error.case.row();
-        let body = ErrorBody {
-            kind: row.kind,
-            code: row.code,
-            message: &error.message,
-            param: None,
-            extras: &error.extras,
-        };
-        error.verbatim = Some((status, Dialect::OpenAi.error(&body)));
+        error.status = Some(status);
         error.headers = headers;
         error.headers.insert(X_REFUSED_BY, BY_UPSTREAM);
         error
@@ -302,7 +330,7 @@ impl ApiError {
     pub(crate) fn status(&self) -> StatusCode {
         match &self.verbatim {
             Some((status, _)) => *status,
-            None => self.case.row().status,
+            None => self.status.unwrap_or(self.case.row().status),
         }
     }
 
@@ -339,7 +367,10 @@ impl ApiError {
         }
         let row = self.case.row();
         dialect.error(&ErrorBody {
-            kind: row.kind,
+            kind: match dialect {
+                Dialect::OpenAi => row.kind,
+                Dialect::Anthropic => anthropic_kind(&row),
+            },
             code: row.code,
             message: &self.message,
             param: self.param.as_deref(),

@@ -22,7 +22,7 @@ use tracing::Instrument;
 use crate::{
     clock::{Clock, ms},
     config::{HOLD_GRACE, OnDisconnect, USAGE_EVENT_WAIT},
-    error::{ApiError, X_POSITION, ratelimit},
+    error::{ApiError, Charged, X_POSITION, ratelimit},
     gate::Reservation,
     metrics::Metrics,
     plan::Plan,
@@ -88,6 +88,8 @@ struct Job {
     began: Instant,
     /// From the reserve to the head of the answer.
     first_byte_ms: u64,
+    /// What the hold came to, once it has its end.
+    charged: Option<Charged>,
     /// Headers of the answer.
     headers: HeaderMap,
     /// For the body, until it is sent.
@@ -158,6 +160,7 @@ impl Runner {
             candidate,
             began,
             first_byte_ms: 0,
+            charged: None,
             headers,
             room,
             _place: plan.place,
@@ -237,7 +240,10 @@ async fn drive(mut job: Job, mut head: Head) {
     };
     let _ = head.send(response.map_err(|mut error| {
         error.headers.extend(std::mem::take(&mut job.headers));
-        error
+        match job.charged {
+            Some(charged) => error.charged(charged),
+            None => error,
+        }
     }));
 }
 

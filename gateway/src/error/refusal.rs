@@ -69,11 +69,24 @@ fn refusal_extras(refusal: &Refusal) -> Map<String, Value> {
 fn amount(meter: Meter, value: u64) -> String {
     match meter {
         Meter::Cost => format!("{} USD", usd_text(value)),
-        Meter::Concurrency => format!("{value} open requests"),
-        Meter::Requests | Meter::Tokens => format!("{value} {meter}"),
-        Meter::InputTokens => format!("{value} input tokens"),
-        Meter::OutputTokens => format!("{value} output tokens"),
+        Meter::Concurrency => counted(value, "open request"),
+        Meter::Requests => counted(value, "request"),
+        Meter::Tokens => counted(value, "token"),
+        Meter::InputTokens => counted(value, "input token"),
+        Meter::OutputTokens => counted(value, "output token"),
     }
+}
+
+fn counted(value: u64, what: &str) -> String {
+    let plural = if value == 1 { "" } else { "s" };
+    format!("{value} {what}{plural}")
+}
+
+/// Whether a smaller output could make a request fit, as far as the refusal tells.
+fn may_fit_smaller(refusal: &Refusal) -> bool {
+    let cap = &refusal.cap;
+    let counts_output = matches!(cap.meter, Meter::Tokens | Meter::OutputTokens | Meter::Cost);
+    counts_output && cap.limit.saturating_sub(cap.spent) > 0
 }
 
 fn refusal_message(case: Case, refusal: &Refusal, retry_after_s: Option<u64>) -> String {
@@ -95,16 +108,22 @@ fn refusal_message(case: Case, refusal: &Refusal, retry_after_s: Option<u64>) ->
         of(cap.held),
     );
     let seconds = retry_after_s.unwrap_or(1);
+    let smaller = may_fit_smaller(refusal);
     let remedy = match case {
-        Case::BalanceSpent => {
-            "it does not refill by itself: ask for a smaller maximum, or have the cap credited"
+        Case::BalanceSpent if smaller => {
+            "it does not refill by itself: ask for a smaller maximum, or have the limit raised"
                 .to_owned()
         }
-        Case::WindowUnsatisfiable => "it can never fit: ask for a smaller maximum".to_owned(),
+        Case::BalanceSpent => "it does not refill by itself: have the limit raised".to_owned(),
+        Case::WindowUnsatisfiable if smaller => {
+            "it can never fit: ask for a smaller maximum".to_owned()
+        }
+        Case::WindowUnsatisfiable => "it can never fit: have the limit raised".to_owned(),
         Case::Held => "requests in progress hold the rest: try again in 1 s".to_owned(),
-        _ => format!(
+        _ if smaller => format!(
             "enough of it frees up in {seconds} s: try again then, or ask for a smaller maximum"
         ),
+        _ => format!("enough of it frees up in {seconds} s: try again then"),
     };
     format!("{numbers}; {remedy}")
 }

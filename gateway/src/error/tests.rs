@@ -136,6 +136,48 @@ fn what_no_retry_can_cure_says_so_and_nothing_else_does() {
 }
 
 #[test]
+fn a_smaller_maximum_is_advised_only_where_it_may_help() {
+    let message = |meter, spent, window| {
+        let mut refusal = refusal(RefusalReason::Spent, window, Some(NOW));
+        (refusal.cap.meter, refusal.cap.spent) = (meter, spent);
+        refusal.requested = 1;
+        let error = ApiError::refused(&refusal, NOW).envelope(Dialect::OpenAi);
+        error["error"]["message"].as_str().unwrap().to_owned()
+    };
+    let rolling = Window::Rolling { seconds: 60 };
+    for window in [Window::Balance, rolling] {
+        assert!(message(Meter::Tokens, 60, window).contains("a smaller maximum"));
+        for none_fits in [
+            message(Meter::Tokens, 100, window),
+            message(Meter::Requests, 60, window),
+            message(Meter::Concurrency, 60, window),
+            message(Meter::InputTokens, 60, window),
+        ] {
+            assert!(!none_fits.contains("smaller"), "{none_fits}");
+        }
+    }
+    let one = message(Meter::Requests, 60, rolling);
+    assert!(
+        one.contains("up to 1 request;") && one.contains("60 requests spent"),
+        "{one}"
+    );
+}
+
+#[test]
+fn an_error_has_the_type_that_its_dialect_goes_by() {
+    let kind = |error: ApiError, dialect| error.envelope(dialect)["error"]["type"].clone();
+    let key = || ApiError::invalid_key();
+    assert_eq!(kind(key(), Dialect::OpenAi), "invalid_request_error");
+    assert_eq!(kind(key(), Dialect::Anthropic), "authentication_error");
+    let model = ApiError::model_not_found("x");
+    assert_eq!(kind(model, Dialect::Anthropic), "not_found_error");
+    let large = ApiError::new(Case::BodyTooLarge, "");
+    assert_eq!(kind(large, Dialect::Anthropic), "request_too_large");
+    let field = ApiError::invalid_field("a", "b");
+    assert_eq!(kind(field, Dialect::Anthropic), "invalid_request_error");
+}
+
+#[test]
 fn a_ledger_that_says_no_is_told_apart_from_one_that_says_nothing() {
     let key = KeyId::new("k").unwrap();
     let status = |error: CommandError| ApiError::from_command(&error).status().as_u16();

@@ -92,6 +92,7 @@ impl Job {
     async fn finish(&mut self, mut relay: Relay, stopped: Result<(), Stop>) {
         let known = relay.known();
         let usage = known.usage.unwrap_or_default();
+        let by_client = matches!(stopped, Err(Stop::ClientLeft));
         let failed = match stopped {
             Ok(()) => self.settle(known).await.err(),
             Err(Stop::Failed) if self.is_free(&relay.told) => {
@@ -109,7 +110,16 @@ impl Job {
         let last = match failed {
             None => self.face.end(usage, held),
             Some(error) => {
-                tracing::warn!(upstream = %self.upstream, code = error.code(), detail = error.log.as_deref(), "stream failed");
+                let (upstream, detail) = (&self.upstream, error.log.as_deref());
+                if by_client {
+                    tracing::debug!(%upstream, "the client left before the end of its stream");
+                } else {
+                    tracing::warn!(%upstream, code = error.code(), detail, "stream failed");
+                }
+                let error = match self.charged {
+                    Some(charged) => error.charged(charged),
+                    None => error,
+                };
                 let mut last = BytesMut::new();
                 let envelope = error.envelope(self.dialect).to_string();
                 write_event(&mut last, Some("error"), envelope.as_bytes());

@@ -15,7 +15,7 @@ use super::{Job, attempts::Stop};
 use crate::{
     clock::ms,
     config::USAGE_EVENT_WAIT,
-    error::{ApiError, Seldom},
+    error::{ApiError, Charged, Seldom},
 };
 
 /// What is known of the usage at the end.
@@ -92,6 +92,7 @@ impl Job {
             && event.usage.output_tokens == 0
         {
             reservation.release("neuron reported no usage").await;
+            self.charged = Some(Charged::Nothing);
             return Ok(None);
         }
         let terms = Terms {
@@ -109,6 +110,7 @@ impl Job {
         let end = account_for(&reservation.hold, &known, event.as_ref(), terms);
         let End::Used(usage, source) = end else {
             reservation.release("its usage is not known").await;
+            self.charged = Some(Charged::Nothing);
             return Ok(None);
         };
         let report = Report {
@@ -121,7 +123,12 @@ impl Job {
                 total_ms: ms(reservation.reserved_at.elapsed()),
             },
         };
-        reservation.settle(report).await.map(Some)
+        let position = reservation.settle(report).await?;
+        self.charged = Some(match source {
+            UsageSource::Hold => Charged::Hold,
+            UsageSource::Upstream | UsageSource::Neuron | UsageSource::Counted => Charged::Usage,
+        });
+        Ok(Some(position))
     }
 
     /// Whether an answer was served in another class than was priced: counted, and told once a second for
@@ -147,6 +154,7 @@ impl Job {
     pub(super) async fn release(&mut self, reason: &str) {
         if let Some(reservation) = self.reservation.take() {
             reservation.release(reason).await;
+            self.charged = Some(Charged::Nothing);
         }
     }
 }

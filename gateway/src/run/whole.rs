@@ -15,7 +15,7 @@ use super::{
     report::Known,
 };
 use crate::{
-    error::{ApiError, BY_UPSTREAM, X_POSITION, X_REFUSED_BY, X_SHOULD_RETRY, is_final},
+    error::{ApiError, BY_UPSTREAM, X_CHARGED, X_POSITION, X_REFUSED_BY, X_SHOULD_RETRY, is_final},
     metrics::Stage,
 };
 
@@ -170,6 +170,9 @@ impl Job {
         let mut response = self.response(status, headers, Body::from(self.face.error(body)));
         let headers = response.headers_mut();
         headers.insert(X_REFUSED_BY, BY_UPSTREAM);
+        if let Some(charged) = self.charged {
+            headers.insert(X_CHARGED, charged.header());
+        }
         if is_final(status) && !headers.contains_key(X_SHOULD_RETRY) {
             headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
         }

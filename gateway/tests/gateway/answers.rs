@@ -139,6 +139,7 @@ async fn an_error_whose_body_breaks_ends_by_its_status_and_by_what_it_told() {
             assert_eq!(response.headers()["x-seatbelt-refused-by"], "upstream");
             assert_eq!(response.headers()["retry-after"], "7");
         }
+        let word = response.headers()["x-seatbelt-charged"].clone();
         let text = response.text().await.unwrap();
         let error: Value = serde_json::from_str(&text).unwrap();
         assert!(
@@ -147,6 +148,13 @@ async fn an_error_whose_body_breaks_ends_by_its_status_and_by_what_it_told() {
         );
         let spent = stack.spent_once_idle().await;
         assert_eq!(spent - before, charge, "{status} {piece}");
+        let expected = match charge {
+            0 => "nothing",
+            38 => "hold",
+            _ => "usage",
+        };
+        assert_eq!(word, expected, "{status} {piece}");
+        assert!(text.contains("charged"), "{text}");
         before = spent;
     }
 }
