@@ -57,7 +57,7 @@ def main():
 
 
 def install_native():
-    stamp = Stamp("native", NATIVE_PINS, machine())
+    stamp = Stamp("native", [NATIVE_PINS], machine())
     if stamp.holds([target for _, _, target in NATIVE_FILES]):
         return
     with tempfile.TemporaryDirectory(dir=DEPS, prefix="download-") as folder:
@@ -76,22 +76,27 @@ def install_native():
 
 
 def install_test_environment():
-    venv = DEPS / "venv"
-    python = venv / "bin" / "python"
-    stamp = Stamp("venv", TEST_PINS, f"{machine()} {platform.python_version()} {sys.executable}")
+    python = DEPS / "venv" / "bin" / "python"
+    stamp = Stamp("venv", [TEST_PINS], f"{machine()} {platform.python_version()} {sys.executable}")
     if stamp.holds([python]):
         return
     print("setup: installing the Python SDKs for the tests", flush=True)
+    install_environment(python, TEST_PINS, "install the Python SDKs")
+    run([str(python), "-c", "import openai, anthropic"], "import the Python SDKs")
+    stamp.write()
+
+
+def install_environment(python, pins, purpose):
+    """Makes the virtual environment of `python` anew, with what `pins` names."""
+    venv = python.parent.parent
     shutil.rmtree(venv, ignore_errors=True)
     # Without pip of its own: the system's pip installs into it, so ensurepip need not be there.
     run([sys.executable, "-m", "venv", "--without-pip", str(venv)], "make the virtual environment")
     site_packages = output([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])
     pip(
-        ["install", "--require-hashes", "--only-binary", ":all:", "-r", str(TEST_PINS), "--target", site_packages],
-        "install the Python SDKs",
+        ["install", "--require-hashes", "--only-binary", ":all:", "-r", str(pins), "--target", site_packages],
+        purpose,
     )
-    run([str(python), "-c", "import openai, anthropic"], "import the Python SDKs")
-    stamp.write()
 
 
 def unpack(folder, wheel_prefix, inside, target):
@@ -156,7 +161,8 @@ class Stamp:
 
     def __init__(self, part, pins, environment):
         self.path = DEPS / f"{part}.stamp"
-        self.text = f"{hashlib.sha256(pins.read_bytes()).hexdigest()} {environment}\n"
+        contents = b"".join(path.read_bytes() for path in pins)
+        self.text = f"{hashlib.sha256(contents).hexdigest()} {environment}\n"
 
     def holds(self, targets):
         return self.path.is_file() and self.path.read_text() == self.text and all(t.exists() for t in targets)
