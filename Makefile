@@ -2,11 +2,14 @@
 
 PYTHON ?= python3
 CONFIG ?= seatbelt.toml
+# not from the environment, where these names mean anything
+MODEL = tiny
+PRECISION = int4
 CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build up test nightly faults bench lint deny layers clean-data
+.PHONY: help setup setup-test model build up test nightly faults bench lint deny layers clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -17,16 +20,29 @@ setup: ## fetch nats-server and libonnxruntime into .deps/
 setup-test: ## the same, and the Python SDKs that the end-to-end tests drive
 	@$(PYTHON) scripts/setup.py --test
 
+model: ## make a real model, SmolLM2-135M, in .deps/models/smollm2 (fp32, int4, fp16)
+	@$(PYTHON) scripts/make_model.py
+
 build: setup ## build target/release/seatbelt
 	cargo build --release --locked -p seatbelt-cli
 
-up: build ## build and serve everything in one process (CONFIG=seatbelt.toml)
+ifeq ($(MODEL),smollm2)
+# In the place of the first model of the configuration, with the slots and the price of that.
+up: model
+up: export SEATBELT__NEURON__MODELS__0__ID = smollm2
+up: export SEATBELT__NEURON__MODELS__0__PATH = $(CURDIR)/.deps/models/smollm2/$(PRECISION)
+else ifneq ($(MODEL),tiny)
+$(error MODEL=$(MODEL) is not known: tiny or smollm2)
+endif
+
+up: build ## build and serve everything in one process (CONFIG=seatbelt.toml MODEL=tiny|smollm2)
 	$(CARGO_TARGET_DIR)/release/seatbelt up --config $(CONFIG)
 
 test: setup-test ## run every test; the last line counts them
 	@$(PYTHON) scripts/run_tests.py
 
-nightly: ## the long simulations: 100,000 runs of writers, 50,000 of whole processes
+nightly: setup model ## the long simulations (100,000 runs of writers, 50,000 of whole processes) and the real model
+	cargo test --locked -p seatbelt-neuron --test neuron -- --ignored real_model
 	SEATBELT_SIM_RUNS=100000 cargo test --locked -p seatbelt-ledger --test simulation
 	SEATBELT_SIM_RUNS=50000 cargo test --locked -p seatbelt-projector --test processes
 

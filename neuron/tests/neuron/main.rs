@@ -1,4 +1,5 @@
-//! The neuron from outside, with the real ONNX Runtime and the committed tiny model.
+//! The neuron from outside, with the real ONNX Runtime and the committed tiny model; `real_model` has
+//! real weights.
 //!
 //! Usage events go to a sink that remembers, except in `nats`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -8,5 +9,6 @@ mod common;
 mod access;
 mod answers;
 mod nats;
+mod real_model;
 mod reports;
 mod start;
