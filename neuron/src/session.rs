@@ -5,10 +5,7 @@
 //! slot; a step of decoding runs over the first slots together. What is asked for in a configuration
 //! is what is used: CUDA that is not there fails the load.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Mutex,
-};
+use std::path::Path;
 
 use ort::{
     environment::Environment,
@@ -26,17 +23,13 @@ use crate::{
     model::{GraphSpec, Model},
 };
 
+mod library;
 mod slot_view;
 
-/// The oldest ONNX Runtime 1.x that will do.
-const RUNTIME_MINOR_MIN: u32 = 31;
 /// How far the logits of two ways to the same token may lie apart, as a share of their range.
 const SELF_CHECK_TOLERANCE: f32 = 0.02;
 /// Prompt of the self-check: any tokens do, and every vocabulary has these.
 const SELF_CHECK_TOKENS: [u32; 4] = [1, 2, 3, 4];
-
-// ONNX Runtime allows one environment in a process; it stays for as long as the process.
-static RUNTIME: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
 
 /// A loaded graph with its caches.
 pub(crate) struct OnnxDecoder {
@@ -58,7 +51,7 @@ impl OnnxDecoder {
         model: &Model,
         threads: usize,
     ) -> Result<Self, NeuronError> {
-        let environment = runtime(library)?;
+        let environment = library::runtime(library)?;
         let session = open(&environment, config, model, threads)?;
         let vocab = check(&session, &model.graph).map_err(|error| model_error(config, &error))?;
         let mut decoder =
@@ -255,45 +248,6 @@ fn tail<T>(values: &[T], wanted: usize) -> ort::Result<&[T]> {
         .ok_or_else(|| ort::Error::new("the run gave too few logits"))
 }
 
-fn runtime(library: &Path) -> Result<Environment, NeuronError> {
-    let mut loaded = RUNTIME
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some((path, environment)) = loaded.as_ref() {
-        if path == library {
-            return Ok(environment.clone());
-        }
-        let detail = format!("this process already uses the one at {}", path.display());
-        return Err(library_error(library, detail));
-    }
-    check_version(library)?;
-    let builder =
-        ort::init_from(library).map_err(|error| library_error(library, error.to_string()))?;
-    let environment = builder.with_name("seatbelt").with_telemetry(false).build();
-    let environment = environment.map_err(|error| library_error(library, error.to_string()))?;
-    // Each message would cross the border before it is thrown away.
-    environment.set_log_level(LogLevel::Warning);
-    *loaded = Some((library.to_owned(), environment.clone()));
-    Ok(environment)
-}
-
-fn check_version(library: &Path) -> Result<(), NeuronError> {
-    if !library.exists() {
-        return Err(library_error(library, "there is no such file".to_owned()));
-    }
-    match ort::util::probe(library) {
-        Some(minor) if minor >= RUNTIME_MINOR_MIN => Ok(()),
-        Some(minor) => Err(library_error(
-            library,
-            format!("it is version 1.{minor}, 1.{RUNTIME_MINOR_MIN} is needed"),
-        )),
-        None => Err(library_error(
-            library,
-            "it is not an ONNX Runtime 1.x library for this machine".to_owned(),
-        )),
-    }
-}
-
 fn open(
     environment: &Environment,
     config: &ModelConfig,
@@ -442,13 +396,6 @@ fn agree(a: &[f32], b: &[f32]) -> bool {
             .all(|(x, y)| (x - y).abs() <= SELF_CHECK_TOLERANCE * range)
 }
 
-fn library_error(library: &Path, detail: String) -> NeuronError {
-    NeuronError::Library {
-        path: library.to_owned(),
-        detail,
-    }
-}
-
 fn model_error(config: &ModelConfig, error: &ort::Error) -> NeuronError {
     NeuronError::Model {
         model: config.id.to_string(),
@@ -484,25 +431,14 @@ fn words(error: &ort::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::library::tests::fetched;
     use super::*;
     use crate::model::tests::tiny_config;
-
-    fn library() -> PathBuf {
-        let fetched =
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/onnxruntime/libonnxruntime.so");
-        let path = std::env::var_os("SEATBELT_ORT_LIB").map_or_else(fetched, PathBuf::from);
-        assert!(
-            path.exists(),
-            "ONNX Runtime is not at {}: run `make setup`",
-            path.display()
-        );
-        path
-    }
 
     fn decoder(slots: usize) -> OnnxDecoder {
         let config = tiny_config(slots);
         let model = Model::load(&config).unwrap();
-        OnnxDecoder::load(&library(), &config, &model, 1).unwrap()
+        OnnxDecoder::load(&fetched(), &config, &model, 1).unwrap()
     }
 
     fn best(logits: &[f32]) -> u32 {
@@ -595,15 +531,6 @@ mod tests {
         ];
         decoder.decode(&rows, &mut logits).unwrap();
         assert!(logits.iter().all(|logit| logit.is_finite()));
-    }
-
-    #[test]
-    fn another_library_than_the_loaded_one_is_refused() {
-        drop(decoder(1));
-        let error = runtime(Path::new("/other/libonnxruntime.so"))
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("already uses"), "{error}");
     }
 
     #[test]
