@@ -13,6 +13,7 @@ use std::{
 use seatbelt_schemas::{price::Price, scope::Scopes};
 use thiserror::Error;
 
+mod cuda;
 mod entitlements;
 mod gateway;
 mod ledger;

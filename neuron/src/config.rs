@@ -38,7 +38,7 @@ const _: () = assert!(HEARTBEAT_TTL.as_millis() >= 3 * HEARTBEAT.as_millis());
 pub enum Device {
     /// ONNX Runtime's own kernels.
     Cpu,
-    /// The CUDA execution provider, on the first GPU.
+    /// The CUDA execution provider.
     Cuda,
 }
 
@@ -48,6 +48,49 @@ impl Device {
         match self {
             Self::Cpu => "cpu",
             Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// How the memory of a GPU grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arena {
+    /// By what is asked for.
+    #[default]
+    Exact,
+    /// By powers of two, which asks the driver less often and takes up to twice as much.
+    Doubling,
+}
+
+/// How CUDA is used.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CudaOptions {
+    /// Which GPU, as CUDA counts them.
+    pub device_id: i32,
+    /// Most bytes for weights, caches and workspace together; all there are where not given.
+    pub memory_bytes_max: Option<usize>,
+    /// How the memory grows.
+    pub arena: Arena,
+    /// Records a step once for each number of slots and replays it: less work for the CPU in each
+    /// step, attention over the whole context in each step.
+    pub graphs: bool,
+    /// Names or operators of nodes that may run on the CPU, besides those that work on shapes.
+    pub cpu_nodes: Vec<String>,
+    /// Compares the first logits with those of the CPU, which loads the graph there too for a moment.
+    pub check_on_cpu: bool,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self {
+            device_id: 0,
+            memory_bytes_max: None,
+            arena: Arena::Exact,
+            graphs: false,
+            cpu_nodes: Vec::new(),
+            check_on_cpu: true,
         }
     }
 }
@@ -81,6 +124,9 @@ pub struct ModelConfig {
     /// Most output tokens of one request; the context where not given.
     #[serde(default)]
     pub output: Option<usize>,
+    /// How CUDA is used, where it is.
+    #[serde(default)]
+    pub cuda: CudaOptions,
 }
 
 fn device_default() -> Device {
@@ -170,6 +216,9 @@ impl NeuronConfig {
                     model.id
                 ));
             }
+            if model.cuda.device_id < 0 {
+                found.push(format!("model {}: cuda.device_id is below 0", model.id));
+            }
             if self.models[..n].iter().any(|other| other.id == model.id) {
                 found.push(format!("model {} is configured twice", model.id));
             }
@@ -191,6 +240,7 @@ mod tests {
             slots,
             context: None,
             output: None,
+            cuda: CudaOptions::default(),
         }
     }
 

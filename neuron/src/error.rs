@@ -14,7 +14,7 @@ pub enum NeuronError {
     Config(Vec<String>),
     /// ONNX Runtime cannot be used: install or point to the right library.
     #[error(
-        "cannot load ONNX Runtime from {path}: {detail}; run `make setup` or set neuron.ort_library"
+        "cannot load ONNX Runtime from {path}: {detail}; run `make setup` or set neuron.onnxruntime"
     )]
     Library {
         /// The library that was tried.
@@ -32,7 +32,7 @@ pub enum NeuronError {
     },
     /// The device asked for is not there: install it, or ask for another.
     #[error(
-        "model {model}: device \"cuda\" cannot be used: {detail}; install an NVIDIA driver, CUDA and the GPU build of ONNX Runtime and point neuron.ort_library to it, or set device = \"cpu\""
+        "model {model}: device \"cuda\" cannot be used: {detail}; install an NVIDIA driver, CUDA and the GPU build of ONNX Runtime and point neuron.onnxruntime to it, or set device = \"cpu\""
     )]
     Device {
         /// The model's id.

@@ -25,6 +25,6 @@ mod template;
 mod tokenizer;
 pub mod usage;
 
-pub use config::{Access, Device, ModelConfig, NeuronConfig};
+pub use config::{Access, Arena, CudaOptions, Device, ModelConfig, NeuronConfig};
 pub use error::NeuronError;
 pub use server::{RunningNeuron, start, start_with_sink};

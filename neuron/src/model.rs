@@ -275,7 +275,7 @@ pub(crate) mod tests {
     use seatbelt_schemas::ids::ModelId;
 
     use super::*;
-    use crate::config::Device;
+    use crate::config::{CudaOptions, Device};
 
     /// The committed tiny model.
     pub(crate) fn tiny_folder() -> PathBuf {
@@ -291,6 +291,7 @@ pub(crate) mod tests {
             slots,
             context: None,
             output: None,
+            cuda: CudaOptions::default(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
 
+use seatbelt_neuron::CudaOptions;
 use seatbelt_schemas::{
     amount::TOKENS_PER_REQUEST_MAX,
     ids::{ModelId, NeuronId},
@@ -10,6 +11,7 @@ use seatbelt_schemas::{
 
 use super::{
     Context,
+    cuda::read_cuda,
     gateway::{address, millis},
     price::read_price,
     reader::Section,
@@ -72,6 +74,8 @@ pub struct NeuronModel {
     pub context: Option<usize>,
     /// Most output tokens of one request.
     pub output: Option<usize>,
+    /// How its GPU is used.
+    pub cuda: CudaOptions,
     /// What it costs; none where unpriced.
     pub price: Option<Price>,
 }
@@ -135,6 +139,7 @@ fn read_model(
     let slots = number(&mut section, "slots", 1, SLOTS_MAX).unwrap_or(1);
     let context_tokens = number(&mut section, "context", 2, TOKENS_PER_REQUEST_MAX);
     let output = number(&mut section, "output", 1, TOKENS_PER_REQUEST_MAX);
+    let cuda = read_cuda(&mut section, device);
     let price = read_price(&mut section, id.as_ref(), false);
     section.finish();
     Some(NeuronModel {
@@ -144,6 +149,7 @@ fn read_model(
         slots,
         context: context_tokens,
         output,
+        cuda,
         price,
     })
 }

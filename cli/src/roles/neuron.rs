@@ -53,6 +53,7 @@ fn model(model: &config::NeuronModel) -> ModelConfig {
         slots: model.slots,
         context: model.context,
         output: model.output,
+        cuda: model.cuda.clone(),
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use seatbelt_neuron::{
-    Access, Device, ModelConfig, NeuronConfig, RunningNeuron, start_with_sink,
+    Access, CudaOptions, Device, ModelConfig, NeuronConfig, RunningNeuron, start_with_sink,
     usage::{SinkError, UsageSink},
 };
 use seatbelt_schemas::{
@@ -185,6 +185,7 @@ pub(crate) fn tiny(slots: usize) -> ModelConfig {
         slots,
         context: None,
         output: None,
+        cuda: CudaOptions::default(),
     }
 }
 

@@ -24,6 +24,7 @@ async fn cuda_that_is_not_there_is_an_error_and_never_the_cpu() {
         "tiny",
         "cuda",
         "GPU build of ONNX Runtime",
+        "neuron.onnxruntime",
         "device = \"cpu\"",
     ] {
         assert!(text.contains(expected), "{expected} is not in: {text}");
@@ -35,7 +36,9 @@ async fn a_missing_or_wrong_library_is_an_error_that_says_what_to_run() {
     let error = refusal(|config| config.ort_library = "/nowhere/libonnxruntime.so".into()).await;
     let text = error.to_string();
     assert!(
-        matches!(error, NeuronError::Library { .. }) && text.contains("make setup"),
+        matches!(error, NeuronError::Library { .. })
+            && text.contains("make setup")
+            && text.contains("neuron.onnxruntime"),
         "{text}"
     );
 }

@@ -1,0 +1,244 @@
+//! Whether a graph does with its caches what this crate relies on, found out before it serves anybody.
+//!
+//! The same token is reached by several ways: the prompt whole, in two pieces, and by a step, alone
+//! and beside idle slots. They agree only if the caches are written in place, for the right slot.
+
+use crate::engine::{Decoder, Row, StepError};
+
+/// How far the logits of two ways to the same token may lie apart, as a share of their range.
+const TOLERANCE: f32 = 0.02;
+/// Kernels that quantise activations go another way for one row than for several, and then logits
+/// lie 2 to 6 % of their range apart. Such ways still lie much nearer to each other than to what a
+/// model says that has forgotten the prompt: at most this share of that distance.
+const NEARER_THAN_FORGETTING: f32 = 0.25;
+/// Any tokens do, and every vocabulary has these.
+const TOKENS: [u32; 4] = [1, 2, 3, 4];
+/// Fewest tokens of context a model can have.
+const CONTEXT_MIN: usize = 2;
+
+const _: () = assert!(TOKENS.len() >= CONTEXT_MIN);
+
+/// What another device says to the prompt of the check.
+pub(super) fn whole(decoder: &mut impl Decoder, context: usize) -> Result<Vec<f32>, String> {
+    prefilled(decoder, 0, &[tokens(context)])
+}
+
+/// Goes all ways; `reference` is what another device said.
+pub(super) fn check(
+    decoder: &mut impl Decoder,
+    context: usize,
+    reference: Option<&[f32]>,
+) -> Result<(), String> {
+    let tokens = tokens(context);
+    let (before, last) = tokens.split_at(tokens.len() - 1);
+    let far = decoder.slots() - 1;
+    let expected = whole(decoder, context)?;
+    let forgot = prefilled(decoder, 0, &[last])?;
+    let same = |logits: &[f32]| agree(&expected, logits, &forgot);
+
+    if !same(&prefilled(decoder, far, &[before, last])?) {
+        return Err(of_caches("a prompt in two pieces"));
+    }
+    for slot in [0, far] {
+        prefilled(decoder, slot, &[before])?;
+        if !same(&stepped(decoder, slot, last[0], before.len())?) {
+            return Err(of_caches("a step on the cache"));
+        }
+    }
+    match reference {
+        Some(reference) if !same(reference) => Err(
+            "the GPU does not give what the CPU gives for the same graph: the build of ONNX Runtime, CUDA and the driver do \
+             not go together, or the graph is for another device; set cuda.check_on_cpu = false to go on without the \
+             comparison"
+                .to_owned(),
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn tokens(context: usize) -> &'static [u32] {
+    &TOKENS[..TOKENS.len().min(context.max(CONTEXT_MIN))]
+}
+
+fn of_caches(way: &str) -> String {
+    format!(
+        "{way} does not give what the whole prompt gives: the graph does not share its past and present caches in place; \
+         build it with past_present_share_buffer and GroupQueryAttention"
+    )
+}
+
+fn prefilled(
+    decoder: &mut impl Decoder,
+    slot: usize,
+    pieces: &[&[u32]],
+) -> Result<Vec<f32>, String> {
+    let mut logits = Vec::new();
+    let mut position = 0;
+    for piece in pieces {
+        decoder
+            .prefill(slot, position, piece, &mut logits)
+            .map_err(failed)?;
+        position += piece.len();
+    }
+    Ok(logits)
+}
+
+/// A step of `slot`, beside idle ones below it.
+fn stepped(
+    decoder: &mut impl Decoder,
+    slot: usize,
+    token: u32,
+    position: usize,
+) -> Result<Vec<f32>, String> {
+    let mut rows = vec![
+        Row {
+            token: 0,
+            position: 0
+        };
+        slot + 1
+    ];
+    rows[slot] = Row { token, position };
+    let mut logits = Vec::new();
+    decoder.decode(&rows, &mut logits).map_err(failed)?;
+    Ok(logits.split_off(slot * decoder.vocab()))
+}
+
+fn failed(error: StepError) -> String {
+    format!("the first run failed: {error}")
+}
+
+/// Whether two ways gave the same, where `forgot` is what comes of another prompt.
+fn agree(a: &[f32], b: &[f32], forgot: &[f32]) -> bool {
+    let range = (a.iter())
+        .fold(0.0f32, |widest, value| widest.max(value.abs()))
+        .max(f32::MIN_POSITIVE);
+    let close = |(a, b): (&f32, &f32)| (a - b).abs() <= TOLERANCE * range;
+    let near = || distance(a, b) <= NEARER_THAN_FORGETTING * distance(a, forgot);
+    a.len() == b.len() && (a.iter().zip(b).all(close) || near())
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    let squares = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b));
+    squares.sum::<f32>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Says the sum of what its slot has read, weighed by position; what it gets wrong is told.
+    struct Summing {
+        slots: Vec<Vec<u32>>,
+        forgets_pieces: bool,
+        swaps_slots: bool,
+        forgets_steps: bool,
+    }
+
+    impl Summing {
+        fn new(slots: usize) -> Self {
+            Self {
+                slots: vec![Vec::new(); slots],
+                forgets_pieces: false,
+                swaps_slots: false,
+                forgets_steps: false,
+            }
+        }
+
+        fn row(&self, slot: usize) -> [f32; 2] {
+            let read = (1u8..).zip(&self.slots[slot]);
+            let sum =
+                read.map(|(n, token)| f32::from(n) * f32::from(u16::try_from(*token).unwrap()));
+            [sum.sum(), 1.0]
+        }
+
+        fn take(&mut self, slot: usize, position: usize, tokens: &[u32]) {
+            self.slots[slot].truncate(position);
+            self.slots[slot].extend(tokens);
+        }
+    }
+
+    impl Decoder for Summing {
+        fn slots(&self) -> usize {
+            self.slots.len()
+        }
+
+        fn vocab(&self) -> usize {
+            2
+        }
+
+        fn prefill(
+            &mut self,
+            slot: usize,
+            position: usize,
+            tokens: &[u32],
+            logits: &mut Vec<f32>,
+        ) -> Result<(), StepError> {
+            let position = if self.forgets_pieces { 0 } else { position };
+            self.take(slot, position, tokens);
+            *logits = self.row(slot).to_vec();
+            Ok(())
+        }
+
+        fn decode(&mut self, rows: &[Row], logits: &mut Vec<f32>) -> Result<(), StepError> {
+            logits.clear();
+            for (slot, row) in rows.iter().enumerate() {
+                let position = if self.forgets_steps { 0 } else { row.position };
+                self.take(slot, position, &[row.token]);
+            }
+            for slot in 0..rows.len() {
+                let shown = if self.swaps_slots {
+                    rows.len() - 1 - slot
+                } else {
+                    slot
+                };
+                logits.extend(self.row(shown));
+            }
+            Ok(())
+        }
+    }
+
+    fn checked(change: impl FnOnce(&mut Summing)) -> Result<(), String> {
+        let mut decoder = Summing::new(3);
+        change(&mut decoder);
+        check(&mut decoder, 100, None)
+    }
+
+    #[test]
+    fn a_decoder_that_keeps_its_slots_apart_passes() {
+        checked(|_| ()).unwrap();
+        check(&mut Summing::new(1), 2, None).unwrap();
+    }
+
+    #[test]
+    fn each_way_finds_what_only_it_can_find() {
+        let pieces = checked(|decoder| decoder.forgets_pieces = true).unwrap_err();
+        assert!(pieces.starts_with("a prompt in two pieces"), "{pieces}");
+        for fault in [
+            (|decoder: &mut Summing| decoder.forgets_steps = true) as fn(&mut Summing),
+            |decoder| decoder.swaps_slots = true,
+        ] {
+            let step = checked(fault).unwrap_err();
+            assert!(step.starts_with("a step on the cache"), "{step}");
+        }
+    }
+
+    #[test]
+    fn another_device_that_says_something_else_is_an_error_that_names_the_setting() {
+        let mut decoder = Summing::new(2);
+        let reference = whole(&mut decoder, 100).unwrap();
+        check(&mut decoder, 100, Some(&reference)).unwrap();
+        let error = check(&mut decoder, 100, Some(&[1.0, 30.0])).unwrap_err();
+        assert!(error.contains("cuda.check_on_cpu"), "{error}");
+    }
+
+    #[test]
+    fn ways_agree_within_a_share_of_their_range_or_far_nearer_than_without_the_prompt() {
+        let forgot = [90.0, -3.0];
+        assert!(agree(&[100.0, -3.0], &[100.5, -2.5], &forgot));
+        assert!(!agree(&[100.0, -3.0], &[100.0, 3.0], &forgot));
+        assert!(agree(&[100.0, -3.0], &[97.7, -3.0], &forgot), "near enough");
+        assert!(!agree(&[100.0, -3.0], &[97.0, -3.0], &forgot));
+        assert!(!agree(&[1.0], &[1.0, 2.0], &[5.0]));
+        assert!(!agree(&[f32::NAN], &[f32::NAN], &[5.0]));
+    }
+}
