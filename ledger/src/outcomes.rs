@@ -28,8 +28,10 @@ use seatbelt_schemas::{
 use crate::decide;
 
 pub mod ahead;
+mod searches;
 
 use ahead::Ahead;
+use searches::Searches;
 
 /// How many commands of one partition stay hot. That is 5 seconds at 100,000 decisions a second and
 /// nearly nine minutes at 1,000.
@@ -317,6 +319,8 @@ pub struct Outcomes {
     /// Ids above it of which it is not known yet whether they were carried out.
     ahead: Option<Ahead>,
     recollected: Recollected,
+    /// Commands that are being looked for in the journal.
+    searches: Searches,
 }
 
 impl Default for Outcomes {
@@ -336,6 +340,7 @@ impl Outcomes {
             floor,
             ahead: None,
             recollected: Recollected::default(),
+            searches: Searches::default(),
         }
     }
 
@@ -448,6 +453,9 @@ impl Outcomes {
         if self.is_cold(trace.id) {
             self.recollected.keep(trace.id, None);
         }
+        if let Some(position) = self.searches.end(trace.id) {
+            self.end(trace.id.into(), position);
+        }
     }
 
     fn end(&mut self, reservation: ReservationId, position: Position) {
@@ -459,7 +467,10 @@ impl Outcomes {
         match known {
             Some((_, Outcome::Reserved { ended, .. })) => *ended = Some(position),
             Some(_) => {}
-            None => self.note_end(id, position),
+            None => {
+                self.searches.note_end(id, position);
+                self.note_end(id, position);
+            }
         }
     }
 }

@@ -87,6 +87,9 @@ impl<T: Caller> Writer<T> {
             let detail = format!("{PARKED_MAX} commands wait for older state already");
             return self.turn_away(caller, TurnedAway::Unavailable(detail));
         }
+        if let Fetch::Command(id) = fetch {
+            self.outcomes.search_for(id);
+        }
         let decided = self.state.position();
         self.parked.park(fetch, decided, request, caller);
     }
@@ -126,8 +129,10 @@ impl<T: Caller> Writer<T> {
             }
             Fetched::Failed { fetch, detail } => {
                 self.parked.failed(&fetch);
-                if let Fetch::Above(_) = fetch {
-                    self.outcomes.give_up_reading();
+                match fetch {
+                    Fetch::Above(_) => self.outcomes.give_up_reading(),
+                    Fetch::Command(id) => self.outcomes.give_up_search(id),
+                    Fetch::Account(_) => {}
                 }
                 (fetch, Some(detail))
             }
