@@ -211,6 +211,11 @@ impl Base {
         }
     }
 
+    /// Up to where it vouches.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
     /// Messages on the journal that are no commits, by their sequences.
     pub fn skipped(&self) -> &[u64] {
         &self.known.skipped
@@ -228,9 +233,27 @@ impl Base {
     }
 }
 
+/// An account as it was loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Its state.
+    pub state: Account,
+    /// Every event of the account up to here is in it, and none after.
+    pub position: Position,
+}
+
+impl From<AccountSnapshot> for Loaded {
+    fn from(snapshot: AccountSnapshot) -> Self {
+        Self {
+            position: snapshot.position,
+            state: snapshot.state,
+        }
+    }
+}
+
 /// What a look at the bucket gives.
 enum Look {
-    Found(Option<Account>),
+    Found(Option<Loaded>),
     Lost(String),
     /// The directory was written anew twice while it was read, or it is lost.
     Flux(String),
@@ -440,7 +463,7 @@ impl<J: Journal> Source<J> {
         &self,
         account: &AccountId,
         base: &Base,
-    ) -> Result<Option<Account>, LoadError> {
+    ) -> Result<Option<Loaded>, LoadError> {
         let Some(store) = &self.snapshots else {
             return Ok(None);
         };
@@ -461,7 +484,8 @@ impl<J: Journal> Source<J> {
         error!(%partition, %account, reason, "snapshot lost: folding the account again from the journal");
         let (state, until) = self.fold(account, base.sequence).await?;
         self.put_right(account, &kept, &state, &until).await;
-        Ok(Some(state).filter(|state| state.version() > 0))
+        let position = until.position;
+        Ok((state.version() > 0).then_some(Loaded { state, position }))
     }
 
     /// Reads an account's snapshot, and whether the bucket still is what it was at `base`: one that
@@ -492,7 +516,7 @@ impl<J: Journal> Source<J> {
             .as_ref()
             .is_some_and(|snapshot| snapshot.position >= base.position)
         {
-            return Ok(Look::Found(snapshot.map(|snapshot| snapshot.state)));
+            return Ok(Look::Found(snapshot.map(Loaded::from)));
         }
         let Some(record) = vouching(&record?, base)? else {
             return Ok(Look::WentBack);
@@ -504,7 +528,7 @@ impl<J: Journal> Source<J> {
         };
         Ok(
             match AccountSnapshot::held_to(snapshot, last, base.position) {
-                Ok(snapshot) => Look::Found(snapshot.map(|snapshot| snapshot.state)),
+                Ok(snapshot) => Look::Found(snapshot.map(Loaded::from)),
                 Err(unusable) => Look::Lost(unusable.to_string()),
             },
         )

@@ -35,6 +35,7 @@ use crate::{
 mod admission;
 mod carrying;
 pub mod cold;
+mod doubts;
 mod holds;
 mod landing;
 mod others;
@@ -47,6 +48,7 @@ mod time;
 pub mod waiting;
 
 use cold::Parked;
+use doubts::Doubts;
 use pending::{Pending, Queue};
 use replies::{Replies, TurnedAway};
 use tally::{Counted, SINGLE_REFUSALS_PER_SECOND, Tallies};
@@ -224,6 +226,7 @@ pub struct Writer<T> {
     in_flight: Option<InFlight>,
     tail: Sequence,
     replies: Replies<T>,
+    doubts: Doubts<T>,
 }
 
 /// What an operator has a writer say when it starts.
@@ -272,6 +275,7 @@ impl<T: Caller> Writer<T> {
             linger_until_ms: None,
             in_flight: None,
             tail,
+            doubts: Doubts::default(),
         };
         writer.announce(now_ms, word);
         writer
@@ -335,9 +339,13 @@ impl<T: Caller> Writer<T> {
         self.answer_at(self.state.position(), caller, answer);
     }
 
-    /// Answers once `position` is durable.
+    /// Answers once `position` is durable; what denies something, once this writer is also known to have
+    /// had its place when it was decided.
     fn answer_at(&mut self, position: Position, caller: T, answer: Answer<Reply>) {
         debug_assert!(position <= self.state.position(), "only what was decided");
+        if doubts::denies(&answer) {
+            return self.doubts.add(position, caller, answer);
+        }
         self.replies.rest(position, caller, answer);
     }
 

@@ -694,7 +694,7 @@ async fn a_large_account_is_kept_in_pieces() {
     };
     let began = Instant::now();
     let (_, base) = source.recover().await.unwrap();
-    let loaded = source.load(&of, &base).await.unwrap().unwrap();
+    let loaded = source.load(&of, &base).await.unwrap().unwrap().state;
     println!("taken over and loaded in {:?}", began.elapsed());
     assert_eq!(loaded.open().len() as u64, OPEN);
     let vouched = (Revision(u64::MAX), Position(0));
@@ -706,7 +706,7 @@ async fn a_large_account_is_kept_in_pieces() {
     assert_eq!(purged.purged, 1);
     let found = Found::read(&*bucket, &of, vouched).await.unwrap();
     assert!(matches!(found.snapshot, Err(Unusable::Piece { number }) if number == lost));
-    let again = source.load(&of, &base).await.unwrap().unwrap();
+    let again = source.load(&of, &base).await.unwrap().unwrap().state;
     assert_eq!(again, loaded);
     let found = Found::read(&*bucket, &of, vouched).await.unwrap();
     assert_eq!(found.snapshot.unwrap().unwrap().state, loaded);

@@ -17,7 +17,7 @@ use crate::{
     outcomes::{HOT_MAX, ahead::Unread},
     recovery::{Base, Source, open::open_accounts},
     writer::{
-        Writer,
+        Next, StepDown, Writer,
         cold::{Fetch, Fetched},
     },
 };
@@ -42,8 +42,8 @@ impl<J: Journal> Task<J> {
                 .push(fetched(source, base, fetch, writer.tail(), self.clock()).boxed());
         }
         if self.time.take_look() {
-            let looked = look(self.source.clone(), self.clock());
-            self.fetches.push(looked.map(Brought::Looked).boxed());
+            self.fetches
+                .push(look_around(self.source.clone(), self.clock()).boxed());
         }
         let now = self.time.clock().instant();
         if now < self.clear_at {
@@ -61,14 +61,31 @@ impl<J: Journal> Task<J> {
         }
     }
 
-    pub(super) fn bring(&mut self, writer: &mut Writer<Waiting>, brought: Brought) {
+    /// Takes in what comes back; why the writer is over, where that shows it.
+    pub(super) fn bring(
+        &mut self,
+        writer: &mut Writer<Waiting>,
+        brought: Brought,
+    ) -> Option<StepDown> {
         match brought {
             Brought::Fetched(fetched) => {
                 let now_ms = self.now_ms(writer);
-                writer.fetched(now_ms, fetched);
+                if let Next::StepDown(reason) = writer.fetched(now_ms, fetched) {
+                    return Some(reason);
+                }
             }
-            Brought::Looked(looked) => self.looked(&looked),
+            Brought::Looked(looked, end) => {
+                self.looked(&looked);
+                if end.is_some_and(|end| writer.is_overtaken_at(end)) {
+                    writer.step_down(StepDown::Fenced);
+                    return Some(StepDown::Fenced);
+                }
+            }
             Brought::Open(accounts) => writer.watch(accounts),
+            Brought::Current((base, _)) if writer.is_beyond(base.position()) => {
+                writer.step_down(StepDown::Fenced);
+                return Some(StepDown::Fenced);
+            }
             Brought::Current((base, accounts)) => {
                 // whatever is not in memory has no event after the new base either; looks may overlap
                 self.base = self.base.clone().later(base);
@@ -79,6 +96,7 @@ impl<J: Journal> Task<J> {
                 }
             }
         }
+        None
     }
 }
 
@@ -89,8 +107,8 @@ pub(super) enum Brought {
     Open(BTreeSet<AccountId>),
     /// What the bucket vouches for by now, and the accounts whose snapshots are current.
     Current((Base, Vec<(AccountId, u32)>)),
-    /// What the server's clock shows.
-    Looked(Looked),
+    /// What the server's clock shows, and where the journal ends if that is known.
+    Looked(Looked, Option<Sequence>),
 }
 
 /// Looks at the server's clock.
@@ -113,6 +131,13 @@ pub(super) async fn look<J: Journal>(source: Source<J>, clock: HostClock) -> Loo
     }
 }
 
+/// The same, and where the journal ends by now: a writer that has nothing to write would not hear that it
+/// was overtaken.
+async fn look_around<J: Journal>(source: Source<J>, clock: HostClock) -> Brought {
+    let looked = look(source.clone(), clock).await;
+    Brought::Looked(looked, source.journal.end().await.ok())
+}
+
 /// Fetches one thing; tries for a while, as callers wait for it.
 async fn fetched<J: Journal>(
     source: Source<J>,
@@ -127,13 +152,17 @@ async fn fetched<J: Journal>(
             Fetch::Account(account) => source
                 .load(account, &base)
                 .await
-                .map(|state| Fetched::Account(account.clone(), state))
+                .map(|loaded| Fetched::Account(account.clone(), loaded))
                 .map_err(|error| describe(&error)),
             Fetch::Command(id) => lookup::trace_past(&*source.journal, *id, end, base.skipped())
                 .await
                 .map(Fetched::Command)
                 .map_err(|error| describe(&error)),
             Fetch::Above(unread) => read_above(&source, &base, *unread).await,
+            Fetch::End => {
+                let end = source.journal.end().await;
+                end.map(Fetched::End).map_err(|error| describe(&error))
+            }
         };
         match tried {
             Ok(fetched) => return Brought::Fetched(fetched),

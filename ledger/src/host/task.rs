@@ -190,7 +190,11 @@ impl<J: Journal> Task<J> {
                     writer.step_down(StepDown::Refused(reason));
                     return End::Shutdown;
                 }
-                Some(brought) = self.fetches.next(), if room => self.bring(writer, brought),
+                Some(brought) = self.fetches.next(), if room => {
+                    if let Some(reason) = self.bring(writer, brought) {
+                        return End::StepDown(reason);
+                    }
+                }
                 // a channel that is closed and empty has no more to say, but what is fetched may be awaited
                 message = self.receiver.recv(), if room && !is_over => match message {
                     Some(message) => self.take_burst(writer, message),

@@ -11,7 +11,7 @@ use seatbelt_schemas::{
 };
 
 use super::{
-    Caller, PARKED_MAX, PENDING_EVENTS_MAX, Reply, Request, Writer,
+    Caller, Next, PARKED_MAX, PENDING_EVENTS_MAX, Reply, Request, StepDown, Writer,
     cold::{Fetch, Fetched},
     replies::{RESTING_MAX, TurnedAway},
 };
@@ -29,7 +29,7 @@ impl<T: Caller> Writer<T> {
             let detail = format!("{PENDING_EVENTS_MAX} decisions wait for the journal already");
             return self.turn_away(caller, TurnedAway::Unavailable(detail));
         }
-        if self.replies.resting() >= RESTING_MAX {
+        if self.replies.resting() + self.doubts.len() >= RESTING_MAX {
             let detail = format!("{RESTING_MAX} answers wait for the journal already");
             return self.turn_away(caller, TurnedAway::Unavailable(detail));
         }
@@ -48,7 +48,8 @@ impl<T: Caller> Writer<T> {
 
     /// What a command needs that is not in memory: its account, or what the journal tells of an older
     /// command with its id. What ends a reservation needs no such search while the reservation is
-    /// there to be ended: it cannot have been carried out before.
+    /// there to be ended: it cannot have been carried out before. One that has expired can only be
+    /// settled; whatever else comes for it is told where it ended.
     pub(super) fn missing(&self, request: &Request) -> Option<Fetch> {
         let account = request.account();
         if !self.state.is_resident(account) && !account.is_system() && self.is_ours(account) {
@@ -62,14 +63,15 @@ impl<T: Caller> Writer<T> {
             Request::Reserve(command) => command.id,
             Request::Admin(command) => command.id,
             Request::Resize(command) if is_open(command.reservation) => command.id,
+            Request::Settle(Settle { reservation, .. }, _)
+                if is_open(*reservation) || has_expired(*reservation) =>
+            {
+                return None;
+            }
+            Request::Release(Release { reservation, .. }) if is_open(*reservation) => return None,
             Request::Resize(Resize { reservation, .. })
             | Request::Settle(Settle { reservation, .. }, _)
-            | Request::Release(Release { reservation, .. }) => {
-                if is_open(*reservation) || has_expired(*reservation) {
-                    return None;
-                }
-                CommandId::from(*reservation)
-            }
+            | Request::Release(Release { reservation, .. }) => CommandId::from(*reservation),
         };
         if !self.outcomes.is_cold(id) {
             return None;
@@ -96,6 +98,9 @@ impl<T: Caller> Writer<T> {
 
     /// The next that has to be fetched: from the snapshots, or from the journal up to its end.
     pub fn take_fetch(&mut self) -> Option<Fetch> {
+        if self.doubts.begin_look() {
+            return Some(Fetch::End);
+        }
         self.parked.next(self.replies.durable())
     }
 
@@ -106,16 +111,22 @@ impl<T: Caller> Writer<T> {
         self.parked.watch(away);
     }
 
-    /// Commands that wait for something to be fetched.
+    /// Commands and answers that wait for something to be fetched.
     pub fn parked(&self) -> usize {
-        self.parked.len()
+        self.parked.len() + self.doubts.len()
     }
 
-    /// Takes in what was fetched, and carries out what waited for it.
-    pub fn fetched(&mut self, now_ms: u64, fetched: Fetched) {
+    /// Takes in what was fetched, and carries out what waited for it. What was fetched may show that
+    /// another writer has taken over.
+    pub fn fetched(&mut self, now_ms: u64, fetched: Fetched) -> Next {
         let (fetch, failure) = match fetched {
-            Fetched::Account(account, state) => {
+            Fetched::End(end) => return self.journal_ends_at(end),
+            Fetched::Account(_, Some(loaded)) if self.is_beyond(loaded.position) => {
+                return self.step_down(StepDown::Fenced);
+            }
+            Fetched::Account(account, loaded) => {
                 self.parked.arrived(&account);
+                let state = loaded.map(|loaded| loaded.state);
                 self.move_in(now_ms, &account, state.unwrap_or_default());
                 (Fetch::Account(account), None)
             }
@@ -127,12 +138,16 @@ impl<T: Caller> Writer<T> {
                 self.outcomes.take_read(*read);
                 (Fetch::Above(unread), None)
             }
+            Fetched::Failed {
+                fetch: Fetch::End,
+                detail,
+            } => return self.no_look_at_the_end(&detail),
             Fetched::Failed { fetch, detail } => {
                 self.parked.failed(&fetch);
                 match fetch {
                     Fetch::Above(_) => self.outcomes.give_up_reading(),
                     Fetch::Command(id) => self.outcomes.give_up_search(id),
-                    Fetch::Account(_) => {}
+                    Fetch::Account(_) | Fetch::End => {}
                 }
                 (fetch, Some(detail))
             }
@@ -146,6 +161,7 @@ impl<T: Caller> Writer<T> {
         if let Fetch::Account(account) = fetch {
             self.state.forget_unopened(&account);
         }
+        Next::Continue
     }
 
     /// What a command that was carried out before is answered; `None` where it is new.

@@ -12,8 +12,9 @@ use seatbelt_schemas::{
 
 use super::Request;
 use crate::{
-    account::Account,
+    journal::Sequence,
     outcomes::{Outcomes, Trace, ahead::Unread},
+    recovery::Loaded,
 };
 
 /// Something to be fetched.
@@ -25,17 +26,21 @@ pub enum Fetch {
     Command(CommandId),
     /// What the journal tells of ids that were ahead of their time.
     Above(Unread),
+    /// Where the journal ends by now.
+    End,
 }
 
 /// What was fetched.
 #[derive(Debug)]
 pub enum Fetched {
     /// An account; `None` where there is none.
-    Account(AccountId, Option<Account>),
+    Account(AccountId, Option<Loaded>),
     /// A command.
     Command(Trace),
     /// Those that were ahead of their time.
     Above(Unread, Box<Outcomes>),
+    /// The journal's end.
+    End(Sequence),
     /// Nothing, this time.
     Failed {
         /// What was to be fetched.
@@ -108,6 +113,7 @@ impl<T> Parked<T> {
             Fetch::Command(id) => self.commands.push_back((decided, *id)),
             // it is read from the writer's beginning, once
             Fetch::Above(_) => {}
+            Fetch::End => unreachable!("answers wait for a look at the end, not commands"),
         }
         self.callers.insert(fetch, vec![(request, caller)]);
     }

@@ -72,12 +72,14 @@ impl<T: Caller> Writer<T> {
         );
         self.tail = sequence;
         self.replies.landed(flight.last);
+        self.had_its_place();
         Next::Continue
     }
 
     /// Ends the writer: nobody is answered from its state any more.
     pub fn step_down(&mut self, reason: StepDown) -> Next {
         let mut callers = self.replies.give_up();
+        callers.extend(self.doubts.give_up());
         callers.extend(self.waiting.drain());
         callers.extend(self.parked.drain());
         for caller in callers {

@@ -13,7 +13,10 @@ use seatbelt_ledger::{
     partition::PartitionState,
     resume::{Resume, Resumed},
     snapshot::agrees,
-    writer::{Caller, Next, Reply, Request, StepDown, Writer, WriterConfig},
+    writer::{
+        Caller, Next, Reply, Request, StepDown, Writer, WriterConfig,
+        cold::{Fetch, Fetched},
+    },
 };
 use seatbelt_schemas::{
     budget::Budget,
@@ -305,6 +308,15 @@ impl Story {
 
     fn pump(&mut self) {
         loop {
+            // nobody else writes here
+            while let Some(fetch) = self.writer.take_fetch() {
+                assert_eq!(fetch, Fetch::End, "all is in memory");
+                let end = Fetched::End(self.writer.tail());
+                assert!(matches!(
+                    self.writer.fetched(self.now_ms, end),
+                    Next::Continue
+                ));
+            }
             for (token, answer) in self.writer.answers() {
                 let first = self.answers.insert(token.call, answer);
                 assert!(first.is_none(), "one call, one answer");

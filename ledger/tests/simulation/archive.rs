@@ -9,6 +9,7 @@ use seatbelt_ledger::{
     journal::{Sequence, Stored},
     outcomes::{Outcomes, Trace, ahead::Unread},
     partition::PartitionState,
+    recovery::Loaded,
     resume::{Resume, Resumed},
     snapshot::{AccountSnapshot, History, Mark, PartitionRecord, RECORD_VERSION},
     store::{Kept, Revision},
@@ -147,10 +148,10 @@ impl Archive {
     }
 
     /// An account as its snapshot has it.
-    pub(crate) fn account(&self, account: &AccountId) -> Option<Account> {
+    pub(crate) fn account(&self, account: &AccountId) -> Option<Loaded> {
         let any = (Revision(u64::MAX), Position(0));
         let snapshot = self.snapshot(account, any).expect("snapshots are readable");
-        snapshot.map(|snapshot| snapshot.state)
+        snapshot.map(Loaded::from)
     }
 }
 

@@ -91,6 +91,8 @@ struct Call {
 
 struct Host {
     writer: Writer<Token>,
+    /// It has seen that another writer has taken over.
+    is_over: bool,
 }
 
 pub(crate) struct World {
@@ -309,7 +311,10 @@ impl World {
             commit_events_max: [1, 2, 3, 5, 256][(self.seed % 5) as usize],
         };
         let writer = Writer::start(config, self.resumed()?, self.now_ms);
-        self.hosts.push(Host { writer });
+        self.hosts.push(Host {
+            writer,
+            is_over: false,
+        });
         Ok(())
     }
 
@@ -334,6 +339,7 @@ impl World {
                 self.fetch(host, true);
             }
         }
+        self.end_those_that_were_overtaken()?;
         self.collect()
     }
 
@@ -348,7 +354,7 @@ impl World {
         let mut crowd = self.hosts[host].writer.crowd();
         crowd.retain(|(account, version)| {
             let kept = self.archive.account(account);
-            kept.is_some_and(|kept| kept.version() == *version)
+            kept.is_some_and(|kept| kept.state.version() == *version)
         });
         self.hosts[host].writer.let_go(&crowd);
     }
@@ -371,13 +377,24 @@ impl World {
             Fetch::Command(id) => {
                 Fetched::Command(archive::trace(&self.journal, writer.tail(), id))
             }
+            Fetch::End => Fetched::End(Sequence(self.journal.len() as u64)),
             Fetch::Above(unread) => {
                 let read = archive::above(&self.journal, unread, hot_max);
                 Fetched::Above(unread, Box::new(read))
             }
         };
-        writer.fetched(self.now_ms, fetched);
+        let next = writer.fetched(self.now_ms, fetched);
+        self.hosts[host].is_over = matches!(next, Next::StepDown(_));
         true
+    }
+
+    fn end_those_that_were_overtaken(&mut self) -> Result<(), String> {
+        self.collect()?;
+        self.hosts.retain(|host| !host.is_over);
+        match self.hosts.is_empty() {
+            true => self.start_writer(),
+            false => Ok(()),
+        }
     }
 
     fn host(&mut self) -> usize {

@@ -75,9 +75,6 @@ impl Payers {
                 Err(CommandError::Unavailable { .. }) => {
                     sleep(Duration::from_millis(20) + self.medium.chance.ms(200)).await;
                 }
-                // one that was overtaken says so as soon as it writes; until then it may not know what its
-                // successor does, and nobody may act on that
-                Err(_) if !host.leads(&self.medium) => sleep(Duration::from_millis(50)).await,
                 answer => {
                     let error = answer.as_ref().err();
                     self.medium
@@ -89,13 +86,8 @@ impl Payers {
         None
     }
 
-    fn failed(&self, id: CommandId, error: CommandError, owed: bool, forged: bool) {
-        self.told().errors.push(Failed {
-            id,
-            error,
-            owed,
-            forged,
-        });
+    fn failed(&self, id: CommandId, error: CommandError, forged: bool) {
+        self.told().errors.push(Failed { id, error, forged });
     }
 
     /// One payer's working day.
@@ -139,7 +131,7 @@ impl Payers {
                 true
             }
             Some(Err(error)) => {
-                self.failed(command.id, error, false, false);
+                self.failed(command.id, error, false);
                 false
             }
             None => false,
@@ -151,18 +143,10 @@ impl Payers {
             account: account.clone(),
             key: None,
         };
-        let asked = self.ask(async |host| {
-            let standing = host.handle.read(query.clone()).await?;
-            // one that was overtaken may have loaded an account as its successor left it, and then names a
-            // position that is too low
-            match host.leads(&self.medium) {
-                true => Ok(standing),
-                false => Err(CommandError::unavailable("overtaken")),
-            }
-        });
+        let asked = self.ask(async |host| host.handle.read(query.clone()).await);
         match asked.await {
             Some(Ok(standing)) => self.told().reads.push(standing),
-            Some(Err(error)) => self.failed(self.id(), error, false, false),
+            Some(Err(error)) => self.failed(self.id(), error, false),
             None => {}
         }
     }
@@ -236,7 +220,7 @@ impl Payers {
                 told.outcome(command.id, refusal.position);
                 told.refused.insert(command.id);
             }
-            Some(Err(error)) => self.failed(command.id, error.clone(), false, false),
+            Some(Err(error)) => self.failed(command.id, error.clone(), false),
             None => {}
         }
         answer
@@ -252,7 +236,7 @@ impl Payers {
             .ask(async |host| host.handle.reserve(forged.clone()).await)
             .await
         {
-            Some(Err(error)) => self.failed(command.id, error, false, true),
+            Some(Err(error)) => self.failed(command.id, error, true),
             Some(Ok(outcome)) => self
                 .medium
                 .fail(format!("a forged body was taken: {outcome:?}")),
@@ -275,7 +259,7 @@ impl Payers {
             .await
         {
             Some(Ok(resolution)) => self.told().outcome(command.id, resolution.position),
-            Some(Err(error)) => self.failed(command.id, error, false, false),
+            Some(Err(error)) => self.failed(command.id, error, false),
             None => {}
         }
     }
@@ -297,7 +281,7 @@ impl Payers {
                 told.outcome(command.id, resolution.position);
                 told.released.push(reservation);
             }
-            Some(Err(error)) => self.failed(command.id, error, false, false),
+            Some(Err(error)) => self.failed(command.id, error, false),
             None => {}
         }
     }
@@ -327,7 +311,7 @@ impl Payers {
             });
             match durable.await {
                 Some(Ok(resolution)) => self.settled(&command, resolution.position),
-                Some(Err(error)) => self.failed(command.id, error, true, false),
+                Some(Err(error)) => self.failed(command.id, error, false),
                 None => {}
             }
         }

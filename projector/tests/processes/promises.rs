@@ -208,9 +208,9 @@ fn error_is_right(books: &Books, failed: &Failed) -> Result<(), String> {
                 _ => false,
             }
         }
-        CommandError::UnknownReservation { .. } => !failed.owed,
         CommandError::Conflict { .. } => failed.forged,
-        CommandError::UnknownAccount { .. }
+        CommandError::UnknownReservation { .. }
+        | CommandError::UnknownAccount { .. }
         | CommandError::UnknownKey { .. }
         | CommandError::KeyRevoked { .. }
         | CommandError::WrongPartition { .. } => false,

@@ -27,9 +27,6 @@ pub(crate) struct Told {
 pub(crate) struct Failed {
     pub(crate) id: CommandId,
     pub(crate) error: CommandError,
-    /// Whether it reports what a granted reservation used. What only gives back or changes one that has
-    /// ended may be told that it is not known, where that is long ago.
-    pub(crate) owed: bool,
     /// Whether the id was sent with another body before.
     pub(crate) forged: bool,
 }

@@ -1,0 +1,230 @@
+//! What a host says at its ends: once another has taken over and it does not know it, and of reservations whose
+//! end has left its memory.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt};
+use seatbelt_ledger::{
+    api::{Answer, CommandError, Ledger, Reserve, ReserveOutcome, Resize},
+    host::{HostConfig, HostedPartition, PartitionHandle, PartitionStatus, bounds::Bounds, now_ms},
+    journal::{AppendError, Journal, ReadError, Sequence, Stored, memory::MemoryJournal},
+    testing::{Payer, balance, command_id, one_partition},
+};
+use seatbelt_schemas::{
+    command::Change,
+    event::EventBody,
+    ids::{Actor, ReservationId},
+    position::{Partition, Position},
+    scope::Scope,
+};
+
+/// A journal that cannot be read while it is shut.
+#[derive(Clone, Default)]
+struct Shut {
+    journal: MemoryJournal,
+    shut: Arc<AtomicBool>,
+}
+
+impl Shut {
+    fn reads(&self, at: Sequence) -> Result<(), ReadError> {
+        if self.shut.load(Ordering::Relaxed) {
+            let source = "shut".into();
+            return Err(ReadError::Unreachable { at, source });
+        }
+        Ok(())
+    }
+}
+
+impl Journal for Shut {
+    async fn append(&self, expected: Sequence, payload: Bytes) -> Result<Sequence, AppendError> {
+        self.journal.append(expected, payload).await
+    }
+
+    async fn end(&self) -> Result<Sequence, ReadError> {
+        self.reads(Sequence(0))?;
+        self.journal.end().await
+    }
+
+    async fn server_ms(&self) -> Result<Option<u64>, ReadError> {
+        self.reads(Sequence(0))?;
+        Ok(Some(now_ms()))
+    }
+
+    async fn get(&self, sequence: Sequence) -> Result<Option<Stored>, ReadError> {
+        self.reads(sequence)?;
+        self.journal.get(sequence).await
+    }
+
+    fn replay(&self, after: Sequence, to: Sequence) -> BoxStream<'_, Result<Stored, ReadError>> {
+        match self.reads(after) {
+            Ok(()) => self.journal.replay(after, to),
+            Err(error) => stream::iter([Err(error)]).boxed(),
+        }
+    }
+
+    fn follow(&self, after: Sequence) -> BoxStream<'_, Result<Stored, ReadError>> {
+        self.journal.follow(after)
+    }
+}
+
+fn payer() -> Payer {
+    Payer::new("acct", "key")
+}
+
+/// A host that keeps the outcome of one command.
+fn start(journal: &Shut) -> HostedPartition {
+    let config = HostConfig {
+        expiry_grace_ms: 0,
+        ..one_partition("test")
+    };
+    let bounds = Bounds {
+        hot_max: 1,
+        ..Bounds::default()
+    };
+    HostedPartition::start_within(&config, Partition(0), journal.clone(), None, &bounds)
+}
+
+async fn open(handle: &PartitionHandle) {
+    handle.ready().await.unwrap();
+    for change in payer().changes(balance("cap", Scope::Account, 1_000)) {
+        handle.admin(payer().admin(change)).await.unwrap();
+    }
+}
+
+async fn granted(handle: &PartitionHandle, command: Reserve) -> ReservationId {
+    match handle.reserve(command).await.unwrap() {
+        ReserveOutcome::Reserved(grant) => grant.reservation,
+        ReserveOutcome::Refused(refusal) => panic!("refused: {refusal:?}"),
+    }
+}
+
+fn resize(reservation: ReservationId) -> Resize {
+    Resize {
+        id: command_id(),
+        account: payer().account,
+        reservation,
+        input_tokens: 1,
+        output_tokens: 2,
+        actor: Actor::operator("test"),
+    }
+}
+
+/// Where the journal says that a reservation expired.
+async fn expired(journal: &Shut, reservation: ReservationId) -> Position {
+    let mut commits = journal.journal.follow(Sequence(0));
+    loop {
+        let stored = commits.next().await.unwrap().unwrap();
+        let commit = seatbelt_schemas::commit::Commit::decode(&stored.payload).unwrap();
+        for stored in commit.events {
+            match stored.event.body {
+                EventBody::Expired(data) if data.reservation == reservation => {
+                    return stored.event.position;
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn ended<T>(answer: Answer<T>) -> Option<Position> {
+    match answer {
+        Err(CommandError::AlreadyResolved { position, .. }) => Some(position),
+        _ => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_for_an_expired_reservation_is_told_where_that_ended() {
+    let journal = Shut::default();
+    let host = start(&journal);
+    let handle = host.handle();
+    open(handle).await;
+    let brief = Reserve {
+        deadline_ms: now_ms() + 100,
+        ..payer().reserve(5)
+    };
+    let reservation = granted(handle, brief).await;
+    let position = expired(&journal, reservation).await;
+    // other commands have pushed it out of what is hot
+    granted(handle, payer().reserve(1)).await;
+    granted(handle, payer().reserve(1)).await;
+    let released = handle.release(payer().release(reservation)).await;
+    assert_eq!(ended(released), Some(position));
+    let resized = handle.resize(resize(reservation)).await;
+    assert_eq!(ended(resized), Some(position));
+    host.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_was_overtaken_denies_nothing() {
+    let journal = Shut::default();
+    let first = start(&journal);
+    first.handle().ready().await.unwrap();
+    let second = start(&journal);
+    open(second.handle()).await;
+    let reservation = granted(second.handle(), payer().reserve(5)).await;
+    let told = first.handle().release(payer().release(reservation)).await;
+    assert!(
+        matches!(told, Err(CommandError::Unavailable { .. })),
+        "the account is there: {told:?}"
+    );
+    first.handle().ended().await;
+    assert!(matches!(
+        first.handle().status(),
+        PartitionStatus::Stopped(_)
+    ));
+    let released = second.handle().release(payer().release(reservation)).await;
+    assert!(released.is_ok(), "{released:?}");
+    second.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_was_overtaken_finds_out_though_nobody_asks() {
+    let journal = Shut::default();
+    let first = start(&journal);
+    first.handle().ready().await.unwrap();
+    let second = start(&journal);
+    second.handle().ready().await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(10), first.handle().ended());
+    assert!(ended.await.is_ok(), "it takes itself for the writer");
+    second.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_there_is_denied_once_the_journal_says_so() {
+    let journal = Shut::default();
+    let host = start(&journal);
+    let handle = host.handle();
+    handle.ready().await.unwrap();
+    let unknown = handle.admin(payer().admin(Change::RemoveCap {
+        cap: balance("cap", Scope::Account, 1).cap,
+    }));
+    let unknown = unknown.await;
+    assert!(
+        matches!(unknown, Err(CommandError::UnknownAccount { .. })),
+        "{unknown:?}"
+    );
+    open(handle).await;
+    let reserve = Payer::new("acct", "other").reserve(1);
+    let unknown = handle.reserve(reserve.clone()).await;
+    assert!(
+        matches!(unknown, Err(CommandError::UnknownKey { .. })),
+        "{unknown:?}"
+    );
+    journal.shut.store(true, Ordering::Relaxed);
+    let unknown = handle.reserve(reserve).await;
+    assert!(
+        matches!(unknown, Err(CommandError::Unavailable { .. })),
+        "{unknown:?}"
+    );
+    journal.shut.store(false, Ordering::Relaxed);
+    host.stop().await;
+}
