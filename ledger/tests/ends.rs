@@ -1,5 +1,5 @@
-//! What a host says at its ends: once another has taken over and it does not know it, and of reservations whose
-//! end has left its memory.
+//! What a host says at its ends: once another has taken over and it does not know it, of reservations whose
+//! end has left its memory, and when it is told to stop while the journal cannot be read.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -21,7 +21,7 @@ use seatbelt_ledger::{
 use seatbelt_schemas::{
     command::Change,
     event::EventBody,
-    ids::{Actor, ReservationId},
+    ids::{Actor, CommandId, ReservationId},
     position::{Partition, Position},
     scope::Scope,
 };
@@ -227,4 +227,37 @@ async fn what_is_not_there_is_denied_once_the_journal_says_so() {
     );
     journal.shut.store(false, Ordering::Relaxed);
     host.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_though_nothing_can_be_looked_up() {
+    let journal = Shut::default();
+    let bounds = Bounds {
+        hot_max: 1,
+        fetches_max: 1,
+        ..Bounds::default()
+    };
+    let config = one_partition("test");
+    let host = HostedPartition::start_within(&config, Partition(0), journal.clone(), None, &bounds);
+    let handle = host.handle();
+    open(handle).await;
+    let made_ms = now_ms() - 60_000;
+    let old = (0..20).map(|number| Reserve {
+        id: CommandId::from_parts(made_ms, number),
+        ..payer().reserve(1)
+    });
+    for _ in 0..2 {
+        granted(handle, payer().reserve(1)).await;
+    }
+    journal.shut.store(true, Ordering::Relaxed);
+    let asked = futures::future::join_all(old.map(|old| handle.reserve(old)));
+    let (answers, stopped) = tokio::join!(asked, async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::timeout(Duration::from_secs(20), host.stop()).await
+    });
+    assert!(stopped.is_ok(), "it does not end");
+    for answer in answers {
+        let unavailable = matches!(answer, Err(CommandError::Unavailable { .. }));
+        assert!(unavailable, "{answer:?}");
+    }
 }

@@ -33,7 +33,7 @@ const BURST_MAX: usize = 512;
 const BURST_TIME_MAX: Duration = Duration::from_millis(2);
 /// Longest sleep before the clock is looked at again: it may have been set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
-/// How long a stopping writer waits for its last commits.
+/// How long a stopping writer waits for each of its last commits, and for all that is to be fetched.
 const FLUSH_MAX: Duration = Duration::from_secs(10);
 
 /// The task of one partition.
@@ -176,7 +176,9 @@ impl<J: Journal> Task<J> {
             }
             let room = work.has_room(writer);
             let is_over = work.is_stopping() && self.receiver.is_empty();
-            let (due, give_up) = (self.until_due(writer), work.until_give_up());
+            let due = self.until_due(writer).into_iter();
+            let due = due.chain(work.until_nothing_is_fetched(writer)).min();
+            let give_up = work.until_give_up();
             tokio::select! {
                 biased;
                 ended = ended(&mut work.appending) => {
@@ -218,6 +220,9 @@ impl<J: Journal> Task<J> {
         if self.shutdown.is_cancelled() && !work.is_stopping() {
             self.receiver.close();
             work.stop();
+        }
+        if work.until_nothing_is_fetched(writer) == Some(Duration::ZERO) {
+            writer.stop_fetching("what it needs was not read while the writer was stopping");
         }
         self.begin_fetches(writer);
         if work.has_room(writer) {
@@ -358,6 +363,18 @@ impl Work {
     /// Whether more may be decided while the append goes on.
     fn has_room(&self, writer: &Writer<Waiting>) -> bool {
         self.appending.is_none() || writer.pending() < PENDING_EVENTS_MAX / 2
+    }
+
+    /// How long commands may still wait for what is fetched, where they hold up the end.
+    fn until_nothing_is_fetched(&self, writer: &Writer<Waiting>) -> Option<Duration> {
+        if writer.parked() == 0 {
+            return None;
+        }
+        let went = self
+            .clock
+            .instant()
+            .saturating_duration_since(self.stopping?);
+        Some(FLUSH_MAX.saturating_sub(went))
     }
 
     /// How long the append may still take, where it holds up the end.

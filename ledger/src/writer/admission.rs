@@ -116,6 +116,15 @@ impl<T: Caller> Writer<T> {
         self.parked.len() + self.doubts.len()
     }
 
+    /// Turns away all who wait for something to be fetched, before a planned end.
+    pub fn stop_fetching(&mut self, detail: &str) {
+        let mut callers = self.parked.drain();
+        callers.extend(self.doubts.give_up());
+        for caller in callers {
+            self.turn_away(caller, TurnedAway::Unavailable(detail.to_owned()));
+        }
+    }
+
     /// Takes in what was fetched, and carries out what waited for it. What was fetched may show that
     /// another writer has taken over.
     pub fn fetched(&mut self, now_ms: u64, fetched: Fetched) -> Next {
