@@ -2,7 +2,7 @@
 //! and the delivery of answers, and the real projector, on a journal and a bucket that are slow, fail and
 //! forget. One thread and tokio's paused clock: time goes on only when nobody has anything left to do, and
 //! every choice comes from one seed, so that a run can be done again with `SEATBELT_SIM_SEED=<seed>`.
-//! `SEATBELT_SIM_RUNS` sets how many there are.
+//! `SEATBELT_SIM_RUNS` sets how many there are, and `SEATBELT_SIM_FROM` from which seed on.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "processes/calm.rs"]
@@ -48,7 +48,10 @@ fn number(name: &str) -> Option<u64> {
 fn no_misfortune_breaks_a_promise() {
     let seeds = match number("SEATBELT_SIM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SEATBELT_SIM_RUNS").unwrap_or(RUNS_DEFAULT),
+        None => {
+            let from = number("SEATBELT_SIM_FROM").unwrap_or(0);
+            from..from + number("SEATBELT_SIM_RUNS").unwrap_or(RUNS_DEFAULT)
+        }
     };
     let (next, broken) = (AtomicU64::new(seeds.start), Mutex::new(BTreeMap::new()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

@@ -27,8 +27,10 @@ use crate::{
 /// Accounts that nobody else uses.
 pub(crate) const ACCOUNTS: [&str; 3] = ["brief", "patient", "crowd"];
 
-/// A takeover from a dead host, with everything that was under way before.
-const SERVES_WITHIN: Duration = Duration::from_secs(15);
+/// A takeover from a dead host, or from one that takes as long to stop as it may.
+const SERVES_WITHIN: Duration = Duration::from_secs(25);
+/// What a process that is starting up needs to take the partition over, whether or not it may.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(8);
 /// How late something may be.
 const LATE_MS_MAX: u64 = 1_000;
 /// Callers of the crowd, and how often each asks. Together with the work that each costs they keep the host
@@ -51,8 +53,9 @@ pub(crate) fn one_at_a_time() -> CapSpec {
 
 pub(crate) async fn all_is_well(hosts: &Arc<Hosts>, payers: &Arc<Payers>) -> Result<(), String> {
     hosts.right_clocks();
+    hosts.lay_zombies();
     // whoever must step down has done so by then
-    sleep(SERVES_WITHIN / 2).await;
+    sleep(TAKEN_OVER_WITHIN).await;
     let host = serving(hosts).await?;
     let (ahead_ms, back_ms) = (host.offset_ms.load(Ordering::Relaxed), 2_000);
     patience(payers, || {

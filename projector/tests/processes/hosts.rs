@@ -41,6 +41,8 @@ pub(crate) struct Host {
     pub(crate) name: String,
     pub(crate) handle: PartitionHandle,
     pub(crate) life: Arc<Life>,
+    /// Whether it holds the lease; a zombie does not.
+    seated: bool,
     /// By how much its clock is ahead.
     pub(crate) offset_ms: Arc<AtomicI64>,
     stop: CancellationToken,
@@ -81,11 +83,14 @@ impl Hosts {
         (!up.is_empty()).then(|| Arc::clone(self.medium.chance.pick(&up)))
     }
 
-    /// The one that serves.
+    /// The one that serves, and that nobody takes over from while all is well: a zombie may serve as long
+    /// as the holder of the lease takes to stop.
     pub(crate) fn serving(&self) -> Option<Arc<Host>> {
         let up = self.up.lock().unwrap();
         let serves = |host: &&Arc<Host>| {
-            host.handle.status() == PartitionStatus::Serving && host.leads(&self.medium)
+            host.seated
+                && host.handle.status() == PartitionStatus::Serving
+                && host.leads(&self.medium)
         };
         up.iter().find(serves).cloned()
     }
@@ -95,6 +100,13 @@ impl Hosts {
         for host in self.up.lock().unwrap().iter() {
             host.offset_ms.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Whoever hosts without the lease ends.
+    pub(crate) fn lay_zombies(&self) {
+        let up = self.up.lock().unwrap();
+        let zombies = up.iter().filter(|host| !host.seated);
+        zombies.for_each(|zombie| zombie.life.kill());
     }
 
     pub(crate) fn close(&self) {
@@ -109,7 +121,7 @@ impl Hosts {
                 () = self.closing.cancelled() => return,
                 lease = self.lease.lock() => lease,
             };
-            if self.reign().await {
+            if self.reign(true).await {
                 sleep(LEASE).await;
             }
             drop(lease);
@@ -117,8 +129,13 @@ impl Hosts {
         }
     }
 
+    /// A process that ignores the lease.
+    pub(crate) async fn haunt(self: Arc<Self>) {
+        self.reign(false).await;
+    }
+
     /// Hosts until it is over; says whether the process died.
-    pub(crate) async fn reign(&self) -> bool {
+    async fn reign(&self, seated: bool) -> bool {
         let life = Life::new();
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let name = format!("h{number}");
@@ -126,6 +143,7 @@ impl Hosts {
         let hosted = self.start(&life, &name, &offset_ms);
         let host = Arc::new(Host {
             name,
+            seated,
             offset_ms,
             handle: hosted.handle().clone(),
             life: Arc::clone(&life),

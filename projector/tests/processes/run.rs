@@ -184,11 +184,7 @@ async fn misfortune(
                     .inspect(|host| host.life.light(chance.below(30))),
             ),
             4 => drop(hosts.any().inspect(|host| host.stop())),
-            5 => {
-                // it ignores the lease
-                let zombie = Arc::clone(&hosts);
-                tokio::spawn(async move { zombie.reign().await });
-            }
+            5 => drop(tokio::spawn(Arc::clone(&hosts).haunt())),
             6 => {
                 medium.freeze(true);
                 sleep(chance.ms(2_000)).await;
