@@ -20,7 +20,7 @@ use seatbelt_schemas::{
     position::Position,
     scope::Scope,
 };
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use ulid::Ulid;
 
@@ -39,7 +39,7 @@ pub(crate) mod testing;
 
 pub(crate) use reservation::Reservation;
 
-use follow_up::Undelivered;
+use follow_up::{RELEASES_AT_ONCE_MAX, RELEASES_MAX, Undelivered};
 use settling::Settling;
 
 /// Accounts whose last position is remembered for their next read. When full, all are forgotten:
@@ -73,6 +73,9 @@ pub(crate) struct Gate {
     metrics: Arc<Metrics>,
     marks: Mutex<HashMap<AccountId, Position>>,
     settling: Arc<Settling>,
+    /// For releases that are followed up.
+    releases: Arc<Semaphore>,
+    release_turns: Semaphore,
 }
 
 /// How long each part of a request may take.
@@ -109,6 +112,8 @@ impl Gate {
             tracker,
             metrics,
             marks: Mutex::default(),
+            releases: Arc::new(Semaphore::new(RELEASES_MAX)),
+            release_turns: Semaphore::new(RELEASES_AT_ONCE_MAX),
         }
     }
 

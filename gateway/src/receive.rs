@@ -12,6 +12,7 @@ use axum::{
 use seatbelt_dialects::{Exact, Fields};
 use seatbelt_schemas::{event::OnShort, ids::RunId};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::ms,
@@ -80,6 +81,8 @@ pub(crate) struct Receiver {
     places: Arc<Shares>,
     bodies: Bodies,
     metrics: Arc<Metrics>,
+    /// The gateway waits for no body any more.
+    cut: CancellationToken,
 }
 
 impl Receiver {
@@ -87,6 +90,7 @@ impl Receiver {
         keyring: Arc<Keyring>,
         config: &GatewayConfig,
         metrics: Arc<Metrics>,
+        cut: CancellationToken,
     ) -> Self {
         let (what, whole) = ("requests in progress", config.requests);
         Self {
@@ -94,6 +98,7 @@ impl Receiver {
             places: Shares::new(what, whole, config.share(whole)),
             bodies: Bodies::new(config),
             metrics,
+            cut,
         }
     }
 
@@ -109,7 +114,11 @@ impl Receiver {
         };
         self.metrics.stage(Stage::Auth, began.elapsed());
         let account = key.as_ref().map(|key| &key.account);
-        let (body, room) = self.bodies.read(body, account).await?;
+        let (body, room) = tokio::select! {
+            biased;
+            read = self.bodies.read(body, account) => read?,
+            () = self.cut.cancelled() => return Err(ApiError::busy("the gateway is stopping")),
+        };
         let aside = Aside::of(&body);
         // only now: a client that is slow with its body keeps nobody out
         let place = self.places.take(account, 1)?;
@@ -195,7 +204,12 @@ mod tests {
             body_bytes: 64,
             ..GatewayConfig::default()
         };
-        Receiver::new(keyring, &config, Arc::new(Metrics::new()))
+        Receiver::new(
+            keyring,
+            &config,
+            Arc::new(Metrics::new()),
+            CancellationToken::new(),
+        )
     }
 
     fn request(headers: &[(&str, &str)], body: &'static str) -> Request {

@@ -10,6 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use seatbelt_ledger::api::{Ledger, Neurons, Snapshots, UsageEvents};
@@ -26,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     app::App,
     clock::Clock,
-    config::{CUT_MAX, GatewayConfig},
+    config::{CUT_MAX, CUT_MIN, GatewayConfig},
     gate::{Gate, Patience},
     metrics::Metrics,
     plan::Planner,
@@ -147,7 +148,12 @@ fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwe
         cut.clone(),
     ));
     App {
-        receiver: Receiver::new(Arc::clone(&keyring), &config, Arc::clone(&metrics)),
+        receiver: Receiver::new(
+            Arc::clone(&keyring),
+            &config,
+            Arc::clone(&metrics),
+            cut.clone(),
+        ),
         planner: Planner {
             catalog: Arc::clone(&catalog),
             gate: Arc::clone(&gate),
@@ -184,7 +190,7 @@ fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwe
     }
 }
 
-/// Waits for all that is in progress; after the drain time cuts it short.
+/// Waits for all that is in progress; cuts it short in time for its settles before the drain time is over.
 async fn drain(app: &App, server: &mut JoinHandle<()>) {
     app.draining.store(true, Relaxed);
     app.tracker.close();
@@ -194,19 +200,55 @@ async fn drain(app: &App, server: &mut JoinHandle<()>) {
         app.tracker.wait().await;
     };
     tokio::pin!(all);
-    if timeout(app.config.drain, &mut all).await.is_ok() {
+    let (working, ending) = parts_of_drain(app.config.drain);
+    if timeout(working, &mut all).await.is_ok() {
         return;
     }
-    tracing::warn!(
-        open = app.tracker.len(),
-        "drain time is over: requests in progress are cut short"
-    );
+    // what is not tracked is no request yet: a body or a head that is still on its way
+    let open = app.tracker.len();
+    if open > 0 {
+        tracing::warn!(
+            open,
+            "requests in progress are cut short: the drain time is nearly over"
+        );
+    }
     app.cut.cancel();
-    if timeout(CUT_MAX, &mut all).await.is_err() {
+    if timeout(ending, &mut all).await.is_ok() {
+        return;
+    }
+    let open = app.tracker.len();
+    if open > 0 {
         tracing::error!(
-            open = app.tracker.len(),
+            open,
             "some requests did not end; the ledger ends their holds by expiry"
         );
-        abort.abort();
+    }
+    abort.abort();
+}
+
+/// Of the time of an orderly stop, how long requests may go on, and how long their end may take.
+fn parts_of_drain(drain: Duration) -> (Duration, Duration) {
+    let ending = (drain / 2).clamp(CUT_MIN, CUT_MAX);
+    (drain.saturating_sub(ending), ending)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_ends_within_its_drain_time() {
+        for ms in [4_000, 5_000, 25_000, 600_000] {
+            let drain = Duration::from_millis(ms);
+            let (working, ending) = parts_of_drain(drain);
+            assert_eq!(working + ending, drain);
+            assert!(working >= ending);
+        }
+        let none = parts_of_drain(Duration::ZERO);
+        assert_eq!(
+            none,
+            (Duration::ZERO, CUT_MIN),
+            "every settle has some time"
+        );
     }
 }

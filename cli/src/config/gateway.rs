@@ -112,7 +112,7 @@ impl Gateway {
             on_disconnect: section
                 .word("on_disconnect", &on_disconnect)
                 .unwrap_or(OnDisconnect::Drain),
-            drain: millis(&mut section, "drain_ms", 0, 600_000, 20_000),
+            drain: millis(&mut section, "drain_ms", 0, 600_000, 25_000),
         };
         let same = gateway.listen == gateway.metrics_listen && gateway.listen.port() != 0;
         if same {

@@ -13,8 +13,8 @@ pub const BUDGET_WAIT_DEFAULT: Duration = Duration::from_secs(2);
 pub(crate) const BUDGET_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long the ledger may take to answer, waiting for budget not counted, where not configured.
 pub const LEDGER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
-/// How long requests in progress may go on after shutdown was asked for, where not configured.
-pub const DRAIN_DEFAULT: Duration = Duration::from_secs(20);
+/// How long an orderly stop may take, where not configured: below the 30 s after which many a supervisor kills.
+pub const DRAIN_DEFAULT: Duration = Duration::from_secs(25);
 /// How long a pooled connection to an upstream may lie idle. Below the 5 s after which common Python
 /// servers close theirs, so that a request is never written into a closing connection.
 pub const POOL_IDLE_DEFAULT: Duration = Duration::from_secs(4);
@@ -44,8 +44,12 @@ pub(crate) const OWN_WRITES_WAIT: Duration = Duration::from_secs(1);
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Longest any one look may take.
 pub(crate) const LOOK_MAX: Duration = Duration::from_secs(3);
-/// How long the end of requests that were cut short may take: a neuron's last report and a settle.
+/// How long before the end of an orderly stop what is still in progress is cut short: time for a neuron's last
+/// report and a settle. Half of the stop, where that is less, and no less than [`CUT_MIN`].
 pub(crate) const CUT_MAX: Duration = Duration::from_secs(10);
+pub(crate) const CUT_MIN: Duration = Duration::from_secs(2);
+/// How long a stop waits, once it cuts requests short, for the word that their settles last.
+pub(crate) const LAST_WORD: Duration = Duration::from_millis(1500);
 /// How long a release is sent again in the background before the hold is left to expiry.
 pub(crate) const FOLLOW_UP_MAX: Duration = Duration::from_secs(120);
 /// How long the release of a reserve that nobody answered waits for that reserve to turn up.
@@ -58,6 +62,8 @@ const _: () = assert!(HOLD_GRACE.as_secs() >= 2 * LEDGER_TIMEOUT_DEFAULT.as_secs
 // ... and by the wait for what its neuron reports, and the settle after it
 const _: () =
     assert!(HOLD_GRACE.as_secs() >= USAGE_EVENT_WAIT.as_secs() + LEDGER_TIMEOUT_DEFAULT.as_secs());
+// what is cut short hears of its settle before it is dropped
+const _: () = assert!(LAST_WORD.as_millis() < CUT_MIN.as_millis());
 // what is cut short still waits for its neuron's report
 const _: () = assert!(CUT_MAX.as_secs() > USAGE_EVENT_WAIT.as_secs());
 // a caller waits for its own writes at least as often as it looks

@@ -2,11 +2,11 @@
 //! the tracker, and awaited at shutdown.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
-use seatbelt_ledger::api::{CommandError, Release};
+use seatbelt_ledger::api::{Answer, CommandError, Release, Resolution};
 use seatbelt_schemas::{
     ids::{AccountId, KeyId, ReservationId},
     position::Position,
@@ -20,11 +20,18 @@ use super::{
     Gate,
     settling::{Lasting, Unsettled, of_its_time},
 };
-use crate::config::{FOLLOW_UP_MAX, STOPPING_MAX, UNKNOWN_MAX};
+use crate::{
+    config::{FOLLOW_UP_MAX, STOPPING_MAX, UNKNOWN_MAX},
+    error::Seldom,
+};
 
 /// Pause before a command is sent again: doubled each time.
 pub(super) const PAUSE_FIRST: Duration = Duration::from_millis(20);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Most releases that are followed up at once; a further one is left to the expiry of its hold.
+pub(super) const RELEASES_MAX: usize = 16_384;
+/// Of these, sent at the same time: a ledger that is back must not be flooded.
+pub(super) const RELEASES_AT_ONCE_MAX: usize = 256;
 
 impl Gate {
     /// Sees to it that a settle lasts, and tells when it does; never where it was given up.
@@ -51,13 +58,24 @@ impl Gate {
 
     /// Releases in the background, until it is known to be done or never to have been reserved.
     pub(super) fn follow_up_release(self: &Arc<Self>, mut command: Release) {
+        static FULL: LazyLock<Seldom> = LazyLock::new(Seldom::default);
+        let Ok(room) = Arc::clone(&self.releases).try_acquire_owned() else {
+            if let Some(left_out) = FULL.note("full", Instant::now()) {
+                tracing::warn!(
+                    left_out,
+                    "more holds are to be given back than are kept: the ledger ends them by expiry"
+                );
+            }
+            return;
+        };
         let gate = Arc::clone(self);
         self.tracker.spawn(async move {
+            let _room = room;
             let began = Instant::now();
             let mut pause = PAUSE_FIRST;
             let mut stopping = None;
             loop {
-                let bound = match timeout(gate.ledger_timeout, gate.ledger.release(command.clone())).await {
+                let bound = match timeout(gate.ledger_timeout, gate.release_in_turn(command.clone())).await {
                     Ok(Ok(resolution)) => return gate.mark(&command.account, resolution.position),
                     Ok(Err(CommandError::UnknownReservation { .. })) => UNKNOWN_MAX,
                     Ok(Err(CommandError::Unavailable { .. })) | Err(_) => FOLLOW_UP_MAX,
@@ -85,6 +103,13 @@ impl Gate {
     }
 }
 
+impl Gate {
+    async fn release_in_turn(&self, command: Release) -> Answer<Resolution> {
+        let _turn = self.release_turns.acquire().await;
+        self.ledger.release(command).await
+    }
+}
+
 /// A reserve whose outcome has not come: releases it when dropped.
 pub(super) struct Undelivered<'a> {
     pub(super) gate: &'a Arc<Gate>,
@@ -105,5 +130,32 @@ impl Drop for Undelivered<'_> {
             );
             self.gate.follow_up_release(command);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::testing::{Stub, gate, key};
+
+    #[tokio::test(start_paused = true)]
+    async fn releases_that_are_followed_up_are_bounded_in_number_and_in_time() {
+        let stub = Arc::new(Stub {
+            release: Box::new(|_| Err(CommandError::unavailable("away"))),
+            ..Stub::default()
+        });
+        let (gate, _, tracker) = gate(&stub);
+        let key = key();
+        let release = || {
+            let id = gate.command_id().into();
+            let command = gate.release_command(&key.account, &key.key, id, "not delivered");
+            gate.follow_up_release(command);
+        };
+        (0..RELEASES_MAX + 10).for_each(|_| release());
+        assert_eq!(tracker.len(), RELEASES_MAX);
+        tracker.close();
+        tracker.wait().await;
+        release();
+        assert_eq!(tracker.len(), 1, "room comes back");
     }
 }

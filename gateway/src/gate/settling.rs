@@ -27,6 +27,7 @@ use ulid::Ulid;
 
 use crate::{
     clock::Clock,
+    config::LAST_WORD,
     metrics::{GivenUp, Metrics},
 };
 
@@ -137,6 +138,12 @@ impl Settling {
         })
     }
 
+    /// The gateway waits no longer: what was sent last has had its time to be answered.
+    async fn stopped(&self) {
+        self.cut.cancelled().await;
+        sleep(LAST_WORD).await;
+    }
+
     /// Counts and tells what the ledger will not hear of.
     pub(crate) fn give_up(&self, unsettled: &Unsettled, why: GivenUp, detail: &str) {
         self.metrics.settle_given_up(why);
@@ -214,7 +221,7 @@ impl Kept {
             biased;
             position = self.followed(lasting) => position,
             // dropped here, which tells
-            () = settling.cut.cancelled() => None,
+            () = settling.stopped() => None,
         }
     }
 
@@ -506,7 +513,19 @@ mod tests {
         world.given_up(Some(GivenUp::Refused));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_hears_out_what_lasts() {
+        let world = world(0, Ok(lasts()));
+        world.cut.cancel();
+        let late = async {
+            sleep(LAST_WORD / 2).await;
+            Ok(lasts())
+        };
+        assert_eq!(world.follow(Some(late.boxed())).await, Some(POSITION));
+        world.given_up(None);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_stop_counts_what_it_leaves() {
         let world = world(usize::MAX, Ok(lasts()));
         world.cut.cancel();

@@ -1,7 +1,10 @@
 //! Clients that leave.
 
 use std::{
-    sync::atomic::Ordering::SeqCst,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::{Duration, Instant},
 };
 
@@ -130,6 +133,79 @@ async fn a_drain_that_takes_too_long_is_cut_and_still_settled() {
     let cap = stack.cap().await;
     assert_eq!((cap.spent, cap.held), (38, 0));
     stack.served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_what_is_no_request_yet() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let cap = tokens(1000, Window::Balance);
+    let stack = Stack::start_with(cap, |config| config.drain = Duration::from_millis(100)).await;
+    let address = stack.base.trim_start_matches("http://").to_owned();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk-test\r\n";
+    let mut half_head = tokio::net::TcpStream::connect(&address).await.unwrap();
+    half_head.write_all(head.as_bytes()).await.unwrap();
+    let mut half_body = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let begun = format!("{head}content-type: application/json\r\ncontent-length: 500\r\n\r\n{{");
+    half_body.write_all(begun.as_bytes()).await.unwrap();
+    // one that was accepted later is answered: so these two are in progress
+    assert_eq!(stack.get("/health/live").await.0, 200);
+    let begun = Instant::now();
+    stack.shutdown.cancel();
+    let mut answer = String::new();
+    half_body.read_to_string(&mut answer).await.unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("stopping"),
+        "{answer}"
+    );
+    stack.served.await.unwrap().unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn while_the_ledger_is_out_each_cause_is_logged_once_a_second_at_most() {
+    let stack = Stack::balance(1000).await;
+    stack.ledger.away.store(true, SeqCst);
+    let told = Told::default();
+    let guard = tracing::subscriber::set_default(told.clone());
+    let begun = Instant::now();
+    let all = (0..300).map(|_| async { stack.chat(&hi(20)).send().await.unwrap().status() });
+    for status in futures::future::join_all(all).await {
+        assert_eq!(status, 503);
+    }
+    drop(guard);
+    let seconds = begun.elapsed().as_secs() + 1;
+    let lines = told.0.load(SeqCst) as u64;
+    assert!(lines <= 2 * seconds, "{lines} lines in {seconds} s");
+}
+
+/// Counts lines of this thread that are at least warnings.
+#[derive(Clone, Default)]
+struct Told(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Told {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() <= tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 #[tokio::test]
