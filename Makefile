@@ -41,10 +41,11 @@ up: build ## build and serve everything in one process (CONFIG=seatbelt.toml MOD
 test: setup-test ## run every test; the last line counts them
 	@$(PYTHON) scripts/run_tests.py
 
-nightly: setup model ## the long simulations (100,000 runs of writers, 50,000 of whole processes) and the real model
+nightly: setup model ## the long simulations (100,000 runs of writers, 50,000 of whole processes, 1,000,000 bodies) and the real model
 	cargo test --locked -p seatbelt-neuron --test neuron -- --ignored real_model
 	SEATBELT_SIM_RUNS=100000 cargo test --locked -p seatbelt-ledger --test simulation
 	SEATBELT_SIM_RUNS=50000 cargo test --locked -p seatbelt-projector --test processes
+	SEATBELT_FUZZ_BODIES=1000000 cargo test --locked -p seatbelt-dialects -p seatbelt-gateway --lib
 
 faults: setup ## kill, freeze and starve real processes for about 20 minutes; prints one table
 	cargo build --locked -p seatbelt-cli -p seatbelt-tests --bins

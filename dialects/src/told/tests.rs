@@ -315,8 +315,16 @@ fn said(events: &[Value], pointer: &str) -> u64 {
     numbers.max().unwrap_or(0)
 }
 
+/// How many answers are made: a million in `make nightly`.
+fn bodies() -> u32 {
+    let number = std::env::var("SEATBELT_FUZZ_BODIES").ok();
+    number.map_or(20_000, |number| {
+        number.parse().expect("a number of answers")
+    })
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(5000))]
+    #![proptest_config(ProptestConfig::with_cases(bodies()))]
 
     #[test]
     fn no_stream_is_believed_below_what_it_says(events in odd_events(), ended in any::<bool>()) {

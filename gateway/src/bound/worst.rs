@@ -48,7 +48,6 @@ const HARMLESS: &[&str] = &[
     "stop_sequences",
     "thinking",
     "functions",
-    "reasoning_effort",
     "service_tier",
     "store",
 ];
@@ -215,6 +214,10 @@ fn worst(body: &Fields) -> u64 {
         .map(|(name, value)| match name.as_str() {
             _ if value.is_null() => 0,
             "messages" | "system" | "functions" => tokens(value),
+            "reasoning_effort" | "verbosity" if matches!(value.as_str(), Some("low" | "high")) => 0,
+            "reasoning_effort" | "verbosity" => tokens(value),
+            "output_config" => tokens(value),
+            "thinking" if thinks_beyond(value, output) => RUNAWAY,
             "response_format" => value.to_string().len() as u64,
             "tools" => value
                 .as_array()
@@ -237,6 +240,12 @@ fn worst(body: &Fields) -> u64 {
         })
         .sum();
     output.saturating_add(framing).saturating_add(other)
+}
+
+/// A provider may let a model think up to its budget, whatever the output maximum is.
+fn thinks_beyond(thinking: &Value, output: u64) -> bool {
+    let budget = thinking.get("budget_tokens").and_then(Value::as_u64);
+    budget.is_some_and(|budget| budget >= output.max(1))
 }
 
 /// A name, now and then in another spelling.
@@ -278,7 +287,52 @@ fn object(names: &'static [&'static str], within: BoxedStrategy<Value>) -> Boxed
 
 fn part() -> BoxedStrategy<Value> {
     let text = ".{0,20}".prop_map(|text| json!({"type": "text", "text": text}));
-    prop_oneof![3 => text, 1 => object(PARTS, scalar().boxed())].boxed()
+    let cached = (".{0,9}", select(&["5m", "1h", "2h"][..])).prop_map(|(text, ttl)| {
+        json!({"type": "text", "text": text, "cache_control": {"type": "ephemeral", "ttl": ttl}})
+    });
+    let result = (".{0,9}", ".{0,9}").prop_map(|(id, text)| {
+        let content = json!([{"type": "text", "text": text}]);
+        json!({"type": "tool_result", "tool_use_id": id, "content": content})
+    });
+    let call = ("[a-z]{1,9}", scalar()).prop_map(
+        |(name, input)| json!({"type": "tool_use", "id": "1", "name": name, "input": {"a": input}}),
+    );
+    let odd = object(PARTS, scalar().boxed());
+    prop_oneof![6 => text, 1 => cached, 1 => result, 1 => call, 2 => odd].boxed()
+}
+
+/// What only one of the APIs has, and what only some of its servers know.
+fn of_an_api() -> BoxedStrategy<(String, Value)> {
+    let named = |name: &'static str, value: BoxedStrategy<Value>| {
+        value.prop_map(move |value| (name.to_owned(), value))
+    };
+    let budget = (0..400u64).prop_map(|n| json!({"type": "enabled", "budget_tokens": n}));
+    let effort = prop_oneof![Just("low".to_owned()), "[a-z]{0,40}"].prop_map(|word| json!(word));
+    let configured = "[a-z]{0,40}".prop_map(|word| json!({ "effort": word }));
+    let format = ".{0,20}".prop_map(|text| {
+        json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {"description": text}}})
+    });
+    prop_oneof![
+        named(
+            "system",
+            prop_oneof![
+                ".{0,20}".prop_map(|text| json!(text)),
+                vec(part(), 0..3).prop_map(Value::Array)
+            ]
+            .boxed()
+        ),
+        named("thinking", budget.boxed()),
+        named("reasoning_effort", effort.boxed()),
+        named("output_config", configured.boxed()),
+        named("response_format", format.boxed()),
+        named("n", (0..5u64).prop_map(|n| json!(n)).boxed()),
+        named("best_of", (0..5u64).prop_map(|n| json!(n)).boxed()),
+        named(
+            "max_completion_tokens",
+            (0..400u64).prop_map(|n| json!(n)).boxed()
+        ),
+    ]
+    .boxed()
 }
 
 fn message() -> BoxedStrategy<Value> {
@@ -316,7 +370,8 @@ fn body() -> impl Strategy<Value = Fields> {
         1 => vec(scalar(), 0..3).prop_map(Value::Array),
         1 => object(FIELDS, scalar().boxed()),
     ];
-    let others = vec((name(FIELDS), value), 0..3);
+    let odd = (name(FIELDS), value);
+    let others = vec(prop_oneof![1 => odd, 1 => of_an_api()], 0..3);
     let tools = prop_oneof![3 => Just(None), 1 => tools().prop_map(Some)];
     (vec(message(), 1..4), 1..300u64, tools, others).prop_map(|(messages, max, tools, others)| {
         let mut body = Map::new();
@@ -347,8 +402,14 @@ fn let_through(api: Api, profile: Profile, mut body: Fields) -> Option<(u64, Fie
     Some((bound.input_tokens + bound.output_tokens * ask.choices, body))
 }
 
+/// How many bodies are made: a million in `make nightly`.
+fn bodies() -> u32 {
+    let number = std::env::var("SEATBELT_FUZZ_BODIES").ok();
+    number.map_or(20_000, |number| number.parse().expect("a number of bodies"))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(5000))]
+    #![proptest_config(ProptestConfig::with_cases(bodies()))]
 
     #[test]
     fn no_request_is_billed_above_its_hold(body in body()) {
@@ -373,7 +434,12 @@ fn enough_of_the_random_bodies_are_let_through() {
     let all = 500;
     let through = (0..all).filter(|_| {
         let body = body().new_tree(&mut runner).unwrap().current();
-        let_through(Api::Chat, Profile::OpenAi, body).is_some()
+        {
+            let openai = let_through(Api::Chat, Profile::OpenAi, body.clone());
+            openai
+                .or_else(|| let_through(Api::Messages, Profile::Anthropic, body))
+                .is_some()
+        }
     });
     let through = through.count();
     assert!((50..450).contains(&through), "{through} of {all}");

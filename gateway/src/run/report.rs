@@ -203,6 +203,10 @@ fn account_for(hold: &Amounts, known: &Known, event: Option<&UsageEvent>, terms:
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
+    use seatbelt_dialects::{Api, Sent, Told};
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn usage(input_tokens: u64, output_tokens: u64) -> Usage {
@@ -338,5 +342,82 @@ mod tests {
         };
         let most = (usage(100, 50), UsageSource::Counted);
         assert_eq!(settled(&long, false, Some(1)), most);
+    }
+
+    /// A count, or what stands in its place.
+    fn odd_count() -> impl Strategy<Value = Option<Value>> {
+        prop_oneof![
+            2 => Just(None),
+            8 => (0..500u64).prop_map(|count| Some(json!(count))),
+            1 => prop_oneof![Just(json!(null)), Just(json!(-1)), Just(json!("9")), Just(json!(9.5)), Just(json!({}))].prop_map(Some),
+        ]
+    }
+
+    fn odd_report() -> impl Strategy<Value = Value> {
+        let counts = [odd_count(), odd_count(), odd_count()];
+        counts.prop_map(|counts| {
+            let names = ["prompt_tokens", "completion_tokens", "total_tokens"];
+            let told = names.into_iter().zip(counts);
+            let told = told.filter_map(|(name, count)| Some((name.to_owned(), count?)));
+            Value::Object(told.collect())
+        })
+    }
+
+    fn said(report: Option<&Value>, name: &str) -> u64 {
+        report.and_then(|report| report[name].as_u64()).unwrap_or(0)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(bodies()))]
+
+        #[test]
+        fn no_answer_makes_the_charge_fall_below_what_it_says(
+            top in proptest::option::of(odd_report()),
+            each in vec(proptest::option::of(odd_report()), 1..4),
+            text in ".{0,4}",
+            tier in proptest::option::of(select(&["default", "priority"][..])),
+            (from_neuron, sees_all, releases) in any::<(bool, bool, bool)>(),
+        ) {
+            let choices: Vec<Value> = each
+                .iter()
+                .map(|report| json!({"message": {"content": text}, "usage": report}))
+                .collect();
+            let answer = json!({"choices": choices, "usage": top, "service_tier": tier});
+            let sent = Sent { choices: each.len() as u64, long_writes: false };
+            let told = Told::read(Api::Chat, sent, answer.to_string().as_bytes()).unwrap();
+            let known = Known {
+                usage: told.usage,
+                least: told.least,
+                output_bytes: Some(told.output_bytes),
+                ..Known::default()
+            };
+            let terms = Terms {
+                from_neuron,
+                visible: sees_all.then_some(sent.choices),
+                other_class: tier == Some("priority"),
+                on_unknown: if releases { OnUnknown::Release } else { OnUnknown::ChargeHold },
+            };
+            let usage = match end(&known, terms) {
+                End::Used(usage, _) => usage,
+                End::Unknown => Usage::default(),
+            };
+            let top = top.as_ref();
+            let output: u64 = each.iter().map(|report| said(report.as_ref(), "completion_tokens")).sum();
+            let most = |name| each.iter().map(|report| said(report.as_ref(), name)).max().unwrap_or(0);
+            prop_assert!(usage.input_tokens >= said(top, "prompt_tokens").max(most("prompt_tokens")));
+            prop_assert!(usage.output_tokens >= said(top, "completion_tokens").max(output));
+            prop_assert!(usage.tokens() >= said(top, "total_tokens").max(most("total_tokens")));
+            if terms.other_class {
+                prop_assert!(usage.input_tokens >= 100 && usage.output_tokens >= 50, "the hold at least");
+            }
+        }
+    }
+
+    /// How many answers are made: a million in `make nightly`.
+    fn bodies() -> u32 {
+        let number = std::env::var("SEATBELT_FUZZ_BODIES").ok();
+        number.map_or(20_000, |number| {
+            number.parse().expect("a number of answers")
+        })
     }
 }
