@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::translate::errors::translated;
+
 /// A vendor's dialect. An API belongs to one, an upstream speaks one, and errors are wrapped in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
@@ -53,11 +55,11 @@ impl Dialect {
         }
     }
 
-    /// An error that came in the OpenAI envelope, in this one.
-    pub fn rewrapped(self, openai: &Value) -> Value {
+    /// An error that came in the OpenAI envelope under a status, in this one.
+    pub fn rewrapped(self, status: u16, openai: &Value) -> Value {
         match self {
             Self::OpenAi => openai.clone(),
-            Self::Anthropic => json!({ "type": "error", "error": openai.get("error") }),
+            Self::Anthropic => translated(self, Some(status), openai.to_string().as_bytes()),
         }
     }
 }
@@ -94,10 +96,11 @@ mod tests {
     #[test]
     fn an_envelope_of_another_keeps_all_that_is_in_it() {
         let error = json!({"error": {"message": "m", "own": [1]}});
-        assert_eq!(Dialect::OpenAi.rewrapped(&error), error);
+        assert_eq!(Dialect::OpenAi.rewrapped(404, &error), error);
         assert_eq!(
-            Dialect::Anthropic.rewrapped(&error),
-            json!({"type": "error", "error": {"message": "m", "own": [1]}})
+            Dialect::Anthropic.rewrapped(404, &error),
+            json!({"type": "error", "error":
+                {"message": "m", "own": [1], "type": "not_found_error"}})
         );
     }
 }

@@ -55,7 +55,7 @@ pub(crate) fn pass_error(dialect: Dialect, event: &SseEvent, out: &mut BytesMut)
 }
 
 /// Writes an upstream's error in this dialect.
-pub(crate) fn write_error(dialect: Dialect, event: &SseEvent, out: &mut BytesMut) {
+fn write_error(dialect: Dialect, event: &SseEvent, out: &mut BytesMut) {
     let error = error_in(dialect, &event.data).to_string();
     write_event(out, Some("error"), error.as_bytes());
 }

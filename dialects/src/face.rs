@@ -7,11 +7,11 @@ use crate::{
     api::Api,
     ask::Ask,
     dialect::Dialect,
-    ends::{pass_error, write_error},
+    ends::pass_error,
     odd::Unread,
-    sse::SseEvent,
+    sse::{SseEvent, write_event},
     told::Part,
-    translate::messages_chat::{MessagesStream, error_from_chat, from_chat},
+    translate::{ChatStream, MessagesStream, errors::translated, from_chat, from_messages},
 };
 
 /// How an upstream's answer is shown to the client.
@@ -26,6 +26,8 @@ pub enum Face {
     },
     /// As one of `/v1/messages`.
     Messages(MessagesStream),
+    /// As one of `/v1/chat/completions`.
+    Chat(ChatStream),
 }
 
 impl Face {
@@ -42,19 +44,25 @@ impl Face {
     pub fn whole(&self, body: Bytes) -> Option<Bytes> {
         match self {
             Self::Same { .. } => Some(body),
-            Self::Messages(stream) => {
-                from_chat(&body, stream.id()).map(|message| message.to_string().into())
-            }
+            Self::Messages(stream) => from_chat(&body, stream.shown()),
+            Self::Chat(stream) => from_messages(&body, stream.shown()),
         }
     }
 
-    /// An error of the upstream's own.
-    pub fn error(&self, body: Bytes) -> Bytes {
+    /// The dialect that answers are translated to; none where they are passed on.
+    pub fn translates_to(&self) -> Option<Dialect> {
         match self {
-            Self::Same { .. } => body,
-            Self::Messages(_) => {
-                error_from_chat(&body).map_or(body, |error| error.to_string().into())
-            }
+            Self::Same { .. } => None,
+            Self::Messages(_) => Some(Dialect::Anthropic),
+            Self::Chat(_) => Some(Dialect::OpenAi),
+        }
+    }
+
+    /// An error of the upstream's own, under its status.
+    pub fn error(&self, status: u16, body: Bytes) -> Bytes {
+        match self.translates_to() {
+            None => body,
+            Some(dialect) => translated(dialect, Some(status), &body).to_string().into(),
         }
     }
 
@@ -81,9 +89,13 @@ impl Face {
             }
             (Self::Same { dialect, .. }, Part::Error) => pass_error(*dialect, event, out),
             (Self::Same { hide_usage, .. }, Part::Content) => pass(&event.raw, *hide_usage, out),
-            (Self::Messages(_), Part::End) => {}
-            (Self::Messages(_), Part::Error) => write_error(Dialect::Anthropic, event, out),
+            (Self::Messages(_) | Self::Chat(_), Part::End) => {}
+            (Self::Messages(_), Part::Error) => error_within(Dialect::Anthropic, event, out),
+            (Self::Chat(_), Part::Error) => error_within(Dialect::OpenAi, event, out),
             (Self::Messages(stream), Part::Content | Part::UsageOnly) => {
+                return stream.content(event, out);
+            }
+            (Self::Chat(stream), Part::Content | Part::UsageOnly) => {
                 return stream.content(event, out);
             }
         }
@@ -99,8 +111,19 @@ impl Face {
                 stream.end(usage, &mut last);
                 last
             }
+            Self::Chat(stream) => {
+                let mut last = held;
+                stream.end(usage, &mut last);
+                last
+            }
         }
     }
+}
+
+/// Writes an error that came within a stream, in this dialect.
+fn error_within(dialect: Dialect, event: &SseEvent, out: &mut BytesMut) {
+    let error = translated(dialect, None, &event.data).to_string();
+    write_event(out, Some("error"), error.as_bytes());
 }
 
 /// Passes an event on; without the `usage: null` that only the gateway's own question brought.

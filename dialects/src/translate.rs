@@ -1,6 +1,9 @@
 //! From the API that a client asks in to the one that an upstream is asked in, and back.
 //!
-//! One file for each pair. A pair without one is refused: nothing is dropped in silence.
+//! One file for each pair, and a folder behind it for the parts of the way. Nothing is dropped in silence:
+//! a field has a counterpart, is refused by name, or changes nothing (`docs/dialects.md`).
+
+use serde_json::{Value, json};
 
 use crate::{
     api::Api,
@@ -9,17 +12,57 @@ use crate::{
     fields::{FieldError, Fields},
 };
 
+mod chat_messages;
+pub(crate) mod errors;
 #[cfg(test)]
 mod golden;
-pub(crate) mod messages_chat;
+mod messages_chat;
+pub(crate) mod pieces;
+#[cfg(test)]
+mod pieces_of_streams;
+pub(crate) mod refuse;
 
-use messages_chat::MessagesStream;
+pub use chat_messages::ChatStream;
+pub(crate) use chat_messages::from_messages;
+pub use messages_chat::MessagesStream;
+pub(crate) use messages_chat::from_chat;
 
 /// A pair of APIs with a way between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Translation {
     /// A client of `/v1/messages`, an upstream of `/v1/chat/completions`.
     MessagesToChat,
+    /// A client of `/v1/chat/completions`, an upstream of `/v1/messages`.
+    ChatToMessages,
+}
+
+/// How a translated answer is shown.
+#[derive(Debug, Clone, Default)]
+pub struct Shown {
+    /// The answer's id, in the manner of the client's dialect.
+    pub(crate) id: String,
+    /// The model's name as the client wrote it.
+    pub(crate) model: String,
+    pub(crate) created_s: u64,
+    /// Known before the answer where the model's own tokenizer counted it.
+    pub(crate) input_tokens: u64,
+    /// The texts that the client has the output end at.
+    pub(crate) stops: Vec<String>,
+    /// The client wants the usage chunk of its stream.
+    pub(crate) include_usage: bool,
+}
+
+/// What an answer is shown under.
+#[derive(Debug, Clone)]
+pub struct Name {
+    /// What is unique of the answer's id.
+    pub id: String,
+    /// The model's name as the client wrote it.
+    pub model: String,
+    /// When the answer began, in seconds since 1970.
+    pub created_s: u64,
+    /// Where they are known before the end; else 0.
+    pub input_tokens: u64,
 }
 
 /// The way between a client's API and an upstream's; none where all is passed on as it is.
@@ -27,47 +70,73 @@ pub fn between(client: Api, upstream: Api) -> Result<Option<Translation>, FieldE
     match (client, upstream) {
         (Api::Chat, Api::Chat) | (Api::Messages, Api::Messages) => Ok(None),
         (Api::Messages, Api::Chat) => Ok(Some(Translation::MessagesToChat)),
-        (Api::Chat, Api::Messages) => Err(FieldError::invalid(
-            "model",
-            "is served in the Anthropic dialect alone: call POST /v1/messages",
-        )),
+        (Api::Chat, Api::Messages) => Ok(Some(Translation::ChatToMessages)),
     }
 }
 
 impl Translation {
-    /// The body in the upstream's API, and what it asks for.
+    /// The body in the upstream's API, without the output maximum, and what it asks for.
     pub fn request(self, body: &Fields) -> Result<(Fields, Ask), FieldError> {
+        let client = self.client().ask(body)?;
+        let mut body = self.body(body)?;
+        if self == Self::ChatToMessages {
+            body.insert("max_tokens".to_owned(), json!(1)); // it has to be there to be read
+        }
+        // what reaches the prompt is what is sent, and all else is what the client asked for
+        let ask = Ask {
+            max: client.max,
+            include_usage: client.include_usage,
+            end_user: client.end_user,
+            ..self.upstream().ask(&body)?
+        };
+        body.shift_remove("max_tokens"); // written again under the name that the model knows
+        Ok((body, ask))
+    }
+
+    /// The body alone, as it is written in the upstream's API.
+    fn body(self, body: &Fields) -> Result<Fields, FieldError> {
         match self {
-            Self::MessagesToChat => {
-                let mut body = messages_chat::to_chat(body)?;
-                let ask = Api::Chat.ask(&body)?;
-                body.shift_remove("max_tokens"); // written again under the name that the model knows
-                Ok((body, ask))
-            }
+            Self::MessagesToChat => messages_chat::to_chat(body),
+            Self::ChatToMessages => chat_messages::to_messages(body),
         }
     }
 
-    /// How the upstream's answer is shown: under this id and model; with the input tokens, where they
-    /// are known before the end.
-    pub fn face(self, id: String, model: String, input_tokens: u64) -> Face {
+    fn client(self) -> Api {
         match self {
-            Self::MessagesToChat => Face::Messages(MessagesStream::new(id, model, input_tokens)),
+            Self::MessagesToChat => Api::Messages,
+            Self::ChatToMessages => Api::Chat,
+        }
+    }
+
+    fn upstream(self) -> Api {
+        match self {
+            Self::MessagesToChat => Api::Chat,
+            Self::ChatToMessages => Api::Messages,
+        }
+    }
+
+    /// How the upstream's answer is shown to whoever sent what is now `body`.
+    pub fn face(self, name: Name, ask: &Ask, body: &Fields) -> Face {
+        let prefix = match self {
+            Self::MessagesToChat => "msg_",
+            Self::ChatToMessages => "chatcmpl-",
+        };
+        let stops = body.get("stop").and_then(Value::as_array);
+        let stops = stops.into_iter().flatten().filter_map(Value::as_str);
+        let shown = Shown {
+            id: format!("{prefix}{}", name.id),
+            model: name.model,
+            created_s: name.created_s,
+            input_tokens: name.input_tokens,
+            stops: stops.map(str::to_owned).collect(),
+            include_usage: ask.include_usage,
+        };
+        match self {
+            Self::MessagesToChat => Face::Messages(MessagesStream::new(shown)),
+            Self::ChatToMessages => Face::Chat(ChatStream::new(shown)),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_pair_has_one_way() {
-        for api in [Api::Chat, Api::Messages] {
-            assert_eq!(between(api, api).unwrap(), None);
-        }
-        let way = between(Api::Messages, Api::Chat).unwrap();
-        assert_eq!(way, Some(Translation::MessagesToChat));
-        let none = between(Api::Chat, Api::Messages).unwrap_err();
-        assert_eq!(none.param, "model");
-    }
-}
+mod tests;

@@ -362,8 +362,8 @@ impl ApiError {
 
     /// The envelope of the dialect.
     pub(crate) fn envelope(&self, dialect: Dialect) -> Value {
-        if let Some((_, body)) = &self.verbatim {
-            return dialect.rewrapped(body);
+        if let Some((status, body)) = &self.verbatim {
+            return dialect.rewrapped(status.as_u16(), body);
         }
         let row = self.case.row();
         dialect.error(&ErrorBody {

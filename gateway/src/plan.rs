@@ -10,7 +10,7 @@ use axum::http::HeaderMap;
 use seatbelt_dialects::{
     Api, Ask, Dialect, Exact, Face, Fields,
     allow::{Allowed, Profile, refuse_state},
-    translate::{Translation, between},
+    translate::{Name, Translation, between},
 };
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, event::OnShort, ids::ModelId};
 use serde_json::Value;
@@ -86,11 +86,15 @@ impl Planner {
         }
         let face = match way {
             None => Face::same(api, &ask),
-            Some(way) => way.face(
-                format!("msg_{id}"),
-                model.to_string(),
-                known_input(&candidate, &bound),
-            ),
+            Some(way) => {
+                let name = Name {
+                    id,
+                    model: model.to_string(),
+                    created_s: (self.counter.clock)() / 1000,
+                    input_tokens: known_input(&candidate, &bound),
+                };
+                way.face(name, &ask, &body)
+            }
         };
         self.metrics.stage(Stage::Bound, began.elapsed());
         Ok(Plan {
@@ -426,8 +430,8 @@ mod tests {
         assert_eq!(code(Api::Chat, odd).await, Some("invalid_body"));
         let unknown = hi("m-none", &json!({}));
         assert_eq!(code(Api::Chat, unknown).await, Some("model_not_found"));
-        let no_way = hi("m-anthropic", &json!({}));
-        assert_eq!(code(Api::Chat, no_way).await, Some("invalid_body"));
+        let no_place = hi("m-anthropic", &json!({"seed": 5}));
+        assert_eq!(code(Api::Chat, no_place).await, Some("invalid_body"));
         let long = "x".repeat(1000 * 128);
         let long = json!({"messages": [{"role": "user", "content": long}]});
         let long = hi("m-openai", &long);

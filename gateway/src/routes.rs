@@ -30,6 +30,8 @@ mod key;
 mod models;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The same where Anthropic's SDKs look for it.
+const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// Everything on the clients' listener.
 pub(crate) fn table(app: Arc<App>) -> Router {
@@ -69,7 +71,11 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     let header = HeaderValue::try_from(&id).expect("a ULID is a valid header value");
     let span = tracing::info_span!("request", %id, route);
     request.extensions_mut().insert(RequestId(id));
+    let dialect = dialect(request.uri());
     let mut response = next.run(request).instrument(span).await;
+    if dialect == Dialect::Anthropic {
+        response.headers_mut().insert(REQUEST_ID, header.clone());
+    }
     response.headers_mut().insert(X_REQUEST_ID, header);
     app.metrics.request(route, response.status().as_u16());
     response

@@ -12,9 +12,12 @@ use bytes::{Bytes, BytesMut};
 use seatbelt_schemas::usage::Usage;
 use serde_json::{Value, json};
 
-use super::{Translation, between, messages_chat::to_chat};
+use super::{Name, Translation, between};
 use crate::{
     api::Api,
+    ask::Ask,
+    face::Face,
+    fields::Fields,
     sse::SseReader,
     told::{Part, Sent, StreamTold},
 };
@@ -95,17 +98,14 @@ impl Case {
         let input = fs::read(&self.input).unwrap();
         match self.kind {
             "requests" => pretty(&self.request(&input)),
-            "answers" => pretty(&self.answer(input)),
+            "answers" => self.answer(input),
             _ => self.stream(&input),
         }
     }
 
     fn request(&self, input: &[u8]) -> Value {
         let body: Value = serde_json::from_slice(input).unwrap();
-        let done = match self.way() {
-            Translation::MessagesToChat => to_chat(body.as_object().unwrap()),
-        };
-        match done {
+        match self.way().body(body.as_object().unwrap()) {
             Ok(body) => Value::Object(body),
             Err(error) => json!({"refused": {
                 "fault": format!("{:?}", error.fault), "param": error.param, "problem": error.problem,
@@ -113,22 +113,35 @@ impl Case {
         }
     }
 
-    fn answer(&self, input: Vec<u8>) -> Value {
-        let face = self.way().face("msg_1".to_owned(), "m".to_owned(), 10);
-        let shown = face.whole(Bytes::from(input)).expect("an answer");
-        serde_json::from_slice(&shown).unwrap()
+    /// The face of an answer to a client that has it end at `END` and wants to be told the usage.
+    fn face(&self) -> Face {
+        let name = Name {
+            id: "1".to_owned(),
+            model: "m".to_owned(),
+            created_s: 1,
+            input_tokens: 10,
+        };
+        let ask = Ask {
+            include_usage: true,
+            ..Ask::default()
+        };
+        let sent = Fields::from_iter([("stop".to_owned(), json!(["END"]))]);
+        self.way().face(name, &ask, &sent)
+    }
+
+    fn answer(&self, input: Vec<u8>) -> String {
+        let shown = self.face().whole(Bytes::from(input)).expect("an answer");
+        String::from_utf8(shown.to_vec()).unwrap()
     }
 
     /// What a client sees, held back or not.
     fn stream(&self, input: &[u8]) -> String {
-        let mut face = self.way().face("msg_1".to_owned(), "m".to_owned(), 10);
-        let mut told = StreamTold::new(
-            self.from,
-            Sent {
-                choices: 1,
-                long_writes: false,
-            },
-        );
+        let mut face = self.face();
+        let sent = Sent {
+            choices: 1,
+            long_writes: false,
+        };
+        let mut told = StreamTold::new(self.from, sent);
         let (mut reader, mut held, mut out) =
             (SseReader::default(), BytesMut::new(), BytesMut::new());
         reader.push(input);
@@ -151,7 +164,7 @@ fn pretty(value: &Value) -> String {
 #[test]
 fn every_golden_file_is_translated_as_it_says() {
     let cases = cases();
-    assert!(cases.len() >= 7, "{} cases", cases.len());
+    assert!(cases.len() >= 24, "{} cases", cases.len());
     for case in &cases {
         let expected = fs::read_to_string(&case.output)
             .unwrap_or_else(|error| panic!("{}: {error}", case.output.display()));

@@ -35,6 +35,8 @@ pub(super) fn anthropic_kind(row: &Row) -> &'static str {
         401 => "authentication_error",
         404 => "not_found_error",
         413 => "request_too_large",
+        429 => "rate_limit_error",
+        503 => "overloaded_error",
         504 => "timeout_error",
         _ => row.kind,
     }

@@ -76,7 +76,8 @@ impl Job {
             client_left: false,
         });
         let position = self.settle(known).await?;
-        let mut response = self.response(status, headers, Body::from(self.shown(body)?));
+        let shown = self.shown(body)?;
+        let mut response = self.response(status, self.typed(headers), Body::from(shown));
         if let Some(position) = position {
             response.headers_mut().insert(X_POSITION, position.0.into());
         }
@@ -116,7 +117,16 @@ impl Job {
             return Err(broke("it answered whole where a stream was asked for"));
         }
         let shown = self.face.whole(body);
-        shown.ok_or_else(|| broke("answer is no chat completion"))
+        shown.ok_or_else(|| broke("its answer is not one of its API"))
+    }
+
+    /// The headers of what is shown: a translation is JSON, whatever it was made of.
+    fn typed(&self, mut headers: HeaderMap) -> HeaderMap {
+        if self.face.translates_to().is_some() {
+            let json = HeaderValue::from_static("application/json");
+            headers.insert(header::CONTENT_TYPE, json);
+        }
+        headers
     }
 
     /// Gives the hold of an error its end, whatever came of its body. Without usage in it nothing was used,
@@ -167,7 +177,8 @@ impl Job {
             let log = format!("upstream {} answered {status}: {stop:?}", self.upstream);
             return Err(ApiError::upstream_error_lost(&self.upstream, status, headers).log(log));
         }
-        let mut response = self.response(status, headers, Body::from(self.face.error(body)));
+        let error = self.face.error(status.as_u16(), body);
+        let mut response = self.response(status, self.typed(headers), Body::from(error));
         let headers = response.headers_mut();
         headers.insert(X_REFUSED_BY, BY_UPSTREAM);
         if let Some(charged) = self.charged {

@@ -14,3 +14,4 @@ mod service;
 mod streams;
 mod support;
 mod tenants;
+mod translated;

@@ -1,0 +1,138 @@
+//! What a choice of chat completions says, whole or in pieces: thoughts, texts, refusals and calls.
+
+use serde_json::value::RawValue;
+
+use crate::{
+    odd::Unread,
+    raw::Pairs,
+    translate::pieces::{Piece, each, piece, piece_of, within, word},
+};
+
+/// What a message says, or what is added to one.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    pub(super) thought: Option<Piece>,
+    pub(super) text: Option<Piece>,
+    pub(super) refusal: Option<Piece>,
+    pub(super) calls: Vec<CallPiece>,
+}
+
+/// A call of a tool, or what is added to one.
+#[derive(Debug)]
+pub(super) struct CallPiece {
+    pub(super) index: Option<u64>,
+    pub(super) id: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) arguments: Option<Piece>,
+}
+
+/// The first choice of an answer or a chunk: no other is ever asked for.
+pub(super) fn first_choice<'a>(body: &Pairs<'a>) -> Result<Option<Pairs<'a>>, Unread> {
+    Ok(each(body, "choices")?.into_iter().next())
+}
+
+/// What the message or the delta of a choice says.
+pub(super) fn said(choice: &Pairs<'_>, field: &str) -> Result<Said, Unread> {
+    let message = within(choice, field)?;
+    let mut said = Said {
+        thought: thought(&message),
+        refusal: piece(&message, "refusal")?,
+        ..Said::default()
+    };
+    match message.last("content") {
+        Some(list) if list.get().starts_with('[') => parts(&message, &mut said)?,
+        Some(text) => said.text = piece_of(text)?,
+        None => {}
+    }
+    for call in each(&message, "tool_calls")? {
+        said.calls
+            .push(call_piece(&call, &within(&call, "function")?)?);
+    }
+    let old = within(&message, "function_call")?;
+    if !old.is_empty() {
+        said.calls.push(call_piece(&Pairs::default(), &old)?);
+    }
+    Ok(said)
+}
+
+/// Servers name it in one of two ways. One that cannot be read is no answer, and spoils none.
+fn thought(message: &Pairs<'_>) -> Option<Piece> {
+    let named = |name| piece(message, name).ok().flatten();
+    named("reasoning_content").or_else(|| named("reasoning"))
+}
+
+/// Content in parts, as one text.
+fn parts(message: &Pairs<'_>, said: &mut Said) -> Result<(), Unread> {
+    let (mut text, mut refusal, mut thought) = (String::new(), String::new(), String::new());
+    for part in each(message, "content")? {
+        let whole = |name| Ok(piece(&part, name)?.map_or_else(String::new, |piece| piece.whole()));
+        text += &whole("text")?;
+        refusal += &whole("refusal")?;
+        match part.last("thinking") {
+            Some(list) if list.get().starts_with('[') => {
+                for inner in each(&part, "thinking")? {
+                    thought += &word(&inner, "text").unwrap_or_default();
+                }
+            }
+            _ => thought += &whole("thinking")?,
+        }
+    }
+    let some = |text: String| Some(Piece::of(&text)).filter(|_| !text.is_empty());
+    said.text = some(text);
+    said.refusal = some(refusal).or(said.refusal.take());
+    said.thought = said.thought.take().or(some(thought));
+    Ok(())
+}
+
+fn call_piece(call: &Pairs<'_>, function: &Pairs<'_>) -> Result<CallPiece, Unread> {
+    let is_object = |raw: &&RawValue| raw.get().starts_with('{');
+    let arguments = match function.last("arguments").filter(is_object) {
+        Some(object) => Some(Piece::of(object.get())), // some do not print it as a text
+        None => piece(function, "arguments")?,
+    };
+    Ok(CallPiece {
+        index: call.last("index").and_then(|raw| raw.get().parse().ok()),
+        id: word(call, "id"),
+        name: word(function, "name"),
+        arguments,
+    })
+}
+
+/// Why the output ended, and by which stop sequence, where the upstream names it.
+#[derive(Debug, Default)]
+pub(super) struct Ending {
+    finish: Option<String>,
+    stop: Option<String>,
+}
+
+impl Ending {
+    /// Takes note of how a choice ended. A reason that is no word is a reason all the same.
+    pub(super) fn note(&mut self, choice: &Pairs<'_>) {
+        if choice.last("finish_reason").is_some() {
+            let finish = word(choice, "finish_reason");
+            self.finish = Some(finish.unwrap_or_else(|| "unknown".to_owned()));
+            let names = ["stop_reason", "matched_stop"];
+            self.stop = names.iter().find_map(|name| word(choice, name));
+        }
+    }
+
+    /// The dialect's `stop_reason` and `stop_sequence`. A call is to be carried out whatever an upstream
+    /// says of the end, but where it was cut.
+    pub(super) fn shown(
+        &self,
+        stops: &[String],
+        called: bool,
+        refused: bool,
+    ) -> (&'static str, Option<&str>) {
+        let finish = self.finish.as_deref().unwrap_or("stop");
+        let stop = self.stop.as_ref().filter(|stop| stops.contains(stop));
+        match finish {
+            _ if refused => ("refusal", None),
+            "length" => ("max_tokens", None),
+            "content_filter" => ("refusal", None),
+            _ if called => ("tool_use", None),
+            _ if stop.is_some() => ("stop_sequence", stop.map(String::as_str)),
+            _ => ("end_turn", None),
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! Translated streams, cut anywhere: nothing panics, nothing is made up, and what was said arrives byte for
+//! byte, whole or not at all.
+
+use bytes::BytesMut;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::{Name, Translation};
+use crate::{
+    api::Api,
+    ask::Ask,
+    face::Face,
+    fields::Fields,
+    sse::{SseEvent, SseReader},
+    told::{Part, Sent, StreamTold},
+};
+
+/// What a client makes of a stream, as its SDK does.
+#[derive(Debug, Default, PartialEq)]
+struct Read {
+    thought: String,
+    text: String,
+    /// Names and arguments.
+    calls: Vec<(String, String)>,
+    ended: bool,
+    failed: bool,
+}
+
+fn face(way: Translation) -> Face {
+    let name = Name {
+        id: "1".to_owned(),
+        model: "m".to_owned(),
+        created_s: 1,
+        input_tokens: 0,
+    };
+    way.face(name, &Ask::default(), &Fields::new())
+}
+
+fn api(way: Translation) -> (Api, Api) {
+    (way.client(), way.upstream())
+}
+
+/// Plays a stream that is cut after so many bytes; what went out, as the relay lets it go.
+fn played(way: Translation, stream: &[u8], chunks: &[usize], cut: usize) -> Vec<SseEvent> {
+    let sent = Sent {
+        choices: 1,
+        long_writes: false,
+    };
+    let (mut face, mut told) = (face(way), StreamTold::new(api(way).1, sent));
+    let (mut reader, mut held, mut out) = (SseReader::default(), BytesMut::new(), BytesMut::new());
+    let stream = &stream[..cut.min(stream.len())];
+    let mut borders: Vec<usize> = chunks.iter().map(|at| at % (stream.len() + 1)).collect();
+    borders.extend([0, stream.len()]);
+    borders.sort_unstable();
+    let (mut ended, mut failed) = (false, false);
+    for pair in borders.windows(2) {
+        reader.push(&stream[pair[0]..pair[1]]);
+        while let Some(event) = reader.next_event().unwrap() {
+            let part = told.note(&event);
+            ended |= part == Part::End;
+            let read = face.event(&event, part, &mut held, &mut out);
+            failed |= part == Part::Error || read.is_err();
+        }
+    }
+    if let Some(usage) = told.final_usage(ended).filter(|_| ended && !failed) {
+        out.extend_from_slice(&face.end(usage, held));
+    }
+    let mut reader = SseReader::default();
+    reader.push(&out);
+    let mut events = Vec::new();
+    while let Some(event) = reader.next_event().unwrap() {
+        events.push(event);
+    }
+    assert!(reader.last_event().is_none(), "no event is cut");
+    events
+}
+
+/// As Anthropic's SDKs read a stream, which insist on the order of its events.
+fn read_messages(events: &[SseEvent]) -> Read {
+    let mut read = Read::default();
+    let mut open: Option<(u64, String)> = None;
+    let mut begun = 0;
+    for event in events {
+        let data: Value = serde_json::from_slice(&event.data).unwrap();
+        assert_eq!(event.name.as_deref(), data["type"].as_str());
+        assert!(!read.ended, "nothing follows the end");
+        match data["type"].as_str().unwrap() {
+            "content_block_start" => {
+                assert_eq!((open.as_ref(), data["index"].as_u64()), (None, Some(begun)));
+                begun += 1;
+                let block = &data["content_block"];
+                let kind = block["type"].as_str().unwrap().to_owned();
+                if kind == "tool_use" {
+                    assert!(!block["id"].as_str().unwrap().is_empty());
+                    let name = block["name"].as_str().unwrap().to_owned();
+                    read.calls.push((name, String::new()));
+                }
+                open = Some((begun - 1, kind));
+            }
+            "content_block_delta" => {
+                let (index, kind) = open.as_ref().expect("a delta is of an open block");
+                assert_eq!(data["index"].as_u64(), Some(*index));
+                let delta = &data["delta"];
+                match (delta["type"].as_str().unwrap(), kind.as_str()) {
+                    ("text_delta", "text") => read.text += delta["text"].as_str().unwrap(),
+                    ("thinking_delta", "thinking") => {
+                        read.thought += delta["thinking"].as_str().unwrap();
+                    }
+                    ("signature_delta", "thinking") => {}
+                    ("input_json_delta", "tool_use") => {
+                        let call = read.calls.last_mut().unwrap();
+                        call.1 += delta["partial_json"].as_str().unwrap();
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            "content_block_stop" => {
+                assert_eq!(open.take().unwrap().0, data["index"].as_u64().unwrap());
+            }
+            "message_stop" => read.ended = true,
+            "error" => read.failed = true,
+            "message_start" => assert_eq!(begun, 0),
+            "message_delta" => assert!(open.is_none()),
+            other => panic!("{other}"),
+        }
+    }
+    read
+}
+
+/// As OpenAI's SDKs read a stream: calls by their index.
+fn read_chat(events: &[SseEvent]) -> Read {
+    let mut read = Read::default();
+    for event in events {
+        assert!(!read.ended, "nothing follows the end");
+        if event.data.as_ref() == b"[DONE]" {
+            read.ended = true;
+            continue;
+        }
+        let data: Value = serde_json::from_slice(&event.data).unwrap();
+        if data.get("error").is_some() {
+            read.failed = true;
+            continue;
+        }
+        let delta = &data["choices"][0]["delta"];
+        read.text += delta["content"].as_str().unwrap_or("");
+        read.thought += delta["reasoning_content"].as_str().unwrap_or("");
+        for call in delta["tool_calls"].as_array().into_iter().flatten() {
+            let index = usize::try_from(call["index"].as_u64().unwrap()).unwrap();
+            if index == read.calls.len() {
+                assert!(!call["id"].as_str().unwrap().is_empty());
+                let name = call["function"]["name"].as_str().unwrap().to_owned();
+                read.calls.push((name, String::new()));
+            }
+            read.calls[index].1 += call["function"]["arguments"].as_str().unwrap();
+        }
+    }
+    read
+}
+
+fn read(way: Translation, events: &[SseEvent]) -> Read {
+    match api(way).0 {
+        Api::Messages => read_messages(events),
+        Api::Chat => read_chat(events),
+    }
+}
+
+/// What is said, piece by piece.
+#[derive(Debug, Clone)]
+enum Piece {
+    Thought(String),
+    Text(String),
+    /// To the call in this place.
+    Arguments(usize, String),
+}
+
+fn piece() -> impl Strategy<Value = Piece> {
+    prop_oneof![
+        "\\PC{0,6}".prop_map(Piece::Thought),
+        "\\PC{0,6}".prop_map(Piece::Text),
+        (0_usize..3, "\\PC{0,6}").prop_map(|(at, text)| Piece::Arguments(at, text)),
+    ]
+}
+
+/// What a client has to read of all pieces, whatever their order.
+fn said(pieces: &[Piece]) -> Read {
+    let mut read = Read {
+        ended: true,
+        ..Read::default()
+    };
+    let mut order: Vec<usize> = Vec::new();
+    for piece in pieces {
+        match piece {
+            Piece::Thought(text) => read.thought += text,
+            Piece::Text(text) => read.text += text,
+            Piece::Arguments(at, text) => {
+                let place = order.iter().position(|known| known == at);
+                let place = place.unwrap_or_else(|| {
+                    order.push(*at);
+                    read.calls.push((format!("f{at}"), String::new()));
+                    order.len() - 1
+                });
+                read.calls[place].1 += text;
+            }
+        }
+    }
+    read
+}
+
+/// JSON with its texts in units of UTF-16.
+fn escaped(text: &str) -> Vec<String> {
+    text.encode_utf16()
+        .map(|unit| format!("\\u{unit:04x}"))
+        .collect()
+}
+
+/// Each text in two pieces, cut between any two units.
+fn halves(text: &str, at: usize) -> [String; 2] {
+    let units = escaped(text);
+    let at = at % (units.len() + 1);
+    [units[..at].concat(), units[at..].concat()]
+}
+
+/// Pieces as a stream of chat completions, calls mixed as they come.
+fn chat_stream(pieces: &[Piece], at: usize) -> Vec<u8> {
+    let mut stream = String::new();
+    let mut begun: Vec<usize> = Vec::new();
+    let mut chunk = |delta: String| {
+        let data = format!(r#"{{"choices":[{{"index":0,"delta":{delta},"finish_reason":null}}]}}"#);
+        stream += &format!("data: {data}\n\n");
+    };
+    for piece in pieces {
+        match piece {
+            Piece::Thought(text) => {
+                for half in halves(text, at) {
+                    chunk(format!(r#"{{"reasoning_content":"{half}"}}"#));
+                }
+            }
+            Piece::Text(text) => {
+                for half in halves(text, at) {
+                    chunk(format!(r#"{{"content":"{half}"}}"#));
+                }
+            }
+            Piece::Arguments(call, text) => {
+                let is_new = !begun.contains(call);
+                if is_new {
+                    begun.push(*call);
+                    chunk(format!(
+                        r#"{{"tool_calls":[{{"index":{call},"id":"c{call}","type":"function","function":{{"name":"f{call}","arguments":""}}}}]}}"#
+                    ));
+                }
+                for half in halves(text, at) {
+                    chunk(format!(
+                        r#"{{"tool_calls":[{{"index":{call},"function":{{"arguments":"{half}"}}}}]}}"#
+                    ));
+                }
+            }
+        }
+    }
+    let usage = r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#;
+    let finish = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#;
+    stream += &format!("data: {finish}\n\ndata: {usage}\n\ndata: [DONE]\n\n");
+    stream.into_bytes()
+}
+
+/// Pieces as a stream of messages, each in a block of its own but for calls, which stay open.
+fn messages_stream(pieces: &[Piece], at: usize) -> Vec<u8> {
+    let mut stream = String::new();
+    let mut event = |data: String| stream += &format!("event: e\ndata: {data}\n\n");
+    event(
+        r#"{"type":"message_start","message":{"usage":{"input_tokens":3,"output_tokens":1}}}"#
+            .to_owned(),
+    );
+    let mut blocks = 0;
+    let mut calls: Vec<(usize, usize)> = Vec::new();
+    for piece in pieces {
+        let (index, name, kind, text) = match piece {
+            Piece::Thought(text) | Piece::Text(text) => {
+                let (kind, name) = match piece {
+                    Piece::Thought(_) => ("thinking", "thinking"),
+                    _ => ("text", "text"),
+                };
+                let block = json!({"type": "content_block_start", "index": blocks, "content_block": {"type": kind, kind: ""}});
+                event(block.to_string());
+                blocks += 1;
+                (blocks - 1, name, format!("{kind}_delta"), text)
+            }
+            Piece::Arguments(call, text) => {
+                let known = calls
+                    .iter()
+                    .find(|(known, _)| known == call)
+                    .map(|(_, index)| *index);
+                let index = known.unwrap_or_else(|| {
+                    let block = json!({"type": "content_block_start", "index": blocks,
+                        "content_block": {"type": "tool_use", "id": format!("c{call}"), "name": format!("f{call}"), "input": {}}});
+                    event(block.to_string());
+                    calls.push((*call, blocks));
+                    blocks += 1;
+                    blocks - 1
+                });
+                (index, "partial_json", "input_json_delta".to_owned(), text)
+            }
+        };
+        for half in halves(text, at) {
+            event(format!(
+                r#"{{"type":"content_block_delta","index":{index},"delta":{{"type":"{kind}","{name}":"{half}"}}}}"#
+            ));
+        }
+        if !matches!(piece, Piece::Arguments(..)) {
+            event(json!({"type": "content_block_stop", "index": index}).to_string());
+        }
+    }
+    for (_, index) in calls {
+        event(json!({"type": "content_block_stop", "index": index}).to_string());
+    }
+    event(r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":4}}"#.to_owned());
+    event(r#"{"type":"message_stop"}"#.to_owned());
+    stream.into_bytes()
+}
+
+fn stream(way: Translation, pieces: &[Piece], at: usize) -> Vec<u8> {
+    match api(way).1 {
+        Api::Chat => chat_stream(pieces, at),
+        Api::Messages => messages_stream(pieces, at),
+    }
+}
+
+/// An empty input is an object all the same.
+fn with_inputs(way: Translation, mut said: Read) -> Read {
+    if way == Translation::ChatToMessages {
+        for (_, arguments) in &mut said.calls {
+            if arguments.is_empty() {
+                *arguments = "{}".to_owned();
+            }
+        }
+    }
+    said
+}
+
+const WAYS: [Translation; 2] = [Translation::MessagesToChat, Translation::ChatToMessages];
+
+proptest! {
+    #[test]
+    fn what_was_said_arrives_byte_for_byte(
+        pieces in prop::collection::vec(piece(), 0..12),
+        chunks in prop::collection::vec(any::<usize>(), 0..6),
+        at in any::<usize>(),
+    ) {
+        for way in WAYS {
+            let stream = stream(way, &pieces, at);
+            let events = played(way, &stream, &chunks, stream.len());
+            prop_assert_eq!(read(way, &events), with_inputs(way, said(&pieces)), "{:?}", way);
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_is_not_shown_as_whole(
+        pieces in prop::collection::vec(piece(), 0..8),
+        chunks in prop::collection::vec(any::<usize>(), 0..4),
+        at in any::<usize>(),
+        cut in any::<usize>(),
+    ) {
+        for way in WAYS {
+            let stream = stream(way, &pieces, at);
+            let cut = cut % stream.len();
+            let events = played(way, &stream, &chunks, cut);
+            let (read, whole) = (read(way, &events), said(&pieces));
+            prop_assert!(!read.ended, "{:?}", way);
+            prop_assert!(whole.text.starts_with(&read.text) && whole.thought.starts_with(&read.thought));
+        }
+    }
+
+    #[test]
+    fn no_stream_makes_it_panic(
+        lines in prop::collection::vec("\\PC{0,40}", 0..6),
+        names in prop::collection::vec("(content_block_start|content_block_delta|content_block_stop|message_delta|x)", 6),
+    ) {
+        for way in WAYS {
+            let mut text = String::new();
+            for (line, name) in lines.iter().zip(&names) {
+                let quoted = json!(line);
+                text += &format!("data: {line}\n\ndata: {{\"type\":\"{name}\",\"index\":{quoted},\"delta\":{quoted}}}\n\n");
+                text += &format!("data: {{\"choices\":[{{\"delta\":{{\"tool_calls\":[{{\"function\":{{\"arguments\":{quoted}}}}}]}}}}]}}\n\n");
+            }
+            played(way, text.as_bytes(), &[], text.len());
+        }
+    }
+}
