@@ -13,6 +13,8 @@ use crate::{
 };
 
 mod chat;
+mod completions;
+mod embeddings;
 mod messages;
 
 pub use chat::MaxField;
@@ -24,6 +26,10 @@ pub enum Api {
     Chat,
     /// `/v1/messages`.
     Messages,
+    /// `/v1/completions`.
+    Completions,
+    /// `/v1/embeddings`.
+    Embeddings,
 }
 
 impl Api {
@@ -38,7 +44,7 @@ impl Api {
     /// Whose it is.
     pub fn dialect(self) -> Dialect {
         match self {
-            Self::Chat => Dialect::OpenAi,
+            Self::Chat | Self::Completions | Self::Embeddings => Dialect::OpenAi,
             Self::Messages => Dialect::Anthropic,
         }
     }
@@ -48,6 +54,8 @@ impl Api {
         match self {
             Self::Chat => chat::PATH,
             Self::Messages => messages::PATH,
+            Self::Completions => completions::PATH,
+            Self::Embeddings => embeddings::PATH,
         }
     }
 
@@ -56,6 +64,8 @@ impl Api {
         match self {
             Self::Chat => chat::shapes(profile),
             Self::Messages => messages::shapes(profile),
+            Self::Completions => completions::shapes(profile),
+            Self::Embeddings => embeddings::shapes(profile),
         }
     }
 
@@ -64,6 +74,8 @@ impl Api {
         match self {
             Self::Chat => chat::unbounded(body, output_max),
             Self::Messages => messages::unbounded(body, output_max),
+            Self::Completions => completions::unbounded(body, output_max),
+            Self::Embeddings => embeddings::unbounded(body, output_max),
         }
     }
 
@@ -72,6 +84,8 @@ impl Api {
         match self {
             Self::Chat => chat::BETAS,
             Self::Messages => messages::BETAS,
+            Self::Completions => completions::BETAS,
+            Self::Embeddings => embeddings::BETAS,
         }
     }
 
@@ -80,12 +94,16 @@ impl Api {
         match self {
             Self::Chat => chat::VERSIONS,
             Self::Messages => messages::VERSIONS,
+            Self::Completions => completions::VERSIONS,
+            Self::Embeddings => embeddings::VERSIONS,
         }
     }
 
     /// Why some fields are not listed, of any API: a client may have mistaken one for the other.
     pub(crate) fn why(field: &str) -> Option<&'static str> {
-        let mut known = chat::WHY.iter().chain(messages::WHY);
+        let mut known = [chat::WHY, messages::WHY, completions::WHY, embeddings::WHY]
+            .into_iter()
+            .flatten();
         known.find(|(name, _)| *name == field).map(|(_, why)| *why)
     }
 
@@ -94,6 +112,8 @@ impl Api {
         match self {
             Self::Chat => chat::ask(body),
             Self::Messages => messages::ask(body),
+            Self::Completions => completions::ask(body),
+            Self::Embeddings => embeddings::ask(body),
         }
     }
 
@@ -102,6 +122,8 @@ impl Api {
         match self {
             Self::Chat => chat::set_max(body, max, field),
             Self::Messages => messages::set_max(body, max, field),
+            Self::Completions => completions::set_max(body, max, field),
+            Self::Embeddings => embeddings::set_max(body, max, field),
         }
     }
 
@@ -110,6 +132,8 @@ impl Api {
         match self {
             Self::Chat => chat::want_usage(body),
             Self::Messages => messages::want_usage(body),
+            Self::Completions => completions::want_usage(body),
+            Self::Embeddings => embeddings::want_usage(body),
         }
     }
 
@@ -118,6 +142,8 @@ impl Api {
         match self {
             Self::Chat => chat::USAGE_HAS_TO_BE_ASKED,
             Self::Messages => messages::USAGE_HAS_TO_BE_ASKED,
+            Self::Completions => completions::USAGE_HAS_TO_BE_ASKED,
+            Self::Embeddings => embeddings::USAGE_HAS_TO_BE_ASKED,
         }
     }
 
@@ -126,6 +152,8 @@ impl Api {
         match self {
             Self::Chat => chat::counts(report),
             Self::Messages => messages::counts(report),
+            Self::Completions => completions::counts(report),
+            Self::Embeddings => embeddings::counts(report),
         }
     }
 
@@ -134,6 +162,8 @@ impl Api {
         match self {
             Self::Chat => chat::usage(counts),
             Self::Messages => messages::usage(counts),
+            Self::Completions => completions::usage(counts),
+            Self::Embeddings => embeddings::usage(counts),
         }
     }
 
@@ -142,6 +172,8 @@ impl Api {
         match self {
             Self::Chat => chat::event(told, event),
             Self::Messages => messages::event(told, event),
+            Self::Completions => completions::event(told, event),
+            Self::Embeddings => embeddings::event(told, event),
         }
     }
 }

@@ -73,6 +73,8 @@ pub struct Ask {
     /// Of the names of functions that were called so far, the longest: templates write it again before
     /// each answer of a tool.
     pub(crate) longest_call: u64,
+    /// Prompts that are read apart, each within the model's context; 0 counts as one.
+    pub prompts: u64,
     /// Generations: each can use the whole output maximum.
     pub choices: u64,
     /// The output maximum of one choice, where the client gave one.
@@ -197,11 +199,17 @@ impl Ask {
     /// Whatever else is in the body may reach the prompt (`response_format`, `documents`, template
     /// arguments, fields not known here), so its bytes count.
     pub(crate) fn other_fields(&mut self, body: &Fields) {
+        self.fields_besides(body, &["system"]);
+    }
+
+    /// The same besides `counted`, which were counted already or add nothing.
+    pub(crate) fn fields_besides(&mut self, body: &Fields, counted: &[&str]) {
         let functions = body.get("functions").and_then(Value::as_array);
         self.with_tools |= functions.is_some_and(|functions| !functions.is_empty());
         for (name, value) in body {
-            let plain =
-                PLAIN_FIELDS.contains(&name.as_str()) || name == "system" || is_level(name, value);
+            let plain = PLAIN_FIELDS.contains(&name.as_str())
+                || counted.contains(&name.as_str())
+                || is_level(name, value);
             if !value.is_null() && !plain {
                 self.text_bytes += name.len() as u64 + json_bytes(value);
             }

@@ -22,8 +22,8 @@ impl Api {
     /// after the usage. Whoever reads messages takes one without its mark for whole, so none may be.
     pub fn may_end_unmarked(self) -> bool {
         match self {
-            Self::Chat => true,
-            Self::Messages => false,
+            Self::Chat | Self::Completions => true,
+            Self::Messages | Self::Embeddings => false,
         }
     }
 }

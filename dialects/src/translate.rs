@@ -68,9 +68,16 @@ pub struct Name {
 /// The way between a client's API and an upstream's; none where all is passed on as it is.
 pub fn between(client: Api, upstream: Api) -> Result<Option<Translation>, FieldError> {
     match (client, upstream) {
-        (Api::Chat, Api::Chat) | (Api::Messages, Api::Messages) => Ok(None),
+        _ if client == upstream => Ok(None),
         (Api::Messages, Api::Chat) => Ok(Some(Translation::MessagesToChat)),
         (Api::Chat, Api::Messages) => Ok(Some(Translation::ChatToMessages)),
+        (client, _) => Err(FieldError::invalid(
+            "model",
+            format!(
+                "is not served over /v1/{}: its server does not speak it",
+                client.path().trim_start_matches("v1/")
+            ),
+        )),
     }
 }
 

@@ -26,10 +26,12 @@ pub(crate) struct Bound {
 
 /// The bound for an upstream whose tokenizer is not known.
 pub(crate) fn by_bytes(ask: &Ask, model: &UpstreamModel) -> Result<Bound, ApiError> {
-    if ask.text_bytes / TOKEN_BYTES_MAX >= model.context {
+    // each prompt is read within the context by itself
+    let context = model.context.saturating_mul(ask.prompts.max(1));
+    if ask.text_bytes / TOKEN_BYTES_MAX >= context {
         return Err(ApiError::context_exceeded(
             ask.text_bytes / TOKEN_BYTES_MAX,
-            model.context,
+            context,
         ));
     }
     let framing = ask.framed.saturating_mul(model.message_allowance);
@@ -41,11 +43,11 @@ pub(crate) fn by_bytes(ask: &Ask, model: &UpstreamModel) -> Result<Bound, ApiErr
     let bytes = [framing, tools, model.request_allowance]
         .into_iter()
         .fold(ask.text_bytes, u64::saturating_add);
-    let left = model.context.saturating_sub(bytes / TOKEN_BYTES_GUESS);
+    let left = context.saturating_sub(bytes / TOKEN_BYTES_GUESS);
     let default = left.min(model.output_default.unwrap_or(u64::MAX));
     Ok(Bound {
         // a longer input is refused by the upstream, or cut
-        input_tokens: bytes.min(model.context),
+        input_tokens: bytes.min(context),
         output_tokens: ask.max.unwrap_or(default).clamp(1, model.output.max(1)),
     })
 }
@@ -162,6 +164,17 @@ mod tests {
         let mut body = hi(json!({}));
         body["messages"][0]["content"] = json!("word ".repeat(5600));
         assert_eq!(bound(&body).input_tokens, 8192, "28,016 by their bytes");
+    }
+
+    #[test]
+    fn several_prompts_have_a_context_each() {
+        let body = object(json!({"model": "m", "prompt": vec!["x".repeat(20_000); 3]}));
+        let bound = by_bytes(&Api::Completions.ask(&body).unwrap(), &model()).unwrap();
+        assert_eq!((bound.input_tokens, bound.output_tokens), (3 * 8192, 16));
+        let body = object(json!({"model": "m", "input": ["abc", "de"]}));
+        let ask = Api::Embeddings.ask(&body).unwrap();
+        let bound = by_bytes(&ask, &model()).unwrap();
+        assert_eq!((bound.input_tokens, ask.choices), (5 + 2 * 8 + 8, 0));
     }
 
     #[test]

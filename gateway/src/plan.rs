@@ -29,10 +29,14 @@ use crate::{
     },
 };
 
+mod tokens;
+
 /// What will be done, once the hold is granted.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) dialect: Dialect,
+    /// What the upstream is asked in.
+    pub(crate) api: Api,
     pub(crate) caller: Caller,
     pub(crate) model: ModelId,
     /// As it will be forwarded, but for the output maximum.
@@ -74,11 +78,11 @@ impl Planner {
         } = received;
         let model = model_id(&body)?;
         let candidate = self.catalog.candidate(&model, &[])?;
-        let api = candidate.api();
+        let api = candidate.api(client);
         let way = between(client, api)?;
         let reading = move || Ok((read(way, api, body)?, room));
         let ((mut body, ask), room) = aside.work(reading).await?;
-        self.screen(&caller, &headers, allowed(&candidate), &mut body)
+        self.screen(&caller, &headers, allowed(&candidate, api), &mut body)
             .await?;
         let (candidate, bound) = self.bound(&model, candidate, &ask, &body).await?;
         if ask.stream {
@@ -99,6 +103,7 @@ impl Planner {
         self.metrics.stage(Stage::Bound, began.elapsed());
         Ok(Plan {
             dialect: client.dialect(),
+            api,
             caller,
             model,
             body,
@@ -192,8 +197,7 @@ impl Plan {
     }
 }
 
-fn allowed(candidate: &Candidate) -> Allowed<'_> {
-    let api = candidate.api();
+fn allowed(candidate: &Candidate, api: Api) -> Allowed<'_> {
     match candidate {
         Candidate::Foreign(upstream, model) => Allowed {
             api,

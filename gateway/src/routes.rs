@@ -24,6 +24,7 @@ use crate::{
     receive::RequestId,
 };
 
+mod count;
 mod generate;
 mod health;
 mod key;
@@ -38,15 +39,15 @@ pub(crate) fn table(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(generate::chat_completions))
         .route("/v1/messages", post(generate::messages))
+        .route("/v1/messages/count_tokens", post(count::count_tokens))
+        .route("/v1/completions", post(generate::completions))
+        .route("/v1/embeddings", post(generate::embeddings))
         .route("/v1/models", get(models::all))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/key", get(key::key))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
-        .route("/v1/completions", any(not_served))
         .route("/v1/responses", any(not_served))
-        .route("/v1/embeddings", any(not_served))
-        .route("/v1/messages/count_tokens", any(not_served))
         .route("/admin/v1/{*rest}", any(not_served))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
@@ -83,9 +84,12 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
 
 /// The route as a label: a fixed set, whatever is asked for.
 fn known_route(path: &str) -> &'static str {
-    const ROUTES: [&str; 7] = [
+    const ROUTES: [&str; 10] = [
         "/v1/chat/completions",
         "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/completions",
+        "/v1/embeddings",
         "/v1/models",
         "/v1/models/{*id}",
         "/v1/key",
@@ -122,7 +126,6 @@ async fn not_served(uri: Uri) -> Response {
         path if path.starts_with("/admin/") => {
             "declare accounts, keys and caps in the configuration file"
         }
-        "/v1/messages/count_tokens" | "/v1/embeddings" => "nothing here takes its place yet",
         _ => "use POST /v1/chat/completions or POST /v1/messages",
     };
     ApiError::route_not_served(uri.path(), instead).into_response(dialect(&uri))

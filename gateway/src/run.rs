@@ -128,15 +128,17 @@ impl Runner {
         if let Some(grant) = &grant {
             grant_headers(grant, (self.clock)(), &mut headers);
             if grant.clamped {
-                max = (grant.hold.output_tokens / ask.choices).max(1);
+                let each = grant.hold.output_tokens.checked_div(ask.choices);
+                max = each.unwrap_or(0).max(1);
                 headers.insert(X_CLAMPED, max.into());
             }
         }
-        let api = candidate.api();
+        let api = plan.api;
         api.set_max(&mut body, max, candidate.max_field());
         let pass = self.pass(reservation.as_ref());
         let attempt = Attempt::new(
             &candidate,
+            api,
             &pass,
             &plan.headers,
             written(&body, exact.as_ref()),

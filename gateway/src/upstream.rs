@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bytes::Bytes;
 use reqwest::Url;
 use seatbelt_dialects::{Api, Dialect, MaxField, Priced, allow::Profile};
-use seatbelt_schemas::neuron::PATH_CHAT;
+use seatbelt_schemas::neuron::{PATH_CHAT, PATH_COMPLETIONS};
 
 use crate::config::{Secret, UpstreamConfig, UpstreamModel};
 
@@ -44,13 +44,13 @@ pub(crate) struct Upstream {
     pub(crate) profile: Profile,
     pub(crate) allow_fields: Vec<String>,
     pub(crate) errors_are_free: bool,
-    pub(crate) url: Url,
+    /// Its base with a slash at its end.
+    base: Url,
     pub(crate) api_key: Option<Secret>,
 }
 
 impl Upstream {
     fn new(config: &UpstreamConfig) -> Option<Self> {
-        let path = Api::of(config.kind).path();
         let base = config.base_url.trim_end_matches('/');
         Some(Self {
             name: config.name.clone(),
@@ -58,9 +58,17 @@ impl Upstream {
             profile: config.profile(),
             allow_fields: config.allow_fields.clone(),
             errors_are_free: config.errors_are_free,
-            url: Url::parse(&format!("{base}/{path}")).ok()?,
+            base: Url::parse(&format!("{base}/"))
+                .ok()
+                .filter(|base| !base.cannot_be_a_base())?,
             api_key: config.api_key.clone(),
         })
+    }
+
+    /// Where it serves an API.
+    fn url(&self, api: Api) -> Url {
+        let url = self.base.join(api.path());
+        url.expect("the path of an API is one below any base")
     }
 }
 
@@ -73,9 +81,14 @@ impl Candidate {
         }
     }
 
-    /// What it speaks.
-    pub(crate) fn api(&self) -> Api {
+    /// What it is asked in by a client of `client`: the same where it speaks that too.
+    pub(crate) fn api(&self, client: Api) -> Api {
+        let speaks = match self {
+            Self::Foreign(upstream, _) => upstream.kind == client.dialect(),
+            Self::Neuron(_) => client == Api::Completions,
+        };
         match self {
+            _ if speaks => client,
             Self::Foreign(upstream, _) => Api::of(upstream.kind),
             Self::Neuron(_) => Api::Chat,
         }
@@ -126,6 +139,7 @@ impl Attempt {
     /// What goes out to `candidate`; `pass` is for a neuron.
     pub(crate) fn new(
         candidate: &Candidate,
+        api: Api,
         pass: &Pass<'_>,
         client: &HeaderMap,
         body: Vec<u8>,
@@ -136,11 +150,15 @@ impl Attempt {
         let url = match candidate {
             Candidate::Foreign(upstream, _) => {
                 upstream_headers(upstream, client, &mut headers);
-                upstream.url.clone()
+                upstream.url(api)
             }
             Candidate::Neuron(neuron) => {
-                pass.write(&neuron.neuron, PATH_CHAT, &body, &mut headers);
-                neuron.chat_url.clone()
+                let (path, url) = match api {
+                    Api::Completions => (PATH_COMPLETIONS, &neuron.completions_url),
+                    _ => (PATH_CHAT, &neuron.chat_url),
+                };
+                pass.write(&neuron.neuron, path, &body, &mut headers);
+                url.clone()
             }
         };
         Self {
@@ -217,7 +235,7 @@ mod tests {
             held: None,
             deadline_ms: 1,
         };
-        Attempt::new(candidate, &pass, &client, body)
+        Attempt::new(candidate, candidate.api(Api::Chat), &pass, &client, body)
     }
 
     fn shown<'a>(attempt: &'a Attempt, name: &str) -> Vec<&'a str> {
@@ -254,6 +272,25 @@ mod tests {
         assert_eq!(anthropic.url.as_str(), "http://h:1/base/v1/messages");
         assert_eq!(shown(&anthropic, "x-api-key"), ["sk-u"]);
         assert_eq!(shown(&anthropic, "anthropic-version"), [ANTHROPIC_VERSION]);
+    }
+
+    #[test]
+    fn an_upstream_is_asked_in_what_its_client_speaks_where_it_can_be() {
+        let openai = foreign(Dialect::OpenAi, None);
+        for api in [Api::Chat, Api::Completions, Api::Embeddings] {
+            assert_eq!(openai.api(api), api);
+        }
+        assert_eq!(openai.api(Api::Messages), Api::Chat);
+        let anthropic = foreign(Dialect::Anthropic, None);
+        for api in [Api::Chat, Api::Messages, Api::Completions, Api::Embeddings] {
+            assert_eq!(anthropic.api(api), Api::Messages);
+        }
+        let Candidate::Foreign(upstream, _) = openai else {
+            panic!("it is foreign")
+        };
+        let at = |api| upstream.url(api).to_string();
+        assert_eq!(at(Api::Embeddings), "http://h:1/base/embeddings");
+        assert_eq!(at(Api::Completions), "http://h:1/base/completions");
     }
 
     #[test]

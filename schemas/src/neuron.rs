@@ -8,6 +8,8 @@ pub mod signature;
 
 /// Where a neuron answers chats.
 pub const PATH_CHAT: &str = "/v1/chat/completions";
+/// Where a neuron goes on with a text.
+pub const PATH_COMPLETIONS: &str = "/v1/completions";
 /// Where a neuron counts the tokens of a prompt.
 pub const PATH_TOKENIZE: &str = "/tokenize";
 

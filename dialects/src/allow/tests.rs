@@ -50,6 +50,7 @@ fn refused(api: Api, extra: Value, param: &str) {
     let profiles = match api {
         Api::Chat => [Profile::OpenAi, Profile::Generic],
         Api::Messages => [Profile::Anthropic, Profile::Generic],
+        Api::Completions | Api::Embeddings => [Profile::OpenAi, Profile::Generic],
     };
     for profile in profiles {
         let found = named(api, profile, &[], extra.clone());
@@ -435,4 +436,50 @@ fn a_version_that_is_not_listed_is_refused() {
         assert!(!check(Api::Messages, unknown), "{unknown}");
     }
     assert!(check(Api::Chat, "2099-01-01"), "it is not sent on");
+}
+
+#[test]
+fn texts_and_embeddings_have_lists_of_their_own() {
+    for (api, field) in [
+        (Api::Completions, "messages"),
+        (Api::Completions, "tools"),
+        (Api::Completions, "prompt_embeds"),
+        (Api::Completions, "never_heard_of"),
+        (Api::Embeddings, "messages"),
+        (Api::Embeddings, "stream"),
+        (Api::Embeddings, "never_heard_of"),
+    ] {
+        let body = map(json!({ "model": "m", field: ["a"] }));
+        for profile in [Profile::OpenAi, Profile::Generic] {
+            let allowed = Allowed {
+                api,
+                profile,
+                accepted: [&[], &[]],
+                output_max: OUTPUT_MAX,
+            };
+            assert_eq!(allowed.check(&body).unwrap_err().param, field);
+        }
+    }
+    let allowed = Allowed {
+        api: Api::Completions,
+        profile: Profile::OpenAi,
+        accepted: [&[], &[]],
+        output_max: OUTPUT_MAX,
+    };
+    let body = json!({
+        "model": "m", "prompt": ["a"], "suffix": "b", "echo": true, "best_of": 2, "n": 1, "logprobs": 5,
+        "stream": true, "stream_options": {"include_usage": true}, "stop": ["x"], "user": "u",
+    });
+    allowed.check(&map(body)).unwrap();
+    let mut top_k = map(json!({"model": "m", "prompt": "a", "top_k": 5}));
+    assert_eq!(allowed.check(&top_k).unwrap_err().param, "top_k");
+    top_k.shift_remove("top_k");
+    let embeddings = Allowed {
+        api: Api::Embeddings,
+        ..allowed
+    };
+    let body = json!({"model": "m", "input": [1, 2], "encoding_format": "base64", "dimensions": 8, "user": "u"});
+    embeddings.check(&map(body)).unwrap();
+    let odd = map(json!({"model": "m", "input": "a", "dimensions": "x"}));
+    assert_eq!(embeddings.check(&odd).unwrap_err().param, "dimensions");
 }

@@ -184,7 +184,7 @@ fn is_done(data: &Bytes) -> bool {
     data.trim_ascii() == b"[DONE]"
 }
 
-fn include_usage(body: &Fields) -> Result<bool, FieldError> {
+pub(super) fn include_usage(body: &Fields) -> Result<bool, FieldError> {
     match body.get("stream_options") {
         None | Some(Value::Null) => Ok(false),
         Some(Value::Object(options)) => flag(options, "include_usage"),

@@ -127,7 +127,10 @@ impl Told {
             told.reports_of(choice, Some(place));
         }
         let outputs = choices.iter().flat_map(Choice::outputs);
-        let outputs: Vec<_> = outputs.chain(body.0.all("content")).collect();
+        let mut outputs: Vec<_> = outputs.chain(body.0.all("content")).collect();
+        if api == Api::Embeddings {
+            outputs.extend(body.0.all("data"));
+        }
         let has_content = outputs.iter().any(|raw| has_content(raw));
         Some(Self {
             usage: told

@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use super::{Name, Translation};
 use crate::{
-    api::Api,
     ask::Ask,
     face::Face,
     fields::Fields,
@@ -36,17 +35,13 @@ fn face(way: Translation) -> Face {
     way.face(name, &Ask::default(), &Fields::new())
 }
 
-fn api(way: Translation) -> (Api, Api) {
-    (way.client(), way.upstream())
-}
-
 /// Plays a stream that is cut after so many bytes; what went out, as the relay lets it go.
 fn played(way: Translation, stream: &[u8], chunks: &[usize], cut: usize) -> Vec<SseEvent> {
     let sent = Sent {
         choices: 1,
         long_writes: false,
     };
-    let (mut face, mut told) = (face(way), StreamTold::new(api(way).1, sent));
+    let (mut face, mut told) = (face(way), StreamTold::new(way.upstream(), sent));
     let (mut reader, mut held, mut out) = (SseReader::default(), BytesMut::new(), BytesMut::new());
     let stream = &stream[..cut.min(stream.len())];
     let mut borders: Vec<usize> = chunks.iter().map(|at| at % (stream.len() + 1)).collect();
@@ -158,9 +153,9 @@ fn read_chat(events: &[SseEvent]) -> Read {
 }
 
 fn read(way: Translation, events: &[SseEvent]) -> Read {
-    match api(way).0 {
-        Api::Messages => read_messages(events),
-        Api::Chat => read_chat(events),
+    match way {
+        Translation::MessagesToChat => read_messages(events),
+        Translation::ChatToMessages => read_chat(events),
     }
 }
 
@@ -318,9 +313,9 @@ fn messages_stream(pieces: &[Piece], at: usize) -> Vec<u8> {
 }
 
 fn stream(way: Translation, pieces: &[Piece], at: usize) -> Vec<u8> {
-    match api(way).1 {
-        Api::Chat => chat_stream(pieces, at),
-        Api::Messages => messages_stream(pieces, at),
+    match way {
+        Translation::MessagesToChat => chat_stream(pieces, at),
+        Translation::ChatToMessages => messages_stream(pieces, at),
     }
 }
 

@@ -45,8 +45,15 @@ fn assistant(part: &Value) -> Value {
 
 #[test]
 fn every_pair_has_one_way() {
-    for api in [Api::Chat, Api::Messages] {
+    for api in [Api::Chat, Api::Messages, Api::Completions, Api::Embeddings] {
         assert_eq!(between(api, api).unwrap(), None);
+    }
+    for client in [Api::Completions, Api::Embeddings] {
+        for upstream in [Api::Chat, Api::Messages] {
+            let none = between(client, upstream).unwrap_err();
+            assert_eq!(none.param, "model");
+            assert!(none.problem.contains("/v1/"), "{}", none.problem);
+        }
     }
     let way = between(Api::Messages, Api::Chat).unwrap();
     assert_eq!(way, Some(Translation::MessagesToChat));

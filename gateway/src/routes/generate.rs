@@ -1,4 +1,5 @@
-//! `POST /v1/chat/completions` and `POST /v1/messages`: received, planned, reserved, run.
+//! Whatever generates or reads a text for money (`POST /v1/chat/completions`, `/v1/messages`,
+//! `/v1/completions`, `/v1/embeddings`): received, planned, reserved, run.
 //!
 //! All take the same way; only once the hold is granted anything is dispatched. Until then all of it
 //! lives in the connection's own task, so that a client which leaves gives up its place in the queue.
@@ -24,6 +25,16 @@ pub(super) async fn chat_completions(State(app): State<Arc<App>>, request: Reque
 /// `POST /v1/messages`.
 pub(super) async fn messages(State(app): State<Arc<App>>, request: Request) -> Response {
     answer(&app, request, Api::Messages).await
+}
+
+/// `POST /v1/completions`.
+pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -> Response {
+    answer(&app, request, Api::Completions).await
+}
+
+/// `POST /v1/embeddings`.
+pub(super) async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Response {
+    answer(&app, request, Api::Embeddings).await
 }
 
 async fn answer(app: &App, request: Request, api: Api) -> Response {

@@ -14,7 +14,7 @@ use std::{
 use reqwest::Url;
 use seatbelt_schemas::{
     ids::{ModelId, NeuronId},
-    neuron::{NeuronModel, NeuronRecord, PATH_CHAT, PATH_TOKENIZE},
+    neuron::{NeuronModel, NeuronRecord, PATH_CHAT, PATH_COMPLETIONS, PATH_TOKENIZE},
 };
 
 /// Most neurons whose load is counted before those without one are forgotten.
@@ -25,6 +25,7 @@ const COUNTED_MAX: usize = 4096;
 pub(crate) struct ChosenNeuron {
     pub(crate) neuron: NeuronId,
     pub(crate) chat_url: Url,
+    pub(crate) completions_url: Url,
     pub(crate) tokenize_url: Url,
     pub(crate) model: NeuronModel,
     busy: Arc<AtomicU64>,
@@ -77,12 +78,14 @@ impl Loads {
     fn choose(&self, record: &NeuronRecord, served: &NeuronModel) -> Option<ChosenNeuron> {
         let base = Url::parse(&record.url).ok().filter(Url::has_host)?;
         let chat_url = base.join(PATH_CHAT).ok()?;
+        let completions_url = base.join(PATH_COMPLETIONS).ok()?;
         let tokenize_url = base.join(PATH_TOKENIZE).ok()?;
         let busy = self.busy(&record.neuron);
         busy.fetch_add(1, Relaxed);
         Some(ChosenNeuron {
             neuron: record.neuron.clone(),
             chat_url,
+            completions_url,
             tokenize_url,
             model: served.clone(),
             busy,

@@ -14,4 +14,5 @@ mod service;
 mod streams;
 mod support;
 mod tenants;
+mod texts;
 mod translated;

@@ -23,7 +23,7 @@ async fn with_neuron(limit: u64) -> Stack {
 }
 
 /// Registers the upstream as a neuron.
-fn serves(stack: &Stack) {
+pub(crate) fn serves(stack: &Stack) {
     let model = NeuronModel {
         id: ModelId::new("tiny").unwrap(),
         context: 64,
@@ -45,7 +45,7 @@ fn serves(stack: &Stack) {
         .unwrap();
 }
 
-fn tiny(mut body: Value) -> Value {
+pub(crate) fn tiny(mut body: Value) -> Value {
     body["model"] = json!("tiny");
     body
 }

@@ -1,0 +1,131 @@
+//! `POST /v1/messages/count_tokens`: how many tokens a request would have, without making it.
+//!
+//! Nothing is reserved, since nothing is charged: Anthropic counts for free, a neuron counts exactly, and for
+//! any other upstream the answer is the bound that a hold would have.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use bytes::{Bytes, BytesMut};
+use seatbelt_dialects::{Api, allow::refuse_state, translate::between};
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::{Planner, allowed, model_id, read};
+use crate::{
+    bound::by_bytes,
+    clock::ms,
+    error::ApiError,
+    receive::Received,
+    upstream::{Attempt, Candidate, count::count, neuron::Pass},
+};
+
+/// Largest answer to a count.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// How long an upstream may count.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How many tokens, and on whose word.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    /// `upstream`, `exact` (the model's own tokenizer) or `bound` (no more than these).
+    pub(crate) by: &'static str,
+    pub(crate) status: StatusCode,
+    pub(crate) body: Bytes,
+}
+
+impl Counted {
+    fn here(by: &'static str, tokens: u64) -> Self {
+        Self {
+            by,
+            status: StatusCode::OK,
+            body: json!({ "input_tokens": tokens }).to_string().into(),
+        }
+    }
+}
+
+impl Planner {
+    /// Counts what a body of `/v1/messages` has, which needs no maximum for that.
+    pub(crate) async fn count_tokens(&self, received: Received) -> Result<Counted, ApiError> {
+        let Received {
+            headers,
+            mut body,
+            exact,
+            aside,
+            // kept to the end
+            place: _place,
+            room,
+            ..
+        } = received;
+        let model = model_id(&body)?;
+        let candidate = self.catalog.candidate(&model, &[])?;
+        let api = candidate.api(Api::Messages);
+        refuse_state(&body, allowed(&candidate, api).accepted)?;
+        if api == Api::Messages {
+            let pass = Pass {
+                secret: &self.counter.secret,
+                held: None,
+                deadline_ms: (self.counter.clock)().saturating_add(ms(COUNT_TIMEOUT)),
+            };
+            let mut written =
+                serde_json::to_vec(&body).expect("a JSON object is written to memory");
+            if let Some(exact) = &exact {
+                written = exact.unmarked(&written);
+            }
+            let mut attempt = Attempt::new(&candidate, api, &pass, &headers, written);
+            if let Ok(mut path) = attempt.url.path_segments_mut() {
+                path.push("count_tokens");
+            }
+            return self.asked(attempt, &candidate.name()).await;
+        }
+        body.entry("max_tokens").or_insert_with(|| json!(1));
+        let way = between(Api::Messages, api)?;
+        let reading = move || Ok((read(way, api, body)?, room));
+        let ((body, ask), _room) = aside.work(reading).await?;
+        match candidate {
+            Candidate::Foreign(_, limits) => Ok(Counted::here(
+                "bound",
+                by_bytes(&ask, &limits)?.input_tokens,
+            )),
+            Candidate::Neuron(neuron) => {
+                let (_, tokens) = count(&self.counter, &model, neuron, &body).await?;
+                Ok(Counted::here("exact", tokens))
+            }
+        }
+    }
+
+    async fn asked(&self, attempt: Attempt, upstream: &str) -> Result<Counted, ApiError> {
+        let asking = async {
+            let call = self.counter.client.post(attempt.url);
+            let call = call.headers(attempt.headers).body(attempt.body);
+            let mut answer = call.send().await?;
+            let mut body = BytesMut::new();
+            while let Some(chunk) = answer.chunk().await? {
+                body.extend_from_slice(&chunk);
+                if body.len() > ANSWER_BYTES_MAX {
+                    break;
+                }
+            }
+            Ok::<_, reqwest::Error>((answer.status(), body.freeze()))
+        };
+        let broke = |log: String| ApiError::upstream_broke(upstream, log);
+        let (status, body) = match timeout(COUNT_TIMEOUT, asking).await {
+            Err(_) => return Err(ApiError::upstream_timeout(upstream)),
+            Ok(Err(error)) => return Err(broke(error.to_string())),
+            Ok(Ok(answered)) => answered,
+        };
+        let is_operators = matches!(status.as_u16(), 401..=403);
+        match status {
+            _ if body.len() > ANSWER_BYTES_MAX => Err(broke("its answer is too large".to_owned())),
+            _ if is_operators || status.is_redirection() || status.is_informational() => {
+                let log = format!("upstream {upstream} answered {status} to a count");
+                Err(ApiError::upstream_refused(upstream, log))
+            }
+            _ => Ok(Counted {
+                by: "upstream",
+                status,
+                body,
+            }),
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! `POST /v1/messages/count_tokens`: costs nothing, and a header says who counted.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderName, HeaderValue, header},
+    response::Response,
+};
+use seatbelt_dialects::Dialect;
+
+use crate::{
+    app::App,
+    error::{ApiError, BY_UPSTREAM, X_REFUSED_BY},
+};
+
+/// Who counted.
+const X_COUNTED: HeaderName = HeaderName::from_static("x-seatbelt-counted");
+
+pub(super) async fn count_tokens(State(app): State<Arc<App>>, request: Request) -> Response {
+    counted(&app, request).await.unwrap_or_else(|error| {
+        error.note();
+        error.into_response(Dialect::Anthropic)
+    })
+}
+
+async fn counted(app: &App, request: Request) -> Result<Response, ApiError> {
+    let received = app.receiver.receive(request).await?;
+    let counted = app.planner.count_tokens(received).await?;
+    let mut response = Response::new(Body::from(counted.body));
+    *response.status_mut() = counted.status;
+    let headers = response.headers_mut();
+    let json = HeaderValue::from_static("application/json");
+    headers.insert(header::CONTENT_TYPE, json);
+    headers.insert(X_COUNTED, HeaderValue::from_static(counted.by));
+    if !counted.status.is_success() {
+        headers.insert(X_REFUSED_BY, BY_UPSTREAM);
+    }
+    Ok(response)
+}
