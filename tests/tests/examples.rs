@@ -1,0 +1,36 @@
+//! The examples run as they are written.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use seatbelt_tests::{Foreign, Key, Stack, python};
+use serde_json::json;
+
+#[tokio::test]
+async fn the_bill_from_the_feed_is_what_the_key_spent() {
+    let foreign = Foreign::start().await;
+    let stack = Stack::new()
+        .upstream(&foreign)
+        .key(Key::new("cap").hard_cap(1000))
+        .start()
+        .await;
+    let home = stack.home();
+    let nats = home.data().join("nats.json");
+    let bills = home.data().join("bills.sqlite");
+    let arguments = [nats.to_str().unwrap(), bills.to_str().unwrap(), "--once"];
+    let mut requests = 0;
+    // the second time it goes on where it was
+    for more in [1, 2] {
+        for _ in 0..more {
+            assert!(stack.chat("sk-cap", 20).await.is_ok());
+            requests += 1;
+        }
+        let cap = stack
+            .cap("sk-cap", "everything is settled", |cap| {
+                cap["spent"] == requests * 15 && cap["held"] == 0
+            })
+            .await;
+        let bill = python::run("../../examples/billing/bill.py", &arguments).await;
+        let account = bill["account"].as_str().unwrap();
+        let paid = json!({"account": account, "tokens": cap["spent"], "nano_usd": 0, "requests": requests});
+        assert_eq!(bill, paid);
+    }
+}
