@@ -14,7 +14,11 @@ use futures::StreamExt;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
 
-use super::{Nats, connect::Troubles, stream::info};
+use super::{
+    Nats,
+    connect::Troubles,
+    stream::{info, kept_after},
+};
 
 /// Messages asked for at once: with commits of 64 KiB at most 16 MiB are held here.
 const BATCH_MESSAGES_MAX: usize = 256;
@@ -29,6 +33,8 @@ const IDLE_MAX: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long nothing may come before the stream is asked whether anything is left.
 const SILENCE: Duration = Duration::from_secs(2);
+/// How many such silences, each with a new answer to that question, are waited for.
+const SILENCES_MAX: u32 = 3;
 /// Pauses between tries.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -107,20 +113,30 @@ impl Cursor {
 
     /// The next message up to and including `to`, from `last` on; `None` where there is none left.
     /// A stream may have places without a message, also at its end: a consumer then never gets to
-    /// `to`, so silence is answered by asking how far the stream holds messages.
+    /// `to`, so silence is answered by asking which places hold none. Where one is said to hold a message
+    /// that is never delivered, the server cannot read what it keeps.
     pub(crate) async fn next_up_to(
         &mut self,
         last: u64,
         to: u64,
     ) -> Result<Option<Item>, CursorError> {
-        loop {
+        for _ in 0..SILENCES_MAX {
             if let Ok(next) = timeout(SILENCE, self.next()).await {
                 return next.map(|item| (item.sequence <= to).then_some(item));
             }
-            let state = info(&self.nats, &self.stream).await?.state;
-            if state.last_seq <= last || state.messages == 0 || state.first_seq > to {
+            if kept_after(&self.nats, &self.stream, last, to)
+                .await?
+                .is_none()
+            {
                 return Ok(None);
             }
+        }
+        match kept_after(&self.nats, &self.stream, last, to).await? {
+            None => Ok(None),
+            Some(at) => Err(format!(
+                "the server keeps a message at sequence {at} and does not give it: its files are damaged; delete the stream if it is derived, and it is made again"
+            )
+            .into()),
         }
     }
 
@@ -142,9 +158,31 @@ impl Cursor {
         }
     }
 
+    /// A stream that ends before what was read of it is another one, or lost its end: a consumer of it would
+    /// pass over what comes next.
+    async fn still_reaches(&self) -> Result<(), OpenError> {
+        if self.last == 0 {
+            return Ok(());
+        }
+        let found = info(&self.nats, &self.stream).await;
+        let found = found.map_err(|error| OpenError {
+            hopeless: error.code() == Some(ErrorCode::STREAM_NOT_FOUND),
+            source: error.into(),
+        })?;
+        let (end, last) = (found.state.last_seq, self.last);
+        match end < last {
+            false => Ok(()),
+            true => Err(OpenError {
+                hopeless: true,
+                source: format!("the stream ends at {end} and was read up to {last}").into(),
+            }),
+        }
+    }
+
     async fn open(&self) -> Result<Open, OpenError> {
         // from before the consumer is made, so that a loss in between is not missed
         let troubles = self.nats.troubles();
+        self.still_reaches().await?;
         let config = pull::Config {
             deliver_policy: DeliverPolicy::ByStartSequence {
                 start_sequence: self.last + 1,

@@ -3,6 +3,8 @@
 //! A stream is never altered here: one whose settings differ from what is relied on is an error
 //! that names the setting, for only an operator knows how it came to be.
 
+use std::collections::BTreeSet;
+
 use async_nats::jetstream::{
     self, ErrorCode, context::RequestErrorKind, response::Response, stream,
 };
@@ -111,6 +113,35 @@ pub(crate) async fn info(nats: &Nats, stream: &str) -> Result<StreamInfo, ApiErr
     .await
 }
 
+/// The first place after `last` up to and including `to` that the server says holds a message.
+pub(crate) async fn kept_after(
+    nats: &Nats,
+    stream: &str,
+    last: u64,
+    to: u64,
+) -> Result<Option<u64>, ApiError> {
+    #[derive(Deserialize)]
+    struct Info {
+        state: State,
+    }
+    #[derive(Deserialize)]
+    struct State {
+        #[serde(flatten)]
+        known: StreamState,
+        #[serde(default)]
+        deleted: Option<BTreeSet<u64>>,
+    }
+    let subject = format!("STREAM.INFO.{stream}");
+    let body = serde_json::json!({ "deleted_details": true });
+    let State { known, deleted } = ask::<Info>(nats, subject, &body).await?.state;
+    if known.messages == 0 {
+        return Ok(None);
+    }
+    let deleted = deleted.unwrap_or_default();
+    let mut places = known.first_seq.max(last + 1)..=known.last_seq.min(to);
+    Ok(places.find(|place| !deleted.contains(place)))
+}
+
 /// Makes the stream if it is missing, and compares `fields` of its settings if it is there.
 pub(crate) async fn ensure(
     nats: &Nats,
@@ -166,7 +197,7 @@ pub(crate) async fn inspect(
     }
 }
 
-fn provision_error(stream: &str, error: ApiError) -> ProvisionError {
+pub(crate) fn provision_error(stream: &str, error: ApiError) -> ProvisionError {
     let stream = stream.to_owned();
     match error {
         ApiError::Refused(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {

@@ -135,6 +135,13 @@ async fn next_event(cursor: &mut Cursor) -> Result<(u64, UsageEvent), super::cur
 async fn read(nats: Nats, stream: String, end: u64, waiting: Arc<Mutex<Waiting>>) {
     let mut last = end;
     loop {
+        if info(&nats, &stream)
+            .await
+            .is_ok_and(|found| found.state.last_seq < last)
+        {
+            warn!("the usage stream was made anew: reading it from its start");
+            last = 0;
+        }
         let mut cursor = Cursor::after(nats.clone(), stream.clone(), last);
         loop {
             match next_event(&mut cursor).await {
