@@ -154,3 +154,34 @@ pub fn kind(head: &Head, payload: &[u8]) -> Kind {
         std::cmp::Ordering::Greater => Kind::Later,
     }
 }
+
+/// What becomes of the messages at a journal's end that do not continue it, as far as their bytes tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// None of them was ever a commit of this journal.
+    Strays,
+    /// One stands where the next commit belongs, or says that it stands later and contradicts itself: most likely
+    /// it was the next commit, and was damaged.
+    Damaged,
+    /// A commit of a later place stands there, behind one that may have been damaged: it was decided on what
+    /// that one said.
+    Middle(Sequence),
+}
+
+/// Judges the messages behind `head`. A writer appends behind the commit before and nowhere else, so that one of
+/// a later place with nothing between that may be damaged is none of this journal.
+pub fn judge(head: &Head, messages: &[Stored]) -> Verdict {
+    let mut verdict = Verdict::Strays;
+    let mut may_be_damaged = false;
+    for message in messages {
+        let is_whole = Commit::read(&message.payload).is_ok();
+        match kind(head, &message.payload) {
+            Kind::Later if may_be_damaged => return Verdict::Middle(message.sequence),
+            Kind::Later if !is_whole => verdict = Verdict::Damaged,
+            Kind::Damaged => verdict = Verdict::Damaged,
+            Kind::Later | Kind::Foreign | Kind::Copy => {}
+        }
+        may_be_damaged |= !is_whole || verdict == Verdict::Damaged;
+    }
+    verdict
+}

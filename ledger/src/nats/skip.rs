@@ -23,7 +23,7 @@ use super::{
 use crate::{
     journal::{
         AppendError, Journal, ReadError, Sequence, Stored,
-        strays::{self, Kind},
+        strays::{self, Verdict},
     },
     outcomes::HOT_MAX,
     recovery::RecoveryError,
@@ -140,13 +140,12 @@ pub async fn find(nats: &Nats, adoption: &Adoption) -> Result<Found, SkipError> 
     if first == Sequence(1) {
         return Err(SkipError::Empty(partition));
     }
-    let kind = |stray: &Stored| strays::kind(resume.head(), &stray.payload);
-    if let Some(later) = strays.iter().find(|stray| kind(stray) == Kind::Later) {
-        let at = later.sequence;
-        return Err(SkipError::Middle { partition, at });
-    }
+    let looks_so = match strays::judge(resume.head(), &strays) {
+        Verdict::Strays => false,
+        Verdict::Damaged => true,
+        Verdict::Middle(at) => return Err(SkipError::Middle { partition, at }),
+    };
     let seen = look(nats, adoption).await?.filter(|(at, _)| *at >= first);
-    let looks_so = strays.iter().any(|stray| kind(stray) == Kind::Damaged);
     let damaged = match seen {
         Some((_, by)) => Some(by),
         None => looks_so.then_some("its own header"),

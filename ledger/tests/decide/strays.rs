@@ -10,7 +10,7 @@ use seatbelt_ledger::{
     journal::{
         Sequence,
         memory::MemoryJournal,
-        strays::{Kind, kind},
+        strays::{Kind, Verdict, judge, kind},
     },
     lookup,
     outcomes::HOT_MAX,
@@ -228,4 +228,43 @@ fn a_message_is_told_by_its_header() {
     let started = Commit::decode(&journal[0]).unwrap();
     let genesis = &started.events[0].event.body;
     assert!(matches!(genesis, EventBody::Genesis(_)));
+}
+
+/// Whoever appends stands behind the commit before: what skips places was not appended by a writer of this journal,
+/// unless something before it may have been damaged.
+#[test]
+fn a_commit_of_a_later_place_is_a_stray_where_nothing_before_it_can_have_been_damaged() {
+    let (journal, _) = honest();
+    let mut state = PartitionState::new(Partition(0));
+    let (last, rest) = journal.split_last().unwrap();
+    let (next, rest) = rest.split_last().unwrap();
+    for payload in rest {
+        state.accept(payload).unwrap();
+    }
+    let first = rest.len() as u64 + 1;
+    let stored = |payloads: &[&[u8]]| -> Vec<seatbelt_ledger::journal::Stored> {
+        let places = (first..).map(Sequence).zip(payloads);
+        let stored = places.map(|(sequence, payload)| seatbelt_ledger::journal::Stored {
+            sequence,
+            payload: Bytes::copy_from_slice(payload),
+        });
+        stored.collect()
+    };
+    let judged = |payloads: &[&[u8]]| judge(state.head(), &stored(payloads));
+    // bytes of the next commit and of the one after it that say something else than they did
+    let (mut damaged, mut contradicts) = (next.to_vec(), last.to_vec());
+    let end = damaged.len() - 20;
+    damaged[end..].fill(0xc1);
+    let end = contradicts.len() - 20;
+    contradicts[end..].fill(0xc1);
+    let whole: &[u8] = last;
+
+    assert_eq!(judged(&[whole]), Verdict::Strays);
+    assert_eq!(judged(&[whole, whole]), Verdict::Strays);
+    assert_eq!(judged(&[&journal[1], whole]), Verdict::Strays);
+    assert_eq!(judged(&[&contradicts]), Verdict::Damaged);
+    assert_eq!(judged(&[&damaged]), Verdict::Damaged);
+    let middle = Verdict::Middle(Sequence(first + 1));
+    assert_eq!(judged(&[&damaged, whole]), middle);
+    assert_eq!(judged(&[b"hello", whole]), middle);
 }
