@@ -7,7 +7,8 @@
 //! `{"partition":0,"sequence":1,"payload":"<hex>"}`; both are read. Commits of one partition are in
 //! order; partitions take turns.
 
-mod checkpoint;
+pub(crate) mod checkpoint;
+mod copied;
 mod export;
 mod progress;
 mod replay;

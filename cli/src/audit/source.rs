@@ -30,12 +30,13 @@ use seatbelt_schemas::{
     event::{EventBody, Genesis},
     ids::AccountId,
     names::Names,
-    position::{Partition, Partitions},
+    position::{PARTITIONS_MAX, Partition, Partitions},
 };
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use super::{AuditError, SourceArgs, sieve::without_skipped};
+use super::{AuditError, SourceArgs, copied, sieve::without_skipped};
 use crate::{
     config::{self, Config},
     nats_server::{NatsServer, NatsServerOptions, find_nats_server},
@@ -89,6 +90,8 @@ pub(super) enum Source {
         witnesses: Vec<(Partition, Witnesses)>,
         /// Kept while it is read, where it was started for that.
         started: Option<Box<NatsServer>>,
+        /// What it was started on, where that is a copy; goes after it.
+        copy: Option<TempDir>,
     },
     File(ExportFile),
 }
@@ -119,39 +122,31 @@ impl Source {
         }
         let path = place.config.as_deref().unwrap_or(Path::new(CONFIG_DEFAULT));
         let nats = Config::load_nats(path)?;
-        let (connected, started) = reach(&nats).await?;
-        Self::on(connected, &nats.names, started).await
+        let (connected, started, copied) = match reach(&nats).await {
+            Err(AuditError::Server(error)) if error.cannot_write() => {
+                let copied = copied::copy(&nats)?;
+                let (connected, started) = start(&nats, copied.path().to_owned()).await?;
+                (connected, Some(started), Some(copied))
+            }
+            reached => {
+                let (connected, started) = reached?;
+                (connected, started, None)
+            }
+        };
+        let mut source = Self::on(connected, &nats.names, started).await?;
+        if let Self::Server { copy, .. } = &mut source {
+            *copy = copied;
+        }
+        Ok(source)
     }
 
-    /// Opens every journal of the ledger on a server; how many there are says its genesis.
+    /// Opens every journal of the ledger on a server.
     async fn on(
         nats: Nats,
         names: &Names,
         started: Option<Box<NatsServer>>,
     ) -> Result<Self, AuditError> {
-        let first = match NatsJournal::open_existing(&nats, names, Partition(0)).await {
-            Ok(first) => first,
-            Err(error @ ProvisionError::Missing { .. }) => {
-                let detail = error.to_string();
-                return Err(AuditError::NoLedger { detail });
-            }
-            Err(source) => return Err(open_error(Partition(0), source)),
-        };
-        let partitions = match first.get(Sequence(1)).await {
-            Ok(Some(stored)) => partitions_of(Partition(0), &stored)?,
-            Ok(None) => {
-                let detail = "its journal is empty".to_owned();
-                return Err(AuditError::NoLedger { detail });
-            }
-            Err(source) => {
-                let (partition, at) = (Partition(0), Sequence(1));
-                return Err(AuditError::Read {
-                    partition,
-                    at,
-                    source,
-                });
-            }
-        };
+        let partitions = partitions_on(&nats, names).await?;
         let witnesses = witnesses(&nats, names, partitions).await;
         let mut journals = Vec::new();
         for partition in partitions.iter() {
@@ -167,6 +162,7 @@ impl Source {
             partitions,
             witnesses,
             started,
+            copy: None,
         })
     }
 
@@ -287,14 +283,60 @@ impl Source {
     pub(super) async fn close(self) {
         if let Self::Server {
             journals,
+            witnesses,
             started: Some(server),
+            copy,
             ..
         } = self
         {
             // the connection first: its end is no loss then
-            drop(journals);
+            drop((journals, witnesses));
             server.stop().await;
+            drop(copy);
         }
+    }
+}
+
+/// How many partitions the ledger on a server has: what the genesis of any journal says, or META where none can
+/// be read.
+async fn partitions_on(nats: &Nats, names: &Names) -> Result<Partitions, AuditError> {
+    let mut first = None;
+    for partition in (0..PARTITIONS_MAX).map(Partition) {
+        match of_journal(nats, names, partition).await {
+            Ok(partitions) => return Ok(partitions),
+            Err(error @ AuditError::Open { .. }) => return Err(error),
+            Err(error) => drop(first.get_or_insert(error)),
+        }
+    }
+    let known = nats::meta(nats, names).await.map(|meta| meta.partitions);
+    known.map_err(|_| first.expect("there is no ledger without a partition"))
+}
+
+/// What one journal says of it; [`AuditError::NoLedger`] where it is not there or empty.
+async fn of_journal(
+    nats: &Nats,
+    names: &Names,
+    partition: Partition,
+) -> Result<Partitions, AuditError> {
+    let journal = match NatsJournal::open_existing(nats, names, partition).await {
+        Ok(journal) => journal,
+        Err(error @ ProvisionError::Missing { .. }) => {
+            let detail = error.to_string();
+            return Err(AuditError::NoLedger { detail });
+        }
+        Err(source) => return Err(open_error(partition, source)),
+    };
+    let at = Sequence(1);
+    match journal.get(at).await {
+        Ok(Some(stored)) => partitions_of(partition, &stored),
+        Ok(None) => Err(AuditError::NoLedger {
+            detail: "its journal is empty".to_owned(),
+        }),
+        Err(source) => Err(AuditError::Read {
+            partition,
+            at,
+            source,
+        }),
     }
 }
 
@@ -344,13 +386,22 @@ async fn embedded(nats: &config::Nats) -> Result<(Nats, Option<Box<NatsServer>>)
     if !data_dir.join("jetstream").is_dir() {
         return Err(AuditError::NoData { data_dir });
     }
+    let (connected, server) = start(nats, data_dir).await?;
+    Ok((connected, Some(server)))
+}
+
+/// A server on a folder, for as long as it is read.
+async fn start(
+    nats: &config::Nats,
+    data_dir: PathBuf,
+) -> Result<(Nats, Box<NatsServer>), AuditError> {
     let binary = match &nats.server {
         Some(binary) => binary.clone(),
         None => find_nats_server()?,
     };
     let server = NatsServer::start(NatsServerOptions::new(binary, data_dir)).await?;
     let connected = dial(&server.url(), CONNECT_PATIENCE).await?;
-    Ok((connected, Some(Box::new(server))))
+    Ok((connected, Box::new(server)))
 }
 
 fn announced(data_dir: &Path) -> Option<String> {

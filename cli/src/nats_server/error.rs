@@ -101,3 +101,16 @@ pub enum NatsServerError {
         tail: String,
     },
 }
+
+impl NatsServerError {
+    /// Whether its folder is there and may only be read.
+    pub(crate) fn cannot_write(&self) -> bool {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        match self {
+            Self::Folder { source, .. } => {
+                matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem)
+            }
+            _ => false,
+        }
+    }
+}
