@@ -4,15 +4,19 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Args, Subcommand};
-use seatbelt_ledger::nats::{
-    self,
-    adopt::{AdoptError, Adoption, adopt, doubt},
-    provision::GenesisError,
-    rebuild::{self, RebuildError},
-    skip::{self, SkipError},
+use seatbelt_ledger::{
+    journal::Sequence,
+    nats::{
+        self,
+        adopt::{AdoptError, Adoption, adopt, doubt, holds},
+        provision::GenesisError,
+        rebuild::{self, RebuildError},
+        skip::{self, SkipError},
+    },
 };
 use seatbelt_schemas::position::Partition;
 use thiserror::Error;
@@ -20,7 +24,13 @@ use thiserror::Error;
 use crate::{
     audit::{self, AuditError},
     config::{Config, ConfigError},
+    nats_server::{NatsServer, NatsServerError},
 };
+
+/// How long the connection may take to be back after the server was started again, and how often it is
+/// looked at.
+const BACK_MAX: Duration = Duration::from_secs(10);
+const BACK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What to decide.
 #[derive(Debug, Args)]
@@ -114,6 +124,23 @@ pub enum LedgerError {
     /// The facts are not made again.
     #[error(transparent)]
     Rebuild(#[from] RebuildError),
+    /// What was adopted is not there any more after the server was started again.
+    #[error(
+        "the adoption of partition {partition} was written and did not hold when the server was started again: {detail}; stop everything, take the folder of stream {stream} away from nats.data_dir, and run the command again"
+    )]
+    DidNotHold {
+        /// The partition.
+        partition: Partition,
+        /// Its stream.
+        stream: String,
+        /// What was found.
+        detail: String,
+    },
+    /// The server that was started for the command does not start again.
+    #[error(
+        "the adoption is written; whether it holds is not known: the server does not start again"
+    )]
+    Unproved(#[source] NatsServerError),
     /// Standard output is gone or full.
     #[error("cannot write the output")]
     Output(#[from] io::Error),
@@ -122,10 +149,10 @@ pub enum LedgerError {
 /// Carries an operator's decision out. The exit code is 0 only if it is carried out.
 pub async fn run(args: LedgerArgs) -> Result<ExitCode, LedgerError> {
     let config = Config::load_nats(args.command.config())?;
-    let (connected, started) = audit::reach(&config).await?;
+    let (connected, mut started) = audit::reach(&config).await?;
     let done = match args.command {
         Command::AdoptJournal { partition, yes, .. } => {
-            adopt_journal(&connected, &config, partition, yes).await
+            adopt_journal(&connected, &config, partition, yes, started.as_deref_mut()).await
         }
         Command::SkipMessage {
             partition,
@@ -258,16 +285,47 @@ async fn rebuild_meta(
     Ok(ExitCode::SUCCESS)
 }
 
+/// Starts the server again and reads back what was adopted. In order: what was derived is taken out of a bucket
+/// that need not be synced, and a crash may bring it back. Where a server runs that others use, this is left to
+/// its next start.
+async fn prove(
+    connected: &nats::Nats,
+    adoption: &Adoption,
+    end: Sequence,
+    server: &mut NatsServer,
+) -> Result<(), LedgerError> {
+    server.renew().await.map_err(LedgerError::Unproved)?;
+    let back = tokio::time::timeout(BACK_MAX, async {
+        while !connected.settled().await {
+            tokio::time::sleep(BACK_PAUSE).await;
+        }
+    });
+    // one that does not come back is told by what is asked next
+    let _ = back.await;
+    match holds(connected, adoption, end).await? {
+        None => Ok(()),
+        Some(detail) => Err(LedgerError::DidNotHold {
+            partition: adoption.partition,
+            stream: adoption.names.journal_stream(adoption.partition),
+            detail,
+        }),
+    }
+}
+
 async fn adopt_journal(
     connected: &nats::Nats,
     config: &crate::config::Nats,
     asked: u8,
     yes: bool,
+    server: Option<&mut NatsServer>,
 ) -> Result<ExitCode, LedgerError> {
     let adoption = one_journal(connected, config, asked, "adopt-journal").await?;
     let mut out = io::stdout();
     if yes {
         let end = adopt(connected, &adoption).await?;
+        if let Some(server) = server {
+            prove(connected, &adoption, end, server).await?;
+        }
         writeln!(
             out,
             "partition {asked} goes on after sequence {end}: start the gateways and projectors again"

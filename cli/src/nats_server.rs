@@ -170,6 +170,20 @@ impl NatsServer {
     /// As for [`NatsServer::start`]; the port may have been taken by another process meanwhile.
     pub async fn restart(&mut self) -> Result<(), NatsServerError> {
         self.kill().await;
+        self.start_again().await
+    }
+
+    /// Lets the server end in order, so that it writes what it has in hand, and starts it again on its port and
+    /// data.
+    ///
+    /// # Errors
+    /// As for [`NatsServer::restart`].
+    pub async fn renew(&mut self) -> Result<(), NatsServerError> {
+        self.end_in_order().await;
+        self.start_again().await
+    }
+
+    async fn start_again(&mut self) -> Result<(), NatsServerError> {
         let alive = stale::stop_servers_of(&self.folder).await?;
         let options = NatsServerOptions {
             port: self.port,
@@ -246,6 +260,10 @@ impl NatsServer {
 
     /// Lets the server end in order; kills it after [`STOP_WITHIN`].
     pub async fn stop(mut self) {
+        self.end_in_order().await;
+    }
+
+    async fn end_in_order(&mut self) {
         self.folder.retract_address();
         if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
             // The only failure is that it has ended already.

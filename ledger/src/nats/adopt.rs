@@ -114,11 +114,28 @@ pub async fn adopt(nats: &Nats, adoption: &Adoption) -> Result<Sequence, AdoptEr
     };
     let (partition, names) = (adoption.partition, &adoption.names);
     let journal = NatsJournal::open(nats, names, partition, adoption.replicas).await?;
+    // a stream that was found again on what the disk still had of it: its settings may not be there
+    journal.keep_settings().await?;
     let end = journal.end().await.map_err(OpenError::from)?;
     let last = adoption.append(&journal, end, reason).await?;
     adoption.forget(nats).await?;
     adoption.witnesses(nats).replace(&journal, last).await?;
     Ok(end)
+}
+
+/// Whether an adoption holds, asked of a server that was started again since: gives what speaks against it.
+pub async fn holds(
+    nats: &Nats,
+    adoption: &Adoption,
+    end: Sequence,
+) -> Result<Option<String>, AdoptError> {
+    if let Some(doubt) = doubt(nats, adoption).await? {
+        return Ok(Some(doubt.to_string()));
+    }
+    let (names, partition) = (&adoption.names, adoption.partition);
+    let journal = NatsJournal::open_existing(nats, names, partition).await?;
+    let found = journal.end().await.map_err(OpenError::from)?;
+    Ok((found <= end).then(|| format!("the journal ends at sequence {found} again")))
 }
 
 /// The time by the clock that the writers are held to, wherever the operator sits.

@@ -29,7 +29,7 @@ use super::{
     Nats, ProvisionError,
     cursor::{Cursor, CursorError, Item},
     publish::{NOBODY, Published, SILENCE, publish},
-    stream::{ApiError, ensure, info, inspect},
+    stream::{ApiError, StreamInfo, ask, ensure, info, inspect, provision_error},
 };
 use crate::journal::{AppendError, Journal, ReadError, Sequence, Stored};
 
@@ -48,6 +48,8 @@ const READ_SILENCE: Duration = Duration::from_secs(2);
 const CLOCK_MAX: Duration = Duration::from_millis(500);
 /// A place where no journal ever ends: an append there is always answered, and never written.
 const NOWHERE: Sequence = Sequence(i64::MAX as u64);
+
+const DESCRIPTION: &str = "seatbelt ledger journal: one commit per message";
 
 /// Settings compared at every opening; all that could drop, change or hide a commit.
 const RELIED_ON: [&str; 27] = [
@@ -83,7 +85,7 @@ const RELIED_ON: [&str; 27] = [
 fn config(names: &Names, partition: Partition, replicas: usize) -> Config {
     Config {
         name: names.journal_stream(partition),
-        description: Some("seatbelt ledger journal: one commit per message".to_owned()),
+        description: Some(DESCRIPTION.to_owned()),
         subjects: vec![names.journal_subject(partition)],
         storage: StorageType::File,
         retention: RetentionPolicy::Limits,
@@ -160,6 +162,18 @@ impl NatsJournal {
             subject: names.journal_subject(partition).into(),
             replicas,
         }
+    }
+
+    /// Has the server write the stream's settings to its disk, which it does only where they change: one that
+    /// made the stream on a folder that was there already has not.
+    pub(crate) async fn keep_settings(&self) -> Result<(), ProvisionError> {
+        let failed = |error| provision_error(&self.stream, error);
+        let mut config = info(&self.nats, &self.stream).await.map_err(failed)?.config;
+        let ms = crate::host::now_ms();
+        config["description"] = format!("{DESCRIPTION}; adopted at {ms}").into();
+        let subject = format!("STREAM.UPDATE.{}", self.stream);
+        let updated = ask::<StreamInfo>(&self.nats, subject, &config).await;
+        updated.map(drop).map_err(failed)
     }
 
     async fn publish(&self, expected: Sequence, payload: Bytes, patience: Duration) -> Published {
