@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod audit;
+mod chain;
 pub mod config;
 pub mod declared;
 pub mod ledger;

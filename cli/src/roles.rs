@@ -7,37 +7,37 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use seatbelt_gateway::{Cause, Gateway, GatewayError, Parts, Readiness, Reason, system_clock};
+use seatbelt_gateway::{Gateway, GatewayError, Parts, Readiness, system_clock};
 use seatbelt_ledger::{
     api::{Ledger, Neurons},
     cluster::{ClusterConfig, ClusterLedger},
     host::{HostConfig, clock::HostClock},
-    nats::{self, Nats, StoreLook},
+    nats,
 };
 use seatbelt_neuron::NeuronError;
-use seatbelt_projector::{
-    ProjectorError, SnapshotReader,
-    reconcile::{RECONCILE_GRACE, Reconcile, reconcile},
-    store::NatsUsage,
-};
+use seatbelt_projector::{Health, ProjectorError, SnapshotReader};
 use seatbelt_schemas::command::CommandError;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::{
-    config::{Config, Key, Neuron},
-    declared::{self, DeclareError},
+    config::{Config, Neuron},
+    declared::DeclareError,
 };
 
 mod bus;
+mod declaring;
 mod gateway;
 mod neuron;
 mod parts;
+mod projector;
+mod readiness;
 mod ready;
 mod remote;
 mod store;
+mod vital;
 
 use bus::Bus;
 pub use bus::BusError;
@@ -47,10 +47,8 @@ use remote::Remote;
 
 /// How long our own neuron may take to be seen once it is registered.
 const NEURON_SEEN_MAX: Duration = Duration::from_secs(10);
-/// How long the parts may take to end once the embedded server is gone for good.
-const STOP_WITHOUT_STORE_MAX: Duration = Duration::from_secs(3);
-/// How often the readiness that `/health/ready` shows is looked at.
-const READY_EVERY: Duration = Duration::from_millis(250);
+/// How long all parts together may take to end, beyond the gateway's drain time.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
 
 /// What a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +111,12 @@ pub enum RoleError {
     /// The projector.
     #[error("the projector stopped")]
     Projector(#[source] ProjectorError),
+    /// A part did not end in time and was cut off; what it had not written the next start does.
+    #[error("{part} did not end in time and was cut off: see the log above")]
+    Late {
+        /// Which one.
+        part: &'static str,
+    },
     /// A part is over that should run.
     #[error("{part} ended by itself: see the log above")]
     Ended {
@@ -157,17 +161,13 @@ pub async fn run(
             tokio::select! {
                 () = stop.cancelled() => Ok(()),
                 part = running.any_ended() => Err(RoleError::Ended { part }),
-                error = bus.ended() => {
-                    // without a store nothing can be ended in order
-                    let _ = tokio::time::timeout(STOP_WITHOUT_STORE_MAX, running.stop()).await;
-                    return Err(error.into());
-                }
+                never = bus.keep_up() => match never {},
             }
         }
         Err(None) => Ok(()),
         Err(Some(error)) => Err(error),
     };
-    let stopped = running.stop().await;
+    let stopped = running.stop(config.gateway.drain + STOP_MARGIN).await;
     bus.close().await;
     stopped.and(outcome)
 }
@@ -179,13 +179,14 @@ async fn start(
     bus: &Bus,
     running: &mut Running,
 ) -> Result<Ready, Option<RoleError>> {
+    let health = Health::default();
     let started = async {
         let mut ready = Ready {
             nats: bus.url.clone(),
             ..Ready::default()
         };
         if matches!(role, Role::All | Role::Projector) {
-            start_projector(bus, running).await?;
+            projector::start(bus, &health, running).await?;
         }
         let listeners = match role {
             Role::All | Role::Gateway => Some(gateway::Listeners::bind(config).await?),
@@ -198,10 +199,10 @@ async fn start(
         match (&ledger, role) {
             (Some(ledger), Role::All) => {
                 let ledger: Arc<dyn Ledger> = Arc::<ClusterLedger>::clone(ledger);
-                start_reconcile(bus, ledger, running).await?;
+                projector::start_reconcile(bus, ledger, running).await?;
             }
             (None, Role::Projector) => {
-                start_reconcile(bus, Arc::new(Remote::new(bus)), running).await?;
+                projector::start_reconcile(bus, Arc::new(Remote::new(bus)), running).await?;
             }
             _ => {}
         }
@@ -216,9 +217,11 @@ async fn start(
             ready.metrics = Some(gateway::url(&listeners.metrics));
             ready.example = ready::example(config, &gateway);
             ready.gateway = Some(gateway);
-            let readiness = start_readiness(bus, &ledger, running).await?;
+            let readiness =
+                readiness::start(bus, &ledger, &health, role == Role::All, running).await?;
             let now = readiness.borrow().clone();
             ready.reasons = now.texts().into_iter().map(str::to_owned).collect();
+            ready.warnings = now.warnings;
             let parts = GatewayParts {
                 listeners,
                 ledger,
@@ -230,57 +233,6 @@ async fn start(
         Ok(ready)
     };
     started.await.map_err(Some)
-}
-
-async fn start_projector(bus: &Bus, running: &mut Running) -> Result<(), RoleError> {
-    let store = nats::snapshot_bucket(&bus.nats, &bus.names, bus.replicas).await;
-    let feed = nats::FeedStream::open(&bus.nats, &bus.names, bus.replicas).await;
-    let journals = bus.journals().await?.into_iter();
-    let parts = seatbelt_projector::Parts {
-        names: bus.names.clone(),
-        projector: bus.process.clone(),
-        journals: journals
-            .map(|(partition, journal)| (partition, Arc::new(journal)))
-            .collect(),
-        snapshots: Arc::new(store.map_err(BusError::from)?),
-        feed: Arc::new(feed.map_err(BusError::from)?),
-    };
-    let stop = CancellationToken::new();
-    let has_store_for_itself = bus.data_dir.is_some();
-    running.add("projector", stop.clone(), async move {
-        let projected = if has_store_for_itself {
-            seatbelt_projector::run_alone(parts, stop).await
-        } else {
-            seatbelt_projector::run(parts, stop).await
-        };
-        projected.map_err(RoleError::Projector)
-    });
-    Ok(())
-}
-
-/// Settles from usage events what a dead gateway left open: the projector's, wherever it runs.
-async fn start_reconcile(
-    bus: &Bus,
-    ledger: Arc<dyn Ledger>,
-    running: &mut Running,
-) -> Result<(), RoleError> {
-    let store = nats::snapshot_bucket(&bus.nats, &bus.names, bus.replicas).await;
-    let parts = Reconcile {
-        usage: Arc::new(NatsUsage {
-            nats: bus.nats.clone(),
-            names: bus.names.clone(),
-        }),
-        snapshots: Arc::new(store.map_err(BusError::from)?),
-        partitions: bus.meta.partitions,
-        ledger,
-        grace: RECONCILE_GRACE,
-    };
-    let stop = CancellationToken::new();
-    running.add("reconcile", stop.clone(), async move {
-        reconcile(parts, stop).await;
-        Ok(())
-    });
-    Ok(())
 }
 
 /// Takes part in the ledger, and makes true what the configuration declares.
@@ -301,6 +253,7 @@ async fn start_ledger(
         host,
         names: bus.names.clone(),
         replicas: bus.replicas,
+        checkpoint: bus.checkpoint.clone(),
     };
     let ledger = ClusterLedger::start(&bus.nats, cluster).await;
     let ledger = ledger.map_err(BusError::from)?;
@@ -310,20 +263,7 @@ async fn start_ledger(
         writers.stop().await;
         Ok(())
     });
-    let troubled = ledger.ready().await;
-    for (partition, reason) in &troubled {
-        error!(%partition, reason, "partition is not served: its accounts get 503 until its journal is restored or adopted");
-    }
-    declared::prices(&*ledger, config.prices()).await?;
-    let partitions = bus.meta.partitions;
-    let served = |key: &&Key| {
-        !troubled
-            .iter()
-            .any(|(troubled, _)| *troubled == partitions.of(&key.account))
-    };
-    let keys: Vec<Key> = config.keys.iter().filter(served).cloned().collect();
-    let declaring: Arc<dyn Ledger> = Arc::<ClusterLedger>::clone(&ledger);
-    declared::keys(declaring, &keys).await?;
+    declaring::start(config, bus, &ledger, running).await?;
     Ok(ledger)
 }
 
@@ -396,62 +336,5 @@ async fn seen(mut neurons: Neurons, url: &str) {
     let known = neurons.wait_for(|records| records.iter().any(|record| record.url == url));
     if tokio::time::timeout(NEURON_SEEN_MAX, known).await.is_err() {
         warn!(url, "the neuron of this process is not seen yet");
-    }
-}
-
-/// Watches whether requests that cost would be let through. Stopped after the gateway, so that it is
-/// honest to the end.
-async fn start_readiness(
-    bus: &Bus,
-    ledger: &Arc<ClusterLedger>,
-    running: &mut Running,
-) -> Result<watch::Receiver<Readiness>, RoleError> {
-    let look = StoreLook::start(&bus.nats, &bus.names, bus.replicas, &bus.process).await;
-    let watched = store::Watch {
-        look: look.map_err(BusError::from)?,
-        data_dir: bus.data_dir.clone(),
-        ledger: Arc::clone(ledger),
-        revive: Arc::clone(&bus.revive),
-    };
-    let (nats, ledger, stop) = (
-        bus.nats.clone(),
-        Arc::clone(ledger),
-        CancellationToken::new(),
-    );
-    let (told, store) = watch::channel(store::StoreState::default());
-    let (sender, receiver) = watch::channel(readiness(&nats, &ledger, &store.borrow()));
-    running.add("readiness", stop.clone(), async move {
-        let show = async {
-            while !stop.is_cancelled() {
-                let now = readiness(&nats, &ledger, &store.borrow());
-                sender.send_replace(now);
-                tokio::time::sleep(READY_EVERY).await;
-            }
-        };
-        futures::future::join(show, store::watch(watched, told, stop.clone())).await;
-        Ok(())
-    });
-    Ok(receiver)
-}
-
-fn readiness(nats: &Nats, ledger: &ClusterLedger, store: &store::StoreState) -> Readiness {
-    let away = (!nats.is_connected()).then(|| Reason {
-        cause: Cause::Nats,
-        text: "nats is not reached".to_owned(),
-    });
-    let unserved = ledger.unserved().into_iter();
-    let unserved = unserved.map(|(partition, reason)| Reason {
-        cause: Cause::Partition,
-        text: format!("partition {partition} is not served: {reason}"),
-    });
-    let reasons = away.into_iter().chain(store.reasons.clone());
-    let offsets = ledger.clock_offsets_ms().into_iter();
-    Readiness {
-        reasons: reasons.chain(unserved).collect(),
-        warnings: store.warnings.clone(),
-        room: store.room,
-        clock_offsets_ms: offsets
-            .map(|(partition, offset_ms)| (partition.to_string(), offset_ms))
-            .collect(),
     }
 }

@@ -58,6 +58,8 @@ pub struct Readiness {
     pub room: Option<Room>,
     /// How far the clock of this process is ahead of the server's, ms, by partition, where it is known.
     pub clock_offsets_ms: Vec<(String, i64)>,
+    /// How many partitions have a projection of each kind that stands still.
+    pub stalled: Vec<(&'static str, usize)>,
 }
 
 impl Readiness {
@@ -84,6 +86,14 @@ impl Readiness {
         )?;
         for (partition, offset_ms) in &self.clock_offsets_ms {
             writeln!(out, "{name}{{partition=\"{partition}\"}} {offset_ms}")?;
+        }
+        let name = "seatbelt_gateway_projections_stalled";
+        writeln!(
+            out,
+            "# HELP {name} Partitions whose feed or snapshots stand still.\n# TYPE {name} gauge"
+        )?;
+        for (component, count) in &self.stalled {
+            writeln!(out, "{name}{{component=\"{component}\"}} {count}")?;
         }
         let Some(room) = self.room else {
             return Ok(());
@@ -121,6 +131,7 @@ mod tests {
             warnings: Vec::new(),
             room: Some(Room { used: 7, max: 9 }),
             clock_offsets_ms: vec![("01".to_owned(), -3)],
+            stalled: vec![("feed", 2), ("snapshots", 0)],
         };
         let mut text = String::new();
         readiness.write_metrics(&mut text).unwrap();
@@ -129,6 +140,7 @@ mod tests {
             "seatbelt_gateway_not_ready_reasons{cause=\"store\"} 1",
             "seatbelt_gateway_not_ready_reasons{cause=\"nats\"} 0",
             "seatbelt_gateway_clock_offset_ms{partition=\"01\"} -3",
+            "seatbelt_gateway_projections_stalled{component=\"feed\"} 2",
             "seatbelt_gateway_store_bytes_used 7",
             "seatbelt_gateway_store_bytes_max 9",
         ] {

@@ -5,7 +5,7 @@
 //! alone. On a planned stop requests are finished, the last commit is made durable, and only then is
 //! the lease given back; after a kill the lease ends by its age.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use seatbelt_schemas::{
@@ -64,6 +64,8 @@ pub struct ClusterConfig {
     pub names: Names,
     /// Copies of every stream.
     pub replicas: u8,
+    /// What a checkpoint that is kept away from the server saw of each journal.
+    pub checkpoint: BTreeMap<Partition, Known>,
 }
 
 /// The ledger as one process takes part in it.
@@ -136,6 +138,7 @@ impl ClusterLedger {
             host,
             names,
             replicas,
+            checkpoint: _,
         } = &config;
         let snapshots = snapshot_bucket(nats, names, *replicas).await?;
         let leases = Leases::start(nats, names, *replicas, &host.writer).await?;
@@ -499,8 +502,14 @@ impl Seat {
     }
 
     fn witnesses(&self) -> Witnesses {
-        let ClusterConfig { names, host, .. } = &self.config;
+        let ClusterConfig {
+            names,
+            host,
+            checkpoint,
+            ..
+        } = &self.config;
         Witnesses::new(&self.nats, names, self.partition, &host.ledger)
+            .and_checkpoint(checkpoint.get(&self.partition).copied())
     }
 
     async fn host(

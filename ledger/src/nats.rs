@@ -21,6 +21,7 @@ pub mod skip;
 pub mod snapshots;
 pub mod store_look;
 pub mod usage;
+pub mod vital;
 
 mod cursor;
 mod neuron_secret;

@@ -34,8 +34,10 @@ use self::{
     writer::{FEED_CHECK_EVERY, FeedError, FeedWriter, Published},
 };
 use crate::{
+    Health,
     chain::{self, Halt, Tail},
     follow::{Patience, Stop, pause, with_sources},
+    health::Component,
     store::{FeedSequence, Revision, SnapshotStore, StoreError, WriteError},
 };
 
@@ -99,6 +101,7 @@ pub(crate) struct Feed<J> {
     mark_due: bool,
     checked_at: Instant,
     patience: Patience,
+    health: Health,
 }
 
 impl<J: Journal> Feed<J> {
@@ -121,7 +124,14 @@ impl<J: Journal> Feed<J> {
             mark_due: false,
             checked_at: Instant::now(),
             patience: Patience::default(),
+            health: Health::default(),
         }
+    }
+
+    /// Tells there how it gets on.
+    pub(crate) fn telling(self, health: &Health) -> Self {
+        let health = health.clone();
+        Self { health, ..self }
     }
 
     /// Publishes until `stop`, or until it must not go on.
@@ -144,8 +154,9 @@ impl<J: Journal> Feed<J> {
                     self.rewind(published);
                 }
                 Err(Trouble::Store(error)) => {
-                    let partition = self.tail.partition();
-                    warn!(%partition, error = with_sources(&error), "feed waits for its store");
+                    let (partition, error) = (self.tail.partition(), with_sources(&error));
+                    self.health.waits(partition, Component::Feed, error.clone());
+                    warn!(%partition, error, "feed waits for its store");
                     self.patience.pause(stop).await;
                 }
             }
@@ -216,6 +227,7 @@ impl<J: Journal> Feed<J> {
     async fn check(&mut self) -> Result<(), Trouble> {
         self.checked_at = Instant::now();
         let Some(ledger) = self.tail.head.ledger.clone() else {
+            self.works();
             return Ok(());
         };
         let partition = self.tail.partition();
@@ -225,7 +237,7 @@ impl<J: Journal> Feed<J> {
             return Err(Trouble::Behind(there));
         }
         self.published = there;
-        self.patience.renew();
+        self.works();
         Ok(())
     }
 
@@ -262,8 +274,13 @@ impl<J: Journal> Feed<J> {
             .publish(&source, self.published, &messages)
             .await?;
         self.mark_due = true;
-        self.patience.renew();
+        self.works();
         Ok(())
+    }
+
+    fn works(&mut self) {
+        self.patience.renew();
+        self.health.works(self.tail.partition(), Component::Feed);
     }
 
     async fn mark(&mut self) -> Result<(), Trouble> {

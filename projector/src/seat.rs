@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    Health,
     chain::Tail,
     follow::{Complaint, pause, with_sources},
     snapshots::RECORD_REFRESH_EVERY,
@@ -45,6 +46,7 @@ pub(crate) struct Asks<'a> {
 pub(crate) async fn take(
     store: &dyn SnapshotStore,
     asks: &Asks<'_>,
+    health: &Health,
     stop: &CancellationToken,
 ) -> Option<Seat> {
     let partition = asks.partition;
@@ -57,8 +59,11 @@ pub(crate) async fn take(
                 info!(%partition, %position, "keeps the projections");
                 return Some(seat);
             }
-            Ok(None) => {}
+            Ok(None) => health.lets_go(partition),
             Err(error) => {
+                if !health.is_halted(partition) {
+                    health.both_wait(partition, &with_sources(&error));
+                }
                 if complaint.is_due(Instant::now()) {
                     warn!(%partition, error = with_sources(&error), "projector waits");
                 }
@@ -154,7 +159,7 @@ mod tests {
             patience,
         };
         let begun = Instant::now();
-        let seat = take(&store, &asks, &CancellationToken::new()).await;
+        let seat = take(&store, &asks, &Health::default(), &CancellationToken::new()).await;
         assert_eq!(seat.unwrap().record.projector.as_deref(), Some("next"));
         begun.elapsed()
     }

@@ -44,8 +44,10 @@ use tracing::{error, warn};
 
 use self::sweep::Sweep;
 use crate::{
+    Health,
     chain::{self, Halt, Tail},
     follow::{Complaint, Stop, now_ms, pause, with_sources},
+    health::Component,
     seat::{Seat, first},
     store::{Revision, SnapshotStore, StoreError, WriteError},
 };
@@ -110,6 +112,7 @@ pub(crate) struct Snapshots<J> {
     recorded_position: Position,
     mark_every: u64,
     sweep: Sweep,
+    health: Health,
 }
 
 /// The directory of accounts, with what is newer than it.
@@ -198,7 +201,14 @@ impl<J: Journal> Snapshots<J> {
             recorded: sequence,
             mark_every: MARK_EVERY,
             sweep: Sweep::default(),
+            health: Health::default(),
         }
+    }
+
+    /// Tells there how it gets on.
+    pub(crate) fn telling(self, health: &Health) -> Self {
+        let health = health.clone();
+        Self { health, ..self }
     }
 
     /// The same with so many events between two marks.
@@ -220,10 +230,11 @@ impl<J: Journal> Snapshots<J> {
                 }
                 Err(Trouble::Directory(reason)) => self.start_again(&reason),
                 Err(Trouble::Store(error)) => {
-                    let partition = self.tail.partition();
+                    let (partition, error) = (self.tail.partition(), with_sources(&error));
                     if complaint.is_due(Instant::now()) {
-                        warn!(%partition, error = with_sources(&error), "snapshots wait");
+                        warn!(%partition, error, "snapshots wait");
                     }
+                    self.health.waits(partition, Component::Snapshots, error);
                     // it may come back with less than it had
                     self.sweep = Sweep::default();
                     pause(stop).await;
@@ -538,7 +549,9 @@ impl<J: Journal> Snapshots<J> {
         }
         self.write_directory().await?;
         let projector = Some(self.projector.clone());
-        self.record(projector).await
+        self.record(projector).await?;
+        self.works();
+        Ok(())
     }
 
     /// Writes the accounts that changed.
@@ -618,6 +631,11 @@ impl<J: Journal> Snapshots<J> {
         self.recorded = self.tail.sequence;
         self.recorded_position = self.tail.head.position;
         Ok(())
+    }
+
+    fn works(&self) {
+        self.health
+            .works(self.tail.partition(), Component::Snapshots);
     }
 
     fn open_accounts(&self) -> Option<Vec<AccountId>> {

@@ -37,6 +37,7 @@ async fn take_part(server: &TestNats, name: &str, clock: &OwnClock) -> (Nats, Ar
         },
         names,
         replicas: 1,
+        checkpoint: Default::default(),
     };
     let ledger = ClusterLedger::start(&nats, config).await.unwrap();
     (nats, ledger)

@@ -1,51 +1,21 @@
 //! The cases of docs/recovery.md on the real server, with the commands of that page as they stand there.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Output,
-};
+use std::{fs, os::unix::fs::MetadataExt as _};
 
 use seatbelt_cli::nats_server::{NatsServer, NatsServerOptions};
 use seatbelt_ledger::{
     journal::{Journal as _, Sequence},
     nats::{Nats, NatsJournal, connect},
 };
-use seatbelt_schemas::{
-    ids::AccountId,
-    names::Names,
-    position::{Partition, Partitions},
-};
+use seatbelt_schemas::names::Names;
 use seatbelt_tests::{
     Foreign, Key, Running, Stack,
     nats::{self, PATIENCE, TestNats},
+    page::{STREAMS, commands, copy, folder, follow, home_of_cap, shell, stream},
     stack::Stopped,
     until,
 };
-
-const STREAMS: &str = "jetstream/SEATBELT/streams";
-
-fn home_of_cap() -> Partition {
-    let partitions = Partitions::try_from(4).unwrap();
-    partitions.of(&AccountId::new("acct-cap").unwrap())
-}
-
-fn folder(home: &Stopped) -> PathBuf {
-    home.config().parent().unwrap().to_owned()
-}
-
-fn stream(home: &Stopped, name: &str) -> PathBuf {
-    let found = folder(home).join("data").join(STREAMS).join(name);
-    assert!(found.is_dir(), "no {}", found.display());
-    found
-}
-
-fn copy(from: &Path, to: &Path) {
-    let mut copying = std::process::Command::new("cp");
-    let copied = copying.arg("-a").arg(from).arg(to).status();
-    assert!(copied.unwrap().success());
-}
 
 async fn capped(foreign: &Foreign) -> Running {
     let stack = Stack::new().upstream(foreign);
@@ -71,56 +41,6 @@ async fn stands_still(stack: &Running, why: &str) {
         (refused.status == 503 && !ready.is_ok() && ready.body.contains(why)).then_some(ready)
     });
     ready.await;
-}
-
-/// The commands under a heading of docs/recovery.md, for this ledger's partition and sequence.
-fn commands(heading: &str, sequence: Sequence) -> Vec<String> {
-    let page = seatbelt_tests::repository().join("docs/recovery.md");
-    let page = fs::read_to_string(page).unwrap();
-    let begin = page.find(&format!("\n## {heading}\n")).unwrap() + 1;
-    let section = &page[begin..];
-    let section = &section[..section[1..]
-        .find("\n## ")
-        .map_or(section.len(), |at| at + 1)];
-    let blocks = section.split("```sh\n").skip(1);
-    let lines = blocks.flat_map(|block| block.split("```").next().unwrap().lines());
-    let partition = home_of_cap();
-    let here = |line: &str| {
-        line.replace("--partition 2", &format!("--partition {}", partition.0))
-            .replace("--sequence 41", &format!("--sequence {sequence}"))
-            .replace("JOURNAL_02", &format!("JOURNAL_{partition}"))
-    };
-    let lines: Vec<_> = lines.map(here).collect();
-    assert!(!lines.is_empty(), "no commands under {heading}");
-    lines
-}
-
-/// Runs one line of the page in the ledger's folder, with `seatbelt` at hand.
-async fn shell(home: &Stopped, line: &str) -> Output {
-    let binary = seatbelt_tests::stack::program();
-    let path = std::env::join_paths(
-        std::iter::once(binary.parent().unwrap().to_owned())
-            .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
-    );
-    let mut command = tokio::process::Command::new("bash");
-    command.args(["-euc", line]).current_dir(folder(home));
-    command.env("PATH", path.unwrap()).kill_on_drop(true);
-    command.env("SEATBELT__NATS__SERVER", nats::program());
-    let output = tokio::time::timeout(PATIENCE * 2, command.output()).await;
-    output.unwrap().unwrap()
-}
-
-/// Runs lines of the page: those that only tell end with 1, all others must succeed.
-async fn follow(home: &Stopped, lines: &[String]) -> String {
-    let mut told = String::new();
-    for line in lines {
-        let output = shell(home, line).await;
-        let code = i32::from(line.contains("# tells"));
-        assert_eq!(output.status.code(), Some(code), "{line}: {output:?}");
-        told += &String::from_utf8_lossy(&output.stdout);
-        told += &String::from_utf8_lossy(&output.stderr);
-    }
-    told
 }
 
 /// It serves again with this spent, more can be spent, and the journal proves.
@@ -442,4 +362,83 @@ async fn a_ledger_put_back_whole_from_a_backup_is_known_by_a_checkpoint() {
         told.contains("but the checkpoint saw it go on to"),
         "{told}"
     );
+
+    // and by a gateway that is told of it
+    home.edit(
+        "data_dir = \"data\"",
+        "data_dir = \"data\"\ncheckpoint = \"checkpoint.json\"",
+    );
+    let stack = home.start().await;
+    stands_still(&stack, "but the checkpoint saw it go on to").await;
+    let home = stack.stop().await;
+    let another = "seatbelt audit checkpoint --config seatbelt.toml --out another.json";
+    assert!(shell(&home, another).await.status.success());
+    home.edit("checkpoint.json", "another.json");
+    serves_again(home, 15).await;
+}
+
+/// A stream whose settings are torn is not there for the server, and what it held is found again by making it: once
+/// more each time, unless its settings are written.
+#[tokio::test]
+async fn a_journal_whose_settings_are_torn_is_adopted_for_good() {
+    let foreign = Foreign::start().await;
+    let stack = capped(&foreign).await;
+    spend(&stack, 15).await;
+    let home = stack.stop().await;
+    let name = Names::default().journal_stream(home_of_cap());
+    fs::write(stream(&home, &name).join("meta.inf"), "{").unwrap();
+    let stack = home.start().await;
+    stands_still(&stack, "is gone").await;
+    let home = stack.stop().await;
+    let lines = commands("Lost journal", Sequence(0));
+    let adopt: Vec<_> = lines
+        .into_iter()
+        .filter(|line| line.starts_with("seatbelt"))
+        .collect();
+    let told = follow(&home, &adopt).await;
+    assert!(told.contains("goes on after sequence"), "{told}");
+    let home = serves_again(home, 15).await;
+    serves_again(home, 30).await;
+}
+
+/// The audit of the others is whole.
+#[tokio::test]
+async fn a_lost_first_journal_is_named_and_the_others_are_verified() {
+    let foreign = Foreign::start().await;
+    let stack = capped(&foreign).await;
+    spend(&stack, 15).await;
+    let home = stack.stop().await;
+    fs::remove_dir_all(stream(&home, "SEATBELT_JOURNAL_00")).unwrap();
+    let verified = shell(&home, "seatbelt audit verify --config seatbelt.toml").await;
+    let told = String::from_utf8_lossy(&verified.stdout);
+    assert!(!verified.status.success(), "{verified:?}");
+    assert!(told.contains("partition 00: FAILED"), "{told}");
+    for partition in ["01", "02", "03"] {
+        let proved = told.lines().any(|line| {
+            line.starts_with(&format!("partition {partition}: ")) && !line.contains("FAILED")
+        });
+        assert!(proved, "{told}");
+    }
+}
+
+/// A backup on a read-only disk: nothing is written there.
+#[tokio::test]
+async fn a_folder_that_cannot_be_written_to_is_audited() {
+    let foreign = Foreign::start().await;
+    let stack = capped(&foreign).await;
+    spend(&stack, 15).await;
+    let home = stack.stop().await;
+    let lock = "chmod -R a+rX . && chmod -R a-w data";
+    assert!(shell(&home, lock).await.status.success());
+    let mut verify = home.command(&["audit", "verify"]);
+    if fs::metadata(folder(&home)).unwrap().uid() == 0 {
+        // whom no mode of a file keeps from writing it
+        verify.uid(65_534).gid(65_534);
+    }
+    let verified = verify.output().await.unwrap();
+    let told = String::from_utf8_lossy(&verified.stderr);
+    assert!(shell(&home, "chmod -R u+w data").await.status.success());
+    assert!(verified.status.success(), "{verified:?}");
+    assert!(told.contains("reading a copy of it"), "{told}");
+    serves_again(home, 15).await;
 }

@@ -101,6 +101,7 @@ async fn take_part(nats: &Nats, replicas: u8, name: &str) -> Arc<ClusterLedger> 
         host,
         names,
         replicas,
+        checkpoint: Default::default(),
     };
     ClusterLedger::start(nats, config).await.unwrap()
 }

@@ -14,7 +14,10 @@ use std::{
     sync::Arc,
 };
 
-use seatbelt_ledger::journal::{Journal, ReadError, Sequence, Stored};
+use seatbelt_ledger::{
+    journal::{Journal, ReadError, Sequence, Stored},
+    nats::Known,
+};
 use seatbelt_schemas::{
     commit::{ChainHash, Commit},
     ids::LedgerId,
@@ -52,7 +55,7 @@ pub(super) struct Mark {
 }
 
 impl Checkpoint {
-    pub(super) fn read(path: &Path) -> Result<Self, AuditError> {
+    pub(crate) fn read(path: &Path) -> Result<Self, AuditError> {
         let mut text = String::new();
         let file = File::open(path).map_err(|source| failed("open", path, source))?;
         let read = file.take(BYTES_MAX).read_to_string(&mut text);
@@ -69,7 +72,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    pub(super) fn ledger(&self) -> &LedgerId {
+    pub(crate) fn ledger(&self) -> &LedgerId {
         &self.ledger
     }
 
@@ -78,6 +81,23 @@ impl Checkpoint {
         let marks = self.partitions.iter();
         marks
             .map(|mark| (Partition(mark.partition), mark.clone()))
+            .collect()
+    }
+
+    /// The same, for who opens the journals; nothing of a mark that is none.
+    pub(crate) fn known(&self) -> BTreeMap<Partition, Known> {
+        let known = |mark: &Mark| {
+            let mut hash = [0; 32];
+            hex::decode_to_slice(&mark.sha256, &mut hash).ok()?;
+            Some(Known {
+                by: "the checkpoint",
+                at: Sequence(mark.sequence),
+                hash: ChainHash(hash),
+            })
+        };
+        let marks = self.partitions.iter();
+        marks
+            .filter_map(|mark| Some((Partition(mark.partition), known(mark)?)))
             .collect()
     }
 

@@ -40,6 +40,8 @@ pub struct Nats {
     pub replicas: u8,
     /// What an acknowledgement promises.
     pub durability: Durability,
+    /// A file that `audit checkpoint` wrote: journals that do not hold what it has seen are not served.
+    pub checkpoint: Option<PathBuf>,
     /// Names of everything on the server.
     pub names: Names,
 }
@@ -68,6 +70,7 @@ impl Nats {
             durability: section
                 .word("durability", &durability)
                 .unwrap_or(Durability::Fsync),
+            checkpoint: section.text("checkpoint").map(|path| context.path(&path)),
             names: names
                 .unwrap_or_else(|| Names::new(PREFIX_DEFAULT).expect("the default is valid")),
             url: url.map(Secret::from),

@@ -7,6 +7,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{NatsServerError, Secret};
 
@@ -20,6 +21,8 @@ const TAIL_LINES_MAX: usize = 12;
 pub(super) struct DataFolder {
     root: PathBuf,
     _lock: File,
+    /// Where the log of the run that is begun last begins.
+    log_from: AtomicU64,
 }
 
 impl DataFolder {
@@ -34,7 +37,11 @@ impl DataFolder {
             .canonicalize()
             .map_err(failed("resolve", data_dir))?;
         let lock = lock(&root)?;
-        let folder = Self { root, _lock: lock };
+        let folder = Self {
+            root,
+            _lock: lock,
+            log_from: AtomicU64::new(0),
+        };
         folder.close_to_others()?;
         Ok(folder)
     }
@@ -129,6 +136,9 @@ impl DataFolder {
             _ => {}
         }
         fs::create_dir(&run).map_err(failed("make", &run))?;
+        let log = fs::metadata(self.log_path());
+        let length = log.map_or(0, |log| log.len());
+        self.log_from.store(length, Ordering::Relaxed);
         self.retract_address();
         Ok(())
     }
@@ -151,9 +161,13 @@ impl DataFolder {
         File::create(&path).map_err(failed("make", &path))
     }
 
-    /// The last things the server said, for an error message.
+    /// The last things the server said since it was begun last, for an error message.
     pub(super) fn last_words(&self) -> String {
-        let said = [self.log_path(), self.complaints_path()].map(|path| tail(&path));
+        let from = self.log_from.load(Ordering::Relaxed);
+        let said = [
+            tail(&self.log_path(), from),
+            tail(&self.complaints_path(), 0),
+        ];
         said.join("\n").trim().to_owned()
     }
 
@@ -237,12 +251,15 @@ pub(super) fn write_private(path: &Path, text: &str) -> Result<(), NatsServerErr
     write().map_err(failed("write", path))
 }
 
-/// The last lines of a file, for an error message. The server prints no passwords.
-fn tail(path: &Path) -> String {
+/// The last lines of a file after `from`, for an error message; all of one that is shorter by now, for the server
+/// began another. The server prints no passwords.
+fn tail(path: &Path, from: u64) -> String {
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES_MAX)))?;
+        let from = Some(from).filter(|from| *from <= length).unwrap_or(0);
+        let begin = from.max(length.saturating_sub(TAIL_BYTES_MAX));
+        file.seek(SeekFrom::Start(begin))?;
         let mut bytes = Vec::new();
         file.take(TAIL_BYTES_MAX).read_to_end(&mut bytes)?;
         Ok(bytes)

@@ -2,23 +2,30 @@
 //! ledger's facts and everything its parts share.
 
 use std::{
-    path::PathBuf,
+    collections::BTreeMap,
+    convert::Infallible,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use seatbelt_ledger::nats::{
-    self, Nats, NatsJournal, OpenError, Witnesses, connect,
+    self, Known, Nats, OpenError, Witnesses, connect,
     durability::{self, DurabilityError, Proof},
     provision::{GenesisError, Layout, Meta},
     store_look::{PAYLOAD_BYTES_MIN, payload_max},
+    vital::Vitals,
 };
-use seatbelt_schemas::{names::Names, neuron::signature::NeuronSecret, position::Partition};
+use seatbelt_schemas::{
+    ids::LedgerId, names::Names, neuron::signature::NeuronSecret, position::Partition,
+};
 use thiserror::Error;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
 use crate::{
+    audit::{AuditError, checkpoint::Checkpoint},
+    chain::in_one_line,
     config::{Config, Durability},
     nats_server::{NatsServer, NatsServerError, NatsServerOptions, find_nats_server},
 };
@@ -28,24 +35,35 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a monitoring port may take to answer.
 const MONITOR_MAX: Duration = Duration::from_secs(5);
 
-/// How often in a row the embedded server may end right after it came up before this process ends with it.
-const SHORT_LIVES_MAX: u32 = 5;
-const SHORT_LIFE: Duration = Duration::from_millis(500);
+/// First and longest pause before the embedded server is started again that did not come up, or did not
+/// stay so.
+const RESTART_PAUSE: Duration = Duration::from_millis(250);
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// One that ends sooner did not stay up.
+const SHORT_LIFE: Duration = Duration::from_secs(2);
 
 /// Why there is no ledger on NATS.
 #[derive(Debug, Error)]
 pub enum BusError {
+    /// Name a checkpoint of this ledger, or none.
+    #[error("cannot go by nats.checkpoint")]
+    Checkpoint(#[source] Box<AuditError>),
+    /// The server keeps another ledger than the checkpoint saw.
+    #[error(
+        "nats.checkpoint {} is of ledger {seen}, but the server keeps ledger {found}: restore the right one; where META was lost, `seatbelt ledger rebuild-meta` makes it again from the journals",
+        .path.display()
+    )]
+    OtherLedger {
+        /// The file.
+        path: PathBuf,
+        /// The ledger that it saw.
+        seen: LedgerId,
+        /// The ledger that is there.
+        found: LedgerId,
+    },
     /// The embedded server does not come up.
     #[error("the embedded nats-server does not start")]
     Server(#[source] NatsServerError),
-    /// The embedded server does not stay up.
-    #[error(
-        "nats-server ended by itself {times} times, each right after it came up: see its log in nats.data_dir"
-    )]
-    EndsAgain {
-        /// How often.
-        times: u32,
-    },
     /// Raise the server's bound.
     #[error(
         "{servers} takes messages of at most {found} bytes, and a commit may have {needed}: set max_payload in the server's configuration to 1MB"
@@ -102,6 +120,10 @@ pub(super) struct Bus {
     pub(super) data_dir: Option<PathBuf>,
     /// Told when the embedded server has to be started again to go on.
     pub(super) revive: Arc<Notify>,
+    /// Why the embedded server is not up now.
+    pub(super) server_trouble: watch::Sender<Option<String>>,
+    /// What the file of nats.checkpoint saw of each journal.
+    pub(super) checkpoint: BTreeMap<Partition, Known>,
 }
 
 impl Bus {
@@ -126,6 +148,10 @@ impl Bus {
         };
         let meta = nats::provision::provision(&nats, &from.names, layout).await?;
         info!(ledger = %meta.ledger, nats = nats.servers(), "ledger found");
+        let checkpoint = match &from.checkpoint {
+            Some(path) => checkpoint_of(path, &meta)?,
+            None => BTreeMap::new(),
+        };
         let shown = match &server {
             Some(server) => server.host_url(),
             None => format!("nats://{}", nats.servers()),
@@ -135,6 +161,8 @@ impl Bus {
             server,
             data_dir,
             revive: Arc::default(),
+            server_trouble: watch::Sender::default(),
+            checkpoint,
             url: shown,
             nats,
             names: from.names.clone(),
@@ -144,21 +172,28 @@ impl Bus {
         })
     }
 
-    /// The journals of all partitions, in order; without those in doubt, which nothing may be derived
-    /// from until an operator has restored or adopted them and started this process again.
-    pub(super) async fn journals(&self) -> Result<Vec<(Partition, NatsJournal)>, BusError> {
-        let mut journals = Vec::new();
+    /// Makes sure that the journals of all partitions can be used, but for those in doubt: nothing may be
+    /// derived from these until an operator has restored or adopted them.
+    pub(super) async fn check_journals(&self) -> Result<(), BusError> {
         for partition in self.meta.partitions.iter() {
-            let witnesses = Witnesses::new(&self.nats, &self.names, partition, &self.meta.ledger);
-            match witnesses.open(self.replicas, None).await {
-                Ok(journal) => journals.push((partition, journal)),
-                Err(OpenError::Doubt(doubt)) => {
-                    error!(%partition, %doubt, "partition is not projected");
-                }
+            match self.witnesses(partition).open(self.replicas, None).await {
+                Ok(_) | Err(OpenError::Doubt(_)) => {}
                 Err(other) => return Err(other.into()),
             }
         }
-        Ok(journals)
+        Ok(())
+    }
+
+    /// Who has seen something of a journal.
+    pub(super) fn witnesses(&self, partition: Partition) -> Witnesses {
+        let checkpoint = self.checkpoint.get(&partition).copied();
+        Witnesses::new(&self.nats, &self.names, partition, &self.meta.ledger)
+            .and_checkpoint(checkpoint)
+    }
+
+    /// What no start may find missing.
+    pub(super) fn vitals(&self) -> Vitals {
+        Vitals::new(&self.nats, &self.names, self.replicas, &self.meta)
     }
 
     /// By which neurons know the gateways of this ledger.
@@ -166,33 +201,43 @@ impl Bus {
         Ok(nats::neuron_secret(&self.nats, &self.names, self.replicas).await?)
     }
 
-    /// Keeps the embedded server up; resolves where it does not stay so, and never for an existing one.
-    /// A new server goes on with what the last one left: everything acknowledged was on the disk before.
-    pub(super) async fn ended(&mut self) -> BusError {
+    /// Keeps the embedded server up for as long as this process lives; there is nothing to do for an existing
+    /// one. A new server goes on with what the last one left: everything acknowledged was on the disk before.
+    /// One that does not come up, as on a full disk, is tried again: what ails it may be cured.
+    pub(super) async fn keep_up(&mut self) -> Infallible {
         let Some(server) = &mut self.server else {
             return std::future::pending().await;
         };
-        let (mut up_since, mut short_lives) = (Instant::now(), 0);
+        let mut restarts = Restarts::default();
         loop {
+            let up_since = Instant::now();
             tokio::select! {
                 status = server.ended() => {
                     let status = status.map(|status| status.to_string());
                     error!(status, "nats-server ended by itself: it is started again");
-                    short_lives = match up_since.elapsed() < SHORT_LIFE {
-                        true => short_lives + 1,
-                        false => 0,
-                    };
+                    restarts.lived(up_since.elapsed());
                 }
                 () = self.revive.notified() => {}
             }
-            if short_lives >= SHORT_LIVES_MAX {
-                let times = short_lives;
-                return BusError::EndsAgain { times };
+            loop {
+                self.server_trouble.send_if_modified(|told| {
+                    let first = told.is_none();
+                    told.get_or_insert_with(|| "nats-server is being started again".to_owned());
+                    first
+                });
+                tokio::time::sleep(restarts.pause()).await;
+                let Err(failure) = server.restart().await else {
+                    break;
+                };
+                let reason = in_one_line(&failure);
+                error!(reason, "nats-server does not come up: it is tried again");
+                // the log has the server's own last words
+                let reason = reason.lines().next().unwrap_or_default();
+                let told = format!("nats-server does not come up and is tried again: {reason}");
+                self.server_trouble.send_replace(Some(told));
+                restarts.failed();
             }
-            if let Err(error) = server.restart().await {
-                return BusError::Server(error);
-            }
-            up_since = Instant::now();
+            self.server_trouble.send_replace(None);
             warn!("nats-server is up again");
         }
     }
@@ -204,6 +249,42 @@ impl Bus {
         if let Some(server) = self.server {
             server.stop().await;
         }
+    }
+}
+
+/// What a checkpoint saw of each journal of this ledger.
+fn checkpoint_of(path: &Path, meta: &Meta) -> Result<BTreeMap<Partition, Known>, BusError> {
+    let read = Checkpoint::read(path);
+    let checkpoint = read.map_err(|error| BusError::Checkpoint(Box::new(error)))?;
+    if *checkpoint.ledger() != meta.ledger {
+        return Err(BusError::OtherLedger {
+            path: path.to_owned(),
+            seen: checkpoint.ledger().clone(),
+            found: meta.ledger.clone(),
+        });
+    }
+    Ok(checkpoint.known())
+}
+
+/// How long to wait before the server is started again: not at all, unless it failed before.
+#[derive(Default)]
+struct Restarts(Option<Duration>);
+
+impl Restarts {
+    fn lived(&mut self, life: Duration) {
+        match life < SHORT_LIFE {
+            true => self.failed(),
+            false => self.0 = None,
+        }
+    }
+
+    fn failed(&mut self) {
+        let longer = self.0.map_or(RESTART_PAUSE, |pause| pause * 2);
+        self.0 = Some(longer.min(RESTART_PAUSE_MAX));
+    }
+
+    fn pause(&self) -> Duration {
+        self.0.unwrap_or_default()
     }
 }
 
@@ -283,4 +364,21 @@ fn process_name() -> String {
     let mut random = [0; 4];
     getrandom::fill(&mut random).expect("the system gives random bytes");
     format!("seatbelt-{}-{}", std::process::id(), hex::encode(random))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_does_not_stay_up_is_started_again_ever_later() {
+        let mut restarts = Restarts::default();
+        let mut pauses = Vec::new();
+        for life_s in [100, 0, 0, 1, 0, 0, 0, 0, 100] {
+            restarts.lived(Duration::from_secs(life_s));
+            pauses.push(restarts.pause().as_millis());
+        }
+        let grow = [0, 250, 500, 1000, 2000, 4000, 8000, 10_000, 0];
+        assert_eq!(pauses, grow);
+    }
 }

@@ -1,14 +1,21 @@
 //! The parts that run beside each other, each with its own stop, ended one after another.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 use super::RoleError;
 
 /// Most parts of one process.
 const PARTS_MAX: usize = 16;
+/// How long each part may take to end, also where those before it took all the time there was.
+const PART_MIN: Duration = Duration::from_secs(2);
 
 /// One part.
 struct Part {
@@ -55,21 +62,55 @@ impl Running {
         name.expect("a sender lives here, in the same value")
     }
 
-    /// Stops all, the newest first; the first reason why one did not end well.
-    pub(super) async fn stop(mut self) -> Result<(), RoleError> {
+    /// Stops all, the newest first, and cuts off what is not done `within` that time, whatever the store
+    /// does; the first reason why one did not end well.
+    pub(super) async fn stop(mut self, within: Duration) -> Result<(), RoleError> {
         let mut outcome = Ok(());
-        while let Some(part) = self.parts.pop() {
+        let all_by = Instant::now() + within;
+        while let Some(mut part) = self.parts.pop() {
             part.stop.cancel();
-            let ended = part.task.await.unwrap_or_else(|source| {
-                Err(RoleError::Crashed {
-                    part: part.name,
-                    source,
-                })
-            });
+            let by = all_by.max(Instant::now() + PART_MIN);
+            let ended = match timeout_at(by, &mut part.task).await {
+                Ok(ended) => ended.unwrap_or_else(|source| {
+                    Err(RoleError::Crashed {
+                        part: part.name,
+                        source,
+                    })
+                }),
+                Err(_) => {
+                    part.task.abort();
+                    let part = part.name;
+                    error!(part, "did not end in time and is cut off");
+                    Err(RoleError::Late { part })
+                }
+            };
             if outcome.is_ok() {
                 outcome = ended;
             }
         }
         outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_does_not_end_is_cut_off_and_the_others_end_in_order() {
+        let mut running = Running::new();
+        let (told, mut ended) = mpsc::channel(1);
+        let stop = CancellationToken::new();
+        running.add("good", stop.clone(), async move {
+            stop.cancelled().await;
+            let _ = told.send(Instant::now()).await;
+            Ok(())
+        });
+        running.add("stuck", CancellationToken::new(), std::future::pending());
+        let begun = Instant::now();
+        let within = Duration::from_secs(30);
+        let outcome = running.stop(within).await;
+        assert!(matches!(outcome, Err(RoleError::Late { part: "stuck" })));
+        assert_eq!(ended.recv().await, Some(begun + within));
     }
 }

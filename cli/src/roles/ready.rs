@@ -17,6 +17,8 @@ pub struct Ready {
     pub nats: String,
     /// Why some requests that cost would be turned away.
     pub reasons: Vec<String>,
+    /// What will be a reason soon, or keeps what is derived from being made.
+    pub warnings: Vec<String>,
     /// A request to try, where there is a key and a model for it.
     pub example: Option<String>,
 }
@@ -39,6 +41,9 @@ impl Ready {
         if !self.reasons.is_empty() {
             line["reasons"] = self.reasons.clone().into();
         }
+        if !self.warnings.is_empty() {
+            line["warnings"] = self.warnings.clone().into();
+        }
         line.to_string()
     }
 
@@ -59,6 +64,9 @@ impl Ready {
         }
         for reason in &self.reasons {
             let _ = writeln!(text, "not ready: {reason}");
+        }
+        for warning in &self.warnings {
+            let _ = writeln!(text, "warning: {warning}");
         }
         if let Some(example) = &self.example {
             let _ = write!(text, "\ntry it:\n{example}");
@@ -125,11 +133,13 @@ mod tests {
         assert!(ready.text().contains("gateway  http://127.0.0.1:8080"));
         let troubled = Ready {
             reasons: vec!["partition 01 is not served".to_owned()],
+            warnings: vec!["partition 02, feed: stands still".to_owned()],
             ..ready
         };
-        let end = r#","reasons":["partition 01 is not served"]}"#;
+        let end = r#","reasons":["partition 01 is not served"],"warnings":["partition 02, feed: stands still"]}"#;
         assert!(troubled.line().ends_with(end), "{}", troubled.line());
         assert!(troubled.text().contains("not ready: partition 01"));
+        assert!(troubled.text().contains("warning: partition 02"));
     }
 
     #[test]

@@ -115,7 +115,7 @@ pub enum Doubt {
     },
     /// Its genesis names another ledger. It cannot be adopted.
     #[error(
-        "the journal of partition {partition} belongs to ledger {found}, but META says that this is ledger {wanted}: put back whichever of the two was lost"
+        "the journal of partition {partition} belongs to ledger {found}, but META says that this is ledger {wanted}: put back whichever of the two was lost; where META was lost, `seatbelt ledger rebuild-meta` makes it again from the journals"
     )]
     Foreign {
         /// The partition.
@@ -124,6 +124,18 @@ pub enum Doubt {
         found: LedgerId,
         /// What META says.
         wanted: LedgerId,
+    },
+    /// It does not hold what a checkpoint, which is kept away from the server, has seen of it.
+    #[error(
+        "the journal of partition {partition} {found}, but the checkpoint saw it go on to sequence {at}: a newer backup holds more; to go on from this one, take a checkpoint into another file with `seatbelt audit checkpoint` and name that one in nats.checkpoint"
+    )]
+    Checkpoint {
+        /// The partition.
+        partition: Partition,
+        /// What was found instead.
+        found: String,
+        /// How far it went.
+        at: Sequence,
     },
     /// The server no longer has a commit that it says is there. It cannot be adopted as it is.
     #[error(
@@ -173,6 +185,8 @@ pub struct Witnesses {
     names: Names,
     partition: Partition,
     ledger: LedgerId,
+    /// What was seen away from the server.
+    checkpoint: Option<Known>,
 }
 
 impl Witnesses {
@@ -183,7 +197,14 @@ impl Witnesses {
             names: names.clone(),
             partition,
             ledger: ledger.clone(),
+            checkpoint: None,
         }
+    }
+
+    /// The same, with what a checkpoint saw of the journal, away from the server.
+    #[must_use]
+    pub fn and_checkpoint(self, checkpoint: Option<Known>) -> Self {
+        Self { checkpoint, ..self }
     }
 
     /// Opens the journal to append to it. It is made only where nobody ever saw one; `own` is what this
@@ -193,6 +214,9 @@ impl Witnesses {
         let mut known = self.known().await?;
         known.extend(own);
         let Some(most) = known.iter().max_by_key(|known| known.at) else {
+            if let Some(checkpoint) = self.checkpoint {
+                return Err(missed(partition, "is not there".to_owned(), checkpoint).into());
+            }
             let journal = NatsJournal::open(nats, names, partition, replicas).await?;
             check(&journal, partition, &self.ledger, &[]).await?;
             return Ok(journal);
@@ -206,7 +230,27 @@ impl Witnesses {
             other => other?,
         };
         check(&journal, partition, &self.ledger, &known).await?;
+        self.holds_checkpoint(&journal).await?;
         Ok(journal)
+    }
+
+    /// Whether the journal, which agrees with all that is kept beside it, holds what the checkpoint saw.
+    async fn holds_checkpoint(&self, journal: &impl Journal) -> Result<(), OpenError> {
+        let (partition, Some(seen)) = (self.partition, self.checkpoint) else {
+            return Ok(());
+        };
+        let end = journal.end().await?;
+        if end < seen.at {
+            let found = format!("ends at sequence {end}");
+            return Err(missed(partition, found, seen).into());
+        }
+        let at = seen.at;
+        let stored = journal.get(at).await?.ok_or(ReadError::Gap { at })?;
+        if ChainHash::of(&stored.payload) != seen.hash {
+            let found = format!("has another commit at sequence {at}");
+            return Err(missed(partition, found, seen).into());
+        }
+        Ok(())
     }
 
     /// Looks at the journal as [`Witnesses::open`] does; nothing is made. A journal that nobody ever saw
@@ -342,6 +386,15 @@ impl Witnesses {
                 return Err(failure);
             }
         }
+    }
+}
+
+fn missed(partition: Partition, found: String, seen: Known) -> Doubt {
+    let at = seen.at;
+    Doubt::Checkpoint {
+        partition,
+        found,
+        at,
     }
 }
 

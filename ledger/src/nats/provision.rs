@@ -222,7 +222,11 @@ async fn create(bucket: &Bucket, name: &str, partitions: Partitions) -> Result<M
 
 /// The stream of usage events is a source of truth: written through before it is acknowledged, like
 /// a journal.
-async fn ensure_usage(nats: &Nats, names: &Names, replicas: u8) -> Result<(), ProvisionError> {
+pub(super) async fn ensure_usage(
+    nats: &Nats,
+    names: &Names,
+    replicas: u8,
+) -> Result<(), ProvisionError> {
     let config = Config {
         name: names.usage_stream(),
         subjects: vec![names.usage_subjects()],

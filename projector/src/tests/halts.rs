@@ -1,6 +1,22 @@
 //! Journals that cannot be followed: their partition stands still, and nothing else does.
 
+use std::{
+    future::pending,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use futures::{
+    FutureExt, StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+
 use super::*;
+use crate::{
+    Health, Opening, Projector,
+    health::{Component, STALLED_AFTER},
+    store::{FeedEnd, FeedEntry, FeedPlace, FeedSequence, FeedStore, StoreError, WriteError},
+};
 
 impl World {
     /// Runs a projector until its partition stands still, then stops it.
@@ -94,4 +110,120 @@ async fn a_journal_that_was_cut_is_not_followed() {
         ),
         "{first}"
     );
+}
+
+/// Starts a projector that tells how it gets on.
+fn telling(parts: Parts<MemoryJournal>) -> (Running, Health) {
+    let (stop, health) = (CancellationToken::new(), Health::default());
+    let projector = Projector::new(parts).telling(health.clone());
+    let task = tokio::spawn(projector.run(stop.clone()));
+    (Running { stop, task }, health)
+}
+
+fn stalled(health: &Health) -> Vec<Component> {
+    let stalled = health.stalled();
+    stalled.iter().map(|stalled| stalled.component).collect()
+}
+
+/// As when an operator puts the journal back, or skips what stood there, while it is served.
+#[tokio::test]
+async fn a_partition_that_halted_goes_on_once_its_journal_does() {
+    let story = short_story();
+    let world = World::of(story.clone());
+    world.catch_up("p").await;
+    let mut cut = World {
+        journal: MemoryJournal::with_commits(story[..2].iter().map(Commit::encode)),
+        commits: story[..2].to_vec(),
+        ..world
+    };
+    let (running, health) = telling(cut.parts("p"));
+    until(|| health.stalled().len() == 2).await;
+    let told = health.stalled()[0].to_string();
+    assert!(
+        told.contains("partition 00") && told.contains("audit verify"),
+        "{told}"
+    );
+    cut.append(&story[2..]).await;
+    until(|| health.stalled().is_empty() && cut.is_current()).await;
+    running.end().await.unwrap();
+    cut.check("");
+}
+
+#[tokio::test]
+async fn a_journal_that_is_in_doubt_is_asked_for_until_it_is_not() {
+    let world = World::of(short_story());
+    let mut parts = world.parts("p");
+    let (_, journal) = parts.journals.remove(0);
+    let doubt = Arc::new(AtomicBool::new(true));
+    let opening: Opening<MemoryJournal> = {
+        let doubt = Arc::clone(&doubt);
+        Arc::new(move || {
+            let (doubt, journal) = (Arc::clone(&doubt), Arc::clone(&journal));
+            async move {
+                match doubt.load(Ordering::SeqCst) {
+                    true => Err("it is shorter than it was".to_owned()),
+                    false => Ok(journal),
+                }
+            }
+            .boxed()
+        })
+    };
+    let (stop, health) = (CancellationToken::new(), Health::default());
+    let projector = Projector::new(parts)
+        .telling(health.clone())
+        .opened_by(PARTITION, opening);
+    let task = tokio::spawn(projector.run(stop.clone()));
+    until(|| health.stalled().len() == 2).await;
+    assert!(health.stalled()[0].reason.contains("shorter"));
+    doubt.store(false, Ordering::SeqCst);
+    world.until_current().await;
+    Running { stop, task }.end().await.unwrap();
+    world.check("");
+}
+
+/// A feed whose server takes questions and answers none.
+struct Silent;
+
+impl FeedStore for Silent {
+    fn end(&self) -> BoxFuture<'_, Result<FeedEnd, StoreError>> {
+        pending().boxed()
+    }
+
+    fn entry(&self, _: FeedSequence) -> BoxFuture<'_, Result<Option<FeedEntry>, StoreError>> {
+        pending().boxed()
+    }
+
+    fn entries(
+        &self,
+        _: FeedSequence,
+        _: FeedSequence,
+    ) -> BoxStream<'_, Result<FeedEntry, StoreError>> {
+        stream::pending().boxed()
+    }
+
+    fn append<'a>(
+        &'a self,
+        _: &'a FeedPlace,
+        _: &'a [FeedMessage],
+    ) -> BoxFuture<'a, Result<FeedSequence, WriteError>> {
+        pending().boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_feed_that_never_answers_is_told_and_keeps_nobody_from_ending() {
+    let world = World::of(short_story());
+    let parts = Parts {
+        feed: Arc::new(Silent),
+        ..world.parts("p")
+    };
+    let (running, health) = telling(parts);
+    let begun = tokio::time::Instant::now();
+    until(|| stalled(&health) == [Component::Feed]).await;
+    assert!(begun.elapsed() >= STALLED_AFTER, "a short silence is none");
+    let snapshots = world.record().unwrap();
+    assert_eq!(snapshots.sequence, 3, "the other projection goes on");
+    let ended = tokio::time::timeout(PATIENCE, running.end()).await;
+    ended.expect("it ends").unwrap();
+    assert_eq!(stalled(&health), [], "nobody's any more");
 }

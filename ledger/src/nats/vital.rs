@@ -1,0 +1,102 @@
+//! The bucket META and the stream of usage events, looked at while the ledger runs: neither can be derived, and
+//! without a look nobody would miss them before the next start.
+//!
+//! Usage events that are gone are gone; their stream is made again, so that the next ones are kept. META is
+//! not made again here: with it went what it knew of the journals' ends, and only an operator may go on
+//! without that (`seatbelt ledger rebuild-meta`).
+
+use std::time::Duration;
+
+use seatbelt_schemas::names::Names;
+use tokio::time::timeout;
+use tracing::error;
+
+use super::{
+    Meta, Nats,
+    provision::{GenesisError, ensure_usage, meta},
+    stream::info,
+};
+use crate::host::describe;
+
+/// How long each question may take.
+const ASK_MAX: Duration = Duration::from_secs(2);
+
+/// Looks at them, for one ledger.
+#[derive(Debug, Clone)]
+pub struct Vitals {
+    nats: Nats,
+    names: Names,
+    replicas: u8,
+    meta: Meta,
+}
+
+impl Vitals {
+    /// As they were when this process began.
+    pub fn new(nats: &Nats, names: &Names, replicas: u8, meta: &Meta) -> Self {
+        Self {
+            nats: nats.clone(),
+            names: names.clone(),
+            replicas,
+            meta: meta.clone(),
+        }
+    }
+
+    /// What stands against them, each with its remedy. A server that does not answer says nothing about
+    /// them, and is told of elsewhere.
+    pub async fn look(&self) -> Vec<String> {
+        let (meta, usage) = futures::future::join(self.meta(), self.usage()).await;
+        meta.into_iter().chain(usage).collect()
+    }
+
+    async fn meta(&self) -> Option<String> {
+        let bucket = self.names.meta_bucket();
+        let remedy = "stop all gateways and projectors, run `seatbelt ledger rebuild-meta`, and start them again: a start without it would take every journal for another ledger's";
+        let found = timeout(ASK_MAX, meta(&self.nats, &self.names)).await;
+        let trouble = match found {
+            Ok(Ok(found)) if found == self.meta => return None,
+            Ok(Ok(found)) => format!("names ledger {} and not {}", found.ledger, self.meta.ledger),
+            Ok(Err(GenesisError::Missing { .. })) => "is gone".to_owned(),
+            Ok(Err(error @ GenesisError::Unreadable { .. })) => {
+                format!("cannot be read ({})", describe(&error))
+            }
+            // the server answers about the bucket and not what is in it
+            Ok(Err(GenesisError::Store(error))) if self.is_there(&format!("KV_{bucket}")).await => {
+                format!("cannot be read ({})", describe(&error))
+            }
+            Ok(Err(_)) | Err(_) => return None,
+        };
+        Some(format!("bucket {bucket} {trouble}: {remedy}"))
+    }
+
+    async fn usage(&self) -> Option<String> {
+        let stream = self.names.usage_stream();
+        let found = timeout(ASK_MAX, info(&self.nats, &stream)).await;
+        let gone = matches!(&found, Ok(Err(error)) if error.code() == Some(async_nats::jetstream::ErrorCode::STREAM_NOT_FOUND));
+        if !gone {
+            return None;
+        }
+        let made = timeout(
+            ASK_MAX,
+            ensure_usage(&self.nats, &self.names, self.replicas),
+        )
+        .await;
+        let failure = match made {
+            Ok(Ok(())) => {
+                error!(
+                    stream,
+                    "the stream of usage events is gone: made again, empty; requests whose neuron had reported only there are charged at their hold"
+                );
+                return None;
+            }
+            Ok(Err(error)) => describe(&error),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        Some(format!(
+            "stream {stream} is gone and cannot be made again: {failure}"
+        ))
+    }
+
+    async fn is_there(&self, stream: &str) -> bool {
+        matches!(timeout(ASK_MAX, info(&self.nats, stream)).await, Ok(Ok(_)))
+    }
+}
