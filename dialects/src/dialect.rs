@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::translate::errors::translated;
+use crate::translate::errors::{anthropic, translated};
 
 /// A vendor's dialect. An API belongs to one, an upstream speaks one, and errors are wrapped in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +16,9 @@ pub enum Dialect {
 /// What an error says in any dialect.
 #[derive(Debug)]
 pub struct ErrorBody<'a> {
-    /// The class that SDKs tell errors apart by.
+    /// The status it goes out under.
+    pub status: u16,
+    /// The class that OpenAI's SDKs tell errors apart by; Anthropic's go by the status.
     pub kind: &'a str,
     /// The one thing that went wrong.
     pub code: &'a str,
@@ -40,7 +42,8 @@ impl Dialect {
                 inner.insert("param".into(), json!(body.param));
             }
             Self::Anthropic => {
-                inner.insert("type".into(), json!(body.kind));
+                let kind = anthropic(Some(body.status), body.kind);
+                inner.insert("type".into(), json!(kind));
                 inner.insert("message".into(), json!(body.message));
                 inner.insert("code".into(), json!(body.code));
                 if let Some(param) = body.param {
@@ -71,6 +74,7 @@ mod tests {
     fn shown(dialect: Dialect, param: Option<&str>) -> String {
         let extras = Map::from_iter([("limit".to_owned(), json!(5))]);
         let body = ErrorBody {
+            status: 429,
             kind: "k",
             code: "c",
             message: "m",
@@ -88,7 +92,7 @@ mod tests {
         );
         assert_eq!(
             shown(Dialect::Anthropic, None),
-            r#"{"type":"error","error":{"type":"k","message":"m","code":"c","limit":5}}"#
+            r#"{"type":"error","error":{"type":"rate_limit_error","message":"m","code":"c","limit":5}}"#
         );
         assert!(shown(Dialect::Anthropic, Some("p")).contains(r#""param":"p""#));
     }

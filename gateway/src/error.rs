@@ -24,7 +24,6 @@ mod seldom;
 mod table;
 
 pub(crate) use seldom::Seldom;
-use table::anthropic_kind;
 pub(crate) use table::{Case, is_final};
 
 /// Says to the official SDKs whether a retry can help.
@@ -367,10 +366,8 @@ impl ApiError {
         }
         let row = self.case.row();
         dialect.error(&ErrorBody {
-            kind: match dialect {
-                Dialect::OpenAi => row.kind,
-                Dialect::Anthropic => anthropic_kind(&row),
-            },
+            status: row.status.as_u16(),
+            kind: row.kind,
             code: row.code,
             message: &self.message,
             param: self.param.as_deref(),

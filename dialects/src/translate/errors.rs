@@ -31,7 +31,7 @@ pub(crate) fn translated(dialect: Dialect, status: Option<u16>, data: &[u8]) -> 
 }
 
 /// A type as Anthropic's SDKs know it: the status tells it, where there is one.
-fn anthropic(status: Option<u16>, told: &str) -> &'static str {
+pub(crate) fn anthropic(status: Option<u16>, told: &str) -> &'static str {
     match (status, told) {
         (Some(401), _) => "authentication_error",
         (Some(402), _) => "billing_error",

@@ -29,19 +29,6 @@ pub(crate) enum Case {
     Internal,
 }
 
-/// The type of an error as Anthropic's own go by their status; of those that it does not know, ours.
-pub(super) fn anthropic_kind(row: &Row) -> &'static str {
-    match row.status.as_u16() {
-        401 => "authentication_error",
-        404 => "not_found_error",
-        413 => "request_too_large",
-        429 => "rate_limit_error",
-        503 => "overloaded_error",
-        504 => "timeout_error",
-        _ => row.kind,
-    }
-}
-
 /// Whether the same request would meet the same answer again, so that no retry can cure it.
 pub(crate) fn is_final(status: StatusCode) -> bool {
     matches!(
