@@ -74,7 +74,7 @@ pub fn between(client: Api, upstream: Api) -> Result<Option<Translation>, FieldE
         (client, _) => Err(FieldError::invalid(
             "model",
             format!(
-                "is not served over /v1/{}: its server does not speak it",
+                "names one that is not served over /v1/{}: use one whose server speaks it, see GET /v1/models",
                 client.path().trim_start_matches("v1/")
             ),
         )),

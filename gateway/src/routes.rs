@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, Uri},
+    http::{HeaderName, HeaderValue},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{any, get, post},
@@ -18,17 +18,14 @@ use serde_json::Value;
 use tracing::Instrument;
 use ulid::Ulid;
 
-use crate::{
-    app::App,
-    error::{ApiError, Case},
-    receive::RequestId,
-};
+use crate::{app::App, error::ApiError, receive::RequestId};
 
 mod count;
 mod generate;
 mod health;
 mod key;
 mod models;
+mod nowhere;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The same where Anthropic's SDKs look for it.
@@ -47,10 +44,10 @@ pub(crate) fn table(app: Arc<App>) -> Router {
         .route("/v1/key", get(key::key))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
-        .route("/v1/responses", any(not_served))
-        .route("/admin/v1/{*rest}", any(not_served))
-        .method_not_allowed_fallback(method_not_allowed)
-        .fallback(not_found)
+        .route("/v1/responses", any(nowhere::not_served))
+        .route("/admin/v1/{*rest}", any(nowhere::not_served))
+        .method_not_allowed_fallback(nowhere::method_not_allowed)
+        .fallback(nowhere::not_found)
         .layer(from_fn_with_state(Arc::clone(&app), observe))
         .with_state(app)
 }
@@ -72,7 +69,7 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     let header = HeaderValue::try_from(&id).expect("a ULID is a valid header value");
     let span = tracing::info_span!("request", %id, route);
     request.extensions_mut().insert(RequestId(id));
-    let dialect = dialect(request.uri());
+    let dialect = nowhere::dialect(request.uri(), request.headers());
     let mut response = next.run(request).instrument(span).await;
     if dialect == Dialect::Anthropic {
         response.headers_mut().insert(REQUEST_ID, header.clone());
@@ -102,42 +99,13 @@ fn known_route(path: &str) -> &'static str {
         .unwrap_or("other")
 }
 
-fn dialect(uri: &Uri) -> Dialect {
-    match uri.path().strip_prefix("/v1/messages") {
-        Some(rest) if rest.is_empty() || rest.starts_with('/') => Dialect::Anthropic,
-        _ => Dialect::OpenAi,
-    }
-}
-
-async fn not_found(uri: Uri) -> Response {
-    let path: String = uri.path().chars().take(100).collect();
-    let message =
-        format!("there is no route {path}: see GET /v1/models and POST /v1/chat/completions");
-    ApiError::new(Case::RouteNotFound, message).into_response(dialect(&uri))
-}
-
-async fn method_not_allowed(uri: Uri, request: Request) -> Response {
-    let message = format!("{} does not take {}", uri.path(), request.method());
-    ApiError::new(Case::MethodNotAllowed, message).into_response(dialect(&uri))
-}
-
-async fn not_served(uri: Uri) -> Response {
-    let instead = match uri.path() {
-        path if path.starts_with("/admin/") => {
-            "declare accounts, keys and caps in the configuration file"
-        }
-        _ => "use POST /v1/chat/completions or POST /v1/messages",
-    };
-    ApiError::route_not_served(uri.path(), instead).into_response(dialect(&uri))
-}
-
-/// What is read and not generated is answered in the OpenAI dialect.
-fn answer(result: Result<Value, ApiError>) -> Response {
+/// What is read and not generated.
+fn answer(result: Result<Value, ApiError>, dialect: Dialect) -> Response {
     match result {
         Ok(body) => Json(body).into_response(),
         Err(error) => {
             error.note();
-            error.into_response(Dialect::OpenAi)
+            error.into_response(dialect)
         }
     }
 }
@@ -151,14 +119,5 @@ mod tests {
         assert_eq!(known_route("/v1/messages"), "/v1/messages");
         assert_eq!(known_route("/v1/models/{*id}"), "/v1/models/{*id}");
         assert_eq!(known_route("/v1/models/secret"), "other");
-    }
-
-    #[test]
-    fn an_error_is_wrapped_as_the_path_would_be_answered() {
-        let of = |path: &str| dialect(&path.parse().unwrap());
-        assert_eq!(of("/v1/messages"), Dialect::Anthropic);
-        assert_eq!(of("/v1/messages/count_tokens"), Dialect::Anthropic);
-        assert_eq!(of("/v1/messagesx"), Dialect::OpenAi);
-        assert_eq!(of("/v1/chat/completions"), Dialect::OpenAi);
     }
 }

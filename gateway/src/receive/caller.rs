@@ -9,8 +9,8 @@ use crate::{
     error::ApiError,
 };
 
-/// The header in which Anthropic's SDKs send the key.
-const X_API_KEY: &str = "x-api-key";
+/// The headers in which the SDKs of Anthropic and of Azure send the key.
+const PLAIN: [&str; 2] = ["x-api-key", "api-key"];
 
 /// The keys this gateway knows.
 pub(crate) struct Keyring {
@@ -48,13 +48,15 @@ fn secret(headers: &HeaderMap) -> Option<&str> {
         let (scheme, secret) = value.to_str().ok()?.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim())
     });
-    let plain = || headers.get(X_API_KEY)?.to_str().ok().map(str::trim);
+    let sent = |name: &&str| headers.get(*name)?.to_str().ok().map(str::trim);
+    let plain = || PLAIN.iter().find_map(sent);
     bearer.or_else(plain).filter(|secret| !secret.is_empty())
 }
 
 /// Whether a key was meant to be sent, readable or not.
 fn names_a_key(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::AUTHORIZATION) || headers.contains_key(X_API_KEY)
+    let mut plain = PLAIN.iter();
+    headers.contains_key(header::AUTHORIZATION) || plain.any(|name| headers.contains_key(*name))
 }
 
 #[cfg(test)]
@@ -80,11 +82,12 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_taken_from_either_header() {
+    fn a_key_is_taken_from_any_of_its_headers() {
         let good = Some(Some("k".to_owned()));
         assert_eq!(caller(true, &[("authorization", "Bearer sk-good")]), good);
         assert_eq!(caller(true, &[("authorization", "bearer  sk-good ")]), good);
         assert_eq!(caller(true, &[("x-api-key", "sk-good")]), good);
+        assert_eq!(caller(true, &[("api-key", "sk-good")]), good);
     }
 
     #[test]
@@ -95,6 +98,7 @@ mod tests {
                 ("x-api-key", "x"),
                 ("authorization", "Basic eDp5"),
                 ("x-api-key", ""),
+                ("api-key", "sk-bad"),
             ] {
                 assert_eq!(caller(require_auth, &[sent]), None, "{sent:?}");
             }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use axum::{extract::State, http::HeaderMap, response::Response};
+use seatbelt_dialects::Dialect;
 use seatbelt_ledger::api::{Read, SnapshotStanding};
 use seatbelt_schemas::{cap::CapStanding, position::Position, time::rfc3339_ms};
 use serde_json::{Value, json};
@@ -22,14 +23,15 @@ use crate::{
 /// `GET /v1/key`.
 pub(super) async fn key(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let caller = app.keyring.caller(&headers);
-    answer(match caller {
+    let told = match caller {
         Ok(Some(caller)) => standing(&app, &caller)
             .await
             .map(|found| key_body(&caller, &found)),
         // there is no key to tell about
         Ok(None) => Err(ApiError::invalid_key()),
         Err(error) => Err(error),
-    })
+    };
+    answer(told, Dialect::OpenAi)
 }
 
 async fn standing(app: &App, caller: &KeyEntry) -> Result<SnapshotStanding, ApiError> {

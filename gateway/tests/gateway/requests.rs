@@ -3,7 +3,7 @@
 use seatbelt_schemas::{cap::CapSpec, meter::Meter, window::Window};
 use serde_json::{Value, json};
 
-use crate::support::{Stack, hi, hi_stream, status_and_body, stream_text, tokens};
+use crate::support::{SECRET, Stack, hi, hi_stream, status_and_body, stream_text, tokens};
 
 #[tokio::test]
 async fn the_body_is_forwarded_with_its_maximum_and_accepted_fields() {
@@ -264,5 +264,55 @@ async fn without_a_key_requests_are_unmetered_only_where_that_is_allowed() {
             .await
             .0,
         401
+    );
+}
+
+#[tokio::test]
+async fn a_wrong_base_url_is_told_in_the_dialect_that_was_meant() {
+    let stack = Stack::balance(10).await;
+    let ask = |path: &str| {
+        let url = format!("{}{path}", stack.base);
+        status_and_body(stack.client.post(url).bearer_auth(SECRET).body("{}"))
+    };
+    let (status, body) = ask("/v1/v1/messages").await;
+    assert_eq!((status, &body["type"]), (404, &json!("error")));
+    assert_eq!(body["error"]["type"], "not_found_error");
+    let (status, body) = ask("/chat/completions").await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (404, &json!("route_not_found"))
+    );
+    let message = body["error"]["message"].as_str().unwrap();
+    assert!(message.contains("with one /v1 at its end"), "{message}");
+}
+
+#[tokio::test]
+async fn models_are_listed_in_the_dialect_of_whoever_asks() {
+    let stack = Stack::balance(10).await;
+    let (_, openai) = stack.get("/v1/models").await;
+    assert_eq!(
+        (&openai["object"], &openai["data"][0]["object"]),
+        (&json!("list"), &json!("model"))
+    );
+    let ask = |path: &str| {
+        let url = format!("{}{path}", stack.base);
+        let sent = stack.client.get(url).header("x-api-key", SECRET);
+        status_and_body(sent.header("anthropic-version", "2023-06-01"))
+    };
+    let (_, anthropic) = ask("/v1/models").await;
+    assert_eq!(
+        (&anthropic["has_more"], &anthropic["first_id"]),
+        (&json!(false), &json!("test-model"))
+    );
+    let (_, one) = ask("/v1/models/test-model").await;
+    assert_eq!(one, anthropic["data"][0]);
+    assert_eq!(
+        (&one["type"], &one["max_input_tokens"]),
+        (&json!("model"), &json!(8192))
+    );
+    let (status, none) = ask("/v1/models/other").await;
+    assert_eq!(
+        (status, &none["error"]["type"]),
+        (404, &json!("not_found_error"))
     );
 }
