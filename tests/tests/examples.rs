@@ -4,6 +4,9 @@
 use seatbelt_tests::{Foreign, Key, Stack, python};
 use serde_json::json;
 
+/// What a request to the foreign model costs, in nano-USD: see its price in the stack's configuration.
+const PRICE: u64 = 4500;
+
 #[tokio::test]
 async fn the_bill_from_the_feed_is_what_the_key_spent() {
     let foreign = Foreign::start().await;
@@ -29,8 +32,9 @@ async fn the_bill_from_the_feed_is_what_the_key_spent() {
             })
             .await;
         let bill = python::run("../../examples/billing/bill.py", &arguments).await;
-        let account = bill["account"].as_str().unwrap();
-        let paid = json!({"account": account, "tokens": cap["spent"], "nano_usd": 0, "requests": requests});
+        let paid = json!({
+            "account": "acct-cap", "tokens": cap["spent"], "nano_usd": requests * PRICE, "requests": requests
+        });
         assert_eq!(bill, paid);
     }
 }
