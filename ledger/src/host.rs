@@ -140,6 +140,7 @@ impl HostedPartition {
             fetches: FuturesUnordered::new(),
             fetches_max: bounds.fetches_max,
             clear_at: time.clock().instant(),
+            short_looks: 0,
             time,
             handed: Arc::clone(&handed),
             receiver,

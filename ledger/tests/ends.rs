@@ -199,6 +199,25 @@ async fn a_host_that_was_overtaken_finds_out_though_nobody_asks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_host_finds_out_that_its_journal_shrank_though_nobody_asks() {
+    let journal = Shut::default();
+    let host = start(&journal);
+    host.handle().ready().await.unwrap();
+    open(host.handle()).await;
+    journal.journal.cut(Sequence(1));
+    let unknown = Payer::new("acct", "other").reserve(1);
+    let answer = host.handle().reserve(unknown).await;
+    assert!(
+        matches!(answer, Err(CommandError::Unavailable { .. })),
+        "{answer:?}"
+    );
+    let ended = tokio::time::timeout(Duration::from_secs(20), host.handle().ended());
+    let reason = ended.await.unwrap_or_default();
+    assert!(reason.contains("shorter"), "{reason:?}");
+    host.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_not_there_is_denied_once_the_journal_says_so() {
     let journal = Shut::default();
     let host = start(&journal);

@@ -27,6 +27,9 @@ pub(super) const FETCHES_MAX: usize = 64;
 /// How often a fetch is tried, and the pause in between.
 const FETCH_TRIES_MAX: u32 = 8;
 const FETCH_PAUSE: Duration = Duration::from_millis(250);
+/// How many looks in a row must find the journal shorter than it was before that is believed: a server
+/// that has just become its leader may not have taken in all that was acknowledged.
+const SHORT_LOOKS: u32 = 3;
 /// How often it is looked whether accounts should leave memory.
 const CLEAR_EVERY: Duration = Duration::from_secs(1);
 
@@ -43,7 +46,7 @@ impl<J: Journal> Task<J> {
         }
         if self.time.take_look() {
             self.fetches
-                .push(look_around(self.source.clone(), self.clock()).boxed());
+                .push(look_around(self.source.clone(), self.clock(), writer.tail()).boxed());
         }
         let now = self.time.clock().instant();
         if now < self.clear_at {
@@ -74,11 +77,11 @@ impl<J: Journal> Task<J> {
                     return Some(reason);
                 }
             }
-            Brought::Looked(looked, end) => {
+            Brought::Looked(looked, ends) => {
                 self.looked(&looked);
-                if end.is_some_and(|end| writer.is_overtaken_at(end)) {
-                    writer.step_down(StepDown::Fenced);
-                    return Some(StepDown::Fenced);
+                if let Some(reason) = ends.and_then(|ends| self.lost_its_place(writer, ends)) {
+                    writer.step_down(reason.clone());
+                    return Some(reason);
                 }
             }
             Brought::Open(accounts) => writer.watch(accounts),
@@ -98,6 +101,22 @@ impl<J: Journal> Task<J> {
         }
         None
     }
+
+    /// Why the writer has lost its place, where the journal's end shows that.
+    fn lost_its_place(
+        &mut self,
+        writer: &Writer<Waiting>,
+        Ends { least, end }: Ends,
+    ) -> Option<StepDown> {
+        self.short_looks = match end < least {
+            true => self.short_looks + 1,
+            false => 0,
+        };
+        if writer.is_overtaken_at(end) {
+            return Some(StepDown::Fenced);
+        }
+        (self.short_looks >= SHORT_LOOKS).then_some(StepDown::Truncated)
+    }
 }
 
 /// What comes back from the journal and the snapshots.
@@ -108,7 +127,7 @@ pub(super) enum Brought {
     /// What the bucket vouches for by now, and the accounts whose snapshots are current.
     Current((Base, Vec<(AccountId, u32)>)),
     /// What the server's clock shows, and where the journal ends if that is known.
-    Looked(Looked, Option<Sequence>),
+    Looked(Looked, Option<Ends>),
 }
 
 /// Looks at the server's clock.
@@ -131,11 +150,19 @@ pub(super) async fn look<J: Journal>(source: Source<J>, clock: HostClock) -> Loo
     }
 }
 
+/// Where the journal ended at least when it was looked at, and where it does.
+#[derive(Clone, Copy)]
+pub(super) struct Ends {
+    least: Sequence,
+    end: Sequence,
+}
+
 /// The same, and where the journal ends by now: a writer that has nothing to write would not hear that it
-/// was overtaken.
-async fn look_around<J: Journal>(source: Source<J>, clock: HostClock) -> Brought {
+/// was overtaken, or that the journal has lost its end.
+async fn look_around<J: Journal>(source: Source<J>, clock: HostClock, least: Sequence) -> Brought {
     let looked = look(source.clone(), clock).await;
-    Brought::Looked(looked, source.journal.end().await.ok())
+    let end = source.journal.end().await.ok();
+    Brought::Looked(looked, end.map(|end| Ends { least, end }))
 }
 
 /// Fetches one thing; tries for a while, as callers wait for it.

@@ -46,6 +46,8 @@ pub(super) struct Task<J> {
     pub(super) fetches_max: usize,
     /// When memory is looked at next.
     pub(super) clear_at: Instant,
+    /// Looks in a row that found the journal shorter than it was.
+    pub(super) short_looks: u32,
     pub(super) time: Timepiece,
     pub(super) handed: Arc<Handed>,
     pub(super) receiver: mpsc::Receiver<Message>,

@@ -143,6 +143,17 @@ impl MemoryJournal {
         self.lock().faults.extend(faults);
     }
 
+    /// Loses all that stands behind a place, as a server does that lost the end of its file.
+    pub fn cut(&self, to: Sequence) {
+        let keep = usize::try_from(to.0).unwrap_or(usize::MAX);
+        let end = {
+            let mut log = self.lock();
+            log.commits.truncate(keep);
+            log.end()
+        };
+        self.end.send_replace(end);
+    }
+
     /// All commits, in order.
     pub fn commits(&self) -> Vec<Bytes> {
         self.lock().commits.clone()

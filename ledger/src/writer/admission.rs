@@ -98,7 +98,7 @@ impl<T: Caller> Writer<T> {
 
     /// The next that has to be fetched: from the snapshots, or from the journal up to its end.
     pub fn take_fetch(&mut self) -> Option<Fetch> {
-        if self.doubts.begin_look() {
+        if self.doubts.begin_look(self.tail) {
             return Some(Fetch::End);
         }
         self.parked.next(self.replies.durable())

@@ -44,8 +44,8 @@ struct Doubt<T> {
 pub(super) struct Doubts<T> {
     /// Decided since the last look began.
     fresh: Vec<Doubt<T>>,
-    /// Those that the look under way is for.
-    looking: Option<Vec<Doubt<T>>>,
+    /// Those that the look under way is for, and where the journal ended at least when it began.
+    looking: Option<(Sequence, Vec<Doubt<T>>)>,
     /// A look has found the append in flight, or another writer's commit in its place: which of them, its
     /// outcome tells.
     in_flight: Vec<Doubt<T>>,
@@ -67,26 +67,27 @@ impl<T> Doubts<T> {
     }
 
     pub(super) fn len(&self) -> usize {
-        let looking = self.looking.as_ref().map_or(0, Vec::len);
+        let looking = self.looking.as_ref();
+        let looking = looking.map_or(0, |(_, doubts)| doubts.len());
         self.fresh.len() + looking + self.in_flight.len()
     }
 
     /// Whether a look is to begin now; those who wait have it.
-    pub(super) fn begin_look(&mut self) -> bool {
+    pub(super) fn begin_look(&mut self, tail: Sequence) -> bool {
         let begins = self.looking.is_none() && !self.fresh.is_empty();
         if begins {
-            self.looking = Some(std::mem::take(&mut self.fresh));
+            self.looking = Some((tail, std::mem::take(&mut self.fresh)));
         }
         begins
     }
 
-    fn looked(&mut self) -> Vec<Doubt<T>> {
+    fn looked(&mut self) -> (Sequence, Vec<Doubt<T>>) {
         self.looking.take().unwrap_or_default()
     }
 
     /// Takes everyone out, at the end of the writer.
     pub(super) fn give_up(&mut self) -> Vec<T> {
-        let mut all = self.looked();
+        let (_, mut all) = self.looked();
         all.append(&mut self.in_flight);
         all.append(&mut self.fresh);
         all.into_iter().map(|doubt| doubt.caller).collect()
@@ -111,13 +112,16 @@ impl<T: Caller> Writer<T> {
         if self.is_overtaken_at(end) {
             return self.step_down(StepDown::Fenced);
         }
-        if end > self.tail {
-            let mut doubts = self.doubts.looked();
+        let (least, mut doubts) = self.doubts.looked();
+        if end < least {
+            // whoever leads the servers now may not have taken in all yet; or it is lost
+            let detail = "the journal is shorter than it was";
+            self.turn_all_away(doubts, detail);
+        } else if end > self.tail {
             self.doubts.in_flight.append(&mut doubts);
-            return Next::Continue;
+        } else {
+            self.give(doubts);
         }
-        let doubts = self.doubts.looked();
-        self.give(doubts);
         Next::Continue
     }
 
@@ -129,10 +133,15 @@ impl<T: Caller> Writer<T> {
 
     /// The journal could not be looked at.
     pub(super) fn no_look_at_the_end(&mut self, detail: &str) -> Next {
-        for doubt in self.doubts.looked() {
+        let (_, doubts) = self.doubts.looked();
+        self.turn_all_away(doubts, detail);
+        Next::Continue
+    }
+
+    fn turn_all_away(&mut self, doubts: Vec<Doubt<T>>, detail: &str) {
+        for doubt in doubts {
             self.turn_away(doubt.caller, TurnedAway::Unavailable(detail.to_owned()));
         }
-        Next::Continue
     }
 
     fn give(&mut self, doubts: Vec<Doubt<T>>) {
