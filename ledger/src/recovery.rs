@@ -294,8 +294,13 @@ impl<J: Journal> Source<J> {
                 (Resume::from_record(record, self.hot_max), base, directory)
             }
         };
+        // before the end: a record that is made meanwhile sees more
+        let saw = match with_snapshots {
+            true => base.sequence,
+            false => self.seen_by_the_record().await?,
+        };
         let end = self.journal.end().await?;
-        end::reaches(end, base.sequence).map_err(Trouble::Stop)?;
+        end::reaches(end, saw).map_err(Trouble::Stop)?;
         let mut commits = self.journal.replay(resume.tail(), end);
         while resume.tail() < end {
             let Some(stored) = commits.next().await else {
@@ -355,6 +360,19 @@ impl<J: Journal> Source<J> {
             known: Arc::default(),
         };
         Ok(Some((record, base)))
+    }
+
+    /// How far a record saw the journal go that nothing else is taken from: what it vouches for is lost, and
+    /// the journal may be so too.
+    async fn seen_by_the_record(&self) -> Result<Sequence, Trouble> {
+        let Some(store) = &self.snapshots else {
+            return Ok(Sequence(0));
+        };
+        let key = Names::snapshot_partition_key(self.partition);
+        let value = store.read(&key).await?.value;
+        let record = value.and_then(|value| PartitionRecord::decode(&value).ok());
+        let record = record.filter(|record| record.head.partition == self.partition);
+        Ok(Sequence(record.map_or(0, |record| record.sequence)))
     }
 
     async fn take(

@@ -340,6 +340,23 @@ async fn a_journal_that_is_not_the_one_its_record_saw_stops_the_partition() {
     host.stop().await;
 }
 
+/// Both are lost at once: what the record vouches for is of no use, and what it saw still counts.
+#[tokio::test]
+async fn a_shorter_journal_stops_the_partition_though_its_directory_is_lost_too() {
+    let aged = Aged::new().await;
+    let directory = aged.keys("directory.");
+    assert!(!directory.is_empty());
+    for key in directory {
+        aged.harm(&key, Harm::Torn);
+    }
+    let mut commits = aged.world.journal.commits();
+    commits.truncate(commits.len() / 2);
+    let host = aged.world.host_of(MemoryJournal::with_commits(commits));
+    let refused = host.ready().await.unwrap_err().to_string();
+    assert!(refused.contains("adopt-journal"), "{refused}");
+    host.stop().await;
+}
+
 #[tokio::test]
 async fn a_damaged_end_stops_the_partition_whatever_the_snapshots_say() {
     let world = World::new().await;
