@@ -77,6 +77,17 @@ fn no_misfortune_breaks_a_promise() {
     }
 }
 
+/// What was acknowledged is gone: only an operator goes on from there.
+#[test]
+fn nobody_goes_on_from_a_journal_that_shrank() {
+    let runs = number("SEATBELT_SIM_RUNS").unwrap_or(RUNS_DEFAULT) / 10;
+    for seed in 0..runs {
+        if let Err(failure) = run::shrinks(seed) {
+            panic!("seed {seed}: {failure}");
+        }
+    }
+}
+
 /// Without this no seed would be worth anything.
 #[test]
 fn a_seed_is_one_run() {

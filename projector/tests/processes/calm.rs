@@ -58,6 +58,7 @@ pub(crate) async fn all_is_well(hosts: &Arc<Hosts>, payers: &Arc<Payers>) -> Res
     sleep(TAKEN_OVER_WITHIN).await;
     let host = serving(hosts).await?;
     let (ahead_ms, back_ms) = (host.offset_ms.load(Ordering::Relaxed), 2_000);
+    deadline(payers).await?;
     patience(payers, || {
         host.offset_ms.store(ahead_ms - back_ms, Ordering::Relaxed);
     })
@@ -119,6 +120,26 @@ async fn patience(payers: &Payers, meanwhile: impl FnOnce()) -> Result<(), Strin
     }
     sleep(Duration::from_millis(4_000)).await;
     Ok(())
+}
+
+/// Nobody waits beyond the request's own deadline, however long he would.
+async fn deadline(payers: &Payers) -> Result<(), String> {
+    const LASTS_MS: u64 = 1_200;
+    granted(payers, &reserve(payers, "patient", 3_000, 0)).await?;
+    let waiting = reserve(payers, "patient", LASTS_MS, 9_000);
+    let began = Instant::now();
+    let answer = payers.reserve(&waiting).await;
+    let waited_ms = u64::try_from(began.elapsed().as_millis()).unwrap();
+    sleep(Duration::from_millis(4_000)).await;
+    match answer {
+        Some(Ok(ReserveOutcome::Reserved(_))) | None => Err(format!(
+            "one that lasts {LASTS_MS} ms got {answer:?} after {waited_ms} ms"
+        )),
+        _ if waited_ms > LASTS_MS + LATE_MS_MAX => Err(format!(
+            "one that lasts {LASTS_MS} ms waited for {waited_ms} ms"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// A hold that ends while the crowd is there.

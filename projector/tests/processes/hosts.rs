@@ -24,7 +24,10 @@ use seatbelt_schemas::{
     names::Names,
     position::{Partition, Partitions},
 };
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::medium::{Life, MachineTime, Medium, Wire};
@@ -48,11 +51,61 @@ pub(crate) struct Host {
     stop: CancellationToken,
 }
 
+/// Who may host: one at a time, as long as nobody takes it away. It does not hinder whoever lost it.
+#[derive(Default)]
+struct Lease {
+    /// The number of the term, and whether it is over.
+    term: Mutex<(u64, bool)>,
+    changed: Notify,
+}
+
+impl Lease {
+    /// Waits for a term of one's own.
+    async fn take(&self) -> u64 {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut term = self.term.lock().unwrap();
+                if term.0 == 0 || term.1 {
+                    *term = (term.0 + 1, false);
+                    return term.0;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    fn give_back(&self, term: u64) {
+        if self.term.lock().unwrap().0 == term {
+            self.end();
+        }
+    }
+
+    fn end(&self) {
+        self.term.lock().unwrap().1 = true;
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until a term is over; for ever where there is none.
+    async fn over(&self, term: Option<u64>) {
+        let Some(term) = term else {
+            return std::future::pending().await;
+        };
+        loop {
+            let changed = self.changed.notified();
+            if *self.term.lock().unwrap() != (term, false) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
 /// All hosts of a run.
 pub(crate) struct Hosts {
     medium: Arc<Medium>,
     up: Mutex<Vec<Arc<Host>>>,
-    lease: tokio::sync::Mutex<()>,
+    lease: Lease,
     closing: CancellationToken,
     accounts_max: usize,
     bounds: Bounds,
@@ -65,7 +118,7 @@ impl Hosts {
         Arc::new(Self {
             medium: Arc::clone(medium),
             up: Mutex::default(),
-            lease: tokio::sync::Mutex::new(()),
+            lease: Lease::default(),
             closing: CancellationToken::new(),
             accounts_max: usize::try_from(1 + medium.chance.below(4)).unwrap(),
             bounds: tiny(medium),
@@ -77,6 +130,7 @@ impl Hosts {
     /// Any host that is up, whether it serves or not; when all is well, the one that has the partition.
     pub(crate) fn any(&self) -> Option<Arc<Host>> {
         let mut up = self.up.lock().unwrap().clone();
+        up.retain(|host| !host.life.is_over());
         if self.medium.is_calm() {
             up.retain(|host| host.leads(&self.medium));
         }
@@ -116,26 +170,32 @@ impl Hosts {
     /// One process that hosts whenever it has the lease, dies, and is started again.
     pub(crate) async fn seat(self: Arc<Self>) {
         while !self.closing.is_cancelled() {
-            let lease = tokio::select! {
+            let term = tokio::select! {
                 biased;
                 () = self.closing.cancelled() => return,
-                lease = self.lease.lock() => lease,
+                term = self.lease.take() => term,
             };
-            if self.reign(true).await {
+            if self.reign(Some(term)).await {
                 sleep(LEASE).await;
             }
-            drop(lease);
+            self.lease.give_back(term);
             sleep(Duration::from_millis(50) + self.medium.chance.ms(400)).await;
         }
     }
 
     /// A process that ignores the lease.
     pub(crate) async fn haunt(self: Arc<Self>) {
-        self.reign(false).await;
+        self.reign(None).await;
+    }
+
+    /// The lease of whoever holds the partition is lost: another may take it at once, while this one still
+    /// stops, with whatever it has in flight.
+    pub(crate) fn lose_lease(&self) {
+        self.lease.end();
     }
 
     /// Hosts until it is over; says whether the process died.
-    async fn reign(&self, seated: bool) -> bool {
+    async fn reign(&self, term: Option<u64>) -> bool {
         let life = Life::new();
         let number = self.number.fetch_add(1, Ordering::Relaxed);
         let name = format!("h{number}");
@@ -143,7 +203,7 @@ impl Hosts {
         let hosted = self.start(&life, &name, &offset_ms);
         let host = Arc::new(Host {
             name,
-            seated,
+            seated: term.is_some(),
             offset_ms,
             handle: hosted.handle().clone(),
             life: Arc::clone(&life),
@@ -155,6 +215,7 @@ impl Hosts {
             () = life.over() => true,
             () = self.closing.cancelled() => false,
             () = host.stop.cancelled() => false,
+            () = self.lease.over(term) => false,
             reason = host.handle.ended() => {
                 self.is_no_defect(&reason);
                 false
@@ -179,7 +240,8 @@ impl Hosts {
             "the journal refuses appends",
             "clock",
         ];
-        if !expected.iter().any(|expected| reason.contains(expected)) {
+        let shrunk = self.medium.shrunk.load(Ordering::Relaxed) && reason.contains("journal");
+        if !shrunk && !expected.iter().any(|expected| reason.contains(expected)) {
             self.medium.fail(format!("a host ended: {reason}"));
         }
     }
@@ -224,7 +286,8 @@ impl Hosts {
                 biased;
                 () = life.over() => {}
                 ended = seatbelt_projector::run_marking(parts, self.mark_every, self.closing.child_token()) => {
-                    if let Err(error) = ended {
+                    let shrunk = self.medium.shrunk.load(Ordering::Relaxed);
+                    if let (Err(error), false) = (ended, shrunk) {
                         self.medium.fail(format!("a projector ended: {error:?}"));
                     }
                     return;

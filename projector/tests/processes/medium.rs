@@ -2,6 +2,7 @@
 //! forget, as a server and a network do. Every process has its own wires to them, which end with it.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
@@ -40,6 +41,8 @@ use crate::chance::Chance;
 pub(crate) const START_MS: u64 = 1_700_000_000_000;
 /// How far a host's clock may be ahead, and what a look at the server's takes at most.
 const AHEAD_MS_MAX: u64 = 8_000;
+/// Longest that something read is on its way.
+const TRAVELS_MS_MAX: u64 = 5_000;
 /// How long a wire to a dead process takes to say that it is.
 const DEAD: Duration = Duration::from_secs(1);
 
@@ -48,8 +51,13 @@ pub(crate) struct Medium {
     pub(crate) chance: Chance,
     /// In every second run all clocks are, so that what is late can be told exactly.
     pub(crate) clocks_are_right: bool,
+    pub(crate) callers_are_ahead: bool,
     pub(crate) journal: MemoryJournal,
     pub(crate) bucket: MemorySnapshots,
+    /// The bucket as it was some time ago.
+    older: Mutex<MemorySnapshots>,
+    /// Values that came back, by their keys.
+    came_back: Mutex<BTreeMap<String, Bytes>>,
     pub(crate) feed: MemoryFeed,
     /// Wakes in order, as a watch would not.
     landed: Notify,
@@ -57,6 +65,8 @@ pub(crate) struct Medium {
     /// What a host's work between two readings of its clock takes.
     pub(crate) work_us: AtomicU64,
     calm: AtomicBool,
+    /// The journal has lost its end: nobody may go on from there.
+    pub(crate) shrunk: AtomicBool,
     frozen: AtomicBool,
     cut_off: AtomicBool,
     broken: Mutex<Option<String>>,
@@ -68,13 +78,17 @@ impl Medium {
         Arc::new(Self {
             chance: Chance::new(seed),
             clocks_are_right: seed.is_multiple_of(2),
+            callers_are_ahead: seed.is_multiple_of(3),
             journal: MemoryJournal::new(),
             bucket: MemorySnapshots::default(),
+            older: Mutex::default(),
+            came_back: Mutex::default(),
             feed: MemoryFeed::default(),
             landed: Notify::new(),
             began: Instant::now(),
             work_us: AtomicU64::new(5),
             calm: AtomicBool::new(true),
+            shrunk: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             broken: Mutex::default(),
@@ -114,6 +128,27 @@ impl Medium {
     pub(crate) fn broken(&self) -> Option<String> {
         let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
         broken.clone()
+    }
+
+    /// What the bucket holds now may come back later.
+    pub(crate) fn copy_bucket(&self) {
+        *self.older.lock().unwrap() = self.bucket.copy();
+    }
+
+    /// A key is again what it was when the bucket was copied.
+    pub(crate) fn go_back(&self, key: &str) {
+        self.bucket.go_back(key, &self.older.lock().unwrap());
+        if let Some(value) = self.bucket.peek(key) {
+            let mut came_back = self.came_back.lock().unwrap();
+            came_back.insert(key.to_owned(), value);
+        }
+    }
+
+    /// Whether a key still has the value that came back.
+    pub(crate) fn is_back(&self, key: &str) -> bool {
+        let came_back = self.came_back.lock().unwrap();
+        let value = came_back.get(key);
+        value.is_some() && value == self.bucket.peek(key).as_ref()
     }
 
     /// Writes down what happens, where somebody wants to know.
@@ -160,6 +195,13 @@ impl Medium {
         };
         self.note(|| format!("{whose} takes {takes:?}"));
         sleep(takes).await;
+    }
+
+    /// What was read is on its way back, now and then for so long that it is no longer so when it comes.
+    async fn travels(&self) {
+        if self.strikes(30) {
+            sleep(self.chance.ms(TRAVELS_MS_MAX)).await;
+        }
     }
 }
 
@@ -315,7 +357,9 @@ impl Journal for Wire {
 
     async fn end(&self) -> Result<Sequence, ReadError> {
         self.reads(Sequence(0)).await?;
-        self.medium.journal.end().await
+        let end = self.medium.journal.end().await;
+        self.medium.travels().await;
+        end
     }
 
     async fn server_ms(&self) -> Result<Option<u64>, ReadError> {
@@ -325,7 +369,9 @@ impl Journal for Wire {
 
     async fn get(&self, sequence: Sequence) -> Result<Option<Stored>, ReadError> {
         self.reads(sequence).await?;
-        self.medium.journal.get(sequence).await
+        let stored = self.medium.journal.get(sequence).await;
+        self.medium.travels().await;
+        stored
     }
 
     fn replay(&self, after: Sequence, to: Sequence) -> BoxStream<'_, Result<Stored, ReadError>> {
@@ -356,7 +402,9 @@ impl SnapshotStore for Wire {
             if !answers || self.medium.strikes(60) {
                 return Err(self.store_error(&format!("read {key}")));
             }
-            self.medium.bucket.read(key).await
+            let read = self.medium.bucket.read(key).await;
+            self.medium.travels().await;
+            read
         }
         .boxed()
     }
@@ -393,7 +441,9 @@ impl SnapshotStore for Wire {
             if !answers || self.medium.strikes(60) {
                 return Err(self.store_error("list accounts"));
             }
-            self.medium.bucket.accounts().await
+            let accounts = self.medium.bucket.accounts().await;
+            self.medium.travels().await;
+            accounts
         }
         .boxed()
     }

@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
+use seatbelt_ledger::{journal::Sequence, snapshot::PartitionRecord};
 use seatbelt_schemas::{
     command::Change,
     commit::{ChainHash, Commit},
-    ids::AccountId,
+    ids::{AccountId, CapId},
     names::Names,
     position::Partition,
 };
@@ -34,6 +35,9 @@ const WORK_MAX: Duration = Duration::from_secs(900);
 /// Everything held has ended by its deadline after this.
 const ALL_ENDED: Duration = Duration::from_secs(15);
 
+/// A writer without work sees that its journal shrank within this.
+const SEEN_WITHIN: Duration = Duration::from_secs(25);
+
 /// How a run went.
 pub(crate) struct Ran {
     pub(crate) promises: Result<(), String>,
@@ -46,13 +50,7 @@ pub(crate) struct Ran {
 
 /// One run on a thread and a clock of its own.
 pub(crate) fn run(seed: u64) -> Ran {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    let here = LocalSet::new();
-    here.block_on(&runtime, async {
+    on_paused_time(async {
         let medium = Medium::new(seed);
         let hosts = Hosts::new(&medium);
         let payers = Payers::new(&medium, &hosts);
@@ -84,12 +82,43 @@ pub(crate) fn run(seed: u64) -> Ran {
     })
 }
 
+fn on_paused_time<T>(run: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, run)
+}
+
 async fn live(
     medium: &Arc<Medium>,
     hosts: &Arc<Hosts>,
     payers: &Arc<Payers>,
 ) -> Result<(), String> {
     let mut processes = JoinSet::new();
+    begin(&mut processes, medium, hosts, payers).await?;
+    calm::all_is_well(hosts, payers).await?;
+    sleep(ALL_ENDED).await;
+    hosts.close();
+    let ended = timeout(Duration::from_secs(60), async {
+        while let Some(ended) = processes.join_next().await {
+            ended.map_err(|error| format!("a process crashed: {error}"))?;
+        }
+        Ok(())
+    });
+    ended
+        .await
+        .unwrap_or_else(|_| Err("processes do not end".to_owned()))
+}
+
+/// Processes begin, payers work, misfortune strikes until they are done.
+async fn begin(
+    processes: &mut JoinSet<()>,
+    medium: &Arc<Medium>,
+    hosts: &Arc<Hosts>,
+    payers: &Arc<Payers>,
+) -> Result<(), String> {
     let projectors: Vec<_> = (0..2).map(|_| Arc::new(Mutex::new(Life::new()))).collect();
     for _ in 0..2 {
         processes.spawn(Arc::clone(hosts).seat());
@@ -107,19 +136,62 @@ async fn live(
     let worked = work(payers).await;
     misfortune.abort();
     medium.be_calm(true);
-    worked?;
-    calm::all_is_well(hosts, payers).await?;
-    sleep(ALL_ENDED).await;
-    hosts.close();
-    let ended = timeout(Duration::from_secs(60), async {
-        while let Some(ended) = processes.join_next().await {
-            ended.map_err(|error| format!("a process crashed: {error}"))?;
+    worked
+}
+
+/// A run whose journal loses what was recorded of it: nobody goes on from there, and nobody begins anew.
+pub(crate) fn shrinks(seed: u64) -> Result<(), String> {
+    on_paused_time(async {
+        let medium = Medium::new(seed);
+        let hosts = Hosts::new(&medium);
+        let payers = Payers::new(&medium, &hosts);
+        let mut processes = JoinSet::new();
+        begin(&mut processes, &medium, &hosts, &payers).await?;
+        hosts.right_clocks();
+        sleep(ALL_ENDED).await;
+        let saw = recorded(&medium).ok_or("nothing is on record")?;
+        medium.shrunk.store(true, Ordering::Relaxed);
+        // all of it, or what was recorded last
+        let to = saw - 1 - medium.chance.below(saw);
+        medium.journal.cut(Sequence(to));
+        let left = medium.journal.commits();
+        if let Some(host) = hosts.any() {
+            // a writer that saw more than there is, or one that takes its place
+            medium.chance.one_in(2).then(|| host.life.kill());
         }
-        Ok(())
-    });
-    ended
-        .await
-        .unwrap_or_else(|_| Err("processes do not end".to_owned()))
+        for name in vocabulary::ACCOUNTS {
+            let credit = Change::Credit {
+                cap: CapId::new("total").unwrap(),
+                amount: 1,
+                reason: None,
+            };
+            if payers.change(&vocabulary::account(name), credit).await {
+                return Err(format!(
+                    "the journal ends at {to} of {saw}, and a change is made"
+                ));
+            }
+        }
+        // whoever has nothing to write looks every five seconds, and believes what it sees thrice
+        sleep(SEEN_WITHIN).await;
+        let kept = medium.journal.commits() == left;
+        let serves = hosts.serving().is_some();
+        match kept && !serves {
+            true => medium.broken().map_or(Ok(()), Err),
+            false => Err(format!(
+                "the journal ends at {to} of {saw}: it is {}, serving: {serves}",
+                if kept { "left alone" } else { "gone on from" }
+            )),
+        }
+    })
+}
+
+/// How far the partition record saw the journal go.
+fn recorded(medium: &Medium) -> Option<u64> {
+    let value = medium
+        .bucket
+        .peek(&Names::snapshot_partition_key(Partition(0)))?;
+    let record = PartitionRecord::decode(&value).ok()?;
+    (record.sequence > 0).then_some(record.sequence)
 }
 
 async fn set_up(payers: &Arc<Payers>) -> Result<(), String> {
@@ -176,7 +248,7 @@ async fn misfortune(
     let chance = &medium.chance;
     loop {
         sleep(chance.ms(1_500)).await;
-        match chance.below(12) {
+        match chance.below(15) {
             0 | 1 => drop(hosts.any().inspect(|host| host.life.kill())),
             2 | 3 => drop(
                 hosts
@@ -200,7 +272,9 @@ async fn misfortune(
                 .lock()
                 .unwrap()
                 .light(chance.below(40)),
-            10 => lose(&medium),
+            10 | 11 => lose(&medium),
+            12 => medium.copy_bucket(),
+            13 => hosts.lose_lease(),
             _ => {
                 let off_ms = medium.clock_is_off();
                 drop(
@@ -213,7 +287,7 @@ async fn misfortune(
     }
 }
 
-/// Some of what the bucket keeps is gone, or torn.
+/// Some of what the bucket keeps is gone, torn, or what it was once.
 fn lose(medium: &Medium) {
     let chance = &medium.chance;
     let accounts = vocabulary::ACCOUNTS.map(vocabulary::account);
@@ -225,8 +299,9 @@ fn lose(medium: &Medium) {
         let Some(value) = medium.bucket.peek(&key) else {
             continue;
         };
-        match chance.below(4) {
+        match chance.below(6) {
             0 => medium.bucket.put_back(&key, None),
+            2 => medium.go_back(&key),
             1 => medium
                 .bucket
                 .put_back(&key, Some(value.slice(..value.len() / 2))),
