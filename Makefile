@@ -9,7 +9,7 @@ CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test model build up test nightly faults bench lint deny layers clean-data
+.PHONY: help setup setup-test model build up test nightly mutants faults bench lint deny layers clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -46,6 +46,9 @@ nightly: setup model ## the long simulations (100,000 runs of writers, 50,000 of
 	SEATBELT_SIM_RUNS=100000 cargo test --locked -p seatbelt-ledger --test simulation
 	SEATBELT_SIM_RUNS=50000 cargo test --locked -p seatbelt-projector --test processes
 	SEATBELT_FUZZ_BODIES=1000000 cargo test --locked -p seatbelt-dialects -p seatbelt-gateway --lib
+
+mutants: ## take each cure of scripts/mutants.toml out: the simulations must find it (hours)
+	@$(PYTHON) scripts/mutants.py $(MUTANTS)
 
 faults: setup ## kill, freeze and starve real processes for about 20 minutes; prints one table
 	cargo build --locked -p seatbelt-cli -p seatbelt-tests --bins
