@@ -9,7 +9,7 @@ CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test model build up test nightly mutants faults bench lint deny layers clean-data
+.PHONY: help setup setup-test model build up test nightly mutants faults gpu-proof bench lint deny layers clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -53,6 +53,12 @@ mutants: ## take each cure of scripts/mutants.toml out: the simulations must fin
 faults: setup ## kill, freeze and starve real processes for about 20 minutes; prints one table
 	cargo build --locked -p seatbelt-cli -p seatbelt-tests --bins
 	$(CARGO_TARGET_DIR)/debug/seatbelt-faults $(FAULTS)
+
+gpu-proof: build model ## on a machine with an NVIDIA GPU: prove the neuron there and measure it (docs/gpu.md)
+	$(PYTHON) scripts/gpu_proof/pack.py .deps/gpu-proof-parts $(PACK)
+	rm -rf .deps/gpu-proof-run && mkdir -p .deps/gpu-proof-run
+	cat $$(ls -v .deps/gpu-proof-parts/*/part) | tar x -C .deps/gpu-proof-run
+	$(PYTHON) .deps/gpu-proof-run/scripts/gpu_proof/run.py --folder .deps/gpu-proof-run
 
 bench: setup ## measure; prints one table
 	cargo build --release --locked -p seatbelt-cli -p seatbelt-tests --bins
