@@ -63,9 +63,19 @@ impl Names {
         format!("{}.ledger.v1.{partition}.{verb}", self.lower)
     }
 
+    /// All request subjects of all partitions' writers.
+    pub fn ledger_subjects(&self) -> String {
+        format!("{}.ledger.v1.*.*", self.lower)
+    }
+
     /// Bucket of the ledger's own facts: its id and number of partitions.
     pub fn meta_bucket(&self) -> String {
         format!("{}_META", self.upper)
+    }
+
+    /// Bucket of what gateways and neurons know and others must not.
+    pub fn secret_bucket(&self) -> String {
+        format!("{}_SECRETS", self.upper)
     }
 
     /// Bucket of the writers' leases.

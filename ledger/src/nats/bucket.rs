@@ -25,7 +25,7 @@ use tracing::warn;
 use super::{
     Nats, ProvisionError,
     publish::{NOBODY, Published, SILENCE, publish},
-    stream::{ApiError, ask, ensure, ensure_derived, inspect},
+    stream::{ApiError, ask, ensure, ensure_derived, get_subject, inspect},
 };
 use crate::store::{Kept, Revision, SnapshotStore, StoreError, WriteError};
 
@@ -186,10 +186,10 @@ impl Bucket {
             .get_stream_no_info(self.stream())
             .await;
         let stream = stream.map_err(|error| self.error("read", key, error))?;
-        let found = stream
-            .get_last_raw_message_by_subject(&self.subject(key))
-            .await;
-        match found {
+        let (asked, subject) = (get_subject(&self.stream()), self.subject(key));
+        let asking = stream.get_last_raw_message_by_subject(&subject);
+        let found = self.nats.unless_denied(&asked, asking).await;
+        match found.map_err(|denied| self.error("read", key, denied))? {
             Ok(message) => {
                 let live = message.headers.get(OPERATION).is_none();
                 Ok(Kept {

@@ -4,11 +4,9 @@
 //! server denied something, so that nobody waits out a timeout for an answer that cannot come.
 //! Credentials are taken out of the address before anything else sees it.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use async_nats::{
-    Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError, jetstream,
-};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr, jetstream};
 use bytes::Bytes;
 use futures::StreamExt;
 use thiserror::Error;
@@ -16,7 +14,16 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout, timeout_at},
 };
-use tracing::{debug, info, warn};
+use tracing::debug;
+
+mod identity;
+mod troubles;
+
+use identity::Login;
+pub use identity::{Identity, InvalidLogin};
+pub use troubles::Denied;
+use troubles::{Signals, note};
+pub(crate) use troubles::{Trouble, Troubles};
 
 /// How long the server may take to accept a connection.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
@@ -45,7 +52,9 @@ pub enum ConnectError {
         detail: String,
     },
     /// The server does not let us in: correct the credentials.
-    #[error("{servers} refused the credentials: check user and password in nats.url")]
+    #[error(
+        "{servers} refused the credentials: check user and password in nats.url, or the role's own in nats.users"
+    )]
     Denied {
         /// The servers, without credentials.
         servers: String,
@@ -58,6 +67,15 @@ pub enum ConnectError {
         /// The servers, without credentials.
         servers: String,
     },
+    /// The server lets us in, and not do what everybody does: grant it.
+    #[error("{servers} lets this user in, but not ask for its jetstream: check its permissions")]
+    NotPermitted {
+        /// The servers, without credentials.
+        servers: String,
+        /// What it does not let us do.
+        #[source]
+        denied: Denied,
+    },
     /// Nobody answers: start the server, or try again.
     #[error("cannot reach nats at {servers}: start it, or correct nats.url")]
     Unreachable {
@@ -67,25 +85,6 @@ pub enum ConnectError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-}
-
-/// What the connection has told so far.
-#[derive(Debug, Clone, Default)]
-struct Signals {
-    /// How often the connection was lost.
-    losses: u64,
-    /// How often the server denied an operation, and its last words.
-    denials: u64,
-    denial: Option<Arc<str>>,
-}
-
-/// Why waiting for an answer is in vain.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Trouble {
-    /// The connection was lost; what was sent may or may not have arrived.
-    Lost,
-    /// The server denied publishing; nothing was taken.
-    Denied(Arc<str>),
 }
 
 /// A connection to NATS; clones share it.
@@ -142,58 +141,42 @@ impl Nats {
         sent.is_ok() && echo.next().await.is_some()
     }
 
-    /// From now on.
-    pub(crate) fn troubles(&self) -> Troubles {
-        let mut signals = self.signals.clone();
-        let seen = signals.borrow_and_update().clone();
-        Troubles { signals, seen }
-    }
-}
-
-/// Watches the connection from a moment on.
-pub(crate) struct Troubles {
-    signals: watch::Receiver<Signals>,
-    seen: Signals,
-}
-
-impl Troubles {
-    /// Resolves once the connection is lost, or the server denies publishing to `subject`.
-    pub(crate) async fn about(&mut self, subject: &str) -> Trouble {
-        loop {
-            // the sender lives as long as the connection; without it there is none
-            if self.signals.changed().await.is_err() {
-                return Trouble::Lost;
-            }
-            let now = self.signals.borrow_and_update().clone();
-            let denied = now.denials != self.seen.denials;
-            let lost = now.losses != self.seen.losses;
-            self.seen = now;
-            match &self.seen.denial {
-                Some(words) if denied && concerns(words, subject) => {
-                    return Trouble::Denied(Arc::clone(words));
-                }
-                _ if lost => return Trouble::Lost,
-                _ => {}
-            }
+    /// What comes of asking something by publishing to `subject`, unless the server denies it: whose
+    /// answer would never come.
+    pub(crate) async fn unless_denied<T>(
+        &self,
+        subject: &str,
+        asking: impl Future<Output = T>,
+    ) -> Result<T, Denied> {
+        let mut troubles = self.troubles();
+        let asking = pin!(asking);
+        tokio::select! {
+            biased;
+            answer = asking => Ok(answer),
+            denied = troubles.denied(|denied| denied.is_about("publish", subject)) => Err(denied),
         }
     }
 
-    /// Resolves once the connection is lost.
-    pub(crate) async fn lost(&mut self) {
-        while self.about("").await != Trouble::Lost {}
+    /// From now on.
+    pub(crate) fn troubles(&self) -> Troubles {
+        Troubles::from_now_on(&self.signals)
     }
-}
-
-fn concerns(words: &str, subject: &str) -> bool {
-    !subject.is_empty()
-        && words.to_lowercase().contains("publish")
-        && words.contains(&format!("\"{subject}\""))
 }
 
 /// Connects to the servers of `url`, trying for `patience` while nobody answers. `name` is how the
 /// server's own tools list this connection.
 pub async fn connect(url: &str, name: &str, patience: Duration) -> Result<Nats, ConnectError> {
-    let target = Target::parse(url)?;
+    connect_as(url, &Identity::default(), name, patience).await
+}
+
+/// As [`connect`], as somebody: a login of `who` comes before the one in the address.
+pub async fn connect_as(
+    url: &str,
+    who: &Identity,
+    name: &str,
+    patience: Duration,
+) -> Result<Nats, ConnectError> {
+    let target = Target::parse(url)?.with(who);
     let deadline = Instant::now() + patience;
     let (sender, signals) = watch::channel(Signals::default());
     let sender = Arc::new(sender);
@@ -215,13 +198,8 @@ struct Target {
     addresses: Vec<ServerAddr>,
     servers: Arc<str>,
     login: Login,
-}
-
-#[derive(Clone, PartialEq, Eq)]
-enum Login {
-    None,
-    Token(String),
-    User(String, String),
+    /// What answers are sent to, where it is not what the client uses by itself.
+    inbox: Option<String>,
 }
 
 impl Target {
@@ -250,7 +228,16 @@ impl Target {
             addresses,
             servers: shown.join(",").into(),
             login,
+            inbox: None,
         })
+    }
+
+    fn with(mut self, who: &Identity) -> Self {
+        if who.login != Login::None {
+            self.login = who.login.clone();
+        }
+        self.inbox.clone_from(&who.inbox);
+        self
     }
 
     async fn try_connect(
@@ -260,7 +247,7 @@ impl Target {
         signals: &watch::Receiver<Signals>,
         deadline: Instant,
     ) -> Result<Nats, ConnectError> {
-        let options = options(name, &self.login, Arc::clone(sender));
+        let options = self.options(name, Arc::clone(sender))?;
         let dialled = timeout_at(deadline, options.connect(self.addresses.clone())).await;
         let client = dialled
             .map_err(|elapsed| self.unreachable(elapsed))?
@@ -273,7 +260,7 @@ impl Target {
             })?;
         let mut jetstream = jetstream::new(client.clone());
         jetstream.set_timeout(REQUEST_MAX);
-        self.check_jetstream(&jetstream, deadline).await?;
+        self.check_jetstream(&jetstream, signals, deadline).await?;
         Ok(Nats {
             client,
             jetstream,
@@ -285,10 +272,19 @@ impl Target {
     async fn check_jetstream(
         &self,
         jetstream: &jetstream::Context,
+        signals: &watch::Receiver<Signals>,
         deadline: Instant,
     ) -> Result<(), ConnectError> {
         use jetstream::{ErrorCode, context::AccountErrorKind};
-        let asked = timeout_at(deadline, jetstream.query_account()).await;
+        let mut troubles = Troubles::from_now_on(signals);
+        let asked = tokio::select! {
+            biased;
+            asked = timeout_at(deadline, jetstream.query_account()) => asked,
+            denied = troubles.denied(|_| true) => {
+                let servers = self.servers.to_string();
+                return Err(ConnectError::NotPermitted { servers, denied });
+            }
+        };
         let Err(error) = asked.map_err(|elapsed| self.unreachable(elapsed))? else {
             return Ok(());
         };
@@ -305,6 +301,29 @@ impl Target {
             return Err(ConnectError::NoJetStream { servers });
         }
         Err(self.unreachable(error))
+    }
+
+    fn options(
+        &self,
+        name: &str,
+        signals: Arc<watch::Sender<Signals>>,
+    ) -> Result<ConnectOptions, ConnectError> {
+        let options = options(name, signals);
+        let options = match &self.inbox {
+            Some(prefix) => options.custom_inbox_prefix(prefix),
+            None => options,
+        };
+        Ok(match &self.login {
+            Login::None => options,
+            Login::Token(token) => options.token(token.clone()),
+            Login::User(user, password) => {
+                options.user_and_password(user.clone(), password.clone())
+            }
+            Login::Nkey(seed) => options.nkey(seed.clone()),
+            Login::Credentials(text) => options
+                .credentials(text)
+                .map_err(|_| invalid_url("its credentials file does not parse"))?,
+        })
     }
 
     fn unreachable(
@@ -360,8 +379,8 @@ fn percent_decoded(text: &str) -> Result<String, ConnectError> {
     String::from_utf8(bytes).map_err(|_| broken())
 }
 
-fn options(name: &str, login: &Login, signals: Arc<watch::Sender<Signals>>) -> ConnectOptions {
-    let options = ConnectOptions::new()
+fn options(name: &str, signals: Arc<watch::Sender<Signals>>) -> ConnectOptions {
+    ConnectOptions::new()
         .name(name)
         .connection_timeout(HANDSHAKE_MAX)
         .request_timeout(Some(REQUEST_MAX))
@@ -371,12 +390,7 @@ fn options(name: &str, login: &Login, signals: Arc<watch::Sender<Signals>>) -> C
         .event_callback(move |event| {
             note(&signals, &event);
             async {}
-        });
-    match login {
-        Login::None => options,
-        Login::Token(token) => options.token(token.clone()),
-        Login::User(user, password) => options.user_and_password(user.clone(), password.clone()),
-    }
+        })
 }
 
 fn reconnect_pause(attempt: usize) -> Duration {
@@ -385,30 +399,6 @@ fn reconnect_pause(attempt: usize) -> Duration {
     }
     let doublings = u32::try_from(attempt - 2).unwrap_or(u32::MAX).min(10);
     (RECONNECT_PAUSE_MIN * 2_u32.pow(doublings)).min(RECONNECT_PAUSE_MAX)
-}
-
-fn note(signals: &watch::Sender<Signals>, event: &Event) {
-    match event {
-        Event::Disconnected => {
-            warn!("nats connection lost");
-            signals.send_modify(|signals| signals.losses += 1);
-        }
-        // only ever by us: nobody holds the connection any more
-        Event::Closed => {
-            debug!("nats connection closed");
-            signals.send_modify(|signals| signals.losses += 1);
-        }
-        Event::Connected => info!("nats connected"),
-        Event::ServerError(ServerError::Other(words)) => {
-            warn!(words, "nats server error");
-            signals.send_modify(|signals| {
-                signals.denials += 1;
-                signals.denial = Some(words.as_str().into());
-            });
-        }
-        Event::ClientError(error) => debug!(%error, "nats client error"),
-        other => warn!(event = %other, "nats connection event"),
-    }
 }
 
 #[cfg(test)]
@@ -452,13 +442,5 @@ mod tests {
         assert_eq!(reconnect_pause(1), Duration::ZERO);
         assert_eq!(reconnect_pause(2), RECONNECT_PAUSE_MIN);
         assert_eq!(reconnect_pause(usize::MAX), RECONNECT_PAUSE_MAX);
-    }
-
-    #[test]
-    fn a_denial_concerns_its_own_subject_only() {
-        let words = r#"Permissions Violation for Publish to "a.b""#;
-        assert!(concerns(words, "a.b"));
-        assert!(!concerns(words, "a"));
-        assert!(!concerns(words, ""));
     }
 }

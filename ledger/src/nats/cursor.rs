@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::{
     Nats,
-    connect::Troubles,
+    connect::{Trouble, Troubles},
     stream::{info, kept_after},
 };
 
@@ -53,6 +53,8 @@ pub(crate) struct Cursor {
 
 struct Open {
     messages: pull::Stream,
+    /// Where it asks for more.
+    asks: String,
     troubles: Troubles,
 }
 
@@ -96,7 +98,10 @@ impl Cursor {
             let message = tokio::select! {
                 biased;
                 message = open.messages.next() => message,
-                () = open.troubles.lost() => None,
+                trouble = open.troubles.about(&open.asks) => match trouble {
+                    Trouble::Lost => None,
+                    Trouble::Denied(denied) => return Err(denied.into()),
+                },
             };
             let Some(Ok(message)) = message else {
                 debug!(stream = self.stream, last = self.last, "consumer lost");
@@ -198,11 +203,19 @@ impl Cursor {
             .nats
             .jetstream()
             .create_consumer_on_stream(config, &self.stream);
-        let consumer = made.await.map_err(|error| {
+        let asked = format!("$JS.API.CONSUMER.CREATE.{}", self.stream);
+        let made = self.nats.unless_denied(&asked, made).await;
+        let made = made.map_err(|denied| OpenError {
+            hopeless: true,
+            source: denied.into(),
+        })?;
+        let consumer = made.map_err(|error| {
             use jetstream::stream::ConsumerErrorKind::JetStream;
             let gone = matches!(error.kind(), JetStream(e) if e.error_code() == ErrorCode::STREAM_NOT_FOUND);
             OpenError { hopeless: gone, source: error.into() }
         })?;
+        let name = &consumer.cached_info().name;
+        let asks = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{name}", self.stream);
         let messages = consumer
             .stream()
             .max_messages_per_batch(BATCH_MESSAGES_MAX)
@@ -213,7 +226,11 @@ impl Cursor {
             hopeless: false,
             source: error.into(),
         })?;
-        Ok(Open { messages, troubles })
+        Ok(Open {
+            messages,
+            asks,
+            troubles,
+        })
     }
 }
 

@@ -25,12 +25,14 @@ use futures::{
 };
 use seatbelt_schemas::names::Names;
 use tokio::time::timeout;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     Nats, ProvisionError,
+    connect::Trouble,
     cursor::Cursor,
-    stream::{ApiError, ensure_derived, info},
+    roles::BILLING_CONSUMER,
+    stream::{ApiError, ask, ensure_derived, get_subject, info},
 };
 use crate::store::{StoreError, WriteError};
 
@@ -103,12 +105,36 @@ impl FeedStream {
             persist_mode: Some(PersistenceMode::Async),
             ..Config::default()
         };
-        ensure_derived(nats, config.clone(), &RELIED_ON).await?;
-        Ok(Self {
+        let feed = Self {
             nats: nats.clone(),
             stream: names.feed_stream().into(),
             config: Arc::new(config),
-        })
+        };
+        feed.make().await?;
+        Ok(feed)
+    }
+
+    /// Makes what is missing, with the consumer that billing reads with: it may make none itself.
+    async fn make(&self) -> Result<(), ProvisionError> {
+        ensure_derived(&self.nats, Config::clone(&self.config), &RELIED_ON).await?;
+        let subject = format!("CONSUMER.CREATE.{}.{BILLING_CONSUMER}", self.stream);
+        let body = serde_json::json!({
+            "stream_name": &*self.stream,
+            "action": "create",
+            "config": {
+                "name": BILLING_CONSUMER,
+                "durable_name": BILLING_CONSUMER,
+                "description": "for whoever bills: pull, acknowledge, and drop doubles by ce-id",
+                "deliver_policy": "all",
+                "ack_policy": "explicit",
+                "replay_policy": "instant",
+            },
+        });
+        // nothing here relies on it, and an operator may have made another one
+        if let Err(error) = ask::<serde_json::Value>(&self.nats, subject, &body).await {
+            debug!(%error, "the consumer for billing is not made");
+        }
+        Ok(())
     }
 
     fn error(
@@ -133,7 +159,7 @@ impl FeedStream {
         let info = match info(&self.nats, &self.stream).await {
             Err(error) if error.code() == Some(ErrorCode::STREAM_NOT_FOUND) => {
                 warn!(stream = &*self.stream, "the feed is gone: made again");
-                let made = ensure_derived(&self.nats, (*self.config).clone(), &RELIED_ON).await;
+                let made = self.make().await;
                 made.map_err(|error| self.error("make", error))?;
                 info(&self.nats, &self.stream).await.map_err(failed)?
             }
@@ -163,7 +189,9 @@ impl FeedStream {
             .get_stream_no_info(&*self.stream)
             .await;
         let stream = stream.map_err(|error| failed(error.into()))?;
-        match stream.get_raw_message(at).await {
+        let (asked, asking) = (get_subject(&self.stream), stream.get_raw_message(at));
+        let found = self.nats.unless_denied(&asked, asking).await;
+        match found.map_err(|denied| failed(denied.into()))? {
             Ok(message) => Ok(Some(entry(at, Some(&message.headers)))),
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(failed(Box::<dyn std::error::Error + Send + Sync>::from(
@@ -247,14 +275,17 @@ impl FeedStream {
             );
             return Err(self.error("append to", detail).into());
         }
+        let subjects: Vec<&str> = messages.iter().map(|message| message.subject).collect();
         let mut troubles = self.nats.troubles();
         let append = timeout(APPEND_MAX, self.append_all(expected, before, messages));
         tokio::select! {
             biased;
             done = append => done.map_err(|elapsed| self.error("append to", elapsed))?,
-            () = troubles.lost() => {
-                Err(self.error("append to", "the connection was lost").into())
+            trouble = troubles.about_any(&subjects) => Err(match trouble {
+                Trouble::Lost => self.error("append to", "the connection was lost"),
+                Trouble::Denied(denied) => self.error("append to", denied),
             }
+            .into()),
         }
     }
 

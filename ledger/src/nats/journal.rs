@@ -29,7 +29,7 @@ use super::{
     Nats, ProvisionError,
     cursor::{Cursor, CursorError, Item},
     publish::{NOBODY, Published, SILENCE, publish},
-    stream::{ApiError, StreamInfo, ask, ensure, info, inspect, provision_error},
+    stream::{ApiError, StreamInfo, ask, ensure, get_subject, info, inspect, provision_error},
 };
 use crate::journal::{AppendError, Journal, ReadError, Sequence, Stored};
 
@@ -44,6 +44,8 @@ pub const STORES_NOTHING: &str = "answers but stores nothing";
 const PROBE_MAX: Duration = Duration::from_secs(1);
 /// How long nothing of what is there may come before it is asked for by its place.
 const READ_SILENCE: Duration = Duration::from_secs(2);
+/// How many messages are asked for at once where they are asked for one by one.
+const ASKED_AT_ONCE: usize = 64;
 /// How long a look at the server's clock may take: the longer, the less it says.
 const CLOCK_MAX: Duration = Duration::from_millis(500);
 /// A place where no journal ever ends: an append there is always answered, and never written.
@@ -111,6 +113,8 @@ pub struct NatsJournal {
     subject: Arc<str>,
     /// Zero where it was opened to be read.
     replicas: u8,
+    /// Whether its reader may make no consumers.
+    asks_for_each: bool,
 }
 
 impl NatsJournal {
@@ -161,6 +165,16 @@ impl NatsJournal {
             stream: names.journal_stream(partition).into(),
             subject: names.journal_subject(partition).into(),
             replicas,
+            asks_for_each: false,
+        }
+    }
+
+    /// To be read in bulk without a consumer, which an auditor may not make: slower than with one.
+    #[must_use]
+    pub fn without_consumers(self) -> Self {
+        Self {
+            asks_for_each: true,
+            ..self
         }
     }
 
@@ -228,7 +242,12 @@ impl NatsJournal {
             .get_stream_no_info(&*self.stream)
             .await;
         let stream = stream.map_err(|error| unreachable(error.into()))?;
-        match stream.get_raw_message(sequence.0).await {
+        let (asked, asking) = (
+            get_subject(&self.stream),
+            stream.get_raw_message(sequence.0),
+        );
+        let found = self.nats.unless_denied(&asked, asking).await;
+        match found.map_err(|denied| unreachable(denied.into()))? {
             Ok(message) => Ok(Some(message.payload)),
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(_) if self.is_gone().await => Ok(None),
@@ -328,6 +347,9 @@ impl Journal for NatsJournal {
     }
 
     fn replay(&self, after: Sequence, to: Sequence) -> BoxStream<'_, Result<Stored, ReadError>> {
+        if self.asks_for_each {
+            return self.ask_for_each(after, to);
+        }
         let cursor = self.cursor(after);
         stream::unfold(Some((cursor, after)), move |reader| async move {
             let (cursor, last) = reader.filter(|(_, last)| *last < to)?;
@@ -347,6 +369,24 @@ impl Journal for NatsJournal {
 }
 
 impl NatsJournal {
+    /// Messages by their places, some on their way at once; an error is the last item.
+    fn ask_for_each(
+        &self,
+        after: Sequence,
+        to: Sequence,
+    ) -> BoxStream<'_, Result<Stored, ReadError>> {
+        let places = stream::iter(after.next().0..=to.0).map(Sequence);
+        let asked = places.map(move |at| async move {
+            let stored = self.get(at).await?;
+            stored.ok_or(ReadError::Gap { at })
+        });
+        let until_error = asked.buffered(ASKED_AT_ONCE).scan(false, |failed, stored| {
+            let ended = std::mem::replace(failed, stored.is_err());
+            std::future::ready((!ended).then_some(stored))
+        });
+        until_error.boxed()
+    }
+
     /// Reads one on of what is known to be there. A message that the server cannot read is never
     /// delivered: where nothing comes for a while it is asked for by its sequence.
     async fn read_there(

@@ -68,7 +68,7 @@ pub(crate) async fn publish(
         },
         trouble = troubles.about(subject) => match trouble {
             Trouble::Lost => Published::Unknown("the connection was lost".into()),
-            Trouble::Denied(words) => Published::Refused(words.to_string()),
+            Trouble::Denied(denied) => Published::Refused(denied.to_string()),
         },
     }
 }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 
-use super::Nats;
+use super::{Nats, connect::Denied};
 
 /// Why a stream or bucket cannot be used, by what to do next.
 #[derive(Debug, Error)]
@@ -79,12 +79,14 @@ pub(crate) enum ApiError {
     Server(jetstream::context::RequestError),
     #[error("jetstream answered with an error")]
     Refused(#[source] jetstream::Error),
+    #[error(transparent)]
+    Denied(#[from] Denied),
 }
 
 impl ApiError {
     pub(crate) fn code(&self) -> Option<ErrorCode> {
         match self {
-            Self::Server(_) => None,
+            Self::Server(_) | Self::Denied(_) => None,
             Self::Refused(error) => Some(error.error_code()),
         }
     }
@@ -96,11 +98,18 @@ pub(crate) async fn ask<T: for<'de> Deserialize<'de>>(
     subject: String,
     body: &Value,
 ) -> Result<T, ApiError> {
-    match nats.jetstream().request(subject, body).await {
+    let denied = format!("$JS.API.{subject}");
+    let asking = nats.jetstream().request(subject, body);
+    match nats.unless_denied(&denied, asking).await? {
         Ok(Response::Ok(answer)) => Ok(answer),
         Ok(Response::Err { error }) => Err(ApiError::Refused(error)),
         Err(error) => Err(ApiError::Server(error)),
     }
+}
+
+/// Where a stream's messages are asked for one by one.
+pub(crate) fn get_subject(stream: &str) -> String {
+    format!("$JS.API.STREAM.MSG.GET.{stream}")
 }
 
 /// What the stream's leader knows about it.
@@ -222,6 +231,10 @@ pub(crate) fn provision_error(stream: &str, error: ApiError) -> ProvisionError {
         ApiError::Server(error) => ProvisionError::Unreachable {
             stream,
             source: error.into(),
+        },
+        ApiError::Denied(denied) => ProvisionError::Refused {
+            stream,
+            detail: denied.to_string(),
         },
     }
 }

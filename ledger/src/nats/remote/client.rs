@@ -111,6 +111,7 @@ impl Inner {
                     answer => return answer,
                 },
                 Tried::TooLarge(detail) => return Err(CommandError::Invalid { detail }),
+                Tried::Denied(detail) => return Err(CommandError::Unavailable { detail }),
                 Tried::Nobody => format!("nobody hosts partition {} now", self.partition),
                 Tried::Unanswered => continue,
             };
@@ -138,7 +139,8 @@ impl Inner {
                 Err(_) => Tried::Unanswered,
             },
             trouble = troubles.about(subject) => match trouble {
-                Trouble::Lost | Trouble::Denied(_) => Tried::Nobody,
+                Trouble::Lost => Tried::Nobody,
+                Trouble::Denied(denied) => Tried::Denied(denied.to_string()),
             },
         }
     }
@@ -147,6 +149,7 @@ impl Inner {
 enum Tried {
     Answered(Bytes),
     Nobody,
+    Denied(String),
     Unanswered,
     TooLarge(String),
 }

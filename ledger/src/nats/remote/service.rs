@@ -61,14 +61,19 @@ impl LedgerService {
         ledger: Arc<dyn Ledger>,
     ) -> Result<Self, StoreError> {
         let subject = names.ledger_subject(partition, "*");
+        let mut troubles = nats.troubles();
         let subscribed = nats.client().subscribe(subject.clone()).await;
         let requests = subscribed.map_err(|error| StoreError {
             action: format!("subscribe to {subject}"),
             source: error.into(),
         })?;
         // the server must know of the subscription before anybody is told that this is the host
-        if !nats.settled().await {
-            let source = "the server does not answer".into();
+        let source = tokio::select! {
+            biased;
+            denied = troubles.denied_to_subscribe(&subject) => Some(denied.into()),
+            settled = nats.settled() => (!settled).then(|| "the server does not answer".into()),
+        };
+        if let Some(source) = source {
             let action = format!("subscribe to {subject}");
             return Err(StoreError { action, source });
         }

@@ -156,7 +156,8 @@ impl Call {
                 None => Heard::Nothing("the connection is closed".to_owned()),
             },
             trouble = self.troubles.about(&self.subject) => match trouble {
-                Trouble::Lost | Trouble::Denied(_) => Heard::Nothing(nobody()),
+                Trouble::Lost => Heard::Nothing(nobody()),
+                Trouble::Denied(denied) => Heard::Nothing(denied.to_string()),
             },
         }
     }
