@@ -59,7 +59,8 @@ async fn the_neurons_secret_is_made_once_and_told_to_all() {
     let nats = TestNats::start().await;
     let (connection, names) = provisioned(&nats).await;
     let jetstream = async_nats::jetstream::new(connection.client().clone());
-    let bucket = jetstream.get_key_value(names.meta_bucket()).await.unwrap();
+    let bucket = jetstream.get_key_value(names.secret_bucket()).await;
+    let bucket = bucket.unwrap();
     let kept = bucket.get("neuron_secret").await.unwrap().unwrap();
     assert_eq!(kept.len(), NeuronSecret::BYTES);
     let id = NeuronId::new("n").unwrap();
@@ -68,11 +69,14 @@ async fn the_neurons_secret_is_made_once_and_told_to_all() {
         BodyHash::of(b""),
         NeuronSecret::new(kept[..].try_into().unwrap()),
     );
-    let told = neuron_secret(&connection, &names, 1).await.unwrap();
+    let told = neuron_secret(&connection, &names).await.unwrap();
     assert_eq!(told.sign(&call, &body), by_kept.sign(&call, &body));
     // a ledger that is older than the secret, started by many at once
     bucket.purge("neuron_secret").await.unwrap();
-    let many = (0..8).map(|_| neuron_secret(&connection, &names, 1));
+    let many = (0..8).map(|_| async {
+        provision(&connection, &names, layout(4)).await?;
+        neuron_secret(&connection, &names).await
+    });
     let many = futures::future::try_join_all(many).await.unwrap();
     let signed: Vec<_> = many
         .iter()

@@ -52,7 +52,7 @@ impl Reached {
     /// What the gateways of the deployment sign with.
     async fn secret(&self) -> NeuronSecret {
         let names = Names::default();
-        let bucket = self.jetstream.get_key_value(names.meta_bucket()).await;
+        let bucket = self.jetstream.get_key_value(names.secret_bucket()).await;
         let value = bucket.unwrap().get("neuron_secret").await.unwrap().unwrap();
         NeuronSecret::new(value[..].try_into().unwrap())
     }

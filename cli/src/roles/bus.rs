@@ -198,7 +198,7 @@ impl Bus {
 
     /// By which neurons know the gateways of this ledger.
     pub(super) async fn neuron_secret(&self) -> Result<NeuronSecret, BusError> {
-        Ok(nats::neuron_secret(&self.nats, &self.names, self.replicas).await?)
+        Ok(nats::neuron_secret(&self.nats, &self.names).await?)
     }
 
     /// Keeps the embedded server up for as long as this process lives; there is nothing to do for an existing

@@ -20,10 +20,10 @@ use tracing::debug;
 use ulid::Ulid;
 
 use super::{
-    Bucket, FeedStream, Nats, ProvisionError,
+    Bucket, FeedStream, Nats, OpenError, ProvisionError, Witnesses,
     bucket::Keeping,
     lease::lease_bucket,
-    neuron_secret::{NEURON_SECRET_KEY, neuron_secret},
+    neuron_secret::{NEURON_SECRET_KEY, make_neuron_secret},
     neurons::neuron_bucket,
     snapshots::snapshot_bucket,
     stream::ensure,
@@ -48,6 +48,15 @@ pub struct Meta {
 
 impl Meta {
     pub(super) const VERSION: u8 = 1;
+
+    /// Whether the configuration says what is fixed.
+    pub fn check(&self, configured: Partitions) -> Result<(), GenesisError> {
+        let (fixed, configured) = (self.partitions.into(), configured.into());
+        match fixed == configured {
+            true => Ok(()),
+            false => Err(GenesisError::Partitions { fixed, configured }),
+        }
+    }
 }
 
 /// How a ledger is laid out.
@@ -92,7 +101,9 @@ pub enum GenesisError {
         bucket: String,
     },
     /// There is no ledger under this prefix, and the caller only reads.
-    #[error("there is no ledger under bucket {bucket}: start it once, or correct the name prefix")]
+    #[error(
+        "there is no ledger under bucket {bucket}: start it once, run `seatbelt nats provision`, or correct the name prefix"
+    )]
     Missing {
         /// The bucket.
         bucket: String,
@@ -131,13 +142,35 @@ pub async fn provision(nats: &Nats, names: &Names, layout: Layout) -> Result<Met
 async fn provision_now(nats: &Nats, names: &Names, layout: Layout) -> Result<Meta, GenesisError> {
     let meta = genesis(nats, names, layout).await?;
     let replicas = layout.replicas;
-    neuron_secret(nats, names, replicas).await?;
+    make_neuron_secret(nats, names, replicas).await?;
     FeedStream::open(nats, names, replicas).await?;
     ensure_usage(nats, names, replicas).await?;
     snapshot_bucket(nats, names, replicas).await?;
     neuron_bucket(nats, names, replicas).await?;
     lease_bucket(nats, names, replicas).await?;
     Ok(meta)
+}
+
+/// Begins every journal that nobody ever saw, so that those who append to journals and those who read
+/// them need make none. One that is in doubt is left as it is: whoever opens it next says why.
+pub async fn begin_journals(
+    nats: &Nats,
+    names: &Names,
+    meta: &Meta,
+    replicas: u8,
+) -> Result<(), GenesisError> {
+    for partition in meta.partitions.iter() {
+        let witnesses = Witnesses::new(nats, names, partition, &meta.ledger);
+        match witnesses.open(replicas, None).await {
+            Err(OpenError::Store(error)) => return Err(error.into()),
+            Err(OpenError::Provision(error @ ProvisionError::Unreachable { .. })) => {
+                return Err(error.into());
+            }
+            Err(error) => debug!(%partition, %error, "journal not begun"),
+            Ok(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// The facts of a ledger that exists, for who only reads.
@@ -160,10 +193,7 @@ async fn genesis(nats: &Nats, names: &Names, layout: Layout) -> Result<Meta, Gen
         Some(meta) => meta,
         None => create(&bucket, &name, layout.partitions).await?,
     };
-    let (fixed, configured) = (found.partitions.into(), layout.partitions.into());
-    if fixed != configured {
-        return Err(GenesisError::Partitions { fixed, configured });
-    }
+    found.check(layout.partitions)?;
     Ok(found)
 }
 
