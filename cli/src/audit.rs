@@ -11,6 +11,7 @@ pub(crate) mod checkpoint;
 mod copied;
 mod export;
 mod progress;
+mod reach;
 mod replay;
 mod show;
 mod sieve;
@@ -39,9 +40,9 @@ use seatbelt_schemas::{
 };
 use thiserror::Error;
 
-pub(crate) use self::source::reach;
+pub(crate) use self::reach::reach;
 use self::{show::At, source::Source};
-use crate::{config::ConfigError, nats_server::NatsServerError};
+use crate::{config::ConfigError, login::DialError, nats_server::NatsServerError};
 
 /// What to audit, and how.
 #[derive(Debug, Args)]
@@ -162,6 +163,9 @@ pub enum AuditError {
     /// Correct the address, or start the server.
     #[error("cannot connect to read the journal")]
     Connect(#[from] ConnectError),
+    /// Correct the address or the login, or start the server.
+    #[error("cannot connect to read the journal")]
+    Dial(#[from] DialError),
     /// The journal is not there, or not as it must be.
     #[error("cannot open the journal of partition {partition}")]
     Open {

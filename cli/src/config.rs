@@ -23,6 +23,7 @@ mod price;
 mod reader;
 mod tree;
 mod upstreams;
+mod users;
 
 pub use entitlements::{Key, Policy};
 pub use gateway::{Gateway, OnDisconnect};
@@ -32,6 +33,7 @@ pub use neuron::{Device, Neuron, NeuronModel};
 pub use reader::Mistake;
 use reader::{Mistakes, Section};
 pub use upstreams::{MaxField, Profile, Upstream, UpstreamKind, UpstreamModel};
+pub use users::{LoginSource, Users};
 
 /// Everything that one file configures.
 #[derive(Debug, Clone)]

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use seatbelt_ledger::{
     journal::Sequence,
     nats::{
-        self,
+        self, NatsRole,
         adopt::{AdoptError, Adoption, adopt, doubt, holds},
         provision::GenesisError,
         rebuild::{self, RebuildError},
@@ -149,7 +149,8 @@ pub enum LedgerError {
 /// Carries an operator's decision out. The exit code is 0 only if it is carried out.
 pub async fn run(args: LedgerArgs) -> Result<ExitCode, LedgerError> {
     let config = Config::load_nats(args.command.config())?;
-    let (connected, mut started) = audit::reach(&config).await?;
+    let reached = audit::reach(&config, NatsRole::Provisioning).await?;
+    let (connected, mut started) = (reached.nats, reached.started);
     let done = match args.command {
         Command::AdoptJournal { partition, yes, .. } => {
             adopt_journal(&connected, &config, partition, yes, started.as_deref_mut()).await

@@ -10,6 +10,8 @@ pub mod config;
 pub mod declared;
 pub mod ledger;
 pub mod logging;
+pub mod login;
+pub mod nats;
 pub mod nats_server;
 pub mod roles;
 pub mod signals;

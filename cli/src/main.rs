@@ -9,6 +9,7 @@ use seatbelt_cli::{
     config::Config,
     ledger::{self, LedgerArgs},
     logging::{self, LogFormat},
+    nats::{self, NatsArgs},
     roles::{self, Ready, Role},
     signals,
 };
@@ -41,6 +42,8 @@ enum Command {
     Audit(AuditArgs),
     /// What an operator decides about a ledger's journals.
     Ledger(LedgerArgs),
+    /// What the operator of an outside NATS needs for a ledger.
+    Nats(NatsArgs),
 }
 
 #[derive(Args)]
@@ -69,6 +72,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Projector(configured) => (Role::Projector, configured),
         Command::Neuron(configured) => (Role::Neuron, configured),
         Command::Ledger(args) => return ledger::run(args).await.map_err(Into::into),
+        Command::Nats(args) => return nats::run(args).await.map_err(Into::into),
         Command::Audit(args) => return audit::run(args).await.map_err(Into::into),
     };
     let config = Config::load(&configured.config)?;

@@ -1,22 +1,25 @@
-//! The embedded `nats-server`: one child process per data folder, on loopback, with a password of its own.
+//! The embedded `nats-server`: one child process per data folder, on loopback, with users of its own.
 //!
 //! Promises: one server per data folder (a second start names the process that has it); what was
 //! acknowledged is on disk when `sync_always` is set; the server does not outlive this process, not even
 //! when it is killed, and if it does all the same, the next start on the folder stops it first.
 //! Deliberately not here: streams, subjects and the proof of durability, which belong to the ledger.
 //!
-//! In the data folder: `nats.json` (address and password, while the server runs), `nats-server.log`,
+//! In the data folder: `nats.json` (addresses and passwords, while the server runs), `nats-server.log`,
 //! `nats-server.pid`, `nats-server.conf`, `nats-server.lock` (held by the server itself), `nats.password`,
-//! `jetstream/`, `lock`. Secrets have mode 0600.
+//! `nats.reader-password`, `nats.provisioning-password`, `jetstream/`, `lock`. Secrets have mode 0600.
 
+pub(crate) mod accounts;
 mod config;
 mod error;
 mod folder;
+pub(crate) mod keys;
 mod locate;
 mod orphan_guard;
 mod stale;
 #[cfg(test)]
 mod tests;
+mod users;
 
 use std::fmt;
 use std::fs::File;
@@ -26,13 +29,16 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use seatbelt_ledger::nats::{Identity, NatsRole};
 use tokio::process::{Child, Command};
 
 pub use error::NatsServerError;
 pub use locate::find_nats_server;
+pub use users::LedgerOf;
 
 use folder::DataFolder;
 use orphan_guard::OrphanGuard;
+use users::Users;
 
 /// How long a start may take unless told otherwise; JetStream reads its stores before it listens.
 pub const START_WITHIN: Duration = Duration::from_secs(60);
@@ -42,7 +48,7 @@ pub const STOP_WITHIN: Duration = Duration::from_secs(15);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Commits are at most 64 KiB; the rest is room for headers and for what clients of other streams send.
 const MAX_PAYLOAD_BYTES: u32 = 1 << 20;
-/// The one user of the embedded server.
+/// The user for people's tools: it may do everything but harm to journals.
 pub(crate) const USER: &str = "seatbelt";
 
 /// What to start, and where.
@@ -62,6 +68,8 @@ pub struct NatsServerOptions {
     pub max_payload: u32,
     /// How many bytes it keeps at most; what the disk has, where it is not said.
     pub max_file_store: Option<u64>,
+    /// The ledger whose roles have users of their own; without, there is one user for everything.
+    pub ledger: Option<LedgerOf>,
     /// Makes this server one node of a cluster.
     pub cluster: Option<ClusterOptions>,
     /// How long the start may take.
@@ -81,6 +89,7 @@ impl NatsServerOptions {
             protected_streams,
             max_payload: MAX_PAYLOAD_BYTES,
             max_file_store: None,
+            ledger: None,
             cluster: None,
             start_within: START_WITHIN,
         }
@@ -130,7 +139,7 @@ impl fmt::Debug for Secret {
 pub struct NatsServer {
     options: NatsServerOptions,
     folder: DataFolder,
-    secret: Secret,
+    users: Users,
     port: u16,
     // Dismissed before the server is reaped, whose number could then belong to another process.
     guard: OrphanGuard,
@@ -150,12 +159,13 @@ impl NatsServer {
             Some(cluster) => cluster.secret.clone(),
             None => folder.password()?,
         };
-        let (child, guard) = spawn(&options, &folder, alive, &secret)?;
+        let users = Users::new(&folder, secret, options.ledger.clone())?;
+        let (child, guard) = spawn(&options, &folder, alive, &users)?;
         let port = options.port;
         let mut server = Self {
             options,
             folder,
-            secret,
+            users,
             port,
             guard,
             child,
@@ -189,7 +199,7 @@ impl NatsServer {
             port: self.port,
             ..self.options.clone()
         };
-        let (child, guard) = spawn(&options, &self.folder, alive, &self.secret)?;
+        let (child, guard) = spawn(&options, &self.folder, alive, &self.users)?;
         self.child = child;
         self.guard = guard;
         self.come_up().await
@@ -200,9 +210,26 @@ impl NatsServer {
     pub fn url(&self) -> String {
         format!(
             "nats://{USER}:{}@127.0.0.1:{}",
-            self.secret.expose(),
+            self.users.password.expose(),
             self.port
         )
+    }
+
+    /// Address with the user of auditors and billing, where roles have users.
+    #[must_use]
+    pub fn reader_url(&self) -> Option<String> {
+        self.url_of(NatsRole::Reader)
+    }
+
+    fn url_of(&self, role: NatsRole) -> Option<String> {
+        let password = self.users.password_of(role)?.expose();
+        Some(format!("nats://{role}:{password}@127.0.0.1:{}", self.port))
+    }
+
+    /// Who a part of this process is, for [`NatsServer::host_url`]; `None` where roles have no users.
+    #[must_use]
+    pub fn identity(&self, role: NatsRole) -> Option<Identity> {
+        self.users.identity(role)
     }
 
     /// Address without secrets, for logs and people.
@@ -216,7 +243,7 @@ impl NatsServer {
     pub fn connect_options(&self) -> async_nats::ConnectOptions {
         async_nats::ConnectOptions::with_user_and_password(
             USER.to_owned(),
-            self.secret.expose().to_owned(),
+            self.users.password.expose().to_owned(),
         )
     }
 
@@ -293,7 +320,9 @@ impl NatsServer {
             self.jetstream_ready(deadline.saturating_duration_since(Instant::now()))
                 .await?;
         }
-        self.folder.announce_address(&self.url())?;
+        let of_roles = users::TOOLS.map(|role| Some((role, self.url_of(role)?)));
+        let of_roles: Vec<_> = of_roles.into_iter().flatten().collect();
+        self.folder.announce_address(&self.url(), &of_roles)?;
         tracing::info!(url = self.host_url(), pid = self.pid(), "nats-server is up");
         Ok(())
     }
@@ -351,10 +380,10 @@ fn spawn(
     options: &NatsServerOptions,
     folder: &DataFolder,
     alive: File,
-    secret: &Secret,
+    users: &Users,
 ) -> Result<(Child, OrphanGuard), NatsServerError> {
     folder.forget_last_run()?;
-    let config = config::render(options, folder, secret)?;
+    let config = config::render(options, folder, users)?;
     let config_path = folder.config_path();
     folder::write_private(&config_path, &config)?;
     let child = command(&options.binary, &config_path, alive)

@@ -41,6 +41,7 @@ mod vital;
 
 use bus::Bus;
 pub use bus::BusError;
+pub(crate) use bus::{embedded_options, provision};
 use parts::Running;
 pub use ready::Ready;
 use remote::Remote;
@@ -148,7 +149,7 @@ pub async fn run(
     if role == Role::Neuron && neuron.is_none() {
         return Err(RoleError::NoNeuron);
     }
-    let mut bus = Bus::open(config).await?;
+    let mut bus = Bus::open(config, role).await?;
     let mut running = Running::new();
     let started = tokio::select! {
         started = start(role, config, &bus, &mut running) => started,
@@ -274,7 +275,7 @@ async fn start_neuron(
     running: &mut Running,
 ) -> Result<String, RoleError> {
     let told = neuron::config(config, neuron, bus.neuron_secret().await?)?;
-    let (client, names) = (bus.nats.client().clone(), bus.names.clone());
+    let (client, names) = (bus.neuron.client().clone(), bus.names.clone());
     let stop = CancellationToken::new();
     let started = seatbelt_neuron::start(told, Some(client), names, stop.clone()).await;
     let started = started.map_err(RoleError::Neuron)?;

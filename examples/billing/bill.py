@@ -61,7 +61,8 @@ async def follow(arguments):
     database.executescript(TABLES)
     connection = await nats.connect(about.get("reader_url") or about["url"], connect_timeout=5)
     stream = f"{arguments.prefix.upper()}_FEED"
-    feed = await connection.jetstream().pull_subscribe("", durable="bills", stream=stream)
+    # made with the stream: who only reads the feed may make no consumers
+    feed = await connection.jetstream().pull_subscribe_bind(consumer="billing", stream=stream)
     while True:
         try:
             messages = await feed.fetch(BATCH, timeout=QUIET_S)

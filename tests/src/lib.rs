@@ -13,6 +13,7 @@ pub mod answer;
 pub mod faults;
 pub mod foreign;
 pub mod nats;
+pub mod outside;
 pub mod page;
 pub mod python;
 pub mod stack;

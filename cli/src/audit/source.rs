@@ -11,7 +11,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use futures::{
@@ -23,7 +22,7 @@ use seatbelt_ledger::{
         Journal, ReadError, Sequence, Stored,
         export::{END, ExportReader, Exported, Lasts, MESSAGE_BYTES_MAX},
     },
-    nats::{self, Doubt, Nats, NatsJournal, OpenError, ProvisionError, Witnesses, connect},
+    nats::{self, Doubt, Nats, NatsJournal, NatsRole, OpenError, ProvisionError, Witnesses},
 };
 use seatbelt_schemas::{
     commit::Commit,
@@ -36,16 +35,16 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use super::{AuditError, SourceArgs, copied, sieve::without_skipped};
+use super::{
+    AuditError, SourceArgs, copied,
+    reach::{Reached, reach, reach_at, start},
+    sieve::without_skipped,
+};
 use crate::{
     config::{self, Config},
-    nats_server::{NatsServer, NatsServerOptions, find_nats_server},
+    nats_server::NatsServer,
 };
 
-/// How long a server may take to answer at first.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the address in `nats.json` may take to answer before the server counts as gone.
-const RUNNING_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest line of an export: a message in hexadecimal, and what stands around it.
 const LINE_BYTES_MAX: u64 = 2 * MESSAGE_BYTES_MAX as u64 + 1024;
 /// Commits read ahead of whoever takes them.
@@ -118,22 +117,23 @@ impl Source {
         }
         if let Some(url) = &place.nats {
             let names = Names::new(&args.prefix)?;
-            return Self::on(dial(url, CONNECT_PATIENCE).await?, &names, None).await;
+            return Self::on(reach_at(url).await?, &names).await;
         }
         let path = place.config.as_deref().unwrap_or(Path::new(CONFIG_DEFAULT));
         let nats = Config::load_nats(path)?;
-        let (connected, started, copied) = match reach(&nats).await {
+        let role = NatsRole::Auditor;
+        let (reached, copied) = match reach(&nats, role).await {
             Err(AuditError::Server(error)) if error.cannot_write() => {
                 let copied = copied::copy(&nats)?;
-                let (connected, started) = start(&nats, copied.path().to_owned()).await?;
-                (connected, Some(started), Some(copied))
+                let of_copy = config::Nats {
+                    data_dir: copied.path().to_owned(),
+                    ..nats.clone()
+                };
+                (start(&of_copy, role).await?, Some(copied))
             }
-            reached => {
-                let (connected, started) = reached?;
-                (connected, started, None)
-            }
+            reached => (reached?, None),
         };
-        let mut source = Self::on(connected, &nats.names, started).await?;
+        let mut source = Self::on(reached, &nats.names).await?;
         if let Self::Server { copy, .. } = &mut source {
             *copy = copied;
         }
@@ -141,16 +141,20 @@ impl Source {
     }
 
     /// Opens every journal of the ledger on a server.
-    async fn on(
-        nats: Nats,
-        names: &Names,
-        started: Option<Box<NatsServer>>,
-    ) -> Result<Self, AuditError> {
+    async fn on(reached: Reached, names: &Names) -> Result<Self, AuditError> {
+        let Reached {
+            nats,
+            only_reads,
+            started,
+        } = reached;
         let partitions = partitions_on(&nats, names).await?;
         let witnesses = witnesses(&nats, names, partitions).await;
         let mut journals = Vec::new();
         for partition in partitions.iter() {
             match NatsJournal::open_existing(&nats, names, partition).await {
+                Ok(journal) if only_reads => {
+                    journals.push((partition, journal.without_consumers()));
+                }
                 Ok(journal) => journals.push((partition, journal)),
                 // whether a missing journal matters is the audit's to say
                 Err(ProvisionError::Missing { .. }) => {}
@@ -358,60 +362,6 @@ async fn witnesses(
 
 fn open_error(partition: Partition, source: ProvisionError) -> AuditError {
     AuditError::Open { partition, source }
-}
-
-/// The server that a configuration means.
-pub(crate) async fn reach(
-    nats: &config::Nats,
-) -> Result<(Nats, Option<Box<NatsServer>>), AuditError> {
-    match &nats.url {
-        Some(url) => Ok((dial(url.expose(), CONNECT_PATIENCE).await?, None)),
-        None => embedded(nats).await,
-    }
-}
-
-async fn dial(url: &str, patience: Duration) -> Result<Nats, AuditError> {
-    Ok(connect(url, "seatbelt-audit", patience).await?)
-}
-
-/// The running embedded server, or one started to be read.
-async fn embedded(nats: &config::Nats) -> Result<(Nats, Option<Box<NatsServer>>), AuditError> {
-    let data_dir = nats.data_dir.clone();
-    if let Some(url) = announced(&data_dir) {
-        // the file of a server that was killed leads nowhere
-        if let Ok(running) = dial(&url, RUNNING_PATIENCE).await {
-            return Ok((running, None));
-        }
-    }
-    if !data_dir.join("jetstream").is_dir() {
-        return Err(AuditError::NoData { data_dir });
-    }
-    let (connected, server) = start(nats, data_dir).await?;
-    Ok((connected, Some(server)))
-}
-
-/// A server on a folder, for as long as it is read.
-async fn start(
-    nats: &config::Nats,
-    data_dir: PathBuf,
-) -> Result<(Nats, Box<NatsServer>), AuditError> {
-    let binary = match &nats.server {
-        Some(binary) => binary.clone(),
-        None => find_nats_server()?,
-    };
-    let server = NatsServer::start(NatsServerOptions::new(binary, data_dir)).await?;
-    let connected = dial(&server.url(), CONNECT_PATIENCE).await?;
-    Ok((connected, Box::new(server)))
-}
-
-fn announced(data_dir: &Path) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Address {
-        url: String,
-    }
-    let text = std::fs::read_to_string(data_dir.join("nats.json")).ok()?;
-    let address: Address = serde_json::from_str(&text).ok()?;
-    Some(address.url)
 }
 
 /// What genesis says.

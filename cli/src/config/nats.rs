@@ -7,7 +7,7 @@ use seatbelt_schemas::{
     position::{PARTITIONS_MAX, Partitions},
 };
 
-use super::{Context, Secret, reader::Section};
+use super::{Context, Secret, Users, reader::Section};
 
 /// Number of partitions where none is given.
 const PARTITIONS_DEFAULT: u8 = 4;
@@ -26,6 +26,8 @@ pub enum Durability {
 pub struct Nats {
     /// An existing server; none starts an embedded one. May hold credentials.
     pub url: Option<Secret>,
+    /// Who each role is on an existing server.
+    pub users: Users,
     /// Folder of the embedded server's data and of this process's own files.
     pub data_dir: PathBuf,
     /// Port of the embedded server on loopback; 0 picks a free one.
@@ -74,7 +76,14 @@ impl Nats {
             names: names
                 .unwrap_or_else(|| Names::new(PREFIX_DEFAULT).expect("the default is valid")),
             url: url.map(Secret::from),
+            users: Users::read(section.section("users"), context),
         };
+        if nats.url.is_none() && !nats.users.is_empty() {
+            section.mistake(
+                "users",
+                "is for an existing server: set nats.url; the embedded server has users of its own",
+            );
+        }
         if nats.url.is_none() && nats.replicas > 1 {
             section.mistake(
                 "replicas",

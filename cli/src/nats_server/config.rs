@@ -1,27 +1,30 @@
-//! The server's configuration file. Everything listens on loopback; there is one account and one user.
+//! The server's configuration file. Everything listens on loopback.
 //!
-//! The account imports two read-only services of the system account, so that a client proves over its own
+//! The ledger's account imports two read-only services of the system account, so that a client proves over its own
 //! connection that `sync_always` is on: `$SYS.REQ.SERVER.PING.JSZ` and `$SYS.REQ.SERVER.PING.VARZ`.
 //! Nobody can log in to the system account itself, and there is no HTTP monitoring port.
 
 use std::path::Path;
 
 use super::folder::DataFolder;
-use super::{ClusterOptions, NatsServerError, NatsServerOptions, Secret, USER};
+use super::{ClusterOptions, NatsServerError, NatsServerOptions, USER, accounts, users::Users};
 
 /// The log is cut at this size, and this many old pieces are kept.
 const LOG_BYTES_MAX: u32 = 16 << 20;
 const LOG_PIECES_MAX: u32 = 3;
 
-/// System services that the account may ask; they only read.
-const SYSTEM_SERVICES: [&str; 2] = ["$SYS.REQ.SERVER.PING.JSZ", "$SYS.REQ.SERVER.PING.VARZ"];
 /// What may not be asked of a protected stream, besides what the stream's own settings deny.
-const DENIED_VERBS: [&str; 3] = ["STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.DELETE"];
+const DENIED_VERBS: [&str; 4] = [
+    "STREAM.UPDATE",
+    "STREAM.DELETE",
+    "STREAM.PURGE",
+    "STREAM.MSG.DELETE",
+];
 
 pub(super) fn render(
     options: &NatsServerOptions,
     folder: &DataFolder,
-    secret: &Secret,
+    users: &Users,
 ) -> Result<String, NatsServerError> {
     // nats-server takes -1 for "any free port".
     let port = match options.port {
@@ -49,42 +52,21 @@ pub(super) fn render(
         log = quoted(&folder.log_path())?,
         store = quoted(&folder.root())?,
     );
-    text.push_str(&accounts(options, secret)?);
+    let full = users.full(denied_subjects(&options.protected_streams)?);
+    text.push_str(&accounts::render(Some(&full), users.roles().as_ref()));
     if let Some(cluster) = &options.cluster {
         text.push_str(&cluster_section(cluster)?);
     }
     Ok(text)
 }
 
-fn accounts(options: &NatsServerOptions, secret: &Secret) -> Result<String, NatsServerError> {
-    let exports = SYSTEM_SERVICES
-        .map(|subject| format!("{{ service: \"{subject}\", response_type: stream }}"));
-    let imports = SYSTEM_SERVICES
-        .map(|subject| format!("{{ service: {{ account: SYS, subject: \"{subject}\" }} }}"));
-    let denied = denied_subjects(&options.protected_streams)?;
-    Ok(format!(
-        "system_account: SYS\n\
-         accounts {{\n\
-         \x20 SYS {{ exports: [ {exports} ] }}\n\
-         \x20 SEATBELT {{\n\
-         \x20   jetstream: enabled\n\
-         \x20   users: [ {{ user: {USER}, password: \"{password}\", permissions: {{ publish: {{ deny: [{denied}] }} }} }} ]\n\
-         \x20   imports: [ {imports} ]\n\
-         \x20 }}\n\
-         }}\n",
-        exports = exports.join(", "),
-        imports = imports.join(", "),
-        password = secret.expose(),
-    ))
-}
-
-fn denied_subjects(streams: &[String]) -> Result<String, NatsServerError> {
+fn denied_subjects(streams: &[String]) -> Result<Vec<String>, NatsServerError> {
     let mut subjects = Vec::new();
     for stream in streams {
         let stream = plain("stream", stream)?;
-        subjects.extend(DENIED_VERBS.map(|verb| format!("\"$JS.API.{verb}.{stream}\"")));
+        subjects.extend(DENIED_VERBS.map(|verb| format!("$JS.API.{verb}.{stream}")));
     }
-    Ok(subjects.join(", "))
+    Ok(subjects)
 }
 
 fn cluster_section(cluster: &ClusterOptions) -> Result<String, NatsServerError> {

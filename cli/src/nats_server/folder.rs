@@ -9,6 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use seatbelt_ledger::nats::NatsRole;
+
 use super::{NatsServerError, Secret};
 
 /// Random bytes in a generated password.
@@ -106,7 +108,16 @@ impl DataFolder {
 
     /// The password of this folder, made at the first start and kept.
     pub(super) fn password(&self) -> Result<Secret, NatsServerError> {
-        let path = self.root.join("nats.password");
+        self.kept_password("nats.password")
+    }
+
+    /// The one of a role that tools have, too.
+    pub(super) fn password_of(&self, role: NatsRole) -> Result<Secret, NatsServerError> {
+        self.kept_password(&format!("nats.{role}-password"))
+    }
+
+    fn kept_password(&self, file: &str) -> Result<Secret, NatsServerError> {
+        let path = self.root.join(file);
         match fs::read_to_string(&path) {
             Ok(text) => {
                 fs::set_permissions(&path, Permissions::from_mode(0o600))
@@ -171,8 +182,16 @@ impl DataFolder {
         said.join("\n").trim().to_owned()
     }
 
-    pub(super) fn announce_address(&self, url: &str) -> Result<(), NatsServerError> {
-        let json = serde_json::json!({ "url": url });
+    /// For other tools: with all rights, and with those of some roles where they have users.
+    pub(super) fn announce_address(
+        &self,
+        url: &str,
+        roles: &[(NatsRole, String)],
+    ) -> Result<(), NatsServerError> {
+        let mut json = serde_json::json!({ "url": url });
+        for (role, url) in roles {
+            json[format!("{role}_url")] = url.as_str().into();
+        }
         write_private(&self.address_path(), &format!("{json}\n"))
     }
 

@@ -103,13 +103,13 @@ async fn secrets_are_private_and_stay_the_same() -> Outcome {
     for file in ["nats.json", "nats.password", "nats-server.conf", "lock"] {
         assert_eq!(mode(&data_dir.join(file)), 0o600, "{file}");
     }
-    let password = server.secret.expose().to_owned();
+    let password = server.users.password.expose().to_owned();
     assert!(!format!("{server:?} {}", server.host_url()).contains(&password));
     assert!(!fs::read_to_string(server.log_path())?.contains(&password));
     server.stop().await;
 
     let again = NatsServer::start(options(&folder)).await?;
-    assert_eq!(again.secret.expose(), password);
+    assert_eq!(again.users.password.expose(), password);
     again.stop().await;
     Ok(())
 }

@@ -10,14 +10,17 @@ use std::{
 };
 
 use seatbelt_ledger::nats::{
-    self, Known, Nats, OpenError, Witnesses, connect,
+    self, Known, Nats, NatsRole, OpenError, Witnesses,
     durability::{self, DurabilityError, Proof},
     provision::{GenesisError, Layout, Meta},
     store_look::{PAYLOAD_BYTES_MIN, payload_max},
     vital::Vitals,
 };
 use seatbelt_schemas::{
-    ids::LedgerId, names::Names, neuron::signature::NeuronSecret, position::Partition,
+    ids::LedgerId,
+    names::Names,
+    neuron::signature::NeuronSecret,
+    position::{Partition, Partitions},
 };
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
@@ -26,9 +29,12 @@ use tracing::{error, info, warn};
 use crate::{
     audit::{AuditError, checkpoint::Checkpoint},
     chain::in_one_line,
-    config::{Config, Durability},
-    nats_server::{NatsServer, NatsServerError, NatsServerOptions, find_nats_server},
+    config::{self, Config, Durability},
+    login::{DialError, Dialler},
+    nats_server::{LedgerOf, NatsServer, NatsServerError, NatsServerOptions, find_nats_server},
 };
+
+use super::Role;
 
 /// How long an existing server may take to be there.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
@@ -78,7 +84,7 @@ pub enum BusError {
     },
     /// The server cannot be used.
     #[error(transparent)]
-    Connect(#[from] nats::ConnectError),
+    Dial(#[from] DialError),
     /// What an acknowledgement promises is not proved.
     #[error(transparent)]
     Durability(#[from] DurabilityError),
@@ -110,7 +116,12 @@ pub(super) struct Bus {
     server: Option<NatsServer>,
     /// Where people find it, without credentials.
     pub(super) url: String,
+    /// As the gateway; as the one role of a process that has no gateway.
     pub(super) nats: Nats,
+    /// As the projector, where this process is one.
+    pub(super) projector: Nats,
+    /// As the neuron, where this process is one.
+    pub(super) neuron: Nats,
     pub(super) names: Names,
     pub(super) replicas: u8,
     pub(super) meta: Meta,
@@ -123,35 +134,34 @@ pub(super) struct Bus {
     /// Why the embedded server is not up now.
     pub(super) server_trouble: watch::Sender<Option<String>>,
     /// What the file of nats.checkpoint saw of each journal.
-    pub(super) checkpoint: BTreeMap<Partition, Known>,
+    pub(super) checkpoint: Seen,
 }
 
 impl Bus {
-    pub(super) async fn open(config: &Config) -> Result<Self, BusError> {
+    pub(super) async fn open(config: &Config, role: Role) -> Result<Self, BusError> {
         let from = &config.nats;
         let server = match &from.url {
             Some(_) => None,
             None => Some(embedded(config).await?),
         };
-        let url = match (&server, &from.url) {
-            (Some(server), _) => server.url(),
-            (None, Some(url)) => url.expose().to_owned(),
-            (None, None) => unreachable!("without a url the server is embedded"),
-        };
         let process = process_name();
-        let nats = connect(&url, &process, CONNECT_PATIENCE).await?;
-        takes_whole_commits(&nats)?;
-        prove(config, &nats).await?;
-        let layout = Layout {
-            partitions: from.partitions,
-            replicas: from.replicas,
+        let mut dialler = Dialler::new(from, server.as_ref(), &process, CONNECT_PATIENCE);
+        let first = match role {
+            Role::All | Role::Gateway => NatsRole::Gateway,
+            Role::Projector => NatsRole::Projector,
+            Role::Neuron => NatsRole::Neuron,
         };
-        let meta = nats::provision::provision(&nats, &from.names, layout).await?;
-        info!(ledger = %meta.ledger, nats = nats.servers(), "ledger found");
-        let checkpoint = match &from.checkpoint {
-            Some(path) => checkpoint_of(path, &meta)?,
-            None => BTreeMap::new(),
+        let (meta, checkpoint) = find_ledger(config, &mut dialler, first).await?;
+        let nats = dialler.of(first).await?;
+        let (projector, neuron) = match (role, &config.neuron) {
+            (Role::All, Some(_)) => (
+                dialler.of(NatsRole::Projector).await?,
+                dialler.of(NatsRole::Neuron).await?,
+            ),
+            (Role::All, None) => (dialler.of(NatsRole::Projector).await?, nats.clone()),
+            _ => (nats.clone(), nats.clone()),
         };
+        drop(dialler);
         let shown = match &server {
             Some(server) => server.host_url(),
             None => format!("nats://{}", nats.servers()),
@@ -165,6 +175,8 @@ impl Bus {
             checkpoint,
             url: shown,
             nats,
+            projector,
+            neuron,
             names: from.names.clone(),
             replicas: from.replicas,
             meta,
@@ -176,7 +188,11 @@ impl Bus {
     /// derived from these until an operator has restored or adopted them.
     pub(super) async fn check_journals(&self) -> Result<(), BusError> {
         for partition in self.meta.partitions.iter() {
-            match self.witnesses(partition).open(self.replicas, None).await {
+            match self
+                .witnesses(&self.projector, partition)
+                .open(self.replicas, None)
+                .await
+            {
                 Ok(_) | Err(OpenError::Doubt(_)) => {}
                 Err(other) => return Err(other.into()),
             }
@@ -185,10 +201,9 @@ impl Bus {
     }
 
     /// Who has seen something of a journal.
-    pub(super) fn witnesses(&self, partition: Partition) -> Witnesses {
+    pub(super) fn witnesses(&self, nats: &Nats, partition: Partition) -> Witnesses {
         let checkpoint = self.checkpoint.get(&partition).copied();
-        Witnesses::new(&self.nats, &self.names, partition, &self.meta.ledger)
-            .and_checkpoint(checkpoint)
+        Witnesses::new(nats, &self.names, partition, &self.meta.ledger).and_checkpoint(checkpoint)
     }
 
     /// What no start may find missing.
@@ -244,16 +259,82 @@ impl Bus {
 
     /// Lets what was sent leave, and the embedded server end in order.
     pub(super) async fn close(self) {
-        self.nats.flush().await;
-        drop(self.nats);
+        for nats in [self.neuron, self.projector, self.nats] {
+            nats.flush().await;
+        }
         if let Some(server) = self.server {
             server.stop().await;
         }
     }
 }
 
+/// What a checkpoint away from the server saw of each journal.
+type Seen = BTreeMap<Partition, Known>;
+
+/// The ledger's facts and what the checkpoint saw of its journals. Makes what is missing, where this process
+/// may; `first` is who it is otherwise.
+async fn find_ledger(
+    config: &Config,
+    dialler: &mut Dialler<'_>,
+    first: NatsRole,
+) -> Result<(Meta, Seen), BusError> {
+    let from = &config.nats;
+    let provisions = dialler.provisions();
+    let nats = match provisions {
+        true => dialler.of(NatsRole::Provisioning).await?,
+        false => dialler.of(first).await?,
+    };
+    takes_whole_commits(&nats)?;
+    prove(config, &nats).await?;
+    let meta = match provisions {
+        true => make_facts(from, &nats).await?,
+        false => {
+            let meta = nats::meta(&nats, &from.names).await?;
+            meta.check(from.partitions)?;
+            meta
+        }
+    };
+    info!(ledger = %meta.ledger, nats = nats.servers(), "ledger found");
+    let seen = match &from.checkpoint {
+        Some(path) => checkpoint_of(path, &meta)?,
+        None => Seen::new(),
+    };
+    if provisions {
+        begin_journals(from, &nats, &meta, &seen).await?;
+    }
+    Ok((meta, seen))
+}
+
+/// Makes what is missing on the server, and gives the ledger's facts.
+pub(crate) async fn provision(from: &config::Nats, nats: &Nats) -> Result<Meta, BusError> {
+    let meta = make_facts(from, nats).await?;
+    let seen = match &from.checkpoint {
+        Some(path) => checkpoint_of(path, &meta)?,
+        None => Seen::new(),
+    };
+    begin_journals(from, nats, &meta, &seen).await?;
+    Ok(meta)
+}
+
+async fn make_facts(from: &config::Nats, nats: &Nats) -> Result<Meta, GenesisError> {
+    let layout = Layout {
+        partitions: from.partitions,
+        replicas: from.replicas,
+    };
+    nats::provision::provision(nats, &from.names, layout).await
+}
+
+async fn begin_journals(
+    from: &config::Nats,
+    nats: &Nats,
+    meta: &Meta,
+    seen: &Seen,
+) -> Result<(), GenesisError> {
+    nats::provision::begin_journals(nats, &from.names, meta, from.replicas, seen).await
+}
+
 /// What a checkpoint saw of each journal of this ledger.
-fn checkpoint_of(path: &Path, meta: &Meta) -> Result<BTreeMap<Partition, Known>, BusError> {
+fn checkpoint_of(path: &Path, meta: &Meta) -> Result<Seen, BusError> {
     let read = Checkpoint::read(path);
     let checkpoint = read.map_err(|error| BusError::Checkpoint(Box::new(error)))?;
     if *checkpoint.ledger() != meta.ledger {
@@ -303,21 +384,33 @@ fn takes_whole_commits(nats: &Nats) -> Result<(), BusError> {
 }
 
 async fn embedded(config: &Config) -> Result<NatsServer, BusError> {
-    let from = &config.nats;
+    let options =
+        embedded_options(&config.nats, config.nats.partitions).map_err(BusError::Server)?;
+    NatsServer::start(options).await.map_err(BusError::Server)
+}
+
+/// The server of a ledger that has none outside.
+pub(crate) fn embedded_options(
+    from: &config::Nats,
+    partitions: Partitions,
+) -> Result<NatsServerOptions, NatsServerError> {
     let binary = match &from.server {
         Some(path) => path.clone(),
-        None => find_nats_server().map_err(BusError::Server)?,
+        None => find_nats_server()?,
     };
-    let journals = from.partitions.iter();
-    let options = NatsServerOptions {
+    let journals = partitions.iter();
+    Ok(NatsServerOptions {
         port: from.port,
         sync_always: from.durability == Durability::Fsync,
         protected_streams: journals
             .map(|partition| from.names.journal_stream(partition))
             .collect(),
+        ledger: Some(LedgerOf {
+            names: from.names.clone(),
+            partitions,
+        }),
         ..NatsServerOptions::new(binary, from.data_dir.clone())
-    };
-    NatsServer::start(options).await.map_err(BusError::Server)
+    })
 }
 
 async fn prove(config: &Config, nats: &Nats) -> Result<(), BusError> {

@@ -24,8 +24,8 @@ pub(super) async fn start(
     health: &Health,
     running: &mut Running,
 ) -> Result<(), RoleError> {
-    let store = nats::snapshot_bucket(&bus.nats, &bus.names, bus.replicas).await;
-    let feed = nats::FeedStream::open(&bus.nats, &bus.names, bus.replicas).await;
+    let store = nats::snapshot_bucket(&bus.projector, &bus.names, bus.replicas).await;
+    let feed = nats::FeedStream::open(&bus.projector, &bus.names, bus.replicas).await;
     let parts = Parts::<NatsJournal> {
         names: bus.names.clone(),
         projector: bus.process.clone(),
@@ -50,7 +50,10 @@ pub(super) async fn start(
 
 /// Nothing may be derived from a journal in doubt, until an operator has restored or adopted it.
 fn opening(bus: &Bus, partition: Partition) -> Opening<NatsJournal> {
-    let (witnesses, replicas) = (Arc::new(bus.witnesses(partition)), bus.replicas);
+    let (witnesses, replicas) = (
+        Arc::new(bus.witnesses(&bus.projector, partition)),
+        bus.replicas,
+    );
     Arc::new(move || {
         let witnesses = Arc::clone(&witnesses);
         async move {
@@ -67,10 +70,10 @@ pub(super) async fn start_reconcile(
     ledger: Arc<dyn Ledger>,
     running: &mut Running,
 ) -> Result<(), RoleError> {
-    let store = nats::snapshot_bucket(&bus.nats, &bus.names, bus.replicas).await;
+    let store = nats::snapshot_bucket(&bus.projector, &bus.names, bus.replicas).await;
     let parts = Reconcile {
         usage: Arc::new(NatsUsage {
-            nats: bus.nats.clone(),
+            nats: bus.projector.clone(),
             names: bus.names.clone(),
         }),
         snapshots: Arc::new(store.map_err(BusError::from)?),

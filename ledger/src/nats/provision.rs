@@ -4,13 +4,13 @@
 //! The facts are written once and never changed: the ledger's id is made at the first start, the
 //! number of partitions is fixed then. Journals are made by whoever hosts them.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::jetstream::stream::{Config, StorageType};
 use seatbelt_schemas::{
     ids::LedgerId,
     names::Names,
-    position::Partitions,
+    position::{Partition, Partitions},
     wire::{self, WireError},
 };
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use tracing::debug;
 use ulid::Ulid;
 
 use super::{
-    Bucket, FeedStream, Nats, OpenError, ProvisionError, Witnesses,
+    Bucket, FeedStream, Known, Nats, OpenError, ProvisionError, Witnesses,
     bucket::Keeping,
     lease::lease_bucket,
     neuron_secret::{NEURON_SECRET_KEY, make_neuron_secret},
@@ -152,15 +152,18 @@ async fn provision_now(nats: &Nats, names: &Names, layout: Layout) -> Result<Met
 }
 
 /// Begins every journal that nobody ever saw, so that those who append to journals and those who read
-/// them need make none. One that is in doubt is left as it is: whoever opens it next says why.
+/// them need make none. One that is in doubt is left as it is: whoever opens it next says why. `seen` is
+/// what a checkpoint saw.
 pub async fn begin_journals(
     nats: &Nats,
     names: &Names,
     meta: &Meta,
     replicas: u8,
+    seen: &BTreeMap<Partition, Known>,
 ) -> Result<(), GenesisError> {
     for partition in meta.partitions.iter() {
         let witnesses = Witnesses::new(nats, names, partition, &meta.ledger);
+        let witnesses = witnesses.and_checkpoint(seen.get(&partition).copied());
         match witnesses.open(replicas, None).await {
             Err(OpenError::Store(error)) => return Err(error.into()),
             Err(OpenError::Provision(error @ ProvisionError::Unreachable { .. })) => {
