@@ -6,7 +6,6 @@ use ort::value::{DynTensor, TensorElementType};
 /// The last `wanted` values of a tensor. Of a prompt, only the row of its last token says what comes
 /// next, and a graph whose output projection was pruned gives that row alone.
 pub(super) fn read(tensor: &DynTensor, wanted: usize, logits: &mut Vec<f32>) -> ort::Result<()> {
-    logits.clear();
     match tensor.data_type() {
         TensorElementType::Float16 => {
             let values = tail(tensor.try_extract_tensor::<f16>()?.1, wanted)?;
@@ -18,7 +17,11 @@ pub(super) fn read(tensor: &DynTensor, wanted: usize, logits: &mut Vec<f32>) -> 
             logits.resize(wanted, 0.0);
             values.convert_to_f32_slice(logits);
         }
-        _ => logits.extend_from_slice(tail(tensor.try_extract_tensor::<f32>()?.1, wanted)?),
+        _ => {
+            let values = tail(tensor.try_extract_tensor::<f32>()?.1, wanted)?;
+            logits.clear();
+            logits.extend_from_slice(values);
+        }
     }
     Ok(())
 }

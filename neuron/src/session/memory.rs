@@ -13,16 +13,16 @@ use crate::config::{Device, ModelConfig};
 pub(super) struct Memory {
     /// What the device computes on.
     pub(super) device: Allocator,
-    /// What the host reads: memory that a GPU writes to by itself, where there is one.
+    /// Plain memory. Copies from the device end here: with memory that it writes to by itself as the
+    /// target, ONNX Runtime 1.31 takes source and target for one.
     pub(super) host: Allocator,
     host_info: MemoryInfo<'static>,
 }
 
 impl Memory {
     pub(super) fn of(session: &Session, config: &ModelConfig) -> ort::Result<Self> {
-        let host_info = host_info(config)?;
-        let (device, host) = match config.device {
-            Device::Cpu => (Allocator::default(), Allocator::default()),
+        let device = match config.device {
+            Device::Cpu => Allocator::default(),
             Device::Cuda => {
                 let info = MemoryInfo::new(
                     AllocationDevice::CUDA,
@@ -30,18 +30,17 @@ impl Memory {
                     AllocatorType::Device,
                     MemoryType::Default,
                 )?;
-                let host = Allocator::new(session, host_info.to_owned())?;
-                (Allocator::new(session, info)?, host)
+                Allocator::new(session, info)?
             }
         };
         Ok(Self {
             device,
-            host,
-            host_info,
+            host: Allocator::default(),
+            host_info: host_info(config)?,
         })
     }
 
-    /// For outputs that are to end on the host.
+    /// For outputs of a run that are to end on the host: memory that a GPU writes to by itself.
     pub(super) fn host_info(&self) -> &MemoryInfo<'static> {
         &self.host_info
     }
