@@ -25,8 +25,11 @@ pub(crate) struct Tokenizer {
 
 impl Tokenizer {
     pub(crate) fn load(path: &Path) -> Result<Self, TokenizerError> {
-        let inner = tokenizers::Tokenizer::from_file(path)
-            .map_err(|error| TokenizerError(format!("cannot read {}: {error}", path.display())))?;
+        let unreadable = |error| TokenizerError(format!("cannot read {}: {error}", path.display()));
+        let mut inner = tokenizers::Tokenizer::from_file(path).map_err(unreadable)?;
+        // What a file was trained with would cut a prompt, or bill what nobody wrote.
+        inner.with_truncation(None).map_err(unreadable)?;
+        inner.with_padding(None);
         let longest = inner
             .get_vocab(true)
             .keys()
@@ -197,5 +200,26 @@ mod tests {
     #[test]
     fn special_tokens_give_no_text() {
         assert_eq!(stream(&[257, 256]).concat(), "");
+    }
+
+    #[test]
+    fn truncation_and_padding_of_the_file_are_not_obeyed() {
+        let text = std::fs::read_to_string(tiny_folder().join("tokenizer.json")).unwrap();
+        let mut file: serde_json::Value = serde_json::from_str(&text).unwrap();
+        file["truncation"] = serde_json::json!({
+            "direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0,
+        });
+        file["padding"] = serde_json::json!({
+            "strategy": { "Fixed": 64 }, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 258, "pad_type_id": 0, "pad_token": "<|pad|>",
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, file.to_string()).unwrap();
+        let tokenizer = Tokenizer::load(&path).unwrap();
+        for length in [2, 20, 201] {
+            let tokens = tokenizer.encode(&"a".repeat(length)).unwrap();
+            assert_eq!(tokens, vec![u32::from(b'a'); length]);
+        }
     }
 }
