@@ -345,13 +345,14 @@ impl Worker {
         }
     }
 
-    /// Runs the next piece of one prompt.
+    /// Runs the next piece of the prompt that came first: the lowest slot is the one that is soonest
+    /// free again, and its next request would be read before an older one above it.
     fn prefill(&mut self) {
-        let Some(slot) = self
-            .slots
-            .iter()
-            .position(|slot| slot.as_ref().is_some_and(Running::reading))
-        else {
+        let reading = self.slots.iter().enumerate().filter_map(|(slot, running)| {
+            let running = running.as_ref().filter(|running| running.reading())?;
+            Some((running.since, slot))
+        });
+        let Some((_, slot)) = reading.min() else {
             return;
         };
         let Some(running) = self.slots[slot].as_mut() else {

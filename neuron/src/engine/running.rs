@@ -39,7 +39,8 @@ pub(super) struct Running {
     text: TextStream,
     stop: StopWatch,
     ticket: Ticket,
-    since: Instant,
+    /// When it was submitted.
+    pub(super) since: Instant,
     began: Instant,
     read_at: Option<Instant>,
 }

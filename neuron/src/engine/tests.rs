@@ -27,6 +27,8 @@ struct Gated {
     slots: usize,
     gate: Receiver<()>,
     steps: Sender<usize>,
+    /// The slots whose prompts were read on.
+    reads: Sender<usize>,
 }
 
 impl Gated {
@@ -49,7 +51,7 @@ impl Decoder for Gated {
 
     fn prefill(
         &mut self,
-        _slot: usize,
+        slot: usize,
         position: usize,
         tokens: &[u32],
         logits: &mut Vec<f32>,
@@ -58,6 +60,7 @@ impl Decoder for Gated {
         if tokens.contains(&POISON) {
             return Err(StepError("poisoned".to_owned()));
         }
+        let _ = self.reads.send(slot);
         *logits = Self::row(position + tokens.len());
         Ok(())
     }
@@ -78,16 +81,19 @@ struct Rig {
     office: Office,
     gate: Sender<()>,
     steps: Receiver<usize>,
+    reads: Receiver<usize>,
 }
 
 impl Rig {
     fn new(slots: usize, queue: usize) -> Self {
         let (gate, gated) = channel();
         let (steps_tx, steps) = channel();
+        let (reads_tx, reads) = channel();
         let decoder = Gated {
             slots,
             gate: gated,
             steps: steps_tx,
+            reads: reads_tx,
         };
         let tokenizer = Tokenizer::load(&tiny_folder().join("tokenizer.json")).unwrap();
         let office = Office::new();
@@ -102,6 +108,7 @@ impl Rig {
             office,
             gate,
             steps,
+            reads,
         }
     }
 
@@ -356,4 +363,21 @@ fn text_held_back_for_a_stop_string_is_sent_at_the_ceiling() {
     }));
     rig.open();
     assert_eq!(read(&mut generation), ("def".to_owned(), EndReason::Length));
+}
+
+#[test]
+fn the_oldest_prompt_is_read_first_whatever_its_slot() {
+    let rig = Rig::new(2, 2);
+    // Three pieces each, for the younger in the lower slot, which the first request leaves to it.
+    let pieces = 2 * PREFILL_CHUNK_TOKENS + 1;
+    let mut first = taken(rig.submit(rig.job(1, 3)));
+    let mut older = taken(rig.submit(rig.job(pieces, 1)));
+    rig.step();
+    let mut younger = taken(rig.submit(rig.job(pieces, 1)));
+    rig.step();
+    for generation in [&mut first, &mut older, &mut younger] {
+        assert_eq!(read(generation).1, EndReason::Length);
+    }
+    let order: Vec<usize> = rig.reads.try_iter().collect();
+    assert_eq!(order, [0, 1, 1, 1, 0, 0, 0]);
 }
