@@ -16,6 +16,7 @@ mod chat;
 mod completions;
 mod embeddings;
 mod messages;
+pub(crate) mod responses;
 
 pub use chat::MaxField;
 
@@ -30,6 +31,8 @@ pub enum Api {
     Completions,
     /// `/v1/embeddings`.
     Embeddings,
+    /// `/v1/responses`.
+    Responses,
 }
 
 impl Api {
@@ -44,7 +47,7 @@ impl Api {
     /// Whose it is.
     pub fn dialect(self) -> Dialect {
         match self {
-            Self::Chat | Self::Completions | Self::Embeddings => Dialect::OpenAi,
+            Self::Chat | Self::Completions | Self::Embeddings | Self::Responses => Dialect::OpenAi,
             Self::Messages => Dialect::Anthropic,
         }
     }
@@ -56,6 +59,7 @@ impl Api {
             Self::Messages => messages::PATH,
             Self::Completions => completions::PATH,
             Self::Embeddings => embeddings::PATH,
+            Self::Responses => responses::PATH,
         }
     }
 
@@ -66,6 +70,7 @@ impl Api {
             Self::Messages => messages::shapes(profile),
             Self::Completions => completions::shapes(profile),
             Self::Embeddings => embeddings::shapes(profile),
+            Self::Responses => responses::shapes(profile),
         }
     }
 
@@ -76,6 +81,7 @@ impl Api {
             Self::Messages => messages::unbounded(body, output_max),
             Self::Completions => completions::unbounded(body, output_max),
             Self::Embeddings => embeddings::unbounded(body, output_max),
+            Self::Responses => responses::unbounded(body, output_max),
         }
     }
 
@@ -86,6 +92,7 @@ impl Api {
             Self::Messages => messages::BETAS,
             Self::Completions => completions::BETAS,
             Self::Embeddings => embeddings::BETAS,
+            Self::Responses => responses::BETAS,
         }
     }
 
@@ -96,14 +103,21 @@ impl Api {
             Self::Messages => messages::VERSIONS,
             Self::Completions => completions::VERSIONS,
             Self::Embeddings => embeddings::VERSIONS,
+            Self::Responses => responses::VERSIONS,
         }
     }
 
     /// Why some fields are not listed, of any API: a client may have mistaken one for the other.
     pub(crate) fn why(field: &str) -> Option<&'static str> {
-        let mut known = [chat::WHY, messages::WHY, completions::WHY, embeddings::WHY]
-            .into_iter()
-            .flatten();
+        let mut known = [
+            chat::WHY,
+            messages::WHY,
+            completions::WHY,
+            embeddings::WHY,
+            responses::WHY,
+        ]
+        .into_iter()
+        .flatten();
         known.find(|(name, _)| *name == field).map(|(_, why)| *why)
     }
 
@@ -114,6 +128,7 @@ impl Api {
             Self::Messages => messages::ask(body),
             Self::Completions => completions::ask(body),
             Self::Embeddings => embeddings::ask(body),
+            Self::Responses => responses::ask(body),
         }
     }
 
@@ -124,6 +139,7 @@ impl Api {
             Self::Messages => messages::set_max(body, max, field),
             Self::Completions => completions::set_max(body, max, field),
             Self::Embeddings => embeddings::set_max(body, max, field),
+            Self::Responses => responses::set_max(body, max, field),
         }
     }
 
@@ -134,6 +150,7 @@ impl Api {
             Self::Messages => messages::want_usage(body),
             Self::Completions => completions::want_usage(body),
             Self::Embeddings => embeddings::want_usage(body),
+            Self::Responses => responses::want_usage(body),
         }
     }
 
@@ -144,6 +161,7 @@ impl Api {
             Self::Messages => messages::USAGE_HAS_TO_BE_ASKED,
             Self::Completions => completions::USAGE_HAS_TO_BE_ASKED,
             Self::Embeddings => embeddings::USAGE_HAS_TO_BE_ASKED,
+            Self::Responses => responses::USAGE_HAS_TO_BE_ASKED,
         }
     }
 
@@ -154,6 +172,7 @@ impl Api {
             Self::Messages => messages::counts(report),
             Self::Completions => completions::counts(report),
             Self::Embeddings => embeddings::counts(report),
+            Self::Responses => responses::counts(report),
         }
     }
 
@@ -164,6 +183,7 @@ impl Api {
             Self::Messages => messages::usage(counts),
             Self::Completions => completions::usage(counts),
             Self::Embeddings => embeddings::usage(counts),
+            Self::Responses => responses::usage(counts),
         }
     }
 
@@ -174,6 +194,7 @@ impl Api {
             Self::Messages => messages::event(told, event),
             Self::Completions => completions::event(told, event),
             Self::Embeddings => embeddings::event(told, event),
+            Self::Responses => responses::event(told, event),
         }
     }
 }

@@ -23,7 +23,7 @@ impl Api {
     pub fn may_end_unmarked(self) -> bool {
         match self {
             Self::Chat | Self::Completions => true,
-            Self::Messages | Self::Embeddings => false,
+            Self::Messages | Self::Embeddings | Self::Responses => false,
         }
     }
 }

@@ -177,6 +177,8 @@ pub struct UpstreamConfig {
     pub allow_fields: Vec<String>,
     /// No error of it is charged, not even one that can come after work (408, 499, 500, 502, 504, 52x).
     pub errors_are_free: bool,
+    /// It speaks `/v1/responses` too.
+    pub responses: bool,
     /// Its API key.
     pub api_key: Option<Secret>,
     /// What it serves.
@@ -397,6 +399,7 @@ mod tests {
             base_url: base_url.to_owned(),
             allow_fields: Vec::new(),
             errors_are_free: false,
+            responses: false,
             api_key: Some(Secret::new("sk-upstream")),
             models: vec![UpstreamModel::new(ModelId::new("m").unwrap(), 100, 200)],
         }

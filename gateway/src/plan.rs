@@ -267,6 +267,7 @@ mod tests {
             base_url: "http://127.0.0.1:1/v1".to_owned(),
             allow_fields: Vec::new(),
             errors_are_free: false,
+            responses: false,
             api_key: None,
             models: vec![UpstreamModel::new(id, 1000, 100)],
         }

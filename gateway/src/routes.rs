@@ -38,13 +38,14 @@ pub(crate) fn table(app: Arc<App>) -> Router {
         .route("/v1/messages", post(generate::messages))
         .route("/v1/messages/count_tokens", post(count::count_tokens))
         .route("/v1/completions", post(generate::completions))
+        .route("/v1/responses", post(generate::responses))
         .route("/v1/embeddings", post(generate::embeddings))
         .route("/v1/models", get(models::all))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/key", get(key::key))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
-        .route("/v1/responses", any(nowhere::not_served))
+        .route("/v1/responses/{*rest}", any(nowhere::not_served))
         .route("/admin/v1/{*rest}", any(nowhere::not_served))
         .method_not_allowed_fallback(nowhere::method_not_allowed)
         .fallback(nowhere::not_found)
@@ -81,12 +82,13 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
 
 /// The route as a label: a fixed set, whatever is asked for.
 fn known_route(path: &str) -> &'static str {
-    const ROUTES: [&str; 10] = [
+    const ROUTES: [&str; 11] = [
         "/v1/chat/completions",
         "/v1/messages",
         "/v1/messages/count_tokens",
         "/v1/completions",
         "/v1/embeddings",
+        "/v1/responses",
         "/v1/models",
         "/v1/models/{*id}",
         "/v1/key",

@@ -44,6 +44,7 @@ pub(crate) struct Upstream {
     pub(crate) profile: Profile,
     pub(crate) allow_fields: Vec<String>,
     pub(crate) errors_are_free: bool,
+    pub(crate) responses: bool,
     /// Its base with a slash at its end.
     base: Url,
     pub(crate) api_key: Option<Secret>,
@@ -58,6 +59,7 @@ impl Upstream {
             profile: config.profile(),
             allow_fields: config.allow_fields.clone(),
             errors_are_free: config.errors_are_free,
+            responses: config.responses,
             base: Url::parse(&format!("{base}/"))
                 .ok()
                 .filter(|base| !base.cannot_be_a_base())?,
@@ -84,6 +86,7 @@ impl Candidate {
     /// What it is asked in by a client of `client`: the same where it speaks that too.
     pub(crate) fn api(&self, client: Api) -> Api {
         let speaks = match self {
+            Self::Foreign(upstream, _) if client == Api::Responses => upstream.responses,
             Self::Foreign(upstream, _) => upstream.kind == client.dialect(),
             Self::Neuron(_) => client == Api::Completions,
         };
@@ -216,6 +219,7 @@ mod tests {
             base_url: "http://h:1/base/".to_owned(),
             allow_fields: Vec::new(),
             errors_are_free: false,
+            responses: false,
             api_key: api_key.map(Secret::new),
             models: Vec::new(),
         };
@@ -281,6 +285,7 @@ mod tests {
             assert_eq!(openai.api(api), api);
         }
         assert_eq!(openai.api(Api::Messages), Api::Chat);
+        assert_eq!(openai.api(Api::Responses), Api::Chat, "it was not said to");
         let anthropic = foreign(Dialect::Anthropic, None);
         for api in [Api::Chat, Api::Messages, Api::Completions, Api::Embeddings] {
             assert_eq!(anthropic.api(api), Api::Messages);

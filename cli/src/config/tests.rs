@@ -213,13 +213,12 @@ fn an_upstream_says_whose_fields_it_takes_and_which_more() {
         );
         format!("{WHOLE}{text}")
     };
-    let more =
-        "profile = \"openai\"\nallow_fields = [\"a\", \"messages[].b\"]\nerrors_are_free = true";
+    let more = "profile = \"openai\"\nallow_fields = [\"a\", \"messages[].b\"]\nerrors_are_free = true\nresponses = true";
     let config = read(&upstream("openai", more), &[]).unwrap();
     let read_as = &config.upstreams[1];
     assert_eq!(read_as.profile, Some(Profile::OpenAi));
     assert_eq!(read_as.allow_fields, ["a", "messages[].b"]);
-    assert!(read_as.errors_are_free);
+    assert!(read_as.errors_are_free && read_as.responses);
     assert_eq!(read_as.models[0].allow_fields, ["documents"]);
     let price = |config: &Config| config.upstreams[1].models[0].price.as_ref().unwrap().rates;
     assert_eq!(price(&config).cache_write, price(&config).input);
@@ -227,7 +226,10 @@ fn an_upstream_says_whose_fields_it_takes_and_which_more() {
     assert_eq!(native.upstreams[1].profile, None);
     assert_eq!(price(&native).cache_write, 2 * price(&native).input);
     let wrong = mistakes(
-        &upstream("anthropic", "profile = \"openai\"\nallow_fields = [5]"),
+        &upstream(
+            "anthropic",
+            "profile = \"openai\"\nallow_fields = [5]\nresponses = true",
+        ),
         &[],
     );
     assert!(
@@ -235,9 +237,10 @@ fn an_upstream_says_whose_fields_it_takes_and_which_more() {
         "{wrong:?}"
     );
     assert!(
-        wrong[1].contains("allow_fields[0]") && wrong[1].contains("is not text"),
+        wrong[2].contains("allow_fields[0]") && wrong[2].contains("is not text"),
         "{wrong:?}"
     );
+    assert!(wrong[1].contains("responses"), "{wrong:?}");
 }
 
 #[test]

@@ -47,6 +47,8 @@ pub struct Upstream {
     pub allow_fields: Vec<String>,
     /// No error of it is charged.
     pub errors_are_free: bool,
+    /// It speaks `/v1/responses` too.
+    pub responses: bool,
     /// Its address, as the SDKs of its dialect write it.
     pub base_url: String,
     /// The key sent to it.
@@ -129,6 +131,13 @@ fn read_upstream(
     let profile = profile(&mut section, kind);
     let allow_fields = section.texts("allow_fields", ALLOW_FIELDS_MAX);
     let errors_are_free = section.flag("errors_are_free").unwrap_or(false);
+    let responses = section.flag("responses").unwrap_or(false);
+    if responses && kind == Some(UpstreamKind::Anthropic) {
+        section.mistake(
+            "responses",
+            "is for upstreams of kind \"openai\": leave it out",
+        );
+    }
     let models = read_models(&mut section, kind, ids);
     section.finish();
     Some(Upstream {
@@ -137,6 +146,7 @@ fn read_upstream(
         profile,
         allow_fields,
         errors_are_free,
+        responses,
         base_url: base_url?,
         api_key,
         models,

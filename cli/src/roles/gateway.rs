@@ -76,6 +76,7 @@ fn upstream(upstream: &config::Upstream) -> UpstreamConfig {
         base_url: upstream.base_url.clone(),
         allow_fields: upstream.allow_fields.clone(),
         errors_are_free: upstream.errors_are_free,
+        responses: upstream.responses,
         api_key: upstream
             .api_key
             .as_ref()

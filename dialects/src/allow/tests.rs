@@ -50,7 +50,7 @@ fn refused(api: Api, extra: Value, param: &str) {
     let profiles = match api {
         Api::Chat => [Profile::OpenAi, Profile::Generic],
         Api::Messages => [Profile::Anthropic, Profile::Generic],
-        Api::Completions | Api::Embeddings => [Profile::OpenAi, Profile::Generic],
+        Api::Completions | Api::Embeddings | Api::Responses => [Profile::OpenAi, Profile::Generic],
     };
     for profile in profiles {
         let found = named(api, profile, &[], extra.clone());
@@ -482,4 +482,65 @@ fn texts_and_embeddings_have_lists_of_their_own() {
     embeddings.check(&map(body)).unwrap();
     let odd = map(json!({"model": "m", "input": "a", "dimensions": "x"}));
     assert_eq!(embeddings.check(&odd).unwrap_err().param, "dimensions");
+}
+
+#[test]
+fn a_response_may_say_what_cannot_cost_more() {
+    let check = |extra: Value| {
+        let mut body = map(json!({"model": "m", "input": "hi"}));
+        body.extend(map(extra));
+        let allowed = Allowed {
+            api: Api::Responses,
+            profile: Profile::OpenAi,
+            accepted: [&[], &[]],
+            output_max: OUTPUT_MAX,
+        };
+        allowed.check(&body).err().map(|error| error.param)
+    };
+    for (extra, param) in [
+        (json!({"tools": [{"type": "web_search"}]}), "tools[0]"),
+        (
+            json!({"tools": [{"type": "mcp", "server_url": "x"}]}),
+            "tools[0]",
+        ),
+        (
+            json!({"input": [{"type": "web_search_call", "id": "x"}]}),
+            "input[0]",
+        ),
+        (
+            json!({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}),
+            "input[0].content[0]",
+        ),
+        (
+            json!({"input": [{"type": "function_call_output", "call_id": "c", "output": [{"type": "input_file"}]}]}),
+            "input[0].output[0]",
+        ),
+        (json!({"include": ["web_search_call.results"]}), "include"),
+        (json!({"reasoning": {"mode": "pro"}}), "reasoning.mode"),
+        (json!({"service_tier": "flex"}), "service_tier"),
+        (json!({"context_management": []}), "context_management"),
+        (json!({"moderation": {"a": 1}}), "moderation"),
+        (json!({"messages": []}), "messages"),
+    ] {
+        assert_eq!(check(extra.clone()).as_deref(), Some(param), "{extra}");
+    }
+    let agent = json!({
+        "instructions": "be kind", "store": false, "stream": true, "parallel_tool_calls": true, "tool_choice": "auto",
+        "include": ["reasoning.encrypted_content"], "reasoning": {"effort": "high", "summary": "auto"},
+        "prompt_cache_key": "k", "text": {"verbosity": "low"}, "truncation": "disabled", "service_tier": "auto",
+        "tools": [
+            {"type": "function", "name": "f", "parameters": {}, "strict": false},
+            {"type": "custom", "name": "c", "format": {"type": "grammar"}},
+        ],
+        "input": [
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]},
+            {"type": "reasoning", "id": "r", "summary": [], "content": null, "encrypted_content": "x"},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "status": "completed"},
+            {"type": "function_call_output", "call_id": "c", "output": "done"},
+            {"type": "custom_tool_call", "call_id": "d", "name": "c", "input": "x"},
+            {"type": "custom_tool_call_output", "call_id": "d", "output": [{"type": "input_text", "text": "a"}]},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "b", "annotations": []}]},
+        ],
+    });
+    assert_eq!(check(agent), None);
 }

@@ -9,7 +9,7 @@ use super::{
     stream::Sent,
 };
 use crate::{
-    api::Api,
+    api::{Api, responses},
     odd::says_nothing,
     raw::{Pairs, items},
     served::Served,
@@ -128,9 +128,12 @@ impl Told {
         }
         let outputs = choices.iter().flat_map(Choice::outputs);
         let mut outputs: Vec<_> = outputs.chain(body.0.all("content")).collect();
-        if api == Api::Embeddings {
-            outputs.extend(body.0.all("data"));
-        }
+        let named = match api {
+            Api::Embeddings => Some("data"),
+            Api::Responses => Some("output"),
+            Api::Chat | Api::Messages | Api::Completions => None,
+        };
+        outputs.extend(named.into_iter().flat_map(|name| body.0.all(name)));
         let has_content = outputs.iter().any(|raw| has_content(raw));
         Some(Self {
             usage: told
@@ -141,7 +144,11 @@ impl Told {
             finish: choices
                 .iter()
                 .find_map(|choice| finish(choice.0.last("finish_reason")))
-                .or_else(|| finish(body.0.last("stop_reason"))),
+                .or_else(|| finish(body.0.last("stop_reason")))
+                .or_else(|| {
+                    let is_response = api == Api::Responses;
+                    is_response.then(|| responses::ending(&body.0)).flatten()
+                }),
             served: told.served,
             is_error: body.is_error() && outputs.iter().all(|raw| is_empty(raw)),
         })

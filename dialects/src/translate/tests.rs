@@ -48,7 +48,7 @@ fn every_pair_has_one_way() {
     for api in [Api::Chat, Api::Messages, Api::Completions, Api::Embeddings] {
         assert_eq!(between(api, api).unwrap(), None);
     }
-    for client in [Api::Completions, Api::Embeddings] {
+    for client in [Api::Completions, Api::Embeddings, Api::Responses] {
         for upstream in [Api::Chat, Api::Messages] {
             let none = between(client, upstream).unwrap_err();
             assert_eq!(none.param, "model");

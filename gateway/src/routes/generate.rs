@@ -1,5 +1,5 @@
 //! Whatever generates or reads a text for money (`POST /v1/chat/completions`, `/v1/messages`,
-//! `/v1/completions`, `/v1/embeddings`): received, planned, reserved, run.
+//! `/v1/completions`, `/v1/responses`, `/v1/embeddings`): received, planned, reserved, run.
 //!
 //! All take the same way; only once the hold is granted anything is dispatched. Until then all of it
 //! lives in the connection's own task, so that a client which leaves gives up its place in the queue.
@@ -30,6 +30,11 @@ pub(super) async fn messages(State(app): State<Arc<App>>, request: Request) -> R
 /// `POST /v1/completions`.
 pub(super) async fn completions(State(app): State<Arc<App>>, request: Request) -> Response {
     answer(&app, request, Api::Completions).await
+}
+
+/// `POST /v1/responses`.
+pub(super) async fn responses(State(app): State<Arc<App>>, request: Request) -> Response {
+    answer(&app, request, Api::Responses).await
 }
 
 /// `POST /v1/embeddings`.

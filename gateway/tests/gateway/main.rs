@@ -9,6 +9,7 @@ mod ends;
 mod messages;
 mod neuron;
 mod requests;
+mod responses;
 mod runs;
 mod service;
 mod streams;

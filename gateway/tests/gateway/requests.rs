@@ -225,7 +225,7 @@ async fn odd_routes_and_methods_are_enveloped_too() {
         (status, code(&body), &body["type"]),
         (405, "method_not_allowed".to_owned(), &json!("error"))
     );
-    for path in ["/v1/responses", "/admin/v1/keys"] {
+    for path in ["/v1/responses/resp_1", "/admin/v1/keys"] {
         let (status, body) = ask("POST", path).await;
         assert_eq!(
             (status, code(&body)),

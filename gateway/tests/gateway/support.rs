@@ -640,6 +640,7 @@ fn config(upstream: &Upstream) -> GatewayConfig {
             base_url: format!("http://{}/v1", upstream.address),
             allow_fields: Vec::new(),
             errors_are_free: false,
+            responses: false,
             api_key: None,
             models: vec![UpstreamModel::new(
                 ModelId::new("test-model").unwrap(),

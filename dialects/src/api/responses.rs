@@ -1,0 +1,399 @@
+//! `/v1/responses`, as OpenAI made it, for upstreams that speak it themselves.
+//!
+//! Nothing is kept: `store: false` goes out with every request, and what names something kept is refused. A
+//! stream ends with `response.completed`, `.incomplete` or `.failed`, each with its usage. Not here: another
+//! API for a server that does not speak this one.
+
+use seatbelt_schemas::{ids::EndUserId, usage::Usage};
+use serde_json::{Value, json};
+
+use super::MaxField;
+use crate::{
+    allow::{Found, Profile, Shape},
+    ask::Ask,
+    ends::{named_error, of_unread},
+    fields::{self, FieldError, Fields, flag, whole},
+    printed::{json_bytes, text_bytes},
+    raw::Pairs,
+    sse::SseEvent,
+    told::{Body, Counts, Odd, Part, Report, StreamTold, finish, status_named, text},
+};
+
+mod allowed;
+
+/// Where an upstream serves it: its base URL ends in `/v1`.
+pub(super) const PATH: &str = "responses";
+/// No header of a client turns anything on.
+pub(super) const VERSIONS: Option<&[&str]> = None;
+pub(super) const BETAS: Option<&[&str]> = None;
+pub(super) const USAGE_HAS_TO_BE_ASKED: bool = false;
+pub(super) use allowed::WHY;
+
+/// Most items of one input.
+const ITEMS_MAX: usize = 100_000;
+/// What joins the texts of an item's parts.
+const PART_JOINT: u64 = 1;
+/// Counted by themselves, or of no weight.
+const COUNTED: &[&str] = &[
+    "input",
+    "instructions",
+    "max_output_tokens",
+    "max_tool_calls",
+    "background",
+    "truncation",
+    "include",
+];
+
+pub(super) fn shapes(_profile: Profile) -> [Shape; 2] {
+    [allowed::BODY, &[]]
+}
+
+/// Every listed field has a bound.
+pub(super) fn unbounded(_body: &Fields, _output_max: u64) -> Option<Found> {
+    None
+}
+
+pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
+    if flag(body, "background")? {
+        let problem = "answers later, and nothing is kept here: leave it out";
+        return Err(FieldError::invalid("background", problem));
+    }
+    let mut ask = Ask {
+        choices: 1,
+        max: whole(body, "max_output_tokens")?,
+        stream: flag(body, "stream")?,
+        end_user: end_user(body),
+        long_writes: body
+            .get("prompt_cache_retention")
+            .is_some_and(|kept| !kept.is_null() && kept != "in_memory"),
+        ..Ask::default()
+    };
+    match body.get("input") {
+        Some(Value::String(text)) => {
+            ask.framed += 1;
+            ask.text_bytes += text_bytes(text);
+        }
+        Some(Value::Array(items)) if (1..=ITEMS_MAX).contains(&items.len()) => {
+            for (n, item) in items.iter().enumerate() {
+                ask_item(&mut ask, &format!("input[{n}]"), item)?;
+            }
+        }
+        _ => {
+            let problem = "must be a string or an array of at least one item";
+            return Err(FieldError::invalid("input", problem));
+        }
+    }
+    match body.get("instructions") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(text)) => {
+            ask.framed += 1;
+            ask.text_bytes += text_bytes(text);
+        }
+        Some(_) => return Err(FieldError::invalid("instructions", "must be a string")),
+    }
+    ask.tools(body)?;
+    ask.fields_besides(body, COUNTED);
+    Ok(ask)
+}
+
+fn ask_item(ask: &mut Ask, param: &str, item: &Value) -> Result<(), FieldError> {
+    let fields = item
+        .as_object()
+        .ok_or_else(|| FieldError::invalid(param, "must be an object"))?;
+    let kind = fields.get("type").and_then(Value::as_str);
+    let is_kept = match kind {
+        Some("item_reference") => true,
+        // what the model thought comes along sealed; an id alone stands for what the provider keeps
+        Some("reasoning") => !fields
+            .get("encrypted_content")
+            .and_then(Value::as_str)
+            .is_some_and(|sealed| !sealed.is_empty()),
+        _ => false,
+    };
+    if is_kept {
+        let problem = "names what the provider keeps: send its content, with include = [\"reasoning.encrypted_content\"] of the answer before";
+        return Err(FieldError::invalid(param, problem));
+    }
+    ask.framed += 1;
+    for (name, value) in fields {
+        match (name.as_str(), value) {
+            ("type" | "role" | "status", Value::String(_)) | (_, Value::Null) => {}
+            ("content" | "output", content) => ask.text_bytes += content_bytes(content),
+            (name, other) => ask.text_bytes += name.len() as u64 + json_bytes(other),
+        }
+    }
+    Ok(())
+}
+
+/// Texts as they are, parts of other kinds as they are printed.
+fn content_bytes(content: &Value) -> u64 {
+    match content {
+        Value::String(text) => text_bytes(text).max(json_bytes(content)),
+        Value::Array(parts) => parts.iter().map(part_bytes).sum(),
+        other => json_bytes(other),
+    }
+}
+
+fn part_bytes(part: &Value) -> u64 {
+    let text = part.get("text").and_then(Value::as_str);
+    let kind = part.get("type").and_then(Value::as_str);
+    let bytes = match (kind, text) {
+        (Some("input_text" | "output_text"), Some(text)) => text_bytes(text),
+        _ => json_bytes(part),
+    };
+    bytes + PART_JOINT
+}
+
+fn end_user(body: &Fields) -> Option<EndUserId> {
+    fields::end_user(body.get("user"))
+}
+
+/// With it goes out that nothing is kept.
+pub(super) fn set_max(body: &mut Fields, max: u64, _field: MaxField) {
+    body.insert("max_output_tokens".to_owned(), json!(max));
+    body.insert("store".to_owned(), json!(false));
+}
+
+/// Every stream tells its usage.
+pub(super) fn want_usage(_body: &mut Fields) {}
+
+pub(super) fn counts(report: &Report<'_>) -> Result<Counts, Odd> {
+    let mut counts = Counts {
+        input: report.count("input_tokens")?,
+        output: report.count("output_tokens")?,
+        total: report.part("total_tokens")?,
+        ..Counts::default()
+    };
+    if let Some(input) = report.within("input_tokens_details") {
+        counts.cached = input.part("cached_tokens")?;
+        counts.written = input.part("cache_write_tokens")?;
+        if let Some(stays) = input.within("cache_write_tokens_details") {
+            counts.written_short = stays.count("ttl_30m_tokens")?;
+            counts.written_long = stays.part("ttl_12h_tokens")?;
+        }
+    }
+    if let Some(output) = report.within("output_tokens_details") {
+        counts.reasoning = output.part("reasoning_tokens")?;
+    }
+    Ok(counts)
+}
+
+/// Cached and written input are parts of the whole.
+pub(super) fn usage(counts: Counts) -> Option<Usage> {
+    let (input, output) = (counts.input?, counts.output?);
+    Some(counts.parts_of(Usage {
+        input_tokens: input,
+        output_tokens: counts.output_with_hidden().unwrap_or(output),
+        ..Usage::default()
+    }))
+}
+
+pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
+    let read = String::from_utf8_lossy(&event.data);
+    let Some(body) = Body::read(&read) else {
+        told.unread(event);
+        return of_unread(event);
+    };
+    let kind = text(body.0.last("type"));
+    let mut reported = told.reports(&body.0);
+    let response = body.0.last("response").map(Pairs::of).unwrap_or_default();
+    told.served.answer(&response);
+    reported |= told.reports(&response);
+    if kind.ends_with(".delta") {
+        body.0.all("delta").for_each(|raw| told.content(raw));
+    }
+    if reported {
+        told.content_since = false;
+    }
+    match kind.as_str() {
+        "response.completed" | "response.incomplete" | "response.failed" => {
+            told.closed |= told.tells_output(&response);
+            told.finish = ending(&response);
+            Part::End
+        }
+        "error" => failed(told, &body),
+        _ if named_error(event) => failed(told, &body),
+        _ => Part::Content,
+    }
+}
+
+fn failed(told: &mut StreamTold, body: &Body<'_>) -> Part {
+    told.failure = status_named(&body.0);
+    Part::Error
+}
+
+/// How a response ended: why it is not complete, else its status.
+pub(crate) fn ending(response: &Pairs<'_>) -> Option<String> {
+    let details = response.last("incomplete_details").map(Pairs::of);
+    let reason = details.and_then(|details| finish(details.last("reason")));
+    reason.or_else(|| finish(response.last("status")))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{api::Api, told::Told};
+
+    fn asked(extra: Value) -> Result<Ask, FieldError> {
+        let mut body = json!({"model": "m", "input": "hi"});
+        let fields = body.as_object_mut().unwrap();
+        fields.extend(extra.as_object().unwrap().clone());
+        ask(fields)
+    }
+
+    #[track_caller]
+    fn refused(extra: Value, param: &str) {
+        let shown = extra.to_string();
+        assert_eq!(asked(extra).expect_err(&shown).param, param, "{shown}");
+    }
+
+    #[test]
+    fn what_a_body_asks_for_is_read() {
+        let ask = asked(
+            json!({"max_output_tokens": 20, "stream": true, "user": "u", "instructions": "be kind"}),
+        );
+        let ask = ask.unwrap();
+        assert_eq!((ask.choices, ask.max, ask.stream), (1, Some(20), true));
+        assert_eq!((ask.text_bytes, ask.framed), (9, 2));
+        assert_eq!(ask.end_user.unwrap().as_str(), "u");
+        assert!(
+            asked(json!({"prompt_cache_retention": "24h"}))
+                .unwrap()
+                .long_writes
+        );
+    }
+
+    #[test]
+    fn everything_that_can_reach_the_prompt_counts() {
+        let long = "x".repeat(500);
+        let of = |extra: Value| asked(extra).unwrap().text_bytes;
+        for extra in [
+            json!({"input": long}),
+            json!({"instructions": long}),
+            json!({"input": [{"role": "user", "content": long}]}),
+            json!({"input": [{"role": "user", "content": [{"type": "input_text", "text": long}]}]}),
+            json!({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": long}]}]}),
+            json!({"input": [{"type": "function_call_output", "call_id": "c", "output": long}]}),
+            json!({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": long}]}),
+            json!({"input": [{"type": "reasoning", "id": "r", "summary": [], "encrypted_content": long}]}),
+            json!({"tools": [{"type": "function", "name": "f", "description": long}]}),
+            json!({"text": {"format": {"type": "json_schema", "schema": {"title": long}}}}),
+            json!({"unheard_of": long}),
+        ] {
+            assert!(of(extra.clone()) >= 500, "{extra}");
+        }
+    }
+
+    #[test]
+    fn what_the_provider_would_have_to_keep_is_refused_by_name() {
+        refused(json!({"background": true}), "background");
+        refused(
+            json!({"input": [{"type": "item_reference", "id": "x"}]}),
+            "input[0]",
+        );
+        refused(
+            json!({"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}),
+            "input[0]",
+        );
+        refused(json!({"input": []}), "input");
+        refused(json!({"input": ["x"]}), "input[0]");
+        refused(json!({"input": null}), "input");
+        refused(json!({"max_output_tokens": 0}), "max_output_tokens");
+        let mut body = json!({"input": "hi"}).as_object().unwrap().clone();
+        set_max(&mut body, 20, MaxField::MaxTokens);
+        assert_eq!(
+            (&body["max_output_tokens"], &body["store"]),
+            (&json!(20), &json!(false))
+        );
+    }
+
+    const USAGE: &str = r#""usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":4},"output_tokens":5,"output_tokens_details":{"reasoning_tokens":2},"total_tokens":14}"#;
+
+    fn told(events: &[String]) -> (StreamTold, Part) {
+        let sent = asked(json!({})).unwrap().sent();
+        let mut told = StreamTold::new(Api::Responses, sent);
+        let mut last = Part::Content;
+        for data in events {
+            let data = Bytes::from(data.clone());
+            let raw = Bytes::new();
+            last = told.note(&SseEvent {
+                raw,
+                name: None,
+                data,
+            });
+        }
+        (told, last)
+    }
+
+    fn events(ending: &str) -> Vec<String> {
+        let start = r#"{"type":"response.created","sequence_number":0,"response":{"id":"r","status":"in_progress","usage":null}}"#;
+        let delta = r#"{"type":"response.output_text.delta","delta":"hi"}"#;
+        [start, delta, ending].map(str::to_owned).to_vec()
+    }
+
+    #[test]
+    fn every_ending_is_metered() {
+        for (kind, status, finish) in [
+            ("completed", r#""status":"completed""#, "completed"),
+            (
+                "incomplete",
+                r#""status":"incomplete","incomplete_details":{"reason":"max_output_tokens"}"#,
+                "max_output_tokens",
+            ),
+            (
+                "failed",
+                r#""status":"failed","error":{"code":"server_error"}"#,
+                "failed",
+            ),
+        ] {
+            let ending =
+                format!(r#"{{"type":"response.{kind}","response":{{"id":"r",{status},{USAGE}}}}}"#);
+            let (told, part) = told(&events(&ending));
+            assert_eq!(part, Part::End, "{kind}");
+            let usage = told.final_usage(true).unwrap();
+            assert_eq!((usage.input_tokens, usage.output_tokens), (9, 5), "{kind}");
+            assert_eq!((usage.cached_input_tokens, usage.reasoning_tokens), (4, 2));
+            assert_eq!(told.finish.as_deref(), Some(finish));
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_or_fails_without_usage_has_no_report() {
+        let (cut, _) = told(&events("{}")[..2]);
+        assert_eq!(cut.final_usage(false), None);
+        let failed = r#"{"type":"response.failed","response":{"status":"failed","usage":null}}"#;
+        let (failed, part) = told(&events(failed));
+        assert_eq!((failed.final_usage(true), part), (None, Part::End));
+        let error = r#"{"type":"error","code":"server_error","message":"no"}"#;
+        assert_eq!(told(&events(error)).1, Part::Error);
+    }
+
+    #[test]
+    fn a_whole_response_is_read() {
+        let read = |body: &str| {
+            Told::read(
+                Api::Responses,
+                asked(json!({})).unwrap().sent(),
+                body.as_bytes(),
+            )
+            .unwrap()
+        };
+        let output =
+            r#""output":[{"type":"message","content":[{"type":"output_text","text":"hi"}]}]"#;
+        let incomplete = read(&format!(
+            r#"{{"status":"incomplete","incomplete_details":{{"reason":"max_output_tokens"}},{output},"error":null,{USAGE}}}"#
+        ));
+        assert_eq!(incomplete.usage.unwrap().output_tokens, 5);
+        assert_eq!(incomplete.finish.as_deref(), Some("max_output_tokens"));
+        assert!(!incomplete.is_error && incomplete.output_bytes > 0);
+        let silent = read(&format!(r#"{{"status":"completed",{output}}}"#));
+        assert_eq!(silent.usage, None);
+        let zero = read(&format!(
+            r#"{{"status":"completed",{output},"usage":{{"input_tokens":0,"output_tokens":0}}}}"#
+        ));
+        assert_eq!(zero.usage, None);
+        assert!(read(r#"{"status":"failed","error":{"code":"x"},"output":[]}"#).is_error);
+    }
+}
