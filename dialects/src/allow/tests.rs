@@ -544,3 +544,19 @@ fn a_response_may_say_what_cannot_cost_more() {
     });
     assert_eq!(check(agent), None);
 }
+
+#[test]
+fn what_clears_input_passes_and_what_compacts_it_does_not() {
+    let edits = |kind: &str| json!({"context_management": {"edits": [{"type": kind}]}});
+    for kind in ["clear_thinking_20251015", "clear_tool_uses_20250919"] {
+        passes(Api::Messages, Profile::Anthropic, edits(kind));
+    }
+    refused(
+        Api::Messages,
+        edits("compact_20260112"),
+        "context_management",
+    );
+    let mut both = edits("clear_thinking_20251015");
+    both["context_management"]["more"] = json!(1);
+    refused(Api::Messages, both, "context_management");
+}

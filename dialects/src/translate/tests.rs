@@ -75,6 +75,13 @@ fn a_field_of_messages_without_counterpart_is_refused_by_name() {
         refused(json!({ field: 5 }), field);
     }
     refused(json!({"speed": "fast"}), "speed");
+    let clears =
+        |kind: &str| json!({"context_management": {"edits": [{"type": kind, "keep": "all"}]}});
+    refused(clears("clear_tool_uses_20250919"), "context_management");
+    asked(
+        Translation::MessagesToChat,
+        clears("clear_thinking_20251015"),
+    );
     refused(json!({"thinking": {"type": "sometimes"}}), "thinking");
     refused(json!({"max_tokens": null}), "max_tokens");
     refused(json!({"metadata": {"user_id": "u", "x": 1}}), "metadata.x");

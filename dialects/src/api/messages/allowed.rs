@@ -22,6 +22,13 @@ pub(crate) const BODY: Shape = &[
     ("thinking", Object(THINKING)),
     ("output_config", Object(&[("effort", SETTING)])),
     ("cache_control", CACHE),
+    (
+        "context_management",
+        Only(
+            clears_alone,
+            "only edits that clear thinking or uses of tools are known to add nothing; leave it out",
+        ),
+    ),
     ("tools", Each(TOOL)),
     ("tool_choice", Anything),
 ];
@@ -201,6 +208,24 @@ pub(crate) fn thinks_beyond_the_maximum(body: &Fields, output_max: u64) -> Optio
             "thinking.budget_tokens",
             "it must be a whole number below 'max_tokens' and the model's own maximum",
         )
+    })
+}
+
+/// A compaction is charged beside the answer; what is cleared is input that is not read.
+fn clears_alone(management: &Value) -> bool {
+    let clears = |edit: &Value| {
+        let kind = edit.get("type").and_then(Value::as_str);
+        kind.is_some_and(|kind| {
+            kind.starts_with("clear_thinking_") || kind.starts_with("clear_tool_uses_")
+        })
+    };
+    management.as_object().is_some_and(|fields| {
+        fields.iter().all(|(name, value)| {
+            name == "edits"
+                && value
+                    .as_array()
+                    .is_some_and(|edits| edits.iter().all(clears))
+        })
     })
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{blocks, tools};
 use crate::{
     fields::{FieldError, Fields, flag, messages},
-    translate::refuse::{empty, no_counterpart},
+    translate::refuse::{empty, no_counterpart, other_field},
 };
 
 /// Longest name of an end user that servers of chat completions take.
@@ -57,12 +57,25 @@ fn known(name: &str, value: &Value) -> Result<(), FieldError> {
             matches!(kind, Some("enabled" | "adaptive" | "disabled"))
         }
         "speed" => value == "standard",
+        "context_management" => clears_thoughts_alone(value),
         _ => RENAMED.iter().any(|(from, _)| *from == name),
     };
     match harmless || empty(value) {
         true => Ok(()),
         false => Err(no_counterpart(name)),
     }
+}
+
+/// Whether all that is to be cleared are thoughts of earlier turns, which a server of chat completions takes
+/// out by itself where its model does not want them.
+fn clears_thoughts_alone(management: &Value) -> bool {
+    let clears_thoughts = |edit: &Value| {
+        let kind = edit.get("type").and_then(Value::as_str);
+        kind.is_some_and(|kind| kind.starts_with("clear_thinking_"))
+    };
+    let edits = management.get("edits").and_then(Value::as_array);
+    other_field(management, &["edits"]).is_none()
+        && edits.is_some_and(|edits| edits.iter().all(clears_thoughts))
 }
 
 /// The end user, where the upstream would take the name.
