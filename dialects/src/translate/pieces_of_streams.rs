@@ -380,3 +380,65 @@ proptest! {
         }
     }
 }
+
+/// What an agent makes of calls that come in these pieces.
+fn called(pieces: &[&str]) -> Read {
+    let mut stream = String::new();
+    for piece in pieces {
+        let delta = format!(r#"{{"tool_calls":[{piece}]}}"#);
+        stream += &format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{delta}}}]}}\n\n");
+    }
+    let end = String::from_utf8(chat_stream(&[], 0)).unwrap();
+    stream += &end;
+    read_messages(&played(WAYS[0], stream.as_bytes(), &[], stream.len()))
+}
+
+#[test]
+fn calls_are_told_apart_whatever_a_server_numbers_them_by() {
+    let two = |pieces: &[&str]| {
+        let read = called(pieces);
+        assert!(read.ended, "{pieces:?}");
+        assert_eq!(
+            read.calls,
+            [("f", r#"{"x":1}"#), ("g", r#"{"x":2}"#)]
+                .map(|(name, arguments)| (name.to_owned(), arguments.to_owned())),
+            "{pieces:?}"
+        );
+    };
+    let f = r#"{"function":{"name":"f","arguments":"{\"x\":1}"}}"#;
+    let g = r#"{"function":{"name":"g","arguments":"{\"x\":2}"}}"#;
+    two(&[f, g]);
+    let at_zero = |call: &str| call.replacen('{', r#"{"index":0,"#, 1);
+    two(&[&at_zero(f), &at_zero(g)]);
+    let with_id =
+        |call: &str, id: &str| call.replacen('{', &format!(r#"{{"index":0,"id":"{id}","#), 1);
+    two(&[&with_id(f, "a"), &with_id(g, "b")]);
+    let begun = r#"{"index":0,"id":"a","function":{"name":"f","arguments":"{\"x\""}}"#;
+    let other_id = r#"{"index":0,"id":"z","function":{"arguments":":1}"}}"#;
+    two(&[begun, other_id, &with_id(g, "b")]);
+    let named_again = r#"{"index":0,"function":{"name":"f","arguments":":1}"}}"#;
+    two(&[
+        begun,
+        named_again,
+        r#"{"index":0,"function":{"name":"f"}}"#,
+        &at_zero(g),
+    ]);
+    let same = called(&[&at_zero(f), &at_zero(f)]);
+    assert_eq!(same.calls.len(), 2, "the same tool again");
+}
+
+#[test]
+fn a_call_without_a_name_is_an_error_and_no_call() {
+    for piece in [
+        r#"{"index":0,"id":"a","function":{"arguments":"{}"}}"#,
+        r#"{"index":0,"id":"a","type":"custom","custom":{"name":"c","input":"x"}}"#,
+    ] {
+        let read = called(&[piece]);
+        assert!(
+            read.failed && !read.ended && read.calls.is_empty(),
+            "{read:?}"
+        );
+        let whole = format!(r#"{{"choices":[{{"message":{{"tool_calls":[{piece}]}}}}]}}"#);
+        assert!(face(WAYS[0]).whole(whole.into()).is_none());
+    }
+}

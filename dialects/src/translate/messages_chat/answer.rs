@@ -69,7 +69,7 @@ pub(crate) fn from_chat(body: &[u8], shown: &Shown) -> Option<Bytes> {
     content.extend(texts.into_iter().flatten().map(|text| Block::Text { text }));
     let called = !said.calls.is_empty();
     for (n, call) in said.calls.into_iter().enumerate() {
-        content.push(tool_use(call, n, shown));
+        content.push(tool_use(call, n, shown)?);
     }
     if content.is_empty() {
         let text = String::new(); // clients look for a first block
@@ -96,15 +96,16 @@ fn reported(body: &Pairs<'_>) -> Option<Usage> {
     Counts::usage_of(Api::Chat, &report)
 }
 
-fn tool_use(call: CallPiece, n: usize, shown: &Shown) -> Block {
+/// Nothing where it has no name: nobody could carry it out.
+fn tool_use(call: CallPiece, n: usize, shown: &Shown) -> Option<Block> {
     let arguments = call
         .arguments
         .map_or_else(String::new, |piece| piece.whole());
-    Block::ToolUse {
+    Some(Block::ToolUse {
         id: call.id.unwrap_or_else(|| call_id(shown, n)),
-        name: call.name.unwrap_or_default(),
+        name: call.name?,
         input: input(arguments),
-    }
+    })
 }
 
 /// An id for a call that came without one.

@@ -44,6 +44,53 @@ struct Call {
     id: String,
     name: String,
     joint: Joint,
+    arguments: Braces,
+}
+
+impl Call {
+    /// Whether a piece begins another call. One without a name goes on with this, whatever id it has.
+    fn is_followed_by(&self, piece: &CallPiece) -> bool {
+        let Some(name) = piece.name.as_ref().filter(|_| !self.name.is_empty()) else {
+            return false;
+        };
+        let other_id = piece.id.is_some() && !self.id.is_empty();
+        let more = piece.arguments.is_some() && self.arguments.are_closed();
+        other_id || *name != self.name || more
+    }
+}
+
+/// How far an object of JSON has come.
+#[derive(Debug, Default)]
+struct Braces {
+    depth: u64,
+    begun: bool,
+    in_text: bool,
+    escaped: bool,
+}
+
+impl Braces {
+    fn note(&mut self, text: &str) {
+        for byte in text.bytes() {
+            if self.in_text {
+                self.in_text = self.escaped || byte != b'"';
+                self.escaped = !self.escaped && byte == b'\\';
+                continue;
+            }
+            match byte {
+                b'"' => self.in_text = true,
+                b'{' | b'[' => {
+                    self.begun = true;
+                    self.depth += 1;
+                }
+                b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+                _ => {}
+            }
+        }
+    }
+
+    fn are_closed(&self) -> bool {
+        self.begun && self.depth == 0
+    }
 }
 
 /// What waits for the end of a call that is passed on.
@@ -129,21 +176,21 @@ impl MessagesStream {
         }
         let arguments = piece.arguments.unwrap_or_else(|| Piece::of(""));
         let text = call.joint.join(&arguments);
+        call.arguments.note(&text);
         self.put(Kind::Call(at), &text, out)
     }
 
-    /// Where a call stands. Some servers give no index, or all calls the same one: then it is another call
-    /// that has another id, or a name and no id, and anything else goes on with the last.
+    /// Where a call stands: where its id does, else where its index does, else the last. Some servers give
+    /// neither, or every call the same index: then a piece with a name of its own begins another call.
     fn place(&mut self, piece: &CallPiece) -> Result<usize, Unread> {
-        let is_it = |call: &Call| {
-            let same_index = piece.index.is_none() || call.index == piece.index;
-            let same_id = match &piece.id {
-                Some(id) => call.id == *id || call.id.is_empty(),
-                None => piece.index.is_some() || piece.name.is_none(),
-            };
-            same_index && same_id
+        let same_id = |call: &Call| piece.id.as_ref().is_some_and(|id| call.id == *id);
+        let same_index = |call: &Call| piece.index.is_none() || call.index == piece.index;
+        let by_id = self.calls.iter().rposition(same_id);
+        let by_index = || {
+            let at = self.calls.iter().rposition(same_index)?;
+            (!self.calls[at].is_followed_by(piece)).then_some(at)
         };
-        if let Some(at) = self.calls.iter().rposition(is_it) {
+        if let Some(at) = by_id.or_else(by_index) {
             return Ok(at);
         }
         if self.calls.len() == CALLS_MAX {
@@ -279,6 +326,9 @@ impl MessagesStream {
     pub(crate) fn end(&mut self, usage: Usage, out: &mut BytesMut) {
         self.begin(out);
         self.close(out);
+        if self.calls.iter().any(|call| call.name.is_empty()) {
+            return emit(out, &nameless());
+        }
         for waiting in std::mem::take(&mut self.waiting) {
             self.start(waiting.kind, out);
             self.delta(waiting.kind, &waiting.text, out);
@@ -300,6 +350,12 @@ impl MessagesStream {
         );
         emit(out, &json!({"type": "message_stop"}));
     }
+}
+
+/// A call that nobody can carry out is no answer, though all else of it came.
+fn nameless() -> Value {
+    let message = "the upstream called a tool without its name";
+    json!({"type": "error", "error": {"type": "api_error", "message": message}})
 }
 
 /// Writes an event that is named by its own type.
