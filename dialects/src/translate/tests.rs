@@ -273,6 +273,9 @@ fn a_message_of_chat_without_counterpart_is_refused_by_name() {
     let param = "messages[0].tool_calls[0].function.arguments";
     refused(call(function("[1]")), param);
     refused(call(function("{\"a\":")), param);
+    for number in ["18446744073709551617", "0.12345678901234567890123", "1e400"] {
+        refused(call(function(&format!("{{\"n\":{number}}}"))), param);
+    }
     let tool = |tool: Value| json!({ "tools": [tool] });
     refused(
         tool(json!({"type": "custom", "custom": {"name": "c"}})),

@@ -5,6 +5,7 @@
 use serde_json::{Value, json};
 
 use crate::{
+    exact::Exact,
     fields::{FieldError, Fields, messages},
     translate::refuse::{no_counterpart, other_field},
 };
@@ -215,6 +216,11 @@ fn tool_use(param: &str, call: &Value) -> Result<Value, FieldError> {
         return Err(FieldError::invalid(param, problem));
     };
     let arguments = said("/function/arguments").unwrap_or("").trim();
+    if Exact::marked(arguments.as_bytes(), || "mark".to_owned()).is_some() {
+        let problem = "has a number that would arrive as another: write it as a text";
+        let param = format!("{param}.function.arguments");
+        return Err(FieldError::invalid(param, problem));
+    }
     let input = match arguments {
         "" => Some(json!({})),
         text => serde_json::from_str(text).ok().filter(Value::is_object),
