@@ -190,6 +190,9 @@ impl Allowed<'_> {
 
     /// Writes the price class that was priced, where the upstream has several.
     pub fn pin(&self, body: &mut Fields) {
+        if matches!(self.api, Api::Completions | Api::Embeddings) {
+            return; // they have one class, and no field for it
+        }
         let class = match self.profile {
             Profile::OpenAi => "default",
             Profile::Anthropic => "standard_only",

@@ -480,6 +480,11 @@ fn texts_and_embeddings_have_lists_of_their_own() {
     };
     let body = json!({"model": "m", "input": [1, 2], "encoding_format": "base64", "dimensions": 8, "user": "u"});
     embeddings.check(&map(body)).unwrap();
+    for one_class in [allowed, embeddings] {
+        let mut body = map(json!({"model": "m"}));
+        one_class.pin(&mut body);
+        assert!(!body.contains_key("service_tier"));
+    }
     let odd = map(json!({"model": "m", "input": "a", "dimensions": "x"}));
     assert_eq!(embeddings.check(&odd).unwrap_err().param, "dimensions");
 }
