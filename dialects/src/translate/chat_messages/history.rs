@@ -10,11 +10,21 @@ use crate::{
     translate::refuse::{no_counterpart, other_field},
 };
 
+/// Most values in the arguments of all calls, which are texts until they are parsed here: what a body holds
+/// in values of its own was bounded before.
+const VALUES_MAX: u64 = 100_000;
+
 /// The instructions, wherever they stood, and the turns.
 pub(super) fn history(body: &Fields) -> Result<(Option<Value>, Vec<Value>), FieldError> {
     let mut system = Vec::new();
     let mut turns = Turns::default();
+    let mut values = 0;
     for (n, message) in messages(body)?.iter().enumerate() {
+        values += values_called_with(message);
+        if values > VALUES_MAX {
+            let problem = format!("calls functions with more than {VALUES_MAX} values so far");
+            return Err(FieldError::invalid(format!("messages[{n}]"), problem));
+        }
         let at = At {
             param: format!("messages[{n}]"),
             message,
@@ -36,6 +46,21 @@ pub(super) fn history(body: &Fields) -> Result<(Option<Value>, Vec<Value>), Fiel
         _ => Some(Value::Array(system)),
     };
     Ok((system, turns.done()))
+}
+
+/// No fewer than the values in what a message calls functions with: each stands behind one of these signs, but
+/// for the first.
+fn values_called_with(message: &Value) -> u64 {
+    let calls = message.get("tool_calls").and_then(Value::as_array);
+    let arguments = calls
+        .into_iter()
+        .flatten()
+        .filter_map(|call| call.pointer("/function/arguments")?.as_str());
+    let signs = |text: &str| {
+        let signs = text.bytes().filter(|byte| b"[{,:".contains(byte));
+        signs.count() as u64 + 1
+    };
+    arguments.map(signs).sum()
 }
 
 /// Turns as they come.
