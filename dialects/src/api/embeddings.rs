@@ -91,6 +91,10 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a case is a literal that is used once"
+)]
 mod tests {
     use serde_json::{Value, json};
 

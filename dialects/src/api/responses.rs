@@ -104,10 +104,10 @@ fn ask_item(ask: &mut Ask, param: &str, item: &Value) -> Result<(), FieldError> 
     let is_kept = match kind {
         Some("item_reference") => true,
         // what the model thought comes along sealed; an id alone stands for what the provider keeps
-        Some("reasoning") => !fields
+        Some("reasoning") => fields
             .get("encrypted_content")
             .and_then(Value::as_str)
-            .is_some_and(|sealed| !sealed.is_empty()),
+            .is_none_or(str::is_empty),
         _ => false,
     };
     if is_kept {
@@ -230,6 +230,10 @@ pub(crate) fn ending(response: &Pairs<'_>) -> Option<String> {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a case is a literal that is used once"
+)]
 mod tests {
     use bytes::Bytes;
 
