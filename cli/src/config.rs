@@ -32,7 +32,9 @@ pub use nats::{Durability, Nats};
 pub use neuron::{Device, Neuron, NeuronModel};
 pub use reader::Mistake;
 use reader::{Mistakes, Section};
-pub use upstreams::{MaxField, Profile, Upstream, UpstreamKind, UpstreamModel};
+pub use upstreams::{
+    ClassField, MaxField, PriceClass, Profile, Upstream, UpstreamKind, UpstreamModel,
+};
 pub use users::{LoginSource, Users};
 
 /// Everything that one file configures.
@@ -297,7 +299,10 @@ fn declared_prices<'a>(
     neuron: Option<&'a Neuron>,
 ) -> impl Iterator<Item = &'a Price> {
     let foreign = upstreams.iter().flat_map(|upstream| &upstream.models);
-    let foreign = foreign.filter_map(|model| model.price.as_ref());
+    let foreign = foreign.flat_map(|model| {
+        let classes = model.classes.iter().map(|class| &class.price);
+        model.price.iter().chain(classes)
+    });
     let own = neuron.into_iter().flat_map(|neuron| &neuron.models);
     foreign.chain(own.filter_map(|model| model.price.as_ref()))
 }

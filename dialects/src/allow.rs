@@ -13,6 +13,7 @@ use crate::{
     api::Api,
     dialect::Dialect,
     fields::{FieldError, Fields},
+    served::{Aspect, Class},
 };
 
 /// Most characters of a client's own name that are shown back.
@@ -124,6 +125,8 @@ pub struct Allowed<'a> {
     pub accepted: [&'a [String]; 2],
     /// The output maximum that the model has in any case.
     pub output_max: u64,
+    /// The class that is asked for and has a price of its own.
+    pub class: Option<&'a Class>,
 }
 
 impl Allowed<'_> {
@@ -198,7 +201,10 @@ impl Allowed<'_> {
             Profile::Anthropic => "standard_only",
             Profile::Generic => return, // unknown servers refuse unknown fields
         };
-        if !self.accepts("service_tier") {
+        let is_asked = self
+            .class
+            .is_some_and(|class| class.aspect == Aspect::ServiceTier);
+        if !is_asked && !self.accepts("service_tier") {
             body.insert("service_tier".to_owned(), json!(class));
         }
     }
@@ -209,7 +215,10 @@ impl Allowed<'_> {
     }
 
     fn field(&self, shapes: [Shape; 2], name: &str, path: &str, value: &Value) -> Option<Found> {
-        if value.is_null() || self.accepts(&without_places(path)) {
+        let is_class = self
+            .class
+            .is_some_and(|class| class.aspect.as_str() == path);
+        if value.is_null() || is_class || self.accepts(&without_places(path)) {
             return None;
         }
         let mut listed = shapes.into_iter().flatten();

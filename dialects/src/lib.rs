@@ -30,5 +30,5 @@ pub use exact::Exact;
 pub use face::Face;
 pub use fields::{Fault, FieldError, Fields};
 pub use odd::Unread;
-pub use served::{Aspect, Priced, Served};
+pub use served::{Aspect, Class, Priced, Served};
 pub use told::{Least, Part, Sent, StreamTold, Told};

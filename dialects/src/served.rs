@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     allow::Profile,
+    fields::Fields,
     odd::says_nothing,
     raw::{Pairs, items},
 };
@@ -132,6 +133,32 @@ pub struct Priced<'a> {
     pub answers_as: &'a [String],
     /// What the operator accepts besides what is listed.
     pub accepted: [&'a [String]; 2],
+    /// The class that was asked for and is priced, where it is another than the pinned one.
+    pub class: Option<&'a Class>,
+}
+
+/// A class of service that has a price of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Class {
+    /// The field that asks for it.
+    pub aspect: Aspect,
+    /// What that field says then.
+    pub value: String,
+    /// Other words by which an answer says that it was served so.
+    pub answers_as: Vec<String>,
+}
+
+impl Class {
+    /// Whether a body asks for it.
+    pub fn is_asked(&self, body: &Fields) -> bool {
+        body.get(self.aspect.as_str())
+            .is_some_and(|asked| *asked == self.value)
+    }
+
+    fn covers(&self, aspect: Aspect, said: &str) -> bool {
+        let is_it = said == self.value || self.answers_as.iter().any(|word| word == said);
+        aspect == self.aspect && is_it
+    }
 }
 
 impl Priced<'_> {
@@ -145,6 +172,10 @@ impl Priced<'_> {
     fn covers(&self, aspect: Aspect, said: &str) -> bool {
         if self.profile == Profile::Generic || self.accepts(aspect) {
             return true; // nothing was pinned: what a server calls its model and its service is its own
+        }
+        // one that was asked for costs no less than the pinned one, which may be served for it
+        if self.class.is_some_and(|class| class.covers(aspect, said)) {
+            return true;
         }
         match aspect {
             Aspect::Model => {
@@ -203,6 +234,7 @@ mod tests {
             model,
             answers_as: &[],
             accepted: [accepted, &[]],
+            class: None,
         }
     }
 
@@ -281,6 +313,38 @@ mod tests {
         assert_eq!(other("service_tier"), Some(Aspect::Tools));
         assert_eq!(other("tools[]"), Some(Aspect::ServiceTier));
         assert_eq!(other("speed"), Some(Aspect::ServiceTier));
+    }
+
+    #[test]
+    fn a_class_that_was_asked_for_and_the_pinned_one_below_it_are_priced() {
+        let class = Class {
+            aspect: Aspect::ServiceTier,
+            value: "auto".to_owned(),
+            answers_as: vec!["priority".to_owned()],
+        };
+        let other = |answer: &str| {
+            let served = served(answer, "{}");
+            let priced = Priced {
+                class: Some(&class),
+                ..priced(Profile::Anthropic, "m", &[])
+            };
+            priced.other(&served).map(|(aspect, _)| aspect)
+        };
+        for tier in ["auto", "priority", "standard", "default"] {
+            assert_eq!(
+                other(&format!(r#"{{"service_tier": "{tier}"}}"#)),
+                None,
+                "{tier}"
+            );
+        }
+        assert_eq!(
+            other(r#"{"service_tier": "batch"}"#),
+            Some(Aspect::ServiceTier)
+        );
+        assert_eq!(
+            other(r#"{"service_tier": "priority", "speed": "fast"}"#),
+            Some(Aspect::Speed)
+        );
     }
 
     #[test]

@@ -211,18 +211,16 @@ mod tests {
     use super::*;
     use crate::fields::Fault;
 
-    fn refused(body: Value) -> Option<String> {
-        let Value::Object(body) = body else {
-            panic!("a body is an object")
-        };
-        let error = refuse_state(&body, [&[], &[]]).err()?;
+    fn refused(body: &Value) -> Option<String> {
+        let body = body.as_object().expect("a body is an object");
+        let error = refuse_state(body, [&[], &[]]).err()?;
         assert_eq!(error.fault, Fault::Invalid);
         Some(error.param)
     }
 
     #[track_caller]
-    fn check(body: Value, param: &str) {
-        assert_eq!(refused(body.clone()).as_deref(), Some(param), "{body}");
+    fn check(body: &Value, param: &str) {
+        assert_eq!(refused(body).as_deref(), Some(param), "{body}");
     }
 
     #[test]
@@ -236,52 +234,52 @@ mod tests {
             "assistant_id",
             "cachedContent",
         ] {
-            check(json!({ field: "x" }), field);
+            check(&json!({ field: "x" }), field);
         }
-        check(json!({"store": true}), "store");
-        check(json!({"Store": "yes"}), "Store");
+        check(&json!({"store": true}), "store");
+        check(&json!({"Store": "yes"}), "Store");
         let message =
             |message: Value| json!({"messages": [{"role": "user", "content": "hi"}, message]});
         let part = |part: Value| message(json!({"content": [part]}));
         check(
-            part(json!({"type": "file", "file": {"file_id": "f"}})),
+            &part(json!({"type": "file", "file": {"file_id": "f"}})),
             "messages[1].content[0].file.file_id",
         );
         check(
-            part(json!({"type": "image", "source": {"type": "file", "fileId": "f"}})),
+            &part(json!({"type": "image", "source": {"type": "file", "fileId": "f"}})),
             "messages[1].content[0].source.fileId",
         );
         check(
-            part(json!({"type": "tool_result", "content": [{"source": {"FILE_ID": "f"}}]})),
+            &part(json!({"type": "tool_result", "content": [{"source": {"FILE_ID": "f"}}]})),
             "messages[1].content[0].content[0].source.FILE_ID",
         );
         check(
-            message(json!({"role": "assistant", "audio": {"id": "a"}})),
+            &message(json!({"role": "assistant", "audio": {"id": "a"}})),
             "messages[1].audio.id",
         );
         check(
-            message(json!({"role": "assistant", "Audio": {"ID": "a"}})),
+            &message(json!({"role": "assistant", "Audio": {"ID": "a"}})),
             "messages[1].Audio.ID",
         );
         check(
-            json!({"system": [{"type": "document", "source": {"file_id": "f"}}]}),
+            &json!({"system": [{"type": "document", "source": {"file_id": "f"}}]}),
             "system[0].source.file_id",
         );
         check(
-            json!({"tools": [{"type": "file_search", "vector_store_ids": ["v"]}]}),
+            &json!({"tools": [{"type": "file_search", "vector_store_ids": ["v"]}]}),
             "tools[0].vector_store_ids",
         );
         check(
-            json!({"tools": [{"type": "file_search", "vectorStoreIds": ["v"]}]}),
+            &json!({"tools": [{"type": "file_search", "vectorStoreIds": ["v"]}]}),
             "tools[0].vectorStoreIds",
         );
         check(
-            json!({"tools": [{"type": "code_interpreter", "container": "c"}]}),
+            &json!({"tools": [{"type": "code_interpreter", "container": "c"}]}),
             "tools[0].container",
         );
-        check(json!({"prompt": {"id": "p"}}), "prompt.id");
+        check(&json!({"prompt": {"id": "p"}}), "prompt.id");
         check(
-            json!({"deep": [[{"mcp": {"connector-id": "c"}}]]}),
+            &json!({"deep": [[{"mcp": {"connector-id": "c"}}]]}),
             "deep[0][0].mcp.connector-id",
         );
     }
@@ -296,13 +294,13 @@ mod tests {
             json!({"messages": [{"role": "tool", "tool_call_id": "1", "content": "r"}]}),
             json!({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {"file_id": "mine"}}]}]}),
             json!({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "r"}]}]}),
-            json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": schema.clone()}}]}),
-            json!({"tools": [{"name": "f", "input_schema": schema.clone(), "input_examples": [{"file_id": "a"}]}]}),
+            json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]}),
+            json!({"tools": [{"name": "f", "input_schema": schema, "input_examples": [{"file_id": "a"}]}]}),
             json!({"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}),
             json!({"stop_token_ids": [1], "eos_token_id": 2, "logit_bias": {"50256": -100}}),
             json!({"grid": 1, "valid": true, "paid": 2, "android": {"void": 1}, "documents": [{"id": "d", "text": "t"}]}),
         ] {
-            assert_eq!(refused(body.clone()), None, "{body}");
+            assert_eq!(refused(&body), None, "{body}");
         }
     }
 

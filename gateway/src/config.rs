@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, fmt, time::Duration};
 
-pub use seatbelt_dialects::{Dialect, MaxField, allow::Profile};
+pub use seatbelt_dialects::{Aspect, Class, Dialect, MaxField, allow::Profile};
 use seatbelt_schemas::{
     event::{OnShort, OnUnknown},
     ids::{AccountId, KeyId, ModelId},
@@ -140,6 +140,18 @@ pub struct UpstreamModel {
     pub allow_fields: Vec<String>,
     /// Names under which it answers besides its own, which cost the same.
     pub answers_as: Vec<String>,
+    /// Classes of service that may be asked for, at prices of their own.
+    pub classes: Vec<PricedClass>,
+}
+
+/// A class of service of a model. None of them may cost less than the model itself, since a provider may
+/// serve that instead.
+#[derive(Debug, Clone)]
+pub struct PricedClass {
+    /// How it is asked for and told.
+    pub class: Class,
+    /// The model by whose price the ledger holds and settles it.
+    pub priced_as: ModelId,
 }
 
 impl UpstreamModel {
@@ -157,6 +169,7 @@ impl UpstreamModel {
             output_is_visible: false,
             allow_fields: Vec::new(),
             answers_as: Vec::new(),
+            classes: Vec::new(),
         }
     }
 }

@@ -26,8 +26,8 @@ mod upstream;
 
 pub use clock::{Clock, system_clock};
 pub use config::{
-    Dialect, GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Profile, Secret,
-    UpstreamConfig, UpstreamModel,
+    Aspect, Class, Dialect, GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect,
+    PricedClass, Profile, Secret, UpstreamConfig, UpstreamModel,
 };
 pub use ready::{Cause, Readiness, Reason, Room};
 pub use server::{Gateway, GatewayError, Parts};

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::{
     bound::{Bound, by_bytes, exactly},
+    config::PricedClass,
     error::ApiError,
     gate::{Gate, Want},
     metrics::{Metrics, Stage},
@@ -45,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) exact: Option<Exact>,
     pub(crate) ask: Ask,
     pub(crate) bound: Bound,
+    /// The class of service that it asks for, where that has a price of its own.
+    pub(crate) class: Option<PricedClass>,
     pub(crate) candidate: Candidate,
     pub(crate) face: Face,
     /// The client's.
@@ -82,8 +85,9 @@ impl Planner {
         let way = between(client, api)?;
         let reading = move || Ok((read(way, api, body)?, room));
         let ((mut body, ask), room) = aside.work(reading).await?;
-        self.screen(&caller, &headers, allowed(&candidate, api), &mut body)
-            .await?;
+        let class = class_of(&candidate, &body)?;
+        let allowed = allowed(&candidate, api, class.as_ref());
+        self.screen(&caller, &headers, allowed, &mut body).await?;
         let (candidate, bound) = self.bound(&model, candidate, &ask, &body).await?;
         if ask.stream {
             api.want_usage(&mut body);
@@ -110,6 +114,7 @@ impl Planner {
             exact,
             ask,
             bound,
+            class,
             candidate,
             face,
             headers,
@@ -181,7 +186,10 @@ impl Plan {
         Ok(Some(Want {
             account: key.account.clone(),
             key: key.key.clone(),
-            model: self.model.clone(),
+            model: match &self.class {
+                Some(class) => class.priced_as.clone(),
+                None => self.model.clone(),
+            },
             run: self.caller.run.clone(),
             end_user: self.ask.end_user.clone(),
             input_tokens: self.bound.input_tokens,
@@ -197,19 +205,36 @@ impl Plan {
     }
 }
 
-fn allowed(candidate: &Candidate, api: Api) -> Allowed<'_> {
+/// The class of service that a body asks for, of those that have a price.
+fn class_of(candidate: &Candidate, body: &Fields) -> Result<Option<PricedClass>, ApiError> {
+    let classes = candidate.classes().iter();
+    let mut asked = classes.filter(|priced| priced.class.is_asked(body));
+    let class = asked.next();
+    match asked.next() {
+        None => Ok(class.cloned()),
+        Some(another) => {
+            let why = "together with another class of service it has no price: ask for one of them";
+            Err(ApiError::unbounded(another.class.aspect.as_str(), why))
+        }
+    }
+}
+
+fn allowed<'a>(candidate: &'a Candidate, api: Api, class: Option<&'a PricedClass>) -> Allowed<'a> {
+    let class = class.map(|priced| &priced.class);
     match candidate {
         Candidate::Foreign(upstream, model) => Allowed {
             api,
             profile: upstream.profile,
             accepted: [&upstream.allow_fields, &model.allow_fields],
             output_max: model.output,
+            class,
         },
         Candidate::Neuron(neuron) => Allowed {
             api,
             profile: Profile::Generic,
             accepted: [&[], &[]],
             output_max: neuron.model.output,
+            class,
         },
     }
 }
@@ -246,6 +271,7 @@ fn model_id(body: &Fields) -> Result<ModelId, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use seatbelt_dialects::{Aspect, Class};
     use seatbelt_schemas::{event::OnUnknown, meter::Meter, neuron::signature::NeuronSecret};
     use serde_json::json;
     use tokio::sync::watch;
@@ -384,6 +410,44 @@ mod tests {
         let unbounded = received(hi("m-openai", &json!({"n_predict": 5000})), true);
         planner.plan(Api::Chat, unbounded).await.unwrap();
         assert_eq!(stub.asked(), [Asked::Read]);
+    }
+
+    #[tokio::test]
+    async fn a_class_that_has_a_price_is_held_by_it_and_two_at_once_have_none() {
+        let class = |aspect: Aspect, value: &str| PricedClass {
+            class: Class {
+                aspect,
+                value: value.to_owned(),
+                answers_as: Vec::new(),
+            },
+            priced_as: ModelId::new(format!("m-openai+{}={value}", aspect.as_str())).unwrap(),
+        };
+        let mut config = upstream("openai", Dialect::OpenAi);
+        config.models[0].classes = vec![
+            class(Aspect::ServiceTier, "priority"),
+            class(Aspect::Speed, "fast"),
+        ];
+        let stub = Arc::new(capped(Meter::Cost));
+        let planner = Planner {
+            catalog: Arc::new(Catalog::new(&[config], &[], watch::channel(Vec::new()).1)),
+            ..planner(&stub)
+        };
+        let plan = async |extra: Value| {
+            let body = hi("m-openai", &extra);
+            let planned = planner.plan(Api::Chat, received(body, true)).await;
+            planned.map_err(|error| error.code())
+        };
+        let priority = plan(json!({"service_tier": "priority"})).await.unwrap();
+        let want = priority.want().unwrap().unwrap();
+        assert_eq!(want.model.as_str(), "m-openai+service_tier=priority");
+        assert_eq!(priority.body["service_tier"], "priority");
+        assert_eq!(priority.body["model"], "m-openai");
+        let plain = plan(json!({})).await.unwrap();
+        assert_eq!(plain.want().unwrap().unwrap().model.as_str(), "m-openai");
+        let flex = plan(json!({"service_tier": "flex"})).await;
+        assert_eq!(flex.err(), Some("cost_unbounded"));
+        let both = plan(json!({"service_tier": "priority", "speed": "fast"})).await;
+        assert_eq!(both.err(), Some("cost_unbounded"));
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ use tracing::Instrument;
 
 use crate::{
     clock::{Clock, ms},
-    config::{HOLD_GRACE, OnDisconnect, USAGE_EVENT_WAIT},
+    config::{HOLD_GRACE, OnDisconnect, PricedClass, USAGE_EVENT_WAIT},
     error::{ApiError, Charged, X_POSITION, ratelimit},
     gate::Reservation,
     metrics::Metrics,
@@ -82,6 +82,8 @@ struct Job {
     face: Face,
     stream: bool,
     sent: Sent,
+    /// The class of service that was asked for.
+    class: Option<PricedClass>,
     /// An error that comes after work is charged, as the key says of what is not known.
     charges_errors: bool,
     limits: Limits,
@@ -158,6 +160,7 @@ impl Runner {
             face: plan.face,
             stream: ask.stream,
             sent: ask.sent(),
+            class: plan.class,
             charges_errors: candidate.charges_errors(),
             candidate,
             began,

@@ -11,7 +11,7 @@ use reqwest::Url;
 use seatbelt_dialects::{Api, Dialect, MaxField, Priced, allow::Profile};
 use seatbelt_schemas::neuron::{PATH_CHAT, PATH_COMPLETIONS};
 
-use crate::config::{Secret, UpstreamConfig, UpstreamModel};
+use crate::config::{PricedClass, Secret, UpstreamConfig, UpstreamModel};
 
 pub(crate) mod catalog;
 pub(crate) mod choose;
@@ -83,6 +83,14 @@ impl Candidate {
         }
     }
 
+    /// The classes of service that may be asked of it.
+    pub(crate) fn classes(&self) -> &[PricedClass] {
+        match self {
+            Self::Foreign(_, model) => &model.classes,
+            Self::Neuron(_) => &[],
+        }
+    }
+
     /// What it is asked in by a client of `client`: the same where it speaks that too.
     pub(crate) fn api(&self, client: Api) -> Api {
         let speaks = match self {
@@ -112,13 +120,15 @@ impl Candidate {
     }
 
     /// How a request is priced; nothing where what an answer says of that is not compared.
-    pub(crate) fn priced(&self) -> Option<Priced<'_>> {
+    /// `class` is the one that was asked for.
+    pub(crate) fn priced<'a>(&'a self, class: Option<&'a PricedClass>) -> Option<Priced<'a>> {
         match self {
             Self::Foreign(upstream, model) => Some(Priced {
                 profile: upstream.profile,
                 model: model.id.as_str(),
                 answers_as: &model.answers_as,
                 accepted: [&upstream.allow_fields, &model.allow_fields],
+                class: class.map(|priced| &priced.class),
             }),
             Self::Neuron(_) => None,
         }

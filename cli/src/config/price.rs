@@ -10,6 +10,9 @@ use seatbelt_schemas::{
 
 use super::reader::Section;
 
+/// A multiplier of 1.
+const MULTIPLIER_ONE_PPM: u64 = 1_000_000;
+
 /// `price = { input = "0.15", output = "0.60", ... }`.
 ///
 /// A cache price that is not given is the input's. Where writes to the cache cost more than that, as Anthropic's do,
@@ -39,6 +42,52 @@ pub(super) fn read_price(
         multiplier_ppm,
         fee_per_request,
         ..Price::of(model?.clone(), rates?)
+    })
+}
+
+/// Whether nothing costs less by one price than by another.
+pub(super) fn is_never_cheaper(price: &Price, than: &Price) -> bool {
+    let above = |price: &Price| {
+        price
+            .tiers()
+            .map(|tier| tier.above_input_tokens)
+            .collect::<Vec<_>>()
+    };
+    let mut thresholds = [above(price), above(than), vec![0]].concat();
+    thresholds.sort_unstable();
+    let part = |price: &Price, at: u64| {
+        let reached = price
+            .tiers()
+            .filter(|tier| tier.above_input_tokens <= at)
+            .last();
+        let rates = reached.map_or(price.rates, |tier| tier.rates);
+        let times = u128::from(price.multiplier_ppm.unwrap_or(MULTIPLIER_ONE_PPM));
+        let each = [
+            rates.input,
+            rates.cached_input,
+            rates.cache_write,
+            rates.long_write(),
+            rates.output,
+            rates.reasoning,
+        ];
+        each.map(|rate| u128::from(rate) * times)
+    };
+    let is_no_less = |at: &u64| {
+        let (one, other) = (part(price, *at), part(than, *at));
+        one.iter().zip(other).all(|(one, other)| *one >= other)
+    };
+    thresholds.iter().all(is_no_less)
+        && price.fee_per_request.unwrap_or(0) >= than.fee_per_request.unwrap_or(0)
+}
+
+/// A price with all its rates multiplied once more; `None` where that is beyond what a price may have.
+pub(super) fn multiplied(price: &Price, model: ModelId, ppm: u64) -> Option<Price> {
+    let all = u128::from(price.multiplier_ppm.unwrap_or(MULTIPLIER_ONE_PPM)) * u128::from(ppm);
+    let all = u64::try_from(all.div_ceil(u128::from(MULTIPLIER_ONE_PPM))).ok()?;
+    (all <= MULTIPLIER_PPM_MAX).then(|| Price {
+        model,
+        multiplier_ppm: Some(all),
+        ..price.clone()
     })
 }
 
@@ -100,7 +149,7 @@ fn read_rates(part: &mut Section, writes_cost_more: bool) -> Option<Rates> {
 }
 
 /// `"1.1"` to millionths.
-fn multiplier(text: &str) -> Result<u64, String> {
+pub(super) fn multiplier(text: &str) -> Result<u64, String> {
     match parse_usd_per_million(text) {
         Ok(ppm) if (1..=MULTIPLIER_PPM_MAX).contains(&ppm) => Ok(ppm),
         Ok(_) => Err("must be above 0 and at most 100".to_owned()),

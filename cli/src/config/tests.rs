@@ -244,6 +244,72 @@ fn an_upstream_says_whose_fields_it_takes_and_which_more() {
 }
 
 #[test]
+fn a_class_of_service_has_a_price_and_an_id_of_its_own() {
+    let upstream = |classes: &str| {
+        let model = "[[upstreams.models]]\nid = \"m\"\ncontext = 10\noutput = 5\nprice = { input = \"1\", output = \"2\", multiplier = \"1.1\" }";
+        let text = format!(
+            "[[upstreams]]\nname = \"u\"\nkind = \"openai\"\nbase_url = \"https://x/v1\"\n{model}\n{classes}"
+        );
+        format!("{WHOLE}{text}")
+    };
+    let class = |lines: &str| format!("[[upstreams.models.class]]\n{lines}\n");
+    let twice = class("service_tier = \"priority\"\nmultiplier = \"2\"\nanswers_as = [\"prio\"]");
+    let fast = class("speed = \"fast\"\nprice = { input = \"6\", output = \"12\" }");
+    let config = read(&upstream(&format!("{twice}{fast}")), &[]).unwrap();
+    let prices = config.prices();
+    let of = |id: &str| {
+        prices
+            .iter()
+            .find(|price| price.model.as_str() == id)
+            .unwrap()
+    };
+    assert_eq!(
+        of("m+service_tier=priority").multiplier_ppm,
+        Some(2_200_000)
+    );
+    assert_eq!(of("m+service_tier=priority").rates, of("m").rates);
+    assert_eq!(of("m+speed=fast").rates.input, 6_000_000);
+    let classes = &config.upstreams[1].models[0].classes;
+    assert_eq!(
+        (classes[0].value.as_str(), classes[0].answers_as.len()),
+        ("priority", 1)
+    );
+    for (lines, problem) in [
+        (
+            "service_tier = \"flex\"\nmultiplier = \"0.5\"",
+            "costs less than its model",
+        ),
+        (
+            "service_tier = \"flex\"\nprice = { input = \"9\", output = \"2\" }",
+            "costs less than its model",
+        ),
+        (
+            "service_tier = \"default\"\nmultiplier = \"2\"",
+            "the model's own price",
+        ),
+        ("service_tier = \"flex\"", "has no price"),
+        ("multiplier = \"2\"", "must say one of"),
+        (
+            "speed = \"fast\"\ninference_geo = \"us\"\nmultiplier = \"2\"",
+            "must say one of",
+        ),
+        (
+            "service_tier = \"a b\"\nmultiplier = \"2\"",
+            "is not one word",
+        ),
+        (
+            "service_tier = \"flex\"\nmultiplier = \"99\"",
+            "has no price that can be",
+        ),
+    ] {
+        let found = mistakes(&upstream(&class(lines)), &[]);
+        assert!(found.concat().contains(problem), "{lines}: {found:?}");
+    }
+    let again = mistakes(&upstream(&format!("{twice}{twice}")), &[]);
+    assert!(again.concat().contains("another class"), "{again:?}");
+}
+
+#[test]
 fn text_that_is_not_toml_is_reported_by_line_without_quoting_it() {
     let found = mistakes(
         "[nats]\ndata_dir = sk-very-secret\n[gateway]\nlisten = \"nowhere\"\n",

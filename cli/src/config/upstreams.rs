@@ -4,7 +4,11 @@ use std::collections::BTreeSet;
 
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, ids::ModelId, price::Price};
 
-use super::{Context, Secret, price::read_price, reader::Section};
+use super::{
+    Context, Secret,
+    price::{is_never_cheaper, multiplied, multiplier, read_price},
+    reader::Section,
+};
 
 /// Most upstreams of one gateway.
 const UPSTREAMS_MAX: usize = 256;
@@ -84,7 +88,38 @@ pub struct UpstreamModel {
     pub answers_as: Vec<String>,
     /// What it costs; none where unpriced.
     pub price: Option<Price>,
+    /// Classes of service that may be asked for, at prices of their own.
+    pub classes: Vec<PriceClass>,
 }
+
+/// A class of service of a model, with its price.
+#[derive(Debug, Clone)]
+pub struct PriceClass {
+    /// The field that asks for it.
+    pub field: ClassField,
+    /// What that field says then.
+    pub value: String,
+    /// Other words by which an answer says that it was served so.
+    pub answers_as: Vec<String>,
+    /// What it costs, under a model id of its own.
+    pub price: Price,
+}
+
+/// The fields that ask for a class of service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClassField {
+    /// `service_tier`
+    ServiceTier,
+    /// `speed`
+    Speed,
+    /// `inference_geo`
+    Geography,
+}
+
+/// Most classes of one model.
+const CLASSES_MAX: usize = 16;
+/// Words for the class that is pinned where none is asked for.
+const PINNED: [&str; 4] = ["default", "standard", "standard_only", "global"];
 
 /// Which field carries the output maximum when the client sent none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -257,6 +292,10 @@ fn read_model(
     let answers_as = section.texts("answers_as", ALLOW_FIELDS_MAX);
     let writes_cost_more = kind == Some(UpstreamKind::Anthropic);
     let price = read_price(&mut section, id.as_ref(), writes_cost_more);
+    let mut classes = Vec::new();
+    for part in section.sections("class", CLASSES_MAX) {
+        classes.extend(read_class(part, price.as_ref(), writes_cost_more, ids));
+    }
     section.finish();
     Some(UpstreamModel {
         id: id?,
@@ -271,7 +310,77 @@ fn read_model(
         allow_fields,
         answers_as,
         price,
+        classes,
     })
+}
+
+/// `[[upstreams.models.class]]`: one of `service_tier`, `speed` and `inference_geo`, and what it costs then.
+fn read_class(
+    mut section: Section,
+    of: Option<&Price>,
+    writes_cost_more: bool,
+    ids: &mut BTreeSet<ModelId>,
+) -> Option<PriceClass> {
+    let fields = [
+        ("service_tier", ClassField::ServiceTier),
+        ("speed", ClassField::Speed),
+        ("inference_geo", ClassField::Geography),
+    ];
+    let mut asked = Vec::new();
+    for (name, field) in fields {
+        asked.extend(
+            section
+                .text_with(name, class_word)
+                .map(|value| (name, field, value)),
+        );
+    }
+    let answers_as = section.texts("answers_as", CLASSES_MAX);
+    let multiplier_ppm = section.text_with("multiplier", multiplier);
+    let id = match (&asked[..], of) {
+        ([(name, _, value)], Some(of)) => ModelId::new(format!("{}+{name}={value}", of.model)).ok(),
+        _ => None,
+    };
+    let own = read_price(&mut section, id.as_ref(), writes_cost_more);
+    let price = match (&id, of, multiplier_ppm) {
+        (Some(id), Some(of), Some(ppm)) => multiplied(of, id.clone(), ppm),
+        _ => own,
+    };
+    let problem = match (of, &id, &price) {
+        (None, ..) => Some("is a class of a model without a price: give the model one"),
+        (_, None, _) => Some("must say one of service_tier, speed and inference_geo"),
+        (_, Some(id), _) if !ids.insert(id.clone()) => {
+            Some("says what another class of its model says: name each once")
+        }
+        (_, _, None) => Some("has no price that can be: write multiplier or price"),
+        (Some(of), _, Some(price)) if !is_never_cheaper(price, of) => Some(
+            "costs less than its model in some way, and may be served as that: give it no lower rate",
+        ),
+        _ => None,
+    };
+    if let Some(problem) = problem {
+        section.mistake("", problem);
+    }
+    section.finish();
+    let (_, field, value) = asked.pop()?;
+    Some(PriceClass {
+        field,
+        value,
+        answers_as,
+        price: price?,
+    })
+}
+
+fn class_word(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    match (1..=32).contains(&text.len()) && text.bytes().all(plain) {
+        true if PINNED.contains(&text) => {
+            Err("is the class that the model's own price is for: name another".to_owned())
+        }
+        true => Ok(text.to_owned()),
+        false => {
+            Err("is not one word of at most 32 characters A-Z a-z 0-9 - _ and dots".to_owned())
+        }
+    }
 }
 
 pub(super) fn model_id(section: &mut Section, ids: &mut BTreeSet<ModelId>) -> Option<ModelId> {

@@ -3,8 +3,8 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use seatbelt_gateway::{
-    Dialect, GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect, Profile, Secret,
-    UpstreamConfig, UpstreamModel,
+    Aspect, Class, Dialect, GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect,
+    PricedClass, Profile, Secret, UpstreamConfig, UpstreamModel,
 };
 use tokio::net::TcpListener;
 use tracing::warn;
@@ -104,7 +104,23 @@ fn model(model: &config::UpstreamModel, of: &UpstreamConfig) -> UpstreamModel {
         output_is_visible: model.output_is_visible,
         allow_fields: model.allow_fields.clone(),
         answers_as: model.answers_as.clone(),
+        classes: model.classes.iter().map(class).collect(),
         ..default
+    }
+}
+
+fn class(class: &config::PriceClass) -> PricedClass {
+    PricedClass {
+        class: Class {
+            aspect: match class.field {
+                config::ClassField::ServiceTier => Aspect::ServiceTier,
+                config::ClassField::Speed => Aspect::Speed,
+                config::ClassField::Geography => Aspect::Geography,
+            },
+            value: class.value.clone(),
+            answers_as: class.answers_as.clone(),
+        },
+        priced_as: class.price.model.clone(),
     }
 }
 

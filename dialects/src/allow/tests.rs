@@ -39,6 +39,7 @@ fn named(api: Api, profile: Profile, accepted: &[&str], extra: Value) -> Option<
         profile,
         accepted: [&accepted, &[]],
         output_max: OUTPUT_MAX,
+        class: None,
     };
     let error = allowed.check(&hi(extra)).err()?;
     assert_eq!(error.fault, Fault::Unbounded);
@@ -376,6 +377,7 @@ fn the_class_of_the_price_is_written_where_the_provider_has_several() {
             profile,
             accepted: [accepted, &[]],
             output_max: OUTPUT_MAX,
+            class: None,
         };
         allowed.pin(&mut body);
         body.get("service_tier").cloned()
@@ -408,6 +410,7 @@ fn a_beta_that_is_not_listed_is_refused() {
         profile: Profile::Anthropic,
         accepted: [&accepted, &[]],
         output_max: OUTPUT_MAX,
+        class: None,
     };
     let check = |value: &str| allowed.check_betas([value].into_iter()).is_ok();
     assert!(check(
@@ -426,6 +429,7 @@ fn a_version_that_is_not_listed_is_refused() {
             profile: Profile::Generic,
             accepted: [&accepted, &[]],
             output_max: OUTPUT_MAX,
+            class: None,
         };
         allowed.check_versions([version].into_iter()).is_ok()
     };
@@ -456,6 +460,7 @@ fn texts_and_embeddings_have_lists_of_their_own() {
                 profile,
                 accepted: [&[], &[]],
                 output_max: OUTPUT_MAX,
+                class: None,
             };
             assert_eq!(allowed.check(&body).unwrap_err().param, field);
         }
@@ -465,6 +470,7 @@ fn texts_and_embeddings_have_lists_of_their_own() {
         profile: Profile::OpenAi,
         accepted: [&[], &[]],
         output_max: OUTPUT_MAX,
+        class: None,
     };
     let body = json!({
         "model": "m", "prompt": ["a"], "suffix": "b", "echo": true, "best_of": 2, "n": 1, "logprobs": 5,
@@ -499,6 +505,7 @@ fn a_response_may_say_what_cannot_cost_more() {
             profile: Profile::OpenAi,
             accepted: [&[], &[]],
             output_max: OUTPUT_MAX,
+            class: None,
         };
         allowed.check(&body).err().map(|error| error.param)
     };
@@ -564,4 +571,29 @@ fn what_clears_input_passes_and_what_compacts_it_does_not() {
     let mut both = edits("clear_thinking_20251015");
     both["context_management"]["more"] = json!(1);
     refused(Api::Messages, both, "context_management");
+}
+
+#[test]
+fn a_class_that_has_a_price_may_be_asked_for_and_only_that() {
+    let class = crate::Class {
+        aspect: crate::Aspect::ServiceTier,
+        value: "priority".to_owned(),
+        answers_as: Vec::new(),
+    };
+    let allowed = |class| Allowed {
+        api: Api::Chat,
+        profile: Profile::OpenAi,
+        accepted: [&[], &[]],
+        output_max: OUTPUT_MAX,
+        class,
+    };
+    let mut body = hi(json!({"service_tier": "priority"}));
+    assert!(class.is_asked(&body));
+    assert!(allowed(None).check(&body).is_err());
+    assert!(allowed(Some(&class)).check(&body).is_ok());
+    allowed(Some(&class)).pin(&mut body);
+    assert_eq!(body["service_tier"], "priority");
+    assert!(!class.is_asked(&hi(json!({"service_tier": "flex"}))));
+    let faster = hi(json!({"service_tier": "priority", "speed": "fast"}));
+    assert!(allowed(Some(&class)).check(&faster).is_err());
 }

@@ -392,6 +392,7 @@ fn let_through(api: Api, profile: Profile, mut body: Fields) -> Option<(u64, Fie
         profile,
         accepted: [&[], &[]],
         output_max: 4096,
+        class: None,
     };
     allowed.check(&body).ok()?;
     refuse_state(&body, allowed.accepted).ok()?;

@@ -60,7 +60,7 @@ impl Planner {
         let model = model_id(&body)?;
         let candidate = self.catalog.candidate(&model, &[])?;
         let api = candidate.api(Api::Messages);
-        refuse_state(&body, allowed(&candidate, api).accepted)?;
+        refuse_state(&body, allowed(&candidate, api, None).accepted)?;
         if api == Api::Messages {
             let pass = Pass {
                 secret: &self.counter.secret,

@@ -135,7 +135,7 @@ impl Job {
     /// each upstream and what differs.
     fn is_other_class(&self, served: &Served) -> bool {
         static TOLD: LazyLock<Seldom> = LazyLock::new(Seldom::default);
-        let priced = self.candidate.priced();
+        let priced = self.candidate.priced(self.class.as_ref());
         let Some((aspect, said)) = priced.and_then(|priced| priced.other(served)) else {
             return false;
         };

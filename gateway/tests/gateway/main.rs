@@ -4,6 +4,7 @@
 
 mod answers;
 mod budget;
+mod classes;
 mod disconnect;
 mod ends;
 mod messages;
