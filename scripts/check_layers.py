@@ -15,16 +15,17 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EVERYTHING = {"schemas", "dialects", "ledger", "gateway", "projector", "neuron", "cli"}
+EVERYTHING = {"schemas", "tokens", "dialects", "ledger", "gateway", "projector", "neuron", "cli"}
 
 # What each member may reach, directly or through others. `tests` is at the top.
 ALLOWED = {
     "schemas": set(),
     "dialects": {"schemas"},
+    "tokens": set(),
     "ledger": {"schemas"},
-    "gateway": {"schemas", "dialects", "ledger"},
+    "gateway": {"schemas", "tokens", "dialects", "ledger"},
     "projector": {"schemas", "ledger"},
-    "neuron": {"schemas"},
+    "neuron": {"schemas", "tokens"},
     "cli": EVERYTHING - {"cli"},
     "tests": EVERYTHING,
 }
@@ -33,10 +34,12 @@ ALLOWED = {
 OWNED = {
     "axum": {"gateway", "neuron", "tests", "cli"},
     "ort": {"neuron"},
-    "tokenizers": {"neuron"},
+    "tokenizers": {"tokens"},
+    "minijinja": {"tokens"},
 }
 # Crates with which a member would wait, listen or ask: these read and write text.
-PURE = {"dialects": {"axum", "hyper", "reqwest", "tokio", "tokio-util", "futures", "async-nats"}}
+PURE = {"tokens": {"axum", "hyper", "reqwest", "tokio", "tokio-util", "futures", "async-nats"},
+        "dialects": {"axum", "hyper", "reqwest", "tokio", "tokio-util", "futures", "async-nats"}}
 
 # Which room of the gateway may look into which; each is a module with all that is in its folder. What is not
 # stated is forbidden, so that a request passes receive, plan, run and routes in one direction.

@@ -18,6 +18,7 @@ use std::{
     time::Instant,
 };
 
+use seatbelt_tokens::Tokenizer;
 use thiserror::Error;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -27,7 +28,6 @@ use crate::{
     config::PREFILL_CHUNK_TOKENS,
     metrics::Metrics,
     sampler::Sampling,
-    tokenizer::Tokenizer,
     usage::{Durable, Ticket},
 };
 

@@ -21,8 +21,6 @@ mod register;
 mod sampler;
 mod session;
 mod stop;
-mod template;
-mod tokenizer;
 pub mod usage;
 
 pub use config::{Access, Arena, CudaOptions, Device, ModelConfig, NeuronConfig};

@@ -8,15 +8,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use seatbelt_tokens::{
+    ChatMessage, ChatTemplate, SpecialTokens, TemplateError, Tokenizer, TokenizerError,
+};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{
-    config::ModelConfig,
-    error::NeuronError,
-    template::{ChatMessage, ChatTemplate, SpecialTokens, TemplateError},
-    tokenizer::{Tokenizer, TokenizerError},
-};
+use crate::{config::ModelConfig, error::NeuronError};
 
 const CONFIG_FILE: &str = "genai_config.json";
 const TOKENIZER_FILE: &str = "tokenizer.json";

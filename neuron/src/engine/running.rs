@@ -5,6 +5,7 @@
 use std::{ops::Range, time::Instant};
 
 use seatbelt_schemas::usage::Outcome;
+use seatbelt_tokens::TextStream;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{EndReason, Ending, Event, Row, Voice, Waiting};
@@ -13,7 +14,6 @@ use crate::{
     metrics::Metrics,
     sampler::Sampler,
     stop::{Passed, StopWatch},
-    tokenizer::TextStream,
     usage::{Ticket, Times},
 };
 

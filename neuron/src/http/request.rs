@@ -3,13 +3,11 @@
 //! Unknown fields are ignored. A known field that would change the answer and is not served is
 //! refused rather than ignored.
 
+use seatbelt_tokens::ChatMessage;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use crate::{
-    model::{Model, PromptError},
-    template::ChatMessage,
-};
+use crate::model::{Model, PromptError};
 
 const STOPS_MAX: usize = 4;
 const STOP_BYTES_MAX: usize = 512;

@@ -16,10 +16,13 @@ const NAME: &str = "chat";
 
 /// One message of a chat, its content already reduced to text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ChatMessage {
-    pub(crate) role: String,
-    pub(crate) content: String,
-    pub(crate) name: Option<String>,
+pub struct ChatMessage {
+    /// Who speaks.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+    /// The name of who speaks.
+    pub name: Option<String>,
 }
 
 impl ChatMessage {
@@ -39,14 +42,16 @@ impl ChatMessage {
 
 /// Special tokens a template may name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct SpecialTokens {
-    pub(crate) bos: String,
-    pub(crate) eos: String,
+pub struct SpecialTokens {
+    /// Before the text.
+    pub bos: String,
+    /// After it.
+    pub eos: String,
 }
 
 /// Why a chat could not be rendered.
 #[derive(Debug, Error)]
-pub(crate) enum TemplateError {
+pub enum TemplateError {
     /// The template refused the messages, in its own words.
     #[error("{0}")]
     Refused(String),
@@ -57,13 +62,14 @@ pub(crate) enum TemplateError {
 
 /// A compiled chat template.
 #[derive(Debug)]
-pub(crate) struct ChatTemplate {
+pub struct ChatTemplate {
     environment: Environment<'static>,
     tokens: SpecialTokens,
 }
 
 impl ChatTemplate {
-    pub(crate) fn new(source: String, tokens: SpecialTokens) -> Result<Self, TemplateError> {
+    /// Compiles a template.
+    pub fn new(source: String, tokens: SpecialTokens) -> Result<Self, TemplateError> {
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_MAX);
@@ -88,7 +94,7 @@ impl ChatTemplate {
     }
 
     /// The prompt for `messages`, ending where the assistant's answer begins.
-    pub(crate) fn render(&self, messages: &[ChatMessage]) -> Result<String, TemplateError> {
+    pub fn render(&self, messages: &[ChatMessage]) -> Result<String, TemplateError> {
         let template = self.environment.get_template(NAME).map_err(explain)?;
         let values = context! {
             messages => messages.iter().map(ChatMessage::value).collect::<Vec<Value>>(),

@@ -14,17 +14,18 @@ const HELD_TOKENS_MAX: usize = 8;
 /// A tokenizer that cannot be read, or text that it cannot take.
 #[derive(Debug, Error)]
 #[error("tokenizer: {0}")]
-pub(crate) struct TokenizerError(String);
+pub struct TokenizerError(String);
 
 /// A model's tokenizer. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Tokenizer {
+pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     longest: usize,
 }
 
 impl Tokenizer {
-    pub(crate) fn load(path: &Path) -> Result<Self, TokenizerError> {
+    /// Reads a `tokenizer.json`.
+    pub fn load(path: &Path) -> Result<Self, TokenizerError> {
         let unreadable = |error| TokenizerError(format!("cannot read {}: {error}", path.display()));
         let mut inner = tokenizers::Tokenizer::from_file(path).map_err(unreadable)?;
         // What a file was trained with would cut a prompt, or bill what nobody wrote.
@@ -45,17 +46,17 @@ impl Tokenizer {
 
     /// The least number of tokens that a text of so many bytes can have: tells an endless text from a
     /// fitting one without tokenizing it.
-    pub(crate) fn fewest(&self, bytes: usize) -> usize {
+    pub fn fewest(&self, bytes: usize) -> usize {
         bytes / self.longest
     }
 
     /// Tokens of a text that already holds all the special tokens it needs.
-    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.tokens(text, false)
     }
 
     /// Tokens of a plain text, and around it those that the tokenizer adds by itself.
-    pub(crate) fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.tokens(text, true)
     }
 
@@ -68,7 +69,7 @@ impl Tokenizer {
     }
 
     /// The text of a special token, such as `<|end|>`.
-    pub(crate) fn text_of(&self, token: u32) -> Option<String> {
+    pub fn text_of(&self, token: u32) -> Option<String> {
         self.inner.id_to_token(token)
     }
 
@@ -79,7 +80,7 @@ impl Tokenizer {
 
 /// Turns the tokens of one answer into text, piece by piece.
 #[derive(Debug)]
-pub(crate) struct TextStream {
+pub struct TextStream {
     tokenizer: Tokenizer,
     // Tokens since some border at which text was complete; a few before it give the decoder context.
     tokens: Vec<u32>,
@@ -87,7 +88,8 @@ pub(crate) struct TextStream {
 }
 
 impl TextStream {
-    pub(crate) fn new(tokenizer: Tokenizer) -> Self {
+    /// An empty text.
+    pub fn new(tokenizer: Tokenizer) -> Self {
         Self {
             tokenizer,
             tokens: Vec::new(),
@@ -96,7 +98,7 @@ impl TextStream {
     }
 
     /// Takes the next token and gives the text that it completes, often none.
-    pub(crate) fn push(&mut self, token: u32) -> String {
+    pub fn push(&mut self, token: u32) -> String {
         self.tokens.push(token);
         let (before, text) = self.texts();
         let incomplete = text.ends_with(char::REPLACEMENT_CHARACTER);
@@ -112,7 +114,7 @@ impl TextStream {
     }
 
     /// What is left when no more tokens come; incomplete bytes become the replacement character.
-    pub(crate) fn finish(&mut self) -> String {
+    pub fn finish(&mut self) -> String {
         let (before, text) = self.texts();
         self.tokens.clear();
         self.given = 0;
@@ -133,8 +135,14 @@ fn piece(before: &str, text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
-    use crate::model::tests::tiny_folder;
+
+    /// The committed tiny model.
+    fn tiny_folder() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny")
+    }
 
     fn tokenizer() -> Tokenizer {
         Tokenizer::load(&tiny_folder().join("tokenizer.json")).unwrap()

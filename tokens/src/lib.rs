@@ -1,0 +1,11 @@
+//! Tokenizers and chat templates: how many tokens a text has, and which.
+//!
+//! What a neuron serves by and what a gateway counts by is the same code, so that both find the same
+//! number. Nothing here waits, listens or asks.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod template;
+mod tokenizer;
+
+pub use template::{ChatMessage, ChatTemplate, SpecialTokens, TemplateError};
+pub use tokenizer::{TextStream, Tokenizer, TokenizerError};
