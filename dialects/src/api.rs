@@ -5,7 +5,7 @@ use seatbelt_schemas::usage::Usage;
 
 use crate::{
     allow::{Found, Profile, Shape},
-    ask::Ask,
+    ask::{Ask, Bytes, Measure},
     dialect::Dialect,
     fields::{FieldError, Fields},
     sse::SseEvent,
@@ -123,12 +123,17 @@ impl Api {
 
     /// What a body asks for.
     pub fn ask(self, body: &Fields) -> Result<Ask, FieldError> {
+        self.ask_by(body, &mut Bytes)
+    }
+
+    /// The same, its text measured otherwise.
+    pub fn ask_by(self, body: &Fields, by: &mut dyn Measure) -> Result<Ask, FieldError> {
         match self {
-            Self::Chat => chat::ask(body),
-            Self::Messages => messages::ask(body),
-            Self::Completions => completions::ask(body),
-            Self::Embeddings => embeddings::ask(body),
-            Self::Responses => responses::ask(body),
+            Self::Chat => chat::ask(body, by),
+            Self::Messages => messages::ask(body, by),
+            Self::Completions => completions::ask(body, by),
+            Self::Embeddings => embeddings::ask(body, by),
+            Self::Responses => responses::ask(body, by),
         }
     }
 

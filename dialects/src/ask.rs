@@ -1,9 +1,9 @@
 //! What a body asks for, as far as a bound needs it: how much can reach the prompt, and how much output
 //! may come of it.
 //!
-//! The input is the bytes of everything that can reach a prompt, at its widest ([`crate::printed`]), since no
-//! byte-level tokenizer makes more tokens than bytes. Not here: the bound itself, which a model's limits are
-//! part of.
+//! The input is everything that can reach a prompt: its bytes at their widest ([`crate::printed`]), since no
+//! byte-level tokenizer makes more tokens than bytes, or what another [`Measure`] makes of it. Both take the
+//! same walk through a body. Not here: the bound itself, which a model's limits are part of.
 
 use seatbelt_schemas::ids::EndUserId;
 use serde_json::Value;
@@ -12,6 +12,27 @@ use crate::{
     fields::{FieldError, Fields},
     printed::{json_bytes, text_bytes},
 };
+
+/// In what texts and printed JSON are measured. A bound needs both at their widest.
+pub trait Measure {
+    /// A text that reaches the prompt as it is.
+    fn text(&mut self, text: &str) -> u64;
+    /// A value that is printed again, nobody knows how.
+    fn json(&mut self, value: &Value) -> u64;
+}
+
+/// In bytes at their widest.
+pub(crate) struct Bytes;
+
+impl Measure for Bytes {
+    fn text(&mut self, text: &str) -> u64 {
+        text_bytes(text)
+    }
+
+    fn json(&mut self, value: &Value) -> u64 {
+        json_bytes(value)
+    }
+}
 
 /// Tokens of the description that a provider adds for a tool it knows by its type (735 at most are
 /// documented).
@@ -64,8 +85,8 @@ const LEVELS: &[&str] = &[
 /// What a request asks for, as far as its bound depends on it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ask {
-    /// Bytes of all text that can reach the prompt.
-    pub text_bytes: u64,
+    /// All text that can reach the prompt: its bytes, or its tokens where those were measured.
+    pub text: u64,
     /// Things that are framed: messages, tools, calls and what they gave.
     pub framed: u64,
     /// Tools are offered: instructions come with them.
@@ -93,7 +114,12 @@ pub struct Ask {
 }
 
 impl Ask {
-    pub(crate) fn message(&mut self, n: usize, message: &Value) -> Result<(), FieldError> {
+    pub(crate) fn message(
+        &mut self,
+        n: usize,
+        message: &Value,
+        by: &mut dyn Measure,
+    ) -> Result<(), FieldError> {
         let param = || format!("messages[{n}]");
         let fields = message.as_object().ok_or_else(|| {
             FieldError::invalid(param(), "must be an object with a role and content")
@@ -101,10 +127,12 @@ impl Ask {
         self.framed += 1;
         for (name, value) in fields {
             match (name.as_str(), value) {
-                ("content", content) => self.content(&format!("messages[{n}].content"), content)?,
+                ("content", content) => {
+                    self.content(&format!("messages[{n}].content"), content, by)?;
+                }
                 ("role", Value::String(role)) if is_known_role(role) => {}
                 (_, Value::Null) => {}
-                (name, other) => self.text_bytes += name.len() as u64 + json_bytes(other),
+                (name, other) => self.text += name.len() as u64 + by.json(other),
             }
         }
         let calls = fields.get("tool_calls").and_then(Value::as_array);
@@ -113,23 +141,30 @@ impl Ask {
             let name = call
                 .pointer("/function/name")
                 .or_else(|| call.pointer("/custom/name"));
-            self.longest_call = self.longest_call.max(name.map_or(0, json_bytes));
+            self.longest_call = self.longest_call.max(name.map_or(0, |name| by.json(name)));
         }
         let role = fields.get("role").and_then(Value::as_str);
         if matches!(role, Some("tool" | "function")) {
             self.framed += 1;
-            self.text_bytes += fields.get("content").map_or(0, printing_adds) + self.longest_call;
+            let content = fields.get("content");
+            self.text += content.map_or(0, |content| printing_adds(content, by));
+            self.text += self.longest_call;
         }
         Ok(())
     }
 
-    pub(crate) fn content(&mut self, param: &str, content: &Value) -> Result<(), FieldError> {
+    pub(crate) fn content(
+        &mut self,
+        param: &str,
+        content: &Value,
+        by: &mut dyn Measure,
+    ) -> Result<(), FieldError> {
         match content {
             Value::Null => {}
-            Value::String(text) => self.text_bytes += text_bytes(text),
+            Value::String(text) => self.text += by.text(text),
             Value::Array(parts) => {
                 for (n, part) in parts.iter().enumerate() {
-                    self.part(&format!("{param}[{n}]"), part)?;
+                    self.part(&format!("{param}[{n}]"), part, by)?;
                 }
             }
             _ => {
@@ -142,43 +177,43 @@ impl Ask {
         Ok(())
     }
 
-    fn part(&mut self, param: &str, part: &Value) -> Result<(), FieldError> {
+    fn part(&mut self, param: &str, part: &Value, by: &mut dyn Measure) -> Result<(), FieldError> {
         let (fields, kind) = part
             .as_object()
             .and_then(|fields| Some((fields, fields.get("type")?.as_str()?)))
             .ok_or_else(|| FieldError::invalid(param, "must be an object with a type"))?;
-        self.text_bytes += PART_JOINT;
+        self.text += PART_JOINT;
         match kind {
-            "text" | "refusal" => self.text_part(kind, fields),
+            "text" | "refusal" => self.text_part(kind, fields, by),
             "tool_result" => {
-                let id = part.get("tool_use_id").map_or(0, json_bytes);
-                self.text_bytes += id;
+                let id = part.get("tool_use_id").map_or(0, |id| by.json(id));
+                self.text += id;
                 self.framed += 1;
                 if let Some(content) = part.get("content") {
-                    self.content(&format!("{param}.content"), content)?;
+                    self.content(&format!("{param}.content"), content, by)?;
                 }
             }
             "tool_use" => {
                 self.framed += 1;
-                self.text_bytes += json_bytes(part);
+                self.text += by.json(part);
             }
-            _ => self.text_bytes += json_bytes(part),
+            _ => self.text += by.json(part),
         }
         Ok(())
     }
 
     /// The text itself goes into the prompt as it is; any other field as it is printed.
-    fn text_part(&mut self, kind: &str, fields: &Fields) {
+    fn text_part(&mut self, kind: &str, fields: &Fields, by: &mut dyn Measure) {
         for (name, value) in fields {
-            self.text_bytes += match value {
+            self.text += match value {
                 _ if name == "type" => 0,
-                Value::String(text) if name == kind => text_bytes(text),
-                other => name.len() as u64 + json_bytes(other),
+                Value::String(text) if name == kind => by.text(text),
+                other => name.len() as u64 + by.json(other),
             };
         }
     }
 
-    pub(crate) fn tools(&mut self, body: &Fields) -> Result<(), FieldError> {
+    pub(crate) fn tools(&mut self, body: &Fields, by: &mut dyn Measure) -> Result<(), FieldError> {
         let tools = match body.get("tools") {
             None | Some(Value::Null) => return Ok(()),
             Some(Value::Array(tools)) => tools,
@@ -187,10 +222,10 @@ impl Ask {
         self.with_tools |= !tools.is_empty();
         for tool in tools {
             self.framed += 1;
-            self.text_bytes += json_bytes(tool);
+            self.text += by.json(tool);
             let kind = tool.get("type").and_then(Value::as_str);
             if !matches!(kind, None | Some("function" | "custom")) {
-                self.text_bytes += KNOWN_TOOL_TOKENS;
+                self.text += KNOWN_TOOL_TOKENS;
             }
         }
         Ok(())
@@ -198,12 +233,12 @@ impl Ask {
 
     /// Whatever else is in the body may reach the prompt (`response_format`, `documents`, template
     /// arguments, fields not known here), so its bytes count.
-    pub(crate) fn other_fields(&mut self, body: &Fields) {
-        self.fields_besides(body, &["system"]);
+    pub(crate) fn other_fields(&mut self, body: &Fields, by: &mut dyn Measure) {
+        self.fields_besides(body, &["system"], by);
     }
 
     /// The same besides `counted`, which were counted already or add nothing.
-    pub(crate) fn fields_besides(&mut self, body: &Fields, counted: &[&str]) {
+    pub(crate) fn fields_besides(&mut self, body: &Fields, counted: &[&str], by: &mut dyn Measure) {
         let functions = body.get("functions").and_then(Value::as_array);
         self.with_tools |= functions.is_some_and(|functions| !functions.is_empty());
         for (name, value) in body {
@@ -211,7 +246,7 @@ impl Ask {
                 || counted.contains(&name.as_str())
                 || is_level(name, value);
             if !value.is_null() && !plain {
-                self.text_bytes += name.len() as u64 + json_bytes(value);
+                self.text += name.len() as u64 + by.json(value);
             }
         }
     }
@@ -225,12 +260,12 @@ fn is_level(name: &str, value: &Value) -> bool {
 }
 
 /// What a tool answered is printed as JSON by templates, a text too: what that adds to its text.
-fn printing_adds(content: &Value) -> u64 {
+fn printing_adds(content: &Value, by: &mut dyn Measure) -> u64 {
     let counted = match content {
-        Value::String(text) => text_bytes(text),
+        Value::String(text) => by.text(text),
         _ => 0, // of parts both the texts and the printing count: tools rarely answer in parts
     };
-    json_bytes(content).saturating_sub(counted)
+    by.json(content).saturating_sub(counted)
 }
 
 fn is_known_role(role: &str) -> bool {
@@ -250,7 +285,7 @@ mod tests {
     fn a_level_is_free_and_any_other_word_counts() {
         let bytes = |effort: &str| {
             let body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "reasoning_effort": effort});
-            Api::Chat.ask(body.as_object().unwrap()).unwrap().text_bytes
+            Api::Chat.ask(body.as_object().unwrap()).unwrap().text
         };
         assert_eq!(bytes("high"), 2);
         assert!(bytes(&"x".repeat(31)) >= 2 + 31);

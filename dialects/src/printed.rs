@@ -13,17 +13,17 @@ use icu_normalizer::ComposingNormalizerBorrowed;
 use serde_json::Value;
 
 /// Spaces of one level, at the widest indent that published templates use.
-const INDENT: u64 = 4;
+pub(crate) const INDENT: u64 = 4;
 /// Tokens that a run of spaces makes at most, besides one for each [`RUN_SPACES`]. Every vocabulary that serves
 /// chats has tokens of two, four, eight and sixteen spaces.
 const RUN_TOKENS: u64 = 4;
 const RUN_SPACES: u64 = 16;
 /// A number that is no integer is printed in at most this many characters: `-2.2250738585072014e-308`.
-const FLOAT_BYTES: u64 = 24;
+pub(crate) const FLOAT_BYTES: u64 = 24;
 /// One character escaped as JSON can: `\u003c`, for each unit of UTF-16.
 const ESCAPED: u64 = 6;
 /// Under these names a body carries JSON as text, which templates take apart and print again.
-const JSON_AS_TEXT: [&str; 2] = ["arguments", "input"];
+pub(crate) const JSON_AS_TEXT: [&str; 2] = ["arguments", "input"];
 
 /// Bytes of a text in whichever of its forms is longest: as it is, in NFC, in NFKC.
 pub(crate) fn text_bytes(text: &str) -> u64 {

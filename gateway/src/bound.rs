@@ -28,9 +28,9 @@ pub(crate) struct Bound {
 pub(crate) fn by_bytes(ask: &Ask, model: &UpstreamModel) -> Result<Bound, ApiError> {
     // each prompt is read within the context by itself
     let context = model.context.saturating_mul(ask.prompts.max(1));
-    if ask.text_bytes / TOKEN_BYTES_MAX >= context {
+    if ask.text / TOKEN_BYTES_MAX >= context {
         return Err(ApiError::context_exceeded(
-            ask.text_bytes / TOKEN_BYTES_MAX,
+            ask.text / TOKEN_BYTES_MAX,
             context,
         ));
     }
@@ -42,7 +42,7 @@ pub(crate) fn by_bytes(ask: &Ask, model: &UpstreamModel) -> Result<Bound, ApiErr
     };
     let bytes = [framing, tools, model.request_allowance]
         .into_iter()
-        .fold(ask.text_bytes, u64::saturating_add);
+        .fold(ask.text, u64::saturating_add);
     let left = context.saturating_sub(bytes / TOKEN_BYTES_GUESS);
     let default = left.min(model.output_default.unwrap_or(u64::MAX));
     Ok(Bound {

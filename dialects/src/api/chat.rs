@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     allow::{Found, Profile, Shape},
-    ask::Ask,
+    ask::{Ask, Measure},
     ends::{named_error, of_unread},
     fields::{self, FieldError, Fields, choices, flag, messages, thinks, whole},
     sse::SseEvent,
@@ -45,7 +45,7 @@ pub(super) fn unbounded(_body: &Fields, _output_max: u64) -> Option<Found> {
     None
 }
 
-pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
+pub(super) fn ask(body: &Fields, by: &mut dyn Measure) -> Result<Ask, FieldError> {
     let choices = choices(body, &["n", "best_of"])?;
     let mut ask = Ask {
         choices,
@@ -61,10 +61,10 @@ pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
         ..Ask::default()
     };
     for (n, message) in messages(body)?.iter().enumerate() {
-        ask.message(n, message)?;
+        ask.message(n, message, by)?;
     }
-    ask.tools(body)?;
-    ask.other_fields(body);
+    ask.tools(body, by)?;
+    ask.other_fields(body, by);
     Ok(ask)
 }
 
@@ -202,7 +202,11 @@ fn smaller(one: Option<u64>, other: Option<u64>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fields::Fault;
+    use crate::{ask::Bytes, fields::Fault};
+
+    fn ask(body: &Fields) -> Result<Ask, FieldError> {
+        super::ask(body, &mut Bytes)
+    }
 
     fn object(value: Value) -> Fields {
         match value {
@@ -301,7 +305,7 @@ mod tests {
         assert_eq!((asked.choices, asked.max), (2, Some(9)));
         assert!(asked.stream && asked.include_usage && asked.keeps_max);
         assert_eq!(asked.end_user.unwrap().as_str(), "u");
-        assert_eq!((asked.text_bytes, asked.framed), (2, 1));
+        assert_eq!((asked.text, asked.framed), (2, 1));
         assert!(!ask(&hi(json!({}))).unwrap().keeps_max);
         assert!(ask(&hi(json!({"thinking": {}}))).unwrap().keeps_max);
         for off in [json!(null), json!({"type": "disabled"})] {

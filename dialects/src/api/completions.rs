@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use super::{MaxField, chat};
 use crate::{
     allow::{Found, Profile, Shape},
-    ask::Ask,
+    ask::{Ask, Measure},
     fields::{self, FieldError, Fields, choices, flag, whole},
-    printed::text_bytes,
     sse::SseEvent,
     told::{Counts, Odd, Part, Report, StreamTold},
 };
@@ -42,11 +41,11 @@ pub(super) fn unbounded(_body: &Fields, _output_max: u64) -> Option<Found> {
     None
 }
 
-pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
-    let prompts = Prompts::read(body, "prompt")?;
+pub(super) fn ask(body: &Fields, by: &mut dyn Measure) -> Result<Ask, FieldError> {
+    let prompts = Prompts::read(body, "prompt", by)?;
     let choices = choices(body, &["n", "best_of"])? * prompts.count;
     let mut ask = Ask {
-        text_bytes: prompts.tokens,
+        text: prompts.tokens,
         framed: prompts.count,
         prompts: prompts.count,
         choices,
@@ -60,11 +59,11 @@ pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
     match body.get("suffix") {
         None | Some(Value::Null) => {}
         // it stands behind each prompt
-        Some(Value::String(text)) => ask.text_bytes += text_bytes(text) * prompts.count,
+        Some(Value::String(text)) => ask.text += by.text(text) * prompts.count,
         Some(_) => return Err(FieldError::invalid("suffix", "must be a string")),
     }
     flag(body, "echo")?;
-    ask.fields_besides(body, &["prompt", "suffix", "echo"]);
+    ask.fields_besides(body, &["prompt", "suffix", "echo"], by);
     Ok(ask)
 }
 
@@ -97,13 +96,17 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Prompts {
     pub(super) count: u64,
-    /// At most: a text has no more of them than bytes.
+    /// At most; a text has no more of them than bytes.
     pub(super) tokens: u64,
 }
 
 impl Prompts {
     /// One text, or one list of tokens, or several of either.
-    pub(super) fn read(body: &Fields, name: &str) -> Result<Self, FieldError> {
+    pub(super) fn read(
+        body: &Fields,
+        name: &str,
+        by: &mut dyn Measure,
+    ) -> Result<Self, FieldError> {
         let wrong = || {
             let problem = format!(
                 "must be a string, token ids, or up to {PROMPTS_MAX} of either in an array"
@@ -113,7 +116,7 @@ impl Prompts {
         let one = |tokens| Self { count: 1, tokens };
         match body.get(name) {
             None | Some(Value::Null) => Ok(one(1)), // the token that begins a text
-            Some(Value::String(text)) => Ok(one(text_bytes(text))),
+            Some(Value::String(text)) => Ok(one(by.text(text))),
             Some(Value::Array(items)) if !items.is_empty() => {
                 if items.iter().all(Value::is_u64) {
                     return Ok(one(items.len() as u64));
@@ -121,7 +124,10 @@ impl Prompts {
                 if items.len() > PROMPTS_MAX {
                     return Err(wrong());
                 }
-                let tokens = items.iter().map(tokens).sum::<Option<u64>>();
+                let tokens = items
+                    .iter()
+                    .map(|item| tokens(item, by))
+                    .sum::<Option<u64>>();
                 let count = items.len() as u64;
                 Ok(Self {
                     count,
@@ -133,9 +139,9 @@ impl Prompts {
     }
 }
 
-fn tokens(prompt: &Value) -> Option<u64> {
+fn tokens(prompt: &Value, by: &mut dyn Measure) -> Option<u64> {
     match prompt {
-        Value::String(text) => Some(text_bytes(text)),
+        Value::String(text) => Some(by.text(text)),
         Value::Array(ids) if ids.iter().all(Value::is_u64) => Some(ids.len() as u64),
         _ => None,
     }
@@ -144,14 +150,15 @@ fn tokens(prompt: &Value) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ask::Bytes;
 
     fn asked(body: &Value) -> Ask {
-        ask(body.as_object().unwrap()).unwrap()
+        ask(body.as_object().unwrap(), &mut Bytes).unwrap()
     }
 
     #[track_caller]
     fn refused(body: &Value, param: &str) {
-        let error = ask(body.as_object().unwrap()).unwrap_err();
+        let error = ask(body.as_object().unwrap(), &mut Bytes).unwrap_err();
         assert_eq!(error.param, param, "{body}");
     }
 
@@ -159,7 +166,7 @@ mod tests {
     fn choices_are_those_of_every_prompt() {
         let of = |body: Value| {
             let ask = asked(&body);
-            (ask.prompts, ask.choices, ask.text_bytes, ask.keeps_max)
+            (ask.prompts, ask.choices, ask.text, ask.keeps_max)
         };
         assert_eq!(of(json!({"prompt": "abc"})), (1, 1, 3, false));
         assert_eq!(of(json!({"prompt": ["abc", "de"]})), (2, 2, 5, true));
@@ -208,6 +215,6 @@ mod tests {
     #[test]
     fn what_is_not_known_here_counts_as_text() {
         let long = "x".repeat(100);
-        assert!(asked(&json!({"prompt": "a", "unheard_of": long})).text_bytes > 100);
+        assert!(asked(&json!({"prompt": "a", "unheard_of": long})).text > 100);
     }
 }

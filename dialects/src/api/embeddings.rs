@@ -5,7 +5,7 @@ use seatbelt_schemas::{ids::EndUserId, usage::Usage};
 use super::{MaxField, completions::Prompts};
 use crate::{
     allow::{Found, Profile, Shape},
-    ask::Ask,
+    ask::{Ask, Measure},
     ends::of_unread,
     fields::{self, FieldError, Fields},
     sse::SseEvent,
@@ -35,14 +35,14 @@ pub(super) fn unbounded(_body: &Fields, _output_max: u64) -> Option<Found> {
 }
 
 /// Nothing is generated, so nothing can be lowered either.
-pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
+pub(super) fn ask(body: &Fields, by: &mut dyn Measure) -> Result<Ask, FieldError> {
     if body.get("input").is_none_or(serde_json::Value::is_null) {
         let problem = "is missing: give the text, or an array of texts";
         return Err(FieldError::invalid("input", problem));
     }
-    let inputs = Prompts::read(body, "input")?;
+    let inputs = Prompts::read(body, "input", by)?;
     let mut ask = Ask {
-        text_bytes: inputs.tokens,
+        text: inputs.tokens,
         framed: inputs.count,
         prompts: inputs.count,
         choices: 0,
@@ -50,7 +50,7 @@ pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
         end_user: end_user(body),
         ..Ask::default()
     };
-    ask.fields_besides(body, &["input", "encoding_format", "dimensions"]);
+    ask.fields_besides(body, &["input", "encoding_format", "dimensions"], by);
     Ok(ask)
 }
 
@@ -99,18 +99,19 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::ask::Bytes;
     use crate::{api::Api, told::Told};
 
     fn asked(input: Value) -> Ask {
         let body = json!({ "model": "m", "input": input });
-        ask(body.as_object().unwrap()).unwrap()
+        ask(body.as_object().unwrap(), &mut Bytes).unwrap()
     }
 
     #[test]
     fn texts_and_tokens_are_counted_and_nothing_comes_out() {
         let of = |input| {
             let ask = asked(input);
-            (ask.prompts, ask.text_bytes, ask.choices)
+            (ask.prompts, ask.text, ask.choices)
         };
         assert_eq!(of(json!("abc")), (1, 3, 0));
         assert_eq!(of(json!(["abc", "d"])), (2, 4, 0));
@@ -118,7 +119,12 @@ mod tests {
         assert_eq!(of(json!([[1, 2], [3]])), (2, 3, 0));
         for odd in [json!(null), json!([]), json!([{"type": "text"}]), json!(5)] {
             let body = json!({ "model": "m", "input": odd });
-            assert_eq!(ask(body.as_object().unwrap()).unwrap_err().param, "input");
+            assert_eq!(
+                ask(body.as_object().unwrap(), &mut Bytes)
+                    .unwrap_err()
+                    .param,
+                "input"
+            );
         }
     }
 

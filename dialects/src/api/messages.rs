@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::MaxField;
 use crate::{
     allow::{Profile, Shape},
-    ask::Ask,
+    ask::{Ask, Measure},
     ends::{named_error, of_unread},
     fields::{self, FieldError, Fields, flag, messages, thinks, whole},
     raw::Pairs,
@@ -31,7 +31,7 @@ pub(super) fn shapes(profile: Profile) -> [Shape; 2] {
     }
 }
 
-pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
+pub(super) fn ask(body: &Fields, by: &mut dyn Measure) -> Result<Ask, FieldError> {
     let missing = || {
         FieldError::invalid(
             "max_tokens",
@@ -48,13 +48,13 @@ pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
         ..Ask::default()
     };
     for (n, message) in messages(body)?.iter().enumerate() {
-        ask.message(n, message)?;
+        ask.message(n, message, by)?;
     }
     if let Some(system) = body.get("system") {
-        ask.content("system", system)?;
+        ask.content("system", system, by)?;
     }
-    ask.tools(body)?;
-    ask.other_fields(body);
+    ask.tools(body, by)?;
+    ask.other_fields(body, by);
     Ok(ask)
 }
 
@@ -177,6 +177,11 @@ fn failed(told: &mut StreamTold, body: &Body<'_>) -> Part {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ask::Bytes;
+
+    fn ask(body: &Fields) -> Result<Ask, FieldError> {
+        super::ask(body, &mut Bytes)
+    }
 
     fn body(extra: &Value) -> Fields {
         let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
@@ -194,7 +199,7 @@ mod tests {
         assert_eq!((asked.choices, asked.max), (1, Some(9)));
         assert!(asked.stream && !asked.keeps_max);
         assert_eq!(asked.end_user.unwrap().as_str(), "u");
-        assert_eq!((asked.text_bytes, asked.framed), (9, 1));
+        assert_eq!((asked.text, asked.framed), (9, 1));
     }
 
     #[test]

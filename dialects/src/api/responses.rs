@@ -10,10 +10,9 @@ use serde_json::{Value, json};
 use super::MaxField;
 use crate::{
     allow::{Found, Profile, Shape},
-    ask::Ask,
+    ask::{Ask, Measure},
     ends::{named_error, of_unread},
     fields::{self, FieldError, Fields, flag, whole},
-    printed::{json_bytes, text_bytes},
     raw::Pairs,
     sse::SseEvent,
     told::{Body, Counts, Odd, Part, Report, StreamTold, finish, status_named, text},
@@ -53,7 +52,7 @@ pub(super) fn unbounded(_body: &Fields, _output_max: u64) -> Option<Found> {
     None
 }
 
-pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
+pub(super) fn ask(body: &Fields, by: &mut dyn Measure) -> Result<Ask, FieldError> {
     if flag(body, "background")? {
         let problem = "answers later, and nothing is kept here: leave it out";
         return Err(FieldError::invalid("background", problem));
@@ -71,11 +70,11 @@ pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
     match body.get("input") {
         Some(Value::String(text)) => {
             ask.framed += 1;
-            ask.text_bytes += text_bytes(text);
+            ask.text += by.text(text);
         }
         Some(Value::Array(items)) if (1..=ITEMS_MAX).contains(&items.len()) => {
             for (n, item) in items.iter().enumerate() {
-                ask_item(&mut ask, &format!("input[{n}]"), item)?;
+                ask_item(&mut ask, &format!("input[{n}]"), item, by)?;
             }
         }
         _ => {
@@ -87,16 +86,21 @@ pub(super) fn ask(body: &Fields) -> Result<Ask, FieldError> {
         None | Some(Value::Null) => {}
         Some(Value::String(text)) => {
             ask.framed += 1;
-            ask.text_bytes += text_bytes(text);
+            ask.text += by.text(text);
         }
         Some(_) => return Err(FieldError::invalid("instructions", "must be a string")),
     }
-    ask.tools(body)?;
-    ask.fields_besides(body, COUNTED);
+    ask.tools(body, by)?;
+    ask.fields_besides(body, COUNTED, by);
     Ok(ask)
 }
 
-fn ask_item(ask: &mut Ask, param: &str, item: &Value) -> Result<(), FieldError> {
+fn ask_item(
+    ask: &mut Ask,
+    param: &str,
+    item: &Value,
+    by: &mut dyn Measure,
+) -> Result<(), FieldError> {
     let fields = item
         .as_object()
         .ok_or_else(|| FieldError::invalid(param, "must be an object"))?;
@@ -118,30 +122,30 @@ fn ask_item(ask: &mut Ask, param: &str, item: &Value) -> Result<(), FieldError> 
     for (name, value) in fields {
         match (name.as_str(), value) {
             ("type" | "role" | "status", Value::String(_)) | (_, Value::Null) => {}
-            ("content" | "output", content) => ask.text_bytes += content_bytes(content),
-            (name, other) => ask.text_bytes += name.len() as u64 + json_bytes(other),
+            ("content" | "output", content) => ask.text += content_of(content, by),
+            (name, other) => ask.text += name.len() as u64 + by.json(other),
         }
     }
     Ok(())
 }
 
 /// Texts as they are, parts of other kinds as they are printed.
-fn content_bytes(content: &Value) -> u64 {
+fn content_of(content: &Value, by: &mut dyn Measure) -> u64 {
     match content {
-        Value::String(text) => text_bytes(text).max(json_bytes(content)),
-        Value::Array(parts) => parts.iter().map(part_bytes).sum(),
-        other => json_bytes(other),
+        Value::String(text) => by.text(text).max(by.json(content)),
+        Value::Array(parts) => parts.iter().map(|part| part_of(part, by)).sum(),
+        other => by.json(other),
     }
 }
 
-fn part_bytes(part: &Value) -> u64 {
+fn part_of(part: &Value, by: &mut dyn Measure) -> u64 {
     let text = part.get("text").and_then(Value::as_str);
     let kind = part.get("type").and_then(Value::as_str);
-    let bytes = match (kind, text) {
-        (Some("input_text" | "output_text"), Some(text)) => text_bytes(text),
-        _ => json_bytes(part),
+    let measured = match (kind, text) {
+        (Some("input_text" | "output_text"), Some(text)) => by.text(text),
+        _ => by.json(part),
     };
-    bytes + PART_JOINT
+    measured + PART_JOINT
 }
 
 fn end_user(body: &Fields) -> Option<EndUserId> {
@@ -244,7 +248,7 @@ mod tests {
         let mut body = json!({"model": "m", "input": "hi"});
         let fields = body.as_object_mut().unwrap();
         fields.extend(extra.as_object().unwrap().clone());
-        ask(fields)
+        ask(fields, &mut crate::ask::Bytes)
     }
 
     #[track_caller]
@@ -260,7 +264,7 @@ mod tests {
         );
         let ask = ask.unwrap();
         assert_eq!((ask.choices, ask.max, ask.stream), (1, Some(20), true));
-        assert_eq!((ask.text_bytes, ask.framed), (9, 2));
+        assert_eq!((ask.text, ask.framed), (9, 2));
         assert_eq!(ask.end_user.unwrap().as_str(), "u");
         assert!(
             asked(json!({"prompt_cache_retention": "24h"}))
@@ -272,7 +276,7 @@ mod tests {
     #[test]
     fn everything_that_can_reach_the_prompt_counts() {
         let long = "x".repeat(500);
-        let of = |extra: Value| asked(extra).unwrap().text_bytes;
+        let of = |extra: Value| asked(extra).unwrap().text;
         for extra in [
             json!({"input": long}),
             json!({"instructions": long}),

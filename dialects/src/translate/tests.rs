@@ -298,7 +298,7 @@ fn the_bound_is_of_what_is_sent_and_the_rest_as_the_client_asked() {
         "tools": [{"name": "t", "description": "x".repeat(500), "input_schema": {"type": "object"}}],
     });
     let (sent, ask) = asked(Translation::MessagesToChat, tools);
-    assert!(ask.text_bytes > 500 && ask.with_tools && ask.stream);
+    assert!(ask.text > 500 && ask.with_tools && ask.stream);
     assert_eq!((ask.max, ask.end_user.unwrap().as_str()), (Some(5), "eve"));
     assert!(!sent.contains_key("max_tokens"));
     let long = "u".repeat(200);
