@@ -35,6 +35,7 @@ OWNED = {
     "axum": {"gateway", "neuron", "tests", "cli"},
     "ort": {"neuron"},
     "tokenizers": {"tokens"},
+    "tiktoken-rs": {"tokens"},
     "minijinja": {"tokens"},
 }
 # Crates with which a member would wait, listen or ask: these read and write text.

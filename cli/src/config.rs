@@ -33,7 +33,7 @@ pub use neuron::{Device, Neuron, NeuronModel};
 pub use reader::Mistake;
 use reader::{Mistakes, Section};
 pub use upstreams::{
-    ClassField, MaxField, PriceClass, Profile, Upstream, UpstreamKind, UpstreamModel,
+    ClassField, MaxField, PriceClass, Profile, Tokenizer, Upstream, UpstreamKind, UpstreamModel,
 };
 pub use users::{LoginSource, Users};
 

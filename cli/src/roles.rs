@@ -16,7 +16,8 @@ use seatbelt_ledger::{
 };
 use seatbelt_neuron::NeuronError;
 use seatbelt_projector::{Health, ProjectorError, SnapshotReader};
-use seatbelt_schemas::command::CommandError;
+use seatbelt_schemas::{command::CommandError, ids::ModelId};
+use seatbelt_tokens::TokenizerError;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -103,6 +104,15 @@ pub enum RoleError {
     /// What the configuration declares cannot be made true.
     #[error(transparent)]
     Declare(#[from] DeclareError),
+    /// A tokenizer that the configuration names cannot be read.
+    #[error("the tokenizer of model {model} cannot be used")]
+    Tokenizer {
+        /// The model.
+        model: ModelId,
+        /// Why.
+        #[source]
+        source: TokenizerError,
+    },
     /// The neuron.
     #[error("the neuron does not start")]
     Neuron(#[source] NeuronError),
@@ -323,7 +333,7 @@ async fn start_gateway(
         clock: system_clock(),
         ready: with.ready,
     };
-    let gateway = Gateway::new(gateway::config(config), parts).map_err(RoleError::Gateway)?;
+    let gateway = Gateway::new(gateway::config(config)?, parts).map_err(RoleError::Gateway)?;
     running.add("gateway", stop.clone(), async move {
         let listeners = with.listeners;
         let served = gateway.serve(listeners.clients, listeners.metrics, stop);

@@ -9,6 +9,10 @@ use seatbelt_dialects::Ask;
 
 use crate::{config::UpstreamModel, error::ApiError};
 
+mod counted;
+
+pub(crate) use counted::by_tokens;
+
 /// No token of a known vocabulary is longer. A prompt of more bytes than this times the context is
 /// over the context for certain; below it only the upstream can tell.
 const TOKEN_BYTES_MAX: u64 = 128;
@@ -34,22 +38,32 @@ pub(crate) fn by_bytes(ask: &Ask, model: &UpstreamModel) -> Result<Bound, ApiErr
             context,
         ));
     }
-    let framing = ask.framed.saturating_mul(model.message_allowance);
+    let bytes = ask.text.saturating_add(framing(ask, model));
+    let left = context.saturating_sub(bytes / TOKEN_BYTES_GUESS);
+    Ok(Bound {
+        // a longer input is refused by the upstream, or cut
+        input_tokens: bytes.min(context),
+        output_tokens: output(ask, model, left),
+    })
+}
+
+/// Tokens that are written around the texts.
+fn framing(ask: &Ask, model: &UpstreamModel) -> u64 {
     let tools = if ask.with_tools {
         model.tools_allowance
     } else {
         0
     };
-    let bytes = [framing, tools, model.request_allowance]
-        .into_iter()
-        .fold(ask.text, u64::saturating_add);
-    let left = context.saturating_sub(bytes / TOKEN_BYTES_GUESS);
+    ask.framed
+        .saturating_mul(model.message_allowance)
+        .saturating_add(tools)
+        .saturating_add(model.request_allowance)
+}
+
+/// The output maximum of one choice, where the context leaves so much.
+fn output(ask: &Ask, model: &UpstreamModel, left: u64) -> u64 {
     let default = left.min(model.output_default.unwrap_or(u64::MAX));
-    Ok(Bound {
-        // a longer input is refused by the upstream, or cut
-        input_tokens: bytes.min(context),
-        output_tokens: ask.max.unwrap_or(default).clamp(1, model.output.max(1)),
-    })
+    ask.max.unwrap_or(default).clamp(1, model.output.max(1))
 }
 
 /// The bound where the input was counted by the model's own tokenizer.

@@ -11,6 +11,7 @@ use seatbelt_schemas::{
     ids::{AccountId, KeyId, ModelId},
     price::Rates,
 };
+use seatbelt_tokens::Counter;
 use sha2::{Digest, Sha256};
 
 mod bodies;
@@ -129,6 +130,8 @@ pub struct UpstreamModel {
     pub request_allowance: u64,
     /// Tokens added to the input bound of a request with tools, for the instructions that come with them.
     pub tools_allowance: u64,
+    /// Its tokenizer, where that is known. Then the input bound is what it counts, and the allowances.
+    pub tokenizer: Option<Counter>,
     /// The output maximum that is written where the client sends none; [`Self::output`] where not given.
     pub output_default: Option<u64>,
     /// Which field carries the output maximum when the client sent none.
@@ -164,6 +167,7 @@ impl UpstreamModel {
             message_allowance: MESSAGE_ALLOWANCE_DEFAULT,
             request_allowance: REQUEST_ALLOWANCE_DEFAULT,
             tools_allowance: TOOLS_ALLOWANCE_DEFAULT,
+            tokenizer: None,
             output_default: None,
             max_field: MaxField::default(),
             output_is_visible: false,
@@ -380,6 +384,11 @@ impl UpstreamConfig {
         }
         for (n, model) in self.models.iter().enumerate() {
             let id = &model.id;
+            if model.tokenizer.is_some() && self.profile() == Profile::Anthropic {
+                found.push(format!(
+                    "upstream {name}: model {id} has a tokenizer, but Anthropic publishes none: leave it out"
+                ));
+            }
             if model.output == 0 || model.output > model.context {
                 found.push(format!(
                     "upstream {name}: model {id}: output is {} and context {}: output must lie from 1 to the context",

@@ -17,12 +17,12 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
-    bound::{Bound, by_bytes, exactly},
-    config::PricedClass,
+    bound::{Bound, by_bytes, by_tokens, exactly},
+    config::{PricedClass, UpstreamModel},
     error::ApiError,
     gate::{Gate, Want},
     metrics::{Metrics, Stage},
-    receive::{Caller, Received, shares::Share},
+    receive::{Caller, Received, aside::Aside, shares::Share},
     upstream::{
         Candidate,
         catalog::Catalog,
@@ -54,6 +54,14 @@ pub(crate) struct Plan {
     pub(crate) headers: HeaderMap,
     pub(crate) place: Share,
     pub(crate) room: Share,
+}
+
+/// A body in its upstream's API, and what it asks for.
+struct Read {
+    body: Fields,
+    ask: Ask,
+    /// What it takes of memory, for as long as anybody works on it.
+    room: Share,
 }
 
 /// Plans requests.
@@ -88,7 +96,13 @@ impl Planner {
         let class = class_of(&candidate, &body)?;
         let allowed = allowed(&candidate, api, class.as_ref());
         self.screen(&caller, &headers, allowed, &mut body).await?;
-        let (candidate, bound) = self.bound(&model, candidate, &ask, &body).await?;
+        let read = Read { body, ask, room };
+        let (candidate, bound, read) = self.bound(&model, api, candidate, read).await?;
+        let Read {
+            mut body,
+            ask,
+            room,
+        } = read;
         if ask.stream {
             api.want_usage(&mut body);
         }
@@ -155,20 +169,21 @@ impl Planner {
     async fn bound(
         &self,
         model: &ModelId,
+        api: Api,
         candidate: Candidate,
-        ask: &Ask,
-        body: &Fields,
-    ) -> Result<(Candidate, Bound), ApiError> {
+        read: Read,
+    ) -> Result<(Candidate, Bound, Read), ApiError> {
         let neuron = match candidate {
             Candidate::Foreign(_, ref limits) => {
-                let bound = by_bytes(ask, limits)?;
-                return Ok((candidate, bound));
+                let (bound, read) = foreign_bound(api, Arc::clone(limits), read).await?;
+                return Ok((candidate, bound, read));
             }
             Candidate::Neuron(neuron) => neuron,
         };
-        let (neuron, input_tokens) = count(&self.counter, model, neuron, body).await?;
-        let bound = exactly(ask, input_tokens, neuron.model.context, neuron.model.output)?;
-        Ok((Candidate::Neuron(neuron), bound))
+        let (neuron, input_tokens) = count(&self.counter, model, neuron, &read.body).await?;
+        let (context, output) = (neuron.model.context, neuron.model.output);
+        let bound = exactly(&read.ask, input_tokens, context, output)?;
+        Ok((Candidate::Neuron(neuron), bound, read))
     }
 }
 
@@ -217,6 +232,23 @@ fn class_of(candidate: &Candidate, body: &Fields) -> Result<Option<PricedClass>,
             Err(ApiError::unbounded(another.class.aspect.as_str(), why))
         }
     }
+}
+
+/// By the model's tokenizer where it is known, else by bytes.
+async fn foreign_bound(
+    api: Api,
+    limits: Arc<UpstreamModel>,
+    read: Read,
+) -> Result<(Bound, Read), ApiError> {
+    let Some(counter) = limits.tokenizer.clone() else {
+        return Ok((by_bytes(&read.ask, &limits)?, read));
+    };
+    let aside = Aside::to_count(read.ask.text);
+    let counting = move || {
+        let bound = by_tokens(api, &read.ask, &read.body, &limits, &counter)?;
+        Ok((bound, read))
+    };
+    aside.work(counting).await
 }
 
 fn allowed<'a>(candidate: &'a Candidate, api: Api, class: Option<&'a PricedClass>) -> Allowed<'a> {
@@ -278,9 +310,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{UpstreamConfig, UpstreamModel},
+        config::UpstreamConfig,
         gate::testing::{Asked, Stub, cap, gate, key},
-        receive::{aside::Aside, shares::Shares},
+        receive::shares::Shares,
         upstream::client::client,
     };
 

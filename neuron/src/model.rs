@@ -10,16 +10,14 @@ use std::{
 
 use seatbelt_tokens::{
     ChatMessage, ChatTemplate, SpecialTokens, TemplateError, Tokenizer, TokenizerError,
+    template_source,
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::Value;
 
 use crate::{config::ModelConfig, error::NeuronError};
 
 const CONFIG_FILE: &str = "genai_config.json";
 const TOKENIZER_FILE: &str = "tokenizer.json";
-const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
-const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// The graph and the names of what goes in and out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,7 +128,8 @@ fn template(
     bos: Option<u32>,
     eos: &[u32],
 ) -> Result<Option<ChatTemplate>, String> {
-    let Some(source) = template_source(folder)? else {
+    let source = template_source(folder).map_err(|error| error.to_string())?;
+    let Some(source) = source else {
         return Ok(None);
     };
     let text_of = |token: Option<u32>| {
@@ -145,25 +144,6 @@ fn template(
     ChatTemplate::new(source, tokens)
         .map(Some)
         .map_err(|error| error.to_string())
-}
-
-/// The template lies in a file of its own or, from older builders, in the tokenizer's configuration.
-fn template_source(folder: &Path) -> Result<Option<String>, String> {
-    let path = folder.join(TEMPLATE_FILE);
-    if path.exists() {
-        return fs::read_to_string(&path)
-            .map(Some)
-            .map_err(|error| format!("cannot read {}: {error}", path.display()));
-    }
-    let path = folder.join(TOKENIZER_CONFIG_FILE);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let config: Value = read_json(&path)?;
-    Ok(config
-        .get("chat_template")
-        .and_then(Value::as_str)
-        .map(str::to_owned))
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
@@ -382,7 +362,7 @@ pub(crate) mod tests {
             Err(PromptError::NoTemplate)
         ));
         fs::write(
-            folder.path().join(TOKENIZER_CONFIG_FILE),
+            folder.path().join("tokenizer_config.json"),
             r#"{"chat_template":"{{ messages[0].content }}"}"#,
         )
         .unwrap();

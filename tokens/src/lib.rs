@@ -4,8 +4,16 @@
 //! number. Nothing here waits, listens or asks.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod counter;
+mod encoding;
+mod folder;
+mod framing;
 mod template;
 mod tokenizer;
 
+pub use counter::Counter;
+pub use encoding::Encoding;
+pub use folder::{template_beside, template_source};
+pub use framing::Framing;
 pub use template::{ChatMessage, ChatTemplate, SpecialTokens, TemplateError};
 pub use tokenizer::{TextStream, Tokenizer, TokenizerError};

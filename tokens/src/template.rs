@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig};
+use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde};
 use thiserror::Error;
 
 /// Instructions one rendering may take. The longest body allowed needs well under a tenth of it.
@@ -95,8 +95,18 @@ impl ChatTemplate {
 
     /// The prompt for `messages`, ending where the assistant's answer begins.
     pub fn render(&self, messages: &[ChatMessage]) -> Result<String, TemplateError> {
+        self.render_with(messages, None)
+    }
+
+    /// The same with tools.
+    pub(crate) fn render_with(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<serde_json::Value>,
+    ) -> Result<String, TemplateError> {
         let template = self.environment.get_template(NAME).map_err(explain)?;
         let values = context! {
+            tools => tools.map_or(Value::UNDEFINED, |tools| Value::from(Serde(tools))),
             messages => messages.iter().map(ChatMessage::value).collect::<Vec<Value>>(),
             bos_token => self.tokens.bos.as_str(),
             eos_token => self.tokens.eos.as_str(),

@@ -3,7 +3,7 @@
 //! A piece of text is given out only when its characters are complete: the bytes of one character
 //! may be spread over several tokens.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc};
 
 use thiserror::Error;
 
@@ -16,11 +16,18 @@ const HELD_TOKENS_MAX: usize = 8;
 #[error("tokenizer: {0}")]
 pub struct TokenizerError(String);
 
+impl TokenizerError {
+    pub(crate) fn new(detail: String) -> Self {
+        Self(detail)
+    }
+}
+
 /// A model's tokenizer. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     longest: usize,
+    special: Arc<HashSet<u32>>,
 }
 
 impl Tokenizer {
@@ -38,10 +45,28 @@ impl Tokenizer {
             .max()
             .unwrap_or(1)
             .max(1);
+        let added = inner.get_added_tokens_decoder();
+        let special = added.into_iter().filter(|(_, token)| token.special);
         Ok(Self {
-            inner: Arc::new(inner),
             longest,
+            special: Arc::new(special.map(|(id, _)| id).collect()),
+            inner: Arc::new(inner),
         })
+    }
+
+    /// Whether a token has a meaning of its own, such as `<|end|>`.
+    pub fn is_special(&self, token: u32) -> bool {
+        self.special.contains(&token)
+    }
+
+    /// The same, but special tokens are text to it like any other. Takes memory of its own.
+    pub fn without_special(&self) -> Self {
+        let mut inner = self.inner.as_ref().clone();
+        inner.set_encode_special_tokens(true);
+        Self {
+            inner: Arc::new(inner),
+            ..self.clone()
+        }
     }
 
     /// The least number of tokens that a text of so many bytes can have: tells an endless text from a

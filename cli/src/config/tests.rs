@@ -1,3 +1,5 @@
+use seatbelt_tokens::Encoding;
+
 use super::*;
 
 const WHOLE: &str = r#"
@@ -307,6 +309,32 @@ fn a_class_of_service_has_a_price_and_an_id_of_its_own() {
     }
     let again = mistakes(&upstream(&format!("{twice}{twice}")), &[]);
     assert!(again.concat().contains("another class"), "{again:?}");
+}
+
+#[test]
+fn a_model_of_an_upstream_may_name_its_tokenizer() {
+    let upstream = |kind: &str, tokenizer: &str| {
+        format!(
+            "[[upstreams]]\nname = \"u\"\nkind = \"{kind}\"\nbase_url = \"http://h/v1\"\nmodels = [{{ id = \"m\", \
+             context = 10, output = 5, tokenizer = \"{tokenizer}\", price = {{ input = \"1\", output = \"2\" }} }}]\n"
+        )
+    };
+    let named = |tokenizer| {
+        let config = read(&upstream("openai", tokenizer), &[]).unwrap();
+        config.upstreams[0].models[0].tokenizer.clone().unwrap()
+    };
+    assert_eq!(named("o200k_base"), Tokenizer::Encoding(Encoding::O200k));
+    assert_eq!(named("cl100k_base"), Tokenizer::Encoding(Encoding::Cl100k));
+    let file = Path::new("/etc/seatbelt/models/q/tokenizer.json").to_owned();
+    assert_eq!(named("models/q/tokenizer.json"), Tokenizer::File(file));
+    let wrong = |kind, tokenizer| mistakes(&upstream(kind, tokenizer), &[]).join("\n");
+    let unknown = wrong("openai", "gpt2");
+    assert!(
+        unknown.contains("tokenizer") && unknown.contains("o200k_base"),
+        "{unknown}"
+    );
+    let none = wrong("anthropic", "o200k_base");
+    assert!(none.contains("publishes none"), "{none}");
 }
 
 #[test]

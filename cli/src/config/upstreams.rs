@@ -1,8 +1,9 @@
 //! `[[upstreams]]`: foreign services with their models and prices.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, ids::ModelId, price::Price};
+use seatbelt_tokens::Encoding;
 
 use super::{
     Context, Secret,
@@ -36,6 +37,15 @@ pub enum Profile {
     Anthropic,
     /// Those of a server that speaks the API of one of them.
     Generic,
+}
+
+/// How a model's tokens are counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tokenizer {
+    /// One of OpenAI's encodings.
+    Encoding(Encoding),
+    /// A `tokenizer.json`; a chat template may lie beside it.
+    File(PathBuf),
 }
 
 /// A foreign service.
@@ -76,6 +86,8 @@ pub struct UpstreamModel {
     pub request_allowance: Option<u64>,
     /// Tokens of the instructions that come with tools; the gateway's default where not given.
     pub tools_allowance: Option<u64>,
+    /// What its tokens are counted by; bounded by bytes where not given.
+    pub tokenizer: Option<Tokenizer>,
     /// The output maximum of a request that gives none; the model's where not given.
     pub output_default: Option<u64>,
     /// Which field carries the output maximum when the client sent none.
@@ -173,7 +185,7 @@ fn read_upstream(
             "is for upstreams of kind \"openai\": leave it out",
         );
     }
-    let models = read_models(&mut section, kind, ids);
+    let models = read_models(&mut section, context, kind, ids);
     section.finish();
     Some(Upstream {
         name: name?,
@@ -236,6 +248,7 @@ fn url(text: &str) -> Result<String, String> {
 /// A model belongs to one upstream: `ids` holds those of all upstreams so far.
 fn read_models(
     section: &mut Section,
+    context: &Context<'_>,
     kind: Option<UpstreamKind>,
     ids: &mut BTreeSet<ModelId>,
 ) -> Vec<UpstreamModel> {
@@ -244,13 +257,14 @@ fn read_models(
     });
     let mut models = Vec::new();
     for part in parts.unwrap_or_default() {
-        models.extend(read_model(part, kind, ids));
+        models.extend(read_model(part, context, kind, ids));
     }
     models
 }
 
 fn read_model(
     mut section: Section,
+    files: &Context<'_>,
     kind: Option<UpstreamKind>,
     ids: &mut BTreeSet<ModelId>,
 ) -> Option<UpstreamModel> {
@@ -279,6 +293,7 @@ fn read_model(
     let message_allowance = allowance(&mut section, "message_allowance");
     let request_allowance = allowance(&mut section, "request_allowance");
     let tools_allowance = allowance(&mut section, "tools_allowance");
+    let tokenizer = tokenizer(&mut section, files, kind);
     let output_default = section.number("output_default", 1, TOKENS_PER_REQUEST_MAX);
     if output_default
         .zip(output)
@@ -304,6 +319,7 @@ fn read_model(
         message_allowance,
         request_allowance,
         tools_allowance,
+        tokenizer,
         output_default,
         max_field: max_field.unwrap_or(MaxField::MaxTokens),
         output_is_visible,
@@ -381,6 +397,27 @@ fn class_word(text: &str) -> Result<String, String> {
             Err("is not one word of at most 32 characters A-Z a-z 0-9 - _ and dots".to_owned())
         }
     }
+}
+
+/// An encoding by its name, else a file.
+fn tokenizer(
+    section: &mut Section,
+    context: &Context<'_>,
+    kind: Option<UpstreamKind>,
+) -> Option<Tokenizer> {
+    let tokenizer = section.text_with("tokenizer", |text| match Encoding::named(text) {
+        Some(encoding) => Ok(Tokenizer::Encoding(encoding)),
+        None if text.ends_with(".json") => Ok(Tokenizer::File(context.path(text))),
+        None => Err(format!(
+            "{text:?} is not known: use \"o200k_base\", \"cl100k_base\" or the path of a tokenizer.json"
+        )),
+    })?;
+    if kind == Some(UpstreamKind::Anthropic) {
+        let problem =
+            "is not for an upstream of kind anthropic, which publishes none: leave it out";
+        section.mistake("tokenizer", problem);
+    }
+    Some(tokenizer)
 }
 
 pub(super) fn model_id(section: &mut Section, ids: &mut BTreeSet<ModelId>) -> Option<ModelId> {

@@ -6,20 +6,25 @@ use seatbelt_gateway::{
     Aspect, Class, Dialect, GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect,
     PricedClass, Profile, Secret, UpstreamConfig, UpstreamModel,
 };
+use seatbelt_tokens::{Counter, Framing, template_beside};
 use tokio::net::TcpListener;
 use tracing::warn;
 
 use super::RoleError;
 use crate::config::{self, Config, Durability};
 
-/// What the gateway is told.
-pub(super) fn config(config: &Config) -> GatewayConfig {
+/// What the gateway is told. Reads the tokenizers that the configuration names.
+pub(super) fn config(config: &Config) -> Result<GatewayConfig, RoleError> {
     let from = &config.gateway;
     let own = config.neuron.iter().flat_map(|neuron| &neuron.models);
     let prices = config.prices().into_iter();
-    GatewayConfig {
+    Ok(GatewayConfig {
         keys: config.keys.iter().map(key).collect(),
-        upstreams: config.upstreams.iter().map(upstream).collect(),
+        upstreams: config
+            .upstreams
+            .iter()
+            .map(upstream)
+            .collect::<Result<_, _>>()?,
         neuron_models: own.map(|model| model.id.clone()).collect(),
         prices: prices
             .map(|price| (price.model, price.rates))
@@ -46,7 +51,7 @@ pub(super) fn config(config: &Config) -> GatewayConfig {
             Durability::Relaxed => "relaxed",
         }
         .to_owned(),
-    }
+    })
 }
 
 fn key(key: &config::Key) -> KeyEntry {
@@ -61,7 +66,7 @@ fn key(key: &config::Key) -> KeyEntry {
     }
 }
 
-fn upstream(upstream: &config::Upstream) -> UpstreamConfig {
+fn upstream(upstream: &config::Upstream) -> Result<UpstreamConfig, RoleError> {
     let config = UpstreamConfig {
         name: upstream.name.clone(),
         kind: match upstream.kind {
@@ -84,18 +89,29 @@ fn upstream(upstream: &config::Upstream) -> UpstreamConfig {
         models: Vec::new(),
     };
     let models = upstream.models.iter();
-    UpstreamConfig {
-        models: models.map(|served| model(served, &config)).collect(),
+    Ok(UpstreamConfig {
+        models: models
+            .map(|served| model(served, &config))
+            .collect::<Result<_, _>>()?,
         ..config
-    }
+    })
 }
 
-fn model(model: &config::UpstreamModel, of: &UpstreamConfig) -> UpstreamModel {
+/// Where a chat template is known, what it was seen to write around texts is allowed at least.
+fn model(model: &config::UpstreamModel, of: &UpstreamConfig) -> Result<UpstreamModel, RoleError> {
     let default = UpstreamModel::new(model.id.clone(), model.context, model.output);
-    UpstreamModel {
-        message_allowance: model.message_allowance.unwrap_or(default.message_allowance),
-        request_allowance: model.request_allowance.unwrap_or(of.request_allowance()),
-        tools_allowance: model.tools_allowance.unwrap_or(default.tools_allowance),
+    let (tokenizer, seen) = tokenizer(model)?;
+    let allowed = |own: Option<u64>, default: u64, seen| own.unwrap_or(default.max(seen));
+    let request = of.request_allowance();
+    Ok(UpstreamModel {
+        message_allowance: allowed(
+            model.message_allowance,
+            default.message_allowance,
+            seen.message,
+        ),
+        request_allowance: allowed(model.request_allowance, request, seen.request),
+        tools_allowance: allowed(model.tools_allowance, default.tools_allowance, seen.tools),
+        tokenizer,
         output_default: model.output_default,
         max_field: match model.max_field {
             config::MaxField::MaxTokens => MaxField::MaxTokens,
@@ -106,6 +122,26 @@ fn model(model: &config::UpstreamModel, of: &UpstreamConfig) -> UpstreamModel {
         answers_as: model.answers_as.clone(),
         classes: model.classes.iter().map(class).collect(),
         ..default
+    })
+}
+
+/// Reads a model's tokenizer, and asks the template beside it for what it writes around texts.
+fn tokenizer(model: &config::UpstreamModel) -> Result<(Option<Counter>, Framing), RoleError> {
+    let unreadable = |source| RoleError::Tokenizer {
+        model: model.id.clone(),
+        source,
+    };
+    match &model.tokenizer {
+        None => Ok((None, Framing::default())),
+        Some(config::Tokenizer::Encoding(encoding)) => {
+            Ok((Some(Counter::encoding(*encoding)), Framing::default()))
+        }
+        Some(config::Tokenizer::File(path)) => {
+            let counter = Counter::file(path).map_err(unreadable)?;
+            let template = template_beside(path).map_err(unreadable)?;
+            let seen = template.map(|template| Framing::of(&template, &counter));
+            Ok((Some(counter), seen.unwrap_or_default()))
+        }
     }
 }
 

@@ -19,6 +19,14 @@ pub(crate) const CONTAINER_BYTES: usize = 512;
 /// thread of their own. To bound 15 MB of text that no normal form leaves as it is takes a second.
 pub(crate) const DONE_AT_ONCE_MAX: usize = 256 * 1024;
 
+/// Texts up to here are counted by a tokenizer where they were read, in a few milliseconds; longer ones on a
+/// thread of their own.
+pub(crate) const COUNTED_AT_ONCE_MAX: u64 = 16 * 1024;
+/// Texts above this are bounded by their bytes: to count so much takes a second at worst.
+pub(crate) const COUNTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// And texts of more bytes for each token of the context: they do not fit it, or nearly so.
+pub(crate) const COUNTED_BYTES_PER_TOKEN: u64 = 16;
+
 /// Most values of one body.
 pub(crate) fn values_max(body_bytes: usize) -> usize {
     (body_bytes / BYTES_PER_VALUE).clamp(16, VALUES_MAX)

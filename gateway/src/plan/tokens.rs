@@ -11,9 +11,8 @@ use seatbelt_dialects::{Api, allow::refuse_state, translate::between};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{Planner, allowed, model_id, read};
+use super::{Planner, Read, allowed, foreign_bound, model_id, read};
 use crate::{
-    bound::by_bytes,
     clock::ms,
     error::ApiError,
     receive::Received,
@@ -81,14 +80,15 @@ impl Planner {
         body.entry("max_tokens").or_insert_with(|| json!(1));
         let way = between(Api::Messages, api)?;
         let reading = move || Ok((read(way, api, body)?, room));
-        let ((body, ask), _room) = aside.work(reading).await?;
+        let ((body, ask), room) = aside.work(reading).await?;
+        let read = Read { body, ask, room };
         match candidate {
-            Candidate::Foreign(_, limits) => Ok(Counted::here(
-                "bound",
-                by_bytes(&ask, &limits)?.input_tokens,
-            )),
+            Candidate::Foreign(_, limits) => {
+                let (bound, _) = foreign_bound(api, limits, read).await?;
+                Ok(Counted::here("bound", bound.input_tokens))
+            }
             Candidate::Neuron(neuron) => {
-                let (_, tokens) = count(&self.counter, &model, neuron, &body).await?;
+                let (_, tokens) = count(&self.counter, &model, neuron, &read.body).await?;
                 Ok(Counted::here("exact", tokens))
             }
         }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
 use crate::{
-    config::DONE_AT_ONCE_MAX,
+    config::{COUNTED_AT_ONCE_MAX, DONE_AT_ONCE_MAX},
     error::{ApiError, Case},
 };
 
@@ -20,6 +20,15 @@ pub(crate) enum Aside {
 impl Aside {
     pub(super) fn of(body: &Bytes) -> Self {
         if body.len() <= DONE_AT_ONCE_MAX {
+            Self::No
+        } else {
+            Self::Yes
+        }
+    }
+
+    /// For the count of this many bytes of text.
+    pub(crate) fn to_count(bytes: u64) -> Self {
+        if bytes <= COUNTED_AT_ONCE_MAX {
             Self::No
         } else {
             Self::Yes
