@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, atomic::AtomicBool};
 
-use seatbelt_ledger::api::Snapshots;
+use seatbelt_ledger::api::{Neurons, Snapshots};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -25,6 +25,8 @@ pub(crate) struct App {
     pub(crate) config: GatewayConfig,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) catalog: Arc<Catalog>,
+    /// Those alive now.
+    pub(crate) neurons: Neurons,
     pub(crate) gate: Arc<Gate>,
     pub(crate) snapshots: Arc<dyn Snapshots>,
     pub(crate) metrics: Arc<Metrics>,

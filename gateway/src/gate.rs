@@ -13,7 +13,7 @@ use std::{
 
 use seatbelt_ledger::api::{CommandError, Ledger, Read, Release, Reserve, ReserveOutcome};
 use seatbelt_schemas::{
-    command::Grant,
+    command::{Grant, Standing},
     event::{OnShort, OnUnknown},
     ids::{AccountId, Actor, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::Meter,
@@ -187,23 +187,39 @@ impl Gate {
             .map_err(|error| ApiError::from_command(&error))
     }
 
+    /// Whether a cap of the key has nothing left, even when all that is held comes back. Asked for only where
+    /// there is no count without a neuron's help.
+    pub(crate) async fn is_spent(&self, key: &KeyEntry) -> Result<bool, ApiError> {
+        let standing = self.standing(key, Some(key.key.clone())).await?;
+        Ok(standing.caps.iter().any(|cap| {
+            let of_all =
+                matches!(cap.scope, Scope::Account) || cap.scope == Scope::Key(key.key.clone());
+            of_all && cap.spent >= cap.limit
+        }))
+    }
+
     /// Whether any cap on what the key spends counts tokens or money, so that a request needs a bound.
     /// Asked for only where a request has none: caps may be set at any time, and the writer knows.
     pub(crate) async fn bounds(&self, key: &KeyEntry) -> Result<bool, ApiError> {
-        let query = Read {
-            account: key.account.clone(),
-            key: None, // those of models and end users too
-        };
-        let late = || ApiError::ledger_unavailable("read was not answered in time");
-        let standing = timeout(self.ledger_timeout, self.ledger.read(query))
-            .await
-            .map_err(|_| late())?
-            .map_err(|error| ApiError::from_command(&error))?;
+        // those of models and end users too
+        let standing = self.standing(key, None).await?;
         Ok(standing.caps.iter().any(|cap| {
             let of_another = matches!(&cap.scope, Scope::Key(other) if *other != key.key);
             let counts = !matches!(cap.meter, Meter::Requests | Meter::Concurrency);
             counts && !of_another
         }))
+    }
+
+    async fn standing(&self, key: &KeyEntry, of: Option<KeyId>) -> Result<Standing, ApiError> {
+        let query = Read {
+            account: key.account.clone(),
+            key: of,
+        };
+        let late = || ApiError::ledger_unavailable("read was not answered in time");
+        timeout(self.ledger_timeout, self.ledger.read(query))
+            .await
+            .map_err(|_| late())?
+            .map_err(|error| ApiError::from_command(&error))
     }
 
     fn wait(&self, want: &Want) -> Duration {

@@ -12,13 +12,16 @@ use seatbelt_dialects::{
     allow::{Allowed, Profile, refuse_state},
     translate::{Name, Translation, between},
 };
-use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, event::OnShort, ids::ModelId};
+use seatbelt_schemas::{
+    amount::TOKENS_PER_REQUEST_MAX, event::OnShort, ids::ModelId, neuron::NeuronModel,
+};
+use seatbelt_tokens::{ChatCounter, CountError, MessagesError};
 use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
     bound::{Bound, by_bytes, by_tokens, exactly},
-    config::{PricedClass, UpstreamModel},
+    config::{PricedClass, REQUEST_ALLOWANCE_GENERIC, UpstreamModel},
     error::ApiError,
     gate::{Gate, Want},
     metrics::{Metrics, Stage},
@@ -26,7 +29,9 @@ use crate::{
     upstream::{
         Candidate,
         catalog::Catalog,
+        choose::ChosenNeuron,
         count::{Counter, count},
+        recipes::Recipes,
     },
 };
 
@@ -68,7 +73,9 @@ struct Read {
 pub(crate) struct Planner {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) gate: Arc<Gate>,
-    /// For counts by a neuron's tokenizer.
+    /// The tokenizers of neurons.
+    pub(crate) recipes: Arc<Recipes>,
+    /// For counts by neurons that hand out none.
     pub(crate) counter: Counter,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -97,7 +104,7 @@ impl Planner {
         let allowed = allowed(&candidate, api, class.as_ref());
         self.screen(&caller, &headers, allowed, &mut body).await?;
         let read = Read { body, ask, room };
-        let (candidate, bound, read) = self.bound(&model, api, candidate, read).await?;
+        let (candidate, bound, read) = self.bound(&caller, &model, api, candidate, read).await?;
         let Read {
             mut body,
             ask,
@@ -165,9 +172,10 @@ impl Planner {
         Ok(refuse_state(body, allowed.accepted)?)
     }
 
-    /// The bound, and who will serve within it: a neuron that cannot count makes way for another.
+    /// The bound, and who will serve within it.
     async fn bound(
         &self,
+        caller: &Caller,
         model: &ModelId,
         api: Api,
         candidate: Candidate,
@@ -180,8 +188,54 @@ impl Planner {
             }
             Candidate::Neuron(neuron) => neuron,
         };
-        let (neuron, input_tokens) = count(&self.counter, model, neuron, &read.body).await?;
+        match self.recipe(&neuron, api, &read.body).await {
+            Some(counter) => {
+                let limits = neuron.model.clone();
+                let (bound, read) = neuron_bound(api, counter, limits, read).await?;
+                Ok((Candidate::Neuron(neuron), bound, read))
+            }
+            None => self.asked_bound(caller, model, neuron, read).await,
+        }
+    }
+
+    /// With what a neuron's prompt is counted here. Lists of texts or of tokens are rare: their neuron counts them.
+    async fn recipe(
+        &self,
+        neuron: &ChosenNeuron,
+        api: Api,
+        body: &Fields,
+    ) -> Option<Arc<ChatCounter>> {
+        let is_text = || body.get("prompt").is_some_and(Value::is_string);
+        match &neuron.model.recipe {
+            Some(name) if api == Api::Chat || is_text() => self.recipes.get(name).await,
+            _ => None,
+        }
+    }
+
+    /// The bound by a neuron's own count: one that cannot count makes way for another. None is asked for a key
+    /// that has nothing left: what its caps refuse is to cost no neuron anything.
+    async fn asked_bound(
+        &self,
+        caller: &Caller,
+        model: &ModelId,
+        neuron: ChosenNeuron,
+        read: Read,
+    ) -> Result<(Candidate, Bound, Read), ApiError> {
+        let spent = match &caller.key {
+            Some(key) if caller.run.is_none() => self.gate.is_spent(key).await?,
+            _ => false,
+        };
         let (context, output) = (neuron.model.context, neuron.model.output);
+        if spent {
+            // a soft cap refuses nothing, so this is a bound all the same
+            let limits = UpstreamModel {
+                request_allowance: REQUEST_ALLOWANCE_GENERIC,
+                ..UpstreamModel::new(model.clone(), context, output)
+            };
+            let bound = by_bytes(&read.ask, &limits)?;
+            return Ok((Candidate::Neuron(neuron), bound, read));
+        }
+        let (neuron, input_tokens) = count(&self.counter, model, neuron, &read.body).await?;
         let bound = exactly(&read.ask, input_tokens, context, output)?;
         Ok((Candidate::Neuron(neuron), bound, read))
     }
@@ -249,6 +303,44 @@ async fn foreign_bound(
         Ok((bound, read))
     };
     aside.work(counting).await
+}
+
+/// By the tokenizer and the template of the neuron's model, exactly.
+async fn neuron_bound(
+    api: Api,
+    counter: Arc<ChatCounter>,
+    limits: NeuronModel,
+    read: Read,
+) -> Result<(Bound, Read), ApiError> {
+    let aside = Aside::to_count(read.ask.text);
+    let counting = move || {
+        let counted = match read.body.get("prompt") {
+            Some(Value::String(text)) if api == Api::Completions => {
+                counter.count_text(text, limits.context)
+            }
+            _ => counter.count(read.body.get("messages"), limits.context),
+        };
+        let input_tokens = counted.map_err(|error| not_counted(&error, limits.context))?;
+        let bound = exactly(&read.ask, input_tokens, limits.context, limits.output)?;
+        Ok((bound, read))
+    };
+    aside.work(counting).await
+}
+
+/// As the neuron would refuse it.
+fn not_counted(error: &CountError, context: u64) -> ApiError {
+    match error {
+        CountError::TooLong(least) => ApiError::context_exceeded(*least, context),
+        CountError::Messages(MessagesError::Invalid(wanted)) => {
+            ApiError::invalid_field("messages", &format!("must be {wanted}"))
+        }
+        CountError::Messages(MessagesError::Unsupported(problem)) => {
+            ApiError::invalid_field("messages", &format!("cannot be served: {problem}"))
+        }
+        CountError::Prompt(error) => {
+            ApiError::invalid_field("messages", &format!("make no prompt: {error}"))
+        }
+    }
 }
 
 fn allowed<'a>(candidate: &'a Candidate, api: Api, class: Option<&'a PricedClass>) -> Allowed<'a> {
@@ -339,9 +431,12 @@ mod tests {
         ];
         let (gate, metrics, _) = gate(stub);
         let catalog = Arc::new(Catalog::new(&upstreams, &[], neurons));
+        let client = client(std::time::Duration::from_secs(1)).unwrap();
+        let secret = NeuronSecret::new([7; 32]);
         Planner {
+            recipes: Recipes::new(client.clone(), secret, Arc::new(|| 1)),
             counter: Counter {
-                client: client(std::time::Duration::from_secs(1)).unwrap(),
+                client,
                 catalog: Arc::clone(&catalog),
                 secret: NeuronSecret::new([7; 32]),
                 clock: Arc::new(|| 1),

@@ -35,7 +35,7 @@ use crate::{
     receive::{Receiver, caller::Keyring},
     routes,
     run::Runner,
-    upstream::{catalog::Catalog, client::client, count::Counter},
+    upstream::{catalog::Catalog, client::client, count::Counter, recipes::Recipes},
 };
 
 mod connections;
@@ -110,6 +110,8 @@ impl Gateway {
         let metrics_server = axum::serve(metrics, routes::metrics(Arc::clone(&app)))
             .with_graceful_shutdown(metrics_stop.clone().cancelled_owned());
         let metrics_task = tokio::spawn(metrics_server.into_future());
+        let recipes = Arc::clone(&app.planner.recipes);
+        tokio::spawn(recipes.follow(app.neurons.clone(), shutdown.clone()));
         let table = routes::table(Arc::clone(&app));
         let connections = Connections::new(&app.config);
         let mut server = tokio::spawn(connections.serve(listener, table, shutdown.clone()));
@@ -132,6 +134,7 @@ fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwe
     let ledger = Arc::clone(&parts.ledger);
     metrics.ask_clocks(Box::new(move || ledger.clock_offsets_ms()));
     let (tracker, cut) = (TaskTracker::new(), CancellationToken::new());
+    let neurons = parts.neurons.clone();
     let catalog = Catalog::new(&config.upstreams, &config.neuron_models, parts.neurons);
     let catalog = Arc::new(catalog);
     let patience = Patience {
@@ -157,6 +160,11 @@ fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwe
         planner: Planner {
             catalog: Arc::clone(&catalog),
             gate: Arc::clone(&gate),
+            recipes: Recipes::new(
+                client.clone(),
+                parts.neuron_secret.clone(),
+                Arc::clone(&parts.clock),
+            ),
             counter: Counter {
                 client: client.clone(),
                 catalog: Arc::clone(&catalog),
@@ -178,6 +186,7 @@ fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwe
         },
         keyring,
         catalog,
+        neurons,
         gate,
         snapshots: parts.snapshots,
         metrics,

@@ -18,6 +18,7 @@ pub(crate) mod choose;
 pub(crate) mod client;
 pub(crate) mod count;
 pub(crate) mod neuron;
+pub(crate) mod recipes;
 
 use choose::ChosenNeuron;
 use neuron::Pass;

@@ -5,6 +5,7 @@
 //! | `POST /v1/chat/completions`, `/v1/completions` | an answer, whole or as server-sent events |
 //! | `POST /v1/embeddings` | refused: no decoder gives embeddings |
 //! | `POST /tokenize` | `{"input_tokens", "context", "output"}` of the same body; runs nothing, reports nothing |
+//! | `POST /recipe` | the tokenizer and chat template of this name, by which gateways count |
 //! | `GET /v1/models`, `/v1/models/{id}`, `/models` | the models with their limits |
 //! | `GET /health/live`, `/health/ready`, `/metrics` | for machines |
 //!
@@ -25,7 +26,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use seatbelt_schemas::{ids::ModelId, neuron::NeuronModel};
+use seatbelt_schemas::{
+    ids::ModelId,
+    neuron::{NeuronModel, PATH_RECIPE},
+};
 use serde_json::{Value, json};
 
 pub(crate) use self::access::Used;
@@ -43,6 +47,7 @@ mod answer;
 mod error;
 mod generate;
 mod headers;
+mod recipe;
 mod request;
 mod tokenize;
 
@@ -63,6 +68,7 @@ impl Served {
             context: self.model.context as u64,
             output: self.model.output as u64,
             slots: u32::try_from(self.slots).unwrap_or(u32::MAX),
+            recipe: Some(self.model.recipe.name.clone()),
         }
     }
 }
@@ -101,6 +107,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(completions))
         .route("/v1/embeddings", post(embeddings))
         .route("/tokenize", post(tokenize::tokenize))
+        .route(PATH_RECIPE, post(recipe::recipe))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
         .route("/models", get(models))

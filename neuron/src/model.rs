@@ -8,8 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
 use seatbelt_tokens::{
-    ChatMessage, ChatTemplate, SpecialTokens, TemplateError, Tokenizer, TokenizerError,
+    ChatMessage, ChatTemplate, PromptError, Recipe, SpecialTokens, Tokenizer, chat_prompt,
     template_source,
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -56,20 +57,25 @@ pub(crate) struct Model {
     pub(crate) sampling: SamplingDefaults,
     pub(crate) tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    /// What gateways count its chats by.
+    pub(crate) recipe: HandedOut,
 }
 
-/// Why a prompt could not be made from a request.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum PromptError {
-    /// The model has no chat template: only plain completions work.
-    #[error("the model has no chat template: use /v1/completions")]
-    NoTemplate,
-    /// The template refused or broke.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    /// The tokenizer broke.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
+/// A recipe as it is handed out, and its name.
+#[derive(Debug)]
+pub(crate) struct HandedOut {
+    pub(crate) name: String,
+    pub(crate) encoded: Bytes,
+}
+
+impl HandedOut {
+    fn new(recipe: &Recipe) -> Self {
+        let encoded = Bytes::from(recipe.encode());
+        Self {
+            name: Recipe::name_of(&encoded),
+            encoded,
+        }
+    }
 }
 
 impl Model {
@@ -84,8 +90,7 @@ impl Model {
 
     /// The tokens of a chat, up to where the answer begins.
     pub(crate) fn chat_prompt(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, PromptError> {
-        let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
-        Ok(self.tokenizer.encode(&template.render(messages)?)?)
+        chat_prompt(self.template.as_ref(), &self.tokenizer, messages)
     }
 
     /// The tokens of a plain text, with the tokens that the tokenizer puts around every text.
@@ -96,8 +101,9 @@ impl Model {
 
 fn load(folder: &Path, config: &ModelConfig) -> Result<Model, String> {
     let genai: GenaiConfig = read_json(&folder.join(CONFIG_FILE))?;
-    let tokenizer =
-        Tokenizer::load(&folder.join(TOKENIZER_FILE)).map_err(|error| error.to_string())?;
+    let tokenizer_text = read_text(&folder.join(TOKENIZER_FILE))?;
+    let tokenizer = Tokenizer::parse(tokenizer_text.as_bytes())
+        .map_err(|error| format!("{TOKENIZER_FILE}: {error}"))?;
     let context = config
         .context
         .unwrap_or(genai.model.context_length)
@@ -109,7 +115,16 @@ fn load(folder: &Path, config: &ModelConfig) -> Result<Model, String> {
     }
     let eos = genai.model.eos_token_id.clone().into_vec();
     let bos = genai.model.bos_token_id;
-    let template = template(folder, &tokenizer, bos, &eos)?;
+    let source = template_source(folder).map_err(|error| error.to_string())?;
+    let special = special_tokens(&tokenizer, bos, &eos);
+    let recipe = HandedOut::new(&Recipe {
+        tokenizer: tokenizer_text,
+        template: source.clone(),
+        bos: special.bos.clone(),
+        eos: special.eos.clone(),
+    });
+    let template = source.map(|source| ChatTemplate::new(source, special));
+    let template = template.transpose().map_err(|error| error.to_string())?;
     Ok(Model {
         graph: genai.model.decoder.graph(folder),
         context,
@@ -119,37 +134,28 @@ fn load(folder: &Path, config: &ModelConfig) -> Result<Model, String> {
         sampling: genai.search.unwrap_or_default().defaults(),
         tokenizer,
         template,
+        recipe,
     })
 }
 
-fn template(
-    folder: &Path,
-    tokenizer: &Tokenizer,
-    bos: Option<u32>,
-    eos: &[u32],
-) -> Result<Option<ChatTemplate>, String> {
-    let source = template_source(folder).map_err(|error| error.to_string())?;
-    let Some(source) = source else {
-        return Ok(None);
-    };
+fn special_tokens(tokenizer: &Tokenizer, bos: Option<u32>, eos: &[u32]) -> SpecialTokens {
     let text_of = |token: Option<u32>| {
         token
             .and_then(|token| tokenizer.text_of(token))
             .unwrap_or_default()
     };
-    let tokens = SpecialTokens {
+    SpecialTokens {
         bos: text_of(bos),
         eos: text_of(eos.first().copied()),
-    };
-    ChatTemplate::new(source, tokens)
-        .map(Some)
-        .map_err(|error| error.to_string())
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
-    let text = fs::read_to_string(path)
-        .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+    serde_json::from_str(&read_text(path)?).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 #[derive(Deserialize)]
@@ -251,6 +257,7 @@ impl GenaiSearch {
 #[cfg(test)]
 pub(crate) mod tests {
     use seatbelt_schemas::ids::ModelId;
+    use seatbelt_tokens::TemplateError;
 
     use super::*;
     use crate::config::{CudaOptions, Device};

@@ -13,6 +13,9 @@ pub const PATH_COMPLETIONS: &str = "/v1/completions";
 /// Where a neuron counts the tokens of a prompt.
 pub const PATH_TOKENIZE: &str = "/tokenize";
 
+/// Where a neuron hands out a tokenizer and chat template; the body is `{"name": NAME}`.
+pub const PATH_RECIPE: &str = "/recipe";
+
 /// The reservation that pays for the request.
 pub const HEADER_RESERVATION: &str = "x-seatbelt-reservation";
 /// The account, for the usage event.
@@ -37,6 +40,10 @@ pub struct NeuronModel {
     pub output: u64,
     /// Requests that run at once.
     pub slots: u32,
+    /// The name of its tokenizer and chat template: the SHA-256 of what is handed out under [`PATH_RECIPE`], in
+    /// hexadecimal digits. Older neurons name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<String>,
 }
 
 /// What a neuron writes to KV `SEATBELT_NEURONS` under its id, again and again while it lives.

@@ -4,16 +4,20 @@
 //! number. Nothing here waits, listens or asks.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod chat;
 mod counter;
 mod encoding;
 mod folder;
 mod framing;
+mod recipe;
 mod template;
 mod tokenizer;
 
+pub use chat::{MessagesError, PromptError, chat_prompt, read_messages};
 pub use counter::Counter;
 pub use encoding::Encoding;
 pub use folder::{template_beside, template_source};
 pub use framing::Framing;
+pub use recipe::{ChatCounter, CountError, Recipe};
 pub use template::{ChatMessage, ChatTemplate, SpecialTokens, TemplateError};
 pub use tokenizer::{TextStream, Tokenizer, TokenizerError};

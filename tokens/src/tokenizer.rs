@@ -33,10 +33,19 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub fn load(path: &Path) -> Result<Self, TokenizerError> {
-        let unreadable = |error| TokenizerError(format!("cannot read {}: {error}", path.display()));
-        let mut inner = tokenizers::Tokenizer::from_file(path).map_err(unreadable)?;
+        let named =
+            |error: String| TokenizerError(format!("cannot read {}: {error}", path.display()));
+        let text = std::fs::read(path).map_err(|error| named(error.to_string()))?;
+        Self::parse(&text).map_err(|TokenizerError(detail)| named(detail))
+    }
+
+    /// Takes the text of a `tokenizer.json`.
+    pub fn parse(text: &[u8]) -> Result<Self, TokenizerError> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(text)
+            .map_err(|error| TokenizerError(error.to_string()))?;
         // What a file was trained with would cut a prompt, or bill what nobody wrote.
-        inner.with_truncation(None).map_err(unreadable)?;
+        let untruncated = inner.with_truncation(None);
+        untruncated.map_err(|error| TokenizerError(error.to_string()))?;
         inner.with_padding(None);
         let longest = inner
             .get_vocab(true)

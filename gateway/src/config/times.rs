@@ -33,6 +33,10 @@ pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a neuron may take to count a prompt.
 pub(crate) const TOKENIZE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a neuron may take to hand out a tokenizer.
+pub(crate) const RECIPE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a request waits for one that is being fetched.
+pub(crate) const RECIPE_WAIT: Duration = Duration::from_secs(5);
 /// How long a neuron's usage event is waited for once its connection ended early.
 pub(crate) const USAGE_EVENT_WAIT: Duration = Duration::from_secs(5);
 /// How long the bytes after the end of a stream are waited for, so that the connection can be used

@@ -11,7 +11,7 @@ use seatbelt_dialects::{Api, allow::refuse_state, translate::between};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{Planner, Read, allowed, foreign_bound, model_id, read};
+use super::{Planner, Read, allowed, foreign_bound, model_id, neuron_bound, read};
 use crate::{
     clock::ms,
     error::ApiError,
@@ -88,6 +88,10 @@ impl Planner {
                 Ok(Counted::here("bound", bound.input_tokens))
             }
             Candidate::Neuron(neuron) => {
+                if let Some(counter) = self.recipe(&neuron, api, &read.body).await {
+                    let (bound, _) = neuron_bound(api, counter, neuron.model.clone(), read).await?;
+                    return Ok(Counted::here("exact", bound.input_tokens));
+                }
                 let (_, tokens) = count(&self.counter, &model, neuron, &read.body).await?;
                 Ok(Counted::here("exact", tokens))
             }

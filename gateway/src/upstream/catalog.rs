@@ -170,6 +170,7 @@ mod tests {
                 context: 64,
                 output: 32,
                 slots: 1,
+                recipe: None,
             }],
             active,
             queued: 0,

@@ -112,6 +112,7 @@ mod tests {
                 context: 64,
                 output: 32,
                 slots,
+                recipe: None,
             }],
             active,
             queued: 0,

@@ -150,6 +150,7 @@ mod tests {
                 context: 64,
                 output: 32,
                 slots: 1,
+                recipe: None,
             }],
             active: 0,
             queued: 0,

@@ -8,6 +8,7 @@ use seatbelt_schemas::{
     usage::{NeuronUsage, Outcome, UsageEvent},
     window::Window,
 };
+use seatbelt_tokens::Recipe;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -22,13 +23,19 @@ async fn with_neuron(limit: u64) -> Stack {
     stack
 }
 
-/// Registers the upstream as a neuron.
+/// Registers the upstream as a neuron of an older release, which hands out no tokenizer.
 pub(crate) fn serves(stack: &Stack) {
+    serves_with(stack, None);
+}
+
+/// Registers the upstream as a neuron.
+fn serves_with(stack: &Stack, recipe: Option<String>) {
     let model = NeuronModel {
         id: ModelId::new("tiny").unwrap(),
         context: 64,
         output: 32,
         slots: 1,
+        recipe,
     };
     stack
         .neurons
@@ -237,4 +244,67 @@ async fn a_neuron_that_ran_out_of_time_is_settled_from_its_report() {
         assert_eq!(asked.await.unwrap().unwrap().status().as_u16(), 504);
         assert_eq!(stack.spent_once_idle().await, spent);
     }
+}
+
+/// A stack whose upstream is a neuron that hands out its tokenizer.
+async fn with_tokenizer(limit: u64) -> Stack {
+    let stack = Stack::balance(limit).await;
+    serves_with(&stack, Some(Recipe::name_of(&stack.upstream.recipe)));
+    stack
+}
+
+#[tokio::test]
+async fn a_prompt_is_counted_here_by_the_neuron_s_tokenizer() {
+    let stack = with_tokenizer(1000).await;
+    assert_eq!(status_and_body(stack.chat(&tiny(hi(20)))).await.0, 200);
+    let headers = stack.upstream.last().headers;
+    // a beginning, two around the message, its text, one before the answer
+    assert_eq!(headers["x-seatbelt-max-input-tokens"], "6");
+    assert_eq!(status_and_body(stack.chat(&tiny(hi(20)))).await.0, 200);
+    let chat = "/v1/chat/completions";
+    assert_eq!(stack.upstream.paths(), ["/recipe", chat, chat]);
+}
+
+#[tokio::test]
+async fn a_key_at_its_cap_causes_no_call_to_any_neuron() {
+    // the second request does not fit: 26 are held for each, 15 used by the first
+    let stack = with_tokenizer(26).await;
+    assert_eq!(status_and_body(stack.chat(&tiny(hi(20)))).await.0, 200);
+    let calls = stack.upstream.paths();
+    let (status, body) = status_and_body(stack.chat(&tiny(hi(20)))).await;
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (429, &json!("insufficient_quota"))
+    );
+    assert_eq!(stack.upstream.paths(), calls);
+    // ... nor to one that hands out no tokenizer, once nothing is left
+    let stack = with_neuron(15).await;
+    assert_eq!(status_and_body(stack.chat(&tiny(hi(5)))).await.0, 200);
+    assert_eq!(stack.spent_once_idle().await, 15);
+    let calls = stack.upstream.paths();
+    assert_ne!(status_and_body(stack.chat(&tiny(hi(5)))).await.0, 200);
+    assert_eq!(stack.upstream.paths(), calls);
+}
+
+#[tokio::test]
+async fn messages_that_make_no_prompt_are_refused_before_anything_is_held() {
+    let stack = with_tokenizer(1000).await;
+    for (message, says) in [
+        (
+            json!({"role": "oracle", "content": "hi"}),
+            "unknown role oracle",
+        ),
+        (
+            json!({"role": "user", "content": "x".repeat(100)}),
+            "context",
+        ),
+    ] {
+        let mut body = tiny(hi(20));
+        body["messages"] = json!([message]);
+        let (status, body) = status_and_body(stack.chat(&body)).await;
+        let told = body["error"]["message"].as_str().unwrap();
+        assert!(status == 400 && told.contains(says), "{status} {told}");
+    }
+    assert_eq!(stack.upstream.paths(), ["/recipe"]);
+    assert_eq!(stack.spent_once_idle().await, 0);
 }

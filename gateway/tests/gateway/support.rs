@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -49,6 +50,7 @@ use seatbelt_schemas::{
     usage::UsageEvent,
     window::Window,
 };
+use seatbelt_tokens::{Recipe, template_source};
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
@@ -99,6 +101,10 @@ pub(crate) struct Upstream {
     pub(crate) open: Arc<AtomicUsize>,
     /// How many input tokens it counts in any prompt.
     pub(crate) counts: AtomicUsize,
+    /// What it hands out as its tokenizer, as a neuron.
+    pub(crate) recipe: Vec<u8>,
+    /// Every path that was called.
+    paths: Mutex<Vec<String>>,
 }
 
 pub(crate) fn chat_answer() -> String {
@@ -139,6 +145,8 @@ impl Upstream {
             go_on: Notify::new(),
             open: Arc::default(),
             counts: AtomicUsize::new(10),
+            recipe: tiny_recipe(),
+            paths: Mutex::default(),
         });
         let router = Router::new()
             .fallback(any(answer))
@@ -149,6 +157,10 @@ impl Upstream {
 
     pub(crate) fn plays(&self, script: Script) {
         *self.script.lock().unwrap() = script;
+    }
+
+    pub(crate) fn paths(&self) -> Vec<String> {
+        self.paths.lock().unwrap().clone()
     }
 
     pub(crate) fn hits(&self) -> usize {
@@ -163,6 +175,18 @@ impl Upstream {
             .expect("the upstream was never asked")
             .clone()
     }
+}
+
+/// What a neuron with the tiny model hands out.
+fn tiny_recipe() -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny");
+    let recipe = Recipe {
+        tokenizer: std::fs::read_to_string(folder.join("tokenizer.json")).unwrap(),
+        template: template_source(&folder).unwrap(),
+        bos: "<|bos|>".to_owned(),
+        eos: "<|end|>".to_owned(),
+    };
+    recipe.encode()
 }
 
 /// As a neuron `n-1` would look at it.
@@ -185,6 +209,14 @@ async fn answer(
         body.clone(),
         serde_json::from_slice(&body).unwrap_or(Value::Null),
     );
+    upstream.paths.lock().unwrap().push(uri.path().to_owned());
+    if uri.path() == "/recipe" {
+        let is_known = body["name"] == Recipe::name_of(&upstream.recipe);
+        return match is_signed("/recipe", &headers, &bytes) && is_known {
+            true => upstream.recipe.clone().into_response(),
+            false => StatusCode::UNAUTHORIZED.into_response(),
+        };
+    }
     if uri.path() == "/tokenize" {
         if !is_signed("/tokenize", &headers, &bytes) {
             return StatusCode::UNAUTHORIZED.into_response();

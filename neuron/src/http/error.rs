@@ -146,6 +146,11 @@ impl ApiError {
         }
     }
 
+    pub(super) fn unknown_recipe() -> Self {
+        let message = "no model with a tokenizer of this name is served here";
+        Self::new(StatusCode::NOT_FOUND, INVALID, "recipe_not_found", message)
+    }
+
     pub(super) fn no_prompt(message: impl Into<String>) -> Self {
         Self {
             param: Some("messages"),

@@ -14,6 +14,7 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::LengthLimitError;
 use seatbelt_schemas::neuron::signature::BodyHash;
+use seatbelt_tokens::PromptError;
 use ulid::Ulid;
 
 use super::{
@@ -28,7 +29,6 @@ use crate::{
     clock::unix_ms,
     config::{BODY_BYTES_MAX, BODY_TIME_MAX},
     engine::{Job, Refused},
-    model::PromptError,
     sampler::Sampling,
     usage::Ticket,
 };

@@ -3,11 +3,11 @@
 //! Unknown fields are ignored. A known field that would change the answer and is not served is
 //! refused rather than ignored.
 
-use seatbelt_tokens::ChatMessage;
+use seatbelt_tokens::{ChatMessage, MessagesError, PromptError, read_messages};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use crate::model::{Model, PromptError};
+use crate::model::Model;
 
 const STOPS_MAX: usize = 4;
 const STOP_BYTES_MAX: usize = 512;
@@ -244,12 +244,10 @@ impl<'a> Fields<'a> {
     }
 
     fn messages(&self) -> Result<Vec<ChatMessage>, ApiError> {
-        let wanted = || ApiError::invalid_value("messages", "a list of at least one message");
-        let list = self
-            .get("messages")
-            .and_then(Value::as_array)
-            .filter(|list| !list.is_empty());
-        list.ok_or_else(wanted)?.iter().map(message).collect()
+        read_messages(self.get("messages")).map_err(|error| match error {
+            MessagesError::Invalid(wanted) => ApiError::invalid_value("messages", wanted),
+            MessagesError::Unsupported(problem) => ApiError::unsupported("messages", problem),
+        })
     }
 
     fn prompt(&self) -> Result<Prompt, ApiError> {
@@ -272,49 +270,6 @@ fn tokens_of(list: &[Value]) -> Option<Prompt> {
         .map(token)
         .collect::<Option<Vec<u32>>>()
         .map(Prompt::Tokens)
-}
-
-fn message(value: &Value) -> Result<ChatMessage, ApiError> {
-    let text = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
-    let role = text("role")
-        .ok_or_else(|| ApiError::invalid_value("messages", "messages with a role each"))?;
-    let content = match value.get("content") {
-        None | Some(Value::Null) => String::new(),
-        Some(Value::String(content)) => content.clone(),
-        Some(Value::Array(parts)) => parts
-            .iter()
-            .map(part)
-            .collect::<Result<Vec<_>, _>>()?
-            .concat(),
-        Some(_) => {
-            return Err(ApiError::invalid_value(
-                "messages",
-                "messages whose content is text or a list of parts",
-            ));
-        }
-    };
-    Ok(ChatMessage {
-        role,
-        content,
-        name: text("name"),
-    })
-}
-
-fn part(value: &Value) -> Result<String, ApiError> {
-    match (
-        value.get("type").and_then(Value::as_str),
-        value.get("text").and_then(Value::as_str),
-    ) {
-        (Some("text"), Some(text)) => Ok(text.to_owned()),
-        (Some("text"), None) => Err(ApiError::invalid_value(
-            "messages",
-            "text parts with a text each",
-        )),
-        _ => Err(ApiError::unsupported(
-            "messages",
-            "this model takes text only: another kind of content part was sent",
-        )),
-    }
 }
 
 #[cfg(test)]

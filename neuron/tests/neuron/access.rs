@@ -111,6 +111,7 @@ async fn everything_but_what_machines_look_at_needs_a_signature() {
         "/v1/completions",
         "/v1/embeddings",
         "/tokenize",
+        "/recipe",
         "/v1/none",
         "/none",
     ] {

@@ -1,7 +1,10 @@
 //! What the neuron answers.
 
+use std::path::Path;
+
 use futures::future::join_all;
 use seatbelt_schemas::usage::Outcome;
+use seatbelt_tokens::{ChatCounter, Recipe, template_source};
 use serde_json::{Value, json};
 
 use crate::common::{Neuron, chat, request, tiny, with};
@@ -237,6 +240,29 @@ async fn counting_tokens_agrees_with_running_them_and_reports_nothing() {
             .code(),
         "model_not_found"
     );
+    neuron.reports.exactly(1).await;
+}
+
+#[tokio::test]
+async fn who_has_what_a_neuron_hands_out_counts_as_it_does() {
+    let neuron = Neuron::start().await;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny");
+    let recipe = Recipe {
+        tokenizer: std::fs::read_to_string(folder.join("tokenizer.json")).unwrap(),
+        template: template_source(&folder).unwrap(),
+        bos: "<|bos|>".to_owned(),
+        eos: "<|end|>".to_owned(),
+    };
+    let name = Recipe::name_of(&recipe.encode());
+    let handed = neuron.post("/recipe", &json!({ "name": name })).await;
+    assert_eq!(handed.status, 200, "{handed:?}");
+    let counter = ChatCounter::read(handed.body.as_bytes()).unwrap();
+    let body = chat("Größe: 東京 🦀 <|end|>", 2);
+    let counted = counter.count(Some(&body["messages"]), 1024).unwrap();
+    let ran = neuron.post(CHAT, &body).await.json();
+    assert_eq!(json!(counted), ran["usage"]["prompt_tokens"]);
+    let other = neuron.post("/recipe", &json!({ "name": "none" })).await;
+    assert_eq!(other.code(), "recipe_not_found");
     neuron.reports.exactly(1).await;
 }
 
