@@ -77,13 +77,17 @@ impl Outlet {
         rows: usize,
         logits: &mut Vec<f32>,
     ) -> ort::Result<()> {
+        let Run {
+            session,
+            lane,
+            options,
+            logits: name,
+        } = run;
         // Bound anew each time: a bound output keeps the shape of its last run.
-        run.lane.bind_output_to_device(run.logits, &self.host)?;
-        let mut outputs = run
-            .session
-            .run_binding_with_options(run.lane, run.options)?;
-        let given = (outputs.remove(run.logits))
-            .ok_or_else(|| ort::Error::new("the run gave no logits"))?;
+        lane.bind_output_to_device(name, &self.host)?;
+        let mut outputs = session.run_binding_with_options(lane, options)?;
+        let given =
+            (outputs.remove(name)).ok_or_else(|| ort::Error::new("the run gave no logits"))?;
         logits::read(&given.downcast()?, rows * self.vocab, logits)
     }
 }
@@ -98,11 +102,14 @@ impl Apart {
     ) -> ort::Result<()> {
         let sides = [1, length, vocab].map(|side| i64::try_from(side).unwrap_or(i64::MAX));
         let given = view::shaped(&self.all, 0, length, &sides)?;
-        run.lane.bind_output(run.logits, given)?;
-        drop(
-            run.session
-                .run_binding_with_options(run.lane, run.options)?,
-        );
+        let Run {
+            session,
+            lane,
+            options,
+            logits: name,
+        } = run;
+        lane.bind_output(name, given)?;
+        drop(session.run_binding_with_options(lane, options)?);
         view::rows(&self.all, length - 1, 1)?.copy_into(&mut self.last)?;
         logits::read(&self.last, vocab, logits)
     }

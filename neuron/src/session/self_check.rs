@@ -77,7 +77,7 @@ fn prefilled(
     for piece in pieces {
         decoder
             .prefill(slot, position, piece, &mut logits)
-            .map_err(failed)?;
+            .map_err(|error| failed(&error))?;
         position += piece.len();
     }
     Ok(logits)
@@ -99,11 +99,13 @@ fn stepped(
     ];
     rows[slot] = Row { token, position };
     let mut logits = Vec::new();
-    decoder.decode(&rows, &mut logits).map_err(failed)?;
+    decoder
+        .decode(&rows, &mut logits)
+        .map_err(|error| failed(&error))?;
     Ok(logits.split_off(slot * decoder.vocab()))
 }
 
-fn failed(error: StepError) -> String {
+fn failed(error: &StepError) -> String {
     format!("the first run failed: {error}")
 }
 
