@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use crate::model::Model;
 
+mod unserved;
+
 const STOPS_MAX: usize = 4;
 const STOP_BYTES_MAX: usize = 512;
 
@@ -70,6 +72,7 @@ impl Wish {
         };
         let body = Fields(&body);
         body.refuse_unserved()?;
+        unserved::refuse(body.0)?;
         let stream = body.flag("stream")?.unwrap_or(false);
         Ok(Self {
             model: body.model()?,
@@ -244,6 +247,10 @@ impl<'a> Fields<'a> {
     }
 
     fn messages(&self) -> Result<Vec<ChatMessage>, ApiError> {
+        let list = self.get("messages").and_then(Value::as_array);
+        list.into_iter()
+            .flatten()
+            .try_for_each(unserved::refuse_tools)?;
         read_messages(self.get("messages")).map_err(|error| match error {
             MessagesError::Invalid(wanted) => ApiError::invalid_value("messages", wanted),
             MessagesError::Unsupported(problem) => ApiError::unsupported("messages", problem),
