@@ -1,0 +1,387 @@
+//! Reserves: what is asked against every cap that it is in, and what becomes of it: a hold, a wait or a refusal.
+
+use std::sync::Arc;
+
+use seatbelt_schemas::{
+    budget::Budget,
+    cap::{CapEvidence, CapSpec},
+    command::CommandError,
+    event::{Asked, OnShort, RefusalReason, Refused, Reserved},
+    ids::{CapId, EndUserId, KeyId, ModelId, ReservationId, RunId},
+    meter::{Amounts, Meter},
+    price::Price,
+    scope::Scopes,
+};
+
+use super::{Context, run};
+use crate::account::{Account, Cap, Run, deciding};
+
+/// A reserve, as far as the decision depends on it.
+#[derive(Debug, Clone, Copy)]
+pub struct ReserveRequest<'a> {
+    /// The id it will have.
+    pub reservation: ReservationId,
+    /// The key that pays.
+    pub key: &'a KeyId,
+    /// The model.
+    pub model: Option<&'a ModelId>,
+    /// The agent run.
+    pub run: Option<&'a RunId>,
+    /// The caller's end user.
+    pub end_user: Option<&'a EndUserId>,
+    /// What is asked.
+    pub asked: Asked,
+    /// The budget to open the run with.
+    pub budget: Option<&'a Budget>,
+}
+
+/// The decision on a reserve.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// It fits.
+    Reserve(Reserved),
+    /// It would fit once open holds resolve; these caps are short.
+    Wait(Vec<CapId>),
+    /// It does not fit.
+    Refuse(Refused),
+}
+
+/// Decides a reserve. With `last_call` there is no waiting any more: what is short is refused.
+pub fn reserve(
+    account: &Account,
+    context: Context<'_>,
+    request: ReserveRequest<'_>,
+    last_call: bool,
+) -> Result<Verdict, CommandError> {
+    let scopes = Arc::new(scopes_of(account, &request)?);
+    let price = request
+        .model
+        .and_then(|model| context.prices.current(model));
+    let (want, survey) = survey(account, context, &request, &scopes, price)?;
+    let fits = if survey.fits() {
+        Some(want)
+    } else if request.asked.on_short == OnShort::Clamp {
+        clamp(limiting(account, &scopes), price, &want, context.at_ms)?
+    } else {
+        None
+    };
+    let price = price.map(|price| price.version);
+    let Some(hold) = fits else {
+        let asked = (request, scopes, want, price);
+        return Ok(short(account, context, asked, survey, last_call));
+    };
+    Ok(Verdict::Reserve(Reserved {
+        reservation: request.reservation,
+        scopes,
+        asked: request.asked,
+        hold,
+        price,
+        budget: request.budget.copied(),
+        caps: survey.evidence,
+    }))
+}
+
+/// What a reserve would hold, and every cap that it would hold it in.
+fn survey(
+    account: &Account,
+    context: Context<'_>,
+    request: &ReserveRequest<'_>,
+    scopes: &Scopes,
+    price: Option<&Price>,
+) -> Result<(Amounts, Survey), CommandError> {
+    if let Some(budget) = request.budget {
+        return survey_budget(account, context, request, scopes, budget);
+    }
+    let Asked {
+        input_tokens,
+        output_tokens,
+        ..
+    } = request.asked;
+    let want = amounts(price, input_tokens, output_tokens)?;
+    let run = account.run_of(scopes);
+    let need = |cap: &Cap| need(run, cap, &want);
+    let survey = Survey::of(account.matching(scopes), need, context.at_ms);
+    Ok((want, survey))
+}
+
+/// What becomes of a reserve that does not fit: it waits, or is refused.
+fn short(
+    account: &Account,
+    context: Context<'_>,
+    (request, scopes, want, price): (ReserveRequest<'_>, Arc<Scopes>, Amounts, Option<u32>),
+    survey: Survey,
+    last_call: bool,
+) -> Verdict {
+    let shortage = match survey.shortage {
+        Some(shortage) => shortage,
+        None if !last_call => return Verdict::Wait(survey.short),
+        None => Shortage {
+            reason: RefusalReason::Held,
+            cap: survey.short[0].clone(),
+            resets_at_ms: None,
+        },
+    };
+    // among those that apply, which are few, however many caps the account has
+    let refused_by = account
+        .matching(&scopes)
+        .find(|cap| cap.spec.cap == shortage.cap);
+    let terms = refused_by.map(|cap| cap.terms(context.at_ms));
+    Verdict::Refuse(Refused {
+        terms,
+        reservation: request.reservation,
+        scopes,
+        asked: request.asked,
+        want,
+        price,
+        budget: request.budget.copied(),
+        reason: shortage.reason,
+        cap: shortage.cap,
+        resets_at_ms: shortage.resets_at_ms,
+        caps: survey.evidence,
+        count: 1,
+        decided_at_ms: None,
+    })
+}
+
+/// What a request needs of a cap; `None` where that is not known (no price). Nothing where its run
+/// holds its share already.
+pub(super) fn need(run: Option<&Run>, cap: &Cap, want: &Amounts) -> Option<u64> {
+    if run.is_some_and(|run| run.covers(&cap.spec)) {
+        return Some(0);
+    }
+    want.held_in(cap.spec.meter)
+}
+
+/// The caps that a request needs something of.
+fn limiting<'a>(account: &'a Account, scopes: &'a Scopes) -> impl Iterator<Item = &'a Cap> {
+    let run = account.run_of(scopes);
+    account
+        .matching(scopes)
+        .filter(move |cap| run.is_none_or(|run| !run.covers(&cap.spec)))
+}
+
+/// A budget against the caps of its payer: it is no request, of no model, and not yet in a run.
+fn survey_budget(
+    account: &Account,
+    context: Context<'_>,
+    request: &ReserveRequest<'_>,
+    scopes: &Scopes,
+    budget: &Budget,
+) -> Result<(Amounts, Survey), CommandError> {
+    let run = run::admit(account, request, budget)?;
+    let payer = deciding(scopes, Some(budget));
+    let need = |cap: &Cap| Some(budget.amount(cap.spec.meter).unwrap_or(0));
+    let survey = Survey::of(account.matching(&payer), need, context.at_ms);
+    if survey.fits() {
+        run::unused(account, run, budget)?;
+    }
+    Ok((budget.hold(), survey))
+}
+
+/// Of the caps at which others stand before it (`blocked`), those that a decided reserve takes something of.
+pub(crate) fn contested(
+    account: &Account,
+    data: &Reserved,
+    blocked: impl Fn(&CapId) -> bool,
+) -> Vec<CapId> {
+    let scopes = deciding(&data.scopes, data.budget.as_ref());
+    let takes = |cap: &CapSpec| match &data.budget {
+        Some(budget) => budget.amount(cap.meter).is_some(),
+        None => account
+            .run_of(&data.scopes)
+            .is_none_or(|run| !run.covers(cap)),
+    };
+    account
+        .matching(&scopes)
+        .filter(|cap| blocked(&cap.spec.cap) && takes(&cap.spec))
+        .map(|cap| cap.spec.cap.clone())
+        .collect()
+}
+
+/// Whose a request is.
+pub(crate) fn scopes_of(
+    account: &Account,
+    request: &ReserveRequest<'_>,
+) -> Result<Scopes, CommandError> {
+    let key = account
+        .key(request.key)
+        .ok_or_else(|| CommandError::UnknownKey {
+            key: request.key.clone(),
+        })?;
+    if key.revoked {
+        return Err(CommandError::KeyRevoked {
+            key: request.key.clone(),
+        });
+    }
+    Ok(Scopes {
+        key: key.key.clone(),
+        team: key.team.clone(),
+        model: request.model.cloned(),
+        run: request.run.cloned(),
+        end_user: request.end_user.cloned(),
+    })
+}
+
+/// The bound of a request in every meter.
+pub(super) fn amounts(
+    price: Option<&Price>,
+    input_tokens: u64,
+    output_tokens: u64,
+) -> Result<Amounts, CommandError> {
+    let cost = match price {
+        None => None,
+        Some(price) => Some(price.bound(input_tokens, output_tokens).ok_or_else(|| {
+            CommandError::invalid(format!(
+                "the cost of {input_tokens} + {output_tokens} tokens is not countable"
+            ))
+        })?),
+    };
+    Ok(Amounts::request(input_tokens, output_tokens, cost))
+}
+
+/// Why a request cannot fit now, whatever becomes of the open holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Shortage {
+    reason: RefusalReason,
+    cap: CapId,
+    resets_at_ms: Option<u64>,
+}
+
+impl Shortage {
+    /// Which shortage a caller must hear of when several caps refuse: the one that time does not
+    /// cure before the one that it does, and of these the latest.
+    fn weight(&self) -> (u8, u64) {
+        match self.reason {
+            RefusalReason::Unpriced => (3, 0),
+            RefusalReason::Spent if self.resets_at_ms.is_none() => (2, 0),
+            RefusalReason::Unsatisfiable => (1, self.resets_at_ms.unwrap_or(0)),
+            RefusalReason::Spent | RefusalReason::Held => (0, self.resets_at_ms.unwrap_or(0)),
+        }
+    }
+}
+
+/// Every matching cap against one want.
+struct Survey {
+    evidence: Vec<CapEvidence>,
+    /// The weightiest shortage that waiting for holds does not cure.
+    shortage: Option<Shortage>,
+    /// Caps that are short only because of open holds.
+    short: Vec<CapId>,
+}
+
+impl Survey {
+    fn of<'a>(
+        caps: impl Iterator<Item = &'a Cap>,
+        need: impl Fn(&Cap) -> Option<u64>,
+        at_ms: u64,
+    ) -> Self {
+        let mut survey = Self {
+            evidence: Vec::with_capacity(2),
+            shortage: None,
+            short: Vec::new(),
+        };
+        for cap in caps {
+            let evidence = cap.evidence(at_ms);
+            if cap.spec.hard {
+                survey.weigh(cap, &evidence, need(cap), at_ms);
+            }
+            survey.evidence.push(evidence);
+        }
+        survey
+    }
+
+    fn weigh(&mut self, cap: &Cap, evidence: &CapEvidence, need: Option<u64>, at_ms: u64) {
+        let empty_room = evidence.limit.saturating_sub(evidence.spent);
+        match need {
+            Some(need) if need <= empty_room => {
+                if need > empty_room.saturating_sub(evidence.held) {
+                    self.short.push(evidence.cap.clone());
+                }
+            }
+            need => {
+                let shortage = shortage(cap, evidence, need, at_ms);
+                if self
+                    .shortage
+                    .as_ref()
+                    .is_none_or(|known| known.weight() < shortage.weight())
+                {
+                    self.shortage = Some(shortage);
+                }
+            }
+        }
+    }
+
+    fn fits(&self) -> bool {
+        self.shortage.is_none() && self.short.is_empty()
+    }
+}
+
+fn shortage(cap: &Cap, evidence: &CapEvidence, need: Option<u64>, at_ms: u64) -> Shortage {
+    let window = cap.spec.window;
+    let (reason, resets_at_ms) = match need {
+        None => (RefusalReason::Unpriced, None),
+        Some(_) if !window.resets() => (RefusalReason::Spent, None),
+        Some(need) if need > evidence.limit => (
+            RefusalReason::Unsatisfiable,
+            window.length_ms(at_ms).map(|length| at_ms + length),
+        ),
+        Some(need) => {
+            let shortfall = need - (evidence.limit - evidence.spent.min(evidence.limit))
+                + evidence.spent.saturating_sub(evidence.limit);
+            (
+                RefusalReason::Spent,
+                cap.counter.aged_out_ms(window, at_ms, shortfall),
+            )
+        }
+    };
+    Shortage {
+        reason,
+        cap: evidence.cap.clone(),
+        resets_at_ms,
+    }
+}
+
+/// The largest hold with less output that fits now; `None` where not even one output token does.
+fn clamp<'a>(
+    caps: impl Iterator<Item = &'a Cap>,
+    price: Option<&Price>,
+    want: &Amounts,
+    at_ms: u64,
+) -> Result<Option<Amounts>, CommandError> {
+    let mut output = want.output_tokens;
+    for cap in caps.filter(|cap| cap.spec.hard) {
+        let room = cap
+            .limit()
+            .saturating_sub(cap.spent(at_ms))
+            .saturating_sub(cap.held);
+        let fits = |output: u64| match cap.spec.meter {
+            Meter::Tokens => want.input_tokens.saturating_add(output) <= room,
+            Meter::OutputTokens => output <= room,
+            Meter::Cost => price
+                .and_then(|price| price.bound(want.input_tokens, output))
+                .is_some_and(|cost| cost <= room),
+            Meter::Requests | Meter::Concurrency | Meter::InputTokens => want
+                .held_in(cap.spec.meter)
+                .is_some_and(|need| need <= room),
+        };
+        output = largest(output, fits);
+    }
+    if output == 0 {
+        return Ok(None);
+    }
+    amounts(price, want.input_tokens, output).map(Some)
+}
+
+/// The largest number from 1 to `most` that fits, where every smaller one fits too; 0 if none.
+fn largest(most: u64, fits: impl Fn(u64) -> bool) -> u64 {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fits(middle) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    low
+}
