@@ -9,10 +9,7 @@
 //! Outcomes are a fold of the journal like everything else. What the journal tells of an older command
 //! is kept here for a while too, as a [`Trace`].
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    hash::{DefaultHasher, Hash, Hasher},
-};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use seatbelt_schemas::{
     budget::Budget,
@@ -28,9 +25,11 @@ use seatbelt_schemas::{
 use crate::decide;
 
 pub mod ahead;
+mod kept;
 mod searches;
 
 use ahead::Ahead;
+use kept::{Newest, Recollected};
 use searches::Searches;
 
 /// How many commands of one partition stay hot. That is 5 seconds at 100,000 decisions a second and
@@ -471,61 +470,6 @@ impl Outcomes {
                 self.searches.note_end(id, position);
                 self.note_end(id, position);
             }
-        }
-    }
-}
-
-/// Commands with the newest ids.
-#[derive(Debug)]
-struct Newest {
-    known: BTreeMap<CommandId, Known>,
-    max: usize,
-}
-
-impl Newest {
-    fn of(max: usize) -> Self {
-        Self {
-            known: BTreeMap::new(),
-            max: max.max(1),
-        }
-    }
-
-    /// Keeps a command, unless it is known.
-    fn keep(&mut self, id: CommandId, known: Known) {
-        self.known.entry(id).or_insert(known);
-    }
-
-    /// Drops the oldest where there are too many; the largest id that had to go.
-    fn drop_oldest(&mut self, but: Option<CommandId>) -> Option<CommandId> {
-        let mut largest = None;
-        while self.known.len() > self.max {
-            let mut ids = self.known.keys().copied();
-            let dropped = ids.find(|known| Some(*known) != but);
-            dropped.map(|dropped| self.known.remove(&dropped));
-            largest = largest.max(dropped);
-        }
-        largest
-    }
-}
-
-/// Older commands, as the journal told of them; the first asked for are let go first.
-#[derive(Debug, Default)]
-struct Recollected {
-    known: BTreeMap<CommandId, Option<Known>>,
-    order: VecDeque<CommandId>,
-}
-
-impl Recollected {
-    fn keep(&mut self, id: CommandId, known: Option<Known>) {
-        if self.known.contains_key(&id) {
-            return;
-        }
-        self.known.insert(id, known);
-        self.order.push_back(id);
-        if self.order.len() > RECOLLECTED_MAX
-            && let Some(first) = self.order.pop_front()
-        {
-            self.known.remove(&first);
         }
     }
 }
