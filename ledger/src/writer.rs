@@ -44,6 +44,8 @@ mod queueing;
 pub mod replies;
 mod residents;
 pub mod tally;
+#[cfg(test)]
+mod tests;
 mod time;
 pub mod waiting;
 
