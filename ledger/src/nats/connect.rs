@@ -4,11 +4,11 @@
 //! server denied something, so that nobody waits out a timeout for an answer that cannot come.
 //! Credentials are taken out of the address before anything else sees it.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr, jetstream};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt, future::BoxFuture};
 use thiserror::Error;
 use tokio::{
     sync::watch,
@@ -142,19 +142,21 @@ impl Nats {
     }
 
     /// What comes of asking something by publishing to `subject`, unless the server denies it: whose
-    /// answer would never come.
-    pub(crate) async fn unless_denied<T>(
+    /// answer would never come. On the heap, for it is awaited within much else.
+    pub(crate) fn unless_denied<'a, T>(
         &self,
         subject: &str,
-        asking: impl Future<Output = T>,
-    ) -> Result<T, Denied> {
-        let mut troubles = self.troubles();
-        let asking = pin!(asking);
-        tokio::select! {
-            biased;
-            answer = asking => Ok(answer),
-            denied = troubles.denied(|denied| denied.is_about("publish", subject)) => Err(denied),
-        }
+        asking: impl Future<Output = T> + Send + 'a,
+    ) -> BoxFuture<'a, Result<T, Denied>> {
+        let (mut troubles, subject) = (self.troubles(), subject.to_owned());
+        let asked = async move {
+            tokio::select! {
+                biased;
+                answer = asking => Ok(answer),
+                denied = troubles.denied(|denied| denied.is_about("publish", &subject)) => Err(denied),
+            }
+        };
+        asked.boxed()
     }
 
     /// From now on.
