@@ -259,9 +259,10 @@ impl Bus {
 
     /// Lets what was sent leave, and the embedded server end in order.
     pub(super) async fn close(self) {
-        for nats in [self.neuron, self.projector, self.nats] {
-            nats.flush().await;
-        }
+        let all = [self.neuron, self.projector, self.nats];
+        // together: each waits some seconds for a server that is gone
+        futures::future::join_all(all.iter().map(Nats::flush)).await;
+        drop(all);
         if let Some(server) = self.server {
             server.stop().await;
         }
