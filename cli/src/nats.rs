@@ -141,7 +141,7 @@ fn server_configuration(nats: &config::Nats, keys: &Path) -> Result<String, Nats
             path.display().to_string()
         ));
     }
-    text.push_str("\n");
+    text.push('\n');
     text.push_str(&render(None, Some(&roles)));
     Ok(text)
 }

@@ -38,14 +38,15 @@ async fn open(cluster: &TestCluster, partition: u8) -> NatsJournal {
 async fn a_replicated_journal_conforms() {
     let cluster = TestCluster::start().await;
     let fresh = AtomicU8::new(0);
-    conformance::suite(async || {
+    let suite = conformance::suite(async || {
         let partition = fresh.fetch_add(1, Ordering::Relaxed);
         [
             open(&cluster, partition).await,
             open(&cluster, partition).await,
         ]
-    })
-    .await;
+    });
+    // large: it runs many cases
+    Box::pin(suite).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -62,12 +62,13 @@ pub(super) async fn start(
     let (sender, receiver) = watch::channel(known.readiness(&known.health.stalled()));
     let (stop, vitals) = (CancellationToken::new(), bus.vitals());
     running.add("readiness", stop.clone(), async move {
-        futures::future::join3(
+        let all = futures::future::join3(
             show(known, sender, &stop),
             store::watch(watched, told_store, stop.clone()),
             vital::watch(vitals, told_vital, stop.clone()),
-        )
-        .await;
+        );
+        // large, and there is one of it
+        Box::pin(all).await;
         Ok(())
     });
     Ok(receiver)

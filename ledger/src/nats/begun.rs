@@ -279,12 +279,13 @@ impl Witnesses {
         let snapshots = self.bucket(&self.names.snapshot_bucket());
         let (meta_key, mark_key) = (self.key(), self.mark_key());
         let record_key = Names::snapshot_partition_key(self.partition);
-        let (begun, record, mark) = try_join3(
+        let reads = try_join3(
             self.read_if_there(&meta, &meta_key),
             self.read_if_there(&snapshots, &record_key),
             self.read_if_there(&snapshots, &mark_key),
-        )
-        .await?;
+        );
+        // large: three requests at once
+        let (begun, record, mark) = Box::pin(reads).await?;
         if let Some(begun) = begun.as_ref().and_then(decode) {
             known.extend(seen("META", 1, &begun.first));
             known.extend(seen("META", begun.end, &begun.last));
