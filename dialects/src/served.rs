@@ -200,11 +200,26 @@ impl Priced<'_> {
 fn is_same_model(asked: &str, answered: &str) -> bool {
     let alias = asked.strip_suffix("-latest").or(asked.strip_suffix("-0"));
     let alias = alias.unwrap_or(asked);
-    answered == asked || undated(answered) == alias || undated(asked) == answered
+    answered == asked
+        || undated(answered) == alias
+        || undated(asked) == answered
+        || ALSO_CALLED.contains(&(asked, answered))
 }
 
-/// A name without the date of its version: `-20241022`, `-2024-08-06`, `-0125`, `@20241022`.
+/// What a provider calls a model of its own in answers, where no rule tells.
+const ALSO_CALLED: &[(&str, &str)] = &[("text-embedding-ada-002", "text-embedding-ada-002-v2")];
+
+/// A name without the date of its version: `-20241022`, `-2024-08-06`, `-0125`, `@20241022`, `:20230824-v2`.
 fn undated(name: &str) -> &str {
+    let name = match name
+        .rsplit_once(':')
+        .and_then(|(_, tail)| tail.rsplit_once("-v"))
+    {
+        Some((_, number)) if matches!(number.as_bytes(), [b'0'..=b'9']) => {
+            &name[..name.len() - "-v2".len()]
+        }
+        _ => name,
+    };
     let is_date = |date: &str| {
         let parts: Vec<_> = date.split('-').map(str::len).collect();
         let is_dashed = matches!(*parts, [4 | 8] | [4, 2, 2]);
@@ -216,7 +231,7 @@ fn undated(name: &str) -> &str {
     let begun = name.len().saturating_sub("-2024-08-06".len());
     let cuts = name
         .char_indices()
-        .filter(|(at, c)| *at >= begun && matches!(c, '-' | '@'));
+        .filter(|(at, c)| *at >= begun && matches!(c, '-' | '@' | ':'));
     let mut cuts = cuts.map(|(at, _)| at);
     match cuts.find(|at| is_date(&name[at + 1..])) {
         Some(at) => &name[..at],
@@ -254,6 +269,29 @@ mod tests {
             expected,
             "{answer} {report}"
         );
+    }
+
+    #[test]
+    fn a_model_is_known_by_the_names_that_its_provider_gives_it_in_answers() {
+        for (asked, answered) in [
+            (
+                "gpt-3.5-turbo-instruct",
+                "gpt-3.5-turbo-instruct:20230824-v2",
+            ),
+            ("text-embedding-ada-002", "text-embedding-ada-002-v2"),
+            ("m", "m:20230824"),
+        ] {
+            assert!(is_same_model(asked, answered), "{answered}");
+        }
+        for (asked, answered) in [
+            ("gpt-4", "gpt-4-v2"),
+            ("m", "m:large-v2"),
+            ("m", "m:large"),
+            ("m", "m-v2"),
+            ("m", "n:20230824-v2"),
+        ] {
+            assert!(!is_same_model(asked, answered), "{answered}");
+        }
     }
 
     #[test]
