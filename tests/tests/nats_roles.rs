@@ -232,8 +232,7 @@ fn own(role: NatsRole) -> (Vec<String>, Vec<&'static str>) {
     let make = |stream: &str| format!("$JS.API.STREAM.CREATE.{stream}");
     let mut publish: Vec<String> = Vec::new();
     let mut own = |more: &[&str]| publish.extend(more.iter().map(|one| (*one).to_owned()));
-    let hear: Vec<&str>;
-    match role {
+    let hear = match role {
         NatsRole::Provisioning => {
             own(&[
                 "_INBOX_provisioning.*",
@@ -253,7 +252,7 @@ fn own(role: NatsRole) -> (Vec<String>, Vec<&'static str>) {
             publish.extend(streams().iter().map(|stream| make(stream)));
             publish.extend(follow(JOURNAL));
             publish.push(format!("$JS.API.STREAM.UPDATE.{JOURNAL}"));
-            hear = vec!["_INBOX_provisioning.>"];
+            vec!["_INBOX_provisioning.>"]
         }
         NatsRole::Gateway => {
             own(&[
@@ -279,7 +278,7 @@ fn own(role: NatsRole) -> (Vec<String>, Vec<&'static str>) {
             publish.extend(follow("SEATBELT_USAGE"));
             publish.push("$JS.API.STREAM.INFO.SEATBELT_USAGE".to_owned());
             publish.push(make("SEATBELT_USAGE"));
-            hear = vec!["_INBOX_gateway.>", "seatbelt.ledger.v1.*.*"];
+            vec!["_INBOX_gateway.>", "seatbelt.ledger.v1.*.*"]
         }
         NatsRole::Projector => {
             own(&[
@@ -304,7 +303,7 @@ fn own(role: NatsRole) -> (Vec<String>, Vec<&'static str>) {
                 publish.extend(read(&format!("KV_SEATBELT_{bucket}")));
             }
             publish.extend([make("SEATBELT_FEED"), make("KV_SEATBELT_SNAPSHOTS")]);
-            hear = vec!["_INBOX_projector.>"];
+            vec!["_INBOX_projector.>"]
         }
         NatsRole::Neuron => {
             own(&[
@@ -321,7 +320,7 @@ fn own(role: NatsRole) -> (Vec<String>, Vec<&'static str>) {
             for stream in ["SEATBELT_USAGE", "KV_SEATBELT_NEURONS"] {
                 publish.push(format!("$JS.API.STREAM.INFO.{stream}"));
             }
-            hear = vec!["_INBOX_neuron.>"];
+            vec!["_INBOX_neuron.>"]
         }
         NatsRole::Auditor => {
             own(&["_INBOX.*"]);
@@ -329,7 +328,7 @@ fn own(role: NatsRole) -> (Vec<String>, Vec<&'static str>) {
             for stream in [JOURNAL, "KV_SEATBELT_META", "KV_SEATBELT_SNAPSHOTS"] {
                 publish.extend(read(stream));
             }
-            hear = vec!["_INBOX.>", "_INBOX.*.*.>"];
+            vec!["_INBOX.>", "_INBOX.*.*.>"]
         }
         NatsRole::Billing | NatsRole::Reader => {
             own(&["_INBOX.*"]);
@@ -337,9 +336,9 @@ fn own(role: NatsRole) -> (Vec<String>, Vec<&'static str>) {
             for verb in ["INFO", "MSG.NEXT"] {
                 publish.push(format!("$JS.API.CONSUMER.{verb}.SEATBELT_FEED.billing"));
             }
-            hear = vec!["_INBOX.>", "_INBOX.*.*.>", "seatbelt.spend.v1.>"];
+            vec!["_INBOX.>", "_INBOX.*.*.>", "seatbelt.spend.v1.>"]
         }
-    }
+    };
     (publish, hear)
 }
 
