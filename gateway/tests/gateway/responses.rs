@@ -1,5 +1,10 @@
 //! `/v1/responses`, passed through to upstreams that speak it: every ending is metered, nothing is kept.
 
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "a case is a literal that is used once"
+)]
+
 use seatbelt_schemas::window::Window;
 use serde_json::{Value, json};
 

@@ -1,5 +1,10 @@
 //! What goes through the same gate besides chats and messages: completions, embeddings, counts.
 
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "a case is a literal that is used once"
+)]
+
 use seatbelt_schemas::window::Window;
 use serde_json::{Value, json};
 
