@@ -4,24 +4,25 @@
 //! Pure and deterministic: the same events give the same state, byte for byte. Prices are not part
 //! of an account: `settled` and `expired` carry what they charge.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use seatbelt_schemas::{
-    budget::Budget,
-    cap::{CapEvidence, CapSpec, CapStanding, CapTerms},
+    cap::{CapSpec, CapStanding},
     event::{Adjusted, Asked, Event, EventBody, Expired, Reserved, Resized, Settled},
     ids::{CapId, KeyId, ReservationId, RunId, TeamId},
     meter::Amounts,
     scope::{Scope, Scopes},
-    window::Window,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::counter::Counter;
 
+mod caps;
 mod run;
 mod sections;
 
+pub use caps::{Cap, Matching};
+use caps::{each_matching, range_of};
 pub use run::{Run, deciding};
 pub use sections::Sections;
 
@@ -29,10 +30,6 @@ pub use sections::Sections;
 pub const LATE_SETTLE_MS_MAX: u64 = 24 * 3_600_000;
 /// How many expired reservations of one account can still be settled late.
 pub const LATE_SETTLE_COUNT_MAX: usize = 4096;
-
-/// Up to so many caps are looked through one by one, which then is faster than searching them scope by
-/// scope.
-const FEW_CAPS: usize = 12;
 
 /// A key as the ledger knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,123 +42,6 @@ pub struct Key {
     pub secret_sha256: Option<String>,
     /// Whether it reserves nothing any more.
     pub revoked: bool,
-}
-
-/// A cap with its counters.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cap {
-    /// What it is.
-    pub spec: CapSpec,
-    /// What credits have added to its limit.
-    pub credits: u64,
-    /// Sum of the open holds that it applies to.
-    pub held: u64,
-    /// What is spent.
-    pub counter: Counter,
-    /// Thresholds already announced, each with the moment until which it stays quiet.
-    pub announced: Vec<(u8, u64)>,
-    /// The account's version from which on it counts.
-    #[serde(default)]
-    pub since: u32,
-}
-
-impl Cap {
-    /// The limit, credits included.
-    pub fn limit(&self) -> u64 {
-        self.spec.limit.saturating_add(self.credits)
-    }
-
-    /// What is spent in the window at `at_ms`.
-    pub fn spent(&self, at_ms: u64) -> u64 {
-        self.counter.spent(self.spec.window, at_ms)
-    }
-
-    /// The cap as a decision at `at_ms` meets it.
-    pub fn evidence(&self, at_ms: u64) -> CapEvidence {
-        CapEvidence {
-            cap: self.spec.cap.clone(),
-            limit: self.limit(),
-            spent: self.spent(at_ms),
-            held: self.held,
-        }
-    }
-
-    /// The cap as callers see it at `at_ms`.
-    pub fn standing(&self, at_ms: u64) -> CapStanding {
-        CapStanding {
-            cap: self.spec.cap.clone(),
-            scope: self.spec.scope.clone(),
-            meter: self.spec.meter,
-            window: self.spec.window,
-            limit: self.limit(),
-            spent: self.spent(at_ms),
-            held: self.held,
-            resets_at_ms: self.counter.all_aged_out_ms(self.spec.window, at_ms),
-        }
-    }
-
-    /// What the cap is, besides its numbers, as a refusal at `at_ms` records it.
-    pub fn terms(&self, at_ms: u64) -> CapTerms {
-        CapTerms {
-            scope: self.spec.scope.clone(),
-            meter: self.spec.meter,
-            window: self.spec.window,
-            resets_at_ms: self.counter.all_aged_out_ms(self.spec.window, at_ms),
-        }
-    }
-
-    fn take(&mut self, hold: &Amounts) {
-        let amount = hold.held_in(self.spec.meter).unwrap_or(0);
-        self.held = self.held.saturating_add(amount);
-    }
-
-    fn give_back(&mut self, hold: &Amounts) {
-        let amount = hold.held_in(self.spec.meter).unwrap_or(0);
-        self.held = self.held.saturating_sub(amount);
-    }
-
-    fn charge(&mut self, charge: &Amounts, reserved_at_ms: u64, now_ms: u64) {
-        let amount = charge.spent_in(self.spec.meter).unwrap_or(0);
-        self.counter
-            .add(self.spec.window, reserved_at_ms, now_ms, amount);
-    }
-
-    fn uncharge(&mut self, charge: &Amounts, reserved_at_ms: u64, now_ms: u64) {
-        let amount = charge.spent_in(self.spec.meter).unwrap_or(0);
-        self.counter
-            .subtract(self.spec.window, reserved_at_ms, now_ms, amount);
-    }
-
-    /// Thresholds that spend has reached at `at_ms` and that nobody was told of.
-    pub fn due_thresholds(&self, at_ms: u64) -> impl Iterator<Item = u8> + '_ {
-        let (spent, limit) = (u128::from(self.spent(at_ms)), u128::from(self.limit()));
-        self.spec.thresholds.iter().copied().filter(move |percent| {
-            let mut announced = self.announced.iter();
-            spent > 0
-                && spent * 100 >= u128::from(*percent) * limit
-                && !announced.any(|(told, until)| told == percent && at_ms < *until)
-        })
-    }
-
-    fn announce(&mut self, percent: u8, at_ms: u64) {
-        let window = self.spec.window;
-        let until = match window {
-            Window::Balance => u64::MAX,
-            Window::Calendar { .. } => window.slot_gone_ms(window.slot(at_ms)).unwrap_or(u64::MAX),
-            Window::Rolling { .. } => at_ms + window.length_ms(at_ms).unwrap_or(0),
-        };
-        self.announced
-            .retain(|(told, until)| *told != percent && at_ms < *until);
-        self.announced.push((percent, until));
-    }
-
-    /// After a change of the limit or of what is spent, a threshold that is no longer reached may be
-    /// announced again.
-    fn rearm(&mut self, at_ms: u64) {
-        let (spent, limit) = (u128::from(self.spent(at_ms)), u128::from(self.limit()));
-        self.announced
-            .retain(|(percent, _)| spent * 100 >= u128::from(*percent) * limit);
-    }
 }
 
 /// An open hold.
@@ -457,52 +337,6 @@ impl Account {
         self.open.insert(data.reservation, reservation);
     }
 
-    /// Sets a run's budget aside: its payer's caps hold it, the run's own caps divide it up.
-    fn open_run(&mut self, data: &Reserved, budget: Budget, at_ms: u64) {
-        let Some(id) = data.scopes.run.clone() else {
-            return;
-        };
-        let run = Run {
-            reservation: data.reservation,
-            payer: deciding(&data.scopes, Some(&budget)),
-            budget,
-        };
-        self.each_matching(&run.payer, |cap| {
-            let amount = budget.amount(cap.spec.meter).unwrap_or(0);
-            cap.held = cap.held.saturating_add(amount);
-        });
-        self.insert_open(data, at_ms);
-        self.runs.insert(id.clone(), run);
-        budget.caps(&id).for_each(|spec| self.set_cap(&spec, at_ms));
-    }
-
-    /// Gives what is left of a run's budget back and removes its caps. Requests that are still open
-    /// hold by themselves from here on, within what the run held for them.
-    fn close_run(&mut self, id: &RunId) {
-        let left = run::left(&self.caps, id);
-        let Some(run) = self.runs.remove(id) else {
-            return;
-        };
-        self.each_matching(&run.payer, |cap| {
-            if run.covers(&cap.spec) {
-                let amount = left.spent_in(cap.spec.meter).unwrap_or(0);
-                cap.held = cap.held.saturating_sub(amount);
-            }
-        });
-        self.caps.retain(|cap| !run::is_of_run(&cap.spec, id));
-        let Self { open, caps, .. } = self;
-        let requests = open
-            .values()
-            .filter(|open| open.scopes.run.as_ref() == Some(id));
-        for request in requests {
-            each_matching(caps, &request.scopes, |cap| {
-                if run.covers(&cap.spec) {
-                    cap.take(&request.hold);
-                }
-            });
-        }
-    }
-
     fn resize(&mut self, data: &Resized) {
         let Some(mut open) = self.open.remove(&data.reservation) else {
             return;
@@ -595,26 +429,6 @@ impl Account {
         None
     }
 
-    /// Changes what a request holds and spends; what its open run still holds for it follows.
-    fn within_run(&mut self, scopes: &Scopes, change: impl FnOnce(&mut Self)) {
-        let Some(id) = scopes.run.as_ref().filter(|id| self.runs.contains_key(id)) else {
-            return change(self);
-        };
-        let before = run::left(&self.caps, id);
-        change(self);
-        let after = run::left(&self.caps, id);
-        let Self { runs, caps, .. } = self;
-        if let Some(run) = runs.get(id) {
-            each_matching(caps, &run.payer, |cap| {
-                if run.covers(&cap.spec) {
-                    let amount = |of: &Amounts| of.spent_in(cap.spec.meter).unwrap_or(0);
-                    let others = cap.held.saturating_sub(amount(&before));
-                    cap.held = others.saturating_add(amount(&after));
-                }
-            });
-        }
-    }
-
     fn each_matching(&mut self, scopes: &Scopes, change: impl FnMut(&mut Cap)) {
         each_matching(&mut self.caps, scopes, change);
     }
@@ -635,52 +449,4 @@ impl Account {
             change(cap);
         }
     }
-}
-
-fn each_matching(caps: &mut [Cap], scopes: &Scopes, mut change: impl FnMut(&mut Cap)) {
-    if caps.len() <= FEW_CAPS {
-        let matching = |cap: &&mut Cap| scopes.matches(&cap.spec.scope);
-        return caps.iter_mut().filter(matching).for_each(change);
-    }
-    for scope in scopes.sort_keys() {
-        let range = range_of(caps, scope);
-        caps[range].iter_mut().for_each(&mut change);
-    }
-}
-
-/// The caps that apply to a request. Many caps that do not are leapt over: each leap ends at a scope of
-/// the request or behind it, so there are no more leaps than scopes.
-#[derive(Debug, Clone)]
-pub struct Matching<'a> {
-    rest: &'a [Cap],
-    scopes: &'a Scopes,
-}
-
-impl<'a> Iterator for Matching<'a> {
-    type Item = &'a Cap;
-
-    fn next(&mut self) -> Option<&'a Cap> {
-        loop {
-            let (cap, after) = self.rest.split_first()?;
-            self.rest = after;
-            if self.scopes.matches(&cap.spec.scope) {
-                return Some(cap);
-            }
-            if after.len() > FEW_CAPS {
-                let here = cap.spec.scope.sort_key();
-                let before = |cap: &Cap, scope| cap.spec.scope.sort_key() < scope;
-                self.rest = match self.scopes.sort_keys().find(|scope| *scope > here) {
-                    Some(scope) => &after[after.partition_point(|cap| before(cap, scope))..],
-                    None => &[],
-                };
-            }
-        }
-    }
-}
-
-/// Where the caps of one scope stand in the sorted list.
-fn range_of(caps: &[Cap], scope: (u8, &str)) -> Range<usize> {
-    let from = caps.partition_point(|cap| cap.spec.scope.sort_key() < scope);
-    let count = caps[from..].partition_point(|cap| cap.spec.scope.sort_key() == scope);
-    from..from + count
 }

@@ -7,13 +7,14 @@
 use seatbelt_schemas::{
     budget::{Budget, is_run_cap_id},
     cap::CapSpec,
+    event::Reserved,
     ids::{ReservationId, RunId},
     meter::{Amounts, Meter},
     scope::{Scope, Scopes},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Cap, range_of};
+use super::{Account, Cap, each_matching, range_of};
 
 /// Whose caps decide a reserve and stand in its evidence. A request is met by all that match it; what
 /// opens a run, by its payer's alone, whatever caps stand on the run already.
@@ -70,4 +71,73 @@ pub(super) fn left(caps: &[Cap], run: &RunId) -> Amounts {
         }
     }
     left
+}
+
+/// Runs in the account's own state.
+impl Account {
+    /// Sets a run's budget aside: its payer's caps hold it, the run's own caps divide it up.
+    pub(super) fn open_run(&mut self, data: &Reserved, budget: Budget, at_ms: u64) {
+        let Some(id) = data.scopes.run.clone() else {
+            return;
+        };
+        let run = Run {
+            reservation: data.reservation,
+            payer: deciding(&data.scopes, Some(&budget)),
+            budget,
+        };
+        self.each_matching(&run.payer, |cap| {
+            let amount = budget.amount(cap.spec.meter).unwrap_or(0);
+            cap.held = cap.held.saturating_add(amount);
+        });
+        self.insert_open(data, at_ms);
+        self.runs.insert(id.clone(), run);
+        budget.caps(&id).for_each(|spec| self.set_cap(&spec, at_ms));
+    }
+
+    /// Gives what is left of a run's budget back and removes its caps. Requests that are still open
+    /// hold by themselves from here on, within what the run held for them.
+    pub(super) fn close_run(&mut self, id: &RunId) {
+        let left = left(&self.caps, id);
+        let Some(run) = self.runs.remove(id) else {
+            return;
+        };
+        self.each_matching(&run.payer, |cap| {
+            if run.covers(&cap.spec) {
+                let amount = left.spent_in(cap.spec.meter).unwrap_or(0);
+                cap.held = cap.held.saturating_sub(amount);
+            }
+        });
+        self.caps.retain(|cap| !is_of_run(&cap.spec, id));
+        let Self { open, caps, .. } = self;
+        let requests = open
+            .values()
+            .filter(|open| open.scopes.run.as_ref() == Some(id));
+        for request in requests {
+            each_matching(caps, &request.scopes, |cap| {
+                if run.covers(&cap.spec) {
+                    cap.take(&request.hold);
+                }
+            });
+        }
+    }
+
+    /// Changes what a request holds and spends; what its open run still holds for it follows.
+    pub(super) fn within_run(&mut self, scopes: &Scopes, change: impl FnOnce(&mut Self)) {
+        let Some(id) = scopes.run.as_ref().filter(|id| self.runs.contains_key(id)) else {
+            return change(self);
+        };
+        let before = left(&self.caps, id);
+        change(self);
+        let after = left(&self.caps, id);
+        let Self { runs, caps, .. } = self;
+        if let Some(run) = runs.get(id) {
+            each_matching(caps, &run.payer, |cap| {
+                if run.covers(&cap.spec) {
+                    let amount = |of: &Amounts| of.spent_in(cap.spec.meter).unwrap_or(0);
+                    let others = cap.held.saturating_sub(amount(&before));
+                    cap.held = others.saturating_add(amount(&after));
+                }
+            });
+        }
+    }
 }
