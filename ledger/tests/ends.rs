@@ -134,9 +134,9 @@ async fn expired(journal: &Shut, reservation: ReservationId) -> Position {
     }
 }
 
-fn ended<T>(answer: Answer<T>) -> Option<Position> {
+fn ended<T>(answer: &Answer<T>) -> Option<Position> {
     match answer {
-        Err(CommandError::AlreadyResolved { position, .. }) => Some(position),
+        Err(CommandError::AlreadyResolved { position, .. }) => Some(*position),
         _ => None,
     }
 }
@@ -157,9 +157,9 @@ async fn what_comes_for_an_expired_reservation_is_told_where_that_ended() {
     granted(handle, payer().reserve(1)).await;
     granted(handle, payer().reserve(1)).await;
     let released = handle.release(payer().release(reservation)).await;
-    assert_eq!(ended(released), Some(position));
+    assert_eq!(ended(&released), Some(position));
     let resized = handle.resize(resize(reservation)).await;
-    assert_eq!(ended(resized), Some(position));
+    assert_eq!(ended(&resized), Some(position));
     host.stop().await;
 }
 

@@ -206,7 +206,7 @@ fn as_types(out: &mut String, tools: &Value, printing: Printing) {
     for tool in tools.as_array().into_iter().flatten() {
         let tool = &tool["function"];
         lines(out, &text(&tool["description"]));
-        let _ = write!(out, "type {} = (_: {{\n", text(&tool["name"]));
+        let _ = writeln!(out, "type {} = (_: {{", text(&tool["name"]));
         for (name, schema) in tool["parameters"]["properties"]
             .as_object()
             .into_iter()
@@ -288,12 +288,12 @@ fn prompt(body: &Value, style: Style, printing: Printing) -> String {
         let name = message["name"]
             .as_str()
             .map_or(String::new(), |name| format!(":{name}"));
-        let _ = write!(out, "{SPECIAL}{role}{name}{SPECIAL}\n");
+        let _ = writeln!(out, "{SPECIAL}{role}{name}{SPECIAL}");
         match (style, role.as_str()) {
             (Style::Json | Style::Xml, "tool") => out.push_str(&print(content, printing)),
             _ => out.push_str(&text(content)),
         }
-        let _ = write!(out, "{SPECIAL}\n");
+        let _ = writeln!(out, "{SPECIAL}");
         for call in list(message, "tool_calls") {
             let (name, told) = (
                 text(&call["function"]["name"]),
@@ -493,8 +493,8 @@ fn the_prompts_of_agents_hold_about_a_quarter() {
         for counter in [&*O200K, &*CL100K] {
             let (tight, loose) = bounds(Api::Chat, &body, counter);
             let ratio = loose as f64 / tight as f64;
-            println!("{name} {counter:?}: {loose} by bytes, {tight} counted, {ratio:.1} to 1");
-            assert!(ratio >= at_least, "{name} {counter:?} {ratio}");
+            let told = format!("{name} {counter:?}: {loose} by bytes, {tight} counted");
+            assert!(ratio >= at_least, "{told}, {ratio:.1} to 1");
         }
     }
 }
