@@ -9,26 +9,36 @@ use serde_json::Value;
 
 use crate::fields::{FieldError, Fields};
 
-/// Names of what is kept itself, at the top of a body.
-const KEPT: &[&str] = &["assistant", "cachedcontent", "conversation", "thread"];
-/// The same, anywhere.
-const KEPT_ANYWHERE: &[&str] = &["container"];
+/// Names of what is kept itself: servers look for them at the top of a body, and within fields of their own.
+const KEPT: &[&str] = &[
+    "assistant",
+    "cachedcontent",
+    "container",
+    "conversation",
+    "thread",
+];
 /// What has a plain `id` where it is kept.
 const KEPT_BY_ID: &[&str] = &[
     "assistant",
+    "attachment",
+    "attachments",
     "audio",
     "container",
     "conversation",
     "document",
     "file",
+    "files",
     "image",
     "imagefile",
+    "images",
     "inputaudio",
     "prompt",
     "source",
     "thread",
     "vectorstore",
+    "vectorstores",
     "video",
+    "videos",
 ];
 /// Ids written in one word.
 const IDS_IN_ONE_WORD: &[&str] = &[
@@ -66,13 +76,7 @@ const WHY: &str =
 /// Refuses what the provider keeps, but for ids that the operator accepts by their path.
 pub fn refuse_state(body: &Fields, accepted: [&[String]; 2]) -> Result<(), FieldError> {
     for (name, value) in body.iter().filter(|(_, value)| !value.is_null()) {
-        let folded = folded(name);
-        let is_kept =
-            KEPT.contains(&folded.as_str()) || folded == "store" && *value != Value::Bool(false);
-        if is_kept {
-            return Err(FieldError::invalid(shown(name), WHY));
-        }
-        if folded != "metadata" {
+        if folded(name) != "metadata" {
             let search = Search { accepted };
             search.field(
                 name,
@@ -104,7 +108,8 @@ impl Search<'_> {
         if value.is_null() || THE_CLIENTS.contains(&folded.as_str()) {
             return Ok(());
         }
-        let is_kept = KEPT_ANYWHERE.contains(&folded.as_str())
+        let is_kept = KEPT.contains(&folded.as_str())
+            || folded == "store" && *value != Value::Bool(false)
             || is_id_of_something(name, &folded)
             || folded == "id" && KEPT_BY_ID.contains(&place.under);
         if is_kept && !self.accepts(place.path) {
@@ -122,8 +127,7 @@ impl Search<'_> {
     fn value(&self, value: &Value, place: Place<'_>) -> Result<(), FieldError> {
         match value {
             Value::Object(fields) => {
-                // the input of a tool is the client's own
-                let is_call = fields.contains_key("name");
+                let is_call = is_call(fields);
                 let looked_into = |name: &str| !(is_call && name == "input");
                 fields
                     .iter()
@@ -165,6 +169,14 @@ impl Search<'_> {
             .flatten()
             .any(|field| *field == path)
     }
+}
+
+/// Whether it is a call of a tool, whose input is the client's own: `tool_use`, `custom_tool_call`, or the
+/// `custom` of a call.
+fn is_call(fields: &Fields) -> bool {
+    let kind = fields.get("type").and_then(Value::as_str);
+    let calls = |kind: &str| kind.ends_with("tool_use") || kind.ends_with("tool_call");
+    fields.contains_key("name") && (kind.is_some_and(calls) || !fields.contains_key("type"))
 }
 
 /// Whether a name ends in an id of something: `file_id`, `fileIds`, `FILE-ID`.
@@ -279,6 +291,19 @@ mod tests {
         );
         check(&json!({"prompt": {"id": "p"}}), "prompt.id");
         check(
+            &json!({"extra_body": {"google": {"cached_content": "cachedContents/1"}}}),
+            "extra_body.google.cached_content",
+        );
+        check(&json!({"x": {"thread": "t"}}), "x.thread");
+        check(&json!({"x": {"store": true}}), "x.store");
+        check(&json!({"x": [{"assistant": "a"}]}), "x[0].assistant");
+        check(&json!({"files": [{"id": "f"}]}), "files[0].id");
+        check(&json!({"attachments": [{"id": "f"}]}), "attachments[0].id");
+        check(
+            &part(json!({"type": "file", "name": "x", "input": {"file_id": "f"}})),
+            "messages[1].content[0].input.file_id",
+        );
+        check(
             &json!({"deep": [[{"mcp": {"connector-id": "c"}}]]}),
             "deep[0][0].mcp.connector-id",
         );
@@ -292,6 +317,9 @@ mod tests {
             json!({"user": "u", "metadata": {"user_id": "u", "conversation_id": "c", "file_id": "f"}}),
             json!({"messages": [{"role": "assistant", "id": "m", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {"file_id": 1}}}]}]}),
             json!({"messages": [{"role": "tool", "tool_call_id": "1", "content": "r"}]}),
+            json!({"messages": [{"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "f", "input": {"file_id": 1}}}]}]}),
+            json!({"input": [{"type": "custom_tool_call", "name": "f", "input": {"thread": "mine"}}]}),
+            json!({"documents": [{"id": "mine", "text": "t"}]}),
             json!({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {"file_id": "mine"}}]}]}),
             json!({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "r"}]}]}),
             json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]}),
