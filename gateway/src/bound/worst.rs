@@ -218,6 +218,7 @@ fn worst(body: &Fields) -> u64 {
             "reasoning_effort" | "verbosity" => tokens(value),
             "output_config" => tokens(value),
             "thinking" if thinks_beyond(value, output) => RUNAWAY,
+            "context_management" if takes_out_alone(value) => 0,
             "response_format" => value.to_string().len() as u64,
             "tools" => value
                 .as_array()
@@ -240,6 +241,25 @@ fn worst(body: &Fields) -> u64 {
         })
         .sum();
     output.saturating_add(framing).saturating_add(other)
+}
+
+/// Edits that take input out and have no model write anything in its place; compaction has one.
+fn takes_out_alone(management: &Value) -> bool {
+    let edits = match management.get("edits") {
+        None | Some(Value::Null) => &[][..],
+        Some(Value::Array(edits)) => edits,
+        Some(_) => return false,
+    };
+    let known = ["clear_thinking_20251015", "clear_tool_uses_20250919"];
+    let fields = management.as_object().map_or(0, Fields::len);
+    let is_known = |edit: &Value| {
+        edit["type"]
+            .as_str()
+            .is_some_and(|kind| known.contains(&kind))
+    };
+    management.is_object()
+        && fields == usize::from(management.get("edits").is_some())
+        && edits.iter().all(is_known)
 }
 
 /// A provider may let a model think up to its budget, whatever the output maximum is.
