@@ -123,7 +123,21 @@ pub(super) fn counts(report: &Report<'_>) -> Result<Counts, Odd> {
         total: report.part("total_tokens")?,
         ..Counts::default()
     };
-    if let Some(input) = report.within("prompt_tokens_details") {
+    details(
+        &mut counts,
+        report,
+        ["prompt_tokens_details", "completion_tokens_details"],
+    )?;
+    Ok(counts)
+}
+
+/// The parts of input and output, under the names that one of OpenAI's APIs has for their details.
+pub(super) fn details(
+    counts: &mut Counts,
+    report: &Report<'_>,
+    [input, output]: [&str; 2],
+) -> Result<(), Odd> {
+    if let Some(input) = report.within(input) {
         counts.cached = counts.cached.max(input.part("cached_tokens")?);
         counts.written = input.part("cache_write_tokens")?;
         if let Some(stays) = input.within("cache_write_tokens_details") {
@@ -131,13 +145,13 @@ pub(super) fn counts(report: &Report<'_>) -> Result<Counts, Odd> {
             counts.written_long = stays.part("ttl_12h_tokens")?;
         }
     }
-    if let Some(output) = report.within("completion_tokens_details") {
+    if let Some(output) = report.within(output) {
         counts.reasoning = output.part("reasoning_tokens")?;
     }
-    Ok(counts)
+    Ok(())
 }
 
-/// Some count reasoning in the total alone.
+/// Cached and written input are parts of the whole; some count reasoning in the total alone.
 pub(super) fn usage(counts: Counts) -> Option<Usage> {
     let (input, output) = (counts.input?, counts.output?);
     Some(counts.parts_of(Usage {

@@ -4,10 +4,10 @@
 //! stream ends with `response.completed`, `.incomplete` or `.failed`, each with its usage. Not here: another
 //! API for a server that does not speak this one.
 
-use seatbelt_schemas::{ids::EndUserId, usage::Usage};
+use seatbelt_schemas::ids::EndUserId;
 use serde_json::{Value, json};
 
-use super::MaxField;
+use super::{MaxField, chat};
 use crate::{
     allow::{Found, Profile, Shape},
     ask::{Ask, Measure},
@@ -26,6 +26,7 @@ pub(super) const PATH: &str = "responses";
 pub(super) const VERSIONS: Option<&[&str]> = None;
 pub(super) const BETAS: Option<&[&str]> = None;
 pub(super) const USAGE_HAS_TO_BE_ASKED: bool = false;
+pub(super) use super::chat::usage;
 pub(super) use allowed::WHY;
 
 /// Most items of one input.
@@ -168,28 +169,12 @@ pub(super) fn counts(report: &Report<'_>) -> Result<Counts, Odd> {
         total: report.part("total_tokens")?,
         ..Counts::default()
     };
-    if let Some(input) = report.within("input_tokens_details") {
-        counts.cached = input.part("cached_tokens")?;
-        counts.written = input.part("cache_write_tokens")?;
-        if let Some(stays) = input.within("cache_write_tokens_details") {
-            counts.written_short = stays.count("ttl_30m_tokens")?;
-            counts.written_long = stays.part("ttl_12h_tokens")?;
-        }
-    }
-    if let Some(output) = report.within("output_tokens_details") {
-        counts.reasoning = output.part("reasoning_tokens")?;
-    }
+    chat::details(
+        &mut counts,
+        report,
+        ["input_tokens_details", "output_tokens_details"],
+    )?;
     Ok(counts)
-}
-
-/// Cached and written input are parts of the whole.
-pub(super) fn usage(counts: Counts) -> Option<Usage> {
-    let (input, output) = (counts.input?, counts.output?);
-    Some(counts.parts_of(Usage {
-        input_tokens: input,
-        output_tokens: counts.output_with_hidden().unwrap_or(output),
-        ..Usage::default()
-    }))
 }
 
 pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
