@@ -25,12 +25,11 @@ use crate::{
     },
     host::{HostConfig, HostedPartition, PartitionHandle, PartitionStatus, describe},
     journal::seen::Seen,
+    lease::{Lease, Leases},
     nats::{
-        Bucket, Known, Nats, NatsJournal, OpenError, ProvisionError, Witnesses,
-        lease::{Lease, Leases},
-        remote::{LedgerService, RemoteLedger},
-        snapshot_bucket,
+        Bucket, Known, Nats, NatsJournal, OpenError, ProvisionError, Witnesses, snapshot_bucket,
     },
+    remote::{LedgerService, RemoteLedger},
     store::SnapshotStore,
 };
 

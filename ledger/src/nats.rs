@@ -1,5 +1,4 @@
-//! Everything that knows NATS and JetStream: connection, journal, snapshots, feed, usage, neurons,
-//! leases and the request path between processes.
+//! Everything that knows NATS and JetStream: connection, journal, snapshots, feed, usage, neurons.
 //!
 //! Promises: names are those of `seatbelt_schemas::names`; a setting of a stream that differs from
 //! what the ledger relies on is an error that names it; every wait is bounded; no password or token
@@ -12,11 +11,9 @@ pub mod connect;
 pub mod durability;
 pub mod feed;
 pub mod journal;
-pub mod lease;
 pub mod neurons;
 pub mod provision;
 pub mod rebuild;
-pub mod remote;
 pub mod roles;
 pub mod skip;
 pub mod snapshots;
@@ -24,7 +21,7 @@ pub mod store_look;
 pub mod usage;
 pub mod vital;
 
-mod cursor;
+pub(crate) mod cursor;
 mod neuron_secret;
 mod publish;
 mod stream;
@@ -35,11 +32,9 @@ pub use connect::{ConnectError, Denied, Identity, InvalidLogin, Nats, connect, c
 pub use durability::{Durability, DurabilityError, Proof, prove};
 pub use feed::{FeedEntry, FeedMessage, FeedState, FeedStream};
 pub use journal::NatsJournal;
-pub use lease::{Lease, Leases};
 pub use neuron_secret::neuron_secret;
 pub use neurons::watch_neurons;
 pub use provision::{GenesisError, Layout, Meta, meta, provision};
-pub use remote::{LedgerService, RemoteLedger};
 pub use roles::{NatsRole, Permissions};
 pub use snapshots::snapshot_bucket;
 pub use store_look::{Look, StoreLook, Stored, Writes};

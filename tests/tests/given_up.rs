@@ -15,7 +15,7 @@ use seatbelt_ledger::{
     },
     host::LedgerHost,
     journal::memory::MemoryJournal,
-    nats::{LedgerService, RemoteLedger},
+    remote::{LedgerService, RemoteLedger},
     testing::{Payer, balance, one_partition},
 };
 use seatbelt_schemas::{

@@ -20,11 +20,13 @@ use bytes::Bytes;
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
 use seatbelt_ledger::{
     api::{Answer, Ledger, Taken, UsageEvents},
+    lease::Leases,
     nats::{
         ConnectError, Durability, DurabilityError, FeedMessage, FeedStream, GenesisError, Layout,
-        Leases, LedgerService, Nats, NatsUsageEvents, Proof, RemoteLedger, connect, meta,
-        neuron_secret, prove, provision, snapshot_bucket, watch_neurons,
+        Nats, NatsUsageEvents, Proof, connect, meta, neuron_secret, prove, provision,
+        snapshot_bucket, watch_neurons,
     },
+    remote::{LedgerService, RemoteLedger},
     store::{Revision, WriteError},
     testing::Payer,
 };

@@ -10,7 +10,8 @@ use seatbelt_ledger::{
     audit::Verifier,
     host::LedgerHost,
     journal::{Journal as _, Sequence},
-    nats::{LedgerService, Nats, NatsJournal, RemoteLedger},
+    nats::{Nats, NatsJournal},
+    remote::{LedgerService, RemoteLedger},
     testing::{Payer, balance, one_partition},
 };
 use seatbelt_schemas::{

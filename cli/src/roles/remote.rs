@@ -9,7 +9,7 @@ use seatbelt_ledger::{
         Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, ReserveOutcome, Resize,
         Resolution, Settle, Standing, Taken,
     },
-    nats::RemoteLedger,
+    remote::RemoteLedger,
 };
 use seatbelt_schemas::{ids::AccountId, position::Partitions};
 

@@ -13,7 +13,8 @@ use seatbelt_ledger::{
     api::Ledger,
     host::{HostConfig, LedgerHost},
     journal::{Journal, Sequence},
-    nats::{LedgerService, Nats, NatsJournal, RemoteLedger},
+    nats::{Nats, NatsJournal},
+    remote::{LedgerService, RemoteLedger},
     testing::one_partition,
 };
 use seatbelt_schemas::{commit::Commit, names::Names, position::Partition};

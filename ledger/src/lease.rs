@@ -22,12 +22,14 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{debug, info, warn};
 
-use super::{
-    Bucket, Nats, ProvisionError,
-    bucket::Keeping,
-    cursor::{Cursor, Item},
+use crate::{
+    nats::{
+        Bucket, Nats, ProvisionError,
+        bucket::Keeping,
+        cursor::{Cursor, Item},
+    },
+    store::{Kept, Revision, WriteError},
 };
-use crate::store::{Kept, Revision, WriteError};
 
 /// A lease not renewed for so long may be taken.
 pub const LEASE_TTL: Duration = Duration::from_millis(1200);
