@@ -23,6 +23,7 @@ pub mod vital;
 
 pub(crate) mod cursor;
 mod neuron_secret;
+mod post;
 mod publish;
 mod stream;
 

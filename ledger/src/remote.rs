@@ -1,4 +1,6 @@
-//! A partition's writer reached over NATS request: `<prefix>.ledger.v1.<pp>.<verb>`.
+//! A partition's writer reached by request: `<prefix>.ledger.v1.<pp>.<verb>`.
+//!
+//! How a message travels is behind [`post::Post`]: here nobody knows of NATS.
 //!
 //! A request is MessagePack `{v:1, within_ms, body}`, the reply `{v:1, ok}` or `{v:1, error}`.
 //! `within_ms` is how long the caller waits from now on, so that no two clocks are compared. Who
@@ -6,6 +8,7 @@
 //! out twice, and one without an answer is an error and never a free request.
 
 mod client;
+pub mod post;
 mod reserving;
 mod service;
 mod twice;
@@ -18,7 +21,7 @@ use seatbelt_schemas::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub use client::RemoteLedger;
+pub use client::{NewId, RemoteLedger};
 pub use service::{DRAIN_MAX, IN_FLIGHT_MAX, LedgerService};
 
 /// Version of request and reply.

@@ -1,9 +1,7 @@
 //! The side of the caller: one partition's ledger, wherever its writer is.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use async_nats::RequestErrorKind;
-use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use seatbelt_schemas::{
     command::{
@@ -19,11 +17,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
-use super::{Request, SettleBody, VERSION, Verb, decode_reply, twice};
-use crate::{
-    api::{Answer, Ledger, Taken},
-    nats::{Nats, connect::Trouble},
+use super::{
+    Request, SettleBody, VERSION, Verb, decode_reply,
+    post::{Heard, Post},
+    twice,
 };
+use crate::api::{Answer, Ledger, Taken};
 
 /// How long a call waits for its reply before it is sent again; doubles each time. A host that was
 /// killed or frozen takes its requests with it: one sent again finds that out, or its successor. The
@@ -35,27 +34,51 @@ pub(super) const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// How long a reserve given up by its caller is tried to be given back.
 const GIVE_BACK_MAX: Duration = Duration::from_secs(10);
 
-/// A partition's ledger behind NATS requests. Clones share the connection.
+/// A partition's ledger behind requests. Clones share the way to it.
 #[derive(Debug, Clone)]
 pub struct RemoteLedger {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+/// Where the ids of commands come from that the client gives itself.
+pub type NewId = Arc<dyn Fn() -> CommandId + Send + Sync>;
+
+fn random_id() -> CommandId {
+    ulid::Ulid::new().into()
+}
+
 pub(super) struct Inner {
-    pub(super) nats: Nats,
+    pub(super) post: Arc<dyn Post>,
     pub(super) names: Names,
     pub(super) partition: Partition,
     pub(super) patience: Duration,
+    new_id: NewId,
 }
 
 impl RemoteLedger {
     /// The ledger of `partition`. A call is tried again for `patience`, on top of the time that a
     /// reserve itself may wait; longer than a takeover takes.
-    pub fn new(nats: &Nats, names: &Names, partition: Partition, patience: Duration) -> Self {
+    pub fn new<P: Post + Clone>(
+        post: &P,
+        names: &Names,
+        partition: Partition,
+        patience: Duration,
+    ) -> Self {
+        Self::naming(post, names, partition, patience, Arc::new(random_id))
+    }
+
+    /// The same, where ids of its own commands come from somewhere else.
+    pub fn naming<P: Post + Clone>(
+        post: &P,
+        names: &Names,
+        partition: Partition,
+        patience: Duration,
+        new_id: NewId,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
-                nats: nats.clone(),
+                new_id,
+                post: Arc::new(post.clone()),
                 names: names.clone(),
                 partition,
                 patience,
@@ -84,7 +107,8 @@ impl Inner {
             // try would be told of a hold that is no more
             let left = deadline.saturating_duration_since(Instant::now());
             request.within_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-            self.try_once(&subject, wire::encode(&request).into(), left)
+            self.post
+                .request(&subject, wire::encode(&request).into(), left)
         };
         // replies to earlier tries stay welcome
         let mut tries = FuturesUnordered::from_iter([send()]);
@@ -106,52 +130,29 @@ impl Inner {
                 }
             };
             detail = match tried {
-                Tried::Answered(bytes) => match decode_reply(&bytes) {
+                Heard::Reply(bytes) => match decode_reply(&bytes) {
                     Err(CommandError::Unavailable { detail }) => detail,
                     answer => return answer,
                 },
-                Tried::TooLarge(detail) => return Err(CommandError::Invalid { detail }),
-                Tried::Denied(detail) => return Err(CommandError::Unavailable { detail }),
-                Tried::Nobody => format!("nobody hosts partition {} now", self.partition),
-                Tried::Unanswered => continue,
+                Heard::TooLarge(detail) => return Err(CommandError::Invalid { detail }),
+                Heard::Denied(detail) => return Err(CommandError::Unavailable { detail }),
+                Heard::Nobody => format!("nobody hosts partition {} now", self.partition),
+                Heard::Silence => continue,
             };
             debug!(subject, detail, "asking again");
             send_at = send_at.min(Instant::now() + pause);
             pause = (pause * 2).min(PAUSE_MAX);
         }
     }
-
-    async fn try_once(&self, subject: &str, payload: Bytes, within: Duration) -> Tried {
-        let request = async_nats::Request::new()
-            .payload(payload)
-            .timeout(Some(within));
-        let mut troubles = self.nats.troubles();
-        let sent = self.nats.client().send_request(subject.to_owned(), request);
-        tokio::select! {
-            biased;
-            reply = timeout(within, sent) => match reply {
-                Ok(Ok(message)) => Tried::Answered(message.payload),
-                Ok(Err(error)) => match error.kind() {
-                    RequestErrorKind::NoResponders => Tried::Nobody,
-                    RequestErrorKind::MaxPayloadExceeded => Tried::TooLarge(error.to_string()),
-                    _ => Tried::Unanswered,
-                },
-                Err(_) => Tried::Unanswered,
-            },
-            trouble = troubles.about(subject) => match trouble {
-                Trouble::Lost => Tried::Nobody,
-                Trouble::Denied(denied) => Tried::Denied(denied.to_string()),
-            },
-        }
-    }
 }
 
-enum Tried {
-    Answered(Bytes),
-    Nobody,
-    Denied(String),
-    Unanswered,
-    TooLarge(String),
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner")
+            .field("post", &self.post)
+            .field("partition", &self.partition)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Ledger for RemoteLedger {
@@ -225,7 +226,7 @@ impl Drop for Undelivered {
             return;
         };
         let release = Release {
-            id: CommandId::from(ulid::Ulid::new()),
+            id: (self.inner.new_id)(),
             account: self.account.clone(),
             reservation: self.reservation,
             reason: "the caller went away before the answer".to_owned(),

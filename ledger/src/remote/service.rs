@@ -7,9 +7,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::{Message, Subject, Subscriber};
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
 use seatbelt_schemas::{
     command::{Admin, CommandError, Read, Release, Reserve, ReserveOutcome, Resize, Resolution},
     names::Names,
@@ -25,12 +24,12 @@ use tracing::{debug, warn};
 
 use super::{
     REQUEST_BYTES_MAX, Request, SettleBody, Verb, WITHIN_MAX, decode, encode_reply,
+    post::{Asked, Post, Requests},
     reserving::Reserving,
     twice::{self, Lasting},
 };
 use crate::{
     api::{Answer, Ledger},
-    nats::Nats,
     shares::Shares,
     store::StoreError,
 };
@@ -54,32 +53,17 @@ pub struct LedgerService {
 
 impl LedgerService {
     /// Begins to serve `ledger`, which must be the writer of `partition`.
-    pub async fn start(
-        nats: &Nats,
+    pub async fn start<P: Post + Clone>(
+        post: &P,
         names: &Names,
         partition: Partition,
         ledger: Arc<dyn Ledger>,
     ) -> Result<Self, StoreError> {
         let subject = names.ledger_subject(partition, "*");
-        let mut troubles = nats.troubles();
-        let subscribed = nats.client().subscribe(subject.clone()).await;
-        let requests = subscribed.map_err(|error| StoreError {
-            action: format!("subscribe to {subject}"),
-            source: error.into(),
-        })?;
-        // the server must know of the subscription before anybody is told that this is the host
-        let source = tokio::select! {
-            biased;
-            denied = troubles.denied_to_subscribe(&subject) => Some(denied.into()),
-            settled = nats.settled() => (!settled).then(|| "the server does not answer".into()),
-        };
-        if let Some(source) = source {
-            let action = format!("subscribe to {subject}");
-            return Err(StoreError { action, source });
-        }
+        let requests = post.receive(subject).await?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let desk = Arc::new(Desk {
-            nats: nats.clone(),
+            post: Arc::new(post.clone()),
             ledger,
             slots: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             shares: Shares::new(IN_FLIGHT_SHARE_MAX),
@@ -108,7 +92,7 @@ impl Drop for LedgerService {
 
 async fn take_in(
     desk: Arc<Desk>,
-    mut requests: Subscriber,
+    mut requests: Box<dyn Requests>,
     stop: CancellationToken,
     tasks: TaskTracker,
 ) {
@@ -129,21 +113,17 @@ async fn take_in(
             }
             Err(_) => {
                 let busy = CommandError::unavailable("the writer has too many requests at once");
-                desk.reply(message.reply, encode_reply::<()>(Err(busy)))
+                desk.reply(message.reply_to.as_deref(), encode_reply::<()>(Err(busy)))
                     .await;
             }
         }
     }
-    // what is subscribed no longer is not sent here: the next caller hears at once that nobody is
-    if let Err(error) = requests.unsubscribe().await {
-        debug!(%error, "not unsubscribed");
-    }
-    desk.nats.settled().await;
+    requests.close().await;
 }
 
 /// What all requests share.
 struct Desk {
-    nats: Nats,
+    post: Arc<dyn Post>,
     ledger: Arc<dyn Ledger>,
     slots: Arc<Semaphore>,
     shares: Arc<Shares>,
@@ -151,28 +131,26 @@ struct Desk {
 }
 
 impl Desk {
-    async fn answer(self: Arc<Self>, message: Message, _slot: OwnedSemaphorePermit) {
+    async fn answer(self: Arc<Self>, message: Asked, _slot: OwnedSemaphorePermit) {
         let mut second = None;
         let first = self.work(&message, &mut second).await;
-        self.reply(message.reply.clone(), first).await;
+        self.reply(message.reply_to.as_deref(), first).await;
         if let Some(lasting) = second {
-            self.reply(message.reply, twice::second(lasting).await)
-                .await;
+            let second = twice::second(lasting).await;
+            self.reply(message.reply_to.as_deref(), second).await;
         }
     }
 
-    async fn reply(&self, to: Option<Subject>, reply: Vec<u8>) {
+    async fn reply(&self, to: Option<&str>, reply: Vec<u8>) {
         let Some(to) = to else {
             debug!("a request to the ledger named nobody to answer");
             return;
         };
-        if let Err(error) = self.nats.client().publish(to, reply.into()).await {
-            debug!(%error, "a reply of the ledger was not sent: the caller asks again");
-        }
+        self.post.reply(to, reply.into()).await;
     }
 
     /// The reply to a request; `second` is where a further one comes from, for a settle that has two.
-    async fn work(&self, message: &Message, second: &mut Option<Lasting>) -> Vec<u8> {
+    async fn work(&self, message: &Asked, second: &mut Option<Lasting>) -> Vec<u8> {
         let verb = message.subject.rsplit('.').next().unwrap_or_default();
         let Some(verb) = Verb::named(verb) else {
             let detail = format!(

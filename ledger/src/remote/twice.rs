@@ -1,4 +1,4 @@
-//! A settle with two answers over NATS: one request, and two replies to the same inbox.
+//! A settle with two answers: one request, and two replies to the same inbox.
 //!
 //! The first says that the settle is taken, the second that it lasts. A host of an earlier version
 //! sends the first only. The caller's side here sends again until the first has come; whether to send
@@ -6,8 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::{Message, StatusCode, Subscriber, client::PublishErrorKind};
-use futures::{FutureExt, StreamExt, future::BoxFuture};
+use futures::{FutureExt, future::BoxFuture};
 use seatbelt_schemas::{
     command::{Ack, CommandError, Resolution, Settle},
     wire,
@@ -17,12 +16,11 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use super::{
     Request, SettleBody, VERSION, Verb, WITHIN_MAX,
     client::{AGAIN_FIRST, Inner, PAUSE_MAX, PAUSE_MIN},
-    decode_one_of_two, reply,
+    decode_one_of_two,
+    post::{Correspondence, Heard as News, SendError},
+    reply,
 };
-use crate::{
-    api::{Answer, Ledger, Taken},
-    nats::connect::{Trouble, Troubles},
-};
+use crate::api::{Answer, Ledger, Taken};
 
 /// The way to the second answer.
 pub(super) type Lasting = BoxFuture<'static, Answer<Resolution>>;
@@ -58,19 +56,15 @@ pub(super) async fn second(lasting: Lasting) -> Vec<u8> {
 
 /// The side of the caller: asks until the settle is taken.
 pub(super) async fn settle(inner: &Arc<Inner>, command: Settle) -> Answer<Taken> {
-    let inbox = inner.nats.client().new_inbox();
-    let subscribed = inner.nats.client().subscribe(inbox.clone()).await;
-    let replies = subscribed.map_err(|error| {
-        CommandError::unavailable(format!("cannot listen for the writer's replies: {error}"))
-    })?;
+    let subject = inner
+        .names
+        .ledger_subject(inner.partition, Verb::Settle.name());
+    let letters = inner.post.correspond(subject).await;
+    let letters =
+        letters.map_err(|error| CommandError::unavailable(crate::host::describe(&error)))?;
     let mut call = Call {
-        subject: inner
-            .names
-            .ledger_subject(inner.partition, Verb::Settle.name()),
-        inbox,
-        troubles: inner.nats.troubles(),
         inner: Arc::clone(inner),
-        replies,
+        letters,
     };
     let (resolution, lasts) = call.taken(command).await?;
     if lasts {
@@ -83,13 +77,10 @@ pub(super) async fn settle(inner: &Arc<Inner>, command: Settle) -> Answer<Taken>
     })
 }
 
-/// One settle on its way, with the inbox that all tries of it are answered to.
+/// One settle on its way, with the correspondence that all tries of it are answered in.
 struct Call {
     inner: Arc<Inner>,
-    subject: String,
-    inbox: String,
-    replies: Subscriber,
-    troubles: Troubles,
+    letters: Box<dyn Correspondence>,
 }
 
 /// What was heard.
@@ -133,32 +124,25 @@ impl Call {
         Err(CommandError::unavailable(detail))
     }
 
-    async fn send(&self, payload: Vec<u8>) -> Result<(), CommandError> {
-        let (subject, inbox) = (self.subject.clone(), self.inbox.clone());
-        let client = self.inner.nats.client();
-        let sent = client
-            .publish_with_reply(subject, inbox, payload.into())
-            .await;
-        sent.map_err(|error| match error.kind() {
-            PublishErrorKind::MaxPayloadExceeded => CommandError::invalid(error.to_string()),
-            _ => CommandError::unavailable(format!("the settle was not sent: {error}")),
+    async fn send(&mut self, payload: Vec<u8>) -> Result<(), CommandError> {
+        let sent = self.letters.send(payload.into()).await;
+        sent.map_err(|error| match error {
+            SendError::TooLarge(detail) => CommandError::invalid(detail),
+            SendError::NotSent(detail) => {
+                CommandError::unavailable(format!("the settle was not sent: {detail}"))
+            }
         })
     }
 
     async fn hear(&mut self) -> Heard {
-        let partition = self.inner.partition;
-        let nobody = || format!("nobody hosts partition {partition} now");
-        tokio::select! {
-            biased;
-            message = self.replies.next() => match message {
-                Some(Message { status: Some(StatusCode::NO_RESPONDERS), .. }) => Heard::Nothing(nobody()),
-                Some(message) => Heard::Reply(decode_one_of_two(&message.payload)),
-                None => Heard::Nothing("the connection is closed".to_owned()),
-            },
-            trouble = self.troubles.about(&self.subject) => match trouble {
-                Trouble::Lost => Heard::Nothing(nobody()),
-                Trouble::Denied(denied) => Heard::Nothing(denied.to_string()),
-            },
+        match self.letters.hear().await {
+            News::Reply(bytes) => Heard::Reply(decode_one_of_two(&bytes)),
+            News::Nobody => {
+                let partition = self.inner.partition;
+                Heard::Nothing(format!("nobody hosts partition {partition} now"))
+            }
+            News::Denied(detail) | News::TooLarge(detail) => Heard::Nothing(detail),
+            News::Silence => Heard::Nothing("the connection is closed".to_owned()),
         }
     }
 
