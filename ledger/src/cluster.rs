@@ -27,7 +27,8 @@ use crate::{
     journal::seen::Seen,
     lease::{Lease, Leases},
     nats::{
-        Bucket, Known, Nats, NatsJournal, OpenError, ProvisionError, Witnesses, snapshot_bucket,
+        Bucket, Known, LeaseBucket, Nats, NatsJournal, OpenError, ProvisionError, Witnesses,
+        snapshot_bucket,
     },
     remote::{LedgerService, RemoteLedger},
     store::SnapshotStore,
@@ -140,7 +141,8 @@ impl ClusterLedger {
             checkpoint: _,
         } = &config;
         let snapshots = snapshot_bucket(nats, names, *replicas).await?;
-        let leases = Leases::start(nats, names, *replicas, &host.writer).await?;
+        let leases = LeaseBucket::open(nats, names, *replicas).await?;
+        let leases = Leases::start(Arc::new(leases), &host.writer);
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let slots = host.partitions.iter().map(|partition| {
             let (local, watched) = watch::channel(Place::Elsewhere);

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Debug,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -13,7 +14,9 @@ use std::{
     time::Duration,
 };
 
-use seatbelt_schemas::{names::Names, position::Partition, wire};
+use bytes::Bytes;
+use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
+use seatbelt_schemas::{position::Partition, wire};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
@@ -23,20 +26,14 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{debug, info, warn};
 
 use crate::{
-    nats::{
-        Bucket, Nats, ProvisionError,
-        bucket::Keeping,
-        cursor::{Cursor, Item},
-    },
-    store::{Kept, Revision, WriteError},
+    host::describe,
+    store::{Kept, Revision, StoreError, WriteError},
 };
 
 /// A lease not renewed for so long may be taken.
 pub const LEASE_TTL: Duration = Duration::from_millis(1200);
 /// How often a lease is renewed.
 pub const LEASE_RENEW_EVERY: Duration = Duration::from_millis(300);
-/// How long the bucket keeps a lease that nobody renews, or the mark of one that was given back.
-const BUCKET_MAX_AGE: Duration = Duration::from_secs(60);
 /// How much longer a process waits before it takes one more lease for each that it holds, so that
 /// partitions spread over processes that wait for them together.
 const MODESTY: Duration = Duration::from_millis(15);
@@ -57,18 +54,39 @@ const _: () = assert!(
     "a partition is taken over within two seconds"
 );
 
-/// Opens the bucket, made if missing with `replicas` copies.
-pub(crate) async fn lease_bucket(
-    nats: &Nats,
-    names: &Names,
-    replicas: u8,
-) -> Result<Bucket, ProvisionError> {
-    let keeping = Keeping {
-        replicas: usize::from(replicas),
-        max_age: BUCKET_MAX_AGE,
-        derived: true,
-    };
-    Bucket::open(nats, &names.lease_bucket(), keeping).await
+/// Where leases are kept: compare-and-swap on every write, and all writes to be seen in their order.
+pub trait LeaseStore: Debug + Send + Sync + 'static {
+    /// The value of a key, deleted or not; revision zero where there never was one.
+    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Kept, StoreError>>;
+
+    /// Writes if the key still has the `expected` revision.
+    fn write<'a>(
+        &'a self,
+        key: &'a str,
+        expected: Revision,
+        value: Bytes,
+    ) -> BoxFuture<'a, Result<Revision, WriteError>>;
+
+    /// Deletes if the key still has the `expected` revision.
+    fn delete<'a>(
+        &'a self,
+        key: &'a str,
+        expected: Revision,
+    ) -> BoxFuture<'a, Result<(), WriteError>>;
+
+    /// What stands under all keys, and then what is written. After an error it is of no more use.
+    fn watch(&self) -> BoxStream<'static, Result<Change, StoreError>>;
+}
+
+/// A key as it was written.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// Which.
+    pub key: String,
+    /// Its new revision.
+    pub revision: Revision,
+    /// Its value; empty where it was deleted.
+    pub value: Bytes,
 }
 
 /// What stands under a partition's key.
@@ -92,7 +110,7 @@ type Table = BTreeMap<Partition, Seen>;
 /// All leases, as one process sees and takes them. Clones share the watch.
 #[derive(Debug, Clone)]
 pub struct Leases {
-    bucket: Bucket,
+    store: Arc<dyn LeaseStore>,
     holder: Arc<str>,
     table: Arc<watch::Sender<Table>>,
     held: Arc<AtomicU32>,
@@ -101,23 +119,17 @@ pub struct Leases {
 
 impl Leases {
     /// Begins to watch. `holder` names this process, unique among all that run.
-    pub async fn start(
-        nats: &Nats,
-        names: &Names,
-        replicas: u8,
-        holder: &str,
-    ) -> Result<Self, ProvisionError> {
-        let bucket = lease_bucket(nats, names, replicas).await?;
+    pub fn start(store: Arc<dyn LeaseStore>, holder: &str) -> Self {
         let table = Arc::new(watch::Sender::new(Table::new()));
-        let watching = keep_watching(nats.clone(), bucket.clone(), Arc::clone(&table));
+        let watching = keep_watching(Arc::clone(&store), Arc::clone(&table));
         let watcher = tokio::spawn(watching);
-        Ok(Self {
-            bucket,
+        Self {
+            store,
             holder: holder.into(),
             table,
             held: Arc::default(),
             _watcher: Arc::new(AbortOnDropHandle::new(watcher)),
-        })
+        }
     }
 
     /// Who hosts the partition, as far as was seen.
@@ -161,6 +173,7 @@ impl Leases {
                 None => (Revision(0), begun + PAUSE),
             };
             tokio::select! {
+                biased;
                 changed = table.changed() => if changed.is_err() {
                     sleep(PAUSE).await;
                 },
@@ -177,7 +190,7 @@ impl Leases {
     async fn try_take(&self, partition: Partition, revision: Revision) -> Option<Lease> {
         let taken = match self.write(partition, revision).await {
             // somebody was quicker, or what was seen is gone by its age: look at what stands there
-            Err(WriteError::Moved) => match self.bucket.read(&key(partition)).await {
+            Err(WriteError::Moved) => match self.store.read(&key(partition)).await {
                 Ok(kept) if kept.value.is_none() => self.write(partition, kept.revision).await,
                 Ok(kept) => {
                     self.table
@@ -208,10 +221,10 @@ impl Leases {
         revision: Revision,
     ) -> Result<Revision, WriteError> {
         let record = self.record();
-        self.bucket.write(&key(partition), revision, record).await
+        self.store.write(&key(partition), revision, record).await
     }
 
-    fn record(&self) -> bytes::Bytes {
+    fn record(&self) -> Bytes {
         let holder = self.holder.to_string();
         wire::encode(&Record { v: 1, holder }).into()
     }
@@ -324,7 +337,7 @@ impl Renewal {
 
     /// An earlier renewal may have landed without an answer, or the bucket may have been made anew.
     async fn still_ours(&self, key: &str) -> Option<Revision> {
-        let kept = self.leases.bucket.read(key).await.ok()?;
+        let kept = self.leases.store.read(key).await.ok()?;
         let Some(value) = kept.value else {
             return (kept.revision == Revision(0)).then_some(Revision(0));
         };
@@ -334,36 +347,31 @@ impl Renewal {
 
     async fn give_back(self) {
         let key = key(self.partition);
-        match self.leases.bucket.delete(&key, self.revision).await {
+        match self.leases.store.delete(&key, self.revision).await {
             Ok(()) => info!(partition = %self.partition, "lease given back"),
             Err(error) => warn!(partition = %self.partition, %error, "lease not given back"),
         }
     }
 }
 
-/// Keeps the table current. The bucket's stream begins anew where it got lost, so silence for longer
+/// Keeps the table current. The watch begins anew where it got lost, so silence for longer
 /// than leases last is answered by reading it from its start.
-async fn keep_watching(nats: Nats, bucket: Bucket, sender: Arc<watch::Sender<Table>>) {
-    let prefix = bucket.subject_prefix();
+async fn keep_watching(store: Arc<dyn LeaseStore>, sender: Arc<watch::Sender<Table>>) {
     let mut pause = PAUSE;
     loop {
-        let mut cursor = Cursor::after(nats.clone(), bucket.stream(), 0);
+        let mut changes = store.watch();
         loop {
-            match timeout(LEASE_TTL * 4, cursor.next()).await {
-                Ok(Ok(item)) => {
+            match timeout(LEASE_TTL * 4, changes.next()).await {
+                Ok(Some(Ok(change))) => {
                     pause = PAUSE;
-                    sender.send_modify(|table| note(table, &prefix, &item));
+                    sender.send_modify(|table| note(table, &change));
                 }
-                Ok(Err(error)) => {
-                    warn!(error, "leases cannot be watched");
-                    // where the bucket is gone and nobody holds a lease, nobody else makes it again
-                    if let Err(error) = bucket.mend().await {
-                        warn!(%error, "the bucket of leases is not made again yet");
-                    }
+                Ok(Some(Err(error))) => {
+                    warn!(error = describe(&error), "leases cannot be watched");
                     pause = (pause * 2).min(WATCH_PAUSE_MAX);
                     break;
                 }
-                Err(_) => break,
+                Ok(None) | Err(_) => break,
             }
         }
         sleep(pause).await;
@@ -389,17 +397,14 @@ fn seen_now(value: &[u8], revision: Revision) -> Seen {
     }
 }
 
-fn note(table: &mut Table, prefix: &str, item: &Item) {
-    let message = &item.message.message;
-    let key = message.subject.strip_prefix(prefix).unwrap_or_default();
-    let Ok(partition) = key.parse().map(Partition) else {
+fn note(table: &mut Table, change: &Change) {
+    let Ok(partition) = change.key.parse().map(Partition) else {
         return;
     };
     let known = table.get(&partition).map(|seen| seen.revision);
-    if known == Some(Revision(item.sequence)) {
+    if known == Some(change.revision) {
         // read again from the start: its age goes on counting
         return;
     }
-    let revision = Revision(item.sequence);
-    table.insert(partition, seen_now(&message.payload, revision));
+    table.insert(partition, seen_now(&change.value, change.revision));
 }

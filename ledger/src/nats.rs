@@ -21,7 +21,8 @@ pub mod store_look;
 pub mod usage;
 pub mod vital;
 
-pub(crate) mod cursor;
+mod cursor;
+mod leases;
 mod neuron_secret;
 mod post;
 mod publish;
@@ -33,6 +34,7 @@ pub use connect::{ConnectError, Denied, Identity, InvalidLogin, Nats, connect, c
 pub use durability::{Durability, DurabilityError, Proof, prove};
 pub use feed::{FeedEntry, FeedMessage, FeedState, FeedStream};
 pub use journal::NatsJournal;
+pub use leases::LeaseBucket;
 pub use neuron_secret::neuron_secret;
 pub use neurons::watch_neurons;
 pub use provision::{GenesisError, Layout, Meta, meta, provision};

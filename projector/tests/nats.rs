@@ -18,7 +18,7 @@ use seatbelt_ledger::{
     host::now_ms,
     journal::{Journal, Sequence},
     lease::Leases,
-    nats::{FeedMessage, FeedStream, Nats, NatsJournal, connect, snapshot_bucket},
+    nats::{FeedMessage, FeedStream, LeaseBucket, Nats, NatsJournal, connect, snapshot_bucket},
     outcomes::HOT_MAX,
     recovery::Source,
     snapshot::{Found, PartitionRecord, Unusable},
@@ -568,8 +568,9 @@ async fn a_snapshot_that_is_lost_while_its_account_rests_is_put_right() {
 async fn a_bucket_of_leases_that_is_deleted_is_made_again_and_leases_stay_held() {
     let server = Server::start().await;
     let (nats, names) = (server.connect("test").await, Names::default());
-    let ours = Leases::start(&nats, &names, 1, "ours").await.unwrap();
-    let theirs = Leases::start(&nats, &names, 1, "theirs").await.unwrap();
+    let kept = Arc::new(LeaseBucket::open(&nats, &names, 1).await.unwrap());
+    let ours = Leases::start(kept.clone(), "ours");
+    let theirs = Leases::start(kept, "theirs");
     let held = ours.acquire(Partition(0)).await;
     within(async || theirs.holder(Partition(0)).map(drop)).await;
     let name = format!("KV_{}", names.lease_bucket());

@@ -23,7 +23,7 @@ use seatbelt_ledger::{
     lease::Leases,
     nats::{
         ConnectError, Durability, DurabilityError, FeedMessage, FeedStream, GenesisError, Layout,
-        Nats, NatsUsageEvents, Proof, connect, meta, neuron_secret, prove, provision,
+        LeaseBucket, Nats, NatsUsageEvents, Proof, connect, meta, neuron_secret, prove, provision,
         snapshot_bucket, watch_neurons,
     },
     remote::{LedgerService, RemoteLedger},
@@ -372,9 +372,8 @@ async fn neurons_come_with_their_registration_and_go_when_it_ends() {
 
 async fn leases(nats: &TestNats, holder: &str) -> Leases {
     let connection = nats.connect(holder).await;
-    Leases::start(&connection, &Names::default(), 1, holder)
-        .await
-        .unwrap()
+    let kept = LeaseBucket::open(&connection, &Names::default(), 1).await;
+    Leases::start(Arc::new(kept.unwrap()), holder)
 }
 
 #[tokio::test]

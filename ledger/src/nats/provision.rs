@@ -22,15 +22,13 @@ use ulid::Ulid;
 use super::{
     Bucket, FeedStream, Known, Nats, OpenError, ProvisionError, Witnesses,
     bucket::Keeping,
+    leases::lease_bucket,
     neuron_secret::{NEURON_SECRET_KEY, make_neuron_secret},
     neurons::neuron_bucket,
     snapshots::snapshot_bucket,
     stream::ensure,
 };
-use crate::{
-    lease::lease_bucket,
-    store::{Revision, StoreError, WriteError},
-};
+use crate::store::{Revision, StoreError, WriteError};
 
 /// Key of the facts in bucket `SEATBELT_META`.
 pub(super) const META_KEY: &str = "ledger";

@@ -14,9 +14,9 @@ use tokio::time::timeout;
 
 use super::{
     Bucket, Nats, ProvisionError,
+    leases::lease_bucket,
     publish::{Published, publish},
 };
-use crate::lease::lease_bucket;
 
 /// How long a write may take, and any other question.
 const WRITE_MAX: Duration = Duration::from_secs(2);
