@@ -331,7 +331,7 @@ async fn begin_journals(
     meta: &Meta,
     seen: &Seen,
 ) -> Result<(), GenesisError> {
-    nats::provision::begin_journals(nats, &from.names, meta, from.replicas, seen).await
+    nats::begin_journals(nats, &from.names, meta, from.replicas, seen).await
 }
 
 /// What a checkpoint saw of each journal of this ledger.

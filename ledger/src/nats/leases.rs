@@ -1,6 +1,4 @@
-//! The bucket that leases stand in, and what is written there as it is written.
-
-use std::time::Duration;
+//! Leases in their bucket, and what is written there as it is written.
 
 use bytes::Bytes;
 use futures::{
@@ -11,28 +9,11 @@ use futures::{
 use seatbelt_schemas::names::Names;
 use tracing::warn;
 
-use super::{Bucket, Nats, ProvisionError, bucket::Keeping, cursor::Cursor};
+use super::{Bucket, Nats, ProvisionError, cursor::Cursor, lease_bucket};
 use crate::{
     lease::{Change, LeaseStore},
     store::{Kept, Revision, StoreError, WriteError},
 };
-
-/// How long the bucket keeps a lease that nobody renews, or the mark of one that was given back.
-const BUCKET_MAX_AGE: Duration = Duration::from_secs(60);
-
-/// Opens the bucket, made if missing with `replicas` copies.
-pub(crate) async fn lease_bucket(
-    nats: &Nats,
-    names: &Names,
-    replicas: u8,
-) -> Result<Bucket, ProvisionError> {
-    let keeping = Keeping {
-        replicas: usize::from(replicas),
-        max_age: BUCKET_MAX_AGE,
-        derived: true,
-    };
-    Bucket::open(nats, &names.lease_bucket(), keeping).await
-}
 
 /// Leases, kept in a bucket.
 #[derive(Debug, Clone)]

@@ -1,23 +1,27 @@
-//! The bucket of snapshots: bytes by key, written only where nobody wrote meanwhile.
-//!
-//! Derived from the journal, so it may lose its end with a server and is then written again. What the
-//! values mean is the projector's.
+//! The bucket of snapshots, as the ledger asks for it. What the values mean is the projector's.
 
-use seatbelt_schemas::names::Names;
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use seatbelt_schemas::ids::AccountId;
 
-use super::{Bucket, Nats, ProvisionError, bucket::Keeping};
-use std::time::Duration;
+use super::Bucket;
+use crate::store::{Kept, Revision, SnapshotStore, StoreError, WriteError};
 
-/// Opens the bucket of snapshots, made if missing with `replicas` copies.
-pub async fn snapshot_bucket(
-    nats: &Nats,
-    names: &Names,
-    replicas: u8,
-) -> Result<Bucket, ProvisionError> {
-    let keeping = Keeping {
-        replicas: usize::from(replicas),
-        max_age: Duration::ZERO,
-        derived: true,
-    };
-    Bucket::open(nats, &names.snapshot_bucket(), keeping).await
+impl SnapshotStore for Bucket {
+    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Kept, StoreError>> {
+        self.read(key).boxed()
+    }
+
+    fn write<'a>(
+        &'a self,
+        key: &'a str,
+        expected: Revision,
+        value: Bytes,
+    ) -> BoxFuture<'a, Result<Revision, WriteError>> {
+        self.write(key, expected, value).boxed()
+    }
+
+    fn accounts(&self) -> BoxFuture<'_, Result<Vec<AccountId>, StoreError>> {
+        self.accounts().boxed()
+    }
 }

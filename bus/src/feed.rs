@@ -34,7 +34,7 @@ use super::{
     roles::BILLING_CONSUMER,
     stream::{ApiError, ask, ensure_derived, get_subject, info},
 };
-use crate::store::{StoreError, WriteError};
+use crate::kept::{StoreError, WriteError};
 
 /// How long the server remembers message ids: a second belt, nothing relies on it. Short, for it
 /// remembers those of messages that were purged too, and these are to be published again soon.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::nats::NatsRole;
+use crate::NatsRole;
 
 /// What begins an nkey seed of a user, and how long it is.
 const SEED_PREFIX: &str = "SU";

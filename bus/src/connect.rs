@@ -23,7 +23,7 @@ use identity::Login;
 pub use identity::{Identity, InvalidLogin};
 pub use troubles::Denied;
 use troubles::{Signals, note};
-pub(crate) use troubles::{Trouble, Troubles};
+pub use troubles::{Trouble, Troubles};
 
 /// How long the server may take to accept a connection.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
@@ -143,7 +143,7 @@ impl Nats {
 
     /// What comes of asking something by publishing to `subject`, unless the server denies it: whose
     /// answer would never come. On the heap, for it is awaited within much else.
-    pub(crate) fn unless_denied<'a, T>(
+    pub fn unless_denied<'a, T>(
         &self,
         subject: &str,
         asking: impl Future<Output = T> + Send + 'a,
@@ -160,7 +160,7 @@ impl Nats {
     }
 
     /// From now on.
-    pub(crate) fn troubles(&self) -> Troubles {
+    pub fn troubles(&self) -> Troubles {
         Troubles::from_now_on(&self.signals)
     }
 }

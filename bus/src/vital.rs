@@ -16,7 +16,7 @@ use super::{
     provision::{GenesisError, ensure_usage, meta},
     stream::info,
 };
-use crate::host::describe;
+use crate::describe;
 
 /// How long each question may take.
 const ASK_MAX: Duration = Duration::from_secs(2);

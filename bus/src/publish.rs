@@ -13,14 +13,14 @@ use tokio::time::timeout;
 use super::{Nats, connect::Trouble, stream::is_passing};
 
 /// Why nobody knows, where nothing was heard.
-pub(crate) const SILENCE: &str = "no acknowledgement came in time";
+pub const SILENCE: &str = "no acknowledgement came in time";
 
 /// Why nobody knows, where no stream listens.
-pub(crate) const NOBODY: &str = "no stream listens on its subject";
+pub const NOBODY: &str = "no stream listens on its subject";
 
 /// What came of publishing.
 #[derive(Debug)]
-pub(crate) enum Published {
+pub enum Published {
     /// It is stored, or the server took it for a duplicate and says so.
     Acknowledged(PublishAck),
     /// The stream or subject is not where the message expected it; nothing was written.
@@ -38,7 +38,7 @@ pub(crate) enum Published {
 
 /// Publishes and waits for the acknowledgement, at most `patience`; not longer than the connection
 /// lasts, and not after the server has denied it.
-pub(crate) async fn publish(
+pub async fn publish(
     nats: &Nats,
     subject: &str,
     headers: HeaderMap,

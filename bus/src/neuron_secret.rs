@@ -11,10 +11,10 @@ use bytes::Bytes;
 use seatbelt_schemas::{names::Names, neuron::signature::NeuronSecret};
 
 use super::{Bucket, Nats, ProvisionError, bucket::Keeping, provision::GenesisError};
-use crate::store::WriteError;
+use crate::kept::WriteError;
 
 /// Key in bucket `SEATBELT_SECRETS`.
-pub(super) const NEURON_SECRET_KEY: &str = "neuron_secret";
+pub(crate) const NEURON_SECRET_KEY: &str = "neuron_secret";
 
 /// The secret of a ledger that was provisioned.
 pub async fn neuron_secret(nats: &Nats, names: &Names) -> Result<NeuronSecret, GenesisError> {
@@ -34,7 +34,7 @@ pub async fn neuron_secret(nats: &Nats, names: &Names) -> Result<NeuronSecret, G
 }
 
 /// Makes the secret if it is missing; it is the same in all processes, also where many make it at once.
-pub(super) async fn make_neuron_secret(
+pub async fn make_neuron_secret(
     nats: &Nats,
     names: &Names,
     replicas: u8,

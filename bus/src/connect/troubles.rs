@@ -71,7 +71,7 @@ impl Denied {
 
 /// Why waiting for an answer is in vain.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Trouble {
+pub enum Trouble {
     /// The connection was lost; what was sent may or may not have arrived.
     Lost,
     /// The server denied publishing; nothing was taken.
@@ -79,7 +79,7 @@ pub(crate) enum Trouble {
 }
 
 /// Watches the connection from a moment on.
-pub(crate) struct Troubles {
+pub struct Troubles {
     signals: watch::Receiver<Signals>,
     seen: Signals,
 }
@@ -92,12 +92,12 @@ impl Troubles {
     }
 
     /// Resolves once the connection is lost, or the server denies publishing to `subject`.
-    pub(crate) async fn about(&mut self, subject: &str) -> Trouble {
+    pub async fn about(&mut self, subject: &str) -> Trouble {
         self.about_any(&[subject]).await
     }
 
     /// As [`Troubles::about`], for publishing to any of some subjects.
-    pub(crate) async fn about_any(&mut self, subjects: &[&str]) -> Trouble {
+    pub async fn about_any(&mut self, subjects: &[&str]) -> Trouble {
         let concerns = |denied: &Denied| {
             let mut subjects = subjects.iter();
             subjects.any(|subject| denied.is_about("publish", subject))
@@ -123,7 +123,7 @@ impl Troubles {
     }
 
     /// Resolves once something is denied that `concerns` says matters; not where the connection is lost.
-    pub(crate) async fn denied(&mut self, concerns: impl Fn(&Denied) -> bool) -> Denied {
+    pub async fn denied(&mut self, concerns: impl Fn(&Denied) -> bool) -> Denied {
         loop {
             if self.signals.changed().await.is_err() {
                 return std::future::pending().await;
@@ -141,7 +141,7 @@ impl Troubles {
     }
 
     /// As [`Troubles::denied`], for a subscription.
-    pub(crate) async fn denied_to_subscribe(&mut self, subject: &str) -> Denied {
+    pub async fn denied_to_subscribe(&mut self, subject: &str) -> Denied {
         self.denied(|denied| denied.is_about("subscribe", subject))
             .await
     }

@@ -18,7 +18,6 @@ use super::{
     bucket::Keeping,
     cursor::{Cursor, Item},
 };
-use crate::api::Neurons;
 
 /// A neuron not heard of for so long is gone.
 pub const NEURON_TTL: Duration = Duration::from_secs(10);
@@ -28,7 +27,7 @@ pub const NEURONS_MAX: usize = 4096;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Opens the bucket, made if missing with `replicas` copies.
-pub(crate) async fn neuron_bucket(
+pub async fn neuron_bucket(
     nats: &Nats,
     names: &Names,
     replicas: u8,
@@ -46,7 +45,7 @@ pub async fn watch_neurons(
     nats: &Nats,
     names: &Names,
     replicas: u8,
-) -> Result<Neurons, ProvisionError> {
+) -> Result<watch::Receiver<Vec<NeuronRecord>>, ProvisionError> {
     let bucket = neuron_bucket(nats, names, replicas).await?;
     let (sender, receiver) = watch::channel(Vec::new());
     let (nats, names) = (nats.clone(), names.clone());

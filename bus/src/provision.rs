@@ -4,13 +4,13 @@
 //! The facts are written once and never changed: the ledger's id is made at the first start, the
 //! number of partitions is fixed then. Journals are made by whoever hosts them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, StorageType};
 use seatbelt_schemas::{
     ids::LedgerId,
     names::Names,
-    position::{Partition, Partitions},
+    position::Partitions,
     wire::{self, WireError},
 };
 use serde::{Deserialize, Serialize};
@@ -20,18 +20,18 @@ use tracing::debug;
 use ulid::Ulid;
 
 use super::{
-    Bucket, FeedStream, Known, Nats, OpenError, ProvisionError, Witnesses,
+    Bucket, FeedStream, Nats, ProvisionError,
     bucket::Keeping,
-    leases::lease_bucket,
+    lease_bucket,
     neuron_secret::{NEURON_SECRET_KEY, make_neuron_secret},
     neurons::neuron_bucket,
     snapshots::snapshot_bucket,
     stream::ensure,
 };
-use crate::store::{Revision, StoreError, WriteError};
+use crate::kept::{Revision, StoreError, WriteError};
 
 /// Key of the facts in bucket `SEATBELT_META`.
-pub(super) const META_KEY: &str = "ledger";
+pub const META_KEY: &str = "ledger";
 /// How long the server knows the id of a usage event: an outbox offers one twice within minutes.
 const USAGE_DUPLICATE_WINDOW: Duration = Duration::from_secs(30 * 60);
 
@@ -47,7 +47,8 @@ pub struct Meta {
 }
 
 impl Meta {
-    pub(super) const VERSION: u8 = 1;
+    /// The version that is written.
+    pub const VERSION: u8 = 1;
 
     /// Whether the configuration says what is fixed.
     pub fn check(&self, configured: Partitions) -> Result<(), GenesisError> {
@@ -130,7 +131,7 @@ pub async fn provision(nats: &Nats, names: &Names, layout: Layout) -> Result<Met
             Err(GenesisError::Provision(ProvisionError::Unreachable { stream, source }))
                 if Instant::now() < until =>
             {
-                let error = crate::host::describe(&*source);
+                let error = crate::describe(&*source);
                 debug!(stream, error, "the server is not ready to keep it yet");
                 sleep(READY_PAUSE).await;
             }
@@ -149,31 +150,6 @@ async fn provision_now(nats: &Nats, names: &Names, layout: Layout) -> Result<Met
     neuron_bucket(nats, names, replicas).await?;
     lease_bucket(nats, names, replicas).await?;
     Ok(meta)
-}
-
-/// Begins every journal that nobody ever saw, so that those who append to journals and those who read
-/// them need make none. One that is in doubt is left as it is: whoever opens it next says why. `seen` is
-/// what a checkpoint saw.
-pub async fn begin_journals(
-    nats: &Nats,
-    names: &Names,
-    meta: &Meta,
-    replicas: u8,
-    seen: &BTreeMap<Partition, Known>,
-) -> Result<(), GenesisError> {
-    for partition in meta.partitions.iter() {
-        let witnesses = Witnesses::new(nats, names, partition, &meta.ledger);
-        let witnesses = witnesses.and_checkpoint(seen.get(&partition).copied());
-        match witnesses.open(replicas, None).await {
-            Err(OpenError::Store(error)) => return Err(error.into()),
-            Err(OpenError::Provision(error @ ProvisionError::Unreachable { .. })) => {
-                return Err(error.into());
-            }
-            Err(error) => debug!(%partition, %error, "journal not begun"),
-            Ok(_) => {}
-        }
-    }
-    Ok(())
 }
 
 /// The facts of a ledger that exists, for who only reads.
@@ -201,11 +177,7 @@ async fn genesis(nats: &Nats, names: &Names, layout: Layout) -> Result<Meta, Gen
 }
 
 /// The bucket of the facts, made if missing.
-pub(super) async fn open_meta(
-    nats: &Nats,
-    names: &Names,
-    replicas: u8,
-) -> Result<Bucket, ProvisionError> {
+pub async fn open_meta(nats: &Nats, names: &Names, replicas: u8) -> Result<Bucket, ProvisionError> {
     let keeping = Keeping {
         replicas: usize::from(replicas),
         max_age: Duration::ZERO,
@@ -255,11 +227,7 @@ async fn create(bucket: &Bucket, name: &str, partitions: Partitions) -> Result<M
 
 /// The stream of usage events is a source of truth: written through before it is acknowledged, like
 /// a journal.
-pub(super) async fn ensure_usage(
-    nats: &Nats,
-    names: &Names,
-    replicas: u8,
-) -> Result<(), ProvisionError> {
+pub async fn ensure_usage(nats: &Nats, names: &Names, replicas: u8) -> Result<(), ProvisionError> {
     let config = Config {
         name: names.usage_stream(),
         subjects: vec![names.usage_subjects()],

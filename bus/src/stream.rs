@@ -58,33 +58,43 @@ pub enum ProvisionError {
 
 /// The part of a stream's state that is looked at here.
 #[derive(Debug, Clone, Copy, Deserialize)]
-pub(crate) struct StreamState {
-    pub(crate) messages: u64,
-    pub(crate) first_seq: u64,
-    pub(crate) last_seq: u64,
+pub struct StreamState {
+    /// How many messages it holds.
+    pub messages: u64,
+    /// Place of the oldest that it holds.
+    pub first_seq: u64,
+    /// Its end: the last place that was ever given.
+    pub last_seq: u64,
 }
 
+/// What the server says of a stream.
 #[derive(Debug, Deserialize)]
-pub(crate) struct StreamInfo {
-    pub(crate) config: Value,
-    pub(crate) state: StreamState,
+pub struct StreamInfo {
+    /// Its settings, as JetStream names them.
+    pub config: Value,
+    /// What it holds.
+    pub state: StreamState,
     /// What the clock of the server that answers showed, RFC 3339; since nats-server 2.10.
-    pub(crate) ts: Option<String>,
+    pub ts: Option<String>,
 }
 
 /// A request to the JetStream API that has no good answer.
 #[derive(Debug, Error)]
-pub(crate) enum ApiError {
+pub enum ApiError {
+    /// The request failed, or nobody answered.
     #[error("{0}")]
     Server(jetstream::context::RequestError),
+    /// The server says no, and why.
     #[error("jetstream answered with an error")]
     Refused(#[source] jetstream::Error),
+    /// This user may not ask.
     #[error(transparent)]
     Denied(#[from] Denied),
 }
 
 impl ApiError {
-    pub(crate) fn code(&self) -> Option<ErrorCode> {
+    /// The server's reason, where it gave one.
+    pub fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::Server(_) | Self::Denied(_) => None,
             Self::Refused(error) => Some(error.error_code()),
@@ -93,7 +103,7 @@ impl ApiError {
 }
 
 /// Asks the JetStream API.
-pub(crate) async fn ask<T: for<'de> Deserialize<'de>>(
+pub async fn ask<T: for<'de> Deserialize<'de>>(
     nats: &Nats,
     subject: String,
     body: &Value,
@@ -108,12 +118,12 @@ pub(crate) async fn ask<T: for<'de> Deserialize<'de>>(
 }
 
 /// Where a stream's messages are asked for one by one.
-pub(crate) fn get_subject(stream: &str) -> String {
+pub fn get_subject(stream: &str) -> String {
     format!("$JS.API.STREAM.MSG.GET.{stream}")
 }
 
 /// What the stream's leader knows about it.
-pub(crate) async fn info(nats: &Nats, stream: &str) -> Result<StreamInfo, ApiError> {
+pub async fn info(nats: &Nats, stream: &str) -> Result<StreamInfo, ApiError> {
     ask(
         nats,
         format!("STREAM.INFO.{stream}"),
@@ -123,7 +133,7 @@ pub(crate) async fn info(nats: &Nats, stream: &str) -> Result<StreamInfo, ApiErr
 }
 
 /// The first place after `last` up to and including `to` that the server says holds a message.
-pub(crate) async fn kept_after(
+pub async fn kept_after(
     nats: &Nats,
     stream: &str,
     last: u64,
@@ -152,7 +162,7 @@ pub(crate) async fn kept_after(
 }
 
 /// Makes the stream if it is missing, and compares `fields` of its settings if it is there.
-pub(crate) async fn ensure(
+pub async fn ensure(
     nats: &Nats,
     wanted: &stream::Config,
     fields: &[&'static str],
@@ -175,7 +185,7 @@ pub(crate) async fn ensure(
 
 /// As [`ensure`], for a stream that can be rebuilt: it need not be on disk before it is acknowledged,
 /// where the server knows how to and there is but one copy.
-pub(crate) async fn ensure_derived(
+pub async fn ensure_derived(
     nats: &Nats,
     mut wanted: stream::Config,
     fields: &[&'static str],
@@ -195,7 +205,7 @@ pub(crate) async fn ensure_derived(
 }
 
 /// Compares `fields` of the stream's settings; it must be there.
-pub(crate) async fn inspect(
+pub async fn inspect(
     nats: &Nats,
     wanted: &stream::Config,
     fields: &[&'static str],
@@ -206,7 +216,8 @@ pub(crate) async fn inspect(
     }
 }
 
-pub(crate) fn provision_error(stream: &str, error: ApiError) -> ProvisionError {
+/// What a failed request means for whoever needs the stream.
+pub fn provision_error(stream: &str, error: ApiError) -> ProvisionError {
     let stream = stream.to_owned();
     match error {
         ApiError::Refused(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
@@ -241,7 +252,7 @@ pub(crate) fn provision_error(stream: &str, error: ApiError) -> ProvisionError {
 
 /// Whether the server itself expects to answer better soon: a cluster without a leader, or not all there
 /// yet, a stream that is moving, a server on its way up or down.
-pub(crate) fn is_passing(code: ErrorCode) -> bool {
+pub fn is_passing(code: ErrorCode) -> bool {
     [
         ErrorCode::CLUSTER_NOT_AVAILABLE,
         ErrorCode::CLUSTER_NOT_LEADER,

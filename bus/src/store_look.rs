@@ -13,8 +13,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::{
-    Bucket, Nats, ProvisionError,
-    leases::lease_bucket,
+    Bucket, Nats, ProvisionError, lease_bucket,
     publish::{Published, publish},
 };
 

@@ -17,7 +17,6 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
-use futures::{FutureExt, future::BoxFuture};
 use seatbelt_schemas::{ids::AccountId, names::Names};
 use serde::Deserialize;
 use tracing::warn;
@@ -27,7 +26,7 @@ use super::{
     publish::{NOBODY, Published, SILENCE, publish},
     stream::{ApiError, ask, ensure, ensure_derived, get_subject, inspect},
 };
-use crate::store::{Kept, Revision, SnapshotStore, StoreError, WriteError};
+use crate::kept::{Kept, Revision, StoreError, WriteError};
 
 /// How long a write waits for its acknowledgement.
 const WRITE_MAX: Duration = Duration::from_secs(5);
@@ -40,13 +39,13 @@ const RELIED_ON: [&str; 2] = ["subjects", "max_msgs_per_subject"];
 
 /// How a bucket is kept.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Keeping {
+pub struct Keeping {
     /// Copies in a cluster.
-    pub(crate) replicas: usize,
+    pub replicas: usize,
     /// How long a value lasts; zero for good.
-    pub(crate) max_age: Duration,
+    pub max_age: Duration,
     /// It can be rebuilt: need not be on disk before it is acknowledged.
-    pub(crate) derived: bool,
+    pub derived: bool,
 }
 
 /// A bucket.
@@ -60,11 +59,7 @@ pub struct Bucket {
 
 impl Bucket {
     /// Opens the bucket, made if missing.
-    pub(crate) async fn open(
-        nats: &Nats,
-        name: &str,
-        keeping: Keeping,
-    ) -> Result<Self, ProvisionError> {
+    pub async fn open(nats: &Nats, name: &str, keeping: Keeping) -> Result<Self, ProvisionError> {
         let config = Config {
             name: format!("KV_{name}"),
             subjects: vec![format!("$KV.{name}.>")],
@@ -95,7 +90,7 @@ impl Bucket {
     }
 
     /// Opens the bucket if it is there.
-    pub(crate) async fn open_existing(nats: &Nats, name: &str) -> Result<Self, ProvisionError> {
+    pub async fn open_existing(nats: &Nats, name: &str) -> Result<Self, ProvisionError> {
         let config = Config {
             name: format!("KV_{name}"),
             ..Config::default()
@@ -109,7 +104,7 @@ impl Bucket {
     }
 
     /// The bucket of that name, whether it is there or not.
-    pub(crate) fn at(nats: &Nats, name: &str) -> Self {
+    pub fn at(nats: &Nats, name: &str) -> Self {
         Self {
             nats: nats.clone(),
             name: name.into(),
@@ -118,7 +113,7 @@ impl Bucket {
     }
 
     /// Whether it is there.
-    pub(crate) async fn exists(&self) -> Result<bool, StoreError> {
+    pub async fn exists(&self) -> Result<bool, StoreError> {
         let config = Config {
             name: self.stream(),
             ..Config::default()
@@ -132,7 +127,7 @@ impl Bucket {
 
     /// Makes the bucket again, empty, if it is derived and gone. Says whether it did; whoever keeps
     /// something in it finds that it is not there, and writes it again.
-    pub(crate) async fn mend(&self) -> Result<bool, ProvisionError> {
+    pub async fn mend(&self) -> Result<bool, ProvisionError> {
         let Some(config) = &self.derived else {
             return Ok(false);
         };
@@ -149,12 +144,12 @@ impl Bucket {
     }
 
     /// Name of the stream behind it.
-    pub(crate) fn stream(&self) -> String {
+    pub fn stream(&self) -> String {
         format!("KV_{}", self.name)
     }
 
     /// What a subject of the stream behind it begins with.
-    pub(crate) fn subject_prefix(&self) -> String {
+    pub fn subject_prefix(&self) -> String {
         format!("$KV.{}.", self.name)
     }
 
@@ -227,7 +222,7 @@ impl Bucket {
     }
 
     /// Takes a key out with its revisions, as if it had never been written.
-    pub(crate) async fn forget(&self, key: &str) -> Result<(), StoreError> {
+    pub async fn forget(&self, key: &str) -> Result<(), StoreError> {
         let subject = format!("STREAM.PURGE.{}", self.stream());
         let body = serde_json::json!({ "filter": self.subject(key) });
         let purged = ask::<serde_json::Value>(&self.nats, subject, &body).await;
@@ -236,7 +231,7 @@ impl Bucket {
     }
 
     /// Every key that begins so, at most as many as a server tells in one answer.
-    pub(crate) async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         let page = self.page(&self.subject(&format!("{prefix}.>")), 0).await;
         let found = page.map_err(|error| self.error("list", prefix, error))?;
         let before = self.subject_prefix();
@@ -247,7 +242,7 @@ impl Bucket {
     }
 
     /// The accounts that have something under the key of their snapshot.
-    async fn accounts(&self) -> Result<Vec<AccountId>, StoreError> {
+    pub async fn accounts(&self) -> Result<Vec<AccountId>, StoreError> {
         let wanted = self.subject(Names::snapshot_account_keys());
         let mut accounts = Vec::new();
         let mut offset = 0;
@@ -314,23 +309,4 @@ struct PageState {
 
 fn is_gone(error: &LastRawMessageError) -> bool {
     matches!(error.kind(), LastRawMessageErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
-}
-
-impl SnapshotStore for Bucket {
-    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Kept, StoreError>> {
-        self.read(key).boxed()
-    }
-
-    fn write<'a>(
-        &'a self,
-        key: &'a str,
-        expected: Revision,
-        value: Bytes,
-    ) -> BoxFuture<'a, Result<Revision, WriteError>> {
-        self.write(key, expected, value).boxed()
-    }
-
-    fn accounts(&self) -> BoxFuture<'_, Result<Vec<AccountId>, StoreError>> {
-        self.accounts().boxed()
-    }
 }

@@ -40,10 +40,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Why a cursor stands still.
-pub(crate) type CursorError = Box<dyn std::error::Error + Send + Sync>;
+pub type CursorError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A place in a stream, and the way onwards.
-pub(crate) struct Cursor {
+pub struct Cursor {
     nats: Nats,
     stream: String,
     headers_only: bool,
@@ -59,14 +59,16 @@ struct Open {
 }
 
 /// A message of a stream and its place.
-pub(crate) struct Item {
-    pub(crate) sequence: u64,
-    pub(crate) message: jetstream::Message,
+pub struct Item {
+    /// Its place.
+    pub sequence: u64,
+    /// As the server gives it.
+    pub message: jetstream::Message,
 }
 
 impl Cursor {
     /// Stands after sequence `last` of `stream`.
-    pub(crate) fn after(nats: Nats, stream: String, last: u64) -> Self {
+    pub fn after(nats: Nats, stream: String, last: u64) -> Self {
         Self {
             nats,
             stream,
@@ -77,7 +79,7 @@ impl Cursor {
     }
 
     /// Reads no payloads.
-    pub(crate) fn headers_only(self) -> Self {
+    pub fn headers_only(self) -> Self {
         Self {
             headers_only: true,
             ..self
@@ -87,7 +89,7 @@ impl Cursor {
     /// The next message; waits for one to land. Errors only after trying for [`PATIENCE`], or where
     /// trying again is of no use.
     /// Nothing is lost if the caller stops waiting.
-    pub(crate) async fn next(&mut self) -> Result<Item, CursorError> {
+    pub async fn next(&mut self) -> Result<Item, CursorError> {
         loop {
             if self.open.is_none() {
                 self.open = Some(self.open_patiently().await?);
@@ -120,11 +122,7 @@ impl Cursor {
     /// A stream may have places without a message, also at its end: a consumer then never gets to
     /// `to`, so silence is answered by asking which places hold none. Where one is said to hold a message
     /// that is never delivered, the server cannot read what it keeps.
-    pub(crate) async fn next_up_to(
-        &mut self,
-        last: u64,
-        to: u64,
-    ) -> Result<Option<Item>, CursorError> {
+    pub async fn next_up_to(&mut self, last: u64, to: u64) -> Result<Option<Item>, CursorError> {
         for _ in 0..SILENCES_MAX {
             if let Ok(next) = timeout(SILENCE, self.next()).await {
                 return next.map(|item| (item.sequence <= to).then_some(item));

@@ -1,0 +1,47 @@
+//! Everything that knows NATS and JetStream: the connection, streams and buckets with the settings of each,
+//! publishing, reading in order, who may do what, and what only exists there (the feed, usage events,
+//! registrations of neurons, the ledger's facts).
+//!
+//! Promises: names are those of `seatbelt_schemas::names`; a setting of a stream that differs from
+//! what the ledger relies on is an error that names it; every wait is bounded; no password or token
+//! is ever part of an error or a log line. Not here: any decision, and what a journal is.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod bucket;
+pub mod connect;
+pub mod cursor;
+pub mod durability;
+pub mod feed;
+pub mod kept;
+pub mod neuron_secret;
+pub mod neurons;
+pub mod provision;
+pub mod publish;
+pub mod roles;
+pub mod snapshots;
+pub mod store_look;
+pub mod stream;
+pub mod usage;
+pub mod vital;
+
+mod lease;
+
+pub use bucket::Bucket;
+pub use connect::{ConnectError, Denied, Identity, InvalidLogin, Nats, connect, connect_as};
+pub use durability::{Durability, DurabilityError, Proof, prove};
+pub use feed::{FeedEntry, FeedMessage, FeedState, FeedStream};
+pub use lease::lease_bucket;
+pub use neuron_secret::neuron_secret;
+pub use neurons::watch_neurons;
+pub use provision::{GenesisError, Layout, Meta, meta, provision};
+pub use roles::{NatsRole, Permissions};
+pub use snapshots::snapshot_bucket;
+pub use store_look::{Look, StoreLook, Stored, Writes};
+pub use stream::ProvisionError;
+pub use usage::{NatsUsageEvents, follow_usage, usage_end};
+
+/// An error with its causes, in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
