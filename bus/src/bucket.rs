@@ -1,4 +1,4 @@
-//! A key-value bucket with compare-and-swap on every write.
+//! A key-value bucket with compare-and-swap on every write, but where a key has one writer.
 //!
 //! Reads go to the stream's leader: what was written and acknowledged is read. Not here: what the
 //! values mean, and history.
@@ -210,11 +210,25 @@ impl Bucket {
         expected: Revision,
         value: Bytes,
     ) -> Result<Revision, WriteError> {
-        self.put(key, expected, HeaderMap::new(), value).await
+        self.put(key, Some(expected), HeaderMap::new(), value).await
+    }
+
+    /// Writes, whatever stands there: for a key that has one writer.
+    pub async fn overwrite(&self, key: &str, value: Bytes) -> Result<Revision, WriteError> {
+        self.put(key, None, HeaderMap::new(), value).await
     }
 
     /// Deletes if the key still has the `expected` revision.
     pub async fn delete(&self, key: &str, expected: Revision) -> Result<(), WriteError> {
+        self.take_out(key, Some(expected)).await
+    }
+
+    /// Deletes, whatever stands there: for a key that has one writer.
+    pub async fn remove(&self, key: &str) -> Result<(), WriteError> {
+        self.take_out(key, None).await
+    }
+
+    async fn take_out(&self, key: &str, expected: Option<Revision>) -> Result<(), WriteError> {
         let mut headers = HeaderMap::new();
         headers.insert(OPERATION, DELETED);
         let deleted = self.put(key, expected, headers, Bytes::new()).await;
@@ -270,14 +284,14 @@ impl Bucket {
     async fn put(
         &self,
         key: &str,
-        expected: Revision,
+        expected: Option<Revision>,
         mut headers: HeaderMap,
         value: Bytes,
     ) -> Result<Revision, WriteError> {
-        headers.insert(
-            NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-            HeaderValue::from(expected.0),
-        );
+        if let Some(Revision(expected)) = expected {
+            let expected = HeaderValue::from(expected);
+            headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected);
+        }
         match publish(&self.nats, &self.subject(key), headers, value, WRITE_MAX).await {
             Published::Acknowledged(ack) => Ok(Revision(ack.sequence)),
             Published::WrongPlace => Err(WriteError::Moved),

@@ -285,9 +285,9 @@ async fn start_neuron(
     running: &mut Running,
 ) -> Result<String, RoleError> {
     let told = neuron::config(config, neuron, bus.neuron_secret().await?)?;
-    let (client, names) = (bus.neuron.client().clone(), bus.names.clone());
+    let (nats, names) = (bus.neuron.clone(), bus.names.clone());
     let stop = CancellationToken::new();
-    let started = seatbelt_neuron::start(told, Some(client), names, stop.clone()).await;
+    let started = seatbelt_neuron::start(told, Some(nats), names, stop.clone()).await;
     let started = started.map_err(RoleError::Neuron)?;
     let own = format!("http://{}", started.local_addr());
     let url = neuron.url.clone().unwrap_or(own);

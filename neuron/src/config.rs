@@ -25,12 +25,6 @@ pub const PREFILL_CHUNK_TOKENS: usize = 256;
 pub const DRAIN_DEFAULT: Duration = Duration::from_secs(10);
 /// How long the last usage events may take to be published at shutdown; the rest stays in the outbox.
 pub const FLUSH_MAX: Duration = Duration::from_secs(5);
-/// Time between two registrations.
-pub const HEARTBEAT: Duration = Duration::from_secs(2);
-/// A registration not renewed for so long is gone.
-pub const HEARTBEAT_TTL: Duration = Duration::from_secs(10);
-
-const _: () = assert!(HEARTBEAT_TTL.as_millis() >= 3 * HEARTBEAT.as_millis());
 
 /// Where a model runs. What is asked for is what is used, or the start fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -159,7 +153,7 @@ pub struct NeuronConfig {
     /// Folder of the outbox.
     pub outbox_dir: PathBuf,
     /// Copies of the usage stream and the registration bucket.
-    pub replicas: usize,
+    pub replicas: u8,
     /// How long running requests may go on after shutdown was asked for.
     pub drain: Duration,
 }

@@ -58,12 +58,7 @@ pub enum NeuronError {
         #[source]
         source: io::Error,
     },
-    /// NATS refuses the stream or the bucket: check the server and its permissions.
-    #[error("cannot set up {what} on NATS: {detail}")]
-    Bus {
-        /// Stream or bucket.
-        what: String,
-        /// What the server said.
-        detail: String,
-    },
+    /// The stream of usage events or the bucket of registrations cannot be used.
+    #[error(transparent)]
+    Bus(#[from] seatbelt_bus::ProvisionError),
 }

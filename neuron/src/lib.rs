@@ -17,7 +17,6 @@ mod error;
 mod http;
 mod metrics;
 mod model;
-mod register;
 mod sampler;
 mod session;
 mod stop;

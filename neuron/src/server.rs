@@ -13,6 +13,7 @@ use std::{
 };
 
 use axum::serve::ListenerExt;
+use seatbelt_bus::{Nats, Register, UsageReports};
 use seatbelt_schemas::{names::Names, neuron::NeuronRecord};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +26,6 @@ use crate::{
     http::{self, App, Served, Used},
     metrics::Metrics,
     model::Model,
-    register::{Register, UsageStream},
     session::OnnxDecoder,
     usage::{Outbox, TicketOffice, UsageSink},
 };
@@ -58,21 +58,21 @@ impl RunningNeuron {
     }
 }
 
-/// Starts a neuron that reports to NATS and registers there. Without a client it does neither: its
+/// Starts a neuron that reports to NATS and registers there. Without a connection it does neither: its
 /// usage events stay in the outbox for a later start, and once that is full no request is taken.
 pub async fn start(
     config: NeuronConfig,
-    nats: Option<async_nats::Client>,
+    nats: Option<Nats>,
     names: Names,
     shutdown: CancellationToken,
 ) -> Result<RunningNeuron, NeuronError> {
-    let Some(client) = nats else {
+    let Some(nats) = nats else {
         return start_with_sink(config, None, shutdown).await;
     };
-    let sink: Arc<dyn UsageSink> =
-        Arc::new(UsageStream::open(client.clone(), &names, &config).await?);
-    let register = Register::open(client, &names, &config).await?;
-    start_all(config, Some(sink), Some(register), shutdown).await
+    let (replicas, id) = (config.replicas, &config.id);
+    let reports = UsageReports::open(&nats, &names, replicas, id).await?;
+    let register = Register::open(&nats, &names, replicas, id).await?;
+    start_all(config, Some(Arc::new(reports)), Some(register), shutdown).await
 }
 
 /// Starts a neuron that reports to any sink and registers nowhere.

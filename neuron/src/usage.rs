@@ -13,6 +13,7 @@
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
+use seatbelt_bus::UsageReports;
 use seatbelt_schemas::{
     ids::{AccountId, KeyId, ModelId, NeuronId},
     usage::{NeuronUsage, Outcome, UsageEvent},
@@ -42,6 +43,19 @@ pub trait UsageSink: Send + Sync + 'static {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SinkError(pub String);
+
+impl UsageSink for UsageReports {
+    fn publish(
+        &self,
+        id: String,
+        event: Bytes,
+    ) -> Pin<Box<dyn Future<Output = Result<(), SinkError>> + Send + '_>> {
+        Box::pin(async move {
+            let published = UsageReports::publish(self, &id, event).await;
+            published.map_err(|error| SinkError(format!("{error}: {}", error.source)))
+        })
+    }
+}
 
 /// Who is asking, as the caller's headers say.
 #[derive(Debug, Clone, Default)]

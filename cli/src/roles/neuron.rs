@@ -36,7 +36,7 @@ pub(super) fn config(
         models: neuron.models.iter().map(model).collect(),
         threads: neuron.threads,
         queue: neuron.queue,
-        replicas: usize::from(config.nats.replicas),
+        replicas: config.nats.replicas,
         drain: neuron.drain,
         ..NeuronConfig::new(id, access, neuron.listen, library, outbox)
     })

@@ -3,14 +3,17 @@
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use async_nats::jetstream;
 use futures::StreamExt;
+use seatbelt_bus::{Layout, connect, provision};
 use seatbelt_neuron::{RunningNeuron, start};
 use seatbelt_schemas::{
     names::Names,
     neuron::NeuronRecord,
+    position::Partitions,
     usage::{Outcome, UsageEvent},
     wire,
 };
@@ -18,6 +21,9 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::common::{chat, config, request, workspace};
+
+/// How long a server may take to be there.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A server of this test alone, killed when dropped.
 struct Server {
@@ -98,10 +104,11 @@ fn port_in(file: &PathBuf) -> Option<u16> {
 }
 
 async fn neuron(server: &Server, folder: &TempDir) -> RunningNeuron {
-    let client = server.client().await;
+    let url = format!("nats://127.0.0.1:{}", server.port);
+    let nats = connect(&url, "test", PATIENCE).await.unwrap();
     start(
         config(folder.path()),
-        Some(client),
+        Some(nats),
         Names::default(),
         CancellationToken::new(),
     )
@@ -184,6 +191,31 @@ async fn a_neuron_is_registered_while_it_serves() {
     );
     running.stop().await;
     assert_eq!(bucket.get("neuron-1").await.unwrap(), None);
+}
+
+/// What keeps registrations must not depend on who came first, a gateway or a neuron.
+#[tokio::test]
+async fn a_neuron_that_comes_first_makes_what_a_gateway_would() {
+    let (first, second) = (Server::start().await, Server::start().await);
+    let folder = tempfile::tempdir().unwrap();
+    let running = neuron(&first, &folder).await;
+    let url = format!("nats://127.0.0.1:{}", second.port);
+    let nats = connect(&url, "test", PATIENCE).await.unwrap();
+    let layout = Layout {
+        partitions: Partitions::try_from(1).unwrap(),
+        replicas: 1,
+    };
+    provision(&nats, &Names::default(), layout).await.unwrap();
+    for stream in ["KV_SEATBELT_NEURONS", "SEATBELT_USAGE"] {
+        let mut made = Vec::new();
+        for server in [&first, &second] {
+            let jetstream = jetstream::new(server.client().await);
+            let mut stream = jetstream.get_stream(stream).await.unwrap();
+            made.push(stream.info().await.unwrap().config.clone());
+        }
+        assert_eq!(made[0], made[1], "{stream}");
+    }
+    running.stop().await;
 }
 
 #[tokio::test]
