@@ -15,13 +15,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EVERYTHING = {"schemas", "bus", "tokens", "dialects", "ledger", "gateway", "projector", "neuron", "cli"}
+EVERYTHING = {"schemas", "bus", "tokens", "dialects", "pricing", "ledger", "gateway", "projector", "neuron", "cli"}
 
 # What each member may reach, directly or through others. `tests` is at the top.
 ALLOWED = {
     "schemas": set(),
     "dialects": {"schemas"},
     "tokens": set(),
+    "pricing": {"schemas"},
     "bus": {"schemas"},
     "ledger": {"schemas", "bus"},
     "gateway": {"schemas", "tokens", "dialects", "bus", "ledger"},
@@ -41,7 +42,8 @@ OWNED = {
 }
 # Crates with which a member would wait, listen or ask: these read and write text.
 PURE = {"tokens": {"axum", "hyper", "reqwest", "tokio", "tokio-util", "futures", "async-nats"},
-        "dialects": {"axum", "hyper", "reqwest", "tokio", "tokio-util", "futures", "async-nats"}}
+        "dialects": {"axum", "hyper", "reqwest", "tokio", "tokio-util", "futures", "async-nats"},
+        "pricing": {"axum", "hyper", "reqwest", "tokio", "tokio-util", "futures", "async-nats"}}
 
 # Which room of the gateway may look into which; each is a module with all that is in its folder. What is not
 # stated is forbidden, so that a request passes receive, plan, run and routes in one direction.

@@ -1,0 +1,28 @@
+//! Public price lists, read as prices that Seatbelt can charge by.
+//!
+//! Pure: text in, values out. A list is read model by model; one that says anything that is not understood
+//! is left out by name with its reason, so that no price is ever a guess. Numbers are read as text, never as
+//! floats, and what is not a whole pico-USD per token is rounded up. Where several prices may apply, by the
+//! time of day or from a day to come, the dearest is taken. Not here: files, clocks, the running configuration.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod book;
+mod day;
+mod decimal;
+mod diff;
+mod genai;
+mod json;
+mod list;
+mod litellm;
+mod terms;
+
+pub use book::{Origin, write};
+pub use day::{Day, InvalidDay};
+pub use diff::{Change, Difference, Running, compare};
+pub use list::{
+    Class, Format, Limits, List, Listed, Name, NotImported, ReadError, Selection, read,
+};
+pub use terms::{StatedRates, Terms};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+//! A price list as a whole: which format it is in, the models whose price is known, and those left out.
+
+use std::{collections::BTreeMap, fmt};
+
+use thiserror::Error;
+
+use crate::{Day, Terms, genai, json::Json, litellm};
+
+/// Largest list that is read; the largest known has 3.5 MB.
+pub(crate) const LIST_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A format of price lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `data.json` of genai-prices, version 2.
+    GenaiPrices,
+    /// LiteLLM's `model_prices_and_context_window.json`.
+    LiteLlm,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::GenaiPrices => "genai-prices",
+            Self::LiteLlm => "litellm",
+        })
+    }
+}
+
+/// A model of a provider: the same name may cost something else at another.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name {
+    /// As the list names it.
+    pub provider: String,
+    /// As the provider's API names it.
+    pub model: String,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.provider, self.model)
+    }
+}
+
+/// How many tokens a model takes and gives, as far as a list tells so that a cap can rely on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Input and output together.
+    pub context: Option<u64>,
+    /// Output.
+    pub output: Option<u64>,
+}
+
+/// A class of service that a request may ask for, and what it costs then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Class {
+    /// `service_tier`, `speed` or `inference_geo`.
+    pub field: &'static str,
+    /// What the field says.
+    pub value: String,
+    /// What it costs then: never less than the model.
+    pub terms: Terms,
+}
+
+/// A model with its price.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Which.
+    pub name: Name,
+    /// Its limits.
+    pub limits: Limits,
+    /// What it costs.
+    pub terms: Terms,
+    /// Its dearer classes.
+    pub classes: Vec<Class>,
+    /// What else the list says of its price, that this price does not.
+    pub notes: Vec<String>,
+}
+
+/// A model that is not imported, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotImported {
+    /// Which.
+    pub name: Name,
+    /// What was not understood, or is missing.
+    pub reason: String,
+}
+
+/// What a list says.
+#[derive(Debug, Clone)]
+pub struct List {
+    /// The format it is in.
+    pub format: Format,
+    /// The models, by provider and name, each once.
+    pub models: Vec<Listed>,
+    /// The others.
+    pub left_out: Vec<NotImported>,
+}
+
+/// Why a list cannot be read at all.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// It is longer than any price list.
+    #[error("the price list has {0} bytes, and {LIST_BYTES_MAX} are read at most")]
+    TooLong(usize),
+    /// It is no text.
+    #[error("the price list is not UTF-8: give the JSON file itself")]
+    NotText,
+    /// It is no JSON, or names a thing twice.
+    #[error("the price list is no sound JSON")]
+    NotJson(#[source] serde_json::Error),
+    /// It is JSON of another kind.
+    #[error(
+        "the price list is not in the format {0}: its top is another kind of value, or lists nothing"
+    )]
+    OtherFormat(Format),
+}
+
+/// Reads a list; without `format` its top tells: genai-prices is an array, LiteLLM's list an object.
+pub fn read(bytes: &[u8], format: Option<Format>, day: Day) -> Result<List, ReadError> {
+    if bytes.len() > LIST_BYTES_MAX {
+        return Err(ReadError::TooLong(bytes.len()));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| ReadError::NotText)?;
+    let json = Json::parse(text.trim_start_matches('\u{feff}')).map_err(ReadError::NotJson)?;
+    let found = match json {
+        Json::Object(_) => Format::LiteLlm,
+        _ => Format::GenaiPrices,
+    };
+    let format = format.unwrap_or(found);
+    let entries = match (format, &json) {
+        (Format::GenaiPrices, Json::List(providers)) => genai::read(providers, day),
+        (Format::LiteLlm, Json::Object(models)) => litellm::read(models),
+        _ => Vec::new(),
+    };
+    if entries.is_empty() {
+        return Err(ReadError::OtherFormat(format));
+    }
+    Ok(once(format, entries))
+}
+
+/// One model of a list: read, or left out.
+pub(crate) type Entry = Result<Listed, NotImported>;
+
+/// Each model once: one that is listed twice at different prices has none.
+fn once(format: Format, entries: Vec<Entry>) -> List {
+    let mut models: BTreeMap<Name, Listed> = BTreeMap::new();
+    let mut left_out: BTreeMap<Name, String> = BTreeMap::new();
+    for entry in entries {
+        match entry {
+            Ok(listed) => match models.get(&listed.name) {
+                Some(known) if known.terms != listed.terms || known.classes != listed.classes => {
+                    left_out.insert(
+                        listed.name,
+                        "is listed twice, at different prices".to_owned(),
+                    );
+                }
+                Some(known) if known.limits != listed.limits => {
+                    let unlimited = Listed {
+                        limits: Limits::default(),
+                        ..listed
+                    };
+                    models.insert(unlimited.name.clone(), unlimited);
+                }
+                _ => {
+                    models.insert(listed.name.clone(), listed);
+                }
+            },
+            Err(not) => {
+                left_out.entry(not.name).or_insert(not.reason);
+            }
+        }
+    }
+    // what is not understood under a name may be the same model at another price
+    models.retain(|name, _| !left_out.contains_key(name));
+    let left_out = left_out
+        .into_iter()
+        .map(|(name, reason)| NotImported { name, reason });
+    List {
+        format,
+        models: models.into_values().collect(),
+        left_out: left_out.collect(),
+    }
+}
+
+/// Which models of a list are asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// Of these providers; of all where empty.
+    pub providers: Vec<String>,
+    /// These models; all where empty.
+    pub models: Vec<String>,
+    /// Also those of which the list does not tell the most tokens.
+    pub without_limits: bool,
+}
+
+impl Selection {
+    fn wants(&self, name: &Name) -> bool {
+        let among = |all: &[String], one: &String| all.is_empty() || all.contains(one);
+        among(&self.providers, &name.provider) && among(&self.models, &name.model)
+    }
+
+    /// The list without all that was not asked for, and without what lacks its limits.
+    pub fn of(&self, list: List) -> List {
+        let mut left_out = list.left_out;
+        let mut models = Vec::new();
+        for listed in list.models {
+            let limited = listed.limits.context.is_some() && listed.limits.output.is_some();
+            match limited || self.without_limits {
+                true => models.push(listed),
+                false => left_out.push(NotImported {
+                    name: listed.name,
+                    reason: "the list does not tell the most tokens of context and output: ask for it without, and write them yourself".to_owned(),
+                }),
+            }
+        }
+        models.retain(|listed| self.wants(&listed.name));
+        left_out.retain(|not| self.wants(&not.name));
+        left_out.sort_by(|one, two| one.name.cmp(&two.name));
+        List {
+            models,
+            left_out,
+            ..list
+        }
+    }
+
+    /// Models asked for by name of which the list, so selected, has no price.
+    pub fn missing(&self, list: &List) -> Vec<&str> {
+        let has = |model: &&String| {
+            list.models
+                .iter()
+                .any(|listed| listed.name.model == **model)
+        };
+        let missing = self.models.iter().filter(|model| !has(model));
+        missing.map(String::as_str).collect()
+    }
+}
