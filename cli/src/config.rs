@@ -10,6 +10,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use seatbelt_gateway::{GatewayConfig, UpstreamConfig};
+use seatbelt_ledger::settings::LedgerSettings;
+use seatbelt_neuron::NeuronConfig;
 use seatbelt_schemas::{price::Price, scope::Scopes};
 use thiserror::Error;
 
@@ -26,15 +29,9 @@ mod upstreams;
 mod users;
 
 pub use entitlements::{Key, Policy};
-pub use gateway::{Gateway, OnDisconnect};
-pub use ledger::Ledger;
 pub use nats::{Durability, Nats};
-pub use neuron::{Device, Neuron, NeuronModel};
 pub use reader::Mistake;
 use reader::{Mistakes, Section};
-pub use upstreams::{
-    ClassField, MaxField, PriceClass, Profile, Tokenizer, Upstream, UpstreamKind, UpstreamModel,
-};
 pub use users::{LoginSource, Users};
 
 /// Everything that one file configures.
@@ -45,15 +42,17 @@ pub struct Config {
     /// Where events are kept.
     pub nats: Nats,
     /// The ledger's writers.
-    pub ledger: Ledger,
-    /// The gateway.
-    pub gateway: Gateway,
+    pub ledger: LedgerSettings,
+    /// The gateway, but for what it serves.
+    pub gateway: GatewayConfig,
     /// The declared keys.
     pub keys: Vec<Key>,
     /// Foreign upstreams.
-    pub upstreams: Vec<Upstream>,
+    pub upstreams: Vec<UpstreamConfig>,
     /// The neuron role, where configured.
-    pub neuron: Option<Neuron>,
+    pub neuron: Option<NeuronConfig>,
+    /// What the neuron's models cost, those that are priced. The neuron does not know.
+    pub neuron_prices: Vec<Price>,
 }
 
 /// Why there is no configuration.
@@ -179,13 +178,15 @@ impl Config {
     fn read(mut root: Section, context: &Context<'_>) -> Self {
         let has_neuron = root.has("neuron");
         let nats = Nats::read(root.section("nats"), context);
-        let ledger = Ledger::read(root.section("ledger"));
-        let gateway = Gateway::read(root.section("gateway"));
+        let ledger = ledger::read(root.section("ledger"));
+        let gateway = gateway::read(root.section("gateway"));
         let keys = entitlements::read(root.section("entitlements"));
         let upstreams = upstreams::read(&mut root, context);
         let neuron = root.section("neuron");
-        let neuron = has_neuron.then(|| Neuron::read(neuron, context));
-        prices_agree(&root, &upstreams, neuron.as_ref());
+        let neuron = has_neuron.then(|| neuron::read(neuron, context, &nats));
+        let (neuron, neuron_prices) = neuron.unzip();
+        let neuron_prices = neuron_prices.unwrap_or_default();
+        prices_agree(&root, &upstreams, &neuron_prices);
         served_once(&root, &upstreams, neuron.as_ref());
         root.finish();
         Self {
@@ -196,6 +197,7 @@ impl Config {
             keys,
             upstreams,
             neuron,
+            neuron_prices,
         }
     }
 
@@ -222,7 +224,7 @@ impl Config {
     /// Every declared price, once per model.
     pub fn prices(&self) -> Vec<Price> {
         let mut prices = BTreeMap::new();
-        for price in declared_prices(&self.upstreams, self.neuron.as_ref()) {
+        for price in declared_prices(&self.upstreams, &self.neuron_prices) {
             prices.entry(price.model.clone()).or_insert(price);
         }
         prices.into_values().cloned().collect()
@@ -280,7 +282,7 @@ fn read<T>(
 }
 
 /// A model has one place where it is served: its requests went outside in silence where it had two.
-fn served_once(root: &Section, upstreams: &[Upstream], neuron: Option<&Neuron>) {
+fn served_once(root: &Section, upstreams: &[UpstreamConfig], neuron: Option<&NeuronConfig>) {
     let own: BTreeSet<_> = neuron
         .into_iter()
         .flat_map(|neuron| &neuron.models)
@@ -295,22 +297,21 @@ fn served_once(root: &Section, upstreams: &[Upstream], neuron: Option<&Neuron>) 
 }
 
 fn declared_prices<'a>(
-    upstreams: &'a [Upstream],
-    neuron: Option<&'a Neuron>,
+    upstreams: &'a [UpstreamConfig],
+    own: &'a [Price],
 ) -> impl Iterator<Item = &'a Price> {
     let foreign = upstreams.iter().flat_map(|upstream| &upstream.models);
     let foreign = foreign.flat_map(|model| {
         let classes = model.classes.iter().map(|class| &class.price);
         model.price.iter().chain(classes)
     });
-    let own = neuron.into_iter().flat_map(|neuron| &neuron.models);
-    foreign.chain(own.filter_map(|model| model.price.as_ref()))
+    foreign.chain(own)
 }
 
 /// A model has one price, whoever serves it: the ledger charges by model.
-fn prices_agree(root: &Section, upstreams: &[Upstream], neuron: Option<&Neuron>) {
+fn prices_agree(root: &Section, upstreams: &[UpstreamConfig], own: &[Price]) {
     let mut seen = BTreeMap::new();
-    for price in declared_prices(upstreams, neuron) {
+    for price in declared_prices(upstreams, own) {
         if *seen.entry(&price.model).or_insert(price) != price {
             let model = &price.model;
             root.mistake(

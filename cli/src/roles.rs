@@ -14,24 +14,19 @@ use seatbelt_ledger::{
     host::{HostConfig, clock::HostClock},
     nats,
 };
-use seatbelt_neuron::NeuronError;
+use seatbelt_neuron::{NeuronConfig, NeuronError};
 use seatbelt_projector::{Health, ProjectorError, SnapshotReader};
-use seatbelt_schemas::{command::CommandError, ids::ModelId};
-use seatbelt_tokens::TokenizerError;
+use seatbelt_schemas::command::CommandError;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{
-    config::{Config, Neuron},
-    declared::DeclareError,
-};
+use crate::{config::Config, declared::DeclareError};
 
 mod bus;
 mod declaring;
 mod gateway;
-mod neuron;
 mod parts;
 mod projector;
 mod readiness;
@@ -76,14 +71,6 @@ pub enum RoleError {
     /// Add a `[neuron]` section.
     #[error("there is no [neuron] in the configuration: add it with at least one model")]
     NoNeuron,
-    /// Run `make setup`, or say where the library is.
-    #[error(
-        "no ONNX Runtime library found (looked at {looked}): run `make setup`, or set neuron.onnxruntime"
-    )]
-    NoLibrary {
-        /// The places looked at.
-        looked: String,
-    },
     /// Another process has the port, or the address is not this machine's.
     #[error("cannot listen on {address} ({setting})")]
     Listen {
@@ -104,15 +91,6 @@ pub enum RoleError {
     /// What the configuration declares cannot be made true.
     #[error(transparent)]
     Declare(#[from] DeclareError),
-    /// A tokenizer that the configuration names cannot be read.
-    #[error("the tokenizer of model {model} cannot be used")]
-    Tokenizer {
-        /// The model.
-        model: ModelId,
-        /// Why.
-        #[source]
-        source: TokenizerError,
-    },
     /// The neuron.
     #[error("the neuron does not start")]
     Neuron(#[source] NeuronError),
@@ -220,7 +198,7 @@ async fn start(
         if matches!(role, Role::All | Role::Neuron)
             && let Some(neuron) = &config.neuron
         {
-            ready.neuron = Some(start_neuron(config, neuron, bus, running).await?);
+            ready.neuron = Some(start_neuron(neuron, bus, running).await?);
         }
         if let (Some(listeners), Some(ledger)) = (listeners, ledger) {
             gateway::warn_of_unlimited(config);
@@ -256,7 +234,7 @@ async fn start_ledger(
         partitions: bus.meta.partitions,
         ledger: bus.meta.ledger.clone(),
         writer: bus.process.clone(),
-        expiry_grace_ms: u64::try_from(config.ledger.expiry_grace.as_millis()).unwrap_or(u64::MAX),
+        expiry_grace_ms: config.ledger.expiry_grace_ms,
         accounts_max: seatbelt_ledger::writer::WriterConfig::ACCOUNTS_MAX_DEFAULT,
         clock: HostClock::machine().within(config.ledger.clock_skew_max),
     };
@@ -279,15 +257,14 @@ async fn start_ledger(
 }
 
 async fn start_neuron(
-    config: &Config,
-    neuron: &Neuron,
+    neuron: &NeuronConfig,
     bus: &Bus,
     running: &mut Running,
 ) -> Result<String, RoleError> {
-    let told = neuron::config(config, neuron, bus.neuron_secret().await?)?;
+    let secret = bus.neuron_secret().await?;
     let (nats, names) = (bus.neuron.clone(), bus.names.clone());
-    let stop = CancellationToken::new();
-    let started = seatbelt_neuron::start(told, Some(nats), names, stop.clone()).await;
+    let (told, stop) = (neuron.clone(), CancellationToken::new());
+    let started = seatbelt_neuron::start(told, secret, Some(nats), names, stop.clone()).await;
     let started = started.map_err(RoleError::Neuron)?;
     let own = format!("http://{}", started.local_addr());
     let url = neuron.url.clone().unwrap_or(own);
@@ -321,7 +298,11 @@ async fn start_gateway(
         seen(neurons.clone(), url).await;
     }
     let stop = CancellationToken::new();
+    let keys = watch::channel(gateway::keys(config)?).1;
+    let prices = watch::channel(gateway::prices(config)).1;
     let parts = Parts {
+        keys,
+        prices,
         ledger: Arc::<ClusterLedger>::clone(&with.ledger),
         snapshots: Arc::new(SnapshotReader::new(
             Arc::new(store.map_err(BusError::from)?),
@@ -333,7 +314,7 @@ async fn start_gateway(
         clock: system_clock(),
         ready: with.ready,
     };
-    let gateway = Gateway::new(gateway::config(config)?, parts).map_err(RoleError::Gateway)?;
+    let gateway = Gateway::new(gateway::told(config), parts).map_err(RoleError::Gateway)?;
     running.add("gateway", stop.clone(), async move {
         let listeners = with.listeners;
         let served = gateway.serve(listeners.clients, listeners.metrics, stop);

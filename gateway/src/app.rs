@@ -10,7 +10,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clock::Clock,
-    config::GatewayConfig,
+    config::{GatewayConfig, Prices},
     gate::Gate,
     metrics::Metrics,
     plan::Planner,
@@ -24,6 +24,7 @@ use crate::{
 pub(crate) struct App {
     pub(crate) config: GatewayConfig,
     pub(crate) keyring: Arc<Keyring>,
+    pub(crate) prices: watch::Receiver<Prices>,
     pub(crate) catalog: Arc<Catalog>,
     /// Those alive now.
     pub(crate) neurons: Neurons,

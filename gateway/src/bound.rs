@@ -7,7 +7,7 @@
 
 use seatbelt_dialects::Ask;
 
-use crate::{config::UpstreamModel, error::ApiError};
+use crate::{config::Limits, error::ApiError};
 
 mod counted;
 
@@ -29,41 +29,41 @@ pub(crate) struct Bound {
 }
 
 /// The bound for an upstream whose tokenizer is not known.
-pub(crate) fn by_bytes(ask: &Ask, model: &UpstreamModel) -> Result<Bound, ApiError> {
+pub(crate) fn by_bytes(ask: &Ask, limits: &Limits) -> Result<Bound, ApiError> {
     // each prompt is read within the context by itself
-    let context = model.context.saturating_mul(ask.prompts.max(1));
+    let context = limits.context.saturating_mul(ask.prompts.max(1));
     if ask.text / TOKEN_BYTES_MAX >= context {
         return Err(ApiError::context_exceeded(
             ask.text / TOKEN_BYTES_MAX,
             context,
         ));
     }
-    let bytes = ask.text.saturating_add(framing(ask, model));
+    let bytes = ask.text.saturating_add(framing(ask, limits));
     let left = context.saturating_sub(bytes / TOKEN_BYTES_GUESS);
     Ok(Bound {
         // a longer input is refused by the upstream, or cut
         input_tokens: bytes.min(context),
-        output_tokens: output(ask, model, left),
+        output_tokens: output(ask, limits, left),
     })
 }
 
 /// Tokens that are written around the texts.
-fn framing(ask: &Ask, model: &UpstreamModel) -> u64 {
+fn framing(ask: &Ask, limits: &Limits) -> u64 {
     let tools = if ask.with_tools {
-        model.tools_allowance
+        limits.framing.tools
     } else {
         0
     };
     ask.framed
-        .saturating_mul(model.message_allowance)
+        .saturating_mul(limits.framing.message)
         .saturating_add(tools)
-        .saturating_add(model.request_allowance)
+        .saturating_add(limits.framing.request)
 }
 
 /// The output maximum of one choice, where the context leaves so much.
-fn output(ask: &Ask, model: &UpstreamModel, left: u64) -> u64 {
-    let default = left.min(model.output_default.unwrap_or(u64::MAX));
-    ask.max.unwrap_or(default).clamp(1, model.output.max(1))
+fn output(ask: &Ask, limits: &Limits, left: u64) -> u64 {
+    let default = left.min(limits.output_default.unwrap_or(u64::MAX));
+    ask.max.unwrap_or(default).clamp(1, limits.output.max(1))
 }
 
 /// The bound where the input was counted by the model's own tokenizer.
@@ -88,7 +88,6 @@ pub(crate) fn exactly(
 mod tests {
     use proptest::prelude::*;
     use seatbelt_dialects::{Api, Fields};
-    use seatbelt_schemas::ids::ModelId;
     use serde_json::{Value, json};
 
     use super::*;
@@ -100,8 +99,8 @@ mod tests {
         }
     }
 
-    fn model() -> UpstreamModel {
-        UpstreamModel::new(ModelId::new("m").unwrap(), 8192, 4096)
+    fn model() -> Limits {
+        Limits::new(8192, 4096)
     }
 
     fn hi(extra: Value) -> Fields {
@@ -158,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_client_that_gives_no_maximum_gets_the_default_of_the_model() {
-        let model = UpstreamModel {
+        let model = Limits {
             output_default: Some(300),
             ..model()
         };
@@ -194,7 +193,7 @@ mod tests {
     #[test]
     fn what_templates_add_and_print_again_counts() {
         let input = |body: Value| {
-            let model = UpstreamModel {
+            let model = Limits {
                 context: 1 << 20,
                 ..model()
             };

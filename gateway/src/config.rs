@@ -1,37 +1,51 @@
-//! What a gateway is told at start, with its defaults and bounds.
+//! What a gateway is told at start, each setting with its bounds and its default.
 //!
 //! Plain values: reading files and environment is the caller's. Here they are only checked, all
-//! mistakes at once. Secrets are hashed or redacted before they come to rest here.
+//! mistakes at once. Secrets are hashed or redacted before they come to rest here. Not here: keys and
+//! prices, which come and go while it serves.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{collections::HashMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 pub use seatbelt_dialects::{Aspect, Class, Dialect, MaxField, allow::Profile};
 use seatbelt_schemas::{
+    amount::TOKENS_PER_REQUEST_MAX,
     event::{OnShort, OnUnknown},
     ids::{AccountId, KeyId, ModelId},
-    price::Rates,
+    price::{Price, Rates},
+    setting::Setting,
 };
-use seatbelt_tokens::Counter;
+use seatbelt_tokens::Encoding;
 use sha2::{Digest, Sha256};
 
 mod bodies;
+mod limits;
 mod times;
 
 pub(crate) use bodies::*;
-pub use bodies::{BODIES_BYTES_DEFAULT, BODY_BYTES_DEFAULT};
+pub use bodies::{BODIES_BYTES, BODY_BYTES};
+pub(crate) use limits::Limits;
 pub(crate) use times::*;
 pub use times::{
-    BUDGET_WAIT_DEFAULT, CLIENT_STALL_DEFAULT, CONNECT_TIMEOUT, DRAIN_DEFAULT,
-    HEADER_TIMEOUT_DEFAULT, HOLD_GRACE, LEDGER_TIMEOUT_DEFAULT, POOL_IDLE_DEFAULT,
-    REQUEST_TIMEOUT_DEFAULT,
+    BUDGET_WAIT_MS, CLIENT_STALL_MS, CONNECT_TIMEOUT, DRAIN_MS, HEADER_TIMEOUT_MS, HOLD_GRACE,
+    LEDGER_TIMEOUT_MS, POOL_IDLE_MS, REQUEST_TIMEOUT_MS,
 };
 
-/// Most requests in progress, where not configured.
-pub const REQUESTS_DEFAULT: usize = 4096;
-/// Most connections of clients, where not configured: twice the requests, for those between two.
-pub const CONNECTIONS_DEFAULT: usize = 2 * REQUESTS_DEFAULT;
-/// How much of what all share one account may take, in percent, where not configured.
-pub const ACCOUNT_SHARE_PERCENT_DEFAULT: u8 = 50;
+/// Most upstreams of one gateway.
+pub const UPSTREAMS_MAX: usize = 256;
+/// Most models of one upstream.
+pub const MODELS_MAX: usize = 1000;
+/// Most classes of service of one model.
+pub const CLASSES_MAX: usize = 16;
+/// Most fields, or names, in one list of an upstream or a model.
+pub const FIELDS_MAX: usize = 256;
+/// Requests in progress at once.
+pub const REQUESTS: Setting = Setting::new(1, 1_000_000, 4096);
+/// Connections of clients at once. The default is twice the requests, for those between two.
+pub const CONNECTIONS: Setting = Setting::new(1, 1_000_000, 2 * REQUESTS.default());
+/// How much of what all share one account may take, in percent.
+pub const ACCOUNT_SHARE_PERCENT: Setting = Setting::new(1, 100, 50);
+/// Tokens that framing adds to what a request says.
+pub const ALLOWANCE_TOKENS_BOUNDS: (u64, u64) = (0, TOKENS_PER_REQUEST_MAX);
 /// Tokens that a message's framing adds to its bytes (role, separators), where not configured.
 pub const MESSAGE_ALLOWANCE_DEFAULT: u64 = 8;
 /// Tokens that a request's framing adds at OpenAI and at Anthropic, where not configured.
@@ -75,7 +89,8 @@ impl Secret {
         Self(secret.into())
     }
 
-    pub(crate) fn expose(&self) -> &str {
+    /// The secret itself.
+    pub fn expose(&self) -> &str {
         &self.0
     }
 }
@@ -114,6 +129,39 @@ impl KeyEntry {
     }
 }
 
+/// The keys that a gateway knows, by their hashed secrets.
+#[derive(Debug, Clone, Default)]
+pub struct KeyTable(HashMap<KeySecret, Arc<KeyEntry>>);
+
+impl KeyTable {
+    /// All keys, or every mistake in them, in words.
+    pub fn new(keys: Vec<KeyEntry>) -> Result<Self, Vec<String>> {
+        let (mut table, mut found) = (HashMap::new(), Vec::new());
+        for entry in keys.into_iter().map(Arc::new) {
+            if entry.account.is_system() {
+                found.push(format!(
+                    "key {} belongs to account _, which is reserved: use another account id",
+                    entry.key
+                ));
+            }
+            if let Some(other) = table.insert(entry.secret, Arc::clone(&entry)) {
+                found.push(format!(
+                    "keys {} and {} have the same secret: give each its own",
+                    other.key, entry.key
+                ));
+            }
+        }
+        match found.is_empty() {
+            true => Ok(Self(table)),
+            false => Err(found),
+        }
+    }
+
+    pub(crate) fn get(&self, secret: &KeySecret) -> Option<Arc<KeyEntry>> {
+        self.0.get(secret).map(Arc::clone)
+    }
+}
+
 /// A model of an upstream.
 #[derive(Debug, Clone)]
 pub struct UpstreamModel {
@@ -123,15 +171,17 @@ pub struct UpstreamModel {
     pub context: u64,
     /// Most output tokens of one choice.
     pub output: u64,
-    /// Tokens added to the input bound for each message. Raise it for templates that frame more.
-    pub message_allowance: u64,
-    /// Tokens added to the input bound for the request. Raise it by the length of a system prompt
-    /// that the upstream's template adds by itself.
-    pub request_allowance: u64,
-    /// Tokens added to the input bound of a request with tools, for the instructions that come with them.
-    pub tools_allowance: u64,
+    /// Tokens added to the input bound for each message ([`ALLOWANCE_TOKENS_BOUNDS`], [`MESSAGE_ALLOWANCE_DEFAULT`]).
+    /// Raise it for templates that frame more.
+    pub message_allowance: Option<u64>,
+    /// Tokens added to the input bound for the request ([`UpstreamConfig::request_allowance`] where not given). Raise
+    /// it by the length of a system prompt that the upstream's template adds by itself.
+    pub request_allowance: Option<u64>,
+    /// Tokens added to the input bound of a request with tools, for the instructions that come with them
+    /// ([`TOOLS_ALLOWANCE_DEFAULT`]).
+    pub tools_allowance: Option<u64>,
     /// Its tokenizer, where that is known. Then the input bound is what it counts, and the allowances.
-    pub tokenizer: Option<Counter>,
+    pub tokenizer: Option<Tokenizer>,
     /// The output maximum that is written where the client sends none; [`Self::output`] where not given.
     pub output_default: Option<u64>,
     /// Which field carries the output maximum when the client sent none.
@@ -143,8 +193,19 @@ pub struct UpstreamModel {
     pub allow_fields: Vec<String>,
     /// Names under which it answers besides its own, which cost the same.
     pub answers_as: Vec<String>,
+    /// What it costs; none where unpriced. The ledger decides by it once it is declared there, the gateway by none.
+    pub price: Option<Price>,
     /// Classes of service that may be asked for, at prices of their own.
     pub classes: Vec<PricedClass>,
+}
+
+/// How a model's tokens are counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tokenizer {
+    /// One of OpenAI's encodings.
+    Encoding(Encoding),
+    /// A `tokenizer.json`; a chat template may lie beside it.
+    File(PathBuf),
 }
 
 /// A class of service of a model. None of them may cost less than the model itself, since a provider may
@@ -153,26 +214,27 @@ pub struct UpstreamModel {
 pub struct PricedClass {
     /// How it is asked for and told.
     pub class: Class,
-    /// The model by whose price the ledger holds and settles it.
-    pub priced_as: ModelId,
+    /// What it costs, under a model id of its own, by which the ledger holds and settles it.
+    pub price: Price,
 }
 
 impl UpstreamModel {
-    /// A model with the default allowances of a provider that adds no prompt of its own.
+    /// A model with defaults for all but what has none.
     pub fn new(id: ModelId, context: u64, output: u64) -> Self {
         Self {
             id,
             context,
             output,
-            message_allowance: MESSAGE_ALLOWANCE_DEFAULT,
-            request_allowance: REQUEST_ALLOWANCE_DEFAULT,
-            tools_allowance: TOOLS_ALLOWANCE_DEFAULT,
+            message_allowance: None,
+            request_allowance: None,
+            tools_allowance: None,
             tokenizer: None,
             output_default: None,
             max_field: MaxField::default(),
             output_is_visible: false,
             allow_fields: Vec::new(),
             answers_as: Vec::new(),
+            price: None,
             classes: Vec::new(),
         }
     }
@@ -229,46 +291,51 @@ pub enum OnDisconnect {
     Cancel,
 }
 
-/// Everything a gateway is told.
+/// Rates to show in `/v1/models`. The ledger has its own: these decide nothing.
+pub type Prices = HashMap<ModelId, Rates>;
+
+/// Everything a gateway is told: `[gateway]`, and what it serves.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
-    /// The keys it knows.
-    pub keys: Vec<KeyEntry>,
-    /// Foreign upstreams.
+    /// Address for clients; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Address for metrics; port 0 picks a free one.
+    pub metrics_listen: SocketAddr,
+    /// Token of the admin routes; none closes them.
+    pub admin_token: Option<Secret>,
+    /// Foreign upstreams: at most [`UPSTREAMS_MAX`].
     pub upstreams: Vec<UpstreamConfig>,
     /// Models that neurons are expected to serve: answered with 503 and not 404 while none does.
     pub neuron_models: Vec<ModelId>,
-    /// Prices to show in `/v1/models`. The ledger has its own: these decide nothing.
-    pub prices: HashMap<ModelId, Rates>,
-    /// Refuse requests without a key. Without it, such requests are forwarded and not metered.
+    /// Refuse requests without a key: yes, where not given. Without it, such requests are forwarded and not metered.
     pub require_auth: bool,
-    /// How long a request waits for open holds to resolve.
+    /// How long a request waits for open holds to resolve ([`BUDGET_WAIT_MS`]).
     pub budget_wait: Duration,
-    /// How long the ledger may take to answer, waiting for budget not counted.
+    /// How long the ledger may take to answer, waiting for budget not counted ([`LEDGER_TIMEOUT_MS`]).
     pub ledger_timeout: Duration,
-    /// How long a request may take from reserve to last byte.
+    /// How long a request may take from reserve to last byte ([`REQUEST_TIMEOUT_MS`]).
     pub request_timeout: Duration,
-    /// How long requests in progress may go on after shutdown was asked for.
+    /// How long requests in progress may go on after shutdown was asked for ([`DRAIN_MS`]).
     pub drain: Duration,
-    /// Largest request body.
+    /// Largest request body ([`BODY_BYTES`]).
     pub body_bytes: usize,
-    /// Memory for the bodies of all requests; more are answered 503.
+    /// Memory for the bodies of all requests; more are answered 503 ([`BODIES_BYTES`]).
     pub bodies_bytes: usize,
-    /// Most requests in progress; more are answered 503.
+    /// Most requests in progress; more are answered 503 ([`REQUESTS`]).
     pub requests: usize,
-    /// Most connections of clients; more are accepted only once one ends.
+    /// Most connections of clients; more are accepted only once one ends ([`CONNECTIONS`]).
     pub connections: usize,
-    /// How long the head of a request may be on its way.
+    /// How long the head of a request may be on its way ([`HEADER_TIMEOUT_MS`]).
     pub header_timeout: Duration,
-    /// How long a client may take nothing of what is written to it; then it is cut, and its request
-    /// ends as that of a client who left.
+    /// How long a client may take nothing of what is written to it ([`CLIENT_STALL_MS`]); then it is cut, and its
+    /// request ends as that of a client who left.
     pub client_stall: Duration,
-    /// How much of what all share one account may take, in percent; more are answered 503. Of the
-    /// memory for bodies it is room for one body in any case.
+    /// How much of what all share one account may take, in percent ([`ACCOUNT_SHARE_PERCENT`]); more are answered
+    /// 503. Of the memory for bodies it is room for one body in any case.
     pub account_share_percent: u8,
     /// What happens upstream when a client leaves.
     pub on_disconnect: OnDisconnect,
-    /// How long a pooled connection to an upstream may lie idle.
+    /// How long a pooled connection to an upstream may lie idle ([`POOL_IDLE_MS`]).
     pub pool_idle: Duration,
     /// What the ledger's durability is, shown in `/health/ready`: `fsync`, `relaxed`.
     pub durability: String,
@@ -277,24 +344,25 @@ pub struct GatewayConfig {
 impl Default for GatewayConfig {
     fn default() -> Self {
         Self {
-            keys: Vec::new(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            metrics_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            admin_token: None,
             upstreams: Vec::new(),
             neuron_models: Vec::new(),
-            prices: HashMap::new(),
             require_auth: true,
-            budget_wait: BUDGET_WAIT_DEFAULT,
-            ledger_timeout: LEDGER_TIMEOUT_DEFAULT,
-            request_timeout: REQUEST_TIMEOUT_DEFAULT,
-            drain: DRAIN_DEFAULT,
-            body_bytes: BODY_BYTES_DEFAULT,
-            bodies_bytes: BODIES_BYTES_DEFAULT,
-            requests: REQUESTS_DEFAULT,
-            connections: CONNECTIONS_DEFAULT,
-            header_timeout: HEADER_TIMEOUT_DEFAULT,
-            client_stall: CLIENT_STALL_DEFAULT,
-            account_share_percent: ACCOUNT_SHARE_PERCENT_DEFAULT,
+            budget_wait: BUDGET_WAIT_MS.default_ms(),
+            ledger_timeout: LEDGER_TIMEOUT_MS.default_ms(),
+            request_timeout: REQUEST_TIMEOUT_MS.default_ms(),
+            drain: DRAIN_MS.default_ms(),
+            body_bytes: BODY_BYTES.default_count(),
+            bodies_bytes: BODIES_BYTES.default_count(),
+            requests: REQUESTS.default_count(),
+            connections: CONNECTIONS.default_count(),
+            header_timeout: HEADER_TIMEOUT_MS.default_ms(),
+            client_stall: CLIENT_STALL_MS.default_ms(),
+            account_share_percent: 50,
             on_disconnect: OnDisconnect::default(),
-            pool_idle: POOL_IDLE_DEFAULT,
+            pool_idle: POOL_IDLE_MS.default_ms(),
             durability: "fsync".to_owned(),
         }
     }
@@ -304,7 +372,6 @@ impl GatewayConfig {
     /// Every mistake in it, in words.
     pub fn mistakes(&self) -> Vec<String> {
         let mut found = Vec::new();
-        self.key_mistakes(&mut found);
         for (n, upstream) in self.upstreams.iter().enumerate() {
             let earlier = &self.upstreams[..n];
             if earlier.iter().any(|other| other.name == upstream.name) {
@@ -344,24 +411,6 @@ impl GatewayConfig {
     /// How much one account may take of a whole.
     pub(crate) fn share(&self, whole: usize) -> usize {
         whole.saturating_mul(self.account_share_percent.into()) / 100
-    }
-
-    fn key_mistakes(&self, found: &mut Vec<String>) {
-        let mut secrets = HashMap::new();
-        for entry in &self.keys {
-            if entry.account.is_system() {
-                found.push(format!(
-                    "key {} belongs to account _, which is reserved: use another account id",
-                    entry.key
-                ));
-            }
-            if let Some(other) = secrets.insert(entry.secret, &entry.key) {
-                found.push(format!(
-                    "keys {other} and {} have the same secret: give each its own",
-                    entry.key
-                ));
-            }
-        }
     }
 }
 
@@ -437,12 +486,12 @@ mod tests {
             )
         };
         let config = GatewayConfig {
-            keys: vec![key("k1"), key("k2")],
             upstreams: vec![upstream("u", "nonsense"), upstream("u", "http://h/v1")],
             body_bytes: 0,
             ..GatewayConfig::default()
         };
-        let mistakes = config.mistakes();
+        let mut mistakes = config.mistakes();
+        mistakes.extend(KeyTable::new(vec![key("k1"), key("k2")]).unwrap_err());
         assert_eq!(mistakes.len(), 7, "{mistakes:#?}");
         assert!(GatewayConfig::default().mistakes().is_empty());
     }

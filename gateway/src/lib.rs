@@ -26,8 +26,9 @@ mod upstream;
 
 pub use clock::{Clock, system_clock};
 pub use config::{
-    Aspect, Class, Dialect, GatewayConfig, KeyEntry, KeySecret, MaxField, OnDisconnect,
-    PricedClass, Profile, Secret, UpstreamConfig, UpstreamModel,
+    Aspect, Class, Dialect, GatewayConfig, KeyEntry, KeySecret, KeyTable, MaxField, OnDisconnect,
+    PricedClass, Prices, Profile, Secret, Tokenizer, UpstreamConfig, UpstreamModel,
 };
 pub use ready::{Cause, Readiness, Reason, Room};
 pub use server::{Gateway, GatewayError, Parts};
+pub use upstream::catalog::UnreadTokenizer;

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::{
     bound::{Bound, by_bytes, by_tokens, exactly},
-    config::{PricedClass, REQUEST_ALLOWANCE_GENERIC, UpstreamModel},
+    config::{Limits, PricedClass, REQUEST_ALLOWANCE_GENERIC},
     error::ApiError,
     gate::{Gate, Want},
     metrics::{Metrics, Stage},
@@ -31,6 +31,7 @@ use crate::{
         catalog::Catalog,
         choose::ChosenNeuron,
         count::{Counter, count},
+        model::Model,
         recipes::Recipes,
     },
 };
@@ -182,8 +183,8 @@ impl Planner {
         read: Read,
     ) -> Result<(Candidate, Bound, Read), ApiError> {
         let neuron = match candidate {
-            Candidate::Foreign(_, ref limits) => {
-                let (bound, read) = foreign_bound(api, Arc::clone(limits), read).await?;
+            Candidate::Foreign(_, ref model) => {
+                let (bound, read) = foreign_bound(api, Arc::clone(model), read).await?;
                 return Ok((candidate, bound, read));
             }
             Candidate::Neuron(neuron) => neuron,
@@ -228,10 +229,8 @@ impl Planner {
         let (context, output) = (neuron.model.context, neuron.model.output);
         if spent {
             // a soft cap refuses nothing, so this is a bound all the same
-            let limits = UpstreamModel {
-                request_allowance: REQUEST_ALLOWANCE_GENERIC,
-                ..UpstreamModel::new(model.clone(), context, output)
-            };
+            let mut limits = Limits::new(context, output);
+            limits.framing.request = REQUEST_ALLOWANCE_GENERIC;
             let bound = by_bytes(&read.ask, &limits)?;
             return Ok((Candidate::Neuron(neuron), bound, read));
         }
@@ -256,7 +255,7 @@ impl Plan {
             account: key.account.clone(),
             key: key.key.clone(),
             model: match &self.class {
-                Some(class) => class.priced_as.clone(),
+                Some(class) => class.price.model.clone(),
                 None => self.model.clone(),
             },
             run: self.caller.run.clone(),
@@ -289,12 +288,9 @@ fn class_of(candidate: &Candidate, body: &Fields) -> Result<Option<PricedClass>,
 }
 
 /// By the model's tokenizer where it is known, else by bytes.
-async fn foreign_bound(
-    api: Api,
-    limits: Arc<UpstreamModel>,
-    read: Read,
-) -> Result<(Bound, Read), ApiError> {
-    let Some(counter) = limits.tokenizer.clone() else {
+async fn foreign_bound(api: Api, model: Arc<Model>, read: Read) -> Result<(Bound, Read), ApiError> {
+    let limits = model.limits;
+    let Some(counter) = model.counter.clone() else {
         return Ok((by_bytes(&read.ask, &limits)?, read));
     };
     let aside = Aside::to_count(read.ask.text);
@@ -349,8 +345,8 @@ fn allowed<'a>(candidate: &'a Candidate, api: Api, class: Option<&'a PricedClass
         Candidate::Foreign(upstream, model) => Allowed {
             api,
             profile: upstream.profile,
-            accepted: [&upstream.allow_fields, &model.allow_fields],
-            output_max: model.output,
+            accepted: [&upstream.allow_fields, &model.told.allow_fields],
+            output_max: model.limits.output,
             class,
         },
         Candidate::Neuron(neuron) => Allowed {

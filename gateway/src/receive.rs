@@ -186,8 +186,10 @@ mod tests {
     use axum::body::Body;
     use seatbelt_schemas::ids::{AccountId, KeyId};
 
+    use tokio::sync::watch;
+
     use super::*;
-    use crate::config::KeySecret;
+    use crate::config::{KeySecret, KeyTable};
 
     fn receiver(requests: usize) -> Receiver {
         let entry = KeyEntry {
@@ -198,7 +200,8 @@ mod tests {
                 KeyId::new("k").unwrap(),
             )
         };
-        let keyring = Arc::new(Keyring::new(vec![entry], true));
+        let keys = watch::channel(KeyTable::new(vec![entry]).unwrap()).1;
+        let keyring = Arc::new(Keyring::new(keys, true));
         let config = GatewayConfig {
             requests,
             body_bytes: 64,

@@ -27,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     app::App,
     clock::Clock,
-    config::{CUT_MAX, CUT_MIN, GatewayConfig},
+    config::{CUT_MAX, CUT_MIN, GatewayConfig, KeyTable, Prices},
     gate::{Gate, Patience},
     metrics::Metrics,
     plan::Planner,
@@ -35,7 +35,12 @@ use crate::{
     receive::{Receiver, caller::Keyring},
     routes,
     run::Runner,
-    upstream::{catalog::Catalog, client::client, count::Counter, recipes::Recipes},
+    upstream::{
+        catalog::{Catalog, UnreadTokenizer},
+        client::client,
+        count::Counter,
+        recipes::Recipes,
+    },
 };
 
 mod connections;
@@ -53,6 +58,10 @@ pub struct Parts {
     pub usage: Arc<dyn UsageEvents>,
     /// The neurons alive now.
     pub neurons: Neurons,
+    /// The keys that may be used now.
+    pub keys: watch::Receiver<KeyTable>,
+    /// What is shown of prices now.
+    pub prices: watch::Receiver<Prices>,
     /// With it calls to neurons are signed.
     pub neuron_secret: NeuronSecret,
     /// The time, unix ms.
@@ -67,6 +76,9 @@ pub enum GatewayError {
     /// Correct the configuration.
     #[error("gateway configuration has {} mistakes: {}", .0.len(), .0.join("; "))]
     Config(Vec<String>),
+    /// Name a file that is one, or none.
+    #[error(transparent)]
+    Tokenizer(#[from] UnreadTokenizer),
     /// The machine lacks something that HTTPS needs, such as root certificates.
     #[error("cannot make the HTTP client")]
     Client(#[source] reqwest::Error),
@@ -81,8 +93,8 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Checks the configuration and puts the parts together.
-    pub fn new(mut config: GatewayConfig, parts: Parts) -> Result<Self, GatewayError> {
+    /// Checks the configuration, reads the tokenizers that it names, and puts the parts together.
+    pub fn new(config: GatewayConfig, parts: Parts) -> Result<Self, GatewayError> {
         let mistakes = config.mistakes();
         if !mistakes.is_empty() {
             return Err(GatewayError::Config(mistakes));
@@ -92,9 +104,8 @@ impl Gateway {
                 "require_auth is off: requests without a key are forwarded and not metered"
             );
         }
-        let keyring = Keyring::new(std::mem::take(&mut config.keys), config.require_auth);
         let client = client(config.pool_idle).map_err(GatewayError::Client)?;
-        let app = app(config, parts, Arc::new(keyring), client);
+        let app = app(config, parts, client)?;
         Ok(Self { app: Arc::new(app) })
     }
 
@@ -129,13 +140,18 @@ impl Gateway {
 }
 
 /// Puts the tools together.
-fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwest::Client) -> App {
+fn app(
+    config: GatewayConfig,
+    parts: Parts,
+    client: reqwest::Client,
+) -> Result<App, UnreadTokenizer> {
+    let keyring = Arc::new(Keyring::new(parts.keys, config.require_auth));
     let metrics = Arc::new(Metrics::new());
     let ledger = Arc::clone(&parts.ledger);
     metrics.ask_clocks(Box::new(move || ledger.clock_offsets_ms()));
     let (tracker, cut) = (TaskTracker::new(), CancellationToken::new());
     let neurons = parts.neurons.clone();
-    let catalog = Catalog::new(&config.upstreams, &config.neuron_models, parts.neurons);
+    let catalog = Catalog::new(&config.upstreams, &config.neuron_models, parts.neurons)?;
     let catalog = Arc::new(catalog);
     let patience = Patience {
         budget_wait: config.budget_wait,
@@ -150,7 +166,7 @@ fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwe
         Arc::clone(&metrics),
         cut.clone(),
     ));
-    App {
+    Ok(App {
         receiver: Receiver::new(
             Arc::clone(&keyring),
             &config,
@@ -185,6 +201,7 @@ fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwe
             cut: cut.clone(),
         },
         keyring,
+        prices: parts.prices,
         catalog,
         neurons,
         gate,
@@ -196,7 +213,7 @@ fn app(config: GatewayConfig, parts: Parts, keyring: Arc<Keyring>, client: reqwe
         draining: AtomicBool::new(false),
         ready: parts.ready,
         config,
-    }
+    })
 }
 
 /// Waits for all that is in progress; cuts it short in time for its settles before the drain time is over.

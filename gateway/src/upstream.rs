@@ -11,16 +11,18 @@ use reqwest::Url;
 use seatbelt_dialects::{Api, Dialect, MaxField, Priced, allow::Profile};
 use seatbelt_schemas::neuron::{PATH_CHAT, PATH_COMPLETIONS};
 
-use crate::config::{PricedClass, Secret, UpstreamConfig, UpstreamModel};
+use crate::config::{PricedClass, Secret, UpstreamConfig};
 
 pub(crate) mod catalog;
 pub(crate) mod choose;
 pub(crate) mod client;
 pub(crate) mod count;
+pub(crate) mod model;
 pub(crate) mod neuron;
 pub(crate) mod recipes;
 
 use choose::ChosenNeuron;
+use model::Model;
 use neuron::Pass;
 
 /// The version of the Anthropic API that is asked for where the client names none.
@@ -33,7 +35,7 @@ const ANTHROPIC_VERSION: &str = "2023-06-01";
     reason = "one lives for each request, and is moved twice"
 )]
 pub(crate) enum Candidate {
-    Foreign(Arc<Upstream>, Arc<UpstreamModel>),
+    Foreign(Arc<Upstream>, Arc<Model>),
     Neuron(ChosenNeuron),
 }
 
@@ -87,7 +89,7 @@ impl Candidate {
     /// The classes of service that may be asked of it.
     pub(crate) fn classes(&self) -> &[PricedClass] {
         match self {
-            Self::Foreign(_, model) => &model.classes,
+            Self::Foreign(_, model) => &model.told.classes,
             Self::Neuron(_) => &[],
         }
     }
@@ -109,7 +111,7 @@ impl Candidate {
     /// Which field carries the output maximum when the client sent none.
     pub(crate) fn max_field(&self) -> MaxField {
         match self {
-            Self::Foreign(_, model) => model.max_field,
+            Self::Foreign(_, model) => model.told.max_field,
             Self::Neuron(_) => MaxField::MaxTokens,
         }
     }
@@ -126,9 +128,9 @@ impl Candidate {
         match self {
             Self::Foreign(upstream, model) => Some(Priced {
                 profile: upstream.profile,
-                model: model.id.as_str(),
-                answers_as: &model.answers_as,
-                accepted: [&upstream.allow_fields, &model.allow_fields],
+                model: model.told.id.as_str(),
+                answers_as: &model.told.answers_as,
+                accepted: [&upstream.allow_fields, &model.told.allow_fields],
                 class: class.map(|priced| &priced.class),
             }),
             Self::Neuron(_) => None,
@@ -137,7 +139,7 @@ impl Candidate {
 
     /// All output that it charges for is text in the answer.
     pub(crate) fn output_is_visible(&self) -> bool {
-        matches!(self, Self::Foreign(_, model) if model.output_is_visible)
+        matches!(self, Self::Foreign(_, model) if model.told.output_is_visible)
     }
 }
 
@@ -221,6 +223,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::config::UpstreamModel;
 
     fn foreign(kind: Dialect, api_key: Option<&str>) -> Candidate {
         let config = UpstreamConfig {
@@ -235,6 +238,7 @@ mod tests {
             models: Vec::new(),
         };
         let model = UpstreamModel::new(ModelId::new("m").unwrap(), 100, 10);
+        let model = Model::read(&model, &config).unwrap();
         let upstream = Upstream::new(&config).unwrap();
         Candidate::Foreign(Arc::new(upstream), Arc::new(model))
     }

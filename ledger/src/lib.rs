@@ -24,6 +24,7 @@ pub mod recovery;
 pub mod remote;
 pub mod repository;
 pub mod resume;
+pub mod settings;
 mod shares;
 pub mod snapshot;
 pub mod store;

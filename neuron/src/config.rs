@@ -1,4 +1,5 @@
-//! What a neuron is told at start, and the bounds that nobody needs to tell it.
+//! What a neuron is told at start, each setting with its bounds and its default, and the bounds that nobody
+//! needs to tell it.
 //!
 //! Reading files and environment is the caller's; here the values are only checked, all mistakes
 //! at once.
@@ -6,8 +7,10 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use seatbelt_schemas::{
+    amount::TOKENS_PER_REQUEST_MAX,
     ids::{ModelId, NeuronId},
     neuron::signature::NeuronSecret,
+    setting::Setting,
 };
 use serde::Deserialize;
 
@@ -15,14 +18,28 @@ use serde::Deserialize;
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Longest time for a body to arrive.
 pub const BODY_TIME_MAX: Duration = Duration::from_secs(30);
-/// Most requests waiting for a slot, per model, where the configuration names no other number.
-pub const QUEUE_DEFAULT: usize = 64;
-/// Most slots of one model.
-pub const SLOTS_MAX: usize = 256;
+/// Most models of one neuron.
+pub const MODELS_MAX: usize = 64;
+/// Threads of ONNX Runtime per model.
+pub const THREADS: Setting = Setting::new(1, 1024, 1);
+/// Requests waiting for a slot, per model; more are answered 503.
+pub const QUEUE: Setting = Setting::new(1, 100_000, 64);
+/// How long running requests may go on after shutdown was asked for, ms.
+pub const DRAIN_MS: Setting = Setting::new(0, 600_000, 10_000);
+/// Requests of one model that run at once.
+pub const SLOTS: Setting = Setting::new(1, 256, 1);
+/// Fewer tokens of context than the model could: the least and the most that may be said.
+pub const CONTEXT_TOKENS_BOUNDS: (u64, u64) = (2, TOKENS_PER_REQUEST_MAX);
+/// The same of output tokens.
+pub const OUTPUT_TOKENS_BOUNDS: (u64, u64) = (1, TOKENS_PER_REQUEST_MAX);
+/// Which GPU of a machine.
+pub const CUDA_DEVICE_ID: Setting = Setting::new(0, 63, 0);
+/// Bytes of a GPU that may be said: less holds no model.
+pub const CUDA_MEMORY_BYTES_BOUNDS: (u64, u64) = (16 * 1024 * 1024, u64::MAX);
+/// Most nodes that may be listed for the CPU.
+pub const CUDA_CPU_NODES_MAX: usize = 1024;
 /// Tokens of a prompt run in one go; between two goes the running requests take a step.
 pub const PREFILL_CHUNK_TOKENS: usize = 256;
-/// How long running requests may go on after shutdown was asked for, where not configured.
-pub const DRAIN_DEFAULT: Duration = Duration::from_secs(10);
 /// How long the last usage events may take to be published at shutdown; the rest stays in the outbox.
 pub const FLUSH_MAX: Duration = Duration::from_secs(5);
 
@@ -61,9 +78,10 @@ pub enum Arena {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CudaOptions {
-    /// Which GPU, as CUDA counts them.
+    /// Which GPU, as CUDA counts them ([`CUDA_DEVICE_ID`]).
     pub device_id: i32,
-    /// Most bytes for weights, caches and workspace together; all there are where not given.
+    /// Most bytes for weights, caches and workspace together ([`CUDA_MEMORY_BYTES_BOUNDS`]); all there are where
+    /// not given.
     pub memory_bytes_max: Option<usize>,
     /// How the memory grows.
     pub arena: Arena,
@@ -91,7 +109,7 @@ impl Default for CudaOptions {
 
 /// Who is served.
 #[derive(Debug, Clone)]
-pub enum Access {
+pub(crate) enum Access {
     /// Who shows that he knows the deployment's secret, each reservation once.
     Signed(NeuronSecret),
     /// Whoever reaches it: for tests, and where nothing but gateways does.
@@ -109,13 +127,13 @@ pub struct ModelConfig {
     /// Where it runs.
     #[serde(default = "device_default")]
     pub device: Device,
-    /// Requests that run at once.
+    /// Requests that run at once ([`SLOTS`]).
     #[serde(default = "slots_default")]
     pub slots: usize,
-    /// Fewer tokens of context than the model could, to save memory.
+    /// Fewer tokens of context than the model could, to save memory ([`CONTEXT_TOKENS_BOUNDS`]).
     #[serde(default)]
     pub context: Option<usize>,
-    /// Most output tokens of one request; the context where not given.
+    /// Most output tokens of one request ([`OUTPUT_TOKENS_BOUNDS`]); the context where not given.
     #[serde(default)]
     pub output: Option<usize>,
     /// How CUDA is used, where it is.
@@ -123,62 +141,71 @@ pub struct ModelConfig {
     pub cuda: CudaOptions,
 }
 
+impl ModelConfig {
+    /// A model in a folder, with defaults for the rest.
+    pub fn new(id: ModelId, path: PathBuf) -> Self {
+        Self {
+            id,
+            path,
+            device: device_default(),
+            slots: slots_default(),
+            context: None,
+            output: None,
+            cuda: CudaOptions::default(),
+        }
+    }
+}
+
 fn device_default() -> Device {
     Device::Cpu
 }
 
 fn slots_default() -> usize {
-    1
+    SLOTS.default_count()
 }
 
-/// Everything a neuron is told.
+/// Everything a neuron is told: `[neuron]`, and where its files and its streams are.
 #[derive(Debug, Clone)]
 pub struct NeuronConfig {
-    /// Name under which it registers and reports.
+    /// Name under which it registers and reports; made from the host's name where not given.
     pub id: NeuronId,
-    /// Address to listen on; port 0 picks a free one.
+    /// Address to listen on; port 0 picks a free one, and is the default, on loopback.
     pub listen: SocketAddr,
     /// Address under which gateways reach it, where it differs from the bound one.
     pub url: Option<String>,
-    /// Who is served.
-    pub access: Access,
-    /// The models.
+    /// Serves whoever reaches it, and not gateways of its deployment alone: no, where not given.
+    pub open: bool,
+    /// The models: at least one, at most [`MODELS_MAX`].
     pub models: Vec<ModelConfig>,
-    /// `libonnxruntime.so`.
-    pub ort_library: PathBuf,
-    /// Threads of ONNX Runtime per model.
+    /// `libonnxruntime.so`; looked for where not given.
+    pub onnxruntime: Option<PathBuf>,
+    /// Threads of ONNX Runtime per model ([`THREADS`]).
     pub threads: usize,
-    /// Most requests waiting for a slot, per model.
+    /// Most requests waiting for a slot, per model ([`QUEUE`]).
     pub queue: usize,
     /// Folder of the outbox.
     pub outbox_dir: PathBuf,
     /// Copies of the usage stream and the registration bucket.
     pub replicas: u8,
-    /// How long running requests may go on after shutdown was asked for.
+    /// How long running requests may go on after shutdown was asked for ([`DRAIN_MS`]).
     pub drain: Duration,
 }
 
 impl NeuronConfig {
     /// A configuration with defaults for all but what has none.
-    pub fn new(
-        id: NeuronId,
-        access: Access,
-        listen: SocketAddr,
-        ort_library: PathBuf,
-        outbox_dir: PathBuf,
-    ) -> Self {
+    pub fn new(outbox_dir: PathBuf) -> Self {
         Self {
-            id,
-            listen,
+            id: name_of_host(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             url: None,
-            access,
+            open: false,
             models: Vec::new(),
-            ort_library,
-            threads: 1,
-            queue: QUEUE_DEFAULT,
+            onnxruntime: None,
+            threads: THREADS.default_count(),
+            queue: QUEUE.default_count(),
             outbox_dir,
             replicas: 1,
-            drain: DRAIN_DEFAULT,
+            drain: DRAIN_MS.default_ms(),
         }
     }
 
@@ -194,10 +221,11 @@ impl NeuronConfig {
         if self.queue == 0 {
             found.push("queue is 0: allow at least one request to wait".to_owned());
         }
+        let (least, most) = SLOTS.bounds();
         for (n, model) in self.models.iter().enumerate() {
-            if !(1..=SLOTS_MAX).contains(&model.slots) {
+            if !(least..=most).contains(&(model.slots as u64)) {
                 found.push(format!(
-                    "model {}: slots is {}: use 1 to {SLOTS_MAX}",
+                    "model {}: slots is {}: use {least} to {most}",
                     model.id, model.slots
                 ));
             }
@@ -221,29 +249,36 @@ impl NeuronConfig {
     }
 }
 
+/// `neuron-<host>`: unique where each host runs one, and the same after a restart.
+fn name_of_host() -> NeuronId {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let plain = host
+        .trim()
+        .chars()
+        .map(|letter| match letter.is_ascii_alphanumeric() {
+            true => letter,
+            false => '-',
+        });
+    let name: String = "neuron-".chars().chain(plain).take(64).collect();
+    NeuronId::new(name).expect("letters, digits and dashes, at most 64")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn model(id: &str, slots: usize) -> ModelConfig {
-        let path = PathBuf::from("models/tiny");
+        let id = ModelId::new(id).unwrap();
         ModelConfig {
-            id: ModelId::new(id).unwrap(),
-            path,
-            device: Device::Cpu,
             slots,
-            context: None,
-            output: None,
-            cuda: CudaOptions::default(),
+            ..ModelConfig::new(id, PathBuf::from("models/tiny"))
         }
     }
 
     fn config(models: Vec<ModelConfig>) -> NeuronConfig {
-        let id = NeuronId::new("n1").unwrap();
-        let listen = "127.0.0.1:0".parse().unwrap();
         NeuronConfig {
             models,
-            ..NeuronConfig::new(id, Access::Open, listen, "lib.so".into(), "outbox".into())
+            ..NeuronConfig::new("outbox".into())
         }
     }
 

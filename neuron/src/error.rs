@@ -12,6 +12,14 @@ pub enum NeuronError {
     /// The configuration does not hold together: correct it.
     #[error("neuron configuration: {}", .0.join("; "))]
     Config(Vec<String>),
+    /// There is no ONNX Runtime: run `make setup`, or say where the library is.
+    #[error(
+        "no ONNX Runtime library found (looked at {looked}): run `make setup`, or set neuron.onnxruntime"
+    )]
+    NoLibrary {
+        /// The places looked at.
+        looked: String,
+    },
     /// ONNX Runtime cannot be used: install or point to the right library.
     #[error(
         "cannot load ONNX Runtime from {path}: {detail}; run `make setup` or set neuron.onnxruntime"

@@ -15,6 +15,7 @@ mod clock;
 mod engine;
 mod error;
 mod http;
+mod library;
 mod metrics;
 mod model;
 mod sampler;
@@ -22,6 +23,6 @@ mod session;
 mod stop;
 pub mod usage;
 
-pub use config::{Access, Arena, CudaOptions, Device, ModelConfig, NeuronConfig};
+pub use config::{Arena, CudaOptions, Device, ModelConfig, NeuronConfig};
 pub use error::NeuronError;
 pub use server::{RunningNeuron, start, start_with_sink};

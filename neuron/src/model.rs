@@ -260,7 +260,6 @@ pub(crate) mod tests {
     use seatbelt_tokens::TemplateError;
 
     use super::*;
-    use crate::config::{CudaOptions, Device};
 
     /// The committed tiny model.
     pub(crate) fn tiny_folder() -> PathBuf {
@@ -270,13 +269,8 @@ pub(crate) mod tests {
     pub(crate) fn tiny_config(slots: usize) -> ModelConfig {
         let id = ModelId::new("tiny").unwrap();
         ModelConfig {
-            id,
-            path: tiny_folder(),
-            device: Device::Cpu,
             slots,
-            context: None,
-            output: None,
-            cuda: CudaOptions::default(),
+            ..ModelConfig::new(id, tiny_folder())
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +15,10 @@ use std::{
 
 use axum::serve::ListenerExt;
 use seatbelt_bus::{Nats, Register, UsageReports};
-use seatbelt_schemas::{names::Names, neuron::NeuronRecord};
+use seatbelt_schemas::{
+    names::Names,
+    neuron::{NeuronRecord, signature::NeuronSecret},
+};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +28,7 @@ use crate::{
     engine::{Engine, Voice},
     error::NeuronError,
     http::{self, App, Served, Used},
+    library,
     metrics::Metrics,
     model::Model,
     session::OnnxDecoder,
@@ -60,32 +65,36 @@ impl RunningNeuron {
 
 /// Starts a neuron that reports to NATS and registers there. Without a connection it does neither: its
 /// usage events stay in the outbox for a later start, and once that is full no request is taken.
+/// It serves who shows that he knows the deployment's `secret`, or whoever reaches it where it is told to.
 pub async fn start(
     config: NeuronConfig,
+    secret: NeuronSecret,
     nats: Option<Nats>,
     names: Names,
     shutdown: CancellationToken,
 ) -> Result<RunningNeuron, NeuronError> {
     let Some(nats) = nats else {
-        return start_with_sink(config, None, shutdown).await;
+        return start_with_sink(config, secret, None, shutdown).await;
     };
     let (replicas, id) = (config.replicas, &config.id);
     let reports = UsageReports::open(&nats, &names, replicas, id).await?;
     let register = Register::open(&nats, &names, replicas, id).await?;
-    start_all(config, Some(Arc::new(reports)), Some(register), shutdown).await
+    start_all(config, secret, Some(Arc::new(reports)), Some(register), shutdown).await
 }
 
 /// Starts a neuron that reports to any sink and registers nowhere.
 pub async fn start_with_sink(
     config: NeuronConfig,
+    secret: NeuronSecret,
     sink: Option<Arc<dyn UsageSink>>,
     shutdown: CancellationToken,
 ) -> Result<RunningNeuron, NeuronError> {
-    start_all(config, sink, None, shutdown).await
+    start_all(config, secret, sink, None, shutdown).await
 }
 
 async fn start_all(
     config: NeuronConfig,
+    secret: NeuronSecret,
     sink: Option<Arc<dyn UsageSink>>,
     register: Option<Register>,
     shutdown: CancellationToken,
@@ -121,11 +130,15 @@ async fn start_all(
         outbox,
         metrics,
     };
-    if matches!(config.access, Access::Open) {
+    let access = match config.open {
+        true => Access::Open,
+        false => Access::Signed(secret),
+    };
+    if config.open {
         tracing::warn!(neuron = %config.id, "neuron is open: whoever reaches it is served, and not metered");
     }
     let app = Arc::new(App {
-        access: config.access.clone(),
+        access,
         used: Used::default(),
         models,
         office,
@@ -160,12 +173,13 @@ async fn load_models(
     config: &NeuronConfig,
     metrics: &Arc<Metrics>,
 ) -> Result<Vec<Served>, NeuronError> {
+    let library = library::find(config.onnxruntime.as_deref())?;
     let (config, metrics) = (config.clone(), Arc::clone(metrics));
     let load = move || {
         config
             .models
             .iter()
-            .map(|model| load_model(&config, model, &metrics))
+            .map(|model| load_model(&config, &library, model, &metrics))
             .collect()
     };
     let loaded = tokio::task::spawn_blocking(load).await;
@@ -179,11 +193,12 @@ async fn load_models(
 
 fn load_model(
     config: &NeuronConfig,
+    library: &Path,
     wanted: &ModelConfig,
     metrics: &Arc<Metrics>,
 ) -> Result<Served, NeuronError> {
     let model = Model::load(wanted)?;
-    let decoder = OnnxDecoder::load(&config.ort_library, wanted, &model, config.threads)?;
+    let decoder = OnnxDecoder::load(library, wanted, &model, config.threads)?;
     let voice = Voice {
         tokenizer: model.tokenizer.clone(),
         eos: model.eos.clone(),

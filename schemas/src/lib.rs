@@ -20,6 +20,7 @@ pub mod neuron;
 pub mod position;
 pub mod price;
 pub mod scope;
+pub mod setting;
 pub mod skipped;
 pub mod time;
 pub mod usage;

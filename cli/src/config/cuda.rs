@@ -1,15 +1,11 @@
 //! `cuda = { ... }` of a neuron's model: how its GPU is used.
 
-use seatbelt_neuron::{Arena, CudaOptions};
+use seatbelt_neuron::{
+    Arena, CudaOptions, Device,
+    config::{CUDA_CPU_NODES_MAX, CUDA_DEVICE_ID, CUDA_MEMORY_BYTES_BOUNDS},
+};
 
-use super::{neuron::Device, reader::Section};
-
-/// Most GPUs of one machine.
-const DEVICES_MAX: u64 = 64;
-/// Less memory than this holds no model.
-const MEMORY_BYTES_MIN: u64 = 16 * 1024 * 1024;
-/// Most nodes that may be listed for the CPU.
-const CPU_NODES_MAX: usize = 1024;
+use super::reader::Section;
 
 pub(super) fn read_cuda(section: &mut Section, device: Device) -> CudaOptions {
     let given = section.has("cuda");
@@ -19,14 +15,15 @@ pub(super) fn read_cuda(section: &mut Section, device: Device) -> CudaOptions {
     }
     let plain = CudaOptions::default();
     let arenas = [("exact", Arena::Exact), ("doubling", Arena::Doubling)];
-    let id = (part.number("device_id", 0, DEVICES_MAX - 1)).and_then(|id| i32::try_from(id).ok());
-    let bytes = part.number("memory_bytes_max", MEMORY_BYTES_MIN, u64::MAX);
+    let id = i32::try_from(part.setting("device_id", CUDA_DEVICE_ID));
+    let (least, most) = CUDA_MEMORY_BYTES_BOUNDS;
+    let bytes = part.number("memory_bytes_max", least, most);
     let options = CudaOptions {
         device_id: id.unwrap_or(plain.device_id),
         memory_bytes_max: bytes.and_then(|bytes| usize::try_from(bytes).ok()),
         arena: part.word("arena", &arenas).unwrap_or(plain.arena),
         graphs: part.flag("graphs").unwrap_or(plain.graphs),
-        cpu_nodes: part.texts("cpu_nodes", CPU_NODES_MAX),
+        cpu_nodes: part.texts("cpu_nodes", CUDA_CPU_NODES_MAX),
         check_on_cpu: part.flag("check_on_cpu").unwrap_or(plain.check_on_cpu),
     };
     part.finish();

@@ -4,7 +4,12 @@
 //! A field that is missing or wrong yields its default (or an unused stand-in), so reading goes on;
 //! whoever reads must look at the mistakes before using anything. Secrets are never quoted.
 
-use std::{cell::RefCell, collections::BTreeMap, fmt, rc::Rc, str::FromStr};
+use std::{
+    cell::RefCell, collections::BTreeMap, fmt, net::SocketAddr, rc::Rc, str::FromStr,
+    time::Duration,
+};
+
+use seatbelt_schemas::setting::{Setting, count};
 
 use super::tree::{self, Node, Origin, Value};
 
@@ -252,6 +257,28 @@ impl Section {
         self.mistakes
             .add(Mistake::new(field.place, &node.origin, problem));
         None
+    }
+
+    /// A number that may be set: its default where it is not.
+    pub(crate) fn setting(&mut self, name: &'static str, setting: Setting) -> u64 {
+        let (least, most) = setting.bounds();
+        self.number(name, least, most).unwrap_or(setting.default())
+    }
+
+    /// A number of things that may be set.
+    pub(crate) fn count(&mut self, name: &'static str, setting: Setting) -> usize {
+        count(self.setting(name, setting))
+    }
+
+    /// A span in milliseconds that may be set.
+    pub(crate) fn millis(&mut self, name: &'static str, setting: Setting) -> Duration {
+        Duration::from_millis(self.setting(name, setting))
+    }
+
+    /// An address to listen on.
+    pub(crate) fn address(&mut self, name: &'static str, default: SocketAddr) -> SocketAddr {
+        let expect = "an address: write one such as \"127.0.0.1:8080\"";
+        self.parsed(name, expect).unwrap_or(default)
     }
 
     /// True or false.

@@ -1,3 +1,4 @@
+use seatbelt_gateway::{Profile, Tokenizer};
 use seatbelt_tokens::Encoding;
 
 use super::*;
@@ -273,7 +274,10 @@ fn a_class_of_service_has_a_price_and_an_id_of_its_own() {
     assert_eq!(of("m+speed=fast").rates.input, 6_000_000);
     let classes = &config.upstreams[1].models[0].classes;
     assert_eq!(
-        (classes[0].value.as_str(), classes[0].answers_as.len()),
+        (
+            classes[0].class.value.as_str(),
+            classes[0].class.answers_as.len()
+        ),
         ("priority", 1)
     );
     for (lines, problem) in [

@@ -1,148 +1,25 @@
 //! `[[upstreams]]`: foreign services with their models and prices.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::collections::BTreeSet;
 
+use seatbelt_gateway::{
+    Aspect, Class, Dialect, MaxField, PricedClass, Profile, Secret, Tokenizer, UpstreamConfig,
+    UpstreamModel,
+    config::{ALLOWANCE_TOKENS_BOUNDS, CLASSES_MAX, FIELDS_MAX, MODELS_MAX, UPSTREAMS_MAX},
+};
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, ids::ModelId, price::Price};
 use seatbelt_tokens::Encoding;
 
 use super::{
-    Context, Secret,
+    Context,
     price::{is_never_cheaper, multiplied, multiplier, read_price},
     reader::Section,
 };
 
-/// Most upstreams of one gateway.
-const UPSTREAMS_MAX: usize = 256;
-/// Most models of one upstream.
-const MODELS_MAX: usize = 1000;
-
-/// Most fields that are allowed besides, in one list.
-const ALLOW_FIELDS_MAX: usize = 256;
-
-/// Which dialect an upstream speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UpstreamKind {
-    /// OpenAI's.
-    OpenAi,
-    /// Anthropic's.
-    Anthropic,
-}
-
-/// Whose fields an upstream takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Profile {
-    /// OpenAI's own.
-    OpenAi,
-    /// Anthropic's own.
-    Anthropic,
-    /// Those of a server that speaks the API of one of them.
-    Generic,
-}
-
-/// How a model's tokens are counted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tokenizer {
-    /// One of OpenAI's encodings.
-    Encoding(Encoding),
-    /// A `tokenizer.json`; a chat template may lie beside it.
-    File(PathBuf),
-}
-
-/// A foreign service.
-#[derive(Debug, Clone)]
-pub struct Upstream {
-    /// Its name in events, logs and metrics.
-    pub name: String,
-    /// Its dialect.
-    pub kind: UpstreamKind,
-    /// Whose fields it takes; by its kind and address where not given.
-    pub profile: Option<Profile>,
-    /// Fields that metered requests may use besides.
-    pub allow_fields: Vec<String>,
-    /// No error of it is charged.
-    pub errors_are_free: bool,
-    /// It speaks `/v1/responses` too.
-    pub responses: bool,
-    /// Its address, as the SDKs of its dialect write it.
-    pub base_url: String,
-    /// The key sent to it.
-    pub api_key: Option<Secret>,
-    /// Its models.
-    pub models: Vec<UpstreamModel>,
-}
-
-/// A model that an upstream serves.
-#[derive(Debug, Clone)]
-pub struct UpstreamModel {
-    /// As clients name it.
-    pub id: ModelId,
-    /// Most tokens of input and output together.
-    pub context: u64,
-    /// Most output tokens of one request.
-    pub output: u64,
-    /// Tokens that one message's framing may add to its bytes; the gateway's default where not given.
-    pub message_allowance: Option<u64>,
-    /// Tokens that a request's framing may add; the gateway's default where not given.
-    pub request_allowance: Option<u64>,
-    /// Tokens of the instructions that come with tools; the gateway's default where not given.
-    pub tools_allowance: Option<u64>,
-    /// What its tokens are counted by; bounded by bytes where not given.
-    pub tokenizer: Option<Tokenizer>,
-    /// The output maximum of a request that gives none; the model's where not given.
-    pub output_default: Option<u64>,
-    /// Which field carries the output maximum when the client sent none.
-    pub max_field: MaxField,
-    /// All output it charges for is text in the answer, so that it can be counted there.
-    pub output_is_visible: bool,
-    /// Fields that metered requests may use besides those of the upstream.
-    pub allow_fields: Vec<String>,
-    /// Names under which it answers besides its own.
-    pub answers_as: Vec<String>,
-    /// What it costs; none where unpriced.
-    pub price: Option<Price>,
-    /// Classes of service that may be asked for, at prices of their own.
-    pub classes: Vec<PriceClass>,
-}
-
-/// A class of service of a model, with its price.
-#[derive(Debug, Clone)]
-pub struct PriceClass {
-    /// The field that asks for it.
-    pub field: ClassField,
-    /// What that field says then.
-    pub value: String,
-    /// Other words by which an answer says that it was served so.
-    pub answers_as: Vec<String>,
-    /// What it costs, under a model id of its own.
-    pub price: Price,
-}
-
-/// The fields that ask for a class of service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClassField {
-    /// `service_tier`
-    ServiceTier,
-    /// `speed`
-    Speed,
-    /// `inference_geo`
-    Geography,
-}
-
-/// Most classes of one model.
-const CLASSES_MAX: usize = 16;
 /// Words for the class that is pinned where none is asked for.
 const PINNED: [&str; 4] = ["default", "standard", "standard_only", "global"];
 
-/// Which field carries the output maximum when the client sent none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MaxField {
-    /// `max_tokens`
-    MaxTokens,
-    /// `max_completion_tokens`
-    MaxCompletionTokens,
-}
-
-pub(super) fn read(root: &mut Section, context: &Context<'_>) -> Vec<Upstream> {
+pub(super) fn read(root: &mut Section, context: &Context<'_>) -> Vec<UpstreamConfig> {
     let (mut names, mut ids) = (BTreeSet::new(), BTreeSet::new());
     let mut upstreams = Vec::new();
     for section in root.sections("upstreams", UPSTREAMS_MAX) {
@@ -156,30 +33,30 @@ fn read_upstream(
     context: &Context<'_>,
     names: &mut BTreeSet<String>,
     ids: &mut BTreeSet<ModelId>,
-) -> Option<Upstream> {
+) -> Option<UpstreamConfig> {
     let name = section.required("name", |section| section.text_with("name", name));
     if let Some(name) = name.as_ref().filter(|name| !names.insert((*name).clone())) {
         section.mistake("name", format!("{name:?} is used by another upstream"));
     }
     let kinds = [
-        ("openai", UpstreamKind::OpenAi),
-        ("anthropic", UpstreamKind::Anthropic),
+        ("openai", Dialect::OpenAi),
+        ("anthropic", Dialect::Anthropic),
     ];
     let kind = section.required("kind", |section| section.word("kind", &kinds));
     let base_url = section.required("base_url", |section| section.text_with("base_url", url));
     let api_key = section.text_with("api_key_env", |variable| {
         match context.environment.get(variable) {
-            Some(key) if !key.is_empty() => Ok(Secret::from(key.clone())),
+            Some(key) if !key.is_empty() => Ok(Secret::new(key)),
             _ => Err(format!(
                 "names {variable:?}, which is not set: export it, or leave this out"
             )),
         }
     });
     let profile = profile(&mut section, kind);
-    let allow_fields = section.texts("allow_fields", ALLOW_FIELDS_MAX);
+    let allow_fields = section.texts("allow_fields", FIELDS_MAX);
     let errors_are_free = section.flag("errors_are_free").unwrap_or(false);
     let responses = section.flag("responses").unwrap_or(false);
-    if responses && kind == Some(UpstreamKind::Anthropic) {
+    if responses && kind == Some(Dialect::Anthropic) {
         section.mistake(
             "responses",
             "is for upstreams of kind \"openai\": leave it out",
@@ -187,7 +64,7 @@ fn read_upstream(
     }
     let models = read_models(&mut section, context, kind, ids);
     section.finish();
-    Some(Upstream {
+    Some(UpstreamConfig {
         name: name?,
         kind: kind?,
         profile,
@@ -210,19 +87,14 @@ fn name(text: &str) -> Result<String, String> {
     }
 }
 
-fn profile(section: &mut Section, kind: Option<UpstreamKind>) -> Option<Profile> {
+fn profile(section: &mut Section, kind: Option<Dialect>) -> Option<Profile> {
     let profiles = [
         ("openai", Profile::OpenAi),
         ("anthropic", Profile::Anthropic),
         ("generic", Profile::Generic),
     ];
     let profile = section.word("profile", &profiles)?;
-    let of_another = matches!(
-        (profile, kind),
-        (Profile::OpenAi, Some(UpstreamKind::Anthropic))
-            | (Profile::Anthropic, Some(UpstreamKind::OpenAi))
-    );
-    if of_another {
+    if kind.is_some_and(|kind| !profile.fits(kind)) {
         let problem = "is of another kind than the upstream: write the kind's own, or \"generic\"";
         section.mistake("profile", problem);
     }
@@ -249,7 +121,7 @@ fn url(text: &str) -> Result<String, String> {
 fn read_models(
     section: &mut Section,
     context: &Context<'_>,
-    kind: Option<UpstreamKind>,
+    kind: Option<Dialect>,
     ids: &mut BTreeSet<ModelId>,
 ) -> Vec<UpstreamModel> {
     let parts = section.required("models", |section| {
@@ -265,7 +137,7 @@ fn read_models(
 fn read_model(
     mut section: Section,
     files: &Context<'_>,
-    kind: Option<UpstreamKind>,
+    kind: Option<Dialect>,
     ids: &mut BTreeSet<ModelId>,
 ) -> Option<UpstreamModel> {
     let id = model_id(&mut section, ids);
@@ -289,7 +161,10 @@ fn read_model(
         ("max_tokens", MaxField::MaxTokens),
         ("max_completion_tokens", MaxField::MaxCompletionTokens),
     ];
-    let allowance = |section: &mut Section, name| section.number(name, 0, TOKENS_PER_REQUEST_MAX);
+    let allowance = |section: &mut Section, name| {
+        let (least, most) = ALLOWANCE_TOKENS_BOUNDS;
+        section.number(name, least, most)
+    };
     let message_allowance = allowance(&mut section, "message_allowance");
     let request_allowance = allowance(&mut section, "request_allowance");
     let tools_allowance = allowance(&mut section, "tools_allowance");
@@ -303,9 +178,9 @@ fn read_model(
     }
     let max_field = section.word("max_field", &max_fields);
     let output_is_visible = section.flag("output_is_visible").unwrap_or(false);
-    let allow_fields = section.texts("allow_fields", ALLOW_FIELDS_MAX);
-    let answers_as = section.texts("answers_as", ALLOW_FIELDS_MAX);
-    let writes_cost_more = kind == Some(UpstreamKind::Anthropic);
+    let allow_fields = section.texts("allow_fields", FIELDS_MAX);
+    let answers_as = section.texts("answers_as", FIELDS_MAX);
+    let writes_cost_more = kind == Some(Dialect::Anthropic);
     let price = read_price(&mut section, id.as_ref(), writes_cost_more);
     let mut classes = Vec::new();
     for part in section.sections("class", CLASSES_MAX) {
@@ -321,7 +196,7 @@ fn read_model(
         tools_allowance,
         tokenizer,
         output_default,
-        max_field: max_field.unwrap_or(MaxField::MaxTokens),
+        max_field: max_field.unwrap_or_default(),
         output_is_visible,
         allow_fields,
         answers_as,
@@ -336,18 +211,18 @@ fn read_class(
     of: Option<&Price>,
     writes_cost_more: bool,
     ids: &mut BTreeSet<ModelId>,
-) -> Option<PriceClass> {
+) -> Option<PricedClass> {
     let fields = [
-        ("service_tier", ClassField::ServiceTier),
-        ("speed", ClassField::Speed),
-        ("inference_geo", ClassField::Geography),
+        ("service_tier", Aspect::ServiceTier),
+        ("speed", Aspect::Speed),
+        ("inference_geo", Aspect::Geography),
     ];
     let mut asked = Vec::new();
-    for (name, field) in fields {
+    for (name, aspect) in fields {
         asked.extend(
             section
                 .text_with(name, class_word)
-                .map(|value| (name, field, value)),
+                .map(|value| (name, aspect, value)),
         );
     }
     let answers_as = section.texts("answers_as", CLASSES_MAX);
@@ -377,11 +252,13 @@ fn read_class(
         section.mistake("", problem);
     }
     section.finish();
-    let (_, field, value) = asked.pop()?;
-    Some(PriceClass {
-        field,
-        value,
-        answers_as,
+    let (_, aspect, value) = asked.pop()?;
+    Some(PricedClass {
+        class: Class {
+            aspect,
+            value,
+            answers_as,
+        },
         price: price?,
     })
 }
@@ -403,7 +280,7 @@ fn class_word(text: &str) -> Result<String, String> {
 fn tokenizer(
     section: &mut Section,
     context: &Context<'_>,
-    kind: Option<UpstreamKind>,
+    kind: Option<Dialect>,
 ) -> Option<Tokenizer> {
     let tokenizer = section.text_with("tokenizer", |text| match Encoding::named(text) {
         Some(encoding) => Ok(Tokenizer::Encoding(encoding)),
@@ -412,7 +289,7 @@ fn tokenizer(
             "{text:?} is not known: use \"o200k_base\", \"cl100k_base\" or the path of a tokenizer.json"
         )),
     })?;
-    if kind == Some(UpstreamKind::Anthropic) {
+    if kind == Some(Dialect::Anthropic) {
         let problem =
             "is not for an upstream of kind anthropic, which publishes none: leave it out";
         section.mistake("tokenizer", problem);

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Bound, by_bytes, framing, output};
 use crate::{
-    config::{COUNTED_BYTES_MAX, COUNTED_BYTES_PER_TOKEN, UpstreamModel},
+    config::{COUNTED_BYTES_MAX, COUNTED_BYTES_PER_TOKEN, Limits},
     error::ApiError,
 };
 
@@ -29,11 +29,11 @@ pub(crate) fn by_tokens(
     api: Api,
     ask: &Ask,
     body: &Fields,
-    model: &UpstreamModel,
+    limits: &Limits,
     counter: &Counter,
 ) -> Result<Bound, ApiError> {
-    let loose = by_bytes(ask, model)?;
-    let context = model.context.saturating_mul(ask.prompts.max(1));
+    let loose = by_bytes(ask, limits)?;
+    let context = limits.context.saturating_mul(ask.prompts.max(1));
     let longest = context.saturating_mul(COUNTED_BYTES_PER_TOKEN);
     if ask.text > longest.min(COUNTED_BYTES_MAX) {
         return Ok(loose);
@@ -43,12 +43,12 @@ pub(crate) fn by_tokens(
     if tokens.gave_up {
         return Ok(loose);
     }
-    let tight = counted.text.saturating_add(framing(&counted, model));
+    let tight = counted.text.saturating_add(framing(&counted, limits));
     let input_tokens = tight.min(loose.input_tokens);
     let left = context.saturating_sub(input_tokens);
     Ok(Bound {
         input_tokens,
-        output_tokens: output(ask, model, left),
+        output_tokens: output(ask, limits, left),
     })
 }
 

@@ -417,8 +417,7 @@ fn let_through(api: Api, profile: Profile, mut body: Fields) -> Option<(u64, Fie
     allowed.check(&body).ok()?;
     refuse_state(&body, allowed.accepted).ok()?;
     allowed.pin(&mut body);
-    let model = UpstreamModel::new("m".parse().ok()?, 1 << 20, 4096);
-    let bound = by_bytes(&ask, &model).ok()?;
+    let bound = by_bytes(&ask, &Limits::new(1 << 20, 4096)).ok()?;
     api.set_max(&mut body, bound.output_tokens, MaxField::MaxTokens);
     Some((bound.input_tokens + bound.output_tokens * ask.choices, body))
 }

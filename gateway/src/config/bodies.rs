@@ -1,9 +1,11 @@
 //! What the bodies of requests may take of memory, as text and parsed.
 
-/// Largest request body, where not configured.
-pub const BODY_BYTES_DEFAULT: usize = 16 * 1024 * 1024;
-/// Memory for all bodies together, where not configured.
-pub const BODIES_BYTES_DEFAULT: usize = 512 * 1024 * 1024;
+use seatbelt_schemas::setting::Setting;
+
+/// Largest request body, bytes.
+pub const BODY_BYTES: Setting = Setting::new(1024, 256 << 20, 16 << 20);
+/// Memory for the bodies of all requests together, bytes.
+pub const BODIES_BYTES: Setting = Setting::new(1024, 1 << 40, 512 << 20);
 /// Most values of a body, and one for this many bytes of the largest: a message of a conversation has
 /// some 30 bytes for each value.
 const VALUES_MAX: usize = 250_000;
@@ -40,5 +42,6 @@ pub(crate) fn body_memory_max(body_bytes: usize) -> usize {
 
 // two of the largest bodies have room where nothing is configured
 const _: () = assert!(
-    2 * (BODY_BYTES_DEFAULT + VALUES_MAX * (VALUE_BYTES + CONTAINER_BYTES)) <= BODIES_BYTES_DEFAULT
+    2 * (BODY_BYTES.default_count() + VALUES_MAX * (VALUE_BYTES + CONTAINER_BYTES))
+        <= BODIES_BYTES.default_count()
 );

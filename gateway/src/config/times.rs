@@ -1,30 +1,31 @@
 //! Every time bound of the gateway, and how they stand to each other. Pauses between tries stand with what
-//! is tried.
+//! is tried. Those in milliseconds may be set.
 
 use std::time::Duration;
 
-/// How long a request may take from reserve to last byte, where not configured.
-pub const REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(600);
+use seatbelt_schemas::setting::Setting;
+
+/// How long a request may take from reserve to last byte.
+pub const REQUEST_TIMEOUT_MS: Setting = Setting::new(10, 24 * 3_600_000, 600_000);
 /// How much longer than the request its hold lives, so that the settle arrives in time.
 pub const HOLD_GRACE: Duration = Duration::from_secs(30);
-/// How long a request waits for open holds to resolve, where not configured.
-pub const BUDGET_WAIT_DEFAULT: Duration = Duration::from_secs(2);
-/// The longest that may be configured, or asked for by a request.
-pub(crate) const BUDGET_WAIT_MAX: Duration = Duration::from_secs(60);
-/// How long the ledger may take to answer, waiting for budget not counted, where not configured.
-pub const LEDGER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
-/// How long an orderly stop may take, where not configured: below the 30 s after which many a supervisor kills.
-pub const DRAIN_DEFAULT: Duration = Duration::from_secs(25);
-/// How long a pooled connection to an upstream may lie idle. Below the 5 s after which common Python
-/// servers close theirs, so that a request is never written into a closing connection.
-pub const POOL_IDLE_DEFAULT: Duration = Duration::from_secs(4);
+/// How long a request waits for open holds to resolve. A request may ask for another wait within the same bounds.
+pub const BUDGET_WAIT_MS: Setting = Setting::new(0, 60_000, 2000);
+pub(crate) const BUDGET_WAIT_MAX: Duration = Duration::from_millis(BUDGET_WAIT_MS.bounds().1);
+/// How long the ledger may take to answer, waiting for budget not counted.
+pub const LEDGER_TIMEOUT_MS: Setting = Setting::new(10, 60_000, 5000);
+/// How long an orderly stop may take. The default is below the 30 s after which many a supervisor kills.
+pub const DRAIN_MS: Setting = Setting::new(0, 600_000, 25_000);
+/// How long a pooled connection to an upstream may lie idle. The default is below the 5 s after which common
+/// Python servers close theirs, so that a request is never written into a closing connection.
+pub const POOL_IDLE_MS: Setting = Setting::new(0, 3_600_000, 4000);
 /// How long connecting to an upstream may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the head of a request may be on its way, and a connection without one stay open, where not
-/// configured. Above the 5 s for which common clients keep an idle connection.
-pub const HEADER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
-/// How long a client may take nothing of what is written to it, where not configured.
-pub const CLIENT_STALL_DEFAULT: Duration = Duration::from_secs(60);
+/// How long the head of a request may be on its way, and a connection without one stay open. The default is
+/// above the 5 s for which common clients keep an idle connection.
+pub const HEADER_TIMEOUT_MS: Setting = Setting::new(10, 600_000, 10_000);
+/// How long a client may take nothing of what is written to it.
+pub const CLIENT_STALL_MS: Setting = Setting::new(10, 3_600_000, 60_000);
 /// Pause before connections are accepted again where the machine has no room for one.
 pub(crate) const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 /// How long a client may take to send its body.
@@ -61,11 +62,12 @@ pub(crate) const UNKNOWN_MAX: Duration = Duration::from_secs(5);
 /// How long such a release is still sent again once the gateway stops.
 pub(crate) const STOPPING_MAX: Duration = Duration::from_secs(3);
 
+const LEDGER_S: u64 = LEDGER_TIMEOUT_MS.default_ms().as_secs();
+
 // a hold outlives its request by a settle that is sent twice
-const _: () = assert!(HOLD_GRACE.as_secs() >= 2 * LEDGER_TIMEOUT_DEFAULT.as_secs());
+const _: () = assert!(HOLD_GRACE.as_secs() >= 2 * LEDGER_S);
 // ... and by the wait for what its neuron reports, and the settle after it
-const _: () =
-    assert!(HOLD_GRACE.as_secs() >= USAGE_EVENT_WAIT.as_secs() + LEDGER_TIMEOUT_DEFAULT.as_secs());
+const _: () = assert!(HOLD_GRACE.as_secs() >= USAGE_EVENT_WAIT.as_secs() + LEDGER_S);
 // what is cut short hears of its settle before it is dropped
 const _: () = assert!(LAST_WORD.as_millis() < CUT_MIN.as_millis());
 // what is cut short still waits for its neuron's report
@@ -75,5 +77,4 @@ const _: () = assert!(OWN_WRITES_WAIT.as_millis() > LOOK_AGAIN.as_millis());
 // a reserve that may yet turn up is waited for less long than one that is known to be there
 const _: () = assert!(UNKNOWN_MAX.as_secs() < FOLLOW_UP_MAX.as_secs());
 // a stop that waits for nobody's partition is one that drains in time
-const _: () =
-    assert!(STOPPING_MAX.as_secs() + LEDGER_TIMEOUT_DEFAULT.as_secs() < DRAIN_DEFAULT.as_secs());
+const _: () = assert!(STOPPING_MAX.as_secs() + LEDGER_S < DRAIN_MS.default_ms().as_secs());

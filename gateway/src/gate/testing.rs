@@ -25,9 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Gate, Patience, Want};
 use crate::{
-    config::{
-        BUDGET_WAIT_DEFAULT, KeyEntry, KeySecret, LEDGER_TIMEOUT_DEFAULT, REQUEST_TIMEOUT_DEFAULT,
-    },
+    config::{BUDGET_WAIT_MS, KeyEntry, KeySecret, LEDGER_TIMEOUT_MS, REQUEST_TIMEOUT_MS},
     metrics::Metrics,
 };
 
@@ -159,9 +157,9 @@ impl Ledger for Stub {
 pub(crate) fn gate(stub: &Arc<Stub>) -> (Arc<Gate>, Arc<Metrics>, TaskTracker) {
     let (metrics, tracker) = (Arc::new(Metrics::new()), TaskTracker::new());
     let patience = Patience {
-        budget_wait: BUDGET_WAIT_DEFAULT,
-        ledger_timeout: LEDGER_TIMEOUT_DEFAULT,
-        request_timeout: REQUEST_TIMEOUT_DEFAULT,
+        budget_wait: BUDGET_WAIT_MS.default_ms(),
+        ledger_timeout: LEDGER_TIMEOUT_MS.default_ms(),
+        request_timeout: REQUEST_TIMEOUT_MS.default_ms(),
     };
     let ledger: Arc<dyn Ledger> = Arc::<Stub>::clone(stub);
     let clock = Arc::new(|| 1_700_000_000_000);

@@ -1,11 +1,16 @@
 use seatbelt_dialects::{Aspect, Class};
-use seatbelt_schemas::{event::OnUnknown, meter::Meter, neuron::signature::NeuronSecret};
+use seatbelt_schemas::{
+    event::OnUnknown,
+    meter::Meter,
+    neuron::signature::NeuronSecret,
+    price::{Price, Rates},
+};
 use serde_json::json;
 use tokio::sync::watch;
 
 use super::*;
 use crate::{
-    config::UpstreamConfig,
+    config::{UpstreamConfig, UpstreamModel},
     gate::testing::{Asked, Stub, cap, gate, key},
     receive::shares::Shares,
     upstream::client::client,
@@ -33,7 +38,7 @@ fn planner(stub: &Arc<Stub>) -> Planner {
         upstream("anthropic", Dialect::Anthropic),
     ];
     let (gate, metrics, _) = gate(stub);
-    let catalog = Arc::new(Catalog::new(&upstreams, &[], neurons));
+    let catalog = Arc::new(Catalog::new(&upstreams, &[], neurons).unwrap());
     let client = client(std::time::Duration::from_secs(1)).unwrap();
     let secret = NeuronSecret::new([7; 32]);
     Planner {
@@ -151,7 +156,10 @@ async fn a_class_that_has_a_price_is_held_by_it_and_two_at_once_have_none() {
             value: value.to_owned(),
             answers_as: Vec::new(),
         },
-        priced_as: ModelId::new(format!("m-openai+{}={value}", aspect.as_str())).unwrap(),
+        price: Price::of(
+            ModelId::new(format!("m-openai+{}={value}", aspect.as_str())).unwrap(),
+            Rates::flat(1, 1),
+        ),
     };
     let mut config = upstream("openai", Dialect::OpenAi);
     config.models[0].classes = vec![
@@ -160,7 +168,7 @@ async fn a_class_that_has_a_price_is_held_by_it_and_two_at_once_have_none() {
     ];
     let stub = Arc::new(capped(Meter::Cost));
     let planner = Planner {
-        catalog: Arc::new(Catalog::new(&[config], &[], watch::channel(Vec::new()).1)),
+        catalog: Arc::new(Catalog::new(&[config], &[], watch::channel(Vec::new()).1).unwrap()),
         ..planner(&stub)
     };
     let plan = async |extra: Value| {

@@ -83,8 +83,8 @@ impl Planner {
         let ((body, ask), room) = aside.work(reading).await?;
         let read = Read { body, ask, room };
         match candidate {
-            Candidate::Foreign(_, limits) => {
-                let (bound, _) = foreign_bound(api, limits, read).await?;
+            Candidate::Foreign(_, model) => {
+                let (bound, _) = foreign_bound(api, model, read).await?;
                 Ok(Counted::here("bound", bound.input_tokens))
             }
             Candidate::Neuron(neuron) => {

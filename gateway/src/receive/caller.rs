@@ -1,29 +1,26 @@
 //! Who calls: the key that a request carries, looked up by its hash.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use axum::http::{HeaderMap, header};
+use tokio::sync::watch;
 
 use crate::{
-    config::{KeyEntry, KeySecret},
+    config::{KeyEntry, KeySecret, KeyTable},
     error::ApiError,
 };
 
 /// The headers in which the SDKs of Anthropic and of Azure send the key.
 const PLAIN: [&str; 2] = ["x-api-key", "api-key"];
 
-/// The keys this gateway knows.
+/// The keys this gateway knows now.
 pub(crate) struct Keyring {
-    keys: HashMap<KeySecret, Arc<KeyEntry>>,
+    keys: watch::Receiver<KeyTable>,
     require_auth: bool,
 }
 
 impl Keyring {
-    pub(crate) fn new(keys: Vec<KeyEntry>, require_auth: bool) -> Self {
-        let keys = keys
-            .into_iter()
-            .map(|entry| (entry.secret, Arc::new(entry)))
-            .collect();
+    pub(crate) fn new(keys: watch::Receiver<KeyTable>, require_auth: bool) -> Self {
         Self { keys, require_auth }
     }
 
@@ -33,8 +30,8 @@ impl Keyring {
         match secret(headers) {
             Some(secret) => self
                 .keys
+                .borrow()
                 .get(&KeySecret::hash(secret))
-                .map(Arc::clone)
                 .map(Some)
                 .ok_or_else(ApiError::invalid_key),
             None if self.require_auth || names_a_key(headers) => Err(ApiError::invalid_key()),
@@ -75,9 +72,8 @@ mod tests {
         for (name, value) in sent {
             headers.insert(*name, value.parse().unwrap());
         }
-        let found = Keyring::new(vec![entry], require_auth)
-            .caller(&headers)
-            .ok()?;
+        let keys = watch::channel(KeyTable::new(vec![entry]).unwrap()).1;
+        let found = Keyring::new(keys, require_auth).caller(&headers).ok()?;
         Some(found.map(|entry| entry.key.to_string()))
     }
 

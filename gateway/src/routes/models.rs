@@ -73,7 +73,7 @@ fn model(app: &App, listed: &Listed, dialect: Dialect) -> Value {
     };
     shown["context_length"] = json!(listed.context);
     shown["max_output_tokens"] = json!(listed.output);
-    shown["price"] = json!(app.config.prices.get(&listed.id).map(price));
+    shown["price"] = json!(app.prices.borrow().get(&listed.id).map(price));
     shown
 }
 

@@ -13,12 +13,11 @@ use seatbelt_schemas::{
     ids::{ModelId, NeuronId},
     neuron::NeuronModel,
 };
+use seatbelt_tokens::TokenizerError;
+use thiserror::Error;
 
-use super::{Candidate, Upstream, choose::Loads};
-use crate::{
-    config::{UpstreamConfig, UpstreamModel},
-    error::ApiError,
-};
+use super::{Candidate, Upstream, choose::Loads, model::Model};
+use crate::{config::UpstreamConfig, error::ApiError};
 
 /// Most models of neurons that are remembered.
 const REMEMBERED_MAX: usize = 4096;
@@ -32,8 +31,17 @@ pub(crate) struct Listed {
     pub(crate) output: u64,
 }
 
+/// A tokenizer that the configuration names cannot be read.
+#[derive(Debug, Error)]
+#[error("the tokenizer of model {model} cannot be used")]
+pub struct UnreadTokenizer {
+    model: ModelId,
+    #[source]
+    source: TokenizerError,
+}
+
 pub(crate) struct Catalog {
-    foreign: HashMap<ModelId, (Arc<Upstream>, Arc<UpstreamModel>)>,
+    foreign: HashMap<ModelId, (Arc<Upstream>, Arc<Model>)>,
     /// In the order of the configuration, for listing.
     order: Vec<ModelId>,
     neurons: Neurons,
@@ -42,12 +50,12 @@ pub(crate) struct Catalog {
 }
 
 impl Catalog {
-    /// The configuration was checked before: every base URL is one.
+    /// The configuration was checked before: every base URL is one. Reads the tokenizers that it names.
     pub(crate) fn new(
         upstreams: &[UpstreamConfig],
         expected: &[ModelId],
         neurons: Neurons,
-    ) -> Self {
+    ) -> Result<Self, UnreadTokenizer> {
         let mut catalog = Self {
             foreign: HashMap::new(),
             order: Vec::new(),
@@ -59,13 +67,17 @@ impl Catalog {
             let Some(upstream) = Upstream::new(config).map(Arc::new) else {
                 continue;
             };
-            for model in &config.models {
-                let served = (Arc::clone(&upstream), Arc::new(model.clone()));
-                catalog.foreign.insert(model.id.clone(), served);
-                catalog.order.push(model.id.clone());
+            for told in &config.models {
+                let model = Model::read(told, config).map_err(|source| UnreadTokenizer {
+                    model: told.id.clone(),
+                    source,
+                })?;
+                let served = (Arc::clone(&upstream), Arc::new(model));
+                catalog.foreign.insert(told.id.clone(), served);
+                catalog.order.push(told.id.clone());
             }
         }
-        catalog
+        Ok(catalog)
     }
 
     /// Where a request for `model` goes now; to none of the neurons in `apart_from`.
@@ -132,8 +144,8 @@ impl Catalog {
         Some(Listed {
             id: id.clone(),
             owner: upstream.name.clone(),
-            context: model.context,
-            output: model.output,
+            context: model.limits.context,
+            output: model.limits.output,
         })
     }
 }
@@ -189,7 +201,7 @@ mod tests {
     fn a_model_whose_neuron_left_is_away_and_one_never_seen_is_unknown() {
         let (tx, neurons) = watch::channel(vec![record("a", 0, "tiny")]);
         let expected = [ModelId::new("later").unwrap()];
-        let catalog = Catalog::new(&[], &expected, neurons);
+        let catalog = Catalog::new(&[], &expected, neurons).unwrap();
         drop(chosen(&catalog));
         tx.send(Vec::new()).unwrap();
         let code = |model: &str| catalog.candidate(&id(model), &[]).unwrap_err().code();

@@ -185,7 +185,7 @@ mod tests {
         let model = ModelId::new("m").unwrap();
         let counter = Counter {
             client: client(Duration::from_secs(1)).unwrap(),
-            catalog: Arc::new(Catalog::new(&[], &[], neurons)),
+            catalog: Arc::new(Catalog::new(&[], &[], neurons).unwrap()),
             secret: NeuronSecret::new([7; 32]),
             clock: Arc::new(|| 1),
         };

@@ -19,6 +19,11 @@ const PRIORITY: &str = "test-model+service_tier=priority";
 const PLAIN: u64 = 1_000;
 const DEARER: u64 = 3_000;
 
+fn price(model: &str, each: u64) -> Price {
+    let rates = Rates::flat(each * 1000, each * 1000);
+    Price::of(ModelId::new(model).unwrap(), rates)
+}
+
 async fn stack() -> Stack {
     let cap = CapSpec {
         meter: Meter::Cost,
@@ -32,7 +37,7 @@ async fn stack() -> Stack {
                 value: "priority".to_owned(),
                 answers_as: Vec::new(),
             },
-            priced_as: ModelId::new(PRIORITY).unwrap(),
+            price: price(PRIORITY, DEARER),
         }];
     })
     .await;
@@ -40,12 +45,11 @@ async fn stack() -> Stack {
         .into_iter()
         .enumerate()
     {
-        let rates = Rates::flat(each * 1000, each * 1000);
         let set = Admin {
             id: CommandId::from_parts(seatbelt_gateway::system_clock()(), 100 + n as u128),
             account: AccountId::system(),
             actor: Actor::system("test"),
-            change: Change::SetPrice(Price::of(ModelId::new(model).unwrap(), rates)),
+            change: Change::SetPrice(price(model, each)),
         };
         stack.ledger.admin(set).await.unwrap();
     }

@@ -2,21 +2,22 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use seatbelt_gateway::{Cause, Reason};
+use seatbelt_gateway::{Cause, KeyEntry, KeySecret, KeyTable, Reason};
 use seatbelt_schemas::{ids::ModelId, price::Rates, window::Window};
 use serde_json::json;
 
 use crate::support::{
-    Script, Stack, chat_stream, hi, hi_stream, read_until, status_and_body, tokens,
+    Script, Stack, account, chat_stream, hi, hi_stream, key, read_until, status_and_body, tokens,
 };
 
 #[tokio::test]
 async fn models_are_listed_with_limits_and_prices() {
-    let stack = Stack::start_with(tokens(1000, Window::Balance), |config| {
-        let id = ModelId::new("test-model").unwrap();
-        config.prices.insert(id, Rates::flat(150_000, 600_000));
-    })
-    .await;
+    let stack = Stack::balance(1000).await;
+    let id = ModelId::new("test-model").unwrap();
+    let price = Rates::flat(150_000, 600_000);
+    stack.prices.send_modify(|prices| {
+        prices.insert(id, price);
+    });
     let (status, list) = stack.get("/v1/models").await;
     assert_eq!((status, &list["object"]), (200, &json!("list")));
     let (status, one) = stack.get("/v1/models/test-model").await;
@@ -36,6 +37,19 @@ async fn models_are_listed_with_limits_and_prices() {
     );
     let keyless = stack.client.get(format!("{}/v1/models", stack.base));
     assert_eq!(status_and_body(keyless).await.0, 401);
+}
+
+#[tokio::test]
+async fn keys_come_and_go_while_it_serves() {
+    let stack = Stack::balance(1000).await;
+    assert_eq!(stack.get("/v1/models").await.0, 200);
+    let entry = KeyEntry::new(KeySecret::hash("sk-new"), account(), key());
+    let only = KeyTable::new(vec![entry]).unwrap();
+    stack.keys.send_replace(only);
+    assert_eq!(stack.get("/v1/models").await.0, 401, "the key is gone");
+    let url = format!("{}/v1/models", stack.base);
+    let new = stack.client.get(url).bearer_auth("sk-new");
+    assert_eq!(status_and_body(new).await.0, 200);
 }
 
 #[tokio::test]

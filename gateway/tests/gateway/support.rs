@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    ops::{Deref, DerefMut},
     path::Path,
     sync::{
         Arc, Mutex,
@@ -23,8 +24,8 @@ use axum::{
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use seatbelt_gateway::{
-    Dialect, Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret, Parts, Readiness,
-    UpstreamConfig, UpstreamModel, system_clock,
+    Dialect, Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret, KeyTable, Parts, Prices,
+    Readiness, UpstreamConfig, UpstreamModel, system_clock,
 };
 use seatbelt_ledger::{
     api::{
@@ -471,6 +472,8 @@ pub(crate) struct Stack {
     pub(crate) snapshots: Arc<TestSnapshots>,
     pub(crate) usage: Arc<TestUsage>,
     pub(crate) neurons: watch::Sender<Vec<NeuronRecord>>,
+    pub(crate) keys: watch::Sender<KeyTable>,
+    pub(crate) prices: watch::Sender<Prices>,
     pub(crate) ready: watch::Sender<Readiness>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) served: JoinHandle<Result<(), GatewayError>>,
@@ -511,7 +514,7 @@ impl Stack {
         Self::start(tokens(limit, Window::Balance)).await
     }
 
-    pub(crate) async fn start_with(cap: CapSpec, change: impl FnOnce(&mut GatewayConfig)) -> Self {
+    pub(crate) async fn start_with(cap: CapSpec, change: impl FnOnce(&mut Told)) -> Self {
         let upstream = Upstream::start().await;
         let host = ledger(cap).await;
         let ledger = Arc::new(Switched {
@@ -534,9 +537,13 @@ impl Stack {
         let usage = Arc::new(TestUsage::default());
         let (neurons, alive) = watch::channel(Vec::new());
         let (ready, is_ready) = watch::channel(Readiness::default());
-        let mut config = config(&upstream);
-        change(&mut config);
+        let mut told = told(&upstream);
+        change(&mut told);
+        let (keys, known) = watch::channel(KeyTable::new(told.keys).unwrap());
+        let (prices, shown) = watch::channel(Prices::new());
         let parts = Parts {
+            keys: known,
+            prices: shown,
             ledger: Arc::clone(&ledger) as Arc<dyn Ledger>,
             snapshots: Arc::clone(&snapshots) as Arc<dyn Snapshots>,
             usage: Arc::clone(&usage) as Arc<dyn UsageEvents>,
@@ -545,7 +552,7 @@ impl Stack {
             clock: system_clock(),
             ready: is_ready,
         };
-        let gateway = Gateway::new(config, parts).unwrap();
+        let gateway = Gateway::new(told.config, parts).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let metrics = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let shutdown = CancellationToken::new();
@@ -559,6 +566,8 @@ impl Stack {
             snapshots,
             usage,
             neurons,
+            keys,
+            prices,
             ready,
             shutdown,
         }
@@ -662,9 +671,36 @@ pub(crate) fn hi_stream(max_tokens: u64) -> Value {
     body
 }
 
+/// What a gateway under test is told.
+pub(crate) struct Told {
+    pub(crate) config: GatewayConfig,
+    pub(crate) keys: Vec<KeyEntry>,
+}
+
+/// Most tests change the configuration alone.
+impl Deref for Told {
+    type Target = GatewayConfig;
+
+    fn deref(&self) -> &GatewayConfig {
+        &self.config
+    }
+}
+
+impl DerefMut for Told {
+    fn deref_mut(&mut self) -> &mut GatewayConfig {
+        &mut self.config
+    }
+}
+
+fn told(upstream: &Upstream) -> Told {
+    Told {
+        config: config(upstream),
+        keys: vec![KeyEntry::new(KeySecret::hash(SECRET), account(), key())],
+    }
+}
+
 fn config(upstream: &Upstream) -> GatewayConfig {
     GatewayConfig {
-        keys: vec![KeyEntry::new(KeySecret::hash(SECRET), account(), key())],
         upstreams: vec![UpstreamConfig {
             name: "mock".to_owned(),
             kind: Dialect::OpenAi,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use seatbelt_gateway::{GatewayConfig, KeyEntry, KeySecret, OnDisconnect};
+use seatbelt_gateway::{KeyEntry, KeySecret, OnDisconnect};
 use seatbelt_ledger::api::{Admin, Ledger};
 use seatbelt_schemas::{
     cap::CapSpec,
@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::support::{
-    SECRET, Script, Stack, chat_answer, chat_stream, eventually, hi, hi_stream, read_until,
+    SECRET, Script, Stack, Told, chat_answer, chat_stream, eventually, hi, hi_stream, read_until,
     status_and_body, tokens,
 };
 
@@ -28,7 +28,7 @@ const OTHER: &str = "sk-other";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A gateway with a second account, which has no caps.
-async fn two_tenants(cap: CapSpec, change: impl FnOnce(&mut GatewayConfig)) -> Stack {
+async fn two_tenants(cap: CapSpec, change: impl FnOnce(&mut Told)) -> Stack {
     let account = AccountId::new("other").unwrap();
     let key = KeyId::new("other-key").unwrap();
     let entry = KeyEntry::new(KeySecret::hash(OTHER), account.clone(), key.clone());

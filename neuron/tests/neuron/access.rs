@@ -2,7 +2,6 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use seatbelt_neuron::Access;
 use seatbelt_schemas::{
     ids::NeuronId,
     neuron::{
@@ -13,16 +12,12 @@ use seatbelt_schemas::{
 };
 use serde_json::{Value, json};
 
-use crate::common::{Answer, Neuron, chat};
+use crate::common::{Answer, Neuron, chat, secret};
 
 const CHAT: &str = "/v1/chat/completions";
 
-fn secret() -> NeuronSecret {
-    NeuronSecret::new([7; 32])
-}
-
 async fn closed() -> Neuron {
-    Neuron::with(|config| config.access = Access::Signed(secret())).await
+    Neuron::with(|config| config.open = false).await
 }
 
 /// A deadline so far ahead of now, in ms; behind it where negative.

@@ -10,11 +10,12 @@ use std::{
 
 use bytes::Bytes;
 use seatbelt_neuron::{
-    Access, CudaOptions, Device, ModelConfig, NeuronConfig, RunningNeuron, start_with_sink,
+    ModelConfig, NeuronConfig, NeuronError, RunningNeuron, start_with_sink,
     usage::{SinkError, UsageSink},
 };
 use seatbelt_schemas::{
     ids::{ModelId, NeuronId},
+    neuron::signature::NeuronSecret,
     usage::{Outcome, UsageEvent},
 };
 use serde_json::{Value, json};
@@ -92,9 +93,7 @@ impl Neuron {
         let mut config = config(folder.path());
         change(&mut config);
         let sink = reports.clone().map(|reports| reports as Arc<dyn UsageSink>);
-        let running = start_with_sink(config, sink, CancellationToken::new())
-            .await
-            .unwrap();
+        let running = start_alone(config, sink).await.unwrap();
         Self {
             running,
             reports: reports.unwrap_or_default(),
@@ -107,9 +106,7 @@ impl Neuron {
         let reports = Arc::new(Reports::default());
         let sink: Arc<dyn UsageSink> = Arc::clone(&reports) as _;
         let config = config(folder.path());
-        let running = start_with_sink(config, Some(sink), CancellationToken::new())
-            .await
-            .unwrap();
+        let running = start_alone(config, Some(sink)).await.unwrap();
         Self {
             running,
             reports,
@@ -160,18 +157,26 @@ impl Neuron {
     }
 }
 
+/// What gateways of the deployment know.
+pub(crate) fn secret() -> NeuronSecret {
+    NeuronSecret::new([7; 32])
+}
+
+/// Without NATS.
+pub(crate) async fn start_alone(
+    config: NeuronConfig,
+    sink: Option<Arc<dyn UsageSink>>,
+) -> Result<RunningNeuron, NeuronError> {
+    start_with_sink(config, secret(), sink, CancellationToken::new()).await
+}
+
 pub(crate) fn config(folder: &Path) -> NeuronConfig {
-    let id = NeuronId::new("neuron-1").unwrap();
-    let listen = "127.0.0.1:0".parse().unwrap();
     NeuronConfig {
+        id: NeuronId::new("neuron-1").unwrap(),
+        open: true,
         models: vec![tiny(4)],
-        ..NeuronConfig::new(
-            id,
-            Access::Open,
-            listen,
-            ort_library(),
-            folder.join("outbox"),
-        )
+        onnxruntime: Some(ort_library()),
+        ..NeuronConfig::new(folder.join("outbox"))
     }
 }
 
@@ -179,13 +184,8 @@ pub(crate) fn tiny(slots: usize) -> ModelConfig {
     let path = workspace().join("models/tiny");
     let id = ModelId::new("tiny").unwrap();
     ModelConfig {
-        id,
-        path,
-        device: Device::Cpu,
         slots,
-        context: None,
-        output: None,
-        cuda: CudaOptions::default(),
+        ..ModelConfig::new(id, path)
     }
 }
 

@@ -20,7 +20,7 @@ use seatbelt_schemas::{
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::common::{chat, config, request, workspace};
+use crate::common::{chat, config, request, secret, workspace};
 
 /// How long a server may take to be there.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -108,6 +108,7 @@ async fn neuron(server: &Server, folder: &TempDir) -> RunningNeuron {
     let nats = connect(&url, "test", PATIENCE).await.unwrap();
     start(
         config(folder.path()),
+        secret(),
         Some(nats),
         Names::default(),
         CancellationToken::new(),

@@ -1,17 +1,14 @@
 //! A neuron that cannot do what it is told does not start, and says why.
 
-use seatbelt_neuron::{Device, NeuronConfig, NeuronError, start_with_sink};
-use tokio_util::sync::CancellationToken;
+use seatbelt_neuron::{Device, NeuronConfig, NeuronError};
 
-use crate::common::{config, tiny};
+use crate::common::{config, start_alone, tiny};
 
 async fn refusal(change: impl FnOnce(&mut NeuronConfig)) -> NeuronError {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(folder.path());
     change(&mut config);
-    start_with_sink(config, None, CancellationToken::new())
-        .await
-        .unwrap_err()
+    start_alone(config, None).await.unwrap_err()
 }
 
 #[tokio::test]
@@ -33,14 +30,22 @@ async fn cuda_that_is_not_there_is_an_error_and_never_the_cpu() {
 
 #[tokio::test]
 async fn a_missing_or_wrong_library_is_an_error_that_says_what_to_run() {
-    let error = refusal(|config| config.ort_library = "/nowhere/libonnxruntime.so".into()).await;
-    let text = error.to_string();
-    assert!(
-        matches!(error, NeuronError::Library { .. })
-            && text.contains("make setup")
-            && text.contains("neuron.onnxruntime"),
-        "{text}"
-    );
+    let wrong = tempfile::NamedTempFile::new().unwrap();
+    let places = ["/nowhere/libonnxruntime.so".into(), wrong.path().to_owned()];
+    for (n, place) in places.into_iter().enumerate() {
+        let error = refusal(|config| config.onnxruntime = Some(place)).await;
+        let text = error.to_string();
+        let kind = match error {
+            NeuronError::NoLibrary { .. } => 0,
+            NeuronError::Library { .. } => 1,
+            other => panic!("{other}"),
+        };
+        assert_eq!(kind, n, "{text}");
+        assert!(
+            text.contains("make setup") && text.contains("neuron.onnxruntime"),
+            "{text}"
+        );
+    }
 }
 
 #[tokio::test]

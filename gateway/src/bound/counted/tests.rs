@@ -3,7 +3,6 @@
 use std::{fmt::Write as _, io, path::Path, sync::LazyLock};
 
 use proptest::{collection::vec, prelude::*, sample::select};
-use seatbelt_schemas::ids::ModelId;
 use seatbelt_tokens::Encoding;
 use serde::Serialize;
 use serde_json::{json, ser::Formatter};
@@ -37,16 +36,12 @@ static REAL: LazyLock<Vec<Counter>> = LazyLock::new(|| {
     files.map(|file| Counter::file(&file).unwrap()).collect()
 });
 
-fn model(counter: &Counter) -> UpstreamModel {
-    let model = UpstreamModel::new(ModelId::new("m").unwrap(), 1 << 20, 4096);
-    let request_allowance = match counter.as_encoding() {
-        Some(_) => model.request_allowance,
-        None => REQUEST_ALLOWANCE_GENERIC,
-    };
-    UpstreamModel {
-        request_allowance,
-        ..model
+fn model(counter: &Counter) -> Limits {
+    let mut limits = Limits::new(1 << 20, 4096);
+    if counter.as_encoding().is_none() {
+        limits.framing.request = REQUEST_ALLOWANCE_GENERIC;
     }
+    limits
 }
 
 fn object(value: &Value) -> Fields {
