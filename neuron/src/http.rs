@@ -37,7 +37,7 @@ use self::{error::ApiError, request::Dialect};
 use crate::{
     config::{Access, Device},
     engine::Engine,
-    metrics::Gauge,
+    metrics::{self, Gauge},
     model::Model,
     usage::TicketOffice,
 };
@@ -201,7 +201,7 @@ async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
         },
     ];
     (
-        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],
         app.office.metrics.render(&gauges),
     )
 }

@@ -1,23 +1,24 @@
-//! What the neuron counts and measures, and its Prometheus text.
+//! What the neuron counts and measures, and its text in OpenMetrics, as Prometheus reads it.
 //!
-//! Labels are outcomes and model names from the configuration, never anything a request brought.
+//! Labels are outcomes and model names from the configuration, never anything a request brought. The buckets of
+//! histograms are fixed, so that those of several neurons add up. What is counted often is looked up once, here.
 
-use std::{
-    fmt::Write,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::text::{encode_eof, encode_registry},
+    metrics::{counter::Counter, family::Family, gauge, histogram::Histogram},
+    registry::Registry,
 };
-
-use hdrhistogram::Histogram;
 use seatbelt_schemas::usage::{NeuronUsage, Outcome};
 
-/// Longest latency told apart, in microseconds: an hour.
-const LATENCY_MAX_US: u64 = 3_600_000_000;
-const DIGITS: u8 = 2;
-const QUANTILES: [f64; 3] = [0.5, 0.9, 0.99];
+/// Of the text.
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Upper bounds of the buckets of every histogram, seconds: from a step of a small model to the longest prompt.
+const BUCKETS_S: [f64; 18] = [
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0,
+    120.0, 600.0,
+];
 const OUTCOMES: [(Outcome, &str); 5] = [
     (Outcome::Completed, "completed"),
     (Outcome::Aborted, "aborted"),
@@ -46,25 +47,54 @@ const TURNED_AWAY: [(TurnedAway, &str); 3] = [
 /// Counters and histograms of one neuron.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    requests: [AtomicU64; OUTCOMES.len()],
-    turned_away: [AtomicU64; TURNED_AWAY.len()],
-    input_tokens: AtomicU64,
-    output_tokens: AtomicU64,
-    queued: Latency,
-    prefill: Latency,
-    decode_step: Latency,
+    registry: Registry,
+    requests: [Counter; OUTCOMES.len()],
+    turned_away: [Counter; TURNED_AWAY.len()],
+    input_tokens: Counter,
+    output_tokens: Counter,
+    queued: Histogram,
+    prefill: Histogram,
+    decode_step: Histogram,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Self {
+        let mut registry = Registry::default();
+        let all = &mut registry;
+        let requests = counters(
+            all,
+            "requests",
+            "Requests by how they ended.",
+            "outcome",
+            OUTCOMES.map(|(_, word)| word),
+        );
+        let turned_away = counters(
+            all,
+            "turned_away",
+            "Calls not let in, by why.",
+            "why",
+            TURNED_AWAY.map(|(_, word)| word),
+        );
+        let [input_tokens, output_tokens] = counters(
+            all,
+            "tokens",
+            "Tokens run, by kind.",
+            "kind",
+            ["input", "output"],
+        );
         Self {
-            requests: Default::default(),
-            turned_away: Default::default(),
-            input_tokens: AtomicU64::new(0),
-            output_tokens: AtomicU64::new(0),
-            queued: Latency::new(),
-            prefill: Latency::new(),
-            decode_step: Latency::new(),
+            requests,
+            turned_away,
+            input_tokens,
+            output_tokens,
+            queued: seconds(all, "queue_wait", "Time from arrival to a slot."),
+            prefill: seconds(all, "prefill", "Time to read a prompt."),
+            decode_step: seconds(
+                all,
+                "decode_step",
+                "Time of one step of all running answers.",
+            ),
+            registry,
         }
     }
 
@@ -74,98 +104,43 @@ impl Metrics {
             .iter()
             .position(|(known, _)| *known == outcome)
             .expect("every outcome is listed");
-        self.requests[at].fetch_add(1, Ordering::Relaxed);
-        self.input_tokens
-            .fetch_add(usage.input_tokens, Ordering::Relaxed);
-        self.output_tokens
-            .fetch_add(usage.output_tokens, Ordering::Relaxed);
+        self.requests[at].inc();
+        self.input_tokens.inc_by(usage.input_tokens);
+        self.output_tokens.inc_by(usage.output_tokens);
     }
 
     /// A call was not let in.
     pub(crate) fn turned_away(&self, why: TurnedAway) {
         let at = TURNED_AWAY.iter().position(|(known, _)| *known == why);
-        let at = at.expect("every reason is listed");
-        self.turned_away[at].fetch_add(1, Ordering::Relaxed);
+        self.turned_away[at.expect("every reason is listed")].inc();
     }
 
     /// A request waited so long for its slot.
     pub(crate) fn queued(&self, waited: Duration) {
-        self.queued.record(waited);
+        self.queued.observe(waited.as_secs_f64());
     }
 
     /// A prompt took so long to read.
     pub(crate) fn prefill(&self, took: Duration) {
-        self.prefill.record(took);
+        self.prefill.observe(took.as_secs_f64());
     }
 
     /// A step of all running answers took so long.
     pub(crate) fn decode_step(&self, took: Duration) {
-        self.decode_step.record(took);
+        self.decode_step.observe(took.as_secs_f64());
     }
 
-    /// The Prometheus text, with the gauges of the moment.
+    /// The text, with the gauges of the moment.
     pub(crate) fn render(&self, gauges: &[Gauge<'_>]) -> String {
-        let mut text = String::with_capacity(4096);
-        head(
-            &mut text,
-            "seatbelt_neuron_requests_total",
-            "counter",
-            "Requests by how they ended.",
-        );
-        for ((_, name), count) in OUTCOMES.iter().zip(&self.requests) {
-            let count = count.load(Ordering::Relaxed);
-            line(
-                &mut text,
-                format_args!("seatbelt_neuron_requests_total{{outcome=\"{name}\"}} {count}"),
-            );
-        }
-        head(
-            &mut text,
-            "seatbelt_neuron_turned_away_total",
-            "counter",
-            "Calls not let in, by why.",
-        );
-        for ((_, why), count) in TURNED_AWAY.iter().zip(&self.turned_away) {
-            let count = count.load(Ordering::Relaxed);
-            line(
-                &mut text,
-                format_args!("seatbelt_neuron_turned_away_total{{why=\"{why}\"}} {count}"),
-            );
-        }
-        head(
-            &mut text,
-            "seatbelt_neuron_tokens_total",
-            "counter",
-            "Tokens run, by kind.",
-        );
-        for (kind, count) in [
-            ("input", &self.input_tokens),
-            ("output", &self.output_tokens),
-        ] {
-            let count = count.load(Ordering::Relaxed);
-            line(
-                &mut text,
-                format_args!("seatbelt_neuron_tokens_total{{kind=\"{kind}\"}} {count}"),
-            );
-        }
-        self.queued.render(
-            &mut text,
-            "seatbelt_neuron_queue_wait_seconds",
-            "Time from arrival to a slot.",
-        );
-        self.prefill.render(
-            &mut text,
-            "seatbelt_neuron_prefill_seconds",
-            "Time to read a prompt.",
-        );
-        self.decode_step.render(
-            &mut text,
-            "seatbelt_neuron_decode_step_seconds",
-            "Time of one step of all running answers.",
-        );
+        let mut moment = Registry::default();
         for gauge in gauges {
-            gauge.render(&mut text);
+            gauge.register(&mut moment);
         }
+        let mut text = String::with_capacity(8192);
+        encode_registry(&mut text, &self.registry)
+            .and_then(|()| encode_registry(&mut text, &moment))
+            .and_then(|()| encode_eof(&mut text))
+            .expect("writing to a string cannot fail");
         text
     }
 }
@@ -178,73 +153,51 @@ pub(crate) struct Gauge<'a> {
     pub(crate) values: Vec<(&'a str, usize)>,
 }
 
+type Number = gauge::Gauge<u64, std::sync::atomic::AtomicU64>;
+
 impl Gauge<'_> {
-    fn render(&self, text: &mut String) {
-        head(text, self.name, "gauge", self.help);
+    fn register(&self, registry: &mut Registry) {
+        let by_model = Family::<[(&str, String); 1], Number>::default();
         for (model, value) in &self.values {
+            let value = u64::try_from(*value).unwrap_or(u64::MAX);
             if model.is_empty() {
-                line(text, format_args!("{} {value}", self.name));
-            } else {
-                line(
-                    text,
-                    format_args!("{}{{model=\"{}\"}} {value}", self.name, escape(model)),
-                );
+                let whole = Number::default();
+                whole.set(value);
+                registry.register(self.name, help(self.help), whole);
+                return;
             }
+            let labels = [("model", (*model).to_owned())];
+            by_model.get_or_create(&labels).set(value);
         }
+        registry.register(self.name, help(self.help), by_model);
     }
 }
 
-#[derive(Debug)]
-struct Latency(Mutex<Histogram<u64>>);
-
-impl Latency {
-    fn new() -> Self {
-        Self(Mutex::new(
-            Histogram::new_with_bounds(1, LATENCY_MAX_US, DIGITS).expect("the bounds are in order"),
-        ))
-    }
-
-    fn record(&self, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(LATENCY_MAX_US);
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .saturating_record(micros);
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "a sum for people to read")]
-    fn render(&self, text: &mut String, name: &str, help: &str) {
-        let histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        head(text, name, "summary", help);
-        for quantile in QUANTILES {
-            let seconds = histogram.value_at_quantile(quantile) as f64 / 1e6;
-            line(
-                text,
-                format_args!("{name}{{quantile=\"{quantile}\"}} {seconds}"),
-            );
-        }
-        let sum = histogram.mean() * histogram.len() as f64 / 1e6;
-        line(text, format_args!("{name}_sum {sum}"));
-        line(text, format_args!("{name}_count {}", histogram.len()));
-    }
+/// `seatbelt_neuron_NAME_total`, by the words of one label.
+fn counters<const N: usize>(
+    registry: &mut Registry,
+    name: &str,
+    about: &str,
+    label: &'static str,
+    words: [&'static str; N],
+) -> [Counter; N] {
+    let family = Family::<[(&str, &str); 1], Counter>::default();
+    let counters = words.map(|word| family.get_or_create(&[(label, word)]).clone());
+    registry.register(format!("seatbelt_neuron_{name}"), help(about), family);
+    counters
 }
 
-fn head(text: &mut String, name: &str, kind: &str, help: &str) {
-    line(
-        text,
-        format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"),
-    );
+/// `seatbelt_neuron_NAME_seconds`.
+fn seconds(registry: &mut Registry, name: &str, about: &str) -> Histogram {
+    let histogram = Histogram::new(BUCKETS_S);
+    let name = format!("seatbelt_neuron_{name}_seconds");
+    registry.register(name, help(about), histogram.clone());
+    histogram
 }
 
-fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
-    writeln!(text, "{arguments}").expect("writing to a string cannot fail");
-}
-
-fn escape(label: &str) -> String {
-    label
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
+/// The registry ends it with a full stop.
+fn help(about: &str) -> &str {
+    about.trim_end_matches('.')
 }
 
 #[cfg(test)]
@@ -252,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_holds_counts_quantiles_and_gauges() {
+    fn the_text_holds_counts_buckets_and_gauges() {
         let metrics = Metrics::new();
         let usage = NeuronUsage {
             input_tokens: 7,
@@ -267,13 +220,24 @@ mod tests {
             help: "Requests in slots.",
             values: vec![("a\"b", 2)],
         };
-        let text = metrics.render(&[gauge]);
+        let whole = Gauge {
+            name: "seatbelt_neuron_usage_pending",
+            help: "Pending.",
+            values: vec![("", 5)],
+        };
+        let text = metrics.render(&[gauge, whole]);
         for expected in [
             "seatbelt_neuron_requests_total{outcome=\"completed\"} 2",
             "seatbelt_neuron_requests_total{outcome=\"expired\"} 0",
             "seatbelt_neuron_tokens_total{kind=\"input\"} 14",
             "seatbelt_neuron_prefill_seconds_count 1",
+            "seatbelt_neuron_prefill_seconds_bucket{le=\"0.01\"} 0",
+            "seatbelt_neuron_prefill_seconds_bucket{le=\"0.02\"} 1",
             "seatbelt_neuron_active{model=\"a\\\"b\"} 2",
+            "seatbelt_neuron_usage_pending 5",
+            "# TYPE seatbelt_neuron_prefill_seconds histogram",
+            "# HELP seatbelt_neuron_prefill_seconds Time to read a prompt.",
+            "# EOF",
         ] {
             assert!(
                 text.lines().any(|line| line == expected),
