@@ -8,6 +8,8 @@ use crate::{ChatTemplate, SpecialTokens, TokenizerError};
 
 const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// Templates named in an error.
+const NAMED_MAX: usize = 8;
 
 /// The chat template beside a `tokenizer.json`, with the special tokens that its configuration names; nothing
 /// where there is none.
@@ -16,15 +18,20 @@ pub fn template_beside(tokenizer: &Path) -> Result<Option<ChatTemplate>, Tokeniz
     let Some(source) = template_source(folder)? else {
         return Ok(None);
     };
-    let config = tokenizer_config(folder)?.unwrap_or_default();
-    let tokens = SpecialTokens {
-        bos: special(&config, "bos_token"),
-        eos: special(&config, "eos_token"),
-    };
-    let template = ChatTemplate::new(source, tokens);
+    let template = ChatTemplate::new(source, special_tokens(folder)?);
     template
         .map(Some)
         .map_err(|error| TokenizerError::new(format!("in {}: {error}", folder.display())))
+}
+
+/// The special tokens that a folder's tokenizer configuration names, empty where it names none: what
+/// templates mean by them, which need not be what ends an answer.
+pub fn special_tokens(folder: &Path) -> Result<SpecialTokens, TokenizerError> {
+    let config = tokenizer_config(folder)?.unwrap_or_default();
+    Ok(SpecialTokens {
+        bos: special(&config, "bos_token"),
+        eos: special(&config, "eos_token"),
+    })
 }
 
 /// The source of a folder's chat template: newer builders write a file of its own.
@@ -33,20 +40,31 @@ pub fn template_source(folder: &Path) -> Result<Option<String>, TokenizerError> 
     if path.exists() {
         return read(&path).map(Some);
     }
-    let config = tokenizer_config(folder)?;
-    Ok(config.and_then(|config| default_template(config.get("chat_template")?)))
+    let config = tokenizer_config(folder)?.unwrap_or_default();
+    match &config["chat_template"] {
+        Value::Array(several) => default_template(several).map(Some),
+        one => Ok(one.as_str().map(str::to_owned)),
+    }
 }
 
-/// Some models have several, of which one is called `default`.
-fn default_template(value: &Value) -> Option<String> {
-    let text = match value {
-        Value::Array(several) => {
-            let default = several.iter().find(|one| one["name"] == "default")?;
-            default.get("template")?
-        }
-        one => one,
-    };
-    text.as_str().map(str::to_owned)
+/// Some models have several, of which one is called `default`. Which of several others is meant, nobody
+/// can know.
+fn default_template(several: &[Value]) -> Result<String, TokenizerError> {
+    let default = several.iter().find(|one| one["name"] == "default");
+    let chosen = default.or(match several {
+        [one] => Some(one),
+        _ => None,
+    });
+    let text = chosen.and_then(|one| one["template"].as_str());
+    text.map(str::to_owned).ok_or_else(|| {
+        let names = several.iter().map(|one| one["name"].as_str().unwrap_or("?"));
+        let names: Vec<&str> = names.take(NAMED_MAX).collect();
+        TokenizerError::new(format!(
+            "{TOKENIZER_CONFIG_FILE}: chat_template is a list without one called default (it has: {}): write the one to use \
+             to {TEMPLATE_FILE}",
+            names.join(", ")
+        ))
+    })
 }
 
 fn tokenizer_config(folder: &Path) -> Result<Option<Value>, TokenizerError> {
@@ -100,6 +118,21 @@ mod tests {
         );
         assert_eq!(rendered(&several).as_deref(), Some("hi"));
         assert_eq!(rendered("{}"), None);
+        let single =
+            format!(r#"{{"chat_template": [{{"name": "rag", "template": "{template}"}}]}}"#);
+        assert_eq!(rendered(&single).as_deref(), Some("hi"));
+    }
+
+    #[test]
+    fn of_several_templates_without_a_default_none_is_guessed() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = r#"{"chat_template": [{"name": "rag", "template": "a"}, {"name": "tool_use", "template": "b"}]}"#;
+        fs::write(folder.path().join(TOKENIZER_CONFIG_FILE), config).unwrap();
+        let error = template_source(folder.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("rag, tool_use") && error.contains(TEMPLATE_FILE),
+            "{error}"
+        );
     }
 
     #[test]

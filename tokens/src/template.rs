@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use minijinja::{Environment, ErrorKind, Value, context, syntax::SyntaxConfig, value::Serde};
 use thiserror::Error;
 
+use crate::{builtins, source::without_marks};
+
 /// Instructions one rendering may take. The longest body allowed needs well under a tenth of it.
 const FUEL: u64 = 20_000_000;
 /// Depth of nested calls one rendering may take.
@@ -84,8 +86,10 @@ impl ChatTemplate {
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", refuse);
+        environment.add_function("strftime_now", builtins::strftime_now);
+        environment.add_filter("tojson", builtins::tojson);
         environment
-            .add_template_owned(NAME, source)
+            .add_template_owned(NAME, without_marks(&source))
             .map_err(|error| TemplateError::Broken(error.to_string()))?;
         Ok(Self {
             environment,
@@ -165,6 +169,58 @@ mod tests {
             .render(&[says("system", " be brief "), says("user", "hi")])
             .unwrap();
         assert_eq!(text, "<s>[system] be brief</s>[user] hi</s>[assistant]");
+    }
+
+    /// What other libraries for templates take, this one takes too.
+    #[track_caller]
+    fn check(source: &str, expected: &str) {
+        let messages = [says("system", "s"), says("user", "<a & 'b'>")];
+        assert_eq!(template(source).render(&messages).unwrap(), expected);
+    }
+
+    #[test]
+    fn loops_may_be_left_and_gone_on_with() {
+        check(
+            "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}",
+            "user",
+        );
+    }
+
+    #[test]
+    fn marks_for_training_write_nothing() {
+        check("a{% generation %}b{% endgeneration %}c", "abc");
+    }
+
+    #[test]
+    fn json_is_written_as_python_writes_it() {
+        check(
+            "{{ messages[1] | tojson }}",
+            r#"{"content": "<a & 'b'>", "role": "user"}"#,
+        );
+        check(
+            "{{ [1, [], {}, 'é'] | tojson(ensure_ascii=False) }}",
+            r#"[1, [], {}, "é"]"#,
+        );
+        check(
+            "{{ {'a': [1]} | tojson(indent=2) }}",
+            "{\n  \"a\": [\n    1\n  ]\n}",
+        );
+    }
+
+    #[test]
+    fn the_date_can_be_asked_for() {
+        let text = template("{{ strftime_now('%Y') }}")
+            .render(&[says("user", "hi")])
+            .unwrap();
+        assert!(text.len() == 4 && text.starts_with("20"), "{text}");
+    }
+
+    #[test]
+    fn json_without_end_runs_out() {
+        let source = "{% for a in range(100000) %}{% set x = messages | tojson %}{% endfor %}";
+        let long = says("user", &"x".repeat(1 << 20));
+        let error = template(source).render(&[long]).unwrap_err();
+        assert!(matches!(error, TemplateError::Broken(words) if words.contains("fuel")));
     }
 
     #[test]
