@@ -27,10 +27,8 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use seatbelt_ledger::{
-    journal::{ReadError, Sequence, export::ExportError},
-    nats::{ConnectError, ProvisionError},
-};
+use seatbelt_bus::{ConnectError, ProvisionError};
+use seatbelt_ledger::journal::{ReadError, Sequence, export::ExportError};
 use seatbelt_schemas::{
     commit::CommitError,
     ids::AccountId,

@@ -8,12 +8,11 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use seatbelt_bus::{NatsRole, provision::GenesisError};
 use seatbelt_ledger::{
     journal::Sequence,
     nats::{
-        self, NatsRole,
         adopt::{AdoptError, Adoption, adopt, doubt, holds},
-        provision::GenesisError,
         rebuild::{self, RebuildError},
         skip::{self, SkipError},
     },
@@ -185,12 +184,12 @@ fn by(command: &str) -> String {
 
 /// One journal of the ledger that a configuration means.
 async fn one_journal(
-    connected: &nats::Nats,
+    connected: &seatbelt_bus::Nats,
     config: &crate::config::Nats,
     asked: u8,
     command: &str,
 ) -> Result<Adoption, LedgerError> {
-    let meta = nats::meta(connected, &config.names).await?;
+    let meta = seatbelt_bus::meta(connected, &config.names).await?;
     let last = u8::from(meta.partitions).saturating_sub(1);
     if asked > last {
         return Err(LedgerError::NoPartition { last, asked });
@@ -205,7 +204,7 @@ async fn one_journal(
 }
 
 async fn skip_message(
-    connected: &nats::Nats,
+    connected: &seatbelt_bus::Nats,
     config: &crate::config::Nats,
     asked: u8,
     sequences: &[u64],
@@ -221,7 +220,7 @@ async fn skip_message(
 }
 
 async fn tell_message(
-    connected: &nats::Nats,
+    connected: &seatbelt_bus::Nats,
     config: &crate::config::Nats,
     asked: u8,
 ) -> Result<ExitCode, LedgerError> {
@@ -255,7 +254,7 @@ async fn tell_message(
 }
 
 async fn rebuild_meta(
-    connected: &nats::Nats,
+    connected: &seatbelt_bus::Nats,
     config: &crate::config::Nats,
     yes: bool,
 ) -> Result<ExitCode, LedgerError> {
@@ -290,7 +289,7 @@ async fn rebuild_meta(
 /// that need not be synced, and a crash may bring it back. Where a server runs that others use, this is left to
 /// its next start.
 async fn prove(
-    connected: &nats::Nats,
+    connected: &seatbelt_bus::Nats,
     adoption: &Adoption,
     end: Sequence,
     server: &mut NatsServer,
@@ -314,7 +313,7 @@ async fn prove(
 }
 
 async fn adopt_journal(
-    connected: &nats::Nats,
+    connected: &seatbelt_bus::Nats,
     config: &crate::config::Nats,
     asked: u8,
     yes: bool,

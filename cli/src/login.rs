@@ -3,9 +3,7 @@
 
 use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
-use seatbelt_ledger::nats::{
-    ConnectError, Identity, InvalidLogin, Nats, NatsRole, connect, connect_as,
-};
+use seatbelt_bus::{ConnectError, Identity, InvalidLogin, Nats, NatsRole, connect, connect_as};
 use thiserror::Error;
 use tracing::warn;
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use seatbelt_ledger::nats::NatsRole;
+use seatbelt_bus::NatsRole;
 use thiserror::Error;
 
 use crate::{

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use seatbelt_ledger::nats::{Identity, NatsRole};
+use seatbelt_bus::{Identity, NatsRole};
 use tokio::process::{Child, Command};
 
 pub use error::NatsServerError;

@@ -12,7 +12,6 @@ use seatbelt_ledger::{
     api::{Ledger, Neurons},
     cluster::{ClusterConfig, ClusterLedger},
     host::{HostConfig, clock::HostClock},
-    nats,
 };
 use seatbelt_neuron::{NeuronConfig, NeuronError};
 use seatbelt_projector::{Health, ProjectorError, SnapshotReader};
@@ -290,9 +289,9 @@ async fn start_gateway(
     with: GatewayParts,
     running: &mut Running,
 ) -> Result<(), RoleError> {
-    let store = nats::snapshot_bucket(&bus.nats, &bus.names, bus.replicas).await;
-    let usage = nats::NatsUsageEvents::start(&bus.nats, &bus.names).await;
-    let neurons = nats::watch_neurons(&bus.nats, &bus.names, bus.replicas).await;
+    let store = seatbelt_bus::snapshot_bucket(&bus.nats, &bus.names, bus.replicas).await;
+    let usage = seatbelt_bus::NatsUsageEvents::start(&bus.nats, &bus.names).await;
+    let neurons = seatbelt_bus::watch_neurons(&bus.nats, &bus.names, bus.replicas).await;
     let neurons = neurons.map_err(BusError::from)?;
     if let Some(url) = &with.neuron {
         seen(neurons.clone(), url).await;

@@ -8,6 +8,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
+use seatbelt_bus::{Bucket, Nats, ProvisionError, snapshot_bucket};
 use seatbelt_schemas::{
     command::{CommandError, ReserveOutcome},
     ids::AccountId,
@@ -26,10 +27,7 @@ use crate::{
     host::{HostConfig, HostedPartition, PartitionHandle, PartitionStatus, describe},
     journal::seen::Seen,
     lease::{Lease, Leases},
-    nats::{
-        Bucket, Known, LeaseBucket, Nats, NatsJournal, OpenError, ProvisionError, Witnesses,
-        snapshot_bucket,
-    },
+    nats::{Known, LeaseBucket, NatsJournal, OpenError, Witnesses},
     remote::{LedgerService, RemoteLedger},
     store::SnapshotStore,
 };

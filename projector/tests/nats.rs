@@ -13,12 +13,13 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt};
+use seatbelt_bus::{FeedMessage, FeedStream, Nats, connect, snapshot_bucket};
 use seatbelt_ledger::{
     api::Snapshots,
     host::now_ms,
     journal::{Journal, Sequence},
     lease::Leases,
-    nats::{FeedMessage, FeedStream, LeaseBucket, Nats, NatsJournal, connect, snapshot_bucket},
+    nats::{LeaseBucket, NatsJournal},
     outcomes::HOT_MAX,
     recovery::Source,
     snapshot::{Found, PartitionRecord, Unusable},

@@ -2,10 +2,10 @@
 
 use std::{net::TcpListener, path::PathBuf, time::Duration};
 
+use seatbelt_bus::{Nats, connect};
 use seatbelt_cli::nats_server::{
     ClusterOptions, NatsServer, NatsServerOptions, Secret, find_nats_server,
 };
-use seatbelt_ledger::nats::{Nats, connect};
 use tempfile::TempDir;
 
 /// How long anything about the server may take.

@@ -5,7 +5,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use seatbelt_ledger::nats::{Identity, Nats, NatsRole, connect_as};
+use seatbelt_bus::{Identity, Nats, NatsRole, connect_as};
 use tempfile::TempDir;
 
 use crate::{

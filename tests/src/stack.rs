@@ -452,7 +452,7 @@ impl Running {
 
     /// A NATS client with the embedded server's own credentials.
     pub async fn nats_client(&self) -> async_nats::Client {
-        let nats = seatbelt_ledger::nats::connect(&self.nats_url(), "test", PATIENCE).await;
+        let nats = seatbelt_bus::connect(&self.nats_url(), "test", PATIENCE).await;
         nats.unwrap().client().clone()
     }
 

@@ -5,12 +5,13 @@
 use std::sync::Arc;
 
 use futures::StreamExt as _;
+use seatbelt_bus::Nats;
 use seatbelt_ledger::{
     api::{CommandError, Ledger, ReserveOutcome},
     cluster::{ClusterConfig, ClusterLedger},
     host::{LedgerHost, PartitionStatus},
     journal::{Journal as _, Sequence},
-    nats::{Nats, NatsJournal},
+    nats::NatsJournal,
     testing::{Payer, balance, one_partition},
 };
 use seatbelt_schemas::{

@@ -10,9 +10,10 @@ use std::{
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use bytes::Bytes;
 use futures::StreamExt;
+use seatbelt_bus::ProvisionError;
 use seatbelt_ledger::{
     journal::{AppendError, Journal, Sequence, conformance},
-    nats::{NatsJournal, ProvisionError},
+    nats::NatsJournal,
 };
 use seatbelt_schemas::{names::Names, position::Partition};
 use seatbelt_tests::nats::{PATIENCE, TestNats};

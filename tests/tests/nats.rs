@@ -18,14 +18,15 @@ use std::{
 use async_nats::jetstream::stream::PersistenceMode;
 use bytes::Bytes;
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
+use seatbelt_bus::{
+    ConnectError, Durability, DurabilityError, FeedMessage, FeedStream, GenesisError, Layout, Nats,
+    NatsUsageEvents, Proof, connect, meta, neuron_secret, prove, provision, snapshot_bucket,
+    watch_neurons,
+};
 use seatbelt_ledger::{
-    api::{Answer, Ledger, Taken, UsageEvents},
+    api::{Answer, Ledger, Taken},
     lease::Leases,
-    nats::{
-        ConnectError, Durability, DurabilityError, FeedMessage, FeedStream, GenesisError, Layout,
-        LeaseBucket, Nats, NatsUsageEvents, Proof, connect, meta, neuron_secret, prove, provision,
-        snapshot_bucket, watch_neurons,
-    },
+    nats::LeaseBucket,
     remote::{LedgerService, RemoteLedger},
     store::{Revision, WriteError},
     testing::Payer,

@@ -7,12 +7,12 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use seatbelt_bus::{
+    Durability, FeedMessage, FeedStream, Layout, Proof, prove, provision, snapshot_bucket,
+};
 use seatbelt_ledger::{
     journal::{AppendError, Journal, Sequence, conformance},
-    nats::{
-        Durability, FeedMessage, FeedStream, Layout, NatsJournal, Proof, prove, provision,
-        snapshot_bucket,
-    },
+    nats::NatsJournal,
     store::Revision,
 };
 use seatbelt_schemas::{

@@ -9,9 +9,10 @@ use std::{
 
 use async_nats::{ConnectOptions, Event, ServerError};
 use bytes::Bytes;
+use seatbelt_bus::{Nats, NatsRole};
 use seatbelt_ledger::{
     journal::{AppendError, Journal, Sequence},
-    nats::{Nats, NatsJournal, NatsRole},
+    nats::NatsJournal,
 };
 use seatbelt_schemas::{names::Names, position::Partition};
 use seatbelt_tests::outside::OutsideNats;
@@ -464,15 +465,15 @@ async fn a_denial_is_told_at_once_and_names_the_permission() {
     let permission = "publish to \"$JS.API.STREAM.INFO.SEATBELT_JOURNAL_00\"";
     assert!(told.contains(permission), "{told}");
 
-    let refused = seatbelt_ledger::nats::meta(&billing, &names()).await;
+    let refused = seatbelt_bus::meta(&billing, &names()).await;
     let told = refused.unwrap_err().to_string();
     let permission = "publish to \"$JS.API.STREAM.INFO.KV_SEATBELT_META\"";
     assert!(told.contains(permission), "{told}");
 
     let neuron = server.connect(NatsRole::Neuron).await;
-    let told = seatbelt_ledger::nats::usage_end(&neuron, &names()).await;
+    let told = seatbelt_bus::usage_end(&neuron, &names()).await;
     assert!(told.is_ok(), "{told:?}");
-    let mut usage = std::pin::pin!(seatbelt_ledger::nats::follow_usage(&neuron, &names(), 0));
+    let mut usage = std::pin::pin!(seatbelt_bus::follow_usage(&neuron, &names(), 0));
     let Some(Err(refused)) = futures::StreamExt::next(&mut usage).await else {
         panic!("a neuron reads what others report");
     };

@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bytes::Bytes;
+use seatbelt_bus::NatsRole;
 use seatbelt_ledger::{
     journal::{AppendError, Journal, Sequence},
-    nats::{NatsJournal, NatsRole},
+    nats::NatsJournal,
 };
 use seatbelt_schemas::{names::Names, position::Partition};
 use seatbelt_tests::{Foreign, Key, Stack, nats::PATIENCE, outside::OutsideNats, until};
@@ -117,7 +118,7 @@ async fn the_embedded_server_has_a_url_that_only_reads() {
     let text = std::fs::read(stack.home().data().join("nats.json")).unwrap();
     let told: serde_json::Value = serde_json::from_slice(&text).unwrap();
     let reader_url = told["reader_url"].as_str().unwrap();
-    let reader = seatbelt_ledger::nats::connect(reader_url, "test", PATIENCE)
+    let reader = seatbelt_bus::connect(reader_url, "test", PATIENCE)
         .await
         .unwrap();
     let journal = NatsJournal::open_existing(&reader, &names(), Partition(0))
@@ -149,14 +150,14 @@ async fn a_folder_from_before_there_were_roles_starts() {
     let home = Stack::new().upstream(&foreign).key(key).write();
     let options = NatsServerOptions::new(seatbelt_tests::nats::program(), home.data());
     let server = NatsServer::start(options).await.unwrap();
-    let nats = seatbelt_ledger::nats::connect(&server.url(), "test", PATIENCE)
+    let nats = seatbelt_bus::connect(&server.url(), "test", PATIENCE)
         .await
         .unwrap();
-    let layout = seatbelt_ledger::nats::Layout {
+    let layout = seatbelt_bus::Layout {
         partitions: Partitions::try_from(PARTITIONS).unwrap(),
         replicas: 1,
     };
-    seatbelt_ledger::nats::provision(&nats, &names(), layout)
+    seatbelt_bus::provision(&nats, &names(), layout)
         .await
         .unwrap();
     let jetstream = async_nats::jetstream::new(nats.client().clone());

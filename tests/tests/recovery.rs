@@ -3,10 +3,11 @@
 
 use std::{fs, os::unix::fs::MetadataExt as _};
 
+use seatbelt_bus::{Nats, connect};
 use seatbelt_cli::nats_server::{NatsServer, NatsServerOptions};
 use seatbelt_ledger::{
     journal::{Journal as _, Sequence},
-    nats::{Nats, NatsJournal, connect},
+    nats::NatsJournal,
 };
 use seatbelt_schemas::names::Names;
 use seatbelt_tests::{

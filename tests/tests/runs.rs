@@ -5,12 +5,13 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
+use seatbelt_bus::Nats;
 use seatbelt_ledger::{
     api::{Ack, CommandError, Ledger, Read, Reserve, ReserveOutcome},
     audit::Verifier,
     host::LedgerHost,
     journal::{Journal as _, Sequence},
-    nats::{Nats, NatsJournal},
+    nats::NatsJournal,
     remote::{LedgerService, RemoteLedger},
     testing::{Payer, balance, one_partition},
 };

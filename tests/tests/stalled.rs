@@ -8,8 +8,9 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use seatbelt_bus::connect;
 use seatbelt_ledger::journal::{Journal as _, Sequence};
-use seatbelt_ledger::nats::{NatsJournal, connect};
+use seatbelt_ledger::nats::NatsJournal;
 use seatbelt_schemas::names::Names;
 use seatbelt_tests::{
     Foreign, Key, Running, Stack,

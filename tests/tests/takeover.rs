@@ -19,13 +19,14 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use seatbelt_bus::{Layout, Nats, connect, provision};
 use seatbelt_ledger::{
     api::{Answer, CommandError, Ledger, ReserveOutcome},
     audit::Verifier,
     cluster::{ClusterConfig, ClusterLedger},
     host::HostConfig,
     journal::{Journal, Sequence},
-    nats::{Layout, Nats, NatsJournal, connect, provision},
+    nats::NatsJournal,
     testing::{Payer, balance},
 };
 use seatbelt_schemas::{

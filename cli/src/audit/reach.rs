@@ -3,7 +3,7 @@
 
 use std::{path::Path, time::Duration};
 
-use seatbelt_ledger::nats::{Identity, Nats, NatsRole, connect, connect_as};
+use seatbelt_bus::{Identity, Nats, NatsRole, connect, connect_as};
 use seatbelt_schemas::position::{PARTITIONS_MAX, Partitions};
 use serde::Deserialize;
 

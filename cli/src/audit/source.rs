@@ -17,12 +17,13 @@ use futures::{
     StreamExt,
     stream::{self, BoxStream},
 };
+use seatbelt_bus::{Nats, NatsRole, ProvisionError};
 use seatbelt_ledger::{
     journal::{
         Journal, ReadError, Sequence, Stored,
         export::{END, ExportReader, Exported, Lasts, MESSAGE_BYTES_MAX},
     },
-    nats::{self, Doubt, Nats, NatsJournal, NatsRole, OpenError, ProvisionError, Witnesses},
+    nats::{Doubt, NatsJournal, OpenError, Witnesses},
 };
 use seatbelt_schemas::{
     commit::Commit,
@@ -312,7 +313,9 @@ async fn partitions_on(nats: &Nats, names: &Names) -> Result<Partitions, AuditEr
             Err(error) => drop(first.get_or_insert(error)),
         }
     }
-    let known = nats::meta(nats, names).await.map(|meta| meta.partitions);
+    let known = seatbelt_bus::meta(nats, names)
+        .await
+        .map(|meta| meta.partitions);
     known.map_err(|_| first.expect("there is no ledger without a partition"))
 }
 
@@ -350,7 +353,7 @@ async fn witnesses(
     names: &Names,
     partitions: Partitions,
 ) -> Vec<(Partition, Witnesses)> {
-    let Ok(meta) = nats::meta(nats, names).await else {
+    let Ok(meta) = seatbelt_bus::meta(nats, names).await else {
         return Vec::new();
     };
     let of = |partition| Witnesses::new(nats, names, partition, &meta.ledger);

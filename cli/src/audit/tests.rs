@@ -4,6 +4,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
+use seatbelt_bus::connect;
 use seatbelt_ledger::{
     api::{Ack, Ledger, ReserveOutcome},
     host::{HostConfig, LedgerHost},
@@ -12,7 +13,7 @@ use seatbelt_ledger::{
         export::{END, ExportWriter, Lasts},
         memory::MemoryJournal,
     },
-    nats::{NatsJournal, connect},
+    nats::NatsJournal,
     testing::{Payer, balance, one_partition},
 };
 use seatbelt_schemas::{

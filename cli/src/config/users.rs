@@ -5,7 +5,7 @@
 
 use std::{fmt, path::PathBuf};
 
-use seatbelt_ledger::nats::NatsRole;
+use seatbelt_bus::NatsRole;
 
 use super::{Context, Secret, reader::Section};
 

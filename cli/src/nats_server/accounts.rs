@@ -9,7 +9,7 @@ use std::{
     fmt::Write,
 };
 
-use seatbelt_ledger::nats::{
+use seatbelt_bus::{
     NatsRole, Permissions,
     roles::{LEDGER_ACCOUNT, SERVER_SERVICE},
 };

@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use seatbelt_ledger::nats::NatsRole;
+use seatbelt_bus::NatsRole;
 
 use super::{NatsServerError, Secret};
 

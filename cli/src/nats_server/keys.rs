@@ -1,7 +1,7 @@
 //! Keys by which users are known: the seed is the secret, the server is told the public key alone.
 
 use nkeys::{KeyPair, KeyPairType};
-use seatbelt_ledger::nats::{Identity, NatsRole};
+use seatbelt_bus::{Identity, NatsRole};
 
 /// The key of a user.
 pub(crate) struct UserKey(KeyPair);

@@ -1,7 +1,7 @@
 //! The users of an embedded server: one that may do everything but harm to journals, for people's tools,
 //! and one for each role, by keys that live as long as the process.
 
-use seatbelt_ledger::nats::{Identity, NatsRole};
+use seatbelt_bus::{Identity, NatsRole};
 use seatbelt_schemas::{names::Names, position::Partitions};
 
 use super::{

@@ -9,13 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seatbelt_ledger::nats::{
-    self, Known, Nats, NatsRole, OpenError, Witnesses,
+use seatbelt_bus::{
+    Nats, NatsRole,
     durability::{self, DurabilityError, Proof},
     provision::{GenesisError, Layout, Meta},
     store_look::{PAYLOAD_BYTES_MIN, payload_max},
     vital::Vitals,
 };
+use seatbelt_ledger::nats::{self, Known, OpenError, Witnesses};
 use seatbelt_schemas::{
     ids::LedgerId,
     names::Names,
@@ -105,7 +106,7 @@ pub enum BusError {
     Journal(#[from] OpenError),
     /// A stream or bucket cannot be used.
     #[error(transparent)]
-    Provision(#[from] nats::ProvisionError),
+    Provision(#[from] seatbelt_bus::ProvisionError),
     /// A stream or bucket does not answer.
     #[error(transparent)]
     Store(#[from] seatbelt_ledger::store::StoreError),
@@ -213,7 +214,7 @@ impl Bus {
 
     /// By which neurons know the gateways of this ledger.
     pub(super) async fn neuron_secret(&self) -> Result<NeuronSecret, BusError> {
-        Ok(nats::neuron_secret(&self.nats, &self.names).await?)
+        Ok(seatbelt_bus::neuron_secret(&self.nats, &self.names).await?)
     }
 
     /// Keeps the embedded server up for as long as this process lives; there is nothing to do for an existing
@@ -290,7 +291,7 @@ async fn find_ledger(
     let meta = match provisions {
         true => make_facts(from, &nats).await?,
         false => {
-            let meta = nats::meta(&nats, &from.names).await?;
+            let meta = seatbelt_bus::meta(&nats, &from.names).await?;
             meta.check(from.partitions)?;
             meta
         }
@@ -322,7 +323,7 @@ async fn make_facts(from: &config::Nats, nats: &Nats) -> Result<Meta, GenesisErr
         partitions: from.partitions,
         replicas: from.replicas,
     };
-    nats::provision::provision(nats, &from.names, layout).await
+    seatbelt_bus::provision::provision(nats, &from.names, layout).await
 }
 
 async fn begin_journals(

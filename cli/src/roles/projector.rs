@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use futures::FutureExt;
-use seatbelt_ledger::{
-    api::Ledger,
-    nats::{self, NatsJournal},
-};
+use seatbelt_ledger::{api::Ledger, nats::NatsJournal};
 use seatbelt_projector::{
     Health, Opening, Parts, Projector,
     reconcile::{RECONCILE_GRACE, Reconcile, reconcile},
@@ -24,8 +21,8 @@ pub(super) async fn start(
     health: &Health,
     running: &mut Running,
 ) -> Result<(), RoleError> {
-    let store = nats::snapshot_bucket(&bus.projector, &bus.names, bus.replicas).await;
-    let feed = nats::FeedStream::open(&bus.projector, &bus.names, bus.replicas).await;
+    let store = seatbelt_bus::snapshot_bucket(&bus.projector, &bus.names, bus.replicas).await;
+    let feed = seatbelt_bus::FeedStream::open(&bus.projector, &bus.names, bus.replicas).await;
     let parts = Parts::<NatsJournal> {
         names: bus.names.clone(),
         projector: bus.process.clone(),
@@ -70,7 +67,7 @@ pub(super) async fn start_reconcile(
     ledger: Arc<dyn Ledger>,
     running: &mut Running,
 ) -> Result<(), RoleError> {
-    let store = nats::snapshot_bucket(&bus.projector, &bus.names, bus.replicas).await;
+    let store = seatbelt_bus::snapshot_bucket(&bus.projector, &bus.names, bus.replicas).await;
     let parts = Reconcile {
         usage: Arc::new(NatsUsage {
             nats: bus.projector.clone(),

@@ -3,12 +3,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use seatbelt_bus::{Nats, StoreLook};
 use seatbelt_gateway::{Cause, Readiness, Reason};
-use seatbelt_ledger::{
-    api::Ledger as _,
-    cluster::ClusterLedger,
-    nats::{self, Nats, StoreLook},
-};
+use seatbelt_ledger::{api::Ledger as _, cluster::ClusterLedger};
 use seatbelt_projector::{
     Health,
     health::{Component, Stalled},
@@ -32,7 +29,7 @@ pub(super) async fn start(
     running: &mut Running,
 ) -> Result<watch::Receiver<Readiness>, RoleError> {
     if !projects {
-        let store = nats::snapshot_bucket(&bus.nats, &bus.names, bus.replicas).await;
+        let store = seatbelt_bus::snapshot_bucket(&bus.nats, &bus.names, bus.replicas).await;
         let store = Arc::new(store.map_err(BusError::from)?);
         let (partitions, stop) = (bus.meta.partitions, CancellationToken::new());
         let watched =

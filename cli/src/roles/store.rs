@@ -10,11 +10,9 @@ use std::{
     time::Duration,
 };
 
+use seatbelt_bus::{Look, StoreLook, Writes, store_look::PAYLOAD_BYTES_MIN};
 use seatbelt_gateway::{Cause, Reason, Room};
-use seatbelt_ledger::{
-    cluster::ClusterLedger,
-    nats::{Look, StoreLook, Writes, journal::STORES_NOTHING, store_look::PAYLOAD_BYTES_MIN},
-};
+use seatbelt_ledger::{cluster::ClusterLedger, nats::journal::STORES_NOTHING};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -199,7 +197,7 @@ impl Frozen {
 
 #[cfg(test)]
 mod tests {
-    use seatbelt_ledger::nats::Stored;
+    use seatbelt_bus::Stored;
 
     use super::*;
 

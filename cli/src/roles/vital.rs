@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use seatbelt_ledger::nats::vital::Vitals;
+use seatbelt_bus::vital::Vitals;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};

@@ -7,6 +7,10 @@
 
 use std::sync::Arc;
 
+use seatbelt_bus::{
+    Bucket, Meta, Nats, ProvisionError,
+    stream::{ApiError, ask},
+};
 use seatbelt_schemas::{
     commit::{COMMIT_EVENTS_MAX, ChainHash},
     event::Adopted,
@@ -15,10 +19,7 @@ use seatbelt_schemas::{
 };
 use thiserror::Error;
 
-use super::{
-    Bucket, Doubt, Meta, Nats, NatsJournal, OpenError, ProvisionError, Witnesses,
-    stream::{ApiError, ask},
-};
+use super::{Doubt, NatsJournal, OpenError, Witnesses};
 use crate::{
     host::now_ms,
     journal::{AppendError, Journal, Sequence},

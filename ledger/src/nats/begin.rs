@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use seatbelt_bus::{GenesisError, Meta, Nats, ProvisionError};
 use seatbelt_schemas::{names::Names, position::Partition};
 use tracing::debug;
 
-use super::{GenesisError, Known, Meta, Nats, OpenError, ProvisionError, Witnesses};
+use super::{Known, OpenError, Witnesses};
 
 /// Begins every journal that nobody ever saw, so that those who append to journals and those who read
 /// them need make none. One that is in doubt is left as it is: whoever opens it next says why. `seen` is

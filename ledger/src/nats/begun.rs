@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use futures::future::try_join3;
+use seatbelt_bus::{Bucket, Nats, ProvisionError};
 use seatbelt_schemas::{
     commit::{ChainHash, Commit},
     event::EventBody,
@@ -21,7 +22,7 @@ use serde_bytes::ByteBuf;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use super::{Bucket, Nats, NatsJournal, ProvisionError};
+use super::NatsJournal;
 use crate::{
     journal::{Journal, ReadError, Sequence},
     partition::Head,

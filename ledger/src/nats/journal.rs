@@ -22,15 +22,15 @@ use futures::{
     StreamExt,
     stream::{self, BoxStream},
 };
-use seatbelt_schemas::{names::Names, position::Partition};
-use tokio::time::timeout;
-
-use super::{
+use seatbelt_bus::{
     Nats, ProvisionError,
     cursor::{Cursor, CursorError, Item},
     publish::{NOBODY, Published, SILENCE, publish},
     stream::{ApiError, StreamInfo, ask, ensure, get_subject, info, inspect, provision_error},
 };
+use seatbelt_schemas::{names::Names, position::Partition};
+use tokio::time::timeout;
+
 use crate::journal::{AppendError, Journal, ReadError, Sequence, Stored};
 
 /// How long an append waits for its acknowledgement. Short: the same append may be sent again at

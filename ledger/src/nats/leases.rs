@@ -6,10 +6,10 @@ use futures::{
     future::BoxFuture,
     stream::{self, BoxStream},
 };
+use seatbelt_bus::{Bucket, Nats, ProvisionError, cursor::Cursor, lease_bucket};
 use seatbelt_schemas::names::Names;
 use tracing::warn;
 
-use super::{Bucket, Nats, ProvisionError, cursor::Cursor, lease_bucket};
 use crate::{
     lease::{Change, LeaseStore},
     store::{Kept, Revision, StoreError, WriteError},

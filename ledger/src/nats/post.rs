@@ -5,13 +5,13 @@ use std::time::Duration;
 use async_nats::{Message, RequestErrorKind, StatusCode, Subscriber, client::PublishErrorKind};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture};
-use tokio::time::timeout;
-use tracing::debug;
-
-use super::{
+use seatbelt_bus::{
     Nats,
     connect::{Trouble, Troubles},
 };
+use tokio::time::timeout;
+use tracing::debug;
+
 use crate::{
     remote::post::{Asked, Correspondence, Heard, Post, Requests, SendError},
     store::StoreError,

@@ -8,6 +8,10 @@
 
 use std::sync::Arc;
 
+use seatbelt_bus::{
+    Meta, Nats, ProvisionError,
+    provision::{META_KEY, open_meta},
+};
 use seatbelt_schemas::{
     commit::Commit,
     event::{EventBody, Genesis},
@@ -18,9 +22,8 @@ use seatbelt_schemas::{
 use thiserror::Error;
 
 use super::{
-    Meta, Nats, NatsJournal, OpenError, ProvisionError,
+    NatsJournal, OpenError,
     adopt::{Adoption, server_ms},
-    provision::{META_KEY, open_meta},
 };
 use crate::{
     journal::{AppendError, Journal, ReadError, Sequence},

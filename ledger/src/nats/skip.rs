@@ -9,6 +9,7 @@
 use std::fmt;
 
 use futures::TryStreamExt;
+use seatbelt_bus::{Nats, ProvisionError};
 use seatbelt_schemas::{
     commit::ChainHash,
     position::Partition,
@@ -17,7 +18,7 @@ use seatbelt_schemas::{
 use thiserror::Error;
 
 use super::{
-    Doubt, Nats, NatsJournal, OpenError, ProvisionError,
+    Doubt, NatsJournal, OpenError,
     adopt::{AdoptError, Adoption, server_ms},
 };
 use crate::{

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
+use seatbelt_bus::Bucket;
 use seatbelt_schemas::ids::AccountId;
 
-use super::Bucket;
 use crate::store::{Kept, Revision, SnapshotStore, StoreError, WriteError};
 
 impl SnapshotStore for Bucket {

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use seatbelt_bus::NatsUsageEvents;
 use seatbelt_schemas::{ids::ReservationId, usage::UsageEvent};
 
-use super::NatsUsageEvents;
 use crate::api::UsageEvents;
 
 impl UsageEvents for NatsUsageEvents {

@@ -1,7 +1,7 @@
 //! The feed and the usage events on a NATS server: thin covers over the ledger's streams.
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
-use seatbelt_ledger::nats::{self, FeedStream, Nats};
+use seatbelt_bus::{FeedStream, Nats};
 use seatbelt_schemas::{names::Names, usage::UsageEvent};
 
 use super::{
@@ -10,11 +10,11 @@ use super::{
 use crate::feed::{message::FeedMessage, writer::FEED_BATCH_MAX};
 
 const _: () = assert!(
-    FEED_BATCH_MAX <= nats::feed::FEED_APPEND_MAX,
+    FEED_BATCH_MAX <= seatbelt_bus::feed::FEED_APPEND_MAX,
     "a batch fits one append"
 );
 
-fn entry(entry: nats::FeedEntry) -> FeedEntry {
+fn entry(entry: seatbelt_bus::FeedEntry) -> FeedEntry {
     FeedEntry {
         sequence: FeedSequence(entry.sequence),
         id: entry.id,
@@ -54,7 +54,7 @@ impl FeedStore for FeedStream {
         messages: &'a [FeedMessage],
     ) -> BoxFuture<'a, Result<FeedSequence, WriteError>> {
         async move {
-            let borrow = |message: &'a FeedMessage| nats::FeedMessage {
+            let borrow = |message: &'a FeedMessage| seatbelt_bus::FeedMessage {
                 subject: &message.subject,
                 headers: &message.headers,
                 payload: message.payload.clone(),
@@ -79,10 +79,10 @@ pub struct NatsUsage {
 
 impl UsageStore for NatsUsage {
     fn end(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
-        nats::usage_end(&self.nats, &self.names).boxed()
+        seatbelt_bus::usage_end(&self.nats, &self.names).boxed()
     }
 
     fn follow(&self, after: u64) -> BoxStream<'_, Result<(u64, UsageEvent), StoreError>> {
-        nats::follow_usage(&self.nats, &self.names, after)
+        seatbelt_bus::follow_usage(&self.nats, &self.names, after)
     }
 }

@@ -9,11 +9,12 @@ use std::{
 
 use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use hdrhistogram::Histogram;
+use seatbelt_bus::Nats;
 use seatbelt_ledger::{
     api::Ledger,
     host::{HostConfig, LedgerHost},
     journal::{Journal, Sequence},
-    nats::{Nats, NatsJournal},
+    nats::NatsJournal,
     remote::{LedgerService, RemoteLedger},
     testing::one_partition,
 };

@@ -19,11 +19,12 @@ use futures::{
     stream::{self, BoxStream},
 };
 use hdrhistogram::Histogram;
+use seatbelt_bus::{Nats, connect, snapshot_bucket};
 use seatbelt_ledger::{
     api::{Ack, Ledger, Read},
     host::{LedgerHost, now_ms},
     journal::{Journal, Sequence},
-    nats::{Nats, NatsJournal, connect, snapshot_bucket},
+    nats::NatsJournal,
     outcomes::HOT_MAX,
     resume::Resumed,
     snapshot::PartitionRecord,

@@ -4,12 +4,9 @@
 
 use std::{sync::Arc, time::Instant};
 
+use seatbelt_bus::{Bucket, FeedStream, snapshot_bucket};
 use seatbelt_ledger::{
-    api::Ledger,
-    host::LedgerHost,
-    journal::Journal,
-    nats::{Bucket, FeedStream, NatsJournal, snapshot_bucket},
-    snapshot::PartitionRecord,
+    api::Ledger, host::LedgerHost, journal::Journal, nats::NatsJournal, snapshot::PartitionRecord,
     store::SnapshotStore,
 };
 use seatbelt_projector::Parts;
