@@ -10,8 +10,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use seatbelt_gateway::{Gateway, GatewayError, Parts, Readiness, system_clock};
 use seatbelt_ledger::{
     api::{Ledger, Neurons},
-    cluster::{ClusterConfig, ClusterLedger},
+    cluster::ClusterLedger,
     host::{HostConfig, clock::HostClock},
+    nats::ClusterConfig,
 };
 use seatbelt_neuron::{NeuronConfig, NeuronError};
 use seatbelt_projector::{Health, ProjectorError, SnapshotReader};

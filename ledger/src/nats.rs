@@ -6,6 +6,7 @@
 pub mod adopt;
 pub mod begin;
 pub mod begun;
+mod cluster;
 pub mod journal;
 pub mod rebuild;
 pub mod skip;
@@ -17,5 +18,6 @@ mod usage;
 
 pub use begin::begin_journals;
 pub use begun::{Doubt, Known, OpenError, Witnesses};
+pub use cluster::ClusterConfig;
 pub use journal::NatsJournal;
 pub use leases::LeaseBucket;

@@ -21,7 +21,7 @@ use seatbelt_schemas::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub use client::{NewId, RemoteLedger};
+pub use client::RemoteLedger;
 pub use service::{DRAIN_MAX, IN_FLIGHT_MAX, LedgerService};
 
 /// Version of request and reply.

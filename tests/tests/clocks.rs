@@ -7,8 +7,9 @@ use std::sync::Arc;
 use seatbelt_bus::{Layout, Nats, connect, provision};
 use seatbelt_ledger::{
     api::{Answer, Ledger, ReserveOutcome},
-    cluster::{ClusterConfig, ClusterLedger},
+    cluster::ClusterLedger,
     host::{HostConfig, clock::HostClock},
+    nats::ClusterConfig,
     testing::{Payer, balance, clock::OwnClock, one_partition},
 };
 use seatbelt_schemas::{names::Names, position::Partition, scope::Scope};

@@ -8,10 +8,10 @@ use futures::StreamExt as _;
 use seatbelt_bus::Nats;
 use seatbelt_ledger::{
     api::{CommandError, Ledger, ReserveOutcome},
-    cluster::{ClusterConfig, ClusterLedger},
+    cluster::ClusterLedger,
     host::{LedgerHost, PartitionStatus},
     journal::{Journal as _, Sequence},
-    nats::NatsJournal,
+    nats::{ClusterConfig, NatsJournal},
     testing::{Payer, balance, one_partition},
 };
 use seatbelt_schemas::{

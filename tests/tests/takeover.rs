@@ -23,10 +23,10 @@ use seatbelt_bus::{Layout, Nats, connect, provision};
 use seatbelt_ledger::{
     api::{Answer, CommandError, Ledger, ReserveOutcome},
     audit::Verifier,
-    cluster::{ClusterConfig, ClusterLedger},
+    cluster::ClusterLedger,
     host::HostConfig,
     journal::{Journal, Sequence},
-    nats::NatsJournal,
+    nats::{ClusterConfig, NatsJournal},
     testing::{Payer, balance},
 };
 use seatbelt_schemas::{

@@ -90,6 +90,11 @@ pub struct PartitionHandle {
 }
 
 impl PartitionHandle {
+    /// Whether both lead to one writer.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.sender.same_channel(&other.sender)
+    }
+
     /// How the partition stands.
     pub fn status(&self) -> PartitionStatus {
         self.status.borrow().clone()

@@ -1,6 +1,6 @@
 //! The side of the caller: one partition's ledger, wherever its writer is.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use seatbelt_schemas::{
@@ -8,7 +8,7 @@ use seatbelt_schemas::{
         Ack, Admin, AdminOutcome, CommandError, Read, Release, Reserve, ReserveOutcome, Resize,
         Resolution, Settle, Standing,
     },
-    ids::{AccountId, Actor, CommandId, ReservationId},
+    ids::{AccountId, Actor, ReservationId},
     names::Names,
     position::Partition,
     wire,
@@ -40,19 +40,12 @@ pub struct RemoteLedger {
     inner: Arc<Inner>,
 }
 
-/// Where the ids of commands come from that the client gives itself.
-pub type NewId = Arc<dyn Fn() -> CommandId + Send + Sync>;
-
-fn random_id() -> CommandId {
-    ulid::Ulid::new().into()
-}
-
+#[derive(Debug)]
 pub(super) struct Inner {
     pub(super) post: Arc<dyn Post>,
     pub(super) names: Names,
     pub(super) partition: Partition,
     pub(super) patience: Duration,
-    new_id: NewId,
 }
 
 impl RemoteLedger {
@@ -64,20 +57,8 @@ impl RemoteLedger {
         partition: Partition,
         patience: Duration,
     ) -> Self {
-        Self::naming(post, names, partition, patience, Arc::new(random_id))
-    }
-
-    /// The same, where ids of its own commands come from somewhere else.
-    pub fn naming<P: Post + Clone>(
-        post: &P,
-        names: &Names,
-        partition: Partition,
-        patience: Duration,
-        new_id: NewId,
-    ) -> Self {
         Self {
             inner: Arc::new(Inner {
-                new_id,
                 post: Arc::new(post.clone()),
                 names: names.clone(),
                 partition,
@@ -143,15 +124,6 @@ impl Inner {
             send_at = send_at.min(Instant::now() + pause);
             pause = (pause * 2).min(PAUSE_MAX);
         }
-    }
-}
-
-impl fmt::Debug for Inner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inner")
-            .field("post", &self.post)
-            .field("partition", &self.partition)
-            .finish_non_exhaustive()
     }
 }
 
@@ -226,7 +198,7 @@ impl Drop for Undelivered {
             return;
         };
         let release = Release {
-            id: (self.inner.new_id)(),
+            id: self.inner.post.command_id(),
             account: self.account.clone(),
             reservation: self.reservation,
             reason: "the caller went away before the answer".to_owned(),

@@ -5,6 +5,7 @@ use std::{fmt::Debug, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use seatbelt_schemas::ids::CommandId;
 use thiserror::Error;
 
 use crate::store::StoreError;
@@ -31,6 +32,11 @@ pub trait Post: Debug + Send + Sync + 'static {
 
     /// Sends a reply to an address that came with a request. Nobody learns whether it arrived.
     fn reply<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, ()>;
+
+    /// A new id, for a command that this process gives by itself.
+    fn command_id(&self) -> CommandId {
+        ulid::Ulid::new().into()
+    }
 }
 
 /// What came of a request, or came to a correspondence.
