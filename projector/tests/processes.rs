@@ -1,16 +1,20 @@
-//! A simulation of whole processes: the hosts' real task loop with recovery, the search for old commands
-//! and the delivery of answers, and the real projector, on a journal and a bucket that are slow, fail and
-//! forget. One thread and tokio's paused clock: time goes on only when nobody has anything left to do, and
+//! A simulation of whole processes: the real ledger of a process with its leases, its service and its client
+//! to the others, the hosts' task loop with recovery, the search for old commands and the delivery of
+//! answers, and the real projector, on a journal, buckets and a post that are slow, fail and forget. One thread and tokio's paused clock: time goes on only when nobody has anything left to do, and
 //! every choice comes from one seed, so that a run can be done again with `SEATBELT_SIM_SEED=<seed>`.
 //! `SEATBELT_SIM_RUNS` sets how many there are, and `SEATBELT_SIM_FROM` from which seed on.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "processes/by_post.rs"]
+mod by_post;
 #[path = "processes/calm.rs"]
 mod calm;
 #[path = "processes/chance.rs"]
 mod chance;
 #[path = "processes/hosts.rs"]
 mod hosts;
+#[path = "processes/leases.rs"]
+mod leases;
 #[path = "processes/medium.rs"]
 mod medium;
 #[path = "../../ledger/tests/simulation/oracle.rs"]
@@ -18,6 +22,8 @@ mod medium;
 mod oracle;
 #[path = "processes/payers.rs"]
 mod payers;
+#[path = "processes/post.rs"]
+mod post;
 #[path = "processes/promises.rs"]
 mod promises;
 #[path = "processes/run.rs"]

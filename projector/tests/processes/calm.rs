@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::future::join_all;
-use seatbelt_ledger::api::{Ledger, Reserve, ReserveOutcome};
+use seatbelt_ledger::api::{Read, Reserve, ReserveOutcome};
 use seatbelt_schemas::{
     cap::CapSpec,
     event::{EventBody, OnShort},
@@ -16,9 +16,10 @@ use seatbelt_schemas::{
     scope::Scope,
     window::Window,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, advance, sleep, timeout};
 
 use crate::{
+    by_post,
     hosts::{GRACE_MS, Host, Hosts},
     payers::Payers,
     vocabulary,
@@ -38,6 +39,10 @@ const LATE_MS_MAX: u64 = 1_000;
 const CROWD: usize = 20;
 const EACH_ASKS: usize = 40;
 const WORK_US: u64 = 300;
+/// Readers, more than a task of the executor serves in one turn, and the same of each.
+const READERS: usize = 200;
+const EACH_READS: usize = 30;
+const EACH_TAKES: Duration = Duration::from_millis(100);
 /// How long the two that are due wait from when the crowd sets in.
 const DUE_MS: u64 = 600;
 
@@ -52,21 +57,43 @@ pub(crate) fn one_at_a_time() -> CapSpec {
 }
 
 pub(crate) async fn all_is_well(hosts: &Arc<Hosts>, payers: &Arc<Payers>) -> Result<(), String> {
-    hosts.right_clocks();
+    hosts.put_right();
     hosts.lay_zombies();
     // whoever must step down has done so by then
     sleep(TAKEN_OVER_WITHIN).await;
     let host = serving(hosts).await?;
-    let (ahead_ms, back_ms) = (host.offset_ms.load(Ordering::Relaxed), 2_000);
+    agreed(hosts).await?;
+    let (ahead_ms, back_ms) = (host.offset_ms.load(Ordering::Relaxed), 2_000_i64);
     deadline(payers).await?;
     patience(payers, || {
         host.offset_ms.store(ahead_ms - back_ms, Ordering::Relaxed);
     })
     .await?;
+    // by the clock that was set back, the hold of the patient has ended too
+    sleep(Duration::from_millis(back_ms.unsigned_abs() + 500)).await;
+    by_post::given_up(hosts, payers).await?;
+    by_post::settled_once(hosts, payers).await?;
     let due = due(payers).await?;
-    crowd(payers, &host).await;
+    let (answer, ()) = tokio::join!(
+        host.ledger.reserve(due.waiting.clone()),
+        crowd(payers, &host)
+    );
+    drop(answer);
     sleep(Duration::from_secs(4)).await;
-    in_time(payers, due)
+    in_time(payers, &due)?;
+    by_post::lease_of_who_cannot_open(hosts, &host).await?;
+    serving(hosts).await.map(drop)
+}
+
+/// Waits until both processes know who serves.
+async fn agreed(hosts: &Arc<Hosts>) -> Result<(), String> {
+    let agreed = async {
+        while !hosts.agree() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let agreed = timeout(SERVES_WITHIN, agreed).await;
+    agreed.map_err(|_| "all is well, and a process knows of nobody who serves".to_owned())
 }
 
 async fn serving(hosts: &Arc<Hosts>) -> Result<Arc<Host>, String> {
@@ -82,7 +109,7 @@ async fn serving(hosts: &Arc<Hosts>) -> Result<Arc<Host>, String> {
     served.map_err(|_| "all is well, and nobody serves".to_owned())
 }
 
-fn reserve(payers: &Payers, account: &str, lasts_ms: u64, wait_ms: u64) -> Reserve {
+pub(crate) fn reserve(payers: &Payers, account: &str, lasts_ms: u64, wait_ms: u64) -> Reserve {
     let account = vocabulary::account(account);
     let command = vocabulary::reserve(payers.id(), &account, &payers.medium);
     Reserve {
@@ -94,7 +121,7 @@ fn reserve(payers: &Payers, account: &str, lasts_ms: u64, wait_ms: u64) -> Reser
     }
 }
 
-async fn granted(payers: &Payers, command: &Reserve) -> Result<ReservationId, String> {
+pub(crate) async fn granted(payers: &Payers, command: &Reserve) -> Result<ReservationId, String> {
     match payers.reserve(command).await {
         Some(Ok(ReserveOutcome::Reserved(grant))) => Ok(grant.reservation),
         other => Err(format!("all is well, and a hold is {other:?}")),
@@ -142,14 +169,44 @@ async fn deadline(payers: &Payers) -> Result<(), String> {
     }
 }
 
-/// A hold that ends while the crowd is there.
-async fn due(payers: &Payers) -> Result<ReservationId, String> {
-    granted(payers, &reserve(payers, "crowd", 8_000, 0)).await?;
-    granted(payers, &reserve(payers, "brief", DUE_MS, 0)).await
+/// What ends while the crowd is there.
+struct Due {
+    hold: ReservationId,
+    /// Nobody may have it, and it waits only so long.
+    waiting: Reserve,
 }
 
-/// Asks for what is never granted, as fast as answers come.
+async fn due(payers: &Payers) -> Result<Due, String> {
+    granted(payers, &reserve(payers, "crowd", 8_000, 0)).await?;
+    granted(payers, &reserve(payers, "patient", 8_000, 0)).await?;
+    let waiting = reserve(payers, "patient", 9_000, DUE_MS);
+    let hold = granted(payers, &reserve(payers, "brief", DUE_MS, 0)).await?;
+    Ok(Due { hold, waiting })
+}
+
+/// Reads without end, so that the writer never finds its channel empty.
+async fn readers(host: &Host) {
+    let query = Read {
+        account: vocabulary::account("crowd"),
+        key: None,
+    };
+    let read = async |reader: usize| {
+        for _ in 0..EACH_READS {
+            drop(host.ledger.read(query.clone()).await);
+            if reader == 0 {
+                // nobody is ever idle, so that time has to be moved on
+                advance(EACH_TAKES).await;
+            }
+        }
+    };
+    join_all((0..READERS).map(read)).await;
+}
+
+/// Reads, and then asks for what is never granted, as fast as answers come.
 async fn crowd(payers: &Payers, host: &Host) {
+    // whoever waits has begun to
+    sleep(Duration::from_millis(200)).await;
+    readers(host).await;
     let work_us = &payers.medium.work_us;
     let before = work_us.swap(WORK_US, Ordering::Relaxed);
     let ask = async || {
@@ -158,19 +215,20 @@ async fn crowd(payers: &Payers, host: &Host) {
                 output_tokens: u64::MAX,
                 ..reserve(payers, "crowd", 5_000, 0)
             };
-            drop(host.handle.reserve(absurd).await);
+            drop(host.ledger.reserve(absurd).await);
         }
     };
     join_all((0..CROWD).map(|_| ask())).await;
     work_us.store(before, Ordering::Relaxed);
 }
 
-fn in_time(payers: &Payers, reservation: ReservationId) -> Result<(), String> {
+fn in_time(payers: &Payers, due: &Due) -> Result<(), String> {
+    let reservation = due.hold;
     let journal = payers.medium.journal.commits();
     let events = journal
         .iter()
         .flat_map(|commit| crate::promises::events(commit));
-    let (mut due_ms, mut ended_ms) = (0, None);
+    let (mut due_ms, mut ended_ms, mut refused_ms) = (0, None, None);
     for event in events {
         match &event.body {
             EventBody::Reserved(data) if data.reservation == reservation => {
@@ -179,8 +237,22 @@ fn in_time(payers: &Payers, reservation: ReservationId) -> Result<(), String> {
             EventBody::Expired(data) if data.reservation == reservation => {
                 ended_ms = Some(event.at_ms);
             }
+            EventBody::Refused(_) if event.cause == due.waiting.id => {
+                refused_ms = Some(event.at_ms);
+            }
             _ => {}
         }
+    }
+    // both were asked for at the same moment, and wait for the same time
+    match refused_ms {
+        Some(at_ms) if at_ms > due_ms + LATE_MS_MAX => {
+            return Err(format!(
+                "patience ended {} ms late in a crowd",
+                at_ms - due_ms
+            ));
+        }
+        // a refusal may be counted, and has no event of its own
+        _ => {}
     }
     match ended_ms {
         Some(at_ms) if at_ms <= due_ms + LATE_MS_MAX => Ok(()),

@@ -1,4 +1,4 @@
-//! The processes of a run: hosts that follow a lease as they do in a cluster, zombies that ignore it,
+//! The processes of a run: ledgers that take part as they do in a cluster, zombies that ignore leases,
 //! and projectors. Each can be killed at any of its operations.
 
 use std::{
@@ -9,11 +9,15 @@ use std::{
     time::Duration,
 };
 
+use futures::{FutureExt, future::BoxFuture};
 use seatbelt_ledger::{
-    host::{
-        HostConfig, HostedPartition, PartitionHandle, PartitionStatus, bounds::Bounds,
-        clock::HostClock,
+    api::Ledger,
+    cluster::{
+        ClusterLedger, Part,
+        ground::{Ground, Met, Unopened},
     },
+    host::{HostConfig, HostedPartition, bounds::Bounds, clock::HostClock},
+    lease::Leases,
     store::SnapshotStore,
 };
 use seatbelt_projector::Parts;
@@ -24,88 +28,38 @@ use seatbelt_schemas::{
     names::Names,
     position::{Partition, Partitions},
 };
-use tokio::{
-    sync::Notify,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::medium::{Life, MachineTime, Medium, Wire};
 
-/// After this a lease whose holder died is another's.
-const LEASE: Duration = Duration::from_millis(1_500);
-/// Longest that an orderly stop may take: it flushes for 10 s, and every wait in it is bounded.
-const STOP_MAX: Duration = Duration::from_secs(20);
+/// Longest that an orderly stop may take: it drains for 10 s, flushes for 10 s, gives its lease back and puts
+/// its journal's end on record.
+const STOP_MAX: Duration = Duration::from_secs(26);
+/// Processes that take part.
+pub(crate) const SEATS: usize = 2;
+/// What a process says whose journal cannot be opened from where it is.
+const CANNOT_OPEN: &str = "no way to the journal from here";
 /// How long after its deadline a hold is left alone.
 pub(crate) const GRACE_MS: u64 = 500;
 
-/// A process that hosts the partition.
+/// A process that hosts the partition, or reaches whoever does.
 pub(crate) struct Host {
     pub(crate) name: String,
-    pub(crate) handle: PartitionHandle,
+    /// What its callers have.
+    pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) life: Arc<Life>,
-    /// Whether it holds the lease; a zombie does not.
-    seated: bool,
+    /// How it takes part; a zombie does not.
+    cluster: Option<Arc<ClusterLedger>>,
     /// By how much its clock is ahead.
     pub(crate) offset_ms: Arc<AtomicI64>,
     stop: CancellationToken,
-}
-
-/// Who may host: one at a time, as long as nobody takes it away. It does not hinder whoever lost it.
-#[derive(Default)]
-struct Lease {
-    /// The number of the term, and whether it is over.
-    term: Mutex<(u64, bool)>,
-    changed: Notify,
-}
-
-impl Lease {
-    /// Waits for a term of one's own.
-    async fn take(&self) -> u64 {
-        loop {
-            let changed = self.changed.notified();
-            {
-                let mut term = self.term.lock().unwrap();
-                if term.0 == 0 || term.1 {
-                    *term = (term.0 + 1, false);
-                    return term.0;
-                }
-            }
-            changed.await;
-        }
-    }
-
-    fn give_back(&self, term: u64) {
-        if self.term.lock().unwrap().0 == term {
-            self.end();
-        }
-    }
-
-    fn end(&self) {
-        self.term.lock().unwrap().1 = true;
-        self.changed.notify_waiters();
-    }
-
-    /// Waits until a term is over; for ever where there is none.
-    async fn over(&self, term: Option<u64>) {
-        let Some(term) = term else {
-            return std::future::pending().await;
-        };
-        loop {
-            let changed = self.changed.notified();
-            if *self.term.lock().unwrap() != (term, false) {
-                return;
-            }
-            changed.await;
-        }
-    }
 }
 
 /// All hosts of a run.
 pub(crate) struct Hosts {
     medium: Arc<Medium>,
     up: Mutex<Vec<Arc<Host>>>,
-    lease: Lease,
     closing: CancellationToken,
     accounts_max: usize,
     bounds: Bounds,
@@ -118,7 +72,6 @@ impl Hosts {
         Arc::new(Self {
             medium: Arc::clone(medium),
             up: Mutex::default(),
-            lease: Lease::default(),
             closing: CancellationToken::new(),
             accounts_max: usize::try_from(1 + medium.chance.below(4)).unwrap(),
             bounds: tiny(medium),
@@ -127,14 +80,28 @@ impl Hosts {
         })
     }
 
-    /// Any host that is up, whether it serves or not; when all is well, the one that has the partition.
+    /// Any process that is up, whether it serves or not; when all is well, one that takes part.
     pub(crate) fn any(&self) -> Option<Arc<Host>> {
         let mut up = self.up.lock().unwrap().clone();
         up.retain(|host| !host.life.is_over());
         if self.medium.is_calm() {
-            up.retain(|host| host.leads(&self.medium));
+            up.retain(|host| host.cluster.is_some());
         }
         (!up.is_empty()).then(|| Arc::clone(self.medium.chance.pick(&up)))
+    }
+
+    /// A process whose callers reach the writer of another by post.
+    pub(crate) fn elsewhere(&self) -> Option<Arc<Host>> {
+        let up = self.up.lock().unwrap();
+        let mut others = up.iter().filter(|host| host.is_elsewhere());
+        others.next().cloned()
+    }
+
+    /// Whether all processes are there, and each knows who serves.
+    pub(crate) fn agree(&self) -> bool {
+        let up = self.up.lock().unwrap();
+        let seated: Vec<_> = up.iter().filter_map(|host| host.cluster.as_ref()).collect();
+        seated.len() == SEATS && seated.iter().all(|cluster| cluster.unserved().is_empty())
     }
 
     /// The one that serves, and that nobody takes over from while all is well: a zombie may serve as long
@@ -142,24 +109,26 @@ impl Hosts {
     pub(crate) fn serving(&self) -> Option<Arc<Host>> {
         let up = self.up.lock().unwrap();
         let serves = |host: &&Arc<Host>| {
-            host.seated
-                && host.handle.status() == PartitionStatus::Serving
-                && host.leads(&self.medium)
+            let cluster = host.cluster.as_ref();
+            cluster.is_some_and(|cluster| {
+                !cluster.hosted().is_empty() && cluster.unserved().is_empty()
+            }) && host.leads(&self.medium)
         };
         up.iter().find(serves).cloned()
     }
 
-    /// Every clock is right again.
-    pub(crate) fn right_clocks(&self) {
+    /// Every clock is right again, and every journal can be opened.
+    pub(crate) fn put_right(&self) {
         for host in self.up.lock().unwrap().iter() {
             host.offset_ms.store(0, Ordering::Relaxed);
+            host.life.blind.store(false, Ordering::Relaxed);
         }
     }
 
     /// Whoever hosts without the lease ends.
     pub(crate) fn lay_zombies(&self) {
         let up = self.up.lock().unwrap();
-        let zombies = up.iter().filter(|host| !host.seated);
+        let zombies = up.iter().filter(|host| host.cluster.is_none());
         zombies.for_each(|zombie| zombie.life.kill());
     }
 
@@ -167,98 +136,105 @@ impl Hosts {
         self.closing.cancel();
     }
 
-    /// One process that hosts whenever it has the lease, dies, and is started again.
+    /// One process after the other, each until it dies or is stopped.
     pub(crate) async fn seat(self: Arc<Self>) {
         while !self.closing.is_cancelled() {
-            let term = tokio::select! {
-                biased;
-                () = self.closing.cancelled() => return,
-                term = self.lease.take() => term,
-            };
-            if self.reign(Some(term)).await {
-                sleep(LEASE).await;
-            }
-            self.lease.give_back(term);
+            self.take_part().await;
             sleep(Duration::from_millis(50) + self.medium.chance.ms(400)).await;
         }
-    }
-
-    /// A process that ignores the lease.
-    pub(crate) async fn haunt(self: Arc<Self>) {
-        self.reign(None).await;
     }
 
     /// The lease of whoever holds the partition is lost: another may take it at once, while this one still
     /// stops, with whatever it has in flight.
     pub(crate) fn lose_lease(&self) {
-        self.lease.end();
+        self.medium.desk.take_away();
     }
 
-    /// Hosts until it is over; says whether the process died.
-    async fn reign(&self, term: Option<u64>) -> bool {
-        let life = Life::new();
-        let number = self.number.fetch_add(1, Ordering::Relaxed);
-        let name = format!("h{number}");
-        let offset_ms = Arc::new(AtomicI64::new(self.medium.clock_is_off()));
-        let hosted = self.start(&life, &name, &offset_ms);
+    async fn take_part(&self) {
+        let (life, name, offset_ms) = self.born();
+        let wire = self.wire(&life, name.clone());
+        let leases = Leases::start(Arc::new(wire.clone()), &name);
+        let part = Part {
+            host: self.config(&name, &offset_ms),
+            names: names(),
+            bounds: self.bounds.clone(),
+        };
+        let cluster = ClusterLedger::take_part(&wire, &leases, &part);
         let host = Arc::new(Host {
             name,
-            seated: term.is_some(),
+            cluster: Some(Arc::clone(&cluster)),
             offset_ms,
-            handle: hosted.handle().clone(),
-            life: Arc::clone(&life),
+            ledger: Arc::clone(&cluster) as _,
+            life,
             stop: CancellationToken::new(),
         });
-        self.up.lock().unwrap().push(Arc::clone(&host));
-        let died = tokio::select! {
-            biased;
-            () = life.over() => true,
-            () = self.closing.cancelled() => false,
-            () = host.stop.cancelled() => false,
-            () = self.lease.over(term) => false,
-            reason = host.handle.ended() => {
-                self.is_no_defect(&reason);
-                false
-            }
-        };
-        self.up
-            .lock()
-            .unwrap()
-            .retain(|other| !Arc::ptr_eq(other, &host));
+        let died = self.live(&host, std::future::pending()).await;
         if died {
             // what is left of it here ends by itself, and reaches nothing any more
+            tokio::spawn(async move { cluster.stop().await });
+        } else if timeout(STOP_MAX, cluster.stop()).await.is_err() {
+            self.medium.fail("an orderly stop does not end");
+        }
+    }
+
+    /// A process that ignores leases.
+    pub(crate) async fn haunt(self: Arc<Self>) {
+        let (life, name, offset_ms) = self.born();
+        let wire = self.wire(&life, name.clone());
+        let snapshots: Arc<dyn SnapshotStore> = Arc::new(wire.clone());
+        let (first, config) = (Partition(0), self.config(&name, &offset_ms));
+        let hosted =
+            HostedPartition::start_within(&config, first, wire, Some(snapshots), &self.bounds);
+        let handle = hosted.handle().clone();
+        let host = Arc::new(Host {
+            name,
+            cluster: None,
+            offset_ms,
+            ledger: Arc::new(handle.clone()),
+            life,
+            stop: CancellationToken::new(),
+        });
+        let ended = async { is_no_defect(&self.medium, &handle.ended().await) };
+        let died = self.live(&host, ended).await;
+        if died {
             tokio::spawn(async move { hosted.stop().await });
         } else if timeout(STOP_MAX, hosted.stop()).await.is_err() {
             self.medium.fail("an orderly stop does not end");
         }
+    }
+
+    fn born(&self) -> (Arc<Life>, String, Arc<AtomicI64>) {
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let offset_ms = Arc::new(AtomicI64::new(self.medium.clock_is_off()));
+        (Life::new(), format!("h{number}"), offset_ms)
+    }
+
+    /// Is up until it is over; says whether the process died.
+    async fn live(&self, host: &Arc<Host>, ended: impl Future<Output = ()>) -> bool {
+        self.up.lock().unwrap().push(Arc::clone(host));
+        let died = tokio::select! {
+            biased;
+            () = host.life.over() => true,
+            () = self.closing.cancelled() => false,
+            () = host.stop.cancelled() => false,
+            () = ended => false,
+        };
+        self.up
+            .lock()
+            .unwrap()
+            .retain(|other| !Arc::ptr_eq(other, host));
         died
     }
 
-    fn is_no_defect(&self, reason: &str) {
-        let expected = [
-            "another writer has taken",
-            "the journal refuses appends",
-            "clock",
-        ];
-        let shrunk = self.medium.shrunk.load(Ordering::Relaxed) && reason.contains("journal");
-        if !shrunk && !expected.iter().any(|expected| reason.contains(expected)) {
-            self.medium.fail(format!("a host ended: {reason}"));
-        }
-    }
-
-    fn start(&self, life: &Arc<Life>, name: &str, offset_ms: &Arc<AtomicI64>) -> HostedPartition {
-        let config = HostConfig {
+    fn config(&self, name: &str, offset_ms: &Arc<AtomicI64>) -> HostConfig {
+        HostConfig {
             partitions: Partitions::try_from(1).unwrap(),
             ledger: LedgerId::new("sim").unwrap(),
             writer: name.to_owned(),
             expiry_grace_ms: GRACE_MS,
             accounts_max: self.accounts_max,
             clock: HostClock::of(MachineTime::new(&self.medium, offset_ms)),
-        };
-        let wire = self.wire(life, name.to_owned());
-        let snapshots: Arc<dyn SnapshotStore> = Arc::new(wire.clone());
-        let (first, bounds) = (Partition(0), &self.bounds);
-        HostedPartition::start_within(&config, first, wire, Some(snapshots), bounds)
+        }
     }
 
     fn wire(&self, life: &Arc<Life>, name: String) -> Wire {
@@ -276,7 +252,7 @@ impl Hosts {
             *lives.lock().unwrap() = Arc::clone(&life);
             let wire = self.wire(&life, name.to_owned());
             let parts = Parts {
-                names: Names::new("sim").unwrap(),
+                names: names(),
                 projector: name.to_owned(),
                 journals: vec![(Partition(0), Arc::new(wire.clone()))],
                 snapshots: Arc::new(wire),
@@ -294,6 +270,67 @@ impl Hosts {
                 }
             }
             sleep(self.medium.chance.ms(1_000)).await;
+        }
+    }
+}
+
+/// Why a writer may end without anybody having done wrong.
+fn is_no_defect(medium: &Medium, reason: &str) {
+    let expected = [
+        "another writer has taken",
+        "the journal refuses appends",
+        "clock",
+        // by its process, or by its post
+        "it was told to stop",
+        "cannot subscribe",
+        CANNOT_OPEN,
+    ];
+    let shrunk = medium.shrunk.load(Ordering::Relaxed) && reason.contains("journal");
+    if !shrunk && !expected.iter().any(|expected| reason.contains(expected)) {
+        medium.fail(format!("a host ended: {reason}"));
+    }
+}
+
+fn names() -> Names {
+    Names::new("sim").unwrap()
+}
+
+impl Ground for Wire {
+    type Journal = Self;
+    type Post = Self;
+
+    fn open(&self, _: Partition, _: Option<Met>) -> BoxFuture<'_, Result<Self, Unopened>> {
+        async move {
+            sleep(self.medium.chance.ms(20)).await;
+            match self.life.blind.load(Ordering::Relaxed) {
+                true => Err(Unopened::Doubted(CANNOT_OPEN.to_owned())),
+                false => Ok(self.clone()),
+            }
+        }
+        .boxed()
+    }
+
+    fn note<'a>(
+        &'a self,
+        _: Partition,
+        _: &'a Self,
+        _: Met,
+    ) -> BoxFuture<'a, Result<(), Unopened>> {
+        // what is on record beside the snapshots has tests of its own, on a server
+        std::future::ready(Ok(())).boxed()
+    }
+
+    fn snapshots(&self) -> Arc<dyn SnapshotStore> {
+        Arc::new(self.clone())
+    }
+
+    fn post(&self) -> &Self {
+        self
+    }
+
+    fn reign_ended(&self, _: Partition, reason: &str) {
+        if !self.life.is_over() {
+            is_no_defect(&self.medium, reason);
         }
     }
 }
@@ -325,6 +362,12 @@ impl Host {
             _ => None,
         };
         events.filter_map(started).next() == Some(self.name.clone())
+    }
+
+    /// Whether its callers reach the writer by post.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        let cluster = self.cluster.as_ref();
+        cluster.is_some_and(|cluster| cluster.hosted().is_empty()) && !self.life.is_over()
     }
 
     /// An orderly stop, as on an upgrade.

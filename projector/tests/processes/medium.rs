@@ -35,7 +35,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::chance::Chance;
+use crate::{chance::Chance, leases::Desk, post::Office};
 
 /// When every run begins, unix ms.
 pub(crate) const START_MS: u64 = 1_700_000_000_000;
@@ -59,6 +59,8 @@ pub(crate) struct Medium {
     /// Values that came back, by their keys.
     came_back: Mutex<BTreeMap<String, Bytes>>,
     pub(crate) feed: MemoryFeed,
+    pub(crate) office: Office,
+    pub(crate) desk: Desk,
     /// Wakes in order, as a watch would not.
     landed: Notify,
     began: Instant,
@@ -84,6 +86,8 @@ impl Medium {
             older: Mutex::default(),
             came_back: Mutex::default(),
             feed: MemoryFeed::default(),
+            office: Office::default(),
+            desk: Desk::default(),
             landed: Notify::new(),
             began: Instant::now(),
             work_us: AtomicU64::new(5),
@@ -107,6 +111,7 @@ impl Medium {
         if calm {
             self.freeze(false);
             self.cut_off(false);
+            self.office.break_down(false);
         }
     }
 
@@ -183,7 +188,7 @@ impl Medium {
     }
 
     /// Whether misfortune strikes, one time in so many.
-    fn strikes(&self, odds: u64) -> bool {
+    pub(crate) fn strikes(&self, odds: u64) -> bool {
         !self.is_calm() && self.chance.one_in(odds)
     }
 
@@ -212,6 +217,8 @@ pub(crate) struct Life {
     /// Wakes in order, as a watch would not.
     died: Notify,
     fuse: Mutex<Option<u64>>,
+    /// It cannot open a journal: its disk, its rights, its version.
+    pub(crate) blind: AtomicBool,
 }
 
 impl Life {
@@ -220,6 +227,7 @@ impl Life {
             dead: AtomicBool::new(false),
             died: Notify::new(),
             fuse: Mutex::default(),
+            blind: AtomicBool::new(false),
         })
     }
 
@@ -262,6 +270,12 @@ pub(crate) struct Wire {
     pub(crate) name: String,
 }
 
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a wire of {}", self.name)
+    }
+}
+
 impl Wire {
     /// One operation begins; says whether its process lives to see it begin.
     async fn begins(&self) -> bool {
@@ -276,7 +290,7 @@ impl Wire {
         !self.life.is_over()
     }
 
-    fn store_error(&self, action: &str) -> StoreError {
+    pub(crate) fn store_error(&self, action: &str) -> StoreError {
         StoreError {
             action: action.to_owned(),
             source: "misfortune".into(),

@@ -7,8 +7,7 @@ use std::{
 };
 
 use seatbelt_ledger::api::{
-    Ack, Admin, Answer, CommandError, Ledger, Read, Release, Reserve, ReserveOutcome, Resize,
-    Settle,
+    Ack, Admin, Answer, CommandError, Read, Release, Reserve, ReserveOutcome, Resize, Settle,
 };
 use seatbelt_schemas::{
     command::Change,
@@ -130,7 +129,7 @@ impl Payers {
             change,
         };
         match self
-            .ask(async |host| host.handle.admin(command.clone()).await)
+            .ask(async |host| host.ledger.admin(command.clone()).await)
             .await
         {
             Some(Ok(outcome)) => {
@@ -152,7 +151,7 @@ impl Payers {
             account: account.clone(),
             key: None,
         };
-        let asked = self.ask(async |host| host.handle.read(query.clone()).await);
+        let asked = self.ask(async |host| host.ledger.read(query.clone()).await);
         match asked.await {
             Some(Ok(standing)) => self.told().reads.push(standing),
             Some(Err(error)) => self.failed(self.id(), error, false),
@@ -220,7 +219,7 @@ impl Payers {
 
     pub(crate) async fn reserve(&self, command: &Reserve) -> Option<Answer<ReserveOutcome>> {
         let answer = self
-            .ask(async |host| host.handle.reserve(command.clone()).await)
+            .ask(async |host| host.ledger.reserve(command.clone()).await)
             .await;
         match &answer {
             Some(Ok(ReserveOutcome::Reserved(grant))) => {
@@ -247,7 +246,7 @@ impl Payers {
             ..command.clone()
         };
         match self
-            .ask(async |host| host.handle.reserve(forged.clone()).await)
+            .ask(async |host| host.ledger.reserve(forged.clone()).await)
             .await
         {
             Some(Err(error)) => self.failed(command.id, error, true),
@@ -269,7 +268,7 @@ impl Payers {
             actor: Actor::operator("sim"),
         };
         match self
-            .ask(async |host| host.handle.resize(command.clone()).await)
+            .ask(async |host| host.ledger.resize(command.clone()).await)
             .await
         {
             Some(Ok(resolution)) => self.told().outcome(command.id, resolution.position),
@@ -278,7 +277,7 @@ impl Payers {
         }
     }
 
-    async fn release(&self, account: &AccountId, reservation: ReservationId) {
+    pub(crate) async fn release(&self, account: &AccountId, reservation: ReservationId) {
         let command = Release {
             id: self.id(),
             account: account.clone(),
@@ -287,7 +286,7 @@ impl Payers {
             actor: Actor::operator("sim"),
         };
         match self
-            .ask(async |host| host.handle.release(command.clone()).await)
+            .ask(async |host| host.ledger.release(command.clone()).await)
             .await
         {
             Some(Ok(resolution)) => {
@@ -300,28 +299,33 @@ impl Payers {
         }
     }
 
-    /// Reports what was used; now and then twice.
-    async fn settle(&self, reserved: &Reserve) {
-        let chance = &self.medium.chance;
-        let command = Settle {
+    /// What a reservation used, as its caller would report it.
+    pub(crate) fn settlement(&self, reserved: &Reserve) -> Settle {
+        Settle {
             id: self.id(),
             account: reserved.account.clone(),
             reservation: reserved.id.into(),
             report: report(&self.medium),
             actor: Actor::operator("sim"),
-        };
+        }
+    }
+
+    /// Reports what was used; now and then twice.
+    async fn settle(&self, reserved: &Reserve) {
+        let chance = &self.medium.chance;
+        let command = self.settlement(reserved);
         for _ in 0..1 + chance.below(4) / 3 {
             // one answer when it lasts, or two: a caller that hears of the first waits for the second
             let early = chance.one_in(2);
             let durable = self.ask(async |host| match early {
                 true => {
-                    host.handle
+                    host.ledger
                         .settle_early(command.clone())
                         .await?
                         .lasting
                         .await
                 }
-                false => host.handle.settle(command.clone(), Ack::Durable).await,
+                false => host.ledger.settle(command.clone(), Ack::Durable).await,
             });
             match durable.await {
                 Some(Ok(resolution)) => self.settled(&command, resolution.position),
@@ -331,7 +335,7 @@ impl Payers {
         }
     }
 
-    fn settled(&self, command: &Settle, position: Position) {
+    pub(crate) fn settled(&self, command: &Settle, position: Position) {
         let mut told = self.told();
         told.outcome(command.id, position);
         let used = command.report.usage.tokens();

@@ -37,6 +37,7 @@ pub(crate) fn hold(medium: &Medium, told: &Told) -> Result<(), String> {
     }
     outcomes_are_there(&books, told)?;
     nothing_is_done_twice(&books)?;
+    nobody_is_told_two_things(told)?;
     if medium.clocks_are_right {
         nothing_is_granted_late(&books)?;
     }
@@ -122,6 +123,15 @@ fn outcomes_are_there(books: &Books, told: &Told) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// A command that is sent again has the outcome that it had.
+fn nobody_is_told_two_things(told: &Told) -> Result<(), String> {
+    let mut outcomes = told.outcomes.iter();
+    match outcomes.find(|(_, positions)| positions.iter().any(|other| *other != positions[0])) {
+        Some((id, positions)) => Err(format!("{id} was told of {positions:?}")),
+        None => Ok(()),
+    }
 }
 
 fn nothing_is_done_twice(books: &Books) -> Result<(), String> {

@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     calm,
-    hosts::Hosts,
+    hosts::{Hosts, SEATS},
     medium::{Life, Medium},
     payers::Payers,
     promises, vocabulary,
@@ -120,7 +120,7 @@ async fn begin(
     payers: &Arc<Payers>,
 ) -> Result<(), String> {
     let projectors: Vec<_> = (0..2).map(|_| Arc::new(Mutex::new(Life::new()))).collect();
-    for _ in 0..2 {
+    for _ in 0..SEATS {
         processes.spawn(Arc::clone(hosts).seat());
     }
     for (lives, name) in projectors.iter().zip(["p1", "p2"]) {
@@ -147,7 +147,7 @@ pub(crate) fn shrinks(seed: u64) -> Result<(), String> {
         let payers = Payers::new(&medium, &hosts);
         let mut processes = JoinSet::new();
         begin(&mut processes, &medium, &hosts, &payers).await?;
-        hosts.right_clocks();
+        hosts.put_right();
         sleep(ALL_ENDED).await;
         let saw = recorded(&medium).ok_or("nothing is on record")?;
         medium.shrunk.store(true, Ordering::Relaxed);
@@ -248,7 +248,7 @@ async fn misfortune(
     let chance = &medium.chance;
     loop {
         sleep(chance.ms(1_500)).await;
-        match chance.below(15) {
+        match chance.below(17) {
             0 | 1 => drop(hosts.any().inspect(|host| host.life.kill())),
             2 | 3 => drop(
                 hosts
@@ -275,6 +275,15 @@ async fn misfortune(
             10 | 11 => lose(&medium),
             12 => medium.copy_bucket(),
             13 => hosts.lose_lease(),
+            14 => {
+                medium.office.break_down(true);
+                sleep(chance.ms(2_000)).await;
+                medium.office.break_down(false);
+            }
+            15 => drop(hosts.any().inspect(|host| {
+                let is_blind = host.life.blind.fetch_not(Ordering::Relaxed);
+                medium.note(|| format!("{} sees its journal: {is_blind}", host.name));
+            })),
             _ => {
                 let off_ms = medium.clock_is_off();
                 drop(
