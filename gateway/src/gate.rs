@@ -238,6 +238,7 @@ impl Gate {
             end_user: want.end_user.clone(),
             input_tokens: want.input_tokens,
             output_tokens: want.output_tokens,
+            tool_calls: 0,
             deadline_ms: (self.clock)().saturating_add(ms(life)),
             wait_ms: ms(wait),
             on_short: want.on_short,

@@ -202,6 +202,7 @@ pub fn asked(command: &Reserve) -> Asked {
     Asked {
         input_tokens: command.input_tokens,
         output_tokens: command.output_tokens,
+        tool_calls: command.tool_calls,
         deadline_ms: command.deadline_ms,
         on_short: command.on_short,
         on_unknown: command.on_unknown,

@@ -76,6 +76,7 @@ impl Payer {
             end_user: None,
             input_tokens: 0,
             output_tokens,
+            tool_calls: 0,
             deadline_ms: now_ms() + 60_000,
             wait_ms: 0,
             on_short: OnShort::Refuse,

@@ -27,6 +27,8 @@ mod rests;
 mod runs;
 #[path = "decide/strays.rs"]
 mod strays;
+#[path = "decide/tool_calls.rs"]
+mod tool_calls;
 #[path = "decide/waiting.rs"]
 mod waiting;
 #[path = "decide/windows.rs"]

@@ -92,6 +92,7 @@ impl Desk {
             end_user: None,
             input_tokens: 1,
             output_tokens: 1,
+            tool_calls: 0,
             deadline_ms: START_MS + 60_000,
             wait_ms: 0,
             on_short: OnShort::Refuse,

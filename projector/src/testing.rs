@@ -125,6 +125,7 @@ pub(crate) fn reserved(id: &str, number: u64, tokens: u64) -> Body {
     let asked = Asked {
         input_tokens: 0,
         output_tokens: tokens,
+        tool_calls: 0,
         deadline_ms: START_MS + 60_000,
         on_short: OnShort::Refuse,
         on_unknown: OnUnknown::ChargeHold,

@@ -655,6 +655,7 @@ fn reserved(at_ms: u64, number: u64) -> Reserved {
         asked: Asked {
             input_tokens: 0,
             output_tokens: 1,
+            tool_calls: 0,
             deadline_ms: at_ms + 3_600_000,
             on_short: OnShort::Refuse,
             on_unknown: OnUnknown::ChargeHold,

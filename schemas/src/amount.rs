@@ -11,8 +11,12 @@ pub const TOKENS_PER_REQUEST_MAX: u64 = 1 << 40;
 pub const PRICE_MAX: u64 = 1_000_000_000_000;
 /// Most that rates are multiplied by: a hundred times, in millionths.
 pub const MULTIPLIER_PPM_MAX: u64 = 100_000_000;
-/// Largest fee of one request: 1000 USD, in nano-USD.
+/// Largest fee of one request, or of one call: 1000 USD, in nano-USD.
 pub const FEE_MAX: u64 = 1_000_000_000_000;
+/// Most calls of the provider's tools that one request may ask for, or report: 2^20, so that their fees
+/// stay countable.
+pub const TOOL_CALLS_MAX: u64 = 1 << 20;
+const _: () = assert!(FEE_MAX <= AMOUNT_MAX / TOOL_CALLS_MAX);
 
 /// Nano-USD in one USD.
 pub const NANO_PER_USD: u64 = 1_000_000_000;

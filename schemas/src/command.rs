@@ -37,6 +37,9 @@ pub struct Reserve {
     pub input_tokens: u64,
     /// Output maximum, all choices together.
     pub output_tokens: u64,
+    /// Most calls of tools that the provider runs and charges for.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub tool_calls: u64,
     /// When the reservation ends by itself, unix ms.
     pub deadline_ms: u64,
     /// How long the caller waits for open holds to resolve, at most.
@@ -51,6 +54,14 @@ pub struct Reserve {
     /// the rest back, and so does its deadline, whatever `on_unknown` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_none(calls: &u64) -> bool {
+    *calls == 0
 }
 
 /// A hold was taken: what the caller may do with it.

@@ -148,6 +148,9 @@ pub struct Asked {
     pub input_tokens: u64,
     /// Output maximum, all choices together.
     pub output_tokens: u64,
+    /// Most calls of tools that the provider runs and charges for.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub tool_calls: u64,
     /// When the reservation ends by itself, unix ms.
     pub deadline_ms: u64,
     /// What to do when it does not fit whole.

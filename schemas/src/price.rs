@@ -90,6 +90,9 @@ pub struct Price {
     /// What each request costs besides its tokens, nano-USD.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fee_per_request: Option<u64>,
+    /// What each call of a tool that the provider runs costs besides its tokens, nano-USD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fee_per_tool_call: Option<u64>,
 }
 
 impl Price {
@@ -103,6 +106,7 @@ impl Price {
             tiers: Vec::new(),
             multiplier_ppm: None,
             fee_per_request: None,
+            fee_per_tool_call: None,
         }
     }
 
@@ -118,7 +122,10 @@ impl Price {
 
     /// Whether it says more than version 1 of this format could: rates and one tier.
     pub fn says_more(&self) -> bool {
-        !self.tiers.is_empty() || self.multiplier_ppm.is_some() || self.fee_per_request.is_some()
+        !self.tiers.is_empty()
+            || self.multiplier_ppm.is_some()
+            || self.fee_per_request.is_some()
+            || self.fee_per_tool_call.is_some()
     }
 
     /// All tiers, from the lowest threshold up.
@@ -130,7 +137,7 @@ impl Price {
     ///
     /// A higher tier may be cheaper, and the input may turn out shorter: the dearest of all tiers that the
     /// bound reaches counts.
-    pub fn bound(&self, input_tokens: u64, output_tokens: u64) -> Option<u64> {
+    pub fn bound(&self, input_tokens: u64, output_tokens: u64, tool_calls: u64) -> Option<u64> {
         let mut input = self.rates.dearest_input();
         let mut output = self.rates.dearest_output();
         for tier in self
@@ -140,7 +147,8 @@ impl Price {
             input = input.max(tier.rates.dearest_input());
             output = output.max(tier.rates.dearest_output());
         }
-        self.nano(times(input_tokens, input)?.checked_add(times(output_tokens, output)?)?)
+        let tokens = times(input_tokens, input)?.checked_add(times(output_tokens, output)?)?;
+        self.nano(tokens, tool_calls)
     }
 
     /// What this usage costs, nano-USD rounded up once; `None` above u64.
@@ -163,24 +171,28 @@ impl Price {
             times(usage.output_tokens - reasoning, rates.output)?,
             times(reasoning, rates.reasoning)?,
         ];
-        self.nano(
-            parts
-                .iter()
-                .try_fold(0u128, |sum, part| sum.checked_add(*part))?,
-        )
+        let tokens = parts
+            .iter()
+            .try_fold(0u128, |sum, part| sum.checked_add(*part))?;
+        self.nano(tokens, usage.tool_calls)
     }
 
-    /// The one rounding, up, and what a request costs besides.
-    fn nano(&self, pico: u128) -> Option<u64> {
+    /// The one rounding, up, and what a request and its calls cost besides.
+    fn nano(&self, pico: u128, tool_calls: u64) -> Option<u64> {
         let nano = match self.multiplier_ppm {
             None => pico.div_ceil(1000),
             Some(ppm) => pico
                 .checked_mul(ppm.into())?
                 .div_ceil(1000 * MULTIPLIER_ONE),
         };
+        let calls = self
+            .fee_per_tool_call
+            .unwrap_or(0)
+            .checked_mul(tool_calls)?;
         u64::try_from(nano)
             .ok()?
-            .checked_add(self.fee_per_request.unwrap_or(0))
+            .checked_add(self.fee_per_request.unwrap_or(0))?
+            .checked_add(calls)
     }
 }
 
@@ -243,7 +255,7 @@ mod tests {
         assert_eq!(cost(201), Some(201), "a higher tier may be cheaper");
         assert_eq!(cost(301), Some(2709));
         assert_eq!(
-            price.bound(250, 0),
+            price.bound(250, 0, 0),
             Some(1250),
             "and the input shorter than its bound"
         );
@@ -265,15 +277,26 @@ mod tests {
         };
         assert_eq!(plain.cost(&written(0)), Some(125));
         assert_eq!(plain.cost(&written(100)), Some(200));
-        assert_eq!(plain.bound(100, 0), Some(200));
+        assert_eq!(plain.bound(100, 0, 9), Some(200));
         let dearer = Price {
             multiplier_ppm: Some(1_100_000),
             fee_per_request: Some(7),
             ..plain
         };
         assert_eq!(dearer.cost(&written(100)), Some(227));
-        assert_eq!(dearer.bound(100, 0), Some(227));
+        assert_eq!(dearer.bound(100, 0, 9), Some(227));
         assert_eq!(dearer.cost(&Usage::default()), Some(7));
+        let with_tools = Price {
+            fee_per_tool_call: Some(1_000),
+            ..dearer
+        };
+        let called = Usage {
+            tool_calls: 3,
+            ..written(100)
+        };
+        assert_eq!(with_tools.cost(&called), Some(3_227));
+        assert_eq!(with_tools.bound(100, 0, 3), Some(3_227));
+        assert_eq!(with_tools.bound(0, 0, u64::MAX), None);
     }
 
     fn rates() -> impl Strategy<Value = Rates> {
@@ -299,6 +322,8 @@ mod tests {
             tiers in proptest::collection::btree_map(0..3_000u64, self::rates(), 0..4),
             multiplier_ppm in proptest::option::of(0..3_000_000u64),
             fee_per_request in proptest::option::of(0..1_000_000u64),
+            fee_per_tool_call in proptest::option::of(0..1_000_000u64),
+            (calls, called) in (0..9u64).prop_flat_map(|calls| (Just(calls), 0..=calls)),
             input in 0..4_000u64, output in 0..4_000u64,
             used in proptest::array::uniform6(0.0..=1.0f64),
         ) {
@@ -310,6 +335,7 @@ mod tests {
                 tiers: tiers.collect(),
                 multiplier_ppm,
                 fee_per_request,
+                fee_per_tool_call,
                 ..price(rates, long_context)
             };
             let part = |whole: u64, share: f64| {
@@ -324,8 +350,9 @@ mod tests {
                 output_tokens: part(output, used[3]),
                 reasoning_tokens: part(output, used[4]),
                 cache_write_long_tokens: part(input, used[5]),
+                tool_calls: called,
             };
-            prop_assert!(price.cost(&usage) <= price.bound(input, output));
+            prop_assert!(price.cost(&usage) <= price.bound(input, output, calls));
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     wire::{self, WireError},
 };
 
-/// Tokens used, by kind. The narrower kinds are part of the wider: cached and written input are
+/// What was used: tokens by kind, and calls of the provider's tools. The narrower kinds are part of the wider: cached and written input are
 /// counted in `input_tokens`, reasoning in `output_tokens`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
@@ -29,6 +29,9 @@ pub struct Usage {
     /// Of these, spent on reasoning.
     #[serde(skip_serializing_if = "is_zero")]
     pub reasoning_tokens: u64,
+    /// Calls of tools that the provider ran and charges for.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub tool_calls: u64,
 }
 
 #[expect(

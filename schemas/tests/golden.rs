@@ -114,7 +114,8 @@ fn written_today() -> Vec<(String, Bytes)> {
     ]);
     let events = events
         .chain(cases::budgets())
-        .chain(cases::priced_in_full());
+        .chain(cases::priced_in_full())
+        .chain(cases::tool_calls());
     let events = events.map(|(name, event)| (name, event.encode()));
     let commits = cases::commits()
         .into_iter()

@@ -122,18 +122,21 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn asked()((input_tokens, output_tokens, deadline_ms) in any::<(u64, u64, u64)>(),
+    fn asked()((input_tokens, output_tokens, deadline_ms, tool_calls) in any::<(u64, u64, u64, u64)>(),
         (clamps, releases) in any::<(bool, bool)>()) -> Asked {
         let on_short = if clamps { OnShort::Clamp } else { OnShort::Refuse };
         let on_unknown = if releases { OnUnknown::Release } else { OnUnknown::ChargeHold };
-        Asked { input_tokens, output_tokens, deadline_ms, on_short, on_unknown }
+        Asked { input_tokens, output_tokens, tool_calls, deadline_ms, on_short, on_unknown }
     }
 }
 
 prop_compose! {
-    fn usage()(counts in any::<[u64; 5]>(), cache_write_long_tokens in any::<u64>()) -> Usage {
+    fn usage()(counts in any::<[u64; 5]>(), (cache_write_long_tokens, tool_calls) in any::<(u64, u64)>()) -> Usage {
         let [input_tokens, cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens] = counts;
-        Usage { input_tokens, cached_input_tokens, cache_write_tokens, cache_write_long_tokens, output_tokens, reasoning_tokens }
+        Usage {
+            input_tokens, cached_input_tokens, cache_write_tokens, cache_write_long_tokens, output_tokens,
+            reasoning_tokens, tool_calls,
+        }
     }
 }
 
@@ -161,10 +164,10 @@ fn rates() -> impl Strategy<Value = Rates> {
 prop_compose! {
     fn price()(model in model(), version in any::<u32>(), rates in rates(),
         long in option::of((any::<u64>(), self::rates())), tiers in vec((any::<u64>(), self::rates()), 0..3),
-        (multiplier_ppm, fee_per_request) in any::<(Option<u64>, Option<u64>)>()) -> Price {
+        (multiplier_ppm, fee_per_request, fee_per_tool_call) in any::<(Option<u64>, Option<u64>, Option<u64>)>()) -> Price {
         let tier = |(above_input_tokens, rates)| LongContext { above_input_tokens, rates };
         let (long_context, tiers) = (long.map(tier), tiers.into_iter().map(tier).collect());
-        Price { model, version, rates, long_context, tiers, multiplier_ppm, fee_per_request }
+        Price { model, version, rates, long_context, tiers, multiplier_ppm, fee_per_request, fee_per_tool_call }
     }
 }
 

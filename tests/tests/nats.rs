@@ -591,6 +591,7 @@ fn reserve(name: &str, wait_ms: u64) -> Reserve {
         end_user: None,
         input_tokens: 1,
         output_tokens: 1,
+        tool_calls: 0,
         deadline_ms: 1,
         wait_ms,
         on_short: seatbelt_schemas::event::OnShort::Refuse,

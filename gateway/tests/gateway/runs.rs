@@ -30,6 +30,7 @@ async fn open(stack: &Stack, run: &str, amount: u64) -> ReservationId {
         end_user: None,
         input_tokens: 0,
         output_tokens: 0,
+        tool_calls: 0,
         deadline_ms: now_ms() + 600_000,
         wait_ms: 0,
         on_short: OnShort::Refuse,

@@ -184,6 +184,7 @@ mod tests {
         Asked {
             input_tokens: 0,
             output_tokens: 1,
+            tool_calls: 0,
             deadline_ms,
             on_short: OnShort::Refuse,
             on_unknown: OnUnknown::ChargeHold,

@@ -13,7 +13,7 @@ use seatbelt_schemas::{
 
 use super::{
     Context,
-    reserve::{amounts, need},
+    reserve::{Bounds, amounts, need},
     run,
 };
 use crate::account::{Account, Reservation};
@@ -32,7 +32,12 @@ pub fn resize(
         .ok_or(CommandError::UnknownReservation { reservation })?;
     run::is_request(account, reservation, open)?;
     let run = account.run_of(&open.scopes);
-    let hold = amounts(price_of(open, context), input_tokens, output_tokens)?;
+    let most = Bounds {
+        input_tokens,
+        output_tokens,
+        tool_calls: open.asked.tool_calls,
+    };
+    let hold = amounts(price_of(open, context), most)?;
     let mut caps = Vec::with_capacity(2);
     for cap in account.matching(&open.scopes) {
         let evidence = cap.evidence(context.at_ms);
@@ -109,8 +114,14 @@ fn charge(
     let Usage {
         input_tokens,
         output_tokens,
+        tool_calls,
         ..
     } = report.usage;
+    let counted = Bounds {
+        input_tokens,
+        output_tokens,
+        tool_calls,
+    };
     let countable = |cost: Option<u64>| {
         let uncountable =
             || CommandError::invalid("the cost of the reported usage is not countable");
@@ -119,7 +130,7 @@ fn charge(
     let cost = match (report.source, price) {
         (UsageSource::Hold, _) => return Ok(open.hold),
         (_, None) => None,
-        (UsageSource::Counted, Some(price)) => countable(price.bound(input_tokens, output_tokens))?,
+        (UsageSource::Counted, Some(price)) => countable(counted.cost(price))?,
         (UsageSource::Neuron | UsageSource::Upstream, Some(price)) => {
             countable(price.cost(&report.usage))?
         }

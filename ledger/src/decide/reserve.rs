@@ -61,7 +61,8 @@ pub fn reserve(
     let fits = if survey.fits() {
         Some(want)
     } else if request.asked.on_short == OnShort::Clamp {
-        clamp(limiting(account, &scopes), price, &want, context.at_ms)?
+        let most = Bounds::of(&request.asked);
+        clamp(limiting(account, &scopes), price, most, context.at_ms)?
     } else {
         None
     };
@@ -92,12 +93,7 @@ fn survey(
     if let Some(budget) = request.budget {
         return survey_budget(account, context, request, scopes, budget);
     }
-    let Asked {
-        input_tokens,
-        output_tokens,
-        ..
-    } = request.asked;
-    let want = amounts(price, input_tokens, output_tokens)?;
+    let want = amounts(price, Bounds::of(&request.asked))?;
     let run = account.run_of(scopes);
     let need = |cap: &Cap| need(run, cap, &want);
     let survey = Survey::of(account.matching(scopes), need, context.at_ms);
@@ -222,15 +218,39 @@ pub(crate) fn scopes_of(
     })
 }
 
+/// The most that a request can use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) input_tokens: u64,
+    pub(super) output_tokens: u64,
+    pub(super) tool_calls: u64,
+}
+
+impl Bounds {
+    fn of(asked: &Asked) -> Self {
+        Self {
+            input_tokens: asked.input_tokens,
+            output_tokens: asked.output_tokens,
+            tool_calls: asked.tool_calls,
+        }
+    }
+
+    /// The most that it can cost; `None` where that is not countable.
+    pub(super) fn cost(self, price: &Price) -> Option<u64> {
+        price.bound(self.input_tokens, self.output_tokens, self.tool_calls)
+    }
+}
+
 /// The bound of a request in every meter.
-pub(super) fn amounts(
-    price: Option<&Price>,
-    input_tokens: u64,
-    output_tokens: u64,
-) -> Result<Amounts, CommandError> {
+pub(super) fn amounts(price: Option<&Price>, most: Bounds) -> Result<Amounts, CommandError> {
+    let Bounds {
+        input_tokens,
+        output_tokens,
+        ..
+    } = most;
     let cost = match price {
         None => None,
-        Some(price) => Some(price.bound(input_tokens, output_tokens).ok_or_else(|| {
+        Some(price) => Some(most.cost(price).ok_or_else(|| {
             CommandError::invalid(format!(
                 "the cost of {input_tokens} + {output_tokens} tokens is not countable"
             ))
@@ -345,31 +365,34 @@ fn shortage(cap: &Cap, evidence: &CapEvidence, need: Option<u64>, at_ms: u64) ->
 fn clamp<'a>(
     caps: impl Iterator<Item = &'a Cap>,
     price: Option<&Price>,
-    want: &Amounts,
+    most: Bounds,
     at_ms: u64,
 ) -> Result<Option<Amounts>, CommandError> {
-    let mut output = want.output_tokens;
+    let mut output = most.output_tokens;
+    let with = |output_tokens| Bounds {
+        output_tokens,
+        ..most
+    };
     for cap in caps.filter(|cap| cap.spec.hard) {
         let room = cap
             .limit()
             .saturating_sub(cap.spent(at_ms))
             .saturating_sub(cap.held);
         let fits = |output: u64| match cap.spec.meter {
-            Meter::Tokens => want.input_tokens.saturating_add(output) <= room,
+            Meter::Tokens => most.input_tokens.saturating_add(output) <= room,
             Meter::OutputTokens => output <= room,
+            Meter::InputTokens => most.input_tokens <= room,
+            Meter::Requests | Meter::Concurrency => 1 <= room,
             Meter::Cost => price
-                .and_then(|price| price.bound(want.input_tokens, output))
+                .and_then(|price| with(output).cost(price))
                 .is_some_and(|cost| cost <= room),
-            Meter::Requests | Meter::Concurrency | Meter::InputTokens => want
-                .held_in(cap.spec.meter)
-                .is_some_and(|need| need <= room),
         };
         output = largest(output, fits);
     }
     if output == 0 {
         return Ok(None);
     }
-    amounts(price, want.input_tokens, output).map(Some)
+    amounts(price, with(output)).map(Some)
 }
 
 /// The largest number from 1 to `most` that fits, where every smaller one fits too; 0 if none.

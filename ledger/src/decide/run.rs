@@ -27,6 +27,7 @@ pub(super) fn admit<'a>(
         || request.end_user.is_some()
         || asked.input_tokens > 0
         || asked.output_tokens > 0
+        || asked.tool_calls > 0
     {
         return Err(CommandError::invalid(
             "a budget is no request: leave model, end user and tokens to the requests of the run",

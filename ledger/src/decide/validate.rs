@@ -2,7 +2,9 @@
 //! stay small, times near now.
 
 use seatbelt_schemas::{
-    amount::{AMOUNT_MAX, FEE_MAX, MULTIPLIER_PPM_MAX, PRICE_MAX, TOKENS_PER_REQUEST_MAX},
+    amount::{
+        AMOUNT_MAX, FEE_MAX, MULTIPLIER_PPM_MAX, PRICE_MAX, TOKENS_PER_REQUEST_MAX, TOOL_CALLS_MAX,
+    },
     budget::is_kept_for_runs,
     cap::{CapSpec, THRESHOLDS_MAX},
     command::{Admin, Change, CommandError, Release, Reserve, Resize, Settle},
@@ -60,6 +62,7 @@ pub fn reserve(command: &Reserve, now_ms: u64) -> Result<(), Malformed> {
     }
     tokens("input_tokens", command.input_tokens)?;
     tokens("output_tokens", command.output_tokens)?;
+    within("tool_calls", command.tool_calls, TOOL_CALLS_MAX)?;
     alive(command, now_ms)?;
     if command.deadline_ms > now_ms + DEADLINE_MS_MAX {
         return Err(Malformed::because(format!(
@@ -120,6 +123,7 @@ pub fn settle(command: &Settle, now_ms: u64) -> Result<(), Malformed> {
     } = &command.report;
     tokens("input_tokens", usage.input_tokens)?;
     tokens("output_tokens", usage.output_tokens)?;
+    within("tool_calls", usage.tool_calls, TOOL_CALLS_MAX)?;
     let cached = usage
         .cached_input_tokens
         .checked_add(usage.cache_write_tokens);
@@ -228,6 +232,11 @@ fn price(price: &Price) -> Result<(), Malformed> {
     within(
         "fee_per_request",
         price.fee_per_request.unwrap_or(0),
+        FEE_MAX,
+    )?;
+    within(
+        "fee_per_tool_call",
+        price.fee_per_tool_call.unwrap_or(0),
         FEE_MAX,
     )
 }

@@ -86,6 +86,7 @@ mod tests {
             asked: Asked {
                 input_tokens: 1,
                 output_tokens: 1,
+                tool_calls: 0,
                 deadline_ms: 99,
                 on_short: OnShort::Refuse,
                 on_unknown: OnUnknown::Release,

@@ -181,6 +181,7 @@ mod tests {
             cache_write_long_tokens: MOST,
             output_tokens: MOST,
             reasoning_tokens: MOST,
+            tool_calls: MOST,
         };
         Settled {
             reservation: CommandId::from_parts(1, 1).into(),
@@ -235,6 +236,7 @@ mod tests {
             asked: Asked {
                 input_tokens: MOST,
                 output_tokens: MOST,
+                tool_calls: MOST,
                 deadline_ms: MOST,
                 on_short: OnShort::Clamp,
                 on_unknown: OnUnknown::ChargeHold,

@@ -382,6 +382,7 @@ impl Story {
             end_user: ask.end_user.map(|user| EndUserId::new(user).unwrap()),
             input_tokens: ask.input,
             output_tokens: ask.output,
+            tool_calls: 0,
             deadline_ms: self.now_ms + ask.life_ms,
             wait_ms: ask.wait_ms,
             on_short: ask.on_short,

@@ -207,6 +207,7 @@ impl Story {
             end_user: None,
             input_tokens: tokens.0,
             output_tokens: tokens.1,
+            tool_calls: 0,
             deadline_ms: self.now_ms + MINUTE_MS,
             wait_ms: 0,
             on_short: OnShort::Refuse,

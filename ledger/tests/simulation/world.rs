@@ -445,6 +445,7 @@ impl World {
             end_user: None,
             input_tokens: 1 + self.random.below(20),
             output_tokens: 1 + self.random.below(40),
+            tool_calls: 0,
             deadline_ms: self.now_ms + 1 + self.random.below(120_000),
             wait_ms: self.random.below(5_000),
             on_short: if self.random.one_in(4) {

@@ -140,6 +140,7 @@ impl World {
             end_user: None,
             input_tokens: 10,
             output_tokens: 50,
+            tool_calls: 0,
             deadline_ms: now_ms() + lasts_ms,
             wait_ms: 0,
             on_short: OnShort::Refuse,

@@ -154,6 +154,7 @@ pub(crate) fn reserve(id: CommandId, account: &AccountId, medium: &Medium) -> Re
         end_user: end_user.map(|user| EndUserId::new(user).unwrap()),
         input_tokens: 1 + chance.below(20),
         output_tokens: 1 + chance.below(40),
+        tool_calls: 0,
         deadline_ms: medium.now_ms() + 500 + chance.below(8_000),
         wait_ms: chance.below(3_000),
         on_short: *chance.pick(&[OnShort::Refuse, OnShort::Refuse, OnShort::Clamp]),

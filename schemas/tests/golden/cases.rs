@@ -171,6 +171,7 @@ fn asked() -> Asked {
     Asked {
         input_tokens: 10,
         output_tokens: 20,
+        tool_calls: 0,
         deadline_ms: AT_MS + 60_000,
         on_short: OnShort::Refuse,
         on_unknown: OnUnknown::ChargeHold,
@@ -664,6 +665,50 @@ pub(crate) fn priced_in_full() -> Vec<Case<Event>> {
     vec![
         ("price_set-terms".to_owned(), event(108, price.into())),
         ("settled-long_write".to_owned(), event(109, settled.into())),
+    ]
+}
+
+/// A price with a fee for each call of the provider's tools, a hold of such a request, and its settlement.
+pub(crate) fn tool_calls() -> Vec<Case<Event>> {
+    let price = Price {
+        version: 3,
+        fee_per_tool_call: Some(10_000_000),
+        ..Price::of(model(), Rates::flat(1_000_000, 4_000_000))
+    };
+    let reserved = Reserved {
+        reservation: reservation(110),
+        scopes: key_alone().into(),
+        asked: Asked {
+            tool_calls: 5,
+            ..asked()
+        },
+        hold: priced(50_000_090),
+        price: Some(3),
+        budget: None,
+        caps: evidence(),
+    };
+    let refused = Refused {
+        asked: reserved.asked,
+        want: reserved.hold,
+        price: Some(3),
+        ..refused()
+    };
+    let mut report = report();
+    report.usage.tool_calls = 2;
+    let settled = Settled {
+        report,
+        charge: Amounts::request(10, 5, Some(20_000_030)),
+        price: Some(3),
+        ..settled()
+    };
+    vec![
+        ("price_set-tool_call".to_owned(), event(110, price.into())),
+        ("refused-tool_calls".to_owned(), event(113, refused.into())),
+        (
+            "reserved-tool_calls".to_owned(),
+            event(111, reserved.into()),
+        ),
+        ("settled-tool_calls".to_owned(), event(112, settled.into())),
     ]
 }
 

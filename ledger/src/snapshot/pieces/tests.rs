@@ -47,6 +47,7 @@ fn reserve(state: &mut Account, number: u64) {
     let asked = Asked {
         input_tokens: 1_200,
         output_tokens: 4_096,
+        tool_calls: 0,
         deadline_ms: AT_MS + 60_000,
         on_short: OnShort::Refuse,
         on_unknown: OnUnknown::ChargeHold,
@@ -227,6 +228,7 @@ fn widest_open() -> Reservation {
         asked: Asked {
             input_tokens: u64::MAX,
             output_tokens: u64::MAX,
+            tool_calls: 0,
             deadline_ms: u64::MAX,
             on_short: OnShort::Refuse,
             on_unknown: OnUnknown::ChargeHold,

@@ -350,6 +350,7 @@ impl Maker {
             end_user: None,
             input_tokens: 100 + self.random.below(4000),
             output_tokens,
+            tool_calls: 0,
             deadline_ms: self.now_ms + LIFE_MS,
             wait_ms: 0,
             on_short: OnShort::Refuse,
