@@ -9,7 +9,7 @@ CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test model build up test nightly mutants faults gpu-proof bench lint deny layers clean-data
+.PHONY: help setup setup-test model build up ci test nightly mutants faults gpu-proof bench lint typos deny layers clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -37,6 +37,9 @@ endif
 
 up: build ## build and serve everything in one process (CONFIG=seatbelt.toml MODEL=tiny|smollm2)
 	$(CARGO_TARGET_DIR)/release/seatbelt up --config $(CONFIG)
+
+ci: ## what CI runs, all of it
+	@PYTHON=$(PYTHON) .ci/run
 
 test: setup-test ## run every test; the last line counts them
 	@$(PYTHON) scripts/run_tests.py
@@ -68,6 +71,9 @@ lint: ## formatting, clippy and documentation, all without warnings
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+typos: setup-test ## misspelt words; .codespellrc lists those that are right
+	@git ls-files -z | xargs -0 .deps/venv/bin/codespell
 
 deny: ## licences, banned crates, sources and advisories
 	@$(PYTHON) scripts/deny.py
