@@ -2,6 +2,9 @@
 //!
 //! Opening reads what is pending and writes it to a fresh file, so the file holds no more than what
 //! came since, and a torn end is gone. One process at a time: a lock file says so.
+//!
+//! A file that could not be written is not written on: what is at its end is not known. A fresh one takes its
+//! place as soon as the disk takes it, with all that is pending, which memory has.
 
 use std::{
     collections::BTreeMap,
@@ -21,8 +24,10 @@ const FRESH_FILE: &str = "usage.outbox.new";
 const LOCK_FILE: &str = "usage.lock";
 const CHECK_BYTES: usize = 8;
 const HEAD_BYTES: usize = 4 + CHECK_BYTES;
-/// A file as large as this is written anew with only what is pending.
+/// A file as large as this is written anew with only what is pending, if that is less than half of it:
+/// so what is written anew was written once before, on average.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+const GROWTH_MAX: u64 = 2;
 
 /// One line of the outbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +55,10 @@ pub(super) struct OutboxFile {
     folder: PathBuf,
     file: File,
     bytes: u64,
+    /// Its size when it was fresh.
+    fresh_bytes: u64,
+    /// All that was written to it is known to be there.
+    sound: bool,
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) next: u64,
     _lock: File,
@@ -77,29 +86,53 @@ impl OutboxFile {
             folder: folder.to_owned(),
             file,
             bytes,
+            fresh_bytes: bytes,
+            sound: true,
             pending,
             next,
             _lock: lock,
         })
     }
 
-    /// Writes records in one go; with `sync` they are on disk when this returns.
+    /// Writes records in one go; with `sync` they are on disk when this returns. After an error they are
+    /// pending all the same, and on disk once [`Self::heal`] has worked.
     pub(super) fn append(&mut self, records: &[Record], sync: bool) -> io::Result<()> {
+        for record in records {
+            apply(record.clone(), &mut self.pending);
+        }
+        if !self.sound {
+            return Err(io::Error::other("the file waits to be written anew"));
+        }
         let mut bytes = Vec::new();
         for record in records {
             frame(record, &mut bytes);
         }
+        self.sound = false;
         self.file.write_all(&bytes)?;
-        self.bytes += bytes.len() as u64;
         if sync {
             self.file.sync_data()?;
         }
-        for record in records {
-            apply(record.clone(), &mut self.pending);
+        self.sound = true;
+        self.bytes += bytes.len() as u64;
+        if self.bytes > FILE_BYTES_MAX.max(self.fresh_bytes.saturating_mul(GROWTH_MAX))
+            && let Err(error) = self.renew()
+        {
+            // All is in the old file, which can grow on.
+            tracing::warn!(%error, "the usage outbox was not written anew, and grows");
+            self.fresh_bytes = self.bytes;
         }
-        if self.bytes > FILE_BYTES_MAX {
-            (self.file, self.bytes) = write_fresh(&self.folder, &self.pending)?;
-        }
+        Ok(())
+    }
+
+    /// Puts a fresh file in the place of one that could not be written.
+    pub(super) fn heal(&mut self) -> io::Result<()> {
+        self.renew()
+    }
+
+    fn renew(&mut self) -> io::Result<()> {
+        let (file, bytes) = write_fresh(&self.folder, &self.pending)?;
+        (self.file, self.bytes, self.fresh_bytes) = (file, bytes, bytes);
+        self.sound = true;
         Ok(())
     }
 }
@@ -141,12 +174,20 @@ fn write_fresh(folder: &Path, pending: &BTreeMap<u64, Pending>) -> io::Result<(F
         frame(&record, &mut bytes);
     }
     let fresh = folder.join(FRESH_FILE);
-    let mut file = File::create(&fresh)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
+    let file = written(&fresh, &bytes).inspect_err(|_| {
+        // On a disk that is full it would be in the way of others.
+        let _ = fs::remove_file(&fresh);
+    })?;
     fs::rename(&fresh, folder.join(FILE))?;
     File::open(folder)?.sync_all()?;
     Ok((file, bytes.len() as u64))
+}
+
+fn written(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    Ok(file)
 }
 
 fn apply(record: Record, pending: &mut BTreeMap<u64, Pending>) {
@@ -200,6 +241,19 @@ fn parse(bytes: &[u8]) -> Option<(Record, &[u8])> {
 fn check(body: &[u8]) -> [u8; CHECK_BYTES] {
     let digest = Sha256::digest(body);
     std::array::from_fn(|n| digest[n])
+}
+
+#[cfg(test)]
+impl OutboxFile {
+    /// From here on the disk is full, until `heal` can write a fresh file.
+    pub(super) fn fill_disk(&mut self) {
+        self.file = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        fs::create_dir(self.folder.join(FRESH_FILE)).unwrap();
+    }
+
+    pub(super) fn free_disk(folder: &Path) {
+        fs::remove_dir(folder.join(FRESH_FILE)).unwrap();
+    }
 }
 
 #[cfg(test)]
@@ -299,6 +353,56 @@ mod tests {
         file.append(&[ended(99)], false).unwrap();
         drop(file);
         assert_eq!(OutboxFile::open(folder.path()).unwrap().pending.len(), 1);
+    }
+
+    #[test]
+    fn what_is_pending_is_not_written_anew_with_every_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = OutboxFile::open(folder.path()).unwrap();
+        let mut written = 0;
+        for n in 0..64 {
+            let before = file.bytes;
+            let large = Record::Ended {
+                n,
+                id: String::new(),
+                event: Bytes::from(vec![0; 1 << 20]),
+            };
+            file.append(&[large], false).unwrap();
+            written += if file.bytes == file.fresh_bytes {
+                file.bytes
+            } else {
+                file.bytes - before
+            };
+        }
+        let pending = 64 << 20;
+        assert!(
+            written <= 3 * pending,
+            "{} MiB written for 64",
+            written >> 20
+        );
+        drop(file);
+        assert_eq!(OutboxFile::open(folder.path()).unwrap().pending.len(), 64);
+    }
+
+    #[test]
+    fn a_disk_that_was_full_loses_nothing_once_it_is_freed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = OutboxFile::open(folder.path()).unwrap();
+        file.append(&[ended(0), begun(1)], true).unwrap();
+        file.fill_disk();
+        assert!(file.append(&[ended(1)], true).is_err());
+        assert!(
+            file.append(&[ended(2), Record::Taken { n: 0 }], true)
+                .is_err()
+        );
+        assert!(file.heal().is_err());
+        OutboxFile::free_disk(folder.path());
+        file.heal().unwrap();
+        file.append(&[ended(3)], true).unwrap();
+        drop(file);
+        let file = OutboxFile::open(folder.path()).unwrap();
+        assert_eq!(file.pending.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(file.pending[&1].id, "id-1");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The outbox in motion: one thread writes the file, for all requests at once; one task offers what
 //! was written to the sink.
 //!
-//! An event is [`Durable`] when it is synced; events that end together share one sync. If the disk
-//! refuses, the outbox is broken for good and says so: without it no request may run.
+//! An event is [`Durable`] when it is synced; events that end together share one sync. While the disk
+//! refuses, no request may run: those whose ends are not on disk hear so, and their events follow once
+//! the disk takes them.
 
 use std::{
     io,
@@ -13,6 +14,7 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -24,6 +26,8 @@ use super::file::{OutboxFile, Record};
 pub(crate) const PENDING_MAX: usize = 100_000;
 /// Most records written in one go.
 const BATCH_MAX: usize = 512;
+/// How often a disk that refused is tried again.
+const HEAL_EVERY: Duration = Duration::from_secs(1);
 
 /// An event on its way to the sink.
 #[derive(Debug)]
@@ -95,6 +99,8 @@ impl Outbox {
         let writer = Writer {
             file,
             inbox,
+            unsent: Vec::new(),
+            heal_every: HEAL_EVERY,
             parcels,
             pending: pending_tx,
             shared: Arc::clone(&shared),
@@ -184,6 +190,9 @@ impl Outbox {
 struct Writer {
     file: OutboxFile,
     inbox: mpsc::Receiver<Order>,
+    /// Ended, and not on disk yet.
+    unsent: Vec<Parcel>,
+    heal_every: Duration,
     parcels: channel::UnboundedSender<Parcel>,
     pending: watch::Sender<usize>,
     shared: Arc<Shared>,
@@ -192,18 +201,37 @@ struct Writer {
 impl Writer {
     fn run(mut self) {
         let mut open = true;
-        while open && let Ok(first) = self.inbox.recv() {
+        while open {
+            let Some(first) = self.next() else {
+                break;
+            };
             let mut batch = Vec::new();
             open = gather(first, &self.inbox, &mut batch);
-            if let Err(error) = self.write(batch) {
-                tracing::error!(%error, "the usage outbox cannot be written: no more requests are taken");
-                break;
-            }
+            self.write(batch);
+        }
+        if self.is_broken() {
+            self.heal();
         }
         self.shared.broken.store(true, Ordering::Release);
     }
 
-    fn write(&mut self, batch: Vec<Write>) -> io::Result<()> {
+    /// The next order. Meanwhile a disk that refused is tried again.
+    fn next(&mut self) -> Option<Order> {
+        while self.is_broken() {
+            match self.inbox.recv_timeout(self.heal_every) {
+                Ok(order) => return Some(order),
+                Err(mpsc::RecvTimeoutError::Timeout) => self.heal(),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        self.inbox.recv().ok()
+    }
+
+    fn is_broken(&self) -> bool {
+        self.shared.broken.load(Ordering::Acquire)
+    }
+
+    fn write(&mut self, batch: Vec<Write>) {
         let (records, dones): (Vec<Record>, Vec<_>) = batch
             .into_iter()
             .map(|write| (write.record, write.done))
@@ -212,23 +240,54 @@ impl Writer {
         let sync = records
             .iter()
             .any(|record| matches!(record, Record::Ended { .. }));
-        self.file.append(&records, sync)?;
+        let written = self.file.append(&records, sync);
+        if let Err(error) = &written
+            && !self.is_broken()
+        {
+            tracing::error!(%error, "the usage outbox cannot be written: no requests are taken until it can");
+            self.shared.broken.store(true, Ordering::Release);
+        }
         // Told before anyone is answered: who was answered and then waits for all to be published
         // must find this pending.
+        self.tell_pending();
+        self.unsent
+            .extend(records.into_iter().filter_map(|record| match record {
+                Record::Ended { n, id, event } => Some(Parcel { n, id, event }),
+                _ => None,
+            }));
+        if written.is_ok() {
+            self.send();
+            for done in dones.into_iter().flatten() {
+                // Nobody waits for the event of a caller who left.
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn heal(&mut self) {
+        match self.file.heal() {
+            Ok(()) => {
+                tracing::warn!("the usage outbox can be written again");
+                self.shared.broken.store(false, Ordering::Release);
+                self.send();
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the usage outbox still cannot be written");
+            }
+        }
+    }
+
+    fn tell_pending(&self) {
         let waiting = self.file.pending.len();
         self.shared.waiting.store(waiting, Ordering::Release);
         self.pending.send_replace(waiting);
-        for record in records {
-            if let Record::Ended { n, id, event } = record {
-                // Without a publisher the event stays in the file for a later start.
-                let _ = self.parcels.send(Parcel { n, id, event });
-            }
+    }
+
+    /// Hands on what is on disk. Without a publisher it stays in the file for a later start.
+    fn send(&mut self) {
+        for parcel in self.unsent.drain(..) {
+            let _ = self.parcels.send(parcel);
         }
-        for done in dones.into_iter().flatten() {
-            // Nobody waits for the event of a caller who left.
-            let _ = done.send(());
-        }
-        Ok(())
     }
 }
 
@@ -245,4 +304,54 @@ fn gather(first: Order, inbox: &mpsc::Receiver<Order>, batch: &mut Vec<Write>) -
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_that_is_freed_is_healed_and_its_events_follow() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = OutboxFile::open(folder.path()).unwrap();
+        file.fill_disk();
+        let (orders, inbox) = mpsc::channel();
+        let (parcels, mut outgoing) = channel::unbounded_channel();
+        let shared = Arc::new(Shared {
+            next: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+            broken: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        });
+        let writer = Writer {
+            file,
+            inbox,
+            unsent: Vec::new(),
+            heal_every: Duration::from_millis(1),
+            parcels,
+            pending: watch::channel(0).0,
+            shared: Arc::clone(&shared),
+        };
+        let (_, pending) = watch::channel(0);
+        let outbox = Outbox {
+            orders,
+            shared,
+            pending,
+        };
+        let thread = std::thread::spawn(move || writer.run());
+        let event = || Bytes::from_static(b"event");
+        let durable = outbox.end(None, "a".to_owned(), event());
+        assert!(durable.0.blocking_recv().is_err(), "nobody promised it");
+        assert!(!outbox.open_for_requests());
+        assert!(outgoing.try_recv().is_err());
+
+        OutboxFile::free_disk(folder.path());
+        assert_eq!(outgoing.blocking_recv().unwrap().id, "a");
+        let durable = outbox.end(None, "b".to_owned(), event());
+        assert_eq!(durable.0.blocking_recv(), Ok(()));
+        assert!(outbox.open_for_requests());
+        drop(outbox);
+        thread.join().unwrap();
+        assert_eq!(OutboxFile::open(folder.path()).unwrap().pending.len(), 2);
+    }
 }
