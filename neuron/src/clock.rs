@@ -1,6 +1,36 @@
-//! The wall clock, read in one place.
+//! The clocks, read in one place: the wall clock for what is told to others, and one that never goes
+//! back for what is measured. Tests bring their own of the latter.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+/// Tells moments to measure by.
+#[derive(Clone)]
+pub(crate) struct Clock(Arc<dyn Fn() -> Instant + Send + Sync>);
+
+impl Clock {
+    pub(crate) fn system() -> Self {
+        Self(Arc::new(Instant::now))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(tell: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clock")
+    }
+}
 
 /// Milliseconds since 1970.
 pub(crate) fn unix_ms() -> u64 {

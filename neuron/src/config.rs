@@ -38,7 +38,7 @@ pub const CUDA_DEVICE_ID: Setting = Setting::new(0, 63, 0);
 pub const CUDA_MEMORY_BYTES_BOUNDS: (u64, u64) = (16 * 1024 * 1024, u64::MAX);
 /// Most nodes that may be listed for the CPU.
 pub const CUDA_CPU_NODES_MAX: usize = 1024;
-/// Tokens of a prompt run in one go; between two goes the running requests take a step.
+/// Most tokens of a prompt run in one go; between two goes the running requests take a step.
 pub const PREFILL_CHUNK_TOKENS: usize = 256;
 /// How long the last usage events may take to be published at shutdown; the rest stays in the outbox.
 pub const FLUSH_MAX: Duration = Duration::from_secs(5);

@@ -1,7 +1,8 @@
 //! Runs requests on one decoder, several at a time.
 //!
 //! A thread of its own owns the decoder. Requests wait in line, at most so many, then take a slot;
-//! each turn of the loop runs one piece of one waiting prompt and one step of all running answers.
+//! each turn of the loop runs one piece of one waiting prompt and one step of all running answers,
+//! the piece so long that the answers go on flowing (`pace`).
 //! A request ends at its ceiling, its deadline, a stop, or within one step of its caller's leaving,
 //! and its usage ticket is ended before its last event is sent.
 //!
@@ -22,15 +23,19 @@ use seatbelt_tokens::Tokenizer;
 use thiserror::Error;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use self::running::{Running, Turn};
+use self::{
+    pace::{Beside, Pace},
+    running::{Running, Turn},
+};
 use crate::{
-    clock::unix_ms,
+    clock::{Clock, unix_ms},
     config::PREFILL_CHUNK_TOKENS,
     metrics::Metrics,
     sampler::Sampling,
     usage::{Durable, Ticket},
 };
 
+mod pace;
 mod running;
 
 /// A step that did not work.
@@ -158,6 +163,7 @@ struct Load {
 /// Handle of a running engine.
 pub(crate) struct Engine {
     commands: mpsc::Sender<Command>,
+    clock: Clock,
     load: Arc<Load>,
     room: usize,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -166,6 +172,16 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts the thread. Besides those in slots, at most `queue` requests wait.
     pub(crate) fn start(
+        decoder: Box<dyn Decoder>,
+        voice: Voice,
+        queue: usize,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        Self::start_at(Clock::system(), decoder, voice, queue, metrics)
+    }
+
+    fn start_at(
+        clock: Clock,
         decoder: Box<dyn Decoder>,
         voice: Voice,
         queue: usize,
@@ -180,6 +196,8 @@ impl Engine {
             logits: Vec::new(),
             waiting: VecDeque::new(),
             stopping: false,
+            pace: Pace::default(),
+            clock: clock.clone(),
             load: Arc::clone(&load),
             decoder,
             voice,
@@ -191,6 +209,7 @@ impl Engine {
             .spawn(move || worker.run())?;
         Ok(Self {
             commands,
+            clock,
             load,
             room: slots + queue,
             thread: Mutex::new(Some(thread)),
@@ -210,7 +229,7 @@ impl Engine {
         let (events, generation) = unbounded_channel();
         let waiting = Box::new(Waiting {
             job,
-            since: Instant::now(),
+            since: self.clock.now(),
             events,
         });
         match self.commands.send(Command::Run(waiting)) {
@@ -273,6 +292,8 @@ struct Worker {
     load: Arc<Load>,
     metrics: Arc<Metrics>,
     stopping: bool,
+    pace: Pace,
+    clock: Clock,
     // Kept between steps.
     rows: Vec<Row>,
     logits: Vec<f32>,
@@ -340,7 +361,7 @@ impl Worker {
             let Some(waiting) = self.waiting.pop_front() else {
                 return;
             };
-            *slot = Some(Running::new(*waiting, &self.voice));
+            *slot = Some(Running::new(*waiting, &self.voice, self.clock.clone()));
             self.load.active.fetch_add(1, Ordering::AcqRel);
         }
     }
@@ -355,21 +376,44 @@ impl Worker {
         let Some((_, slot)) = reading.min() else {
             return;
         };
+        let beside = self.beside(slot);
         let Some(running) = self.slots[slot].as_mut() else {
             return;
         };
-        let piece = running.next_piece(PREFILL_CHUNK_TOKENS);
+        let most = self.pace.piece(beside);
+        let piece = running.next_piece(most);
+        let started = self.clock.now();
         let ran = self.decoder.prefill(
             slot,
             running.position,
             &running.prompt[piece.clone()],
             &mut self.logits,
         );
+        let took = self.clock.now().duration_since(started);
+        self.pace.read(most, piece.len(), took);
         let turn = match ran {
             Ok(()) => running.read(piece.len(), &self.logits, &self.voice.eos),
             Err(error) => Turn::Over(EndReason::Failed(error.to_string())),
         };
         self.settle_turn(slot, turn);
+    }
+
+    /// Whom a piece for `slot` would hold up. Short prompts that came together are read one after the
+    /// other: held back for the first of them to answer, the last would answer later than before.
+    fn beside(&self, slot: usize) -> Beside {
+        let Some(reader) = &self.slots[slot] else {
+            return Beside::Nobody;
+        };
+        let short = reader.prompt.len() <= PREFILL_CHUNK_TOKENS;
+        let held_up = |answer: &Running| {
+            answer
+                .read_at
+                .is_some_and(|first| !short || first <= reader.since)
+        };
+        match self.slots.iter().flatten().any(held_up) {
+            true => Beside::Answers,
+            false => Beside::Nobody,
+        }
     }
 
     /// Runs one step of every answer under way.
@@ -387,9 +431,11 @@ impl Worker {
                 .iter()
                 .map(|slot| slot.as_ref().map_or(IDLE, Running::row)),
         );
-        let started = Instant::now();
+        let started = self.clock.now();
         let ran = self.decoder.decode(&self.rows, &mut self.logits);
-        self.metrics.decode_step(started.elapsed());
+        let took = self.clock.now().duration_since(started);
+        self.pace.stepped(took);
+        self.metrics.decode_step(took);
         let vocab = self.decoder.vocab();
         for slot in 0..=highest {
             let Some(running) = self.slots[slot]

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{EndReason, Ending, Event, Row, Voice, Waiting};
 use crate::{
-    clock::millis,
+    clock::{Clock, millis},
     metrics::Metrics,
     sampler::Sampler,
     stop::{Passed, StopWatch},
@@ -42,11 +42,13 @@ pub(super) struct Running {
     /// When it was submitted.
     pub(super) since: Instant,
     began: Instant,
-    read_at: Option<Instant>,
+    /// When its prompt was wholly read, and its first token chosen.
+    pub(super) read_at: Option<Instant>,
+    clock: Clock,
 }
 
 impl Running {
-    pub(super) fn new(waiting: Waiting, voice: &Voice) -> Self {
+    pub(super) fn new(waiting: Waiting, voice: &Voice, clock: Clock) -> Self {
         let Waiting { job, since, events } = waiting;
         Self {
             prompt: job.prompt,
@@ -61,8 +63,9 @@ impl Running {
             stop: StopWatch::new(job.stops),
             ticket: job.ticket,
             since,
-            began: Instant::now(),
+            began: clock.now(),
             read_at: None,
+            clock,
         }
     }
 
@@ -96,7 +99,7 @@ impl Running {
         if self.position < self.prompt.len() {
             return Turn::On;
         }
-        self.read_at = Some(Instant::now());
+        self.read_at = Some(self.clock.now());
         self.choose(logits, eos)
     }
 
@@ -158,7 +161,7 @@ impl Running {
 
     /// Ends the ticket, then tells the caller.
     pub(super) fn end(self, reason: EndReason, metrics: &Metrics) {
-        let now = Instant::now();
+        let now = self.clock.now();
         let read_at = self.read_at.unwrap_or(now);
         let times = Times {
             queued_ms: millis(self.began - self.since),

@@ -13,6 +13,8 @@ use crate::{
     usage::{Caller, TicketOffice, tests::Office},
 };
 
+mod flow;
+
 const VOCAB: usize = 272;
 /// More steps than any test takes.
 const ENDLESS: usize = 1 << 40;
@@ -95,14 +97,9 @@ impl Rig {
             steps: steps_tx,
             reads: reads_tx,
         };
-        let tokenizer = Tokenizer::load(&tiny_folder().join("tokenizer.json")).unwrap();
         let office = Office::new();
         let metrics = Arc::clone(&office.office.metrics);
-        let voice = Voice {
-            tokenizer,
-            eos: vec![257],
-        };
-        let engine = Engine::start(Box::new(decoder), voice, queue, metrics).unwrap();
+        let engine = Engine::start(Box::new(decoder), voice(), queue, metrics).unwrap();
         Self {
             engine,
             office,
@@ -132,6 +129,13 @@ impl Rig {
 
     fn report(&mut self) -> UsageEvent {
         self.office.next()
+    }
+}
+
+fn voice() -> Voice {
+    Voice {
+        tokenizer: Tokenizer::load(&tiny_folder().join("tokenizer.json")).unwrap(),
+        eos: vec![257],
     }
 }
 
@@ -368,7 +372,7 @@ fn text_held_back_for_a_stop_string_is_sent_at_the_ceiling() {
 #[test]
 fn the_oldest_prompt_is_read_first_whatever_its_slot() {
     let rig = Rig::new(2, 2);
-    // Three pieces each, for the younger in the lower slot, which the first request leaves to it.
+    // Several pieces each, for the younger in the lower slot, which the first request leaves to it.
     let pieces = 2 * PREFILL_CHUNK_TOKENS + 1;
     let mut first = taken(rig.submit(rig.job(1, 3)));
     let mut older = taken(rig.submit(rig.job(pieces, 1)));
@@ -378,6 +382,7 @@ fn the_oldest_prompt_is_read_first_whatever_its_slot() {
     for generation in [&mut first, &mut older, &mut younger] {
         assert_eq!(read(generation).1, EndReason::Length);
     }
-    let order: Vec<usize> = rig.reads.try_iter().collect();
-    assert_eq!(order, [0, 1, 1, 1, 0, 0, 0]);
+    let mut order: Vec<usize> = rig.reads.try_iter().collect();
+    order.dedup();
+    assert_eq!(order, [0, 1, 0]);
 }

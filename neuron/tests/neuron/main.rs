@@ -8,6 +8,7 @@ mod common;
 
 mod access;
 mod answers;
+mod arrivals;
 mod nats;
 mod real_model;
 mod reports;

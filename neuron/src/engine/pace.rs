@@ -1,0 +1,182 @@
+//! How much of a prompt is read between two steps of the answers under way.
+//!
+//! A piece is sized by time: it may take as long as one and a half steps, so that a prompt, however
+//! long, makes two tokens of an answer lie no further apart than three steps. What a piece takes is
+//! learned from the pieces before. Nothing is measured here: times come in, sizes go out.
+
+use std::time::Duration;
+
+use crate::config::PREFILL_CHUNK_TOKENS;
+
+/// Fewest tokens of a piece, however long they take: a prompt has to end some time.
+const PIECE_MIN: usize = 2;
+/// A piece may take so many halves of a step. Two steps would be the limit; the rest is for steps that
+/// take longer than those before.
+const HALF_STEPS: u32 = 3;
+/// A piece is at most so many times as long as the one before, of which its time is foretold.
+const GROWTH_MAX: usize = 2;
+/// The part of the newest step in what a step is taken to take.
+const NEWEST_SHARE: u32 = 4;
+
+const _: () = assert!(PIECE_MIN < PREFILL_CHUNK_TOKENS);
+
+/// Whom the next piece of a prompt would hold up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beside {
+    /// Nobody who could tell.
+    Nobody,
+    /// Answers that were under way before.
+    Answers,
+}
+
+/// A piece that was read.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    tokens: usize,
+    took: Duration,
+}
+
+/// Sizes pieces by what steps and pieces took.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    step: Option<Duration>,
+    last: Option<Piece>,
+}
+
+impl Pace {
+    /// A step of the answers took so long. One that took very long is an accident, and no reason to
+    /// let all further pieces take as long.
+    pub(super) fn stepped(&mut self, took: Duration) {
+        self.step = Some(match self.step {
+            None => took,
+            Some(step) => {
+                let newest = took.min(step * 2);
+                (step * (NEWEST_SHARE - 1) + newest) / NEWEST_SHARE
+            }
+        });
+    }
+
+    /// A piece of `tokens` took so long, where it might have been `planned` long.
+    pub(super) fn read(&mut self, planned: usize, tokens: usize, took: Duration) {
+        // The end of a prompt may be a token or two, of which nothing follows for longer pieces.
+        let tells = tokens == planned || self.last.is_none_or(|last| took > last.took);
+        if tells && tokens > 0 {
+            self.last = Some(Piece { tokens, took });
+        }
+    }
+
+    /// Most tokens of the next piece.
+    pub(super) fn piece(&self, beside: Beside) -> usize {
+        match (beside, self.step, self.last) {
+            (Beside::Nobody, ..) => PREFILL_CHUNK_TOKENS,
+            (Beside::Answers, Some(step), Some(last)) => {
+                let most = last.tokens.saturating_mul(GROWTH_MAX);
+                let fitting = fitting(last, step * HALF_STEPS / 2);
+                fitting.min(most).clamp(PIECE_MIN, PREFILL_CHUNK_TOKENS)
+            }
+            (Beside::Answers, ..) => PIECE_MIN,
+        }
+    }
+}
+
+/// Tokens that take `budget` if each takes what one of the last piece took.
+fn fitting(last: Piece, budget: Duration) -> usize {
+    let took = last.took.as_nanos().max(1);
+    let tokens = (last.tokens as u128).saturating_mul(budget.as_nanos()) / took;
+    usize::try_from(tokens).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const fn us(micros: u64) -> Duration {
+        Duration::from_micros(micros)
+    }
+
+    /// The longest piece, in hundredths of a step, while a prompt is read beside answers, on a machine
+    /// where a piece takes `fixed` and `each` for every token.
+    fn longest(pace: &mut Pace, step: u64, fixed: u64, each: u64, prompt: u64) -> u64 {
+        let mut left = prompt;
+        let mut longest = 0;
+        while left > 0 {
+            let planned = pace.piece(Beside::Answers);
+            let tokens = left.min(planned as u64);
+            let took = fixed + each * tokens;
+            pace.read(planned, usize::try_from(tokens).unwrap(), us(took));
+            pace.stepped(us(step));
+            longest = longest.max(took * 100 / step);
+            left -= tokens;
+        }
+        longest
+    }
+
+    #[test]
+    fn pieces_beside_answers_take_at_most_two_steps() {
+        // A CPU: one more token costs half of a step. A GPU: it costs next to nothing.
+        for (step, fixed, each) in [(7_000, 4_000, 3_000), (4_000, 3_500, 10), (300, 100, 20)] {
+            let mut pace = Pace::default();
+            pace.stepped(us(step));
+            let longest = longest(&mut pace, step, fixed, each, 2_000);
+            assert!(longest <= 200, "{longest} % of a step of {step} us");
+        }
+    }
+
+    #[test]
+    fn a_prompt_beside_nobody_is_read_in_the_longest_pieces() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.piece(Beside::Nobody), PREFILL_CHUNK_TOKENS);
+        pace.stepped(us(10));
+        pace.read(1, 1, us(1_000_000));
+        assert_eq!(pace.piece(Beside::Nobody), PREFILL_CHUNK_TOKENS);
+    }
+
+    #[test]
+    fn pieces_grow_to_what_a_step_allows_and_shrink_at_once() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.piece(Beside::Answers), PIECE_MIN, "nothing is known");
+        pace.stepped(us(1_000));
+        let mut sizes = Vec::new();
+        for _ in 0..6 {
+            let tokens = pace.piece(Beside::Answers);
+            pace.read(tokens, tokens, us(tokens as u64 * 50));
+            sizes.push(tokens);
+        }
+        assert_eq!(sizes, [2, 4, 8, 16, 30, 30]);
+        pace.read(30, 30, us(15_000));
+        assert_eq!(pace.piece(Beside::Answers), 3);
+    }
+
+    #[test]
+    fn one_slow_step_does_not_let_pieces_take_as_long() {
+        let mut pace = Pace::default();
+        pace.stepped(us(1_000));
+        pace.read(100, 100, us(10_000));
+        pace.stepped(us(1_000_000));
+        assert_eq!(pace.piece(Beside::Answers), 18);
+    }
+
+    #[test]
+    fn the_short_end_of_a_prompt_teaches_nothing() {
+        let mut pace = Pace::default();
+        pace.stepped(us(1_000));
+        pace.read(30, 30, us(1_500));
+        pace.read(30, 1, us(900));
+        assert_eq!(pace.piece(Beside::Answers), 30);
+    }
+
+    proptest! {
+        #[test]
+        fn every_piece_is_within_its_bounds(times in proptest::collection::vec((0usize..300, any::<u32>(), any::<u32>()), 0..40)) {
+            let mut pace = Pace::default();
+            for (tokens, read, step) in times {
+                pace.read(tokens, tokens, us(read.into()));
+                pace.stepped(us(step.into()));
+                let piece = pace.piece(Beside::Answers);
+                prop_assert!((PIECE_MIN..=PREFILL_CHUNK_TOKENS).contains(&piece), "{piece}");
+            }
+        }
+    }
+}
