@@ -28,7 +28,7 @@ mod tree;
 mod upstreams;
 mod users;
 
-pub use entitlements::{Key, Policy};
+pub use entitlements::{AccountTerms, Key, Policy};
 pub use nats::{Durability, Nats};
 pub use reader::Mistake;
 use reader::{Mistakes, Section};
@@ -47,6 +47,8 @@ pub struct Config {
     pub gateway: GatewayConfig,
     /// The declared keys.
     pub keys: Vec<Key>,
+    /// Accounts that pay by a multiplier.
+    pub accounts: Vec<AccountTerms>,
     /// Foreign upstreams.
     pub upstreams: Vec<UpstreamConfig>,
     /// The neuron role, where configured.
@@ -180,7 +182,7 @@ impl Config {
         let nats = Nats::read(root.section("nats"), context);
         let ledger = ledger::read(root.section("ledger"));
         let gateway = gateway::read(root.section("gateway"));
-        let keys = entitlements::read(root.section("entitlements"));
+        let (keys, accounts) = entitlements::read(root.section("entitlements"));
         let upstreams = upstreams::read(&mut root, context);
         let neuron = root.section("neuron");
         let neuron = has_neuron.then(|| neuron::read(neuron, context, &nats));
@@ -195,6 +197,7 @@ impl Config {
             ledger,
             gateway,
             keys,
+            accounts,
             upstreams,
             neuron,
             neuron_prices,

@@ -16,12 +16,12 @@ use seatbelt_schemas::{
     command::{Admin, Change, CommandError, declared_cap_id},
     event::KeyIssued,
     ids::{AccountId, Actor, CapId, CommandId},
-    price::Price,
+    price::{MULTIPLIER_ONE_PPM, Price},
 };
 use thiserror::Error;
 use tokio::task::JoinSet;
 
-use crate::config::Key;
+use crate::config::{AccountTerms, Key};
 
 /// Accounts made ready at the same time.
 const ACCOUNTS_AT_ONCE: usize = 64;
@@ -38,8 +38,17 @@ pub struct DeclareError {
 }
 
 /// Makes all keys true, many accounts at a time, each account in order.
-pub async fn keys(ledger: Arc<dyn Ledger>, keys: &[Key]) -> Result<(), DeclareError> {
+pub async fn keys(
+    ledger: Arc<dyn Ledger>,
+    keys: &[Key],
+    terms: &[AccountTerms],
+) -> Result<(), DeclareError> {
     let mut accounts: BTreeMap<AccountId, Vec<Key>> = BTreeMap::new();
+    let mut multipliers: BTreeMap<AccountId, u64> = BTreeMap::new();
+    for terms in terms {
+        multipliers.insert(terms.account.clone(), terms.multiplier_ppm);
+        accounts.entry(terms.account.clone()).or_default();
+    }
     for key in keys {
         let of_account = accounts.entry(key.account.clone()).or_default();
         of_account.push(key.clone());
@@ -50,8 +59,9 @@ pub async fn keys(ledger: Arc<dyn Ledger>, keys: &[Key]) -> Result<(), DeclareEr
             finished(&mut tasks).await?;
         }
         let ledger = Arc::clone(&ledger);
+        let multiplier_ppm = multipliers.get(&account).copied();
         tasks.spawn(async move {
-            let declared = declare(&*ledger, &account, &keys).await;
+            let declared = declare(&*ledger, &account, &keys, multiplier_ppm).await;
             declared.map_err(|source| DeclareError { account, source })
         });
     }
@@ -72,6 +82,7 @@ async fn declare(
     ledger: &dyn Ledger,
     account: &AccountId,
     keys: &[Key],
+    multiplier_ppm: Option<u64>,
 ) -> Result<(), CommandError> {
     change(ledger, account, Change::OpenAccount).await?;
     let mut wanted: BTreeSet<CapId> = BTreeSet::new();
@@ -91,6 +102,11 @@ async fn declare(
         key: None,
     };
     let standing = ledger.read(standing).await?;
+    // one that is no longer declared is 1 again
+    let ppm = multiplier_ppm.unwrap_or(MULTIPLIER_ONE_PPM);
+    if standing.multiplier_ppm.unwrap_or(MULTIPLIER_ONE_PPM) != ppm {
+        change(ledger, account, Change::SetMultiplier { ppm }).await?;
+    }
     for cap in standing.caps.iter().filter(|cap| was_declared(cap)) {
         if !wanted.contains(&cap.cap) {
             let cap = cap.cap.clone();

@@ -57,6 +57,9 @@ pub struct Reservation {
     pub price: Option<u32>,
     /// When it was taken, unix ms: its spend belongs here.
     pub at_ms: u64,
+    /// What its account's costs were multiplied by then, in millionths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiplier_ppm: Option<u64>,
 }
 
 /// A hold that ended by its deadline and may still be settled late.
@@ -85,12 +88,20 @@ pub struct Account {
     /// Runs that are open with a budget of their own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     runs: BTreeMap<RunId, Run>,
+    /// What all costs are multiplied by, in millionths, where that was ever set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    multiplier_ppm: Option<u64>,
 }
 
 impl Account {
     /// Whether the account exists.
     pub fn is_open(&self) -> bool {
         self.opened
+    }
+
+    /// What all its costs are multiplied by, in millionths, where that was ever set.
+    pub fn multiplier_ppm(&self) -> Option<u64> {
+        self.multiplier_ppm
     }
 
     /// How many events have been applied: the account's own version.
@@ -211,7 +222,10 @@ impl Account {
         let at_ms = event.at_ms;
         self.version = self.version.saturating_add(1);
         match &event.body {
-            EventBody::AccountOpened(_) => self.opened = true,
+            EventBody::AccountOpened(data) => {
+                self.opened = true;
+                self.multiplier_ppm = data.multiplier_ppm.or(self.multiplier_ppm);
+            }
             EventBody::KeyIssued(data) => self.issue(Key {
                 key: data.key.clone(),
                 team: data.team.clone(),
@@ -333,6 +347,7 @@ impl Account {
             hold: data.hold,
             price: data.price,
             at_ms,
+            multiplier_ppm: data.multiplier_ppm,
         };
         self.open.insert(data.reservation, reservation);
     }

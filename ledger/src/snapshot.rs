@@ -393,7 +393,7 @@ pub fn agrees(account: &Account, event: &Event) -> bool {
         }
         EventBody::Released(data) => account.open().contains_key(&data.reservation),
         EventBody::Expired(data) => account.open().contains_key(&data.reservation),
-        EventBody::AccountOpened(_) => !account.is_open(),
+        EventBody::AccountOpened(data) => account.is_open() == data.multiplier_ppm.is_some(),
         EventBody::Unknown { .. } => true,
         _ => account.is_open(),
     }

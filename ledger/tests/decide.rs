@@ -19,6 +19,8 @@ mod idempotency;
 mod life;
 #[path = "decide/many_runs.rs"]
 mod many_runs;
+#[path = "decide/multiplier.rs"]
+mod multiplier;
 #[path = "decide/mutants.rs"]
 mod mutants;
 #[path = "decide/rests.rs"]

@@ -53,6 +53,7 @@ impl SnapshotReader {
             position: position.max(snapshot.position),
             at_ms: snapshot.at_ms,
             open: snapshot.open,
+            multiplier_ppm: snapshot.state.multiplier_ppm(),
             caps: snapshot.state.standings(key, at_ms),
         };
         let age_ms = at_ms.saturating_sub(current_ms.max(snapshot.at_ms));

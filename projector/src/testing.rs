@@ -90,7 +90,7 @@ fn account(id: &str) -> AccountId {
 }
 
 pub(crate) fn opened(id: &str) -> Body {
-    (account(id), AccountOpened {}.into())
+    (account(id), AccountOpened::default().into())
 }
 
 /// A balance of tokens on the account.
@@ -136,6 +136,7 @@ pub(crate) fn reserved(id: &str, number: u64, tokens: u64) -> Body {
         asked,
         hold: Amounts::request(0, tokens, None),
         price: None,
+        multiplier_ppm: None,
         budget: None,
         caps: Vec::new(),
     };
@@ -160,6 +161,7 @@ pub(crate) fn settled(id: &str, number: u64, tokens: u64) -> Body {
         model: None,
         charge: Amounts::request(0, tokens, None),
         price: None,
+        multiplier_ppm: None,
         reserved_at_ms: START_MS,
         late: false,
     };

@@ -163,7 +163,7 @@ fn commits(partition: Partition) -> Vec<Commit> {
                     actor: Actor::system("test"),
                     body: match first {
                         true => genesis.clone().into(),
-                        false => AccountOpened {}.into(),
+                        false => AccountOpened::default().into(),
                     },
                 };
                 StoredEvent::new(event)
@@ -630,7 +630,7 @@ async fn append_large(journal: &NatsJournal, of: &AccountId, open: u64) {
     };
     let begin = vec![
         (AccountId::system(), genesis.into()),
-        (of.clone(), AccountOpened {}.into()),
+        (of.clone(), AccountOpened::default().into()),
     ];
     journal.append(Sequence(0), next(begin)).await.unwrap();
     for batch in 0..open / 100 {
@@ -662,6 +662,7 @@ fn reserved(at_ms: u64, number: u64) -> Reserved {
         },
         hold: Amounts::request(0, 1, None),
         price: None,
+        multiplier_ppm: None,
         budget: None,
         caps: Vec::new(),
     }

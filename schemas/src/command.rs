@@ -179,6 +179,12 @@ pub enum Ack {
 pub enum Change {
     /// Opens the account; nothing if it is open.
     OpenAccount,
+    /// Sets what all costs of the account are multiplied by from now on; nothing if it is already so. Holds
+    /// that are open keep what they were taken with.
+    SetMultiplier {
+        /// In millionths.
+        ppm: u64,
+    },
     /// Issues a key, or changes its team; nothing if it is already so.
     IssueKey(KeyIssuedData),
     /// Revokes a key; nothing if it is revoked.
@@ -266,6 +272,9 @@ pub struct Standing {
     pub at_ms: u64,
     /// Open reservations.
     pub open: u64,
+    /// What all its costs are multiplied by, in millionths; 1 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiplier_ppm: Option<u64>,
     /// The caps.
     pub caps: Vec<CapStanding>,
 }

@@ -347,7 +347,7 @@ mod tests {
                 account: AccountId::new("a").unwrap(),
                 cause: CommandId::from_parts(5, u128::from(position)),
                 actor: Actor::system("test"),
-                body: AccountOpened {}.into(),
+                body: AccountOpened::default().into(),
             })
         });
         Commit {

@@ -61,9 +61,13 @@ pub struct Adopted {
     pub by: String,
 }
 
-/// An account exists from here on.
+/// An account exists from here on; or one that exists pays by another multiplier from here on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AccountOpened {}
+pub struct AccountOpened {
+    /// What all its costs are multiplied by, in millionths; it stays as it is where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiplier_ppm: Option<u64>,
+}
 
 /// What happens to a request that does not fit whole.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -179,6 +183,9 @@ pub struct Reserved {
     /// Version of the model's price.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<u32>,
+    /// What its account's costs were multiplied by, in millionths; 1 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiplier_ppm: Option<u64>,
     /// The budget with which this opens the run that `scopes` names; the hold is the same amounts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
@@ -239,6 +246,9 @@ pub struct Refused {
     /// Version of the model's price.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<u32>,
+    /// What its account's costs were multiplied by, in millionths; 1 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiplier_ppm: Option<u64>,
     /// The budget with which it would have opened the run that `scopes` names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
@@ -331,6 +341,8 @@ pub struct Settled {
     pub charge: Amounts,
     /// Version of the model's price.
     pub price: Option<u32>,
+    /// What its account's costs were multiplied by when it was reserved, in millionths; 1 where absent.
+    pub multiplier_ppm: Option<u64>,
     /// The moment of the reservation: the spend belongs to it. Unix ms.
     pub reserved_at_ms: u64,
     /// The reservation had expired: this replaces the charge made then.
@@ -351,6 +363,7 @@ struct SettledFields {
     model: Option<ModelId>,
     charge: Amounts,
     price: Option<u32>,
+    multiplier_ppm: Option<u64>,
     reserved_at_ms: u64,
     #[serde(default)]
     late: bool,
@@ -372,6 +385,7 @@ impl From<SettledFields> for Settled {
             model: fields.model,
             charge: fields.charge,
             price: fields.price,
+            multiplier_ppm: fields.multiplier_ppm,
             reserved_at_ms: fields.reserved_at_ms,
             late: fields.late,
         }
@@ -395,6 +409,8 @@ impl Serialize for Settled {
             charge: &'a Amounts,
             #[serde(skip_serializing_if = "Option::is_none")]
             price: Option<u32>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            multiplier_ppm: Option<u64>,
             reserved_at_ms: u64,
             #[serde(skip_serializing_if = "is_default")]
             late: bool,
@@ -417,6 +433,7 @@ impl Serialize for Settled {
             model: self.model.as_ref(),
             charge: &self.charge,
             price: self.price,
+            multiplier_ppm: self.multiplier_ppm,
             reserved_at_ms: self.reserved_at_ms,
             late: self.late,
         }

@@ -57,7 +57,9 @@ impl Rates {
 /// Most tiers of a price.
 pub const TIERS_MAX: usize = 16;
 /// A multiplier of 1, in millionths.
-const MULTIPLIER_ONE: u128 = 1_000_000;
+pub const MULTIPLIER_ONE_PPM: u64 = 1_000_000;
+/// The same, to reckon with.
+const ONE: u128 = MULTIPLIER_ONE_PPM as u128;
 
 /// Other rates that apply to a whole request whose input is longer than a threshold: a tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -133,14 +135,41 @@ impl Price {
         self.long_context.iter().chain(&self.tiers)
     }
 
+    /// Most that a request of an account without a multiplier can cost within these bounds.
+    pub fn bound(&self, input_tokens: u64, output_tokens: u64, tool_calls: u64) -> Option<u64> {
+        Terms::of(self, None).bound(input_tokens, output_tokens, tool_calls)
+    }
+
+    /// What this usage costs an account without a multiplier.
+    pub fn cost(&self, usage: &Usage) -> Option<u64> {
+        Terms::of(self, None).cost(usage)
+    }
+}
+
+/// A price for one account.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms<'a> {
+    /// The price.
+    pub price: &'a Price,
+    /// What all costs of the account are multiplied by, in millionths; 1 where absent.
+    pub account_ppm: Option<u64>,
+}
+
+impl<'a> Terms<'a> {
+    /// A price for an account with this multiplier.
+    pub fn of(price: &'a Price, account_ppm: Option<u64>) -> Self {
+        Self { price, account_ppm }
+    }
+
     /// Most that a request can cost within these bounds, nano-USD rounded up; `None` above u64.
     ///
     /// A higher tier may be cheaper, and the input may turn out shorter: the dearest of all tiers that the
     /// bound reaches counts.
     pub fn bound(&self, input_tokens: u64, output_tokens: u64, tool_calls: u64) -> Option<u64> {
-        let mut input = self.rates.dearest_input();
-        let mut output = self.rates.dearest_output();
+        let mut input = self.price.rates.dearest_input();
+        let mut output = self.price.rates.dearest_output();
         for tier in self
+            .price
             .tiers()
             .filter(|tier| input_tokens > tier.above_input_tokens)
         {
@@ -155,10 +184,11 @@ impl Price {
     pub fn cost(&self, usage: &Usage) -> Option<u64> {
         let reached = |tier: &&LongContext| usage.input_tokens > tier.above_input_tokens;
         let rates = self
+            .price
             .tiers()
             .filter(reached)
             .last()
-            .map_or(self.rates, |tier| tier.rates);
+            .map_or(self.price.rates, |tier| tier.rates);
         let cached = usage.cached_input_tokens.min(usage.input_tokens);
         let written = usage.cache_write_tokens.min(usage.input_tokens - cached);
         let long = usage.cache_write_long_tokens.min(written);
@@ -177,22 +207,23 @@ impl Price {
         self.nano(tokens, usage.tool_calls)
     }
 
-    /// The one rounding, up, and what a request and its calls cost besides.
+    /// The one rounding, up, with what a request and its calls cost besides.
     fn nano(&self, pico: u128, tool_calls: u64) -> Option<u64> {
-        let nano = match self.multiplier_ppm {
-            None => pico.div_ceil(1000),
-            Some(ppm) => pico
-                .checked_mul(ppm.into())?
-                .div_ceil(1000 * MULTIPLIER_ONE),
-        };
-        let calls = self
+        let price = self.price;
+        let calls = price
             .fee_per_tool_call
             .unwrap_or(0)
             .checked_mul(tool_calls)?;
-        u64::try_from(nano)
-            .ok()?
-            .checked_add(self.fee_per_request.unwrap_or(0))?
-            .checked_add(calls)
+        let fees = price.fee_per_request.unwrap_or(0).checked_add(calls)?;
+        let own = u128::from(price.multiplier_ppm.unwrap_or(MULTIPLIER_ONE_PPM));
+        let tokens = pico.checked_mul(own)?;
+        let fees = u128::from(fees).checked_mul(1000 * ONE)?;
+        let all = tokens.checked_add(fees)?;
+        let nano = match self.account_ppm {
+            None => all.div_ceil(1000 * ONE),
+            Some(ppm) => all.checked_mul(ppm.into())?.div_ceil(1000 * ONE * ONE),
+        };
+        u64::try_from(nano).ok()
     }
 }
 
@@ -299,6 +330,27 @@ mod tests {
         assert_eq!(with_tools.bound(0, 0, u64::MAX), None);
     }
 
+    #[test]
+    fn an_accounts_multiplier_takes_fees_too_and_is_rounded_once() {
+        let price = Price {
+            multiplier_ppm: Some(1_100_000),
+            fee_per_request: Some(7),
+            fee_per_tool_call: Some(10),
+            ..price(Rates::flat(1, 1), None)
+        };
+        let used = Usage {
+            input_tokens: 1001,
+            tool_calls: 2,
+            ..Usage::default()
+        };
+        assert_eq!(price.cost(&used), Some(2 + 27));
+        let cost = |ppm| Terms::of(&price, Some(ppm)).cost(&used);
+        assert_eq!(cost(MULTIPLIER_ONE_PPM), price.cost(&used));
+        assert_eq!(cost(3_000_000), Some(85), "3 x 28.1011, and not 3 x 29");
+        let bound = Terms::of(&price, Some(3_000_000)).bound(1001, 0, 2);
+        assert_eq!(bound, Some(85));
+    }
+
     fn rates() -> impl Strategy<Value = Rates> {
         let rate = 0..10_000_000u64;
         let long = proptest::option::of(rate.clone());
@@ -323,6 +375,7 @@ mod tests {
             multiplier_ppm in proptest::option::of(0..3_000_000u64),
             fee_per_request in proptest::option::of(0..1_000_000u64),
             fee_per_tool_call in proptest::option::of(0..1_000_000u64),
+            account_ppm in proptest::option::of(1..3_000_000u64),
             (calls, called) in (0..9u64).prop_flat_map(|calls| (Just(calls), 0..=calls)),
             input in 0..4_000u64, output in 0..4_000u64,
             used in proptest::array::uniform6(0.0..=1.0f64),
@@ -352,7 +405,8 @@ mod tests {
                 cache_write_long_tokens: part(input, used[5]),
                 tool_calls: called,
             };
-            prop_assert!(price.cost(&usage) <= price.bound(input, output, calls));
+            let terms = Terms::of(&price, account_ppm);
+            prop_assert!(terms.cost(&usage) <= terms.bound(input, output, calls));
         }
     }
 }

@@ -115,7 +115,8 @@ fn written_today() -> Vec<(String, Bytes)> {
     let events = events
         .chain(cases::budgets())
         .chain(cases::priced_in_full())
-        .chain(cases::tool_calls());
+        .chain(cases::tool_calls())
+        .chain(cases::multiplied());
     let events = events.map(|(name, event)| (name, event.encode()));
     let commits = cases::commits()
         .into_iter()

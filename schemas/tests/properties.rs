@@ -178,8 +178,8 @@ fn budget() -> impl Strategy<Value = Budget> {
 
 prop_compose! {
     fn reserved()(reservation in reservation(), scopes in scopes(), asked in asked(), hold in amounts(),
-        price in any::<Option<u32>>(), budget in option::of(budget()), caps in vec(evidence(), 0..5)) -> Reserved {
-        Reserved { reservation, scopes: scopes.into(), asked, hold, price, budget, caps }
+        (price, multiplier_ppm) in any::<(Option<u32>, Option<u64>)>(), budget in option::of(budget()), caps in vec(evidence(), 0..5)) -> Reserved {
+        Reserved { reservation, scopes: scopes.into(), asked, hold, price, multiplier_ppm, budget, caps }
     }
 }
 
@@ -187,9 +187,10 @@ prop_compose! {
     fn refused()(reserved in reserved(), cap in cap(), resets_at_ms in any::<Option<u64>>(), count in any::<u64>(),
         reason in select(vec![RefusalReason::Spent, RefusalReason::Unsatisfiable, RefusalReason::Held, RefusalReason::Unpriced]),
     ) -> Refused {
-        let Reserved { reservation, scopes, asked, hold: want, price, budget, caps } = reserved;
+        let Reserved { reservation, scopes, asked, hold: want, price, multiplier_ppm, budget, caps } = reserved;
         let fields = serde_json::json!({
             "reservation": reservation, "scopes": scopes, "asked": asked, "want": want, "price": price, "budget": budget,
+            "multiplier_ppm": multiplier_ppm,
             "reason": reason, "cap": cap, "resets_at_ms": resets_at_ms, "caps": caps, "count": count,
             "decided_at_ms": resets_at_ms,
             "terms": resets_at_ms.map(|at_ms| serde_json::json!({
@@ -202,8 +203,8 @@ prop_compose! {
 
 prop_compose! {
     fn settled()(reservation in reservation(), scopes in scopes(), report in report(), model in option::of(model()),
-        charge in amounts(), price in any::<Option<u32>>(), reserved_at_ms in any::<u64>(), late in any::<bool>()) -> Settled {
-        Settled { reservation, scopes: scopes.into(), report, model, charge, price, reserved_at_ms, late }
+        charge in amounts(), (price, multiplier_ppm) in any::<(Option<u32>, Option<u64>)>(), reserved_at_ms in any::<u64>(), late in any::<bool>()) -> Settled {
+        Settled { reservation, scopes: scopes.into(), report, model, charge, price, multiplier_ppm, reserved_at_ms, late }
     }
 }
 
@@ -259,7 +260,7 @@ fn body() -> impl Strategy<Value = EventBody> {
         unknown(),
     ];
     let of_operators = prop_oneof![
-        Just(AccountOpened {}.into()),
+        any::<Option<u64>>().prop_map(|multiplier_ppm| AccountOpened { multiplier_ppm }.into()),
         (key(), option::of(team()), any::<Option<String>>()).prop_map(
             |(key, team, secret_sha256)| KeyIssued {
                 key,

@@ -13,7 +13,7 @@ use seatbelt_schemas::{
     window::{Period, ROLLING_SECONDS_MAX, Window},
 };
 
-use super::{Secret, reader::Section};
+use super::{Secret, price::multiplier, reader::Section};
 
 /// Most keys one file may declare; beyond that, issue them over the admin routes.
 const KEYS_MAX: usize = 10_000;
@@ -48,14 +48,47 @@ pub struct Key {
     pub policy: Policy,
 }
 
-pub(super) fn read(mut section: Section) -> Vec<Key> {
+/// A declared account, besides its keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountTerms {
+    /// The account.
+    pub account: AccountId,
+    /// What all its costs are multiplied by, in millionths.
+    pub multiplier_ppm: u64,
+}
+
+/// `[[entitlements.accounts]]`: what holds for all keys of an account.
+fn read_accounts(section: &mut Section) -> Vec<AccountTerms> {
+    let mut accounts: Vec<AccountTerms> = Vec::new();
+    for mut part in section.sections("accounts", KEYS_MAX) {
+        let account = part.required("account_id", |part| part.text_with("account_id", account));
+        let ppm = part.required("multiplier", |part| {
+            part.text_with("multiplier", multiplier)
+        });
+        let known = |known: &AccountTerms| account.as_ref() == Some(&known.account);
+        if accounts.iter().any(known) {
+            part.mistake("account_id", "is listed twice: list each account once");
+        }
+        part.finish();
+        if let (Some(account), Some(multiplier_ppm)) = (account, ppm) {
+            accounts.push(AccountTerms {
+                account,
+                multiplier_ppm,
+            });
+        }
+    }
+    accounts
+}
+
+pub(super) fn read(mut section: Section) -> (Vec<Key>, Vec<AccountTerms>) {
+    let accounts = read_accounts(&mut section);
     let mut keys = Vec::new();
     let mut seen = Seen::default();
     for part in section.sections("keys", KEYS_MAX) {
         keys.extend(read_key(part, &mut seen));
     }
     section.finish();
-    keys
+    (keys, accounts)
 }
 
 /// What has been declared so far, with its place: to find what is declared twice.

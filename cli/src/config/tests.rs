@@ -316,6 +316,35 @@ fn a_class_of_service_has_a_price_and_an_id_of_its_own() {
 }
 
 #[test]
+fn an_account_may_pay_by_a_multiplier() {
+    let account = |id: &str, multiplier: &str| {
+        format!("[[entitlements.accounts]]\naccount_id = \"{id}\"\nmultiplier = \"{multiplier}\"\n")
+    };
+    let config = read(&format!("{WHOLE}{}", account("acct-a", "1.1")), &[]).unwrap();
+    let terms = &config.accounts[0];
+    assert_eq!(
+        (terms.account.as_str(), terms.multiplier_ppm),
+        ("acct-a", 1_100_000)
+    );
+    for (lines, problem) in [
+        (account("acct-a", "0"), "above 0"),
+        (account("acct-a", "101"), "at most 100"),
+        (account("a b", "2"), "account_id"),
+        (
+            account("acct-a", "2") + &account("acct-a", "3"),
+            "listed twice",
+        ),
+        (
+            "[[entitlements.accounts]]\naccount_id = \"a\"\n".to_owned(),
+            "multiplier",
+        ),
+    ] {
+        let found = mistakes(&format!("{WHOLE}{lines}"), &[]);
+        assert!(found.concat().contains(problem), "{lines}: {found:?}");
+    }
+}
+
+#[test]
 fn a_model_of_an_upstream_may_name_its_tokenizer() {
     let upstream = |kind: &str, tokenizer: &str| {
         format!(

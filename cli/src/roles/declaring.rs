@@ -71,8 +71,11 @@ impl Declared {
         declared::prices(&*self.ledger, self.config.prices()).await?;
         let ours = |key: &&Key| in_these(self.partitions.of(&key.account));
         let keys: Vec<Key> = self.config.keys.iter().filter(ours).cloned().collect();
+        let accounts = self.config.accounts.iter();
+        let accounts = accounts.filter(|terms| in_these(self.partitions.of(&terms.account)));
+        let accounts: Vec<_> = accounts.cloned().collect();
         let ledger: Arc<dyn Ledger> = Arc::<ClusterLedger>::clone(&self.ledger);
-        declared::keys(ledger, &keys).await
+        declared::keys(ledger, &keys, &accounts).await
     }
 
     async fn watch(&self, absence: &mut Absence) {

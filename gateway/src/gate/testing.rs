@@ -143,6 +143,7 @@ impl Ledger for Stub {
             position: Position(7),
             at_ms: 1,
             open: 0,
+            multiplier_ppm: None,
             caps: self.caps.clone(),
         };
         async move { Ok(standing) }.boxed()

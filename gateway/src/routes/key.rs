@@ -95,13 +95,17 @@ async fn read(app: &App, caller: &KeyEntry) -> Result<SnapshotStanding, ApiError
 
 fn key_body(caller: &KeyEntry, found: &SnapshotStanding) -> Value {
     let Position(position) = found.standing.position;
-    json!({
+    let mut told = json!({
         "account": caller.account,
         "key": caller.key,
         "position": position,
         "age_ms": found.age_ms,
         "caps": found.standing.caps.iter().map(cap).collect::<Vec<_>>(),
-    })
+    });
+    if let Some(ppm) = found.standing.multiplier_ppm {
+        told["multiplier_ppm"] = json!(ppm);
+    }
+    told
 }
 
 fn cap(cap: &CapStanding) -> Value {

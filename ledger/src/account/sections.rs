@@ -12,6 +12,8 @@ pub struct Sections {
     pub opened: bool,
     /// How many events have been applied.
     pub version: u32,
+    /// What all costs are multiplied by, where that was ever set.
+    pub multiplier_ppm: Option<u64>,
     /// Keys, by id.
     pub keys: Vec<Key>,
     /// Caps, by scope and id.
@@ -29,6 +31,7 @@ impl From<Sections> for Account {
         Self {
             opened: sections.opened,
             version: sections.version,
+            multiplier_ppm: sections.multiplier_ppm,
             keys: sections.keys,
             caps: sections.caps,
             open: sections.open.into_iter().collect(),

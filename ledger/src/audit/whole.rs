@@ -198,6 +198,7 @@ mod tests {
             asked: asked(deadline_ms),
             hold: Amounts::request(0, 1, None),
             price: None,
+            multiplier_ppm: None,
             budget: None,
             caps: Vec::new(),
         }
@@ -211,6 +212,7 @@ mod tests {
             asked: asked(1),
             want: Amounts::request(0, 1, None),
             price: None,
+            multiplier_ppm: None,
             budget: None,
             reason: RefusalReason::Spent,
             cap: CapId::new("cap").unwrap(),
@@ -262,7 +264,7 @@ mod tests {
         let partitions = Partitions::try_from(2).unwrap();
         let mut found = [0, 0];
         for (number, name) in (2..).zip(["a", "b", "c", "d", "e", "f", "g", "h"]) {
-            let opened = event(1, number, name, AccountOpened {}.into());
+            let opened = event(1, number, name, AccountOpened::default().into());
             let home = partitions.of(&opened.account);
             let told = take(&mut whole, &opened);
             assert_eq!(told.is_ok(), home == HERE, "{name}: {told:?}");

@@ -5,7 +5,7 @@ use seatbelt_schemas::{
     command::{Change, CommandError},
     event::{AccountOpened, Adjusted, CapRemoved, Credited, EventBody, KeyIssued, KeyRevoked},
     ids::{CapId, KeyId},
-    price::Price,
+    price::{MULTIPLIER_ONE_PPM, Price},
     window::Window,
 };
 
@@ -17,7 +17,10 @@ use crate::{
 /// The change that an operator's event came from; `None` for every other event.
 pub fn change_of(body: &EventBody) -> Option<Change> {
     Some(match body {
-        EventBody::AccountOpened(_) => Change::OpenAccount,
+        EventBody::AccountOpened(data) => match data.multiplier_ppm {
+            None => Change::OpenAccount,
+            Some(ppm) => Change::SetMultiplier { ppm },
+        },
         EventBody::KeyIssued(data) => Change::IssueKey(data.clone()),
         EventBody::KeyRevoked(KeyRevoked { key, reason }) => Change::RevokeKey {
             key: key.clone(),
@@ -47,7 +50,8 @@ pub fn change_of(body: &EventBody) -> Option<Change> {
 /// Decides an operator's change of an account; `None` where nothing has to change.
 pub fn change(account: &Account, change: &Change) -> Result<Option<EventBody>, CommandError> {
     match change {
-        Change::OpenAccount => Ok((!account.is_open()).then(|| AccountOpened {}.into())),
+        Change::OpenAccount => Ok((!account.is_open()).then(|| AccountOpened::default().into())),
+        Change::SetMultiplier { ppm } => set_multiplier(account, *ppm),
         Change::IssueKey(data) => Ok(issue(account, data)),
         Change::RevokeKey { key, reason } => revoke(account, key, reason.as_ref()),
         Change::SetCap(spec) => set_cap(account, spec),
@@ -127,6 +131,19 @@ fn operators(account: &Account, cap: &CapId) -> Result<(), CommandError> {
             run.reservation
         ))),
     }
+}
+
+fn set_multiplier(account: &Account, ppm: u64) -> Result<Option<EventBody>, CommandError> {
+    if !account.is_open() {
+        return Err(CommandError::invalid(
+            "only an account that is open has a multiplier: open it first",
+        ));
+    }
+    let known = account.multiplier_ppm().unwrap_or(MULTIPLIER_ONE_PPM);
+    let opened = AccountOpened {
+        multiplier_ppm: Some(ppm),
+    };
+    Ok((known != ppm).then(|| opened.into()))
 }
 
 fn issue(account: &Account, data: &KeyIssued) -> Option<EventBody> {

@@ -7,7 +7,7 @@ use seatbelt_schemas::{
     event::{Expired, OnUnknown, Released, Report, Resized, Settled, UsageSource},
     ids::ReservationId,
     meter::Amounts,
-    price::Price,
+    price::Terms,
     usage::Usage,
 };
 
@@ -66,10 +66,10 @@ pub fn resize(
     })
 }
 
-fn price_of<'a>(open: &Reservation, context: Context<'a>) -> Option<&'a Price> {
-    context
-        .prices
-        .version(open.scopes.model.as_ref()?, open.price?)
+fn price_of<'a>(open: &Reservation, context: Context<'a>) -> Option<Terms<'a>> {
+    let model = open.scopes.model.as_ref()?;
+    let price = context.prices.version(model, open.price?)?;
+    Some(Terms::of(price, open.multiplier_ppm))
 }
 
 /// Decides a settle, also of a reservation that has expired. The truth is charged whole, even above
@@ -99,6 +99,7 @@ pub fn settle(
         model: open.scopes.model.clone(),
         charge,
         price: open.price,
+        multiplier_ppm: open.multiplier_ppm,
         reserved_at_ms: open.at_ms,
         late,
     })
@@ -108,7 +109,7 @@ pub fn settle(
 /// included; where tokens were only counted, their kinds are not known and the dearest rate applies.
 fn charge(
     open: &Reservation,
-    price: Option<&Price>,
+    price: Option<Terms<'_>>,
     report: &Report,
 ) -> Result<Amounts, CommandError> {
     let Usage {

@@ -9,7 +9,7 @@ use seatbelt_schemas::{
     event::{Asked, OnShort, RefusalReason, Refused, Reserved},
     ids::{CapId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::{Amounts, Meter},
-    price::Price,
+    price::Terms,
     scope::Scopes,
 };
 
@@ -56,7 +56,8 @@ pub fn reserve(
     let scopes = Arc::new(scopes_of(account, &request)?);
     let price = request
         .model
-        .and_then(|model| context.prices.current(model));
+        .and_then(|model| context.prices.current(model))
+        .map(|price| Terms::of(price, account.multiplier_ppm()));
     let (want, survey) = survey(account, context, &request, &scopes, price)?;
     let fits = if survey.fits() {
         Some(want)
@@ -66,7 +67,6 @@ pub fn reserve(
     } else {
         None
     };
-    let price = price.map(|price| price.version);
     let Some(hold) = fits else {
         let asked = (request, scopes, want, price);
         return Ok(short(account, context, asked, survey, last_call));
@@ -76,7 +76,8 @@ pub fn reserve(
         scopes,
         asked: request.asked,
         hold,
-        price,
+        price: price.map(|terms| terms.price.version),
+        multiplier_ppm: price.and_then(|terms| terms.account_ppm),
         budget: request.budget.copied(),
         caps: survey.evidence,
     }))
@@ -88,7 +89,7 @@ fn survey(
     context: Context<'_>,
     request: &ReserveRequest<'_>,
     scopes: &Scopes,
-    price: Option<&Price>,
+    price: Option<Terms<'_>>,
 ) -> Result<(Amounts, Survey), CommandError> {
     if let Some(budget) = request.budget {
         return survey_budget(account, context, request, scopes, budget);
@@ -104,7 +105,7 @@ fn survey(
 fn short(
     account: &Account,
     context: Context<'_>,
-    (request, scopes, want, price): (ReserveRequest<'_>, Arc<Scopes>, Amounts, Option<u32>),
+    (request, scopes, want, price): (ReserveRequest<'_>, Arc<Scopes>, Amounts, Option<Terms<'_>>),
     survey: Survey,
     last_call: bool,
 ) -> Verdict {
@@ -128,7 +129,8 @@ fn short(
         scopes,
         asked: request.asked,
         want,
-        price,
+        price: price.map(|terms| terms.price.version),
+        multiplier_ppm: price.and_then(|terms| terms.account_ppm),
         budget: request.budget.copied(),
         reason: shortage.reason,
         cap: shortage.cap,
@@ -236,13 +238,13 @@ impl Bounds {
     }
 
     /// The most that it can cost; `None` where that is not countable.
-    pub(super) fn cost(self, price: &Price) -> Option<u64> {
-        price.bound(self.input_tokens, self.output_tokens, self.tool_calls)
+    pub(super) fn cost(self, terms: Terms<'_>) -> Option<u64> {
+        terms.bound(self.input_tokens, self.output_tokens, self.tool_calls)
     }
 }
 
 /// The bound of a request in every meter.
-pub(super) fn amounts(price: Option<&Price>, most: Bounds) -> Result<Amounts, CommandError> {
+pub(super) fn amounts(price: Option<Terms<'_>>, most: Bounds) -> Result<Amounts, CommandError> {
     let Bounds {
         input_tokens,
         output_tokens,
@@ -364,7 +366,7 @@ fn shortage(cap: &Cap, evidence: &CapEvidence, need: Option<u64>, at_ms: u64) ->
 /// The largest hold with less output that fits now; `None` where not even one output token does.
 fn clamp<'a>(
     caps: impl Iterator<Item = &'a Cap>,
-    price: Option<&Price>,
+    price: Option<Terms<'_>>,
     most: Bounds,
     at_ms: u64,
 ) -> Result<Option<Amounts>, CommandError> {

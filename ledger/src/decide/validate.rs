@@ -155,6 +155,10 @@ pub fn admin(command: &Admin, now_ms: u64) -> Result<(), Malformed> {
     }
     match &command.change {
         Change::OpenAccount | Change::RemoveCap { .. } => Ok(()),
+        Change::SetMultiplier { ppm: 0 } => Err(Malformed::because(
+            "a multiplier is above 0: take the caps away to charge nothing",
+        )),
+        Change::SetMultiplier { ppm } => within("multiplier_ppm", *ppm, MULTIPLIER_PPM_MAX),
         Change::IssueKey(data) => {
             let hash = data.secret_sha256.as_deref();
             match hash {

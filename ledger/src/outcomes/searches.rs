@@ -93,6 +93,7 @@ mod tests {
             },
             hold: Amounts::zero(),
             price: None,
+            multiplier_ppm: None,
             budget: None,
             caps: Vec::new(),
         };

@@ -238,6 +238,7 @@ async fn terms(store: &dyn SnapshotStore, head: &Head) -> Result<Sections, Broke
     Ok(Sections {
         opened: head.opened,
         version: head.version,
+        multiplier_ppm: head.multiplier_ppm,
         keys: entries(store, of, &head.pieces.keys).await?,
         caps: entries(store, of, &head.pieces.caps).await?,
         runs: runs.into_iter().map(|run| (run.id, run.of)).collect(),

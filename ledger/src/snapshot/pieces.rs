@@ -147,6 +147,9 @@ pub struct Head {
     pub turn: u32,
     /// The pieces.
     pub pieces: Lists<PieceRef>,
+    /// What all costs are multiplied by, in millionths, where that was ever set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiplier_ppm: Option<u64>,
 }
 
 impl Head {
@@ -170,12 +173,18 @@ impl Head {
             open,
             turn,
             pieces,
+            multiplier_ppm,
             ..
         } = self;
         let rest = (
             account, position, at_ms, opened, version, open, turn, pieces,
         );
-        Sha256::digest(wire::encode(&rest)).into()
+        // heads of earlier builds have none, and keep their digest
+        let rest = match multiplier_ppm {
+            None => wire::encode(&rest),
+            Some(ppm) => wire::encode(&(rest, ppm)),
+        };
+        Sha256::digest(rest).into()
     }
 }
 
@@ -349,6 +358,7 @@ impl Written {
             open: state.open().len() as u64,
             turn: if turn as usize >= count { 0 } else { turn },
             pieces: named,
+            multiplier_ppm: state.multiplier_ppm(),
         };
         head.digest = ByteBuf::from(head.digest_of_rest().to_vec());
         Self {

@@ -23,6 +23,7 @@ impl<T: Caller> Writer<T> {
                 position,
                 at_ms,
                 open: state.open().len() as u64,
+                multiplier_ppm: state.multiplier_ppm(),
                 caps: state.standings(query.key.as_ref(), at_ms),
             })
         });

@@ -199,6 +199,7 @@ mod tests {
             model: Some(ModelId::new(name()).unwrap()),
             charge: amounts(),
             price: Some(u32::MAX),
+            multiplier_ppm: None,
             reserved_at_ms: MOST,
             late: true,
         }
@@ -243,6 +244,7 @@ mod tests {
             },
             hold: amounts(),
             price: Some(u32::MAX),
+            multiplier_ppm: None,
             budget: None,
             caps: vec![met; SCOPES * CAPS_PER_SCOPE_MAX],
         };

@@ -210,7 +210,7 @@ fn change_of_id(at_ms: u64, number: usize) -> Event {
         account: account(),
         cause: CommandId::from_parts(at_ms, number as u128),
         actor: Actor::operator("story"),
-        body: AccountOpened {}.into(),
+        body: AccountOpened::default().into(),
     }
 }
 

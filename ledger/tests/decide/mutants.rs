@@ -248,7 +248,7 @@ fn forged(check: Check) -> Numbered {
         Epoch => a_reign_left_out(),
         Change => and_then(&settled(), |_, event| {
             event.account = account();
-            event.body = AccountOpened {}.into();
+            event.body = AccountOpened::default().into();
         }),
     }
 }

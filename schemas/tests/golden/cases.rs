@@ -255,6 +255,7 @@ fn settled() -> Settled {
         model: None,
         charge: Amounts::request(10, 5, None),
         price: None,
+        multiplier_ppm: None,
         reserved_at_ms: AT_MS,
         late: false,
     }
@@ -303,7 +304,7 @@ fn basic() -> Vec<EventBody> {
             skipped: None,
         }
         .into(),
-        AccountOpened {}.into(),
+        AccountOpened::default().into(),
         KeyIssued {
             key: key(),
             team: None,
@@ -343,6 +344,7 @@ fn basic() -> Vec<EventBody> {
             asked: asked(),
             hold: hold(),
             price: None,
+            multiplier_ppm: None,
             budget: None,
             caps: Vec::new(),
         }
@@ -411,7 +413,7 @@ fn full() -> Vec<EventBody> {
             skipped: None,
         }
         .into(),
-        AccountOpened {}.into(),
+        AccountOpened::default().into(),
         KeyIssued {
             key: key(),
             team: Some(TeamId::new("team-1").unwrap()),
@@ -464,6 +466,7 @@ fn full() -> Vec<EventBody> {
             asked: asked_in_full(),
             hold: priced(25_000_000_000),
             price: Some(3),
+            multiplier_ppm: None,
             budget: None,
             caps: evidence_in_full(),
         }
@@ -684,6 +687,7 @@ pub(crate) fn tool_calls() -> Vec<Case<Event>> {
         },
         hold: priced(50_000_090),
         price: Some(3),
+        multiplier_ppm: None,
         budget: None,
         caps: evidence(),
     };
@@ -712,6 +716,46 @@ pub(crate) fn tool_calls() -> Vec<Case<Event>> {
     ]
 }
 
+/// An account that pays a tenth more, a hold and a refusal of it, and its settlement.
+pub(crate) fn multiplied() -> Vec<Case<Event>> {
+    let multiplier_ppm = Some(1_100_000);
+    let opened = AccountOpened { multiplier_ppm };
+    let reserved = Reserved {
+        reservation: reservation(114),
+        scopes: key_alone().into(),
+        asked: asked(),
+        hold: priced(99),
+        price: Some(3),
+        multiplier_ppm,
+        budget: None,
+        caps: evidence(),
+    };
+    let refused = Refused {
+        want: reserved.hold,
+        price: Some(3),
+        multiplier_ppm,
+        ..refused()
+    };
+    let settled = Settled {
+        charge: Amounts::request(10, 5, Some(33)),
+        price: Some(3),
+        multiplier_ppm,
+        ..settled()
+    };
+    vec![
+        (
+            "account_opened-multiplier".to_owned(),
+            event(114, opened.into()),
+        ),
+        (
+            "reserved-multiplier".to_owned(),
+            event(115, reserved.into()),
+        ),
+        ("refused-multiplier".to_owned(), event(116, refused.into())),
+        ("settled-multiplier".to_owned(), event(117, settled.into())),
+    ]
+}
+
 /// A run opened with its own budget, and one that was refused it.
 pub(crate) fn budgets() -> Vec<Case<Event>> {
     let amounts = Budget::METERS
@@ -733,6 +777,7 @@ pub(crate) fn budgets() -> Vec<Case<Event>> {
         asked,
         hold: budget.hold(),
         price: None,
+        multiplier_ppm: None,
         budget: Some(budget),
         caps: evidence(),
     };

@@ -59,6 +59,7 @@ fn reserve(state: &mut Account, number: u64) {
         asked,
         hold: Amounts::request(1_200, 4_096, Some(31_000_000)),
         price: Some(1),
+        multiplier_ppm: None,
         budget: None,
         caps: Vec::new(),
     };
@@ -68,7 +69,7 @@ fn reserve(state: &mut Account, number: u64) {
 /// An account with one key, one cap, and so many open reservations.
 fn holding(open: u64) -> Account {
     let mut state = Account::default();
-    apply(&mut state, AccountOpened {});
+    apply(&mut state, AccountOpened::default());
     let key = KeyIssued {
         key: KeyId::new("key").unwrap(),
         team: None,
@@ -235,6 +236,7 @@ fn widest_open() -> Reservation {
         },
         hold: widest_amounts(),
         price: Some(u32::MAX),
+        multiplier_ppm: None,
         at_ms: u64::MAX,
     }
 }
