@@ -23,6 +23,7 @@ mod ledger;
 mod nats;
 mod neuron;
 mod price;
+mod provided;
 mod reader;
 mod tree;
 mod upstreams;

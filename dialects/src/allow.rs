@@ -13,6 +13,7 @@ use crate::{
     api::Api,
     dialect::Dialect,
     fields::{FieldError, Fields},
+    provided::{self, Calls, Provided},
     served::{Aspect, Class},
 };
 
@@ -127,6 +128,8 @@ pub struct Allowed<'a> {
     pub output_max: u64,
     /// The class that is asked for and has a price of its own.
     pub class: Option<&'a Class>,
+    /// Tools that the provider runs and that have a price.
+    pub tools: &'a [Provided],
 }
 
 impl Allowed<'_> {
@@ -188,6 +191,19 @@ impl Allowed<'_> {
                 );
                 Err(FieldError::unbounded("anthropic-version", why))
             }
+        }
+    }
+
+    /// Writes the maximum of calls of tools that the provider runs; most that they come to.
+    pub fn pin_calls(&self, body: &mut Fields) -> Result<Calls, FieldError> {
+        provided::pin(self.api, self.provided(), body)
+    }
+
+    /// The tools with a price, where a maximum of their calls is kept.
+    fn provided(&self) -> &[Provided] {
+        match provided::is_bounded(self.api, self.profile) {
+            true => self.tools,
+            false => &[],
         }
     }
 
@@ -260,8 +276,10 @@ impl Allowed<'_> {
             Some(Value::String(tag)) if !tag.is_empty() => tag,
             Some(_) => return Some(Found::new(path, "its type must be a string and not empty")),
         };
-        match kinds.iter().find(|kind| kind.is(tag)) {
-            Some(kind) => self.object(kind.shape, path, fields),
+        let shape = kinds.iter().find(|kind| kind.is(tag));
+        let shape = shape.map(|kind| kind.shape);
+        match shape.or_else(|| self.of_provided(tag, path)) {
+            Some(shape) => self.object(shape, path, fields),
             None if tag.is_empty() => Some(Found::new(path, "it has no type that is known here")),
             None => {
                 let why = format!(
@@ -271,6 +289,20 @@ impl Allowed<'_> {
                 Some(Found::new(path, why))
             }
         }
+    }
+}
+
+impl Allowed<'_> {
+    /// What a tool that the provider runs may say, or what a conversation holds of its calls.
+    fn of_provided(&self, tag: &str, path: &str) -> Option<Shape> {
+        let tools = self.provided();
+        if path.starts_with("tools[") {
+            let is_priced = tools.iter().any(|tool| tool.kind == tag);
+            return is_priced.then_some(provided::TOOL);
+        }
+        let mut history = provided::history(self.api).iter();
+        let kind = history.find(|kind| !tools.is_empty() && kind.is(tag));
+        kind.map(|kind| kind.shape)
     }
 }
 

@@ -4,7 +4,7 @@
 //! or place, or run tools of its own. What it says of that is gathered here and compared. Not here: what
 //! another class costs, and what to do about it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::value::RawValue;
 
@@ -12,6 +12,7 @@ use crate::{
     allow::Profile,
     fields::Fields,
     odd::says_nothing,
+    provided::{Provided, called},
     raw::{Pairs, items},
 };
 
@@ -19,6 +20,8 @@ use crate::{
 const SAID_MAX: usize = 32;
 /// Most characters of one.
 const SAID_CHARS_MAX: usize = 256;
+/// Most calls of the provider's tools that are told apart in an answer; more than may be asked for.
+const CALLS_MAX: usize = 4096;
 
 /// What decides a price besides the tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,13 +72,52 @@ const TOOL_COUNT: [&str; 2] = ["num_search_queries", "num_sources_used"];
 
 /// What an answer says of how it was served.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Served(BTreeSet<(Aspect, String)>);
+pub struct Served {
+    said: BTreeSet<(Aspect, String)>,
+    /// How often a tool of the provider was called, by its name, as reports count it.
+    counted: BTreeMap<String, u64>,
+    /// Calls that stand in an answer themselves, by the tool's name and their own.
+    calls: BTreeSet<(String, String)>,
+}
 
 impl Served {
     /// Takes note of an answer, or of an event.
     pub(crate) fn answer(&mut self, fields: &Pairs<'_>) {
         self.fields(fields, &[Aspect::Model]);
         self.fields(fields, &CLASSES);
+        for output in fields.all("output") {
+            for (item, place) in items(output).into_iter().zip(0u64..) {
+                self.item(&Pairs::of(item), place);
+            }
+        }
+    }
+
+    /// Takes note of an item of an answer, in its place among them.
+    pub(crate) fn item(&mut self, item: &Pairs<'_>, place: u64) {
+        let mut kind = String::new();
+        let Some(tool) = called(item, &mut kind) else {
+            return;
+        };
+        self.say(Aspect::Tools, tool);
+        if self.calls.len() < CALLS_MAX {
+            let id = item
+                .last("id")
+                .map_or_else(|| place.to_string(), |id| id.get().to_owned());
+            let kept = |text: &str| text.chars().take(SAID_CHARS_MAX).collect::<String>();
+            self.calls.insert((kept(tool), kept(&id)));
+        }
+    }
+
+    /// How often the provider's tools were called that have a fee.
+    pub fn charged_calls(&self, priced: &[Provided]) -> u64 {
+        let is_charged = |name: &str| {
+            let mut charged = priced.iter().filter(|tool| tool.charged);
+            charged.any(|tool| tool.is_called(name))
+        };
+        let counted = self.counted.iter().filter(|(name, _)| is_charged(name));
+        let counted = counted.fold(0u64, |sum, (_, calls)| sum.saturating_add(*calls));
+        let told = self.calls.iter().filter(|(name, _)| is_charged(name));
+        counted.max(told.count() as u64)
     }
 
     /// Takes note of a report of usage.
@@ -109,15 +151,22 @@ impl Served {
 
     fn tool(&mut self, name: &str, raw: &RawValue) {
         let is_none = raw.get().parse::<f64>().is_ok_and(|count| count == 0.0);
-        if !is_none && !says_nothing(raw.get()) {
-            self.say(Aspect::Tools, name);
+        if is_none || says_nothing(raw.get()) {
+            return;
+        }
+        let tool = name.strip_suffix("_requests").unwrap_or(name);
+        self.say(Aspect::Tools, tool);
+        let known = self.counted.len() < SAID_MAX || self.counted.contains_key(tool);
+        if let (Ok(calls), true) = (raw.get().parse::<u64>(), known) {
+            let most = self.counted.entry(tool.to_owned()).or_default();
+            *most = calls.max(*most);
         }
     }
 
     fn say(&mut self, aspect: Aspect, said: &str) {
-        if self.0.len() < SAID_MAX {
+        if self.said.len() < SAID_MAX {
             let said = said.chars().take(SAID_CHARS_MAX).collect();
-            self.0.insert((aspect, said));
+            self.said.insert((aspect, said));
         }
     }
 }
@@ -135,6 +184,8 @@ pub struct Priced<'a> {
     pub accepted: [&'a [String]; 2],
     /// The class that was asked for and is priced, where it is another than the pinned one.
     pub class: Option<&'a Class>,
+    /// Tools of the provider that are priced by the call.
+    pub tools: &'a [Provided],
 }
 
 /// A class of service that has a price of its own.
@@ -164,7 +215,7 @@ impl Class {
 impl Priced<'_> {
     /// What an answer says that was not priced so.
     pub fn other<'s>(&self, served: &'s Served) -> Option<(Aspect, &'s str)> {
-        let mut said = served.0.iter();
+        let mut said = served.said.iter();
         let found = said.find(|(aspect, said)| !self.covers(*aspect, said));
         found.map(|(aspect, said)| (*aspect, said.as_str()))
     }
@@ -183,7 +234,7 @@ impl Priced<'_> {
             }
             Aspect::ServiceTier | Aspect::Speed => matches!(said, "default" | "standard"),
             Aspect::Geography => matches!(said, "global" | "not_available"),
-            Aspect::Tools => false,
+            Aspect::Tools => self.tools.iter().any(|tool| tool.is_called(said)),
         }
     }
 
@@ -250,6 +301,7 @@ mod tests {
             answers_as: &[],
             accepted: [accepted, &[]],
             class: None,
+            tools: &[],
         }
     }
 
@@ -354,6 +406,59 @@ mod tests {
     }
 
     #[test]
+    fn calls_of_a_priced_tool_are_counted_and_no_other_class() {
+        let search = |charged| Provided {
+            kind: "web_search_20250305".to_owned(),
+            calls_max: 5,
+            input_max: 1000,
+            charged,
+        };
+        let served = served(
+            "{}",
+            r#"{"server_tool_use": {"web_search_requests": 2, "web_fetch_requests": 0}}"#,
+        );
+        let tools = [search(true)];
+        let priced = Priced {
+            tools: &tools,
+            ..priced(Profile::Anthropic, "m", &[])
+        };
+        assert_eq!(priced.other(&served), None);
+        assert_eq!(served.charged_calls(&tools), 2);
+        assert_eq!(served.charged_calls(&[search(false)]), 0);
+        let fetched = self::served("{}", r#"{"server_tool_use": {"web_fetch_requests": 1}}"#);
+        assert_eq!(priced.other(&fetched), Some((Aspect::Tools, "web_fetch")));
+        assert_eq!(fetched.charged_calls(&tools), 0);
+    }
+
+    #[test]
+    fn calls_that_stand_in_an_answer_are_counted_once_each() {
+        let tools = [Provided {
+            kind: "web_search".to_owned(),
+            calls_max: 5,
+            input_max: 1000,
+            charged: true,
+        }];
+        let output = r#"{"output": [{"type": "web_search_call", "id": "a"}, {"type": "function_call", "id": "f"},
+            {"type": "web_search_call", "id": "b"}, {"type": "web_search_call"}, {"type": 7}, 8]}"#;
+        let mut all = served(output, "{}");
+        assert_eq!(all.charged_calls(&tools), 3);
+        for (item, place) in [
+            (r#"{"type": "web_search_call", "id": "a"}"#, 0),
+            (r#"{"type": "web_search_call"}"#, 3),
+        ] {
+            all.item(&Pairs::read(item).unwrap(), place);
+        }
+        assert_eq!(all.charged_calls(&tools), 3);
+        all.item(
+            &Pairs::read(r#"{"type": "web_search_call", "id": "c"}"#).unwrap(),
+            6,
+        );
+        assert_eq!(all.charged_calls(&tools), 4);
+        let none = priced(Profile::OpenAi, "m", &[]);
+        assert_eq!(none.other(&all), Some((Aspect::Tools, "web_search")));
+    }
+
+    #[test]
     fn a_class_that_was_asked_for_and_the_pinned_one_below_it_are_priced() {
         let class = Class {
             aspect: Aspect::ServiceTier,
@@ -417,7 +522,11 @@ mod tests {
         for n in 0..1000 {
             all.say(Aspect::Model, &format!("{n}{}", "x".repeat(1000)));
         }
-        assert_eq!(all.0.len(), SAID_MAX);
-        assert!(all.0.iter().all(|(_, said)| said.len() <= SAID_CHARS_MAX));
+        assert_eq!(all.said.len(), SAID_MAX);
+        assert!(
+            all.said
+                .iter()
+                .all(|(_, said)| said.len() <= SAID_CHARS_MAX)
+        );
     }
 }

@@ -5,7 +5,8 @@
 //! since no upstream reads more. Pure. Not here: what a request
 //! asks for and what it may say at all, which the dialects read; and exact counts, which a neuron gives.
 
-use seatbelt_dialects::Ask;
+use seatbelt_dialects::{Ask, Calls};
+use seatbelt_schemas::amount::{TOKENS_PER_REQUEST_MAX, TOOL_CALLS_MAX};
 
 use crate::{config::Limits, error::ApiError};
 
@@ -81,6 +82,42 @@ pub(crate) fn exactly(
     Ok(Bound {
         input_tokens,
         output_tokens: ask.max.unwrap_or(most).clamp(1, most),
+    })
+}
+
+/// A bound with what calls of the provider's tools add to the input.
+///
+/// A model reads all of its prompt again after each call, with what it wrote and what the calls found so far. The
+/// instructions that come with the tools are taken to be no longer than what a call adds.
+pub(crate) fn with_calls(bound: Bound, calls: Calls, context: u64) -> Result<Bound, ApiError> {
+    if calls.input_max == 0 || calls.all == 0 {
+        return Ok(bound);
+    }
+    let reading = |call: u64| {
+        let found = (call + 1).saturating_mul(calls.input_max);
+        let written = if call == 0 { 0 } else { bound.output_tokens };
+        let read = bound.input_tokens.saturating_add(written);
+        read.saturating_add(found).min(context)
+    };
+    let too_often = || {
+        let why = "may be called so often that one request cannot hold what they read; lower their maximum";
+        ApiError::unbounded("tools", why)
+    };
+    if calls.all > TOOL_CALLS_MAX {
+        return Err(too_often());
+    }
+    let first_at_context = (0..calls.all).find(|call| reading(*call) == context);
+    let below = first_at_context.unwrap_or(calls.all + 1);
+    let read = (0..below).map(reading).fold(0u64, u64::saturating_add);
+    let input_tokens = context
+        .saturating_mul(calls.all + 1 - below)
+        .saturating_add(read);
+    if input_tokens > TOKENS_PER_REQUEST_MAX {
+        return Err(too_often());
+    }
+    Ok(Bound {
+        input_tokens,
+        ..bound
     })
 }
 
@@ -247,6 +284,28 @@ mod tests {
         );
         let ask = Api::Chat.ask(&hi(json!({"max_tokens": 30}))).unwrap();
         assert_eq!(exactly(&ask, 90, 100, 64).unwrap().output_tokens, 10);
+    }
+
+    #[test]
+    fn calls_of_the_providers_tools_have_the_prompt_read_again() {
+        let bound = Bound {
+            input_tokens: 100,
+            output_tokens: 40,
+        };
+        let calls = |all, input_max| Calls {
+            all,
+            charged: all,
+            input_max,
+        };
+        let input = |all, input_max, context| {
+            let bound = with_calls(bound, calls(all, input_max), context);
+            bound.unwrap().input_tokens
+        };
+        assert_eq!(input(0, 1000, 8192), 100);
+        assert_eq!(input(1, 1000, 8192), (100 + 1000) + (140 + 2000));
+        assert_eq!(input(3, 1000, 2500), 1100 + 2140 + 2500 + 2500);
+        assert_eq!(input(1_000_000, 1000, 2500), 1100 + 2140 + 999_999 * 2500);
+        assert!(with_calls(bound, calls(TOOL_CALLS_MAX, 1 << 38), 1 << 40).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-pub use seatbelt_dialects::{Aspect, Class, Dialect, MaxField, allow::Profile};
+pub use seatbelt_dialects::{Aspect, Class, Dialect, MaxField, Provided, allow::Profile};
 use seatbelt_schemas::{
     amount::TOKENS_PER_REQUEST_MAX,
     event::{OnShort, OnUnknown},
@@ -197,6 +197,8 @@ pub struct UpstreamModel {
     pub price: Option<Price>,
     /// Classes of service that may be asked for, at prices of their own.
     pub classes: Vec<PricedClass>,
+    /// Tools that the provider runs and that may be asked for.
+    pub tools: Vec<Provided>,
 }
 
 /// How a model's tokens are counted.
@@ -236,6 +238,7 @@ impl UpstreamModel {
             answers_as: Vec::new(),
             price: None,
             classes: Vec::new(),
+            tools: Vec::new(),
         }
     }
 }

@@ -56,6 +56,8 @@ pub(crate) struct Want {
     pub(crate) end_user: Option<EndUserId>,
     pub(crate) input_tokens: u64,
     pub(crate) output_tokens: u64,
+    /// Most calls of the provider's tools that have a fee.
+    pub(crate) tool_calls: u64,
     pub(crate) on_short: OnShort,
     pub(crate) on_unknown: OnUnknown,
     /// How long to wait for open holds to resolve; as configured where it says nothing.
@@ -142,6 +144,7 @@ impl Gate {
                     key: want.key,
                     id: grant.reservation,
                     hold: grant.hold,
+                    tool_calls: want.tool_calls,
                     deadline_ms,
                     reserved_at: Instant::now(),
                     on_unknown: want.on_unknown,
@@ -238,7 +241,7 @@ impl Gate {
             end_user: want.end_user.clone(),
             input_tokens: want.input_tokens,
             output_tokens: want.output_tokens,
-            tool_calls: 0,
+            tool_calls: want.tool_calls,
             deadline_ms: (self.clock)().saturating_add(ms(life)),
             wait_ms: ms(wait),
             on_short: want.on_short,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use seatbelt_dialects::{
-    Api, Ask, Dialect, Exact, Face, Fields,
+    Api, Ask, Calls, Dialect, Exact, Face, Fields,
     allow::{Allowed, Profile, refuse_state},
     translate::{Name, Translation, between},
 };
@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
-    bound::{Bound, by_bytes, by_tokens, exactly},
+    bound::{Bound, by_bytes, by_tokens, exactly, with_calls},
     config::{Limits, PricedClass, REQUEST_ALLOWANCE_GENERIC},
     error::ApiError,
     gate::{Gate, Want},
@@ -52,6 +52,8 @@ pub(crate) struct Plan {
     pub(crate) exact: Option<Exact>,
     pub(crate) ask: Ask,
     pub(crate) bound: Bound,
+    /// Most calls of tools that the provider runs.
+    pub(crate) calls: Calls,
     /// The class of service that it asks for, where that has a price of its own.
     pub(crate) class: Option<PricedClass>,
     pub(crate) candidate: Candidate,
@@ -103,9 +105,13 @@ impl Planner {
         let ((mut body, ask), room) = aside.work(reading).await?;
         let class = class_of(&candidate, &body)?;
         let allowed = allowed(&candidate, api, class.as_ref());
-        self.screen(&caller, &headers, allowed, &mut body).await?;
+        let calls = self.screen(&caller, &headers, allowed, &mut body).await?;
         let read = Read { body, ask, room };
         let (candidate, bound, read) = self.bound(&caller, &model, api, candidate, read).await?;
+        let bound = match &candidate {
+            Candidate::Foreign(_, model) => with_calls(bound, calls, model.limits.context)?,
+            Candidate::Neuron(_) => bound,
+        };
         let Read {
             mut body,
             ask,
@@ -136,6 +142,7 @@ impl Planner {
             exact,
             ask,
             bound,
+            calls,
             class,
             candidate,
             face,
@@ -145,14 +152,14 @@ impl Planner {
         })
     }
 
-    /// Refuses what has no bound where a cap needs one, and pins the class of the price.
+    /// Refuses what has no bound where a cap needs one, and pins the class of the price and the calls of tools.
     async fn screen(
         &self,
         caller: &Caller,
         headers: &HeaderMap,
         allowed: Allowed<'_>,
         body: &mut Fields,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Calls, ApiError> {
         let betas = headers.get_all("anthropic-beta").iter();
         let betas = betas.map(|value| value.to_str().unwrap_or("?"));
         let versions = headers.get_all("anthropic-version").iter();
@@ -161,16 +168,21 @@ impl Planner {
             .check(body)
             .and_then(|()| allowed.check_betas(betas))
             .and_then(|()| allowed.check_versions(versions));
+        let mut calls = Calls::default();
         if let Some(key) = &caller.key {
             match checked {
-                Ok(()) => allowed.pin(body),
+                Ok(()) => {
+                    allowed.pin(body);
+                    calls = allowed.pin_calls(body)?;
+                }
                 Err(error) if caller.run.is_some() || self.gate.bounds(key).await? => {
                     return Err(error.into());
                 }
                 Err(_) => {}
             }
         }
-        Ok(refuse_state(body, allowed.accepted)?)
+        refuse_state(body, allowed.accepted)?;
+        Ok(calls)
     }
 
     /// The bound, and who will serve within it.
@@ -262,6 +274,7 @@ impl Plan {
             end_user: self.ask.end_user.clone(),
             input_tokens: self.bound.input_tokens,
             output_tokens,
+            tool_calls: self.calls.charged,
             on_short: if self.ask.keeps_max {
                 OnShort::Refuse
             } else {
@@ -348,6 +361,7 @@ fn allowed<'a>(candidate: &'a Candidate, api: Api, class: Option<&'a PricedClass
             accepted: [&upstream.allow_fields, &model.told.allow_fields],
             output_max: model.limits.output,
             class,
+            tools: &model.told.tools,
         },
         Candidate::Neuron(neuron) => Allowed {
             api,
@@ -355,6 +369,7 @@ fn allowed<'a>(candidate: &'a Candidate, api: Api, class: Option<&'a PricedClass
             accepted: [&[], &[]],
             output_max: neuron.model.output,
             class,
+            tools: &[],
         },
     }
 }

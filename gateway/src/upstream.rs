@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bytes::Bytes;
 use reqwest::Url;
-use seatbelt_dialects::{Api, Dialect, MaxField, Priced, allow::Profile};
+use seatbelt_dialects::{Api, Dialect, MaxField, Priced, Provided, allow::Profile};
 use seatbelt_schemas::neuron::{PATH_CHAT, PATH_COMPLETIONS};
 
 use crate::config::{PricedClass, Secret, UpstreamConfig};
@@ -94,6 +94,14 @@ impl Candidate {
         }
     }
 
+    /// Tools that it runs itself and that are priced.
+    pub(crate) fn tools(&self) -> &[Provided] {
+        match self {
+            Self::Foreign(_, model) => &model.told.tools,
+            Self::Neuron(_) => &[],
+        }
+    }
+
     /// What it is asked in by a client of `client`: the same where it speaks that too.
     pub(crate) fn api(&self, client: Api) -> Api {
         let speaks = match self {
@@ -132,6 +140,7 @@ impl Candidate {
                 answers_as: &model.told.answers_as,
                 accepted: [&upstream.allow_fields, &model.told.allow_fields],
                 class: class.map(|priced| &priced.class),
+                tools: &model.told.tools,
             }),
             Self::Neuron(_) => None,
         }

@@ -79,7 +79,14 @@ pub async fn start(
     let (replicas, id) = (config.replicas, &config.id);
     let reports = UsageReports::open(&nats, &names, replicas, id).await?;
     let register = Register::open(&nats, &names, replicas, id).await?;
-    start_all(config, secret, Some(Arc::new(reports)), Some(register), shutdown).await
+    start_all(
+        config,
+        secret,
+        Some(Arc::new(reports)),
+        Some(register),
+        shutdown,
+    )
+    .await
 }
 
 /// Starts a neuron that reports to any sink and registers nowhere.

@@ -30,11 +30,7 @@ pub(super) fn read_price(
     let rates = read_rates(&mut part, writes_cost_more);
     let mut tiers = read_tiers(&mut part, writes_cost_more).into_iter();
     let multiplier_ppm = part.text_with("multiplier", multiplier);
-    let fee_per_request = part.text_with("per_request", |text| match parse_usd(text) {
-        Ok(nano) if nano <= FEE_MAX => Ok(nano),
-        Ok(_) => Err("is above 1000 USD".to_owned()),
-        Err(error) => Err(error.to_string()),
-    });
+    let fee_per_request = part.text_with("per_request", fee);
     part.finish();
     Some(Price {
         long_context: tiers.next(),
@@ -78,6 +74,7 @@ pub(super) fn is_never_cheaper(price: &Price, than: &Price) -> bool {
     };
     thresholds.iter().all(is_no_less)
         && price.fee_per_request.unwrap_or(0) >= than.fee_per_request.unwrap_or(0)
+        && price.fee_per_tool_call.unwrap_or(0) >= than.fee_per_tool_call.unwrap_or(0)
 }
 
 /// A price with all its rates multiplied once more; `None` where that is beyond what a price may have.
@@ -146,6 +143,15 @@ fn read_rates(part: &mut Section, writes_cost_more: bool) -> Option<Rates> {
         reasoning: reasoning.unwrap_or(flat.reasoning),
         ..flat
     })
+}
+
+/// USD for one of something to nano-USD.
+pub(super) fn fee(text: &str) -> Result<u64, String> {
+    match parse_usd(text) {
+        Ok(nano) if nano <= FEE_MAX => Ok(nano),
+        Ok(_) => Err("is above 1000 USD".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// `"1.1"` to millionths.

@@ -316,6 +316,71 @@ fn a_class_of_service_has_a_price_and_an_id_of_its_own() {
 }
 
 #[test]
+fn tools_that_a_provider_runs_have_a_fee_and_bounds() {
+    let upstream = |kind: &str, tools: &str| {
+        format!(
+            "{WHOLE}[[upstreams]]\nname = \"u\"\nkind = {kind}\nbase_url = \"https://x/v1\"\n[[upstreams.models]]\nid = \"m\"\n\
+             context = 10\noutput = 5\nprice = {{ input = \"1\", output = \"2\" }}\n{tools}"
+        )
+    };
+    let tool = |kind: &str, fee: &str| {
+        format!(
+            "[[upstreams.models.tool]]\ntype = \"{kind}\"\nper_call = \"{fee}\"\ncalls_max = 5\ninput_max = 900\n"
+        )
+    };
+    let (search, fetch) = (
+        tool("web_search_20250305", "0.01"),
+        tool("web_fetch_20250910", "0"),
+    );
+    let class = "[[upstreams.models.class]]\nspeed = \"fast\"\nprice = { input = \"6\", output = \"12\" }\n";
+    let text = upstream("\"anthropic\"", &format!("{search}{fetch}{class}"));
+    let config = read(&text, &[]).unwrap();
+    let model = &config.upstreams[1].models[0];
+    assert_eq!(
+        model
+            .tools
+            .iter()
+            .map(|tool| tool.charged)
+            .collect::<Vec<_>>(),
+        [true, false]
+    );
+    assert_eq!(
+        (model.tools[0].calls_max, model.tools[0].input_max),
+        (5, 900)
+    );
+    assert_eq!(
+        model.price.as_ref().unwrap().fee_per_tool_call,
+        Some(10_000_000)
+    );
+    assert_eq!(model.classes[0].price.fee_per_tool_call, Some(10_000_000));
+    let no_bound = "[[upstreams.models.tool]]\ntype = \"web_search\"\nper_call = \"0.01\"\n";
+    for (kind, tools, problem) in [
+        ("\"anthropic\"", no_bound.to_owned(), "input_max"),
+        (
+            "\"anthropic\"",
+            format!("{search}{search}"),
+            "name each once",
+        ),
+        (
+            "\"anthropic\"",
+            format!("{search}{}", tool("other", "0.02")),
+            "one fee per call",
+        ),
+        ("\"openai\"", tool("web_search", "0.01"), "responses = true"),
+        (
+            "\"openai\"\nresponses = true",
+            tool("web_search", "0.01"),
+            "profile = \"openai\"",
+        ),
+    ] {
+        let found = mistakes(&upstream(kind, &tools), &[]);
+        assert!(found.concat().contains(problem), "{tools}: {found:?}");
+    }
+    let openai = "\"openai\"\nresponses = true\nprofile = \"openai\"";
+    assert!(read(&upstream(openai, &tool("web_search", "0.01")), &[]).is_ok());
+}
+
+#[test]
 fn an_account_may_pay_by_a_multiplier() {
     let account = |id: &str, multiplier: &str| {
         format!("[[entitlements.accounts]]\naccount_id = \"{id}\"\nmultiplier = \"{multiplier}\"\n")

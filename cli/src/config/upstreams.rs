@@ -13,6 +13,7 @@ use seatbelt_tokens::Encoding;
 use super::{
     Context,
     price::{is_never_cheaper, multiplied, multiplier, read_price},
+    provided::read_tools,
     reader::Section,
 };
 
@@ -63,6 +64,21 @@ fn read_upstream(
         );
     }
     let models = read_models(&mut section, context, kind, ids);
+    let bounds_calls = match kind {
+        Some(Dialect::OpenAi) => {
+            let is_openai = |url: &String| url.starts_with("https://api.openai.com/");
+            let is_theirs = profile.is_none() && base_url.as_ref().is_some_and(is_openai);
+            responses && (is_theirs || profile == Some(Profile::OpenAi))
+        }
+        Some(Dialect::Anthropic) => profile != Some(Profile::Generic),
+        None => true,
+    };
+    if !bounds_calls && models.iter().any(|model| !model.tools.is_empty()) {
+        section.mistake(
+            "models",
+            "have tools that the provider runs, whose calls only upstreams of kind \"anthropic\" limit, and of kind \"openai\" with responses = true and profile = \"openai\": leave them out",
+        );
+    }
     section.finish();
     Some(UpstreamConfig {
         name: name?,
@@ -181,7 +197,8 @@ fn read_model(
     let allow_fields = section.texts("allow_fields", FIELDS_MAX);
     let answers_as = section.texts("answers_as", FIELDS_MAX);
     let writes_cost_more = kind == Some(Dialect::Anthropic);
-    let price = read_price(&mut section, id.as_ref(), writes_cost_more);
+    let mut price = read_price(&mut section, id.as_ref(), writes_cost_more);
+    let tools = read_tools(&mut section, price.as_mut());
     let mut classes = Vec::new();
     for part in section.sections("class", CLASSES_MAX) {
         classes.extend(read_class(part, price.as_ref(), writes_cost_more, ids));
@@ -202,6 +219,7 @@ fn read_model(
         answers_as,
         price,
         classes,
+        tools,
     })
 }
 
@@ -234,7 +252,10 @@ fn read_class(
     let own = read_price(&mut section, id.as_ref(), writes_cost_more);
     let price = match (&id, of, multiplier_ppm) {
         (Some(id), Some(of), Some(ppm)) => multiplied(of, id.clone(), ppm),
-        _ => own,
+        _ => own.map(|own| Price {
+            fee_per_tool_call: of.and_then(|of| of.fee_per_tool_call),
+            ..own
+        }),
     };
     let problem = match (of, &id, &price) {
         (None, ..) => Some("is a class of a model without a price: give the model one"),

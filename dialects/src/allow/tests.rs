@@ -40,6 +40,7 @@ fn named(api: Api, profile: Profile, accepted: &[&str], extra: Value) -> Option<
         accepted: [&accepted, &[]],
         output_max: OUTPUT_MAX,
         class: None,
+        tools: &[],
     };
     let error = allowed.check(&hi(extra)).err()?;
     assert_eq!(error.fault, Fault::Unbounded);
@@ -378,6 +379,7 @@ fn the_class_of_the_price_is_written_where_the_provider_has_several() {
             accepted: [accepted, &[]],
             output_max: OUTPUT_MAX,
             class: None,
+            tools: &[],
         };
         allowed.pin(&mut body);
         body.get("service_tier").cloned()
@@ -411,6 +413,7 @@ fn a_beta_that_is_not_listed_is_refused() {
         accepted: [&accepted, &[]],
         output_max: OUTPUT_MAX,
         class: None,
+        tools: &[],
     };
     let check = |value: &str| allowed.check_betas([value].into_iter()).is_ok();
     assert!(check(
@@ -430,6 +433,7 @@ fn a_version_that_is_not_listed_is_refused() {
             accepted: [&accepted, &[]],
             output_max: OUTPUT_MAX,
             class: None,
+            tools: &[],
         };
         allowed.check_versions([version].into_iter()).is_ok()
     };
@@ -461,6 +465,7 @@ fn texts_and_embeddings_have_lists_of_their_own() {
                 accepted: [&[], &[]],
                 output_max: OUTPUT_MAX,
                 class: None,
+                tools: &[],
             };
             assert_eq!(allowed.check(&body).unwrap_err().param, field);
         }
@@ -471,6 +476,7 @@ fn texts_and_embeddings_have_lists_of_their_own() {
         accepted: [&[], &[]],
         output_max: OUTPUT_MAX,
         class: None,
+        tools: &[],
     };
     let body = json!({
         "model": "m", "prompt": ["a"], "suffix": "b", "echo": true, "best_of": 2, "n": 1, "logprobs": 5,
@@ -506,6 +512,7 @@ fn a_response_may_say_what_cannot_cost_more() {
             accepted: [&[], &[]],
             output_max: OUTPUT_MAX,
             class: None,
+            tools: &[],
         };
         allowed.check(&body).err().map(|error| error.param)
     };
@@ -586,6 +593,7 @@ fn a_class_that_has_a_price_may_be_asked_for_and_only_that() {
         accepted: [&[], &[]],
         output_max: OUTPUT_MAX,
         class,
+        tools: &[],
     };
     let mut body = hi(json!({"service_tier": "priority"}));
     assert!(class.is_asked(&body));

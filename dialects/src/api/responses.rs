@@ -188,6 +188,12 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
     let response = body.0.last("response").map(Pairs::of).unwrap_or_default();
     told.served.answer(&response);
     reported |= told.reports(&response);
+    if let "response.output_item.added" | "response.output_item.done" = kind.as_str() {
+        let place = body.0.last("output_index");
+        let place = place.and_then(|raw| raw.get().parse().ok()).unwrap_or(0);
+        let items = body.0.all("item").map(Pairs::of);
+        items.for_each(|item| told.served.item(&item, place));
+    }
     if kind.ends_with(".delta") {
         body.0.all("delta").for_each(|raw| told.content(raw));
     }

@@ -196,7 +196,7 @@ pub struct Least {
 impl Least {
     /// Nothing was said.
     pub fn is_nothing(&self) -> bool {
-        self.usage.tokens() == 0 && self.total == 0
+        self.usage.tokens() == 0 && self.usage.tool_calls == 0 && self.total == 0
     }
 
     /// `usage`, nowhere below this.
@@ -206,6 +206,7 @@ impl Least {
         Usage {
             input_tokens,
             output_tokens: output_tokens.max(self.total.saturating_sub(input_tokens)),
+            tool_calls: usage.tool_calls.max(self.usage.tool_calls),
             ..usage
         }
     }

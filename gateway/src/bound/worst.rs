@@ -413,6 +413,7 @@ fn let_through(api: Api, profile: Profile, mut body: Fields) -> Option<(u64, Fie
         accepted: [&[], &[]],
         output_max: 4096,
         class: None,
+        tools: &[],
     };
     allowed.check(&body).ok()?;
     refuse_state(&body, allowed.accepted).ok()?;

@@ -32,6 +32,8 @@ pub(crate) struct Reservation {
     pub(crate) key: KeyId,
     pub(crate) id: ReservationId,
     pub(crate) hold: Amounts,
+    /// Calls of the provider's tools whose fees are in the hold.
+    pub(crate) tool_calls: u64,
     pub(crate) deadline_ms: u64,
     pub(crate) reserved_at: Instant,
     pub(crate) on_unknown: OnUnknown,

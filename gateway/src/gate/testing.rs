@@ -206,6 +206,7 @@ pub(crate) fn want() -> Want {
         end_user: None,
         input_tokens: 5,
         output_tokens: 10,
+        tool_calls: 0,
         on_short: OnShort::Refuse,
         on_unknown: OnUnknown::ChargeHold,
         wait: None,

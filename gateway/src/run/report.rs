@@ -4,6 +4,7 @@ use std::{sync::LazyLock, time::Instant};
 
 use seatbelt_dialects::{Least, Served};
 use seatbelt_schemas::{
+    amount::TOOL_CALLS_MAX,
     event::{OnUnknown, Report, Timings, UsageSource},
     meter::Amounts,
     position::Position,
@@ -41,6 +42,9 @@ struct Terms {
     visible: Option<u64>,
     /// It was served in another class than was priced.
     other_class: bool,
+    /// Calls of the provider's tools with a fee: those that were held, and those that the answer tells.
+    calls_held: u64,
+    calls_told: u64,
     on_unknown: OnUnknown,
 }
 
@@ -102,6 +106,8 @@ impl Job {
                 .output_is_visible()
                 .then_some(self.sent.choices),
             other_class: self.is_other_class(&known.served),
+            calls_held: reservation.tool_calls,
+            calls_told: known.served.charged_calls(self.candidate.tools()),
             on_unknown: match known.client_left {
                 true => OnUnknown::ChargeHold,
                 false => reservation.on_unknown,
@@ -163,7 +169,15 @@ impl Job {
 /// says, else what was counted where that is a bound, else as the key says. What was served in a class
 /// that has no price ends at the hold, or at what was told where that is more.
 fn account_for(hold: &Amounts, known: &Known, event: Option<&UsageEvent>, terms: Terms) -> End {
-    if let Some(usage) = known.usage.filter(|_| !terms.other_class) {
+    let with_told = |usage| Usage {
+        tool_calls: terms.calls_told.min(TOOL_CALLS_MAX),
+        ..usage
+    };
+    let least = Least {
+        usage: with_told(known.least.usage),
+        ..known.least
+    };
+    if let Some(usage) = known.usage.filter(|_| !terms.other_class).map(with_told) {
         let source = match terms.from_neuron {
             true => UsageSource::Neuron,
             false => UsageSource::Upstream,
@@ -176,6 +190,7 @@ fn account_for(hold: &Amounts, known: &Known, event: Option<&UsageEvent>, terms:
     let held = Usage {
         input_tokens: hold.input_tokens,
         output_tokens: hold.output_tokens,
+        tool_calls: terms.calls_held,
         ..Usage::default()
     };
     let counted = known.output_bytes.zip(terms.visible);
@@ -186,15 +201,15 @@ fn account_for(hold: &Amounts, known: &Known, event: Option<&UsageEvent>, terms:
             output_tokens,
             ..held
         };
-        return End::Used(known.least.raise(counted), UsageSource::Counted);
+        return End::Used(least.raise(counted), UsageSource::Counted);
     }
     if terms.on_unknown == OnUnknown::Release && !terms.other_class {
-        return match known.least.is_nothing() {
+        return match least.is_nothing() {
             true => End::Unknown,
-            false => End::Used(known.least.raise(Usage::default()), UsageSource::Counted),
+            false => End::Used(least.raise(Usage::default()), UsageSource::Counted),
         };
     }
-    match known.least.raise(held) {
+    match least.raise(held) {
         same if same == held => End::Used(held, UsageSource::Hold),
         // the ledger charges the hold itself for a hold: what is above it has to be said
         more => End::Used(more, UsageSource::Counted),
@@ -221,6 +236,8 @@ mod tests {
         from_neuron: false,
         visible: None,
         other_class: false,
+        calls_held: 0,
+        calls_told: 0,
         on_unknown: OnUnknown::ChargeHold,
     };
 
@@ -247,6 +264,39 @@ mod tests {
             output_bytes: Some(9),
             ..Known::default()
         }
+    }
+
+    #[test]
+    fn calls_of_the_providers_tools_are_charged_as_told_or_as_held() {
+        let terms = |calls_told| Terms {
+            calls_held: 5,
+            calls_told,
+            ..TERMS
+        };
+        let calls = |known: &Known, terms| match end(known, terms) {
+            End::Used(usage, source) => (usage.tool_calls, source),
+            End::Unknown => panic!("it is charged"),
+        };
+        let reported = told(usage(7, 3));
+        assert_eq!(calls(&reported, terms(2)), (2, UsageSource::Upstream));
+        assert_eq!(calls(&reported, terms(9)), (9, UsageSource::Upstream));
+        let nothing = Known::default();
+        assert_eq!(calls(&nothing, terms(2)), (5, UsageSource::Hold));
+        assert_eq!(calls(&nothing, terms(9)), (9, UsageSource::Counted));
+        let free = Terms {
+            on_unknown: OnUnknown::Release,
+            ..terms(2)
+        };
+        assert_eq!(calls(&nothing, free), (2, UsageSource::Counted));
+        let counted = Known {
+            output_bytes: Some(9),
+            ..Known::default()
+        };
+        let seen = Terms {
+            visible: Some(1),
+            ..terms(2)
+        };
+        assert_eq!(calls(&counted, seen), (5, UsageSource::Counted));
     }
 
     #[test]
@@ -395,6 +445,8 @@ mod tests {
                 from_neuron,
                 visible: sees_all.then_some(sent.choices),
                 other_class: tier == Some("priority"),
+                calls_held: 0,
+                calls_told: 0,
                 on_unknown: if releases { OnUnknown::Release } else { OnUnknown::ChargeHold },
             };
             let usage = match end(&known, terms) {

@@ -9,6 +9,7 @@ mod disconnect;
 mod ends;
 mod messages;
 mod neuron;
+mod provided;
 mod requests;
 mod responses;
 mod runs;

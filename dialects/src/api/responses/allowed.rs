@@ -189,7 +189,10 @@ fn is_default_tier(value: &Value) -> bool {
 }
 
 fn is_of_the_answer(include: &Value) -> bool {
-    let known =
-        |one: &Value| one == "reasoning.encrypted_content" || one == "message.output_text.logprobs";
+    let known = |one: &Value| {
+        one == "reasoning.encrypted_content"
+            || one == "message.output_text.logprobs"
+            || one == "web_search_call.action.sources"
+    };
     include.as_array().is_some_and(|all| all.iter().all(known))
 }
