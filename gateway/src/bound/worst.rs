@@ -465,3 +465,5 @@ fn enough_of_the_random_bodies_are_let_through() {
     let through = through.count();
     assert!((50..450).contains(&through), "{through} of {all}");
 }
+
+mod newer;
