@@ -1,10 +1,11 @@
 //! Numbers that no machine word holds go out as they came.
 //!
 //! A parsed body has its numbers as 64-bit words: `18446744073709551617` and `0.1234567890123456789` would be
-//! others afterwards, `1e400` would be none. Each of these is parsed as a text instead, behind a mark that
-//! nobody can guess, and is a number again in what is written. All other numbers are left as they are: what is
-//! written of them is the same number, though `0.70` may be written `0.7`. Not here: what a number means; no
-//! field that bounds anything takes such a one.
+//! others afterwards, `1e400` would be none. Each of these is parsed as an object of one field instead, whose
+//! name is a mark that nobody can guess, and is a number again in what is written. An object, since nobody who
+//! looks for a text, a number or a switch takes one for it, and shows or keeps it as such. All other numbers are
+//! left as they are: what is written of them is the same number, though `0.70` may be written `0.7`. Not here:
+//! what a number means; no field that bounds anything takes such a one.
 
 /// The mark of one body.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +14,7 @@ pub struct Exact {
 }
 
 impl Exact {
-    /// A body with its inexact numbers as marked texts; nothing where it has none. `mark` has letters and
+    /// A body with its inexact numbers as marked objects; nothing where it has none. `mark` has letters and
     /// digits alone, and must not be known to whoever sent the body.
     pub fn marked(body: &[u8], mark: impl FnOnce() -> String) -> Option<(Vec<u8>, Self)> {
         let mut inexact = Numbers { body, at: 0 }
@@ -26,41 +27,50 @@ impl Exact {
         let mut written = 0;
         for (from, to) in inexact {
             out.extend_from_slice(&body[written..from]);
-            out.push(b'"');
+            out.extend_from_slice(b"{\"");
             out.extend_from_slice(mark.as_bytes());
+            out.extend_from_slice(b"\":\"");
             out.extend_from_slice(&body[from..to]);
-            out.push(b'"');
+            out.extend_from_slice(b"\"}");
             written = to;
         }
         out.extend_from_slice(&body[written..]);
         Some((out, Self { mark }))
     }
 
-    /// The same with each marked text as the number that it was, within texts of JSON too.
+    /// The same with each marked object as the number that it was, within texts of JSON too.
     pub fn unmarked(&self, written: &[u8]) -> Vec<u8> {
         let mark = self.mark.as_bytes();
         let mut out = Vec::with_capacity(written.len());
         let mut rest = written;
         while let Some(at) = position(rest, mark) {
-            let number = &rest[at + mark.len()..];
-            let digits = number
-                .iter()
-                .take_while(|byte| is_of_number(**byte))
-                .count();
+            let behind = &rest[at + mark.len()..];
             let quote = quote_before(&rest[..at]);
-            let is_whole = !quote.is_empty() && number[digits..].starts_with(quote);
-            if is_whole {
-                out.extend_from_slice(&rest[..at - quote.len()]);
-                out.extend_from_slice(&number[..digits]);
-                rest = &number[digits + quote.len()..];
-            } else {
-                out.extend_from_slice(&rest[..at + mark.len()]);
-                rest = number;
+            let opened = rest[..at - quote.len()].strip_suffix(b"{");
+            match opened.zip(number_within(behind, quote)) {
+                Some((before, (number, after))) => {
+                    out.extend_from_slice(before);
+                    out.extend_from_slice(number);
+                    rest = after;
+                }
+                None => {
+                    out.extend_from_slice(&rest[..at + mark.len()]);
+                    rest = behind;
+                }
             }
         }
         out.extend_from_slice(rest);
         out
     }
+}
+
+/// The number that stands behind its mark in these quotes, and what comes after its object.
+fn number_within<'a>(behind: &'a [u8], quote: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let value = behind.strip_prefix(quote)?.strip_prefix(b":")?;
+    let value = value.strip_prefix(quote).filter(|_| !quote.is_empty())?;
+    let long = value.iter().take_while(|byte| is_of_number(**byte)).count();
+    let (number, after) = value.split_at(long);
+    Some((number, after.strip_prefix(quote)?.strip_prefix(b"}")?))
 }
 
 /// The quote at the end, with what escapes it.
@@ -260,16 +270,30 @@ mod tests {
         };
         let unmarked = |text: &str| String::from_utf8(exact.unmarked(text.as_bytes())).unwrap();
         assert_eq!(
-            unmarked(r#"{"a":"{\"b\":\"mark71e400\"}"}"#),
+            unmarked(r#"{"a":"{\"b\":{\"mark7\":\"1e400\"}}"}"#),
             r#"{"a":"{\"b\":1e400}"}"#
         );
         for other in [
-            r#""x mark71e400""#,
-            r#""mark71e400 x""#,
+            r#"{"x mark7":"1e400"}"#,
+            r#"{"mark7":"1e400 x"}"#,
+            r#"{"mark7":"1e400","a":1}"#,
+            r#"{"a":1,"mark7":"1e400"}"#,
+            r#""mark7":"1e400"}"#,
             "mark7",
             r#""mark7"#,
+            r#"{"mark7""#,
         ] {
             assert_eq!(unmarked(other), other);
+        }
+    }
+
+    #[test]
+    fn where_a_text_is_looked_for_no_such_number_is_one() {
+        let body = br#"{"model":1e400,"user":18446744073709551617,"text":0.1234567890123456789}"#;
+        let (marked, _) = Exact::marked(body, || "mark7".to_owned()).unwrap();
+        let body: Value = serde_json::from_slice(&marked).unwrap();
+        for (name, value) in body.as_object().unwrap() {
+            assert!(value.is_object(), "{name}: {value}");
         }
     }
 

@@ -40,12 +40,12 @@ impl Face {
         }
     }
 
-    /// A whole answer; nothing where it is none.
-    pub fn whole(&self, body: Bytes) -> Option<Bytes> {
+    /// A whole answer; nothing where it is none. `usage` is what it is known to have used, or is charged for.
+    pub fn whole(&self, body: Bytes, usage: Option<Usage>) -> Option<Bytes> {
         match self {
             Self::Same { .. } => Some(body),
-            Self::Messages(stream) => from_chat(&body, stream.shown()),
-            Self::Chat(stream) => from_messages(&body, stream.shown()),
+            Self::Messages(stream) => from_chat(&body, stream.shown(), usage),
+            Self::Chat(stream) => from_messages(&body, stream.shown(), usage),
         }
     }
 
@@ -102,8 +102,9 @@ impl Face {
         Ok(())
     }
 
-    /// The normal end of a stream: what was held back, or what stands for it.
-    pub fn end(&mut self, usage: Usage, held: BytesMut) -> BytesMut {
+    /// The normal end of a stream: what was held back, or what stands for it. `usage` is what it is known to
+    /// have used, or is charged for.
+    pub fn end(&mut self, usage: Option<Usage>, held: BytesMut) -> BytesMut {
         match self {
             Self::Same { .. } => held,
             Self::Messages(stream) => {

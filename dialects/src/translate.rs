@@ -24,8 +24,8 @@ pub(crate) mod refuse;
 
 pub use chat_messages::ChatStream;
 pub(crate) use chat_messages::from_messages;
-pub use messages_chat::MessagesStream;
 pub(crate) use messages_chat::from_chat;
+pub use messages_chat::{MessagesStream, without_our_thoughts};
 
 /// A pair of APIs with a way between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use axum::http::HeaderMap;
 use seatbelt_dialects::{
     Api, Ask, Calls, Dialect, Exact, Face, Fields,
     allow::{Allowed, Profile, refuse_state},
-    translate::{Name, Translation, between},
+    translate::{Name, Translation, between, without_our_thoughts},
 };
 use seatbelt_schemas::{
     amount::TOKENS_PER_REQUEST_MAX, event::OnShort, ids::ModelId, neuron::NeuronModel,
@@ -261,7 +261,7 @@ impl Plan {
         let output_tokens = self.bound.output_tokens.saturating_mul(self.ask.choices);
         if output_tokens > TOKENS_PER_REQUEST_MAX {
             let problem = "asks for more output than one request may have";
-            return Err(ApiError::invalid_field("n", problem));
+            return Err(ApiError::invalid_field(self.choices_field(), problem));
         }
         Ok(Some(Want {
             account: key.account.clone(),
@@ -283,6 +283,18 @@ impl Plan {
             on_unknown: key.on_unknown,
             wait: self.caller.wait,
         }))
+    }
+}
+
+impl Plan {
+    /// Which field asks for that many choices.
+    fn choices_field(&self) -> &'static str {
+        let of = |name: &str| self.body.get(name).and_then(Value::as_u64).unwrap_or(0);
+        match (self.api, of("best_of") > of("n")) {
+            (Api::Completions, true) => "best_of",
+            (Api::Completions, false) if of("n") < 2 => "prompt",
+            _ => "n",
+        }
     }
 }
 
@@ -329,7 +341,12 @@ async fn neuron_bound(
             }
             _ => counter.count(read.body.get("messages"), limits.context),
         };
-        let input_tokens = counted.map_err(|error| not_counted(&error, limits.context))?;
+        let prompt = if api == Api::Completions {
+            "prompt"
+        } else {
+            "messages"
+        };
+        let input_tokens = counted.map_err(|error| not_counted(&error, prompt, limits.context))?;
         let bound = exactly(&read.ask, input_tokens, limits.context, limits.output)?;
         Ok((bound, read))
     };
@@ -337,17 +354,17 @@ async fn neuron_bound(
 }
 
 /// As the neuron would refuse it.
-fn not_counted(error: &CountError, context: u64) -> ApiError {
+fn not_counted(error: &CountError, prompt: &str, context: u64) -> ApiError {
     match error {
         CountError::TooLong(least) => ApiError::context_exceeded(*least, context),
         CountError::Messages(MessagesError::Invalid(wanted)) => {
-            ApiError::invalid_field("messages", &format!("must be {wanted}"))
+            ApiError::invalid_field(prompt, &format!("must be {wanted}"))
         }
         CountError::Messages(MessagesError::Unsupported(problem)) => {
-            ApiError::invalid_field("messages", &format!("cannot be served: {problem}"))
+            ApiError::invalid_field(prompt, &format!("cannot be served: {problem}"))
         }
         CountError::Prompt(error) => {
-            ApiError::invalid_field("messages", &format!("make no prompt: {error}"))
+            ApiError::invalid_field(prompt, &format!("make no prompt: {error}"))
         }
     }
 }
@@ -379,6 +396,10 @@ fn read(way: Option<Translation>, api: Api, body: Fields) -> Result<(Fields, Ask
     match way {
         Some(way) => Ok(way.request(&body)?),
         None => {
+            let mut body = body;
+            if api == Api::Messages {
+                without_our_thoughts(&mut body);
+            }
             let ask = api.ask(&body)?;
             Ok((body, ask))
         }

@@ -14,7 +14,11 @@ use axum::{
 use futures::future::BoxFuture;
 use seatbelt_dialects::{Api, Dialect, Exact, Face, Fields, Sent};
 use seatbelt_ledger::api::UsageEvents;
-use seatbelt_schemas::{command::Grant, neuron::signature::NeuronSecret, usage::UsageEvent};
+use seatbelt_schemas::{
+    command::Grant,
+    neuron::signature::NeuronSecret,
+    usage::{Usage, UsageEvent},
+};
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
@@ -92,6 +96,8 @@ struct Job {
     first_byte_ms: u64,
     /// What the hold came to, once it has its end.
     charged: Option<Charged>,
+    /// What it is charged for, once that is known.
+    billed: Option<Usage>,
     /// Headers of the answer.
     headers: HeaderMap,
     /// For the body, until it is sent.
@@ -166,6 +172,7 @@ impl Runner {
             began,
             first_byte_ms: 0,
             charged: None,
+            billed: None,
             headers,
             room,
             _place: plan.place,

@@ -130,7 +130,10 @@ impl Case {
     }
 
     fn answer(&self, input: Vec<u8>) -> String {
-        let shown = self.face().whole(Bytes::from(input)).expect("an answer");
+        let shown = self
+            .face()
+            .whole(Bytes::from(input), None)
+            .expect("an answer");
         String::from_utf8(shown.to_vec()).unwrap()
     }
 
@@ -152,7 +155,7 @@ impl Case {
             face.event(&event, part, &mut held, &mut out).unwrap();
         }
         let usage: Usage = told.final_usage(ended).expect("a whole stream");
-        out.extend_from_slice(&face.end(usage, held));
+        out.extend_from_slice(&face.end(Some(usage), held));
         String::from_utf8(out.to_vec()).unwrap()
     }
 }

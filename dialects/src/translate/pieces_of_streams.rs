@@ -58,7 +58,7 @@ fn played(way: Translation, stream: &[u8], chunks: &[usize], cut: usize) -> Vec<
         }
     }
     if let Some(usage) = told.final_usage(ended).filter(|_| ended && !failed) {
-        out.extend_from_slice(&face.end(usage, held));
+        out.extend_from_slice(&face.end(Some(usage), held));
     }
     let mut reader = SseReader::default();
     reader.push(&out);
@@ -439,6 +439,6 @@ fn a_call_without_a_name_is_an_error_and_no_call() {
             "{read:?}"
         );
         let whole = format!(r#"{{"choices":[{{"message":{{"tool_calls":[{piece}]}}}}]}}"#);
-        assert!(face(WAYS[0]).whole(whole.into()).is_none());
+        assert!(face(WAYS[0]).whole(whole.into(), None).is_none());
     }
 }

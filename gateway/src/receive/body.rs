@@ -101,11 +101,14 @@ impl Bodies {
     ) -> Result<(Fields, Option<Exact>, Share), ApiError> {
         let values_max = self.values_max;
         let parsing = move || {
-            room.grow(weigh(&body, values_max)?.bytes())?;
+            let weight = weigh(&body, values_max)?.bytes();
+            room.grow(weight)?;
             let Some((marked, exact)) = Exact::marked(&body, mark) else {
                 return Ok((parse(&body)?, None, room));
             };
-            room.grow(marked.len().saturating_sub(body.len()))?;
+            // each of these numbers is an object of its own, which is bounded as such
+            let more = weigh(&marked, values_max)?.bytes().saturating_sub(weight);
+            room.grow(more.saturating_add(marked.len() - body.len()))?;
             Ok((parse(&marked)?, Some(exact), room))
         };
         aside.work(parsing).await

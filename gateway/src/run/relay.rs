@@ -10,6 +10,7 @@ use seatbelt_dialects::{
     Api, Face, Part, StreamTold,
     sse::{SseEvent, SseReader, write_event},
 };
+use serde::de::IgnoredAny;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
@@ -19,6 +20,8 @@ use super::{
 };
 use crate::{config::TRAILER_WAIT, metrics::Stage};
 
+/// The mark of the end in the OpenAI dialect, which is no JSON.
+const DONE: &[u8] = b"[DONE]";
 /// Pieces of a stream that wait for a slow client; then the upstream waits too.
 const STREAM_PIECES_MAX: usize = 32;
 
@@ -91,7 +94,7 @@ impl Job {
 
     async fn finish(&mut self, mut relay: Relay, stopped: Result<(), Stop>) {
         let known = relay.known();
-        let usage = known.usage.unwrap_or_default();
+        let told = known.usage;
         let by_client = matches!(stopped, Err(Stop::ClientLeft));
         let failed = match stopped {
             Ok(()) => self.settle(known).await.err(),
@@ -108,7 +111,7 @@ impl Job {
         };
         let held = std::mem::take(&mut relay.end);
         let last = match failed {
-            None => self.face.end(usage, held),
+            None => self.face.end(told.or(self.billed), held),
             Some(error) => {
                 let (upstream, detail) = (&self.upstream, error.log.as_deref());
                 if by_client {
@@ -213,6 +216,9 @@ impl Relay {
         let Some(event) = self.reader.last_event().map(SseEvent::completed) else {
             return Ok(());
         };
+        if self.was_the_mark(&event) {
+            return Ok(());
+        }
         let mut late = BytesMut::new();
         self.event(&event, face, &mut late)?;
         if self.state == State::Failed {
@@ -222,6 +228,16 @@ impl Relay {
             self.end = late;
         }
         Ok(())
+    }
+
+    /// Whether what is left of an event can only have been the mark of the end: all output and its usage came
+    /// before, and it says nothing of either.
+    fn was_the_mark(&self, event: &SseEvent) -> bool {
+        let is_cut =
+            event.data != DONE && serde_json::from_slice::<IgnoredAny>(&event.data).is_err();
+        let tells = |what: &[u8]| event.data.windows(what.len()).any(|found| found == what);
+        let is_error = event.name.as_deref() == Some("error") || tells(b"error");
+        is_cut && !is_error && !tells(b"usage") && self.told.final_usage(false).is_some()
     }
 
     /// Whether the body may be over where it is.

@@ -129,6 +129,7 @@ impl Job {
                 total_ms: ms(reservation.reserved_at.elapsed()),
             },
         };
+        self.billed = Some(usage);
         let position = reservation.settle(report).await?;
         self.charged = Some(match source {
             UsageSource::Hold => Charged::Hold,

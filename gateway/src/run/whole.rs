@@ -7,6 +7,7 @@ use axum::{
 };
 use bytes::{Bytes, BytesMut};
 use seatbelt_dialects::Told;
+use seatbelt_schemas::usage::Usage;
 use serde::de::IgnoredAny;
 
 use super::{
@@ -75,8 +76,9 @@ impl Job {
             served: read.served,
             client_left: false,
         });
+        let told = known.usage;
         let position = self.settle(known).await?;
-        let shown = self.shown(body)?;
+        let shown = self.shown(body, told.or(self.billed))?;
         let mut response = self.response(status, self.typed(headers), Body::from(shown));
         if let Some(position) = position {
             response.headers_mut().insert(X_POSITION, position.0.into());
@@ -111,12 +113,12 @@ impl Job {
 
     /// A whole answer in the client's dialect; an error where the client reads a stream, in which a whole
     /// answer has no event and would look like an empty one.
-    fn shown(&self, body: Bytes) -> Result<Bytes, ApiError> {
+    fn shown(&self, body: Bytes, usage: Option<Usage>) -> Result<Bytes, ApiError> {
         let broke = |problem| ApiError::upstream_broke(&self.upstream, problem);
         if self.stream {
             return Err(broke("it answered whole where a stream was asked for"));
         }
-        let shown = self.face.whole(body);
+        let shown = self.face.whole(body, usage);
         shown.ok_or_else(|| broke("its answer is not one of its API"))
     }
 

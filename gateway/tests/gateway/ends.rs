@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 
 use crate::{
     messages::{native, native_stream},
-    support::{Script, Stack, chat_stream, hi_stream, read_until, stream_text},
+    support::{
+        Script, Stack, chat_stream, hi, hi_stream, read_until, status_and_body, stream_text,
+    },
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -259,4 +261,87 @@ async fn what_is_no_content_is_left_out() {
     let text = stream_text(stack.post(MESSAGES, &hi_stream(20))).await;
     assert!(text.contains("message_stop"), "{text}");
     assert_eq!(stack.spent_once_idle().await, 15);
+}
+
+#[tokio::test]
+async fn a_mark_of_the_end_that_is_cut_costs_what_was_reported_before_it() {
+    let (openai, anthropic) = (Stack::balance(1000).await, native().await);
+    let (chat, messages) = (chat_stream(), native_stream());
+    let mut times = 0;
+    for cut in ["data: [DONE", "data: [D", "data:", "d"] {
+        let stream = chat[..4].concat() + cut;
+        openai.upstream.plays(Script::Stream(vec![stream]));
+        let text = stream_text(openai.chat(&hi_stream(20))).await;
+        assert!(!text.contains("error") && !text.contains("[D"), "{text}");
+        times += 1;
+        assert_eq!(openai.spent_once_idle().await, times * 15, "{cut}");
+    }
+    let (last, before) = messages.split_last().unwrap();
+    for (times, cut) in [3, 12, 30].into_iter().enumerate() {
+        let stream = before.concat() + &last[..last.len() - cut];
+        ends_in_an_error(&anthropic, MESSAGES, &stream).await;
+        let spent = anthropic.spent_once_idle().await;
+        assert_eq!(spent, (times as u64 + 1) * 15, "{cut}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_cut_and_tells_of_usage_or_of_an_error_is_no_mark_of_the_end() {
+    let stack = Stack::balance(1000).await;
+    let report = r#"data: {"choices":[],"usage":{"prompt_tokens":10,"completion_to"#;
+    for (times, cut) in [report, "event: error\ndata: {\"mess"]
+        .into_iter()
+        .enumerate()
+    {
+        let stream = chat_stream()[..4].concat() + cut;
+        ends_in_an_error(&stack, CHAT, &stream).await;
+        assert_eq!(
+            stack.spent_once_idle().await,
+            (times as u64 + 1) * HOLD,
+            "{cut}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn odd_calls_of_tools_spoil_no_text_beside_them() {
+    let stack = Stack::balance(1 << 20).await;
+    for odd in [
+        "7",
+        "[7]",
+        "{\"function\":{\"arguments\":7}}",
+        "[{\"function\":{\"arguments\":7}}]",
+    ] {
+        let mut pieces = chat_stream();
+        pieces[1] = format!(
+            "data: {{\"choices\":[{{\"delta\":{{\"content\":\"text\",\"tool_calls\":{odd}}}}}]}}\n\n"
+        );
+        let text = ends_in_an_error(&stack, MESSAGES, &pieces.concat()).await;
+        assert!(text.contains("\"text\":\"text\""), "{odd}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_translation_of_what_tells_no_usage_shows_what_is_charged() {
+    let stack = Stack::balance(1000).await;
+    let mut pieces = chat_stream();
+    pieces.remove(3);
+    stack.upstream.plays(Script::Stream(pieces));
+    let text = stream_text(stack.post(MESSAGES, &hi_stream(20))).await;
+    let told = events(&text)
+        .into_iter()
+        .find(|(name, _)| *name == Some("message_delta"));
+    let told: Value = serde_json::from_str(told.unwrap().1).unwrap();
+    let shown = |told: &Value| {
+        let tokens = |name: &str| told["usage"][name].as_u64().unwrap();
+        tokens("input_tokens") + tokens("output_tokens")
+    };
+    assert_eq!(shown(&told), HOLD);
+    let answer = json!({"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]});
+    stack
+        .upstream
+        .plays(Script::Whole(200, "application/json", answer.to_string()));
+    let (_, told) = status_and_body(stack.post(MESSAGES, &hi(20))).await;
+    assert_eq!(shown(&told), HOLD);
+    assert_eq!(stack.spent_once_idle().await, 2 * HOLD);
 }

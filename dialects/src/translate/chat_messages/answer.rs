@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// Nothing where it is not an answer.
-pub(crate) fn from_messages(body: &[u8], shown: &Shown) -> Option<Bytes> {
+/// Nothing where it is not an answer. `usage` is what it is known to have used, or is charged for.
+pub(crate) fn from_messages(body: &[u8], shown: &Shown, usage: Option<Usage>) -> Option<Bytes> {
     let text = String::from_utf8_lossy(body);
     let body = object(&text).ok()??;
     body.last("content")?;
@@ -58,7 +58,7 @@ pub(crate) fn from_messages(body: &[u8], shown: &Shown) -> Option<Bytes> {
             "finish_reason": finish_reason(reason.as_deref()),
         }],
     });
-    if let Some(usage) = reported(&body) {
+    if let Some(usage) = usage.or_else(|| reported(&body)) {
         answer["usage"] = usage_shown(usage);
     }
     Some(answer.to_string().into())

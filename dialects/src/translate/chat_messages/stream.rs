@@ -203,7 +203,7 @@ impl ChatStream {
     }
 
     /// Writes the normal end.
-    pub(crate) fn end(&mut self, usage: Usage, out: &mut BytesMut) {
+    pub(crate) fn end(&mut self, usage: Option<Usage>, out: &mut BytesMut) {
         self.begin(out);
         let open: Vec<u64> = self.open.keys().copied().collect();
         for at in open {
@@ -211,7 +211,7 @@ impl ChatStream {
         }
         let reason = finish_reason(self.reason.as_deref());
         self.chunk(&json!({}), Some(reason), out);
-        if self.shown.include_usage {
+        if let Some(usage) = usage.filter(|_| self.shown.include_usage) {
             let mut last = self.frame();
             last["choices"] = json!([]);
             last["usage"] = usage_shown(usage);

@@ -51,12 +51,12 @@ enum Block {
     },
 }
 
-/// Nothing where it is not an answer.
-pub(crate) fn from_chat(body: &[u8], shown: &Shown) -> Option<Bytes> {
+/// Nothing where it is not an answer. `usage` is what it is known to have used, or is charged for.
+pub(crate) fn from_chat(body: &[u8], shown: &Shown, usage: Option<Usage>) -> Option<Bytes> {
     let text = String::from_utf8_lossy(body);
     let body = object(&text).ok()??;
     let choice = first_choice(&body).ok()??;
-    let said = said(&choice, "message").ok()?;
+    let said = said(&choice, "message").ok().filter(|said| !said.is_odd)?;
     let whole = |piece: Option<Piece>| piece.map(|piece| piece.whole());
     let mut content = Vec::new();
     let thinking = whole(said.thought).map(|thinking| Block::Thinking {
@@ -86,7 +86,7 @@ pub(crate) fn from_chat(body: &[u8], shown: &Shown) -> Option<Bytes> {
         content,
         stop_reason,
         stop_sequence,
-        usage: usage_shown(reported(&body).unwrap_or_default()),
+        usage: usage_shown(usage.or_else(|| reported(&body)).unwrap_or_default()),
     };
     serde_json::to_vec(&message).ok().map(Bytes::from)
 }

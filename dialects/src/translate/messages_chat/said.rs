@@ -15,6 +15,8 @@ pub(super) struct Said {
     pub(super) text: Option<Piece>,
     pub(super) refusal: Option<Piece>,
     pub(super) calls: Vec<CallPiece>,
+    /// Something beside it cannot be read: what it says stands all the same, and nothing after it.
+    pub(super) is_odd: bool,
 }
 
 /// A call of a tool, or what is added to one.
@@ -44,15 +46,23 @@ pub(super) fn said(choice: &Pairs<'_>, field: &str) -> Result<Said, Unread> {
         Some(text) => said.text = piece_of(text)?,
         None => {}
     }
-    for call in each(&message, "tool_calls")? {
-        said.calls
-            .push(call_piece(&call, &within(&call, "function")?)?);
-    }
-    let old = within(&message, "function_call")?;
-    if !old.is_empty() {
-        said.calls.push(call_piece(&Pairs::default(), &old)?);
+    match calls(&message) {
+        Ok(calls) => said.calls = calls,
+        Err(Unread) => said.is_odd = true,
     }
     Ok(said)
+}
+
+fn calls(message: &Pairs<'_>) -> Result<Vec<CallPiece>, Unread> {
+    let mut calls = Vec::new();
+    for call in each(message, "tool_calls")? {
+        calls.push(call_piece(&call, &within(&call, "function")?)?);
+    }
+    let old = within(message, "function_call")?;
+    if !old.is_empty() {
+        calls.push(call_piece(&Pairs::default(), &old)?);
+    }
+    Ok(calls)
 }
 
 /// Servers name it in one of two ways. One that cannot be read is no answer, and spoils none.

@@ -158,6 +158,9 @@ impl MessagesStream {
             let text = self.text.join(&piece);
             self.put(Kind::Text, &text, out)?;
         }
+        if said.is_odd {
+            return Err(Unread);
+        }
         for piece in said.calls {
             self.call(piece, out)?;
         }
@@ -323,7 +326,8 @@ impl MessagesStream {
     }
 
     /// Writes the normal end.
-    pub(crate) fn end(&mut self, usage: Usage, out: &mut BytesMut) {
+    pub(crate) fn end(&mut self, usage: Option<Usage>, out: &mut BytesMut) {
+        let usage = usage.unwrap_or_default(); // the dialect has no word for what is not known
         self.begin(out);
         self.close(out);
         if self.calls.iter().any(|call| call.name.is_empty()) {
