@@ -9,6 +9,8 @@ pub type Fields = Map<String, Value>;
 
 /// Most choices (`n`) of one request.
 const CHOICES_MAX: u64 = 128;
+/// Up to here every whole number is a float.
+const WHOLE_FLOAT_MAX: f64 = 9_007_199_254_740_992.0;
 /// Most messages of one request.
 const MESSAGES_MAX: usize = 100_000;
 
@@ -69,7 +71,7 @@ pub(crate) fn messages(body: &Fields) -> Result<&[Value], FieldError> {
 pub(crate) fn whole(body: &Fields, name: &str) -> Result<Option<u64>, FieldError> {
     match body.get(name) {
         None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_u64() {
+        Some(value) => match counted(value) {
             Some(number) if (1..=TOKENS_PER_REQUEST_MAX).contains(&number) => Ok(Some(number)),
             _ => Err(FieldError::invalid(
                 name,
@@ -77,6 +79,21 @@ pub(crate) fn whole(body: &Fields, name: &str) -> Result<Option<u64>, FieldError
             )),
         },
     }
+}
+
+/// A whole number, written as one or as a fraction of none: `10.0`, as languages without integers write it.
+pub(crate) fn counted(value: &Value) -> Option<u64> {
+    let of_float = || {
+        let float = value.as_f64()?;
+        let is_exact = float.fract() == 0.0 && (0.0..=WHOLE_FLOAT_MAX).contains(&float);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is whole, not negative, and within what a float holds exactly"
+        )]
+        is_exact.then_some(float as u64)
+    };
+    value.as_u64().or_else(of_float)
 }
 
 /// A switch; off where it is not there.
@@ -112,4 +129,32 @@ pub(crate) fn choices(body: &Fields, names: &[&str]) -> Result<u64, FieldError> 
 pub(crate) fn end_user(named: Option<&Value>) -> Option<EndUserId> {
     let named = named.and_then(Value::as_str)?;
     EndUserId::new(named).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_whole_number_may_be_written_as_a_float() {
+        let read = |value: Value| {
+            let body = json!({ "max_tokens": value });
+            whole(body.as_object().unwrap(), "max_tokens")
+        };
+        assert_eq!(read(json!(10.0)).unwrap(), Some(10));
+        assert_eq!(read(json!(1e3)).unwrap(), Some(1000));
+        for odd in [
+            json!(0.0),
+            json!(-1.0),
+            json!(1.5),
+            json!(1e15),
+            json!(1e300),
+            json!("10"),
+            json!([10]),
+        ] {
+            assert!(read(odd.clone()).is_err(), "{odd}");
+        }
+    }
 }

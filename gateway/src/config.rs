@@ -27,7 +27,7 @@ pub(crate) use limits::Limits;
 pub(crate) use times::*;
 pub use times::{
     BUDGET_WAIT_MS, CLIENT_STALL_MS, CONNECT_TIMEOUT, DRAIN_MS, HEADER_TIMEOUT_MS, HOLD_GRACE,
-    LEDGER_TIMEOUT_MS, POOL_IDLE_MS, REQUEST_TIMEOUT_MS,
+    LEDGER_TIMEOUT_MS, PING_DEFAULT, POOL_IDLE_MS, REQUEST_TIMEOUT_MS,
 };
 
 /// Most upstreams of one gateway.
@@ -333,6 +333,10 @@ pub struct GatewayConfig {
     /// How long a client may take nothing of what is written to it ([`CLIENT_STALL_MS`]); then it is cut, and its
     /// request ends as that of a client who left.
     pub client_stall: Duration,
+    /// How long a stream may be silent before its client is told that it goes on.
+    pub ping: Duration,
+    /// Origins of pages that may call this gateway; `*` for all.
+    pub cors_origins: Vec<String>,
     /// How much of what all share one account may take, in percent ([`ACCOUNT_SHARE_PERCENT`]); more are answered
     /// 503. Of the memory for bodies it is room for one body in any case.
     pub account_share_percent: u8,
@@ -363,6 +367,8 @@ impl Default for GatewayConfig {
             connections: CONNECTIONS.default_count(),
             header_timeout: HEADER_TIMEOUT_MS.default_ms(),
             client_stall: CLIENT_STALL_MS.default_ms(),
+            ping: PING_DEFAULT,
+            cors_origins: Vec::new(),
             account_share_percent: 50,
             on_disconnect: OnDisconnect::default(),
             pool_idle: POOL_IDLE_MS.default_ms(),
@@ -389,6 +395,7 @@ impl GatewayConfig {
             ("requests", self.requests == 0),
             ("connections", self.connections == 0),
             ("client_stall", self.client_stall.is_zero()),
+            ("ping", self.ping.is_zero()),
             ("header_timeout", self.header_timeout.is_zero()),
         ] {
             if zero {

@@ -279,6 +279,15 @@ impl ApiError {
         error.log(log)
     }
 
+    /// Where the upstream should be, something else answered that there is nothing.
+    pub(crate) fn upstream_not_there(upstream: &str, log: impl Into<String>) -> Self {
+        let mut error = Self::upstream_refused(upstream, log);
+        error.message = format!(
+            "upstream '{upstream}' was not found where it is configured; its operator has to look at its base_url"
+        );
+        error
+    }
+
     /// The upstream answered with an error of which only the head came.
     pub(crate) fn upstream_error_lost(
         upstream: &str,

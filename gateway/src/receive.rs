@@ -24,12 +24,14 @@ use crate::{
 pub(crate) mod aside;
 pub(crate) mod body;
 pub(crate) mod caller;
+mod encoding;
 mod scan;
 pub(crate) mod shares;
 
 use aside::Aside;
 use body::{Bodies, see_off};
 use caller::Keyring;
+use encoding::Encoding;
 use shares::{Share, Shares};
 
 /// A client may ask for its output maximum to be lowered to what fits: `clamp`, else `refuse`. This
@@ -113,6 +115,13 @@ impl Receiver {
             }
         };
         self.metrics.stage(Stage::Auth, began.elapsed());
+        let encoding = match Encoding::of(&parts.headers) {
+            Ok(encoding) => encoding,
+            Err(error) => {
+                see_off(&parts.headers, body).await;
+                return Err(error);
+            }
+        };
         let account = key.as_ref().map(|key| &key.account);
         let (body, room) = tokio::select! {
             biased;
@@ -122,7 +131,12 @@ impl Receiver {
         let aside = Aside::of(&body);
         // only now: a client that is slow with its body keeps nobody out
         let place = self.places.take(account, 1)?;
-        let (body, exact, room) = self.bodies.parse(body, aside, room).await?;
+        let aside = match encoding {
+            Encoding::Identity => aside,
+            // how much there is to do shows only then
+            Encoding::Gzip => Aside::Yes,
+        };
+        let (body, exact, room) = self.bodies.parse(body, encoding, aside, room).await?;
         let id = parts.extensions.get::<RequestId>();
         Ok(Received {
             id: id.map(|id| id.0.clone()).unwrap_or_default(),

@@ -20,6 +20,7 @@ use ulid::Ulid;
 
 use crate::{app::App, error::ApiError, receive::RequestId};
 
+mod cors;
 mod count;
 mod generate;
 mod health;
@@ -39,6 +40,7 @@ pub(crate) fn table(app: Arc<App>) -> Router {
         .route("/v1/messages/count_tokens", post(count::count_tokens))
         .route("/v1/completions", post(generate::completions))
         .route("/v1/responses", post(generate::responses))
+        .route("/v1/responses/input_tokens", post(count::input_tokens))
         .route("/v1/embeddings", post(generate::embeddings))
         .route("/v1/models", get(models::all))
         .route("/v1/models/{*id}", get(models::one))
@@ -50,6 +52,7 @@ pub(crate) fn table(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(nowhere::method_not_allowed)
         .fallback(nowhere::not_found)
         .layer(from_fn_with_state(Arc::clone(&app), observe))
+        .layer(from_fn_with_state(Arc::clone(&app), cors::cors))
         .with_state(app)
 }
 
@@ -82,13 +85,14 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
 
 /// The route as a label: a fixed set, whatever is asked for.
 fn known_route(path: &str) -> &'static str {
-    const ROUTES: [&str; 11] = [
+    const ROUTES: [&str; 12] = [
         "/v1/chat/completions",
         "/v1/messages",
         "/v1/messages/count_tokens",
         "/v1/completions",
         "/v1/embeddings",
         "/v1/responses",
+        "/v1/responses/input_tokens",
         "/v1/models",
         "/v1/models/{*id}",
         "/v1/key",

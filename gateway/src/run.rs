@@ -63,6 +63,8 @@ pub(crate) struct Runner {
     pub(crate) clock: Clock,
     pub(crate) request_timeout: Duration,
     pub(crate) on_disconnect: OnDisconnect,
+    /// How long a stream may be silent before its client is told that it goes on.
+    pub(crate) ping: Duration,
     /// Counts the runs that are not at their end.
     pub(crate) tracker: TaskTracker,
     /// Runs may not wait any longer.
@@ -91,6 +93,8 @@ struct Job {
     /// An error that comes after work is charged, as the key says of what is not known.
     charges_errors: bool,
     limits: Limits,
+    /// How long a stream may be silent before its client is told that it goes on.
+    ping: Duration,
     began: Instant,
     /// From the reserve to the head of the answer.
     first_byte_ms: u64,
@@ -157,6 +161,7 @@ impl Runner {
             client: self.client.clone(),
             metrics: Arc::clone(&self.metrics),
             limits: self.limits(&candidate, reservation.is_some(), began),
+            ping: self.ping,
             usage_event: self.usage_event(&candidate, reservation.as_ref()),
             reservation,
             attempt: Some(attempt),

@@ -197,6 +197,7 @@ fn app(
             clock: Arc::clone(&parts.clock),
             request_timeout: config.request_timeout,
             on_disconnect: config.on_disconnect,
+            ping: config.ping,
             tracker: tracker.clone(),
             cut: cut.clone(),
         },

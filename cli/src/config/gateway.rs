@@ -11,6 +11,9 @@ use seatbelt_gateway::{
 
 use super::reader::Section;
 
+/// Most origins of pages that can be listed.
+const CORS_ORIGINS_MAX: usize = 256;
+
 /// All but what is served, which other sections say.
 pub(super) fn read(mut section: Section) -> GatewayConfig {
     let on_disconnect = [
@@ -31,6 +34,7 @@ pub(super) fn read(mut section: Section) -> GatewayConfig {
         connections: section.count("connections_max", CONNECTIONS),
         header_timeout: section.millis("header_timeout_ms", HEADER_TIMEOUT_MS),
         client_stall: section.millis("client_stall_ms", CLIENT_STALL_MS),
+        cors_origins: cors_origins(&mut section),
         account_share_percent: u8::try_from(percent).unwrap_or(plain.account_share_percent),
         request_timeout: section.millis("request_timeout_ms", REQUEST_TIMEOUT_MS),
         ledger_timeout: section.millis("ledger_timeout_ms", LEDGER_TIMEOUT_MS),
@@ -49,4 +53,20 @@ pub(super) fn read(mut section: Section) -> GatewayConfig {
     }
     section.finish();
     gateway
+}
+
+/// As browsers write an origin, or `*`.
+fn cors_origins(section: &mut Section) -> Vec<String> {
+    let origins = section.texts("cors_origins", CORS_ORIGINS_MAX);
+    for origin in &origins {
+        let host = origin.split_once("://").map(|(_, host)| host);
+        let is_one = host.is_some_and(|host| !host.is_empty() && !host.contains('/'));
+        if origin != "*" && !is_one {
+            section.mistake(
+                "cors_origins",
+                format!("{origin:?} is not an origin: write it as \"https://host\" without a path, or \"*\""),
+            );
+        }
+    }
+    origins
 }

@@ -23,6 +23,7 @@ pub(crate) enum Case {
     MissingModelField,
     BodyTooLarge,
     BodyTimeout,
+    EncodingNotTaken,
     RouteNotFound,
     RouteNotServed,
     MethodNotAllowed,
@@ -48,7 +49,7 @@ pub(super) struct Row {
 
 impl Case {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 20] = [
+    pub(super) const ALL: [Self; 21] = [
         Self::BalanceSpent,
         Self::WindowSpent,
         Self::WindowUnsatisfiable,
@@ -65,6 +66,7 @@ impl Case {
         Self::MissingModelField,
         Self::BodyTooLarge,
         Self::BodyTimeout,
+        Self::EncodingNotTaken,
         Self::RouteNotFound,
         Self::RouteNotServed,
         Self::MethodNotAllowed,
@@ -119,6 +121,12 @@ impl Case {
             Self::MissingModelField => (S::BAD_REQUEST, INVALID, "missing_model_field", None),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, INVALID, "request_too_large", None),
             Self::BodyTimeout => (S::REQUEST_TIMEOUT, INVALID, "request_timeout", None),
+            Self::EncodingNotTaken => (
+                S::UNSUPPORTED_MEDIA_TYPE,
+                INVALID,
+                "encoding_not_taken",
+                None,
+            ),
             Self::RouteNotFound => (S::NOT_FOUND, INVALID, "route_not_found", None),
             Self::RouteNotServed => (S::NOT_FOUND, INVALID, "route_not_served", None),
             Self::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", None),

@@ -1,13 +1,17 @@
-//! `POST /v1/messages/count_tokens`: how many tokens a request would have, without making it.
+//! `POST /v1/messages/count_tokens` and `/v1/responses/input_tokens`: how many tokens a request would have, without making it.
 //!
-//! Nothing is reserved, since nothing is charged: Anthropic counts for free, a neuron counts exactly, and for
+//! Nothing is reserved, since nothing is charged: providers count for free, a neuron counts exactly, and for
 //! any other upstream the answer is the bound that a hold would have.
 
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use bytes::{Bytes, BytesMut};
-use seatbelt_dialects::{Api, allow::refuse_state, translate::between};
+use seatbelt_dialects::{
+    Api,
+    allow::refuse_state,
+    translate::{between, without_our_thoughts},
+};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -34,18 +38,37 @@ pub(crate) struct Counted {
 }
 
 impl Counted {
-    fn here(by: &'static str, tokens: u64) -> Self {
+    fn here(client: Api, by: &'static str, tokens: u64) -> Self {
+        let told = match client {
+            Api::Responses => {
+                json!({ "object": "response.input_tokens", "input_tokens": tokens })
+            }
+            _ => json!({ "input_tokens": tokens }),
+        };
         Self {
             by,
             status: StatusCode::OK,
-            body: json!({ "input_tokens": tokens }).to_string().into(),
+            body: told.to_string().into(),
         }
     }
 }
 
+/// Where upstreams count, below where they answer.
+fn below(client: Api) -> Option<&'static str> {
+    match client {
+        Api::Messages => Some("count_tokens"),
+        Api::Responses => Some("input_tokens"),
+        Api::Chat | Api::Completions | Api::Embeddings => None,
+    }
+}
+
 impl Planner {
-    /// Counts what a body of `/v1/messages` has, which needs no maximum for that.
-    pub(crate) async fn count_tokens(&self, received: Received) -> Result<Counted, ApiError> {
+    /// Counts what a body of `/v1/messages` or `/v1/responses` has, which needs no maximum for that.
+    pub(crate) async fn count_tokens(
+        &self,
+        client: Api,
+        received: Received,
+    ) -> Result<Counted, ApiError> {
         let Received {
             headers,
             mut body,
@@ -58,9 +81,12 @@ impl Planner {
         } = received;
         let model = model_id(&body)?;
         let candidate = self.catalog.candidate(&model, &[])?;
-        let api = candidate.api(Api::Messages);
+        let api = candidate.api(client);
         refuse_state(&body, allowed(&candidate, api, None).accepted)?;
-        if api == Api::Messages {
+        if let (true, Some(below)) = (api == client, below(client)) {
+            if api == Api::Messages {
+                without_our_thoughts(&mut body);
+            }
             let pass = Pass {
                 secret: &self.counter.secret,
                 held: None,
@@ -73,27 +99,29 @@ impl Planner {
             }
             let mut attempt = Attempt::new(&candidate, api, &pass, &headers, written);
             if let Ok(mut path) = attempt.url.path_segments_mut() {
-                path.push("count_tokens");
+                path.push(below);
             }
             return self.asked(attempt, &candidate.name()).await;
         }
-        body.entry("max_tokens").or_insert_with(|| json!(1));
-        let way = between(Api::Messages, api)?;
+        if client == Api::Messages {
+            body.entry("max_tokens").or_insert_with(|| json!(1));
+        }
+        let way = between(client, api)?;
         let reading = move || Ok((read(way, api, body)?, room));
         let ((body, ask), room) = aside.work(reading).await?;
         let read = Read { body, ask, room };
         match candidate {
             Candidate::Foreign(_, model) => {
                 let (bound, _) = foreign_bound(api, model, read).await?;
-                Ok(Counted::here("bound", bound.input_tokens))
+                Ok(Counted::here(client, "bound", bound.input_tokens))
             }
             Candidate::Neuron(neuron) => {
                 if let Some(counter) = self.recipe(&neuron, api, &read.body).await {
                     let (bound, _) = neuron_bound(api, counter, neuron.model.clone(), read).await?;
-                    return Ok(Counted::here("exact", bound.input_tokens));
+                    return Ok(Counted::here(client, "exact", bound.input_tokens));
                 }
                 let (_, tokens) = count(&self.counter, &model, neuron, &read.body).await?;
-                Ok(Counted::here("exact", tokens))
+                Ok(Counted::here(client, "exact", tokens))
             }
         }
     }

@@ -16,6 +16,7 @@ use ulid::Ulid;
 
 use super::{
     aside::Aside,
+    encoding::Encoding,
     scan::weigh,
     shares::{Share, Shares},
 };
@@ -28,6 +29,9 @@ use crate::{
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The same for a client without a key.
 const KEYLESS_BYTES_MAX: usize = 1024 * 1024;
+
+/// Stands before a text in UTF-8 where somebody thought that it had to.
+const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Takes bodies in, with one budget of memory for all of them.
 pub(super) struct Bodies {
@@ -82,25 +86,24 @@ impl Bodies {
     }
 
     fn fits(&self, read: usize) -> Result<(), ApiError> {
-        let bytes_max = self.bytes_max;
-        if read <= bytes_max {
-            return Ok(());
+        match read <= self.bytes_max {
+            true => Ok(()),
+            false => Err(too_large(self.bytes_max)),
         }
-        Err(ApiError::new(
-            Case::BodyTooLarge,
-            format!("the request body is larger than {bytes_max} bytes: send a smaller one"),
-        ))
     }
 
-    /// Parses a body, with room for what becomes of it.
+    /// Decodes and parses a body, with room for what becomes of it.
     pub(super) async fn parse(
         &self,
         body: Bytes,
+        encoding: Encoding,
         aside: Aside,
         mut room: Share,
     ) -> Result<(Fields, Option<Exact>, Share), ApiError> {
-        let values_max = self.values_max;
+        let (bytes_max, values_max) = (self.bytes_max, self.values_max);
         let parsing = move || {
+            let body = encoding.decoded(body, bytes_max, &mut room)?;
+            let body = without_bom(body);
             let weight = weigh(&body, values_max)?.bytes();
             room.grow(weight)?;
             let Some((marked, exact)) = Exact::marked(&body, mark) else {
@@ -112,6 +115,21 @@ impl Bodies {
             Ok((parse(&marked)?, Some(exact), room))
         };
         aside.work(parsing).await
+    }
+}
+
+pub(super) fn too_large(bytes_max: usize) -> ApiError {
+    ApiError::new(
+        Case::BodyTooLarge,
+        format!("the request body is larger than {bytes_max} bytes: send a smaller one"),
+    )
+}
+
+/// A body without the mark that some editors and languages write before a text.
+fn without_bom(body: Bytes) -> Bytes {
+    match body.starts_with(BOM) {
+        true => body.slice(BOM.len()..),
+        false => body,
     }
 }
 

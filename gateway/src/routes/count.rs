@@ -1,4 +1,4 @@
-//! `POST /v1/messages/count_tokens`: costs nothing, and a header says who counted.
+//! `POST /v1/messages/count_tokens` and `POST /v1/responses/input_tokens`: cost nothing, and a header says who counted.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderName, HeaderValue, header},
     response::Response,
 };
-use seatbelt_dialects::Dialect;
+use seatbelt_dialects::Api;
 
 use crate::{
     app::App,
@@ -18,16 +18,26 @@ use crate::{
 /// Who counted.
 const X_COUNTED: HeaderName = HeaderName::from_static("x-seatbelt-counted");
 
+/// `POST /v1/messages/count_tokens`.
 pub(super) async fn count_tokens(State(app): State<Arc<App>>, request: Request) -> Response {
-    counted(&app, request).await.unwrap_or_else(|error| {
+    answer(&app, request, Api::Messages).await
+}
+
+/// `POST /v1/responses/input_tokens`.
+pub(super) async fn input_tokens(State(app): State<Arc<App>>, request: Request) -> Response {
+    answer(&app, request, Api::Responses).await
+}
+
+async fn answer(app: &App, request: Request, api: Api) -> Response {
+    counted(app, request, api).await.unwrap_or_else(|error| {
         error.note();
-        error.into_response(Dialect::Anthropic)
+        error.into_response(api.dialect())
     })
 }
 
-async fn counted(app: &App, request: Request) -> Result<Response, ApiError> {
+async fn counted(app: &App, request: Request, api: Api) -> Result<Response, ApiError> {
     let received = app.receiver.receive(request).await?;
-    let counted = app.planner.count_tokens(received).await?;
+    let counted = app.planner.count_tokens(api, received).await?;
     let mut response = Response::new(Body::from(counted.body));
     *response.status_mut() = counted.status;
     let headers = response.headers_mut();

@@ -7,7 +7,7 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
 use seatbelt_dialects::{
-    Api, Face, Part, StreamTold,
+    Api, Dialect, Face, Part, StreamTold,
     sse::{SseEvent, SseReader, write_event},
 };
 use serde::de::IgnoredAny;
@@ -61,7 +61,13 @@ impl Job {
         relay: &mut Relay,
     ) -> Result<(), Stop> {
         loop {
-            let chunk = self.limits.chunk(answer, relay.gone()).await?;
+            let next = self.limits.chunk(answer, relay.gone());
+            let Ok(chunk) = timeout(self.ping, next).await else {
+                let sign = Bytes::from_static(sign_of_life(self.dialect));
+                self.limits.send(relay, sign).await?;
+                continue;
+            };
+            let chunk = chunk?;
             let last = chunk.is_none();
             let mut out = BytesMut::new();
             let taken = relay.take(chunk.as_ref(), &mut self.face, &mut out);
@@ -131,6 +137,14 @@ impl Job {
         };
         // a client too slow for its last piece loses it, never the ledger
         let _ = self.limits.send(&mut relay, last.freeze()).await;
+    }
+}
+
+/// What says that a stream goes on, and is nothing to its reader: between two events.
+fn sign_of_life(dialect: Dialect) -> &'static [u8] {
+    match dialect {
+        Dialect::Anthropic => b"event: ping\ndata: {\"type\": \"ping\"}\n\n",
+        Dialect::OpenAi => b": ping\n\n",
     }
 }
 

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use seatbelt_dialects::Told;
 use seatbelt_schemas::usage::Usage;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 
 use super::{
     Head, Job,
@@ -174,6 +175,13 @@ impl Job {
             let log = format!("upstream {} answered {status}", self.upstream);
             return Err(ApiError::upstream_refused(&self.upstream, log));
         }
+        if stop.is_none() && is_of_no_api(status, &body) {
+            let log = format!(
+                "upstream {} answered {status} with what is no error of its API: look at its base_url, which ends in /v1 where kind is \"openai\", and has no path where it is \"anthropic\"",
+                self.upstream
+            );
+            return Err(ApiError::upstream_not_there(&self.upstream, log));
+        }
         if let Some(stop) = stop {
             headers.remove(header::CONTENT_TYPE);
             let log = format!("upstream {} answered {status}: {stop:?}", self.upstream);
@@ -229,6 +237,15 @@ impl Limits {
         };
         (body, stop)
     }
+}
+
+/// Whether what answered that there is nothing speaks no API: a web server at a wrong address.
+fn is_of_no_api(status: StatusCode, body: &[u8]) -> bool {
+    let nothing_there = matches!(
+        status,
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
+    );
+    nothing_there && serde_json::from_slice::<serde_json::Map<String, Value>>(body).is_err()
 }
 
 /// Why a body under a status of success is no answer.

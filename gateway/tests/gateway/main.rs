@@ -5,6 +5,7 @@
 mod answers;
 mod budget;
 mod classes;
+mod clients;
 mod disconnect;
 mod ends;
 mod messages;
