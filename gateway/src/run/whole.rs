@@ -25,13 +25,12 @@ use crate::{
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Upstream headers that are passed on with its answer.
-const PASSED_HEADERS: [&str; 6] = [
+const PASSED_HEADERS: [&str; 5] = [
     "content-type",
     "retry-after",
     "retry-after-ms",
     "x-should-retry",
     "openai-processing-ms",
-    "anthropic-organization-id",
 ];
 
 impl Job {

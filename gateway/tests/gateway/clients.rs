@@ -9,7 +9,8 @@ use seatbelt_schemas::window::Window;
 use serde_json::{Value, json};
 
 use crate::support::{
-    SECRET, Script, Stack, chat_stream, hi, hi_stream, read_until, status_and_body, tokens,
+    SECRET, Script, Stack, chat_answer, chat_stream, hi, hi_stream, read_until, status_and_body,
+    tokens,
 };
 
 fn zipped(text: &str) -> Vec<u8> {
@@ -211,4 +212,22 @@ async fn thoughts_that_were_signed_here_are_not_sent_to_anthropic() {
         sent["messages"][1]["content"],
         json!([{"type": "text", "text": "a"}])
     );
+}
+
+#[tokio::test]
+async fn the_operators_organization_stays_inside() {
+    let stack = Stack::balance(1000).await;
+    let headers = [
+        ("content-type", "application/json"),
+        ("anthropic-organization-id", "org-1"),
+        ("openai-organization", "org-1"),
+    ];
+    let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    stack
+        .upstream
+        .plays(Script::Head(200, headers.to_vec(), chat_answer()));
+    let response = stack.chat(&hi(20)).send().await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    let told = response.headers().values().any(|value| value == "org-1");
+    assert!(!told, "{:?}", response.headers());
 }
