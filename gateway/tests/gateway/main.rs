@@ -4,6 +4,7 @@
 
 mod answers;
 mod budget;
+mod cases;
 mod classes;
 mod clients;
 mod disconnect;
