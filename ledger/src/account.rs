@@ -10,7 +10,7 @@ use seatbelt_schemas::{
     cap::{CapSpec, CapStanding},
     event::{Adjusted, Asked, Event, EventBody, Expired, Reserved, Resized, Settled},
     ids::{CapId, KeyId, ReservationId, RunId, TeamId},
-    meter::Amounts,
+    meter::{Amounts, Meter},
     scope::{Scope, Scopes},
 };
 use serde::{Deserialize, Serialize};
@@ -18,11 +18,13 @@ use serde::{Deserialize, Serialize};
 use crate::counter::Counter;
 
 mod caps;
+mod holdings;
 mod run;
 mod sections;
 
 pub use caps::{Cap, Matching};
 use caps::{each_matching, range_of};
+use holdings::Holdings;
 pub use run::{Run, deciding};
 pub use sections::Sections;
 
@@ -78,6 +80,7 @@ pub struct ExpiredReservation {
 
 /// The state of one account.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "sections::Stored")]
 pub struct Account {
     opened: bool,
     version: u32,
@@ -86,11 +89,14 @@ pub struct Account {
     open: BTreeMap<ReservationId, Reservation>,
     expired: BTreeMap<ReservationId, ExpiredReservation>,
     /// Runs that are open with a budget of their own.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     runs: BTreeMap<RunId, Run>,
     /// What all costs are multiplied by, in millionths, where that was ever set.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     multiplier_ppm: Option<u64>,
+    /// What of all this is held, by scope.
+    #[serde(skip)]
+    holdings: Holdings,
 }
 
 impl Account {
@@ -154,6 +160,17 @@ impl Account {
     /// Reservations that expired and may still be settled late.
     pub fn expired(&self) -> &BTreeMap<ReservationId, ExpiredReservation> {
         &self.expired
+    }
+
+    /// What is held in a scope, as a cap of it in `meter` holds it: requests each by itself, those of an
+    /// open run by the run where it covers the cap.
+    pub fn held_in(&self, scope: &Scope, meter: Meter) -> u64 {
+        self.holdings.held(scope, meter)
+    }
+
+    /// Whether any reservation of this run is open.
+    pub fn has_open_of(&self, run: &RunId) -> bool {
+        self.holdings.of_run(run).next().is_some()
     }
 
     /// Runs that are open with a budget of their own.
@@ -282,15 +299,14 @@ impl Account {
             return;
         }
         self.caps.retain(|cap| cap.spec.cap != spec.cap);
-        let mut cap = Cap {
+        let cap = Cap {
             spec: spec.clone(),
             credits: 0,
-            held: 0,
+            held: self.held_in(&spec.scope, spec.meter),
             counter: Counter::default(),
             announced: Vec::new(),
             since: self.version,
         };
-        cap.held = self.held_under(spec);
         let order = |known: &Cap| (&known.spec.scope, &known.spec.cap) < (&spec.scope, &spec.cap);
         let index = self.caps.partition_point(order);
         self.caps.insert(index, cap);
@@ -309,33 +325,13 @@ impl Account {
         });
     }
 
-    /// What open reservations hold under a cap: requests each by itself, those of an open run by the
-    /// run where it covers the cap.
-    fn held_under(&self, spec: &CapSpec) -> u64 {
-        let held = self.open.iter().map(|(id, open)| {
-            let amount = match self.run_of(&open.scopes) {
-                Some(run) if run.reservation == *id => match &open.scopes.run {
-                    Some(run_id) if run.covers(spec) => {
-                        run::left(&self.caps, run_id).spent_in(spec.meter)
-                    }
-                    _ => None,
-                },
-                Some(run) if run.covers(spec) => None,
-                _ if open.scopes.matches(&spec.scope) => open.hold.held_in(spec.meter),
-                _ => None,
-            };
-            amount.unwrap_or(0)
-        });
-        held.fold(0, u64::saturating_add)
-    }
-
     fn reserve(&mut self, data: &Reserved, at_ms: u64) {
         if let Some(budget) = data.budget {
             self.open_run(data, budget, at_ms);
             return;
         }
         self.within_run(&data.scopes, |account| {
-            account.each_holding(&data.scopes, |cap| cap.take(&data.hold));
+            account.hold(&data.scopes, &data.hold);
         });
         self.insert_open(data, at_ms);
     }
@@ -349,21 +345,20 @@ impl Account {
             at_ms,
             multiplier_ppm: data.multiplier_ppm,
         };
+        self.holdings.opened(data.reservation, &data.scopes);
         self.open.insert(data.reservation, reservation);
     }
 
     fn resize(&mut self, data: &Resized) {
-        let Some(mut open) = self.open.remove(&data.reservation) else {
+        let Some(open) = self.open.get_mut(&data.reservation) else {
             return;
         };
-        self.within_run(&open.scopes, |account| {
-            account.each_holding(&open.scopes, |cap| {
-                cap.give_back(&open.hold);
-                cap.take(&data.hold);
-            });
+        let scopes = Arc::clone(&open.scopes);
+        let before = std::mem::replace(&mut open.hold, data.hold);
+        self.within_run(&scopes, |account| {
+            account.give_back(&scopes, &before);
+            account.hold(&scopes, &data.hold);
         });
-        open.hold = data.hold;
-        self.open.insert(data.reservation, open);
     }
 
     fn settle(&mut self, data: &Settled, at_ms: u64) {
@@ -379,7 +374,7 @@ impl Account {
     /// Replaces an open reservation's hold by its charge.
     fn charge(&mut self, open: &Reservation, charge: &Amounts, at_ms: u64) {
         self.within_run(&open.scopes, |account| {
-            account.each_holding(&open.scopes, |cap| cap.give_back(&open.hold));
+            account.give_back(&open.scopes, &open.hold);
             account.each_matching(&open.scopes, |cap| cap.charge(charge, open.at_ms, at_ms));
         });
     }
@@ -408,7 +403,7 @@ impl Account {
             return;
         };
         self.within_run(&open.scopes, |account| {
-            account.each_holding(&open.scopes, |cap| cap.give_back(&open.hold));
+            account.give_back(&open.scopes, &open.hold);
         });
     }
 
@@ -435,6 +430,7 @@ impl Account {
     /// has no hold of its own to end.
     fn take_out(&mut self, id: ReservationId) -> Option<Reservation> {
         let open = self.open.remove(&id)?;
+        self.holdings.ended(id, &open.scopes);
         if self.run_held_by(id, &open).is_none() {
             return Some(open);
         }
@@ -448,15 +444,30 @@ impl Account {
         each_matching(&mut self.caps, scopes, change);
     }
 
-    /// Every cap in which a request holds by itself.
-    fn each_holding(&mut self, scopes: &Scopes, mut change: impl FnMut(&mut Cap)) {
-        let Self { runs, caps, .. } = self;
+    /// A request holds, in every cap in which it does so by itself.
+    fn hold(&mut self, scopes: &Scopes, hold: &Amounts) {
+        let Self {
+            runs,
+            caps,
+            holdings,
+            ..
+        } = self;
         let run = scopes.run.as_ref().and_then(|id| runs.get(id));
-        each_matching(caps, scopes, |cap| {
-            if run.is_none_or(|run| !run.covers(&cap.spec)) {
-                change(cap);
-            }
-        });
+        holdings.take(scopes, run, hold);
+        each_holding(caps, scopes, run, |cap| cap.take(hold));
+    }
+
+    /// Takes back what [`Self::hold`] did.
+    fn give_back(&mut self, scopes: &Scopes, hold: &Amounts) {
+        let Self {
+            runs,
+            caps,
+            holdings,
+            ..
+        } = self;
+        let run = scopes.run.as_ref().and_then(|id| runs.get(id));
+        holdings.give_back(scopes, run, hold);
+        each_holding(caps, scopes, run, |cap| cap.give_back(hold));
     }
 
     fn change_cap(&mut self, cap: &CapId, change: impl FnOnce(&mut Cap)) {
@@ -464,4 +475,18 @@ impl Account {
             change(cap);
         }
     }
+}
+
+/// Every cap in which a request holds by itself.
+fn each_holding(
+    caps: &mut [Cap],
+    scopes: &Scopes,
+    run: Option<&Run>,
+    mut change: impl FnMut(&mut Cap),
+) {
+    each_matching(caps, scopes, |cap| {
+        if run.is_none_or(|run| !run.covers(&cap.spec)) {
+            change(cap);
+        }
+    });
 }

@@ -89,6 +89,7 @@ impl Account {
             let amount = budget.amount(cap.spec.meter).unwrap_or(0);
             cap.held = cap.held.saturating_add(amount);
         });
+        self.holdings.rest(&run, &Amounts::zero(), &budget.hold());
         self.insert_open(data, at_ms);
         self.runs.insert(id.clone(), run);
         budget.caps(&id).for_each(|spec| self.set_cap(&spec, at_ms));
@@ -108,11 +109,16 @@ impl Account {
             }
         });
         self.caps.retain(|cap| !is_of_run(&cap.spec, id));
-        let Self { open, caps, .. } = self;
-        let requests = open
-            .values()
-            .filter(|open| open.scopes.run.as_ref() == Some(id));
-        for request in requests {
+        self.holdings.rest(&run, &left, &Amounts::zero());
+        let requests: Vec<_> = self.holdings.of_run(id).copied().collect();
+        let Self {
+            open,
+            caps,
+            holdings,
+            ..
+        } = self;
+        for request in requests.iter().filter_map(|id| open.get(id)) {
+            holdings.take_over(&request.scopes, &run, &request.hold);
             each_matching(caps, &request.scopes, |cap| {
                 if run.covers(&cap.spec) {
                     cap.take(&request.hold);
@@ -129,8 +135,14 @@ impl Account {
         let before = left(&self.caps, id);
         change(self);
         let after = left(&self.caps, id);
-        let Self { runs, caps, .. } = self;
+        let Self {
+            runs,
+            caps,
+            holdings,
+            ..
+        } = self;
         if let Some(run) = runs.get(id) {
+            holdings.rest(run, &before, &after);
             each_matching(caps, &run.payer, |cap| {
                 if run.covers(&cap.spec) {
                     let amount = |of: &Amounts| of.spent_in(cap.spec.meter).unwrap_or(0);

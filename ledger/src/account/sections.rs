@@ -1,9 +1,54 @@
 //! An account taken apart into lists, each in the order in which the account keeps it, and put together
 //! again: what a snapshot in pieces is made of.
 
-use seatbelt_schemas::ids::{ReservationId, RunId};
+use std::collections::BTreeMap;
 
-use super::{Account, Cap, ExpiredReservation, Key, Reservation, Run};
+use seatbelt_schemas::ids::{ReservationId, RunId};
+use serde::Deserialize;
+
+use super::{Account, Cap, ExpiredReservation, Holdings, Key, Reservation, Run};
+
+/// An account as it is read: what follows from the rest is not stored.
+#[derive(Deserialize)]
+pub(super) struct Stored {
+    opened: bool,
+    version: u32,
+    keys: Vec<Key>,
+    caps: Vec<Cap>,
+    open: BTreeMap<ReservationId, Reservation>,
+    expired: BTreeMap<ReservationId, ExpiredReservation>,
+    #[serde(default)]
+    runs: BTreeMap<RunId, Run>,
+    #[serde(default)]
+    multiplier_ppm: Option<u64>,
+}
+
+impl From<Stored> for Account {
+    fn from(stored: Stored) -> Self {
+        let Stored {
+            opened,
+            version,
+            keys,
+            caps,
+            open,
+            expired,
+            runs,
+            multiplier_ppm,
+        } = stored;
+        let holdings = Holdings::of(&open, &runs, &caps);
+        Self {
+            opened,
+            version,
+            keys,
+            caps,
+            open,
+            expired,
+            runs,
+            multiplier_ppm,
+            holdings,
+        }
+    }
+}
 
 /// Everything that an account holds, by kind.
 #[derive(Debug, Default)]
@@ -28,7 +73,7 @@ pub struct Sections {
 
 impl From<Sections> for Account {
     fn from(sections: Sections) -> Self {
-        Self {
+        Stored {
             opened: sections.opened,
             version: sections.version,
             multiplier_ppm: sections.multiplier_ppm,
@@ -38,6 +83,7 @@ impl From<Sections> for Account {
             expired: sections.expired.into_iter().collect(),
             runs: sections.runs.into_iter().collect(),
         }
+        .into()
     }
 }
 

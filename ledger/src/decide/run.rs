@@ -63,10 +63,9 @@ fn room_for_caps(account: &Account, run: &RunId, more: usize) -> Result<(), Comm
     Ok(())
 }
 
-/// Checks what only a look at every open reservation and cap can tell; once, when the budget fits.
+/// Checks what only what is open and every cap can tell; once, when the budget fits.
 pub(super) fn unused(account: &Account, run: &RunId, budget: &Budget) -> Result<(), CommandError> {
-    let mut open = account.open().values();
-    if open.any(|open| open.scopes.run.as_ref() == Some(run)) {
+    if account.has_open_of(run) {
         return Err(CommandError::invalid(format!(
             "run {run} has open reservations from before: let them end first, or open another run"
         )));
