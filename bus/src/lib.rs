@@ -15,6 +15,7 @@ pub mod feed;
 pub mod kept;
 pub mod neuron_secret;
 pub mod neurons;
+pub mod post;
 pub mod provision;
 pub mod publish;
 pub mod register;

@@ -79,6 +79,7 @@ pub enum Trouble {
 }
 
 /// Watches the connection from a moment on.
+#[derive(Debug)]
 pub struct Troubles {
     signals: watch::Receiver<Signals>,
     seen: Signals,

@@ -5,8 +5,8 @@ use std::{fmt::Debug, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+pub use seatbelt_bus::post::{Asked, Heard, SendError};
 use seatbelt_schemas::ids::CommandId;
-use thiserror::Error;
 
 use crate::store::StoreError;
 
@@ -39,32 +39,6 @@ pub trait Post: Debug + Send + Sync + 'static {
     }
 }
 
-/// What came of a request, or came to a correspondence.
-#[derive(Debug)]
-pub enum Heard {
-    /// A reply.
-    Reply(Bytes),
-    /// Nobody receives now what is sent there, or the way was lost: send it again soon.
-    Nobody,
-    /// This process may not send there: the reason.
-    Denied(String),
-    /// It can never be sent: the reason.
-    TooLarge(String),
-    /// Nothing came in time, and nothing more will.
-    Silence,
-}
-
-/// Why a request of a correspondence is not on its way.
-#[derive(Debug, Error)]
-pub enum SendError {
-    /// It can never be sent.
-    #[error("{0}")]
-    TooLarge(String),
-    /// It may be sent again.
-    #[error("{0}")]
-    NotSent(String),
-}
-
 /// Requests to one subject, and the replies to all of them.
 pub trait Correspondence: Send {
     /// Sends a request.
@@ -72,17 +46,6 @@ pub trait Correspondence: Send {
 
     /// What comes next. Nothing is lost if the caller stops waiting.
     fn hear(&mut self) -> BoxFuture<'_, Heard>;
-}
-
-/// A request as it was received.
-#[derive(Debug)]
-pub struct Asked {
-    /// Where it was sent to.
-    pub subject: String,
-    /// Where replies go; none where nobody waits for one.
-    pub reply_to: Option<String>,
-    /// What it says.
-    pub payload: Bytes,
 }
 
 /// Requests of others, in the order in which they come.
