@@ -10,10 +10,7 @@ use async_nats::{
     header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
     jetstream::{
         ErrorCode,
-        stream::{
-            Config, DiscardPolicy, LastRawMessageError, LastRawMessageErrorKind, PersistenceMode,
-            StorageType,
-        },
+        stream::{LastRawMessageError, LastRawMessageErrorKind},
     },
 };
 use bytes::Bytes;
@@ -24,7 +21,8 @@ use tracing::warn;
 use super::{
     Nats, ProvisionError,
     publish::{NOBODY, Published, SILENCE, publish},
-    stream::{ApiError, ask, ensure, ensure_derived, get_subject, inspect},
+    settings::{Settings, bucket_stream},
+    stream::{ApiError, ask, get_subject, present},
 };
 use crate::kept::{Kept, Revision, StoreError, WriteError};
 
@@ -34,73 +32,33 @@ const WRITE_MAX: Duration = Duration::from_secs(5);
 const OPERATION: &str = "KV-Operation";
 const DELETED: &str = "DEL";
 
-/// Settings that must be as they were made.
-const RELIED_ON: [&str; 2] = ["subjects", "max_msgs_per_subject"];
-
-/// How a bucket is kept.
-#[derive(Debug, Clone, Copy)]
-pub struct Keeping {
-    /// Copies in a cluster.
-    pub replicas: usize,
-    /// How long a value lasts; zero for good.
-    pub max_age: Duration,
-    /// It can be rebuilt: need not be on disk before it is acknowledged.
-    pub derived: bool,
-}
-
 /// A bucket.
 #[derive(Debug, Clone)]
 pub struct Bucket {
     nats: Nats,
     name: Arc<str>,
     /// How it is made again where it is gone; only what is derived is.
-    derived: Option<Arc<Config>>,
+    derived: Option<Arc<Settings>>,
 }
 
 impl Bucket {
     /// Opens the bucket, made if missing.
-    pub async fn open(nats: &Nats, name: &str, keeping: Keeping) -> Result<Self, ProvisionError> {
-        let config = Config {
-            name: format!("KV_{name}"),
-            subjects: vec![format!("$KV.{name}.>")],
-            storage: StorageType::File,
-            discard: DiscardPolicy::New,
-            num_replicas: keeping.replicas,
-            max_age: keeping.max_age,
-            max_messages: -1,
-            max_bytes: -1,
-            max_messages_per_subject: 1,
-            max_message_size: -1,
-            max_consumers: -1,
-            allow_rollup: true,
-            deny_delete: true,
-            persist_mode: keeping.derived.then_some(PersistenceMode::Async),
-            ..Config::default()
-        };
-        if keeping.derived {
-            ensure_derived(nats, config.clone(), &RELIED_ON).await?;
-        } else {
-            ensure(nats, &config, &RELIED_ON).await?;
-        }
+    pub async fn open(nats: &Nats, settings: Settings) -> Result<Self, ProvisionError> {
+        settings.ensure(nats).await?;
+        let name = settings.bucket_name();
+        let name = name.expect("the settings are those of a bucket").into();
         Ok(Self {
             nats: nats.clone(),
-            name: name.into(),
-            derived: keeping.derived.then(|| Arc::new(config)),
+            name,
+            derived: settings.is_derived().then(|| Arc::new(settings)),
         })
     }
 
     /// Opens the bucket if it is there.
     pub async fn open_existing(nats: &Nats, name: &str) -> Result<Self, ProvisionError> {
-        let config = Config {
-            name: format!("KV_{name}"),
-            ..Config::default()
-        };
-        inspect(nats, &config, &[]).await?;
-        Ok(Self {
-            nats: nats.clone(),
-            name: name.into(),
-            derived: None,
-        })
+        let bucket = Self::at(nats, name);
+        present(nats, &bucket.stream()).await?;
+        Ok(bucket)
     }
 
     /// The bucket of that name, whether it is there or not.
@@ -114,11 +72,7 @@ impl Bucket {
 
     /// Whether it is there.
     pub async fn exists(&self) -> Result<bool, StoreError> {
-        let config = Config {
-            name: self.stream(),
-            ..Config::default()
-        };
-        match inspect(&self.nats, &config, &[]).await {
+        match present(&self.nats, &self.stream()).await {
             Ok(()) => Ok(true),
             Err(ProvisionError::Missing { .. }) => Ok(false),
             Err(error) => Err(self.error("look for", "it", error)),
@@ -128,10 +82,10 @@ impl Bucket {
     /// Makes the bucket again, empty, if it is derived and gone. Says whether it did; whoever keeps
     /// something in it finds that it is not there, and writes it again.
     pub async fn mend(&self) -> Result<bool, ProvisionError> {
-        let Some(config) = &self.derived else {
+        let Some(settings) = &self.derived else {
             return Ok(false);
         };
-        match inspect(&self.nats, config, &RELIED_ON).await {
+        match settings.inspect(&self.nats).await {
             Err(ProvisionError::Missing { .. }) => {}
             other => return other.map(|()| false),
         }
@@ -139,13 +93,13 @@ impl Bucket {
             bucket = &*self.name,
             "the bucket is gone: made again, to be filled from the journal"
         );
-        ensure_derived(&self.nats, Config::clone(config), &RELIED_ON).await?;
+        settings.ensure(&self.nats).await?;
         Ok(true)
     }
 
     /// Name of the stream behind it.
     pub fn stream(&self) -> String {
-        format!("KV_{}", self.name)
+        bucket_stream(&self.name)
     }
 
     /// What a subject of the stream behind it begins with.

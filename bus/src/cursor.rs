@@ -169,7 +169,7 @@ impl Cursor {
         }
         let found = info(&self.nats, &self.stream).await;
         let found = found.map_err(|error| OpenError {
-            hopeless: error.code() == Some(ErrorCode::STREAM_NOT_FOUND),
+            hopeless: error.is_missing(),
             source: error.into(),
         })?;
         let (end, last) = (found.state.last_seq, self.last);

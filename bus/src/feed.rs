@@ -11,11 +11,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::{
     HeaderMap, HeaderValue,
     header::{NATS_EXPECTED_LAST_MESSAGE_ID, NATS_EXPECTED_LAST_SEQUENCE, NATS_MESSAGE_ID},
-    jetstream::{
-        ErrorCode,
-        context::{PublishAckFuture, PublishErrorKind},
-        stream::{Config, PersistenceMode, RawMessageErrorKind, StorageType},
-    },
+    jetstream::context::{PublishAckFuture, PublishErrorKind},
 };
 use bytes::Bytes;
 use futures::{
@@ -32,15 +28,11 @@ use super::{
     connect::Trouble,
     cursor::Cursor,
     roles::BILLING_CONSUMER,
-    stream::{ApiError, ask, ensure_derived, get_subject, info},
+    settings::Settings,
+    stream::{ApiError, ask, info, message_at},
 };
 use crate::kept::{StoreError, WriteError};
 
-/// How long the server remembers message ids: a second belt, nothing relies on it. Short, for it
-/// remembers those of messages that were purged too, and these are to be published again soon.
-const DUPLICATE_WINDOW: Duration = Duration::from_secs(2);
-/// Settings that must be as they were made.
-const RELIED_ON: [&str; 2] = ["subjects", "storage"];
 /// Settings by which a stream drops messages by itself, where an operator gave them.
 const LIMITS: [&str; 4] = ["max_msgs", "max_bytes", "max_age", "max_msgs_per_subject"];
 /// How long one append may take, all its messages together.
@@ -84,31 +76,16 @@ pub struct FeedState {
 pub struct FeedStream {
     nats: Nats,
     stream: Arc<str>,
-    config: Arc<Config>,
+    settings: Arc<Settings>,
 }
 
 impl FeedStream {
     /// Opens the stream, made if missing with `replicas` copies.
     pub async fn open(nats: &Nats, names: &Names, replicas: u8) -> Result<Self, ProvisionError> {
-        let config = Config {
-            name: names.feed_stream(),
-            description: Some("seatbelt feed: one event per message".to_owned()),
-            subjects: vec![names.feed_subjects()],
-            storage: StorageType::File,
-            num_replicas: usize::from(replicas),
-            max_messages: -1,
-            max_bytes: -1,
-            max_messages_per_subject: -1,
-            max_message_size: -1,
-            max_consumers: -1,
-            duplicate_window: DUPLICATE_WINDOW,
-            persist_mode: Some(PersistenceMode::Async),
-            ..Config::default()
-        };
         let feed = Self {
             nats: nats.clone(),
             stream: names.feed_stream().into(),
-            config: Arc::new(config),
+            settings: Arc::new(Settings::feed(names, replicas)),
         };
         feed.make().await?;
         Ok(feed)
@@ -116,7 +93,7 @@ impl FeedStream {
 
     /// Makes what is missing, with the consumer that billing reads with: it may make none itself.
     async fn make(&self) -> Result<(), ProvisionError> {
-        ensure_derived(&self.nats, Config::clone(&self.config), &RELIED_ON).await?;
+        self.settings.ensure(&self.nats).await?;
         let subject = format!("CONSUMER.CREATE.{}.{BILLING_CONSUMER}", self.stream);
         let body = serde_json::json!({
             "stream_name": &*self.stream,
@@ -157,7 +134,7 @@ impl FeedStream {
     pub async fn state(&self) -> Result<FeedState, StoreError> {
         let failed = |error: ApiError| self.error("read the end of", error);
         let info = match info(&self.nats, &self.stream).await {
-            Err(error) if error.code() == Some(ErrorCode::STREAM_NOT_FOUND) => {
+            Err(error) if error.is_missing() => {
                 warn!(stream = &*self.stream, "the feed is gone: made again");
                 let made = self.make().await;
                 made.map_err(|error| self.error("make", error))?;
@@ -182,22 +159,9 @@ impl FeedStream {
 
     /// The message at one place; `None` where there is none (any more).
     pub async fn entry(&self, at: u64) -> Result<Option<FeedEntry>, StoreError> {
-        let failed = |source| self.error("read", source);
-        let stream = self
-            .nats
-            .jetstream()
-            .get_stream_no_info(&*self.stream)
-            .await;
-        let stream = stream.map_err(|error| failed(error.into()))?;
-        let (asked, asking) = (get_subject(&self.stream), stream.get_raw_message(at));
-        let found = self.nats.unless_denied(&asked, asking).await;
-        match found.map_err(|denied| failed(denied.into()))? {
-            Ok(message) => Ok(Some(entry(at, Some(&message.headers)))),
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(failed(Box::<dyn std::error::Error + Send + Sync>::from(
-                error,
-            ))),
-        }
+        let found = message_at(&self.nats, &self.stream, at).await;
+        let found = found.map_err(|source| self.error("read", source))?;
+        Ok(found.map(|message| entry(at, Some(&message.headers))))
     }
 
     /// Messages after `after` up to and including `to`, in order; places that hold none are left

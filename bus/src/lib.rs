@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod bucket;
+pub mod buckets;
 pub mod connect;
 pub mod cursor;
 pub mod durability;
@@ -21,26 +22,26 @@ pub mod publish;
 pub mod register;
 pub mod report;
 pub mod roles;
-pub mod snapshots;
+pub mod settings;
 pub mod store_look;
 pub mod stream;
 pub mod usage;
 pub mod vital;
 
-mod lease;
-
 pub use bucket::Bucket;
-pub use connect::{ConnectError, Denied, Identity, InvalidLogin, Nats, connect, connect_as};
+pub use buckets::{lease_bucket, meta_bucket, neuron_bucket, snapshot_bucket};
+pub use connect::{
+    ConnectError, Denied, Identity, InvalidLogin, Nats, connect, connect_as, is_ready,
+};
 pub use durability::{Durability, DurabilityError, Proof, prove};
 pub use feed::{FeedEntry, FeedMessage, FeedState, FeedStream};
-pub use lease::lease_bucket;
 pub use neuron_secret::neuron_secret;
 pub use neurons::watch_neurons;
 pub use provision::{GenesisError, Layout, Meta, meta, provision};
 pub use register::Register;
 pub use report::UsageReports;
 pub use roles::{NatsRole, Permissions};
-pub use snapshots::snapshot_bucket;
+pub use settings::Settings;
 pub use store_look::{Look, StoreLook, Stored, Writes};
 pub use stream::ProvisionError;
 pub use usage::{NatsUsageEvents, follow_usage, usage_end};

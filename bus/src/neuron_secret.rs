@@ -5,12 +5,10 @@
 //! beside the facts, where it was kept at first, is moved from there. Where the bucket was lost the next
 //! start makes another one: then every gateway and neuron has to be started again.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use seatbelt_schemas::{names::Names, neuron::signature::NeuronSecret};
 
-use super::{Bucket, Nats, ProvisionError, bucket::Keeping, provision::GenesisError};
+use super::{Bucket, Nats, ProvisionError, provision::GenesisError, settings::Settings};
 use crate::kept::WriteError;
 
 /// Key in bucket `SEATBELT_SECRETS`.
@@ -39,12 +37,7 @@ pub async fn make_neuron_secret(
     names: &Names,
     replicas: u8,
 ) -> Result<(), GenesisError> {
-    let keeping = Keeping {
-        replicas: usize::from(replicas),
-        max_age: Duration::ZERO,
-        derived: false,
-    };
-    let bucket = Bucket::open(nats, &names.secret_bucket(), keeping).await?;
+    let bucket = Bucket::open(nats, Settings::secrets(names, replicas)).await?;
     let meta = Bucket::at(nats, &names.meta_bucket());
     let former = meta.read(NEURON_SECRET_KEY).await?.value;
     loop {

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::{
     Bucket, Nats, ProvisionError,
-    bucket::Keeping,
+    buckets::neuron_bucket,
     cursor::{Cursor, Item},
 };
 
@@ -25,20 +25,6 @@ pub const NEURON_TTL: Duration = Duration::from_secs(10);
 pub const NEURONS_MAX: usize = 4096;
 /// Pause before the bucket is opened again.
 const PAUSE: Duration = Duration::from_millis(500);
-
-/// Opens the bucket, made if missing with `replicas` copies.
-pub async fn neuron_bucket(
-    nats: &Nats,
-    names: &Names,
-    replicas: u8,
-) -> Result<Bucket, ProvisionError> {
-    let keeping = Keeping {
-        replicas: usize::from(replicas),
-        max_age: NEURON_TTL,
-        derived: true,
-    };
-    Bucket::open(nats, &names.neuron_bucket(), keeping).await
-}
 
 /// Watches the neurons until the last receiver is gone.
 pub async fn watch_neurons(

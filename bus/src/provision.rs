@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::stream::{Config, StorageType};
 use seatbelt_schemas::{
     ids::LedgerId,
     names::Names,
@@ -21,20 +20,14 @@ use ulid::Ulid;
 
 use super::{
     Bucket, FeedStream, Nats, ProvisionError,
-    bucket::Keeping,
-    lease_bucket,
+    buckets::{lease_bucket, meta_bucket, neuron_bucket, snapshot_bucket},
     neuron_secret::{NEURON_SECRET_KEY, make_neuron_secret},
-    neurons::neuron_bucket,
-    snapshots::snapshot_bucket,
-    stream::ensure,
+    settings::Settings,
 };
 use crate::kept::{Revision, StoreError, WriteError};
 
 /// Key of the facts in bucket `SEATBELT_META`.
 pub const META_KEY: &str = "ledger";
-/// How long the server knows the id of a usage event: an outbox offers one twice within minutes.
-const USAGE_DUPLICATE_WINDOW: Duration = Duration::from_secs(30 * 60);
-
 /// What is fixed at genesis.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
@@ -145,7 +138,7 @@ async fn provision_now(nats: &Nats, names: &Names, layout: Layout) -> Result<Met
     let replicas = layout.replicas;
     make_neuron_secret(nats, names, replicas).await?;
     FeedStream::open(nats, names, replicas).await?;
-    ensure_usage(nats, names, replicas).await?;
+    Settings::usage(names, replicas).ensure(nats).await?;
     snapshot_bucket(nats, names, replicas).await?;
     neuron_bucket(nats, names, replicas).await?;
     lease_bucket(nats, names, replicas).await?;
@@ -165,25 +158,26 @@ pub async fn meta(nats: &Nats, names: &Names) -> Result<Meta, GenesisError> {
     read(&bucket, &name).await?.ok_or_else(missing)
 }
 
+/// As [`meta`], of a ledger with that many partitions.
+pub async fn meta_of(
+    nats: &Nats,
+    names: &Names,
+    partitions: Partitions,
+) -> Result<Meta, GenesisError> {
+    let meta = meta(nats, names).await?;
+    meta.check(partitions)?;
+    Ok(meta)
+}
+
 async fn genesis(nats: &Nats, names: &Names, layout: Layout) -> Result<Meta, GenesisError> {
     let name = names.meta_bucket();
-    let bucket = open_meta(nats, names, layout.replicas).await?;
+    let bucket = meta_bucket(nats, names, layout.replicas).await?;
     let found = match read(&bucket, &name).await? {
         Some(meta) => meta,
         None => create(&bucket, &name, layout.partitions).await?,
     };
     found.check(layout.partitions)?;
     Ok(found)
-}
-
-/// The bucket of the facts, made if missing.
-pub async fn open_meta(nats: &Nats, names: &Names, replicas: u8) -> Result<Bucket, ProvisionError> {
-    let keeping = Keeping {
-        replicas: usize::from(replicas),
-        max_age: Duration::ZERO,
-        derived: false,
-    };
-    Bucket::open(nats, &names.meta_bucket(), keeping).await
 }
 
 async fn read(bucket: &Bucket, name: &str) -> Result<Option<Meta>, GenesisError> {
@@ -223,23 +217,4 @@ async fn create(bucket: &Bucket, name: &str, partitions: Partitions) -> Result<M
                 bucket: name.to_owned(),
             }),
     }
-}
-
-/// The stream of usage events is a source of truth: written through before it is acknowledged, like
-/// a journal.
-pub async fn ensure_usage(nats: &Nats, names: &Names, replicas: u8) -> Result<(), ProvisionError> {
-    let config = Config {
-        name: names.usage_stream(),
-        subjects: vec![names.usage_subjects()],
-        storage: StorageType::File,
-        num_replicas: usize::from(replicas),
-        max_messages: -1,
-        max_bytes: -1,
-        max_messages_per_subject: -1,
-        max_message_size: -1,
-        max_consumers: -1,
-        duplicate_window: USAGE_DUPLICATE_WINDOW,
-        ..Config::default()
-    };
-    ensure(nats, &config, &["subjects", "storage", "persist_mode"]).await
 }

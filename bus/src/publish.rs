@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use async_nats::{
-    HeaderMap, Request, RequestErrorKind,
+    HeaderMap, HeaderValue, Request, RequestErrorKind,
+    header::{NATS_EXPECTED_LAST_SEQUENCE, NATS_EXPECTED_STREAM},
     jetstream::{self, ErrorCode, publish::PublishAck, response::Response},
 };
 use bytes::Bytes;
@@ -71,6 +72,21 @@ pub async fn publish(
             Trouble::Denied(denied) => Published::Refused(denied.to_string()),
         },
     }
+}
+
+/// As [`publish`], if the stream ends at `expected`.
+pub async fn publish_after(
+    nats: &Nats,
+    stream: &str,
+    subject: &str,
+    expected: u64,
+    payload: Bytes,
+    patience: Duration,
+) -> Published {
+    let mut headers = HeaderMap::new();
+    headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(expected));
+    headers.insert(NATS_EXPECTED_STREAM, stream);
+    publish(nats, subject, headers, payload, patience).await
 }
 
 fn acknowledged(payload: &[u8]) -> Published {

@@ -10,10 +10,7 @@ use seatbelt_schemas::{ids::NeuronId, names::Names, neuron::NeuronRecord, wire};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{
-    Bucket, Nats, ProvisionError,
-    neurons::{NEURON_TTL, neuron_bucket},
-};
+use super::{Bucket, Nats, ProvisionError, buckets::neuron_bucket, neurons::NEURON_TTL};
 
 /// Time between two registrations.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);

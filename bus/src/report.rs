@@ -9,8 +9,8 @@ use seatbelt_schemas::{ids::NeuronId, names::Names};
 use super::{
     Nats, ProvisionError,
     kept::StoreError,
-    provision::ensure_usage,
     publish::{NOBODY, Published, SILENCE, publish},
+    settings::Settings,
 };
 
 /// How long a report waits for its acknowledgement.
@@ -31,7 +31,7 @@ impl UsageReports {
         replicas: u8,
         neuron: &NeuronId,
     ) -> Result<Self, ProvisionError> {
-        ensure_usage(nats, names, replicas).await?;
+        Settings::usage(names, replicas).ensure(nats).await?;
         Ok(Self {
             nats: nats.clone(),
             subject: names.usage_subject(neuron),

@@ -10,10 +10,12 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use seatbelt_schemas::{commit::COMMIT_BYTES_MAX, names::Names};
 use serde::Deserialize;
+use thiserror::Error;
 use tokio::time::timeout;
 
 use super::{
-    Bucket, Nats, ProvisionError, lease_bucket,
+    Bucket, Nats, ProvisionError,
+    buckets::lease_bucket,
     publish::{Published, publish},
 };
 
@@ -123,6 +125,34 @@ impl StoreLook {
             .flatten()
             .min_by_key(left)
     }
+}
+
+/// Raise the server's bound: one that takes less would stop a partition at its first commit of full size.
+#[derive(Debug, Error)]
+#[error(
+    "{servers} takes messages of at most {found} bytes, and a commit may have {needed}: set max_payload in the server's configuration to 1MB"
+)]
+pub struct PayloadTooSmall {
+    /// The servers, without credentials.
+    pub servers: String,
+    /// What they take.
+    pub found: usize,
+    /// What they must take.
+    pub needed: usize,
+}
+
+/// Whether the server takes a commit of full size.
+pub fn takes_whole_commits(nats: &Nats) -> Result<(), PayloadTooSmall> {
+    let (found, needed) = (payload_max(nats), PAYLOAD_BYTES_MIN);
+    if found >= needed {
+        return Ok(());
+    }
+    let servers = nats.servers().to_owned();
+    Err(PayloadTooSmall {
+        servers,
+        found,
+        needed,
+    })
 }
 
 /// The largest message that the server takes.

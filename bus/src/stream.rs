@@ -6,7 +6,11 @@
 use std::collections::BTreeSet;
 
 use async_nats::jetstream::{
-    self, ErrorCode, context::RequestErrorKind, response::Response, stream,
+    self, ErrorCode,
+    context::RequestErrorKind,
+    message::StreamMessage,
+    response::Response,
+    stream::{self, RawMessageErrorKind},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -75,7 +79,7 @@ pub struct StreamInfo {
     /// What it holds.
     pub state: StreamState,
     /// What the clock of the server that answers showed, RFC 3339; since nats-server 2.10.
-    pub ts: Option<String>,
+    pub(crate) ts: Option<String>,
 }
 
 /// A request to the JetStream API that has no good answer.
@@ -99,6 +103,23 @@ impl ApiError {
             Self::Server(_) | Self::Denied(_) => None,
             Self::Refused(error) => Some(error.error_code()),
         }
+    }
+
+    /// Whether the server says that there is no such stream.
+    pub fn is_missing(&self) -> bool {
+        self.code() == Some(ErrorCode::STREAM_NOT_FOUND)
+    }
+}
+
+impl StreamInfo {
+    /// What the clock of the server that answers shows, unix ms; `None` from one that does not tell.
+    pub fn server_ms(&self) -> Result<Option<u64>, Box<dyn std::error::Error + Send + Sync>> {
+        let Some(told) = &self.ts else {
+            return Ok(None);
+        };
+        let time = async_nats::datetime::parse_rfc3339(told)?;
+        let ms = time.unix_timestamp_nanos().div_euclid(1_000_000);
+        Ok(u64::try_from(ms).ok())
     }
 }
 
@@ -132,6 +153,21 @@ pub async fn info(nats: &Nats, stream: &str) -> Result<StreamInfo, ApiError> {
     .await
 }
 
+/// The message at one place, from the stream's leader; `None` where there is none.
+pub async fn message_at(
+    nats: &Nats,
+    stream: &str,
+    at: u64,
+) -> Result<Option<StreamMessage>, Box<dyn std::error::Error + Send + Sync>> {
+    let handle = nats.jetstream().get_stream_no_info(stream).await?;
+    let (asked, asking) = (get_subject(stream), handle.get_raw_message(at));
+    match nats.unless_denied(&asked, asking).await? {
+        Ok(message) => Ok(Some(message)),
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The first place after `last` up to and including `to` that the server says holds a message.
 pub async fn kept_after(
     nats: &Nats,
@@ -162,7 +198,7 @@ pub async fn kept_after(
 }
 
 /// Makes the stream if it is missing, and compares `fields` of its settings if it is there.
-pub async fn ensure(
+pub(crate) async fn ensure(
     nats: &Nats,
     wanted: &stream::Config,
     fields: &[&'static str],
@@ -185,7 +221,7 @@ pub async fn ensure(
 
 /// As [`ensure`], for a stream that can be rebuilt: it need not be on disk before it is acknowledged,
 /// where the server knows how to and there is but one copy.
-pub async fn ensure_derived(
+pub(crate) async fn ensure_derived(
     nats: &Nats,
     mut wanted: stream::Config,
     fields: &[&'static str],
@@ -204,8 +240,16 @@ pub async fn ensure_derived(
     }
 }
 
+/// Whether the stream is there, whatever its settings.
+pub(crate) async fn present(nats: &Nats, stream: &str) -> Result<(), ProvisionError> {
+    let found = info(nats, stream).await;
+    found
+        .map(drop)
+        .map_err(|error| provision_error(stream, error))
+}
+
 /// Compares `fields` of the stream's settings; it must be there.
-pub async fn inspect(
+pub(crate) async fn inspect(
     nats: &Nats,
     wanted: &stream::Config,
     fields: &[&'static str],

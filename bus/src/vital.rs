@@ -13,7 +13,8 @@ use tracing::error;
 
 use super::{
     Meta, Nats,
-    provision::{GenesisError, ensure_usage, meta},
+    provision::{GenesisError, meta},
+    settings::Settings,
     stream::info,
 };
 use crate::describe;
@@ -71,13 +72,13 @@ impl Vitals {
     async fn usage(&self) -> Option<String> {
         let stream = self.names.usage_stream();
         let found = timeout(ASK_MAX, info(&self.nats, &stream)).await;
-        let gone = matches!(&found, Ok(Err(error)) if error.code() == Some(async_nats::jetstream::ErrorCode::STREAM_NOT_FOUND));
+        let gone = matches!(&found, Ok(Err(error)) if error.is_missing());
         if !gone {
             return None;
         }
         let made = timeout(
             ASK_MAX,
-            ensure_usage(&self.nats, &self.names, self.replicas),
+            Settings::usage(&self.names, self.replicas).ensure(&self.nats),
         )
         .await;
         let failure = match made {

@@ -7,10 +7,7 @@
 
 use std::sync::Arc;
 
-use seatbelt_bus::{
-    Bucket, Meta, Nats, ProvisionError,
-    stream::{ApiError, ask},
-};
+use seatbelt_bus::{Bucket, Meta, Nats, ProvisionError, stream::ask};
 use seatbelt_schemas::{
     commit::{COMMIT_EVENTS_MAX, ChainHash},
     event::Adopted,
@@ -235,11 +232,7 @@ impl Adoption {
         let body = serde_json::json!({});
         match ask::<serde_json::Value>(nats, subject, &body).await {
             Ok(_) => Ok(()),
-            Err(ApiError::Refused(error))
-                if error.error_code() == async_nats::jetstream::ErrorCode::STREAM_NOT_FOUND =>
-            {
-                Ok(())
-            }
+            Err(error) if error.is_missing() => Ok(()),
             Err(error) => Err(AdoptError::Derived(error.into())),
         }
     }

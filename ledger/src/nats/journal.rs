@@ -7,26 +7,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::{
-    HeaderMap, HeaderValue,
-    header::{NATS_EXPECTED_LAST_SEQUENCE, NATS_EXPECTED_STREAM},
-    jetstream::{
-        ErrorCode,
-        stream::{
-            Compression, Config, DiscardPolicy, RawMessageErrorKind, RetentionPolicy, StorageType,
-        },
-    },
-};
 use bytes::Bytes;
 use futures::{
     StreamExt,
     stream::{self, BoxStream},
 };
 use seatbelt_bus::{
-    Nats, ProvisionError,
+    Nats, ProvisionError, Settings,
     cursor::{Cursor, CursorError, Item},
-    publish::{NOBODY, Published, SILENCE, publish},
-    stream::{ApiError, StreamInfo, ask, ensure, get_subject, info, inspect, provision_error},
+    publish::{NOBODY, Published, SILENCE, publish_after},
+    settings::JOURNAL_DESCRIPTION,
+    stream::{ApiError, StreamInfo, ask, info, message_at, provision_error},
 };
 use seatbelt_schemas::{names::Names, position::Partition};
 use tokio::time::timeout;
@@ -51,60 +42,6 @@ const CLOCK_MAX: Duration = Duration::from_millis(500);
 /// A place where no journal ever ends: an append there is always answered, and never written.
 const NOWHERE: Sequence = Sequence(i64::MAX as u64);
 
-const DESCRIPTION: &str = "seatbelt ledger journal: one commit per message";
-
-/// Settings compared at every opening; all that could drop, change or hide a commit.
-const RELIED_ON: [&str; 27] = [
-    "subjects",
-    "storage",
-    "retention",
-    "discard",
-    "num_replicas",
-    "deny_delete",
-    "deny_purge",
-    "max_msgs",
-    "max_bytes",
-    "max_age",
-    "max_msgs_per_subject",
-    "max_msg_size",
-    "allow_rollup_hdrs",
-    "compression",
-    "sealed",
-    "no_ack",
-    "mirror",
-    "sources",
-    "subject_transform",
-    "republish",
-    "persist_mode",
-    "allow_msg_ttl",
-    "subject_delete_marker_ttl",
-    "allow_msg_counter",
-    "allow_msg_schedules",
-    "allow_atomic",
-    "allow_batched",
-];
-
-fn config(names: &Names, partition: Partition, replicas: usize) -> Config {
-    Config {
-        name: names.journal_stream(partition),
-        description: Some(DESCRIPTION.to_owned()),
-        subjects: vec![names.journal_subject(partition)],
-        storage: StorageType::File,
-        retention: RetentionPolicy::Limits,
-        discard: DiscardPolicy::New,
-        num_replicas: replicas,
-        deny_delete: true,
-        deny_purge: true,
-        max_messages: -1,
-        max_bytes: -1,
-        max_messages_per_subject: -1,
-        max_message_size: -1,
-        max_consumers: -1,
-        compression: Some(Compression::None),
-        ..Config::default()
-    }
-}
-
 /// The journal of one partition on a NATS server. Clones share the connection.
 #[derive(Debug, Clone)]
 pub struct NatsJournal {
@@ -126,8 +63,9 @@ impl NatsJournal {
         partition: Partition,
         replicas: u8,
     ) -> Result<Self, ProvisionError> {
-        let wanted = config(names, partition, usize::from(replicas));
-        ensure(nats, &wanted, &RELIED_ON).await?;
+        Settings::journal(names, partition, replicas)
+            .ensure(nats)
+            .await?;
         Ok(Self::at(nats, names, partition, replicas))
     }
 
@@ -138,8 +76,9 @@ impl NatsJournal {
         partition: Partition,
         replicas: u8,
     ) -> Result<Self, ProvisionError> {
-        let wanted = config(names, partition, usize::from(replicas));
-        inspect(nats, &wanted, &RELIED_ON).await?;
+        Settings::journal(names, partition, replicas)
+            .inspect(nats)
+            .await?;
         Ok(Self::at(nats, names, partition, replicas))
     }
 
@@ -150,12 +89,9 @@ impl NatsJournal {
         names: &Names,
         partition: Partition,
     ) -> Result<Self, ProvisionError> {
-        let wanted = config(names, partition, 1);
-        let fields: Vec<_> = RELIED_ON
-            .into_iter()
-            .filter(|field| *field != "num_replicas")
-            .collect();
-        inspect(nats, &wanted, &fields).await?;
+        Settings::journal_to_read(names, partition)
+            .inspect(nats)
+            .await?;
         Ok(Self::at(nats, names, partition, 0))
     }
 
@@ -184,17 +120,15 @@ impl NatsJournal {
         let failed = |error| provision_error(&self.stream, error);
         let mut config = info(&self.nats, &self.stream).await.map_err(failed)?.config;
         let ms = crate::host::now_ms();
-        config["description"] = format!("{DESCRIPTION}; adopted at {ms}").into();
+        config["description"] = format!("{JOURNAL_DESCRIPTION}; adopted at {ms}").into();
         let subject = format!("STREAM.UPDATE.{}", self.stream);
         let updated = ask::<StreamInfo>(&self.nats, subject, &config).await;
         updated.map(drop).map_err(failed)
     }
 
     async fn publish(&self, expected: Sequence, payload: Bytes, patience: Duration) -> Published {
-        let mut headers = HeaderMap::new();
-        headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(expected.0));
-        headers.insert(NATS_EXPECTED_STREAM, &*self.stream);
-        publish(&self.nats, &self.subject, headers, payload, patience).await
+        let (stream, subject) = (&self.stream, &self.subject);
+        publish_after(&self.nats, stream, subject, expected.0, payload, patience).await
     }
 
     /// A stream whose storage broke (disk full, I/O error) is frozen by its server: it checks the
@@ -228,30 +162,17 @@ impl NatsJournal {
     /// Whether the server says that there is no such stream.
     async fn is_gone(&self) -> bool {
         let found = timeout(PROBE_MAX, info(&self.nats, &self.stream)).await;
-        matches!(found, Ok(Err(error)) if error.code() == Some(ErrorCode::STREAM_NOT_FOUND))
+        matches!(found, Ok(Err(error)) if error.is_missing())
     }
 
     async fn raw(&self, sequence: Sequence) -> Result<Option<Bytes>, ReadError> {
-        let unreachable = |source| ReadError::Unreachable {
-            at: sequence,
-            source,
-        };
-        let stream = self
-            .nats
-            .jetstream()
-            .get_stream_no_info(&*self.stream)
-            .await;
-        let stream = stream.map_err(|error| unreachable(error.into()))?;
-        let (asked, asking) = (
-            get_subject(&self.stream),
-            stream.get_raw_message(sequence.0),
-        );
-        let found = self.nats.unless_denied(&asked, asking).await;
-        match found.map_err(|denied| unreachable(denied.into()))? {
-            Ok(message) => Ok(Some(message.payload)),
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        match message_at(&self.nats, &self.stream, sequence.0).await {
+            Ok(message) => Ok(message.map(|message| message.payload)),
             Err(_) if self.is_gone().await => Ok(None),
-            Err(error) => Err(unreachable(error.into())),
+            Err(source) => Err(ReadError::Unreachable {
+                at: sequence,
+                source,
+            }),
         }
     }
 
@@ -296,7 +217,7 @@ impl Journal for NatsJournal {
         let state = match info(&self.nats, &self.stream).await {
             Ok(found) => found.state,
             // a stream that was deleted under its writer is a journal that ends nowhere
-            Err(error) if error.code() == Some(ErrorCode::STREAM_NOT_FOUND) => {
+            Err(error) if error.is_missing() => {
                 return Ok(Sequence(0));
             }
             Err(error) => return Err(unreachable(error)),
@@ -319,16 +240,12 @@ impl Journal for NatsJournal {
             ReadError::Unreachable { at, source }
         };
         let asked = timeout(CLOCK_MAX, info(&self.nats, &self.stream)).await;
-        let told = match asked.map_err(|late| unreachable(late.into()))? {
-            Ok(found) => found.ts,
+        match asked.map_err(|late| unreachable(late.into()))? {
+            Ok(found) => found.server_ms().map_err(unreachable),
             // whoever reads it next says so
-            Err(error) if error.code() == Some(ErrorCode::STREAM_NOT_FOUND) => None,
-            Err(error) => return Err(unreachable(error.into())),
-        };
-        let Some(told) = told else { return Ok(None) };
-        let time = async_nats::datetime::parse_rfc3339(&told).map_err(unreachable)?;
-        let ms = time.unix_timestamp_nanos().div_euclid(1_000_000);
-        Ok(u64::try_from(ms).ok())
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(unreachable(error.into())),
+        }
     }
 
     async fn get(&self, sequence: Sequence) -> Result<Option<Stored>, ReadError> {

@@ -8,10 +8,7 @@
 
 use std::sync::Arc;
 
-use seatbelt_bus::{
-    Meta, Nats, ProvisionError,
-    provision::{META_KEY, open_meta},
-};
+use seatbelt_bus::{Meta, Nats, ProvisionError, meta_bucket, provision::META_KEY};
 use seatbelt_schemas::{
     commit::Commit,
     event::{EventBody, Genesis},
@@ -150,7 +147,7 @@ pub async fn rebuild(
     by: &str,
 ) -> Result<(Meta, Vec<Unsaid>), RebuildError> {
     let meta = facts(nats, names).await?;
-    let bucket = open_meta(nats, names, replicas).await?;
+    let bucket = meta_bucket(nats, names, replicas).await?;
     let kept = bucket.read(META_KEY).await?;
     let known = kept.value.as_ref();
     let known = known.and_then(|value| wire::decode::<Meta>("ledger facts", value).ok());
