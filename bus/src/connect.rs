@@ -195,6 +195,23 @@ pub async fn connect_as(
     }
 }
 
+/// Whether a server is there that lets `who` in and has JetStream for it, asked once. Nothing of it is
+/// logged, for one that is only coming up is asked again and again.
+pub async fn is_ready(url: &str, who: &Identity, within: Duration) -> bool {
+    let asked = ConnectOptions::new().request_timeout(Some(within));
+    let target = Target::parse(url).map(|target| target.with(who));
+    let Ok((target, options)) = target.and_then(|target| {
+        let options = target.introduced(asked)?;
+        Ok((target, options))
+    }) else {
+        return false;
+    };
+    match options.connect(target.addresses).await {
+        Ok(client) => jetstream::new(client).query_account().await.is_ok(),
+        Err(_) => false,
+    }
+}
+
 /// Addresses and credentials, apart.
 struct Target {
     addresses: Vec<ServerAddr>,
@@ -249,7 +266,7 @@ impl Target {
         signals: &watch::Receiver<Signals>,
         deadline: Instant,
     ) -> Result<Nats, ConnectError> {
-        let options = self.options(name, Arc::clone(sender))?;
+        let options = self.introduced(options(name, Arc::clone(sender)))?;
         let dialled = timeout_at(deadline, options.connect(self.addresses.clone())).await;
         let client = dialled
             .map_err(|elapsed| self.unreachable(elapsed))?
@@ -305,12 +322,8 @@ impl Target {
         Err(self.unreachable(error))
     }
 
-    fn options(
-        &self,
-        name: &str,
-        signals: Arc<watch::Sender<Signals>>,
-    ) -> Result<ConnectOptions, ConnectError> {
-        let options = options(name, signals);
+    /// With who it is.
+    fn introduced(&self, options: ConnectOptions) -> Result<ConnectOptions, ConnectError> {
         let options = match &self.inbox {
             Some(prefix) => options.custom_inbox_prefix(prefix),
             None => options,

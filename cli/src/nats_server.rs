@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use seatbelt_bus::{Identity, NatsRole};
+use seatbelt_bus::{Identity, NatsRole, is_ready};
 use tokio::process::{Child, Command};
 
 pub use error::NatsServerError;
@@ -238,15 +238,6 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// For `connect(server.host_url())`: the client does not read user and password out of a URL.
-    #[must_use]
-    pub fn connect_options(&self) -> async_nats::ConnectOptions {
-        async_nats::ConnectOptions::with_user_and_password(
-            USER.to_owned(),
-            self.users.password.expose().to_owned(),
-        )
-    }
-
     /// The process id, or nothing once the server has ended.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
@@ -328,16 +319,8 @@ impl NatsServer {
     }
 
     async fn jetstream_answers(&self) -> bool {
-        let options = self
-            .connect_options()
-            .request_timeout(Some(Duration::from_secs(1)));
-        match options.connect(self.host_url()).await {
-            Ok(client) => async_nats::jetstream::new(client)
-                .query_account()
-                .await
-                .is_ok(),
-            Err(_) => false,
-        }
+        let who = Identity::user(USER, self.users.password.expose());
+        is_ready(&self.host_url(), &who, Duration::from_secs(1)).await
     }
 
     fn still_starting(

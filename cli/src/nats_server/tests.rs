@@ -298,10 +298,8 @@ async fn no_client_can_delete_a_protected_stream() -> Outcome {
     .await?;
     let mut stream = one_message_stream(&server.url(), 1).await?;
 
-    let client = server
-        .connect_options()
-        .request_timeout(Some(Duration::from_secs(1)));
-    let context = jetstream::new(client.connect(server.host_url()).await?);
+    let mut context = jetstream::new(connect(&server.url()).await?);
+    context.set_timeout(Duration::from_secs(1));
     assert!(context.delete_stream("KEPT").await.is_err());
     assert!(context.get_stream("KEPT").await?.purge().await.is_err());
     assert!(

@@ -12,8 +12,8 @@ use std::{
 use seatbelt_bus::{
     Nats, NatsRole,
     durability::{self, DurabilityError, Proof},
-    provision::{GenesisError, Layout, Meta},
-    store_look::{PAYLOAD_BYTES_MIN, payload_max},
+    provision::{self, GenesisError, Layout, Meta, meta_of},
+    store_look::{PayloadTooSmall, takes_whole_commits},
     vital::Vitals,
 };
 use seatbelt_ledger::nats::{self, Known, OpenError, Witnesses};
@@ -71,18 +71,9 @@ pub enum BusError {
     /// The embedded server does not come up.
     #[error("the embedded nats-server does not start")]
     Server(#[source] NatsServerError),
-    /// Raise the server's bound.
-    #[error(
-        "{servers} takes messages of at most {found} bytes, and a commit may have {needed}: set max_payload in the server's configuration to 1MB"
-    )]
-    Payload {
-        /// The servers, without credentials.
-        servers: String,
-        /// What they take.
-        found: usize,
-        /// What they must take.
-        needed: usize,
-    },
+    /// The server does not take whole commits.
+    #[error(transparent)]
+    Payload(#[from] PayloadTooSmall),
     /// The server cannot be used.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -290,11 +281,7 @@ async fn find_ledger(
     prove(config, &nats).await?;
     let meta = match provisions {
         true => make_facts(from, &nats).await?,
-        false => {
-            let meta = seatbelt_bus::meta(&nats, &from.names).await?;
-            meta.check(from.partitions)?;
-            meta
-        }
+        false => meta_of(&nats, &from.names, from.partitions).await?,
     };
     info!(ledger = %meta.ledger, nats = nats.servers(), "ledger found");
     let seen = match &from.checkpoint {
@@ -323,7 +310,7 @@ async fn make_facts(from: &config::Nats, nats: &Nats) -> Result<Meta, GenesisErr
         partitions: from.partitions,
         replicas: from.replicas,
     };
-    seatbelt_bus::provision::provision(nats, &from.names, layout).await
+    provision::provision(nats, &from.names, layout).await
 }
 
 async fn begin_journals(
@@ -369,20 +356,6 @@ impl Restarts {
     fn pause(&self) -> Duration {
         self.0.unwrap_or_default()
     }
-}
-
-/// A server that takes less would stop a partition at its first commit of full size.
-fn takes_whole_commits(nats: &Nats) -> Result<(), BusError> {
-    let (found, needed) = (payload_max(nats), PAYLOAD_BYTES_MIN);
-    if found >= needed {
-        return Ok(());
-    }
-    let servers = nats.servers().to_owned();
-    Err(BusError::Payload {
-        servers,
-        found,
-        needed,
-    })
 }
 
 async fn embedded(config: &Config) -> Result<NatsServer, BusError> {
