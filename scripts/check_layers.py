@@ -40,6 +40,12 @@ OWNED = {
     "tiktoken-rs": {"tokens"},
     "minijinja": {"tokens"},
 }
+# The same, but that tests of any member may name them, to look at what came of it.
+OWNED_BUT_IN_TESTS = {
+    "async-nats": {"bus", "tests"},
+}
+# Members that only these may name themselves, though others reach them.
+NAMED_BY = {"bus": {"ledger", "projector", "neuron", "cli", "tests"}}
 # Crates with which a member would wait, listen or ask: these read and write text.
 PURE = {"tokens": {"axum", "hyper", "reqwest", "tokio", "tokio-util", "futures", "async-nats"},
         "dialects": {"axum", "hyper", "reqwest", "tokio", "tokio-util", "futures", "async-nats"},
@@ -77,14 +83,14 @@ def main():
     if "--self-test" in sys.argv[1:]:
         return self_test()
     try:
-        direct, outside = members()
+        direct, outside, untested = members()
     except subprocess.CalledProcessError as error:
         print(f"layers: cargo metadata failed:\n{error.stderr}", file=sys.stderr)
         return 1
     sources = {path.relative_to(ROOT): path.read_text() for path in decision_files(ROOT / "ledger" / "src")}
     gateway = ROOT / "gateway" / "src"
     rooms = {path.relative_to(gateway): path.read_text() for path in sorted(gateway.rglob("*.rs"))}
-    problems = wrong_directions(direct) + wrong_owners(outside) + wrong_rooms(rooms) + impurities(sources)
+    problems = wrong_directions(direct) + wrong_owners(outside) + wrong_names(direct, untested) + wrong_rooms(rooms) + impurities(sources)
     if Path("ledger/src/decide.rs") not in sources:
         problems.append("ledger/src/decide.rs is not there: the check of decision code would prove nothing")
     for problem in problems:
@@ -95,19 +101,22 @@ def main():
 
 
 def members():
-    """Per member: the members and the outside crates that it names, of any kind and for any target."""
+    """Per member: the members and the outside crates that it names, of any kind and for any target, and the
+    outside crates that it names for more than its tests."""
     command = ["cargo", "metadata", "--format-version", "1", "--locked", "--no-deps"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     packages = json.loads(done.stdout)["packages"]
     # Without --no-deps cargo would fetch the world; names are enough, as members are found by path.
     names = {package["name"]: short(package["name"]) for package in packages}
-    direct, outside = {}, {}
+    direct, outside, untested = {}, {}, {}
     for package in packages:
         named = {dependency["name"] for dependency in package["dependencies"]}
         # A member's own name as a dev-dependency of itself is no direction.
         direct[short(package["name"])] = {names[name] for name in named if name in names} - {short(package["name"])}
         outside[short(package["name"])] = {name for name in named if name not in names}
-    return direct, outside
+        named = {dependency["name"] for dependency in package["dependencies"] if dependency["kind"] != "dev"}
+        untested[short(package["name"])] = {name for name in named if name not in names}
+    return direct, outside, untested
 
 
 def short(name):
@@ -147,6 +156,21 @@ def wrong_owners(outside):
         for crate, owners in sorted(OWNED.items())
         for member, named in sorted(outside.items())
         if crate in named and member not in owners
+    ]
+
+
+def wrong_names(direct, untested):
+    crates = [
+        f"{member} names {crate}, which is for {', '.join(sorted(owners))} and for tests alone"
+        for crate, owners in sorted(OWNED_BUT_IN_TESTS.items())
+        for member, named in sorted(untested.items())
+        if crate in named and member not in owners
+    ]
+    return crates + [
+        f"{member} names {named}, which is for {', '.join(sorted(users))} alone"
+        for named, users in sorted(NAMED_BY.items())
+        for member, reached in sorted(direct.items())
+        if named in reached and member not in users
     ]
 
 
@@ -241,6 +265,10 @@ def self_test():
     noticed("a way round", wrong_directions(roundabout), "gateway -> helper -> neuron")
     noticed("a new member", wrong_directions(roundabout), "helper is not known")
     noticed("a lost member", wrong_directions({"schemas": set()}), "ledger is gone")
+    if wrong_names({"ledger": {"bus"}, "gateway": {"ledger"}}, {"bus": {"async-nats"}, "ledger": {"serde"}}):
+        raise SystemExit("layers: self-test: the stated users of the bus are not accepted")
+    noticed("a second client of NATS", wrong_names({}, {"ledger": {"async-nats"}}), "ledger names async-nats")
+    noticed("a gateway on the bus", wrong_names({"gateway": {"bus"}}, {}), "gateway names bus")
     noticed("an impure crate", wrong_owners({"dialects": {"serde", "tokio"}}), "dialects is pure and may not name tokio")
     noticed("a foreign crate", wrong_owners({"gateway": {"ort"}}), "gateway names ort")
     empty = {Path(f"{room}.rs"): "" for room in ROOMS}
