@@ -1,8 +1,8 @@
 //! The spend ledger: pure decisions, the partition writer, and the journals it appends to.
 //!
 //! `decide`, `state` and `account` are pure: no async, no clock, no client. `writer` is a state
-//! machine without I/O, driven by `host`. `nats` is the only module of the project that knows
-//! JetStream. No HTTP and no vendor format is known here.
+//! machine without I/O, driven by `host`. `nats` implements the traits of this crate on NATS, by means
+//! of `seatbelt_bus`. No HTTP and no vendor format is known here.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod account;
