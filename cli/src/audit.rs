@@ -7,6 +7,7 @@
 //! `{"partition":0,"sequence":1,"payload":"<hex>"}`; both are read. Commits of one partition are in
 //! order; partitions take turns.
 
+mod account;
 pub(crate) mod checkpoint;
 mod copied;
 mod export;
@@ -30,6 +31,7 @@ use clap::{Args, Subcommand};
 use seatbelt_bus::{ConnectError, ProvisionError};
 use seatbelt_ledger::journal::{ReadError, Sequence, export::ExportError};
 use seatbelt_schemas::{
+    command::CommandError,
     commit::CommitError,
     ids::AccountId,
     names::{InvalidPrefix, PREFIX_DEFAULT},
@@ -278,6 +280,18 @@ pub enum AuditError {
         /// The account.
         account: AccountId,
     },
+    /// An event cannot be applied: verify says what is wrong with the journal.
+    #[error("cannot replay account {account}")]
+    Account {
+        /// The account.
+        account: AccountId,
+        /// Why not.
+        #[source]
+        source: CommandError,
+    },
+    /// An auditor writes nothing, and loads one account at a time.
+    #[error("an auditor reads one account at a time, and nothing else")]
+    OnlyRead,
     /// Standard output is gone or full.
     #[error("cannot write the output")]
     Output(#[source] io::Error),

@@ -1,12 +1,10 @@
-//! `audit show`: how one account stood at some position or time, folded from the journal alone.
+//! `audit show`: how one account stood at some position or time, loaded from the journal alone.
 
 use std::{io::Write, process::ExitCode, str::FromStr};
 
-use futures::TryStreamExt;
-use seatbelt_ledger::{account::Account, partition::PartitionState};
+use seatbelt_ledger::account::Account;
 use seatbelt_schemas::{
     cap::CapStanding,
-    commit::{ChainHash, Commit},
     event::Event,
     ids::AccountId,
     position::{Partition, Position},
@@ -14,7 +12,11 @@ use seatbelt_schemas::{
 };
 use serde_json::{Value, json};
 
-use super::{AuditError, source::Source};
+use super::{
+    AuditError,
+    account::{Stood, load},
+    source::Source,
+};
 
 /// A moment of a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +42,7 @@ impl FromStr for At {
 }
 
 impl At {
-    fn includes(self, event: &Event) -> bool {
+    pub(super) fn includes(self, event: &Event) -> bool {
         match self {
             Self::Position(position) => event.position <= position,
             Self::Time(at_ms) => event.at_ms <= at_ms,
@@ -56,36 +58,20 @@ pub(super) async fn show(
     out: &mut (dyn Write + Send),
 ) -> Result<ExitCode, AuditError> {
     let partition = source.partitions().await?.of(&account);
-    let mut state = PartitionState::new(partition);
-    let mut commits = source.commits_around(&account).await?;
-    'fold: while let Some(item) = commits.try_next().await? {
-        let at_sequence = item.stored.sequence;
-        let commit = Commit::read(&item.stored.payload).map_err(|source| AuditError::Commit {
-            partition,
-            at: at_sequence,
-            source,
-        })?;
-        for stored in &commit.events {
-            if at.is_some_and(|at| !at.includes(&stored.event)) {
-                break 'fold;
-            }
-            state.apply(&stored.event);
-        }
-        state.committed(commit.epoch, ChainHash::of(&item.stored.payload));
-    }
-    let Some(found) = state.account(&account) else {
-        return Err(AuditError::NoAccount { account });
-    };
+    let Stood {
+        account: state,
+        reached,
+    } = load(source, &account, at).await?;
     let at_ms = match at {
         Some(At::Time(at_ms)) => at_ms,
-        _ => state.at_ms(),
+        _ => reached.at_ms,
     };
     let shown = Shown {
         account: &account,
         partition,
-        position: state.position(),
+        position: reached.position,
         at_ms,
-        state: found,
+        state: &state,
     };
     let text = match as_json {
         true => format!("{}\n", shown.json()),
