@@ -83,14 +83,14 @@ def main():
     if "--self-test" in sys.argv[1:]:
         return self_test()
     try:
-        direct, outside, untested = members()
+        direct, outside, untested, turned_on = members()
     except subprocess.CalledProcessError as error:
         print(f"layers: cargo metadata failed:\n{error.stderr}", file=sys.stderr)
         return 1
     sources = {path.relative_to(ROOT): path.read_text() for path in decision_files(ROOT / "ledger" / "src")}
     gateway = ROOT / "gateway" / "src"
     rooms = {path.relative_to(gateway): path.read_text() for path in sorted(gateway.rglob("*.rs"))}
-    problems = wrong_directions(direct) + wrong_owners(outside) + wrong_names(direct, untested) + wrong_rooms(rooms) + impurities(sources)
+    problems = wrong_directions(direct) + wrong_owners(outside) + wrong_names(direct, untested) + test_code(turned_on) + wrong_rooms(rooms) + impurities(sources)
     if Path("ledger/src/decide.rs") not in sources:
         problems.append("ledger/src/decide.rs is not there: the check of decision code would prove nothing")
     for problem in problems:
@@ -102,21 +102,23 @@ def main():
 
 def members():
     """Per member: the members and the outside crates that it names, of any kind and for any target, and the
-    outside crates that it names for more than its tests."""
+    outside crates and the features of members that it names for more than its tests."""
     command = ["cargo", "metadata", "--format-version", "1", "--locked", "--no-deps"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     packages = json.loads(done.stdout)["packages"]
     # Without --no-deps cargo would fetch the world; names are enough, as members are found by path.
     names = {package["name"]: short(package["name"]) for package in packages}
-    direct, outside, untested = {}, {}, {}
+    direct, outside, untested, turned_on = {}, {}, {}, {}
     for package in packages:
         named = {dependency["name"] for dependency in package["dependencies"]}
         # A member's own name as a dev-dependency of itself is no direction.
         direct[short(package["name"])] = {names[name] for name in named if name in names} - {short(package["name"])}
         outside[short(package["name"])] = {name for name in named if name not in names}
-        named = {dependency["name"] for dependency in package["dependencies"] if dependency["kind"] != "dev"}
-        untested[short(package["name"])] = {name for name in named if name not in names}
-    return direct, outside, untested
+        product = [dependency for dependency in package["dependencies"] if dependency["kind"] != "dev"]
+        untested[short(package["name"])] = {dependency["name"] for dependency in product} - set(names)
+        features = {(names.get(dependency["name"]), feature) for dependency in product for feature in dependency["features"]}
+        turned_on[short(package["name"])] = features
+    return direct, outside, untested, turned_on
 
 
 def short(name):
@@ -171,6 +173,16 @@ def wrong_names(direct, untested):
         for named, users in sorted(NAMED_BY.items())
         for member, reached in sorted(direct.items())
         if named in reached and member not in users
+    ]
+
+
+def test_code(turned_on):
+    """Test code is a feature of its crate, which nothing of the product turns on."""
+    return [
+        f"{member} turns on the test code of {of} outside its own tests"
+        for member, features in sorted(turned_on.items())
+        for of, feature in sorted(features, key=str)
+        if feature == "testing" and of and member != "tests"
     ]
 
 
@@ -269,6 +281,9 @@ def self_test():
         raise SystemExit("layers: self-test: the stated users of the bus are not accepted")
     noticed("a second client of NATS", wrong_names({}, {"ledger": {"async-nats"}}), "ledger names async-nats")
     noticed("a gateway on the bus", wrong_names({"gateway": {"bus"}}, {}), "gateway names bus")
+    if test_code({"tests": {("ledger", "testing")}, "cli": {("ledger", "other"), (None, "testing")}}):
+        raise SystemExit("layers: self-test: the stated features are not accepted")
+    noticed("test code in the product", test_code({"cli": {("ledger", "testing")}}), "cli turns on the test code of ledger")
     noticed("an impure crate", wrong_owners({"dialects": {"serde", "tokio"}}), "dialects is pure and may not name tokio")
     noticed("a foreign crate", wrong_owners({"gateway": {"ort"}}), "gateway names ort")
     empty = {Path(f"{room}.rs"): "" for room in ROOMS}

@@ -3,8 +3,10 @@
 //! [`Sequence`] counts messages of the stream; it is never a [`Position`](seatbelt_schemas::position::Position),
 //! which counts events. Both implementations pass one conformance suite.
 
+#[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub mod export;
+#[cfg(any(test, feature = "testing"))]
 pub mod memory;
 pub mod seen;
 pub mod strays;

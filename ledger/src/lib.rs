@@ -28,5 +28,6 @@ pub mod settings;
 mod shares;
 pub mod snapshot;
 pub mod store;
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod writer;

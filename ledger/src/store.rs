@@ -2,6 +2,7 @@
 //! trait, so that whoever uses it is tested without a server. What the values mean is in
 //! [`snapshot`](crate::snapshot).
 
+#[cfg(any(test, feature = "testing"))]
 pub mod memory;
 
 use bytes::Bytes;

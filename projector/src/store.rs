@@ -5,6 +5,7 @@
 //! Both say [`WriteError::Moved`] where another projector was there first; nothing here decides
 //! what to do about it.
 
+#[cfg(any(test, feature = "testing"))]
 pub mod memory;
 mod nats;
 
