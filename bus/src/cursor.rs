@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::{
-    Nats,
+    Nats, Pauses,
     connect::{Trouble, Troubles},
     stream::{info, kept_after},
 };
@@ -145,19 +145,19 @@ impl Cursor {
 
     async fn open_patiently(&mut self) -> Result<Open, CursorError> {
         let deadline = Instant::now() + PATIENCE;
-        let mut pause = PAUSE_MIN;
+        let mut pauses = Pauses::new(PAUSE_MIN, PAUSE_MAX);
         loop {
             let error = match timeout_at(deadline, self.open()).await {
                 Ok(Ok(open)) => return Ok(open),
                 Ok(Err(error)) => error,
                 Err(elapsed) => return Err(elapsed.into()),
             };
+            let pause = pauses.next();
             if error.hopeless || Instant::now() + pause >= deadline {
                 return Err(error.source);
             }
             debug!(stream = self.stream, error = %error.source, "cannot open consumer yet");
             sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 

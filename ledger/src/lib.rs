@@ -31,3 +31,5 @@ pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod writer;
+
+pub use seatbelt_bus::Pauses;

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seatbelt_ledger::api::{Answer, CommandError, Release, Resolution};
+use seatbelt_ledger::{
+    Pauses,
+    api::{Answer, CommandError, Release, Resolution},
+};
 use seatbelt_schemas::{
     ids::{AccountId, KeyId, ReservationId},
     position::Position,
@@ -72,7 +75,7 @@ impl Gate {
         self.tracker.spawn(async move {
             let _room = room;
             let began = Instant::now();
-            let mut pause = PAUSE_FIRST;
+            let mut pauses = Pauses::new(PAUSE_FIRST, PAUSE_MAX);
             let mut stopping = None;
             loop {
                 let bound = match timeout(gate.ledger_timeout, gate.release_in_turn(command.clone())).await {
@@ -96,8 +99,7 @@ impl Gate {
                 if late || began.elapsed() >= bound {
                     return tracing::debug!(reservation = %command.reservation, "release was given up");
                 }
-                sleep(pause).await;
-                pause = (pause * 2).min(PAUSE_MAX);
+                sleep(pauses.next()).await;
             }
         });
     }

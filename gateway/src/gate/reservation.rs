@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seatbelt_ledger::api::{Answer, CommandError, Resolution, Settle, Taken};
+use seatbelt_ledger::{
+    Pauses,
+    api::{Answer, CommandError, Resolution, Settle, Taken},
+};
 use seatbelt_schemas::{
     event::{OnUnknown, Report},
     ids::{AccountId, Actor, KeyId, ReservationId},
@@ -162,14 +165,13 @@ impl Reservation {
 
 impl Gate {
     async fn settle_taken(&self, command: &Settle) -> Answer<Taken> {
-        let mut pause = PAUSE_FIRST;
+        let mut pauses = Pauses::new(PAUSE_FIRST, PAUSE_MAX);
         loop {
             match self.ledger.settle_early(command.clone()).await {
                 Err(CommandError::Unavailable { .. }) => {}
                 answer => return answer,
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+            sleep(pauses.next()).await;
         }
     }
 }

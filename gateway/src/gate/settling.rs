@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use seatbelt_ledger::{
+    Pauses,
     account::LATE_SETTLE_MS_MAX,
     api::{Ack, Answer, CommandError, Ledger, Resolution, Settle},
 };
@@ -227,7 +228,7 @@ impl Kept {
 
     async fn followed(&mut self, lasting: Option<Lasting>) -> Option<Position> {
         let settling = Arc::clone(&self.settling);
-        let mut pause = PAUSE_FIRST;
+        let mut pauses = Pauses::new(PAUSE_FIRST, PAUSE_MAX);
         let mut answer = match lasting {
             Some(lasting) => timeout(settling.patience, lasting).await.ok(),
             None => self.again().await,
@@ -254,8 +255,7 @@ impl Kept {
                     return None;
                 }
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+            sleep(pauses.next()).await;
             answer = self.again().await;
         }
     }

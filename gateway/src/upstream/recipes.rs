@@ -15,7 +15,7 @@ use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
 use reqwest::Url;
-use seatbelt_ledger::api::Neurons;
+use seatbelt_ledger::{Pauses, api::Neurons};
 use seatbelt_schemas::{
     ids::NeuronId,
     neuron::{NeuronRecord, PATH_RECIPE, signature::NeuronSecret},
@@ -97,7 +97,7 @@ impl Recipes {
 
     /// Fetches what is registered and not known, until `stop`.
     pub(crate) async fn follow(self: Arc<Self>, mut neurons: Neurons, stop: CancellationToken) {
-        let mut pause = PAUSE_FIRST;
+        let mut pauses = Pauses::new(PAUSE_FIRST, PAUSE_MAX);
         loop {
             let wanted = wanted(&neurons.borrow_and_update());
             let missing = self.missing(wanted);
@@ -105,11 +105,10 @@ impl Recipes {
                 all = self.fetch_all(missing) => all,
                 () = stop.cancelled() => return,
             };
-            pause = if all {
-                PAUSE_FIRST
-            } else {
-                (pause * 2).min(PAUSE_MAX)
-            };
+            let pause = pauses.next();
+            if all {
+                pauses.renew();
+            }
             tokio::select! {
                 changed = neurons.changed() => {
                     if changed.is_err() {

@@ -6,6 +6,7 @@
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use futures::StreamExt;
+use seatbelt_bus::Pauses;
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -54,11 +55,10 @@ async fn publish(outbox: Outbox, outgoing: UnboundedReceiver<Parcel>, sink: Arc<
 }
 
 async fn deliver(sink: &dyn UsageSink, parcel: &Parcel) {
-    let mut wait = RETRY_FIRST;
+    let mut pauses = Pauses::new(RETRY_FIRST, RETRY_MAX);
     while let Err(error) = sink.publish(parcel.id.clone(), parcel.event.clone()).await {
         tracing::warn!(%error, id = %parcel.id, "a usage event was not taken, it will be offered again");
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(RETRY_MAX);
+        tokio::time::sleep(pauses.next()).await;
     }
 }
 
