@@ -122,9 +122,9 @@ fn let_through(api: Api, profile: Profile, mut body: Fields) -> Option<(Bill, Fi
     refuse_state(&body, allowed.accepted).ok()?;
     allowed.pin(&mut body);
     let calls: Calls = allowed.pin_calls(&mut body).ok()?;
-    let model = UpstreamModel::new("m".parse().ok()?, 1 << 20, 4096);
-    let bound = by_bytes(&ask, &model).ok()?;
-    let bound = with_calls(bound, calls, model.context).ok()?;
+    let limits = Limits::new(1 << 20, 4096);
+    let bound = by_bytes(&ask, &limits).ok()?;
+    let bound = with_calls(bound, calls, limits.context).ok()?;
     api.set_max(&mut body, bound.output_tokens, MaxField::MaxTokens);
     let hold = Bill {
         tokens: bound.input_tokens + bound.output_tokens * ask.choices,
