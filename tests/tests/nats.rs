@@ -559,6 +559,7 @@ impl Ledger for Scripted {
                 position: POSITION,
                 at_ms: 1,
                 open: 0,
+                multiplier_ppm: None,
                 caps: Vec::new(),
             })
         }
