@@ -5,7 +5,7 @@
 
 use seatbelt_schemas::ids::AccountId;
 
-use super::{Caller, LET_GO_MAX, Writer};
+use super::{Caller, EXPIRE_PER_TICK_MAX, LET_GO_MAX, Writer};
 use crate::account::Account;
 
 impl<T: Caller> Writer<T> {
@@ -41,7 +41,8 @@ impl<T: Caller> Writer<T> {
         }
     }
 
-    /// Puts an account into memory, and ends what should have ended while it was away.
+    /// Puts an account into memory, and ends what should have ended while it was away: a piece of it, as a
+    /// tick would, so that the rest of a large account keeps nobody from the journal.
     pub(super) fn move_in(&mut self, now_ms: u64, account: &AccountId, state: Account) {
         if self.state.is_resident(account) {
             return;
@@ -52,8 +53,11 @@ impl<T: Caller> Writer<T> {
             .collect();
         self.state.move_in(account.clone(), state);
         let grace_ms = self.config.expiry_grace_ms;
+        let mut expired = 0;
         for deadline in open {
-            if now_ms >= deadline.0.saturating_add(grace_ms) {
+            let is_due = now_ms >= deadline.0.saturating_add(grace_ms);
+            if is_due && expired < EXPIRE_PER_TICK_MAX {
+                expired += 1;
                 self.expire(now_ms, account, deadline.1);
             } else {
                 self.deadlines.insert(deadline);

@@ -66,7 +66,7 @@ impl Desk {
             commit_events_max: 16,
         };
         differs(&mut config);
-        let resumed = Resume::from_start(Partition(0), 64).finish();
+        let resumed = Resume::from_start(Partition(0), 4_096).finish();
         let now_ms = now_ms();
         let mut desk = Self {
             writer: Writer::start(config, resumed, now_ms),

@@ -2,6 +2,7 @@
 //! memory than there should be.
 
 use super::*;
+use crate::writer::EXPIRE_PER_TICK_MAX;
 
 #[test]
 fn a_command_that_is_sent_again_is_answered_as_it_was() {
@@ -266,6 +267,52 @@ fn an_account_leaves_memory_when_nothing_is_open_and_comes_back_as_it_was() {
     desk.land();
     assert_eq!(desk.answers()[0].0, asked);
     assert_eq!(desk.stands(), (0, 5));
+}
+
+/// As after a kill of the only process: all that an account held is overdue when it comes into memory.
+#[test]
+fn what_ended_while_an_account_was_away_is_written_piece_by_piece() {
+    const HELD: usize = 3 * EXPIRE_PER_TICK_MAX;
+    let mut desk = Desk::new(10 * HELD as u64);
+    let account = desk.payer.account.clone();
+    for _ in 0..HELD {
+        desk.granted(1);
+    }
+    let state = desk.writer.state().account(&account).cloned().unwrap();
+    desk.writer.state.page();
+    desk.writer.state.move_out(&account);
+    desk.writer.deadlines.clear();
+    desk.now_ms += 24 * 3_600 * 1_000;
+    let (_, asked) = desk.reserve(1, 0);
+    assert_eq!(
+        desk.writer.take_fetch(),
+        Some(Fetch::Account(account.clone()))
+    );
+    let loaded = crate::recovery::Loaded {
+        state,
+        position: desk.writer.durable(),
+    };
+    let fetched = Fetched::Account(account, Some(loaded));
+    let next = desk.writer.fetched(desk.now_ms, fetched);
+    assert!(matches!(next, Next::Continue));
+    for pieces in 1..=3 {
+        let pending = desk.writer.pending();
+        let most = EXPIRE_PER_TICK_MAX + 1;
+        assert!(pending <= most, "{pending} decisions in piece {pieces}");
+        desk.land();
+        desk.tick(1);
+    }
+    assert_eq!(desk.answers()[0].0, asked, "it was not kept waiting");
+    desk.land();
+    assert!(
+        desk.writer
+            .state()
+            .account(&desk.payer.account)
+            .unwrap()
+            .open()
+            .len()
+            <= 1
+    );
 }
 
 #[test]
