@@ -15,6 +15,9 @@ use super::{
     kept::StoreError,
 };
 
+/// How long the server may take to say that nobody is subscribed.
+const NOBODY_WITHIN: Duration = Duration::from_millis(500);
+
 /// What came of a request, or came to a correspondence.
 #[derive(Debug)]
 pub enum Heard {
@@ -28,6 +31,15 @@ pub enum Heard {
     TooLarge(String),
     /// Nothing came in time, and nothing more will.
     Silence,
+}
+
+/// Whether anybody listens at an address that a reply was sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listens {
+    /// Somebody does, or it cannot be known.
+    Perhaps,
+    /// Nobody: the reply has reached nobody, and never will.
+    Nobody,
 }
 
 /// Why a request of a correspondence is not on its way.
@@ -85,6 +97,19 @@ fn in_vain(trouble: Trouble) -> Heard {
 pub async fn reply(nats: &Nats, to: &str, payload: Bytes) {
     if let Err(error) = nats.client().publish(to.to_owned(), payload).await {
         debug!(%error, "a reply of the ledger was not sent: the caller asks again");
+    }
+}
+
+/// The same, and learns whether whoever gave the address is known to be there no more. It asks for an answer
+/// itself: the server says at once where nobody is subscribed, and who is there does not answer.
+pub async fn reply_to_listener(nats: &Nats, to: &str, payload: Bytes) -> Listens {
+    let request = async_nats::Request::new()
+        .payload(payload)
+        .timeout(Some(NOBODY_WITHIN));
+    let sent = nats.client().send_request(to.to_owned(), request);
+    match timeout(NOBODY_WITHIN, sent).await {
+        Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => Listens::Nobody,
+        Ok(_) | Err(_) => Listens::Perhaps,
     }
 }
 

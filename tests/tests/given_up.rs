@@ -7,7 +7,9 @@
 
 use std::{sync::Arc, task::Poll, time::Duration};
 
+use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
+use seatbelt_bus::connect;
 use seatbelt_ledger::{
     api::{
         Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, ReserveOutcome, Resize,
@@ -15,7 +17,10 @@ use seatbelt_ledger::{
     },
     host::LedgerHost,
     journal::memory::MemoryJournal,
-    remote::{LedgerService, RemoteLedger},
+    remote::{
+        LedgerService, RemoteLedger,
+        post::{Listens, Post as _},
+    },
     testing::{Payer, balance, one_partition},
 };
 use seatbelt_schemas::{
@@ -73,7 +78,7 @@ struct World {
     ledger: Arc<Counting>,
     remote: RemoteLedger,
     _service: LedgerService,
-    _nats: TestNats,
+    nats: TestNats,
 }
 
 impl World {
@@ -101,7 +106,7 @@ impl World {
             ledger,
             remote: RemoteLedger::new(&gateway, &names, partition, Duration::from_secs(2)),
             _service: service.unwrap(),
-            _nats: nats,
+            nats,
         }
     }
 
@@ -142,6 +147,58 @@ async fn a_reserve_sent_twice_whose_caller_goes_away_holds_nothing_when_room_com
     );
     world.release(held).await.expect("room comes");
     assert_eq!(world.open().await, 0, "nobody holds anything");
+}
+
+/// As after a kill of the process that asked: its reserve waits with the writer, and its connection is gone.
+#[tokio::test]
+async fn a_hold_that_is_granted_to_a_process_that_died_is_taken_back() {
+    let world = World::start().await;
+    let held = world.payer.reserve(1);
+    world.ledger.ledger.reserve(held.clone()).await.unwrap();
+    let command = Reserve {
+        wait_ms: 30_000,
+        ..world.payer.reserve(1)
+    };
+    let (url, asked) = (world.nats.server.url(), command.clone());
+    let (dies, dead) = tokio::sync::oneshot::channel();
+    // a runtime of its own: what it ends with is not run any more, as in a process that is killed
+    let process = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        runtime.block_on(async {
+            let nats = connect(&url, "dies", PATIENCE).await.unwrap();
+            let _alive = nats.client().subscribe("alive").await.unwrap();
+            let remote = RemoteLedger::new(&nats, &Names::default(), Partition(0), PATIENCE);
+            tokio::select! {
+                answer = remote.reserve(asked) => panic!("there is no room: {answer:?}"),
+                dead = dead => dead.unwrap(),
+            }
+        });
+    });
+    let mut reserves = world.ledger.reserves.subscribe();
+    let arrived = timeout(PATIENCE, reserves.wait_for(|count| *count >= 1)).await;
+    drop(arrived.expect("it waits").unwrap());
+    dies.send(()).unwrap();
+    tokio::task::spawn_blocking(|| process.join().unwrap())
+        .await
+        .unwrap();
+    let watch = world.nats.connect("watch").await;
+    let gone = timeout(PATIENCE, async {
+        while watch.reply_to_listener("alive", Bytes::new()).await != Listens::Nobody {}
+    });
+    gone.await.expect("the server knows that it is gone");
+    world.release(held.id.into()).await.expect("room comes");
+    let nobody = timeout(PATIENCE, async {
+        while world.open().await > 0 {
+            tokio::task::yield_now().await;
+        }
+    });
+    nobody.await.expect("nobody holds anything");
+    let again = world.remote.reserve(command).await;
+    assert!(
+        matches!(again, Err(CommandError::AlreadyResolved { .. })),
+        "whoever asks again is told the truth: {again:?}"
+    );
 }
 
 #[tokio::test]

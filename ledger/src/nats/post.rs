@@ -10,7 +10,7 @@ use seatbelt_bus::{
 };
 
 use crate::{
-    remote::post::{Asked, Correspondence, Heard, Post, Requests, SendError},
+    remote::post::{Asked, Correspondence, Heard, Listens, Post, Requests, SendError},
     store::StoreError,
 };
 
@@ -41,6 +41,10 @@ impl Post for Nats {
             Ok(received)
         }
         .boxed()
+    }
+
+    fn reply_to_listener<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, Listens> {
+        post::reply_to_listener(self, to, payload).boxed()
     }
 
     fn reply<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, ()> {

@@ -5,7 +5,7 @@ use std::{fmt::Debug, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-pub use seatbelt_bus::post::{Asked, Heard, SendError};
+pub use seatbelt_bus::post::{Asked, Heard, Listens, SendError};
 use seatbelt_schemas::ids::CommandId;
 
 use crate::store::StoreError;
@@ -32,6 +32,9 @@ pub trait Post: Debug + Send + Sync + 'static {
 
     /// Sends a reply to an address that came with a request. Nobody learns whether it arrived.
     fn reply<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, ()>;
+
+    /// The same, and learns whether whoever gave the address is known to be there no more.
+    fn reply_to_listener<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, Listens>;
 
     /// A new id, for a command that this process gives by itself.
     fn command_id(&self) -> CommandId {

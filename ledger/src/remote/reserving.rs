@@ -4,6 +4,9 @@
 //! be worked on at once, and one more may still be on its way. Giving it up ends them all: those that
 //! are here at once, a later one when it comes. What was given up is remembered for as long as a try
 //! may be worked on, and bounded in number.
+//!
+//! A grant that is told to nobody, because its caller died while it waited, is taken back. That is certain
+//! only where no other try of it was heard, now or before.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,13 +18,13 @@ use seatbelt_schemas::ids::ReservationId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::WITHIN_MAX;
+use super::{WITHIN_MAX, post::Listens};
 
-/// Reservations remembered as given up; beyond it the oldest is forgotten. Those of the last seconds
+/// Reservations remembered as given up, and as told; beyond it the oldest is forgotten. Those of the last seconds
 /// are what matters, and a host answers fewer in that time.
-const GIVEN_UP_MAX: usize = 65_536;
+const REMEMBERED_MAX: usize = 65_536;
 /// How long one is remembered: nobody waits longer for a reserve.
-const GIVEN_UP_FOR: Duration = WITHIN_MAX;
+const REMEMBERED_FOR: Duration = WITHIN_MAX;
 
 /// All of them, for one partition.
 #[derive(Debug, Default)]
@@ -30,7 +33,9 @@ pub(super) struct Reserving(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     tries: HashMap<ReservationId, Tries>,
-    given_up: GivenUp,
+    given_up: Remembered,
+    /// Those whose grant somebody may have heard of.
+    told: Remembered,
 }
 
 /// The tries of one reservation: ended together.
@@ -38,6 +43,8 @@ struct State {
 struct Tries {
     gone: CancellationToken,
     count: usize,
+    /// Somebody may have heard of a grant, or nobody did.
+    heard: Option<Listens>,
 }
 
 /// One try, until dropped.
@@ -87,6 +94,27 @@ impl Reserving {
 }
 
 impl Try<'_> {
+    /// What came of telling its grant. Whether to take the hold back: it is the last try, nobody heard of the
+    /// grant through any of them, and none was heard of before.
+    pub(super) fn told(self, listens: Listens) -> bool {
+        let mut state = self.all.state();
+        let State { tries, told, .. } = &mut *state;
+        let Some(tries) = tries.get_mut(&self.reservation) else {
+            return false;
+        };
+        let now = Instant::now();
+        if listens == Listens::Perhaps {
+            told.insert(self.reservation, now);
+        }
+        let before = tries.heard.unwrap_or(Listens::Nobody);
+        let heard = match (before, listens) {
+            (Listens::Nobody, Listens::Nobody) => Listens::Nobody,
+            _ => Listens::Perhaps,
+        };
+        tries.heard = Some(heard);
+        tries.count == 1 && heard == Listens::Nobody && !told.holds(self.reservation, now)
+    }
+
     /// Waits until the reservation is given up.
     pub(super) async fn given_up(&self) {
         self.gone.cancelled().await;
@@ -105,31 +133,31 @@ impl Drop for Try<'_> {
     }
 }
 
-/// Reservations given up, oldest first.
+/// Reservations, oldest first.
 #[derive(Debug, Default)]
-struct GivenUp {
+struct Remembered {
     since: HashMap<ReservationId, Instant>,
     /// One of a removed reservation stays until its turn comes.
     order: VecDeque<(Instant, ReservationId)>,
 }
 
-impl GivenUp {
+impl Remembered {
     fn insert(&mut self, reservation: ReservationId, now: Instant) {
         self.forget(now);
-        if self.order.len() >= GIVEN_UP_MAX {
+        if self.order.len() >= REMEMBERED_MAX {
             self.forget_oldest();
         }
         self.since.insert(reservation, now);
         self.order.push_back((now, reservation));
         assert!(
-            self.since.len() <= self.order.len() && self.order.len() <= GIVEN_UP_MAX,
+            self.since.len() <= self.order.len() && self.order.len() <= REMEMBERED_MAX,
             "what is remembered is bounded"
         );
     }
 
     fn holds(&self, reservation: ReservationId, now: Instant) -> bool {
         let since = self.since.get(&reservation);
-        since.is_some_and(|since| now.saturating_duration_since(*since) < GIVEN_UP_FOR)
+        since.is_some_and(|since| now.saturating_duration_since(*since) < REMEMBERED_FOR)
     }
 
     fn remove(&mut self, reservation: ReservationId) {
@@ -137,7 +165,7 @@ impl GivenUp {
     }
 
     fn forget(&mut self, now: Instant) {
-        let old = |since: &Instant| now.saturating_duration_since(*since) >= GIVEN_UP_FOR;
+        let old = |since: &Instant| now.saturating_duration_since(*since) >= REMEMBERED_FOR;
         while self.order.front().is_some_and(|(since, _)| old(since)) {
             self.forget_oldest();
         }
@@ -196,16 +224,43 @@ mod tests {
         assert!(all.begin(id(1)).is_some(), "the journal answers it");
     }
 
+    #[test]
+    fn a_grant_is_taken_back_only_where_nobody_ever_heard_of_it() {
+        use Listens::{Nobody, Perhaps};
+        for (heard, expected) in [
+            (&[Nobody][..], true),
+            (&[Nobody, Nobody], true),
+            (&[Perhaps, Nobody], false),
+            (&[Nobody, Perhaps], false),
+        ] {
+            let all = Reserving::default();
+            let tries: Vec<_> = heard.iter().map(|_| all.begin(id(1)).unwrap()).collect();
+            let back = tries
+                .into_iter()
+                .zip(heard)
+                .map(|(one, heard)| one.told(*heard));
+            assert_eq!(
+                back.collect::<Vec<_>>().last(),
+                Some(&expected),
+                "{heard:?}"
+            );
+            assert!(all.state().tries.is_empty());
+            let later = all.begin(id(1)).unwrap();
+            let was_heard = heard.contains(&Perhaps);
+            assert_eq!(later.told(Nobody), !was_heard, "{heard:?}, and once more");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_was_given_up_is_forgotten_when_nobody_waits_any_more() {
         let all = Reserving::default();
         all.give_up(id(1));
-        tokio::time::advance(GIVEN_UP_FOR / 2).await;
+        tokio::time::advance(REMEMBERED_FOR / 2).await;
         all.give_up(id(1));
-        tokio::time::advance(GIVEN_UP_FOR / 2).await;
+        tokio::time::advance(REMEMBERED_FOR / 2).await;
         all.give_up(id(2));
         assert!(all.begin(id(1)).is_none(), "the later time counts");
-        tokio::time::advance(GIVEN_UP_FOR).await;
+        tokio::time::advance(REMEMBERED_FOR).await;
         assert!(all.begin(id(1)).is_some());
         all.give_up(id(3));
         assert_eq!(all.state().given_up.order.len(), 1);
@@ -214,11 +269,11 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded_and_the_oldest_goes_first() {
         let all = Reserving::default();
-        for number in 0..=GIVEN_UP_MAX {
+        for number in 0..=REMEMBERED_MAX {
             all.give_up(id(number as u128));
         }
         assert!(all.begin(id(0)).is_some());
         assert!(all.begin(id(1)).is_none());
-        assert_eq!(all.state().given_up.since.len(), GIVEN_UP_MAX);
+        assert_eq!(all.state().given_up.since.len(), REMEMBERED_MAX);
     }
 }

@@ -10,22 +10,25 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::FutureExt;
 use seatbelt_schemas::{
-    command::{Admin, CommandError, Read, Release, Reserve, ReserveOutcome, Resize, Resolution},
+    command::{
+        Admin, CommandError, Grant, Read, Release, Reserve, ReserveOutcome, Resize, Resolution,
+    },
+    ids::{AccountId, Actor},
     names::Names,
-    position::Partition,
+    position::{Partition, Position},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     REQUEST_BYTES_MAX, Request, SettleBody, Verb, WITHIN_MAX, decode, encode_reply,
-    post::{Asked, Post, Requests},
-    reserving::Reserving,
+    post::{Asked, Listens, Post, Requests},
+    reserving::{Reserving, Try},
     twice::{self, Lasting},
 };
 use crate::{
@@ -68,6 +71,7 @@ impl LedgerService {
             slots: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             shares: Shares::new(IN_FLIGHT_SHARE_MAX),
             reserving: Reserving::default(),
+            since: OnceCell::new(),
         });
         tasks.spawn(take_in(desk, requests, stop.clone(), tasks.clone()));
         Ok(Self { stop, tasks })
@@ -121,6 +125,21 @@ async fn take_in(
     requests.close().await;
 }
 
+/// What there is to do once a request is answered.
+#[derive(Default)]
+struct After<'a> {
+    /// Where a further reply comes from, for a settle that has two.
+    second: Option<Lasting>,
+    granted: Option<Granted<'a>>,
+}
+
+/// A grant that is to be told.
+struct Granted<'a> {
+    one: Try<'a>,
+    account: AccountId,
+    grant: Grant,
+}
+
 /// What all requests share.
 struct Desk {
     post: Arc<dyn Post>,
@@ -128,14 +147,20 @@ struct Desk {
     slots: Arc<Semaphore>,
     shares: Arc<Shares>,
     reserving: Reserving,
+    since: OnceCell<Position>,
 }
 
 impl Desk {
-    async fn answer(self: Arc<Self>, message: Asked, _slot: OwnedSemaphorePermit) {
-        let mut second = None;
-        let first = self.work(&message, &mut second).await;
+    async fn answer(self: Arc<Self>, message: Asked, slot: OwnedSemaphorePermit) {
+        let mut after = After::default();
+        let first = self.work(&message, &mut after).await;
+        if let Some(granted) = after.granted {
+            // who is told costs nobody else a place
+            drop(slot);
+            return self.tell(granted, message.reply_to.as_deref(), first).await;
+        }
         self.reply(message.reply_to.as_deref(), first).await;
-        if let Some(lasting) = second {
+        if let Some(lasting) = after.second {
             let second = twice::second(lasting).await;
             self.reply(message.reply_to.as_deref(), second).await;
         }
@@ -149,8 +174,58 @@ impl Desk {
         self.post.reply(to, reply.into()).await;
     }
 
-    /// The reply to a request; `second` is where a further one comes from, for a settle that has two.
-    async fn work(&self, message: &Asked, second: &mut Option<Lasting>) -> Vec<u8> {
+    /// Tells a grant, and takes it back where nobody is there any more to hear of it: whoever asked has died,
+    /// and nothing was begun on it.
+    async fn tell(&self, granted: Granted<'_>, to: Option<&str>, reply: Vec<u8>) {
+        let listens = match to {
+            Some(to) => self.post.reply_to_listener(to, reply.into()).await,
+            None => Listens::Perhaps,
+        };
+        let Granted {
+            one,
+            account,
+            grant,
+        } = granted;
+        // one that was decided before this host served may have been told by another
+        let is_own = self
+            .since
+            .get()
+            .is_some_and(|since| grant.position > *since);
+        if !one.told(listens) || !is_own {
+            return;
+        }
+        let reservation = grant.reservation;
+        info!(%account, %reservation, "a hold is taken back: who asked for it is gone");
+        let release = Release {
+            id: self.post.command_id(),
+            account,
+            reservation,
+            reason: "nobody was there to hear of the grant".to_owned(),
+            actor: Actor::system("gateway"),
+        };
+        if let Err(error) = self.release(release).await {
+            warn!(%reservation, %error, "a hold of nobody is not taken back: it ends by its deadline");
+        }
+    }
+
+    /// Where the partition stood when the first reserve came here. What is granted beyond was not told by
+    /// any other host; nothing is known where that cannot be read. Any account tells it.
+    async fn since(&self, account: &AccountId) {
+        let query = Read {
+            account: account.clone(),
+            key: None,
+        };
+        let read = self.since.get_or_try_init(async || {
+            let standing = self.ledger.read(query).await?;
+            Ok::<_, CommandError>(standing.position)
+        });
+        if let Err(error) = read.await {
+            debug!(%error, "where the partition stands is not known yet");
+        }
+    }
+
+    /// The reply to a request, and what there is to do once it is sent.
+    async fn work<'a>(&'a self, message: &Asked, after: &mut After<'a>) -> Vec<u8> {
         let verb = message.subject.rsplit('.').next().unwrap_or_default();
         let Some(verb) = Verb::named(verb) else {
             let detail = format!(
@@ -162,21 +237,27 @@ impl Desk {
         let bytes = &message.payload;
         let ledger = &self.ledger;
         match verb {
-            Verb::Reserve => answered(bytes, |command| self.reserve(command)).await,
+            Verb::Reserve => {
+                answered(bytes, |command| self.reserve(command, &mut after.granted)).await
+            }
             Verb::Release => answered(bytes, |command| self.release(command)).await,
             Verb::Resize => answered(bytes, |command: Resize| ledger.resize(command)).await,
             Verb::Read => answered(bytes, |query: Read| ledger.read(query)).await,
             Verb::Admin => answered(bytes, |command: Admin| ledger.admin(command)).await,
             Verb::Settle => {
                 answered(bytes, |body: SettleBody| {
-                    twice::settle_here(&**ledger, body, second)
+                    twice::settle_here(&**ledger, body, &mut after.second)
                 })
                 .await
             }
         }
     }
 
-    async fn reserve(&self, command: Reserve) -> Answer<ReserveOutcome> {
+    async fn reserve<'a>(
+        &'a self,
+        command: Reserve,
+        granted: &mut Option<Granted<'a>>,
+    ) -> Answer<ReserveOutcome> {
         let Some(_place) = self.shares.take(&command.account) else {
             let detail = format!(
                 "{IN_FLIGHT_SHARE_MAX} reserves of account {} are with the writer already: send fewer \
@@ -188,11 +269,22 @@ impl Desk {
         let Some(one) = self.reserving.begin(command.id.into()) else {
             return Err(CommandError::unavailable(CALLER_GONE));
         };
-        tokio::select! {
+        let account = command.account.clone();
+        self.since(&account).await;
+        let answer = tokio::select! {
             biased;
             () = one.given_up() => Err(CommandError::unavailable(CALLER_GONE)),
             answer = self.ledger.reserve(command) => answer,
+        };
+        if let Ok(ReserveOutcome::Reserved(grant)) = &answer {
+            let grant = grant.clone();
+            *granted = Some(Granted {
+                one,
+                account,
+                grant,
+            });
         }
+        answer
     }
 
     async fn release(&self, command: Release) -> Answer<Resolution> {

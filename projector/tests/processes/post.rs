@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use seatbelt_ledger::{
-    remote::post::{Asked, Correspondence, Heard, Post, Requests, SendError},
+    remote::post::{Asked, Correspondence, Heard, Listens, Post, Requests, SendError},
     store::StoreError,
 };
 use seatbelt_schemas::ids::CommandId;
@@ -32,6 +32,8 @@ const LATE_MS_MAX: u64 = 2_500;
 pub(crate) struct Office {
     receivers: Mutex<Vec<Receiver>>,
     inboxes: Mutex<BTreeMap<String, UnboundedSender<Heard>>>,
+    /// Who has inboxes: their owner goes on listening for as long as it lives, to whatever comes.
+    owners: Mutex<BTreeMap<String, Arc<Life>>>,
     number: AtomicU64,
     /// Nothing is lost, and much comes late or twice.
     strained: AtomicBool,
@@ -66,11 +68,22 @@ impl Office {
         self.number.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn open_inbox(&self) -> (String, UnboundedReceiver<Heard>) {
-        let name = format!("inbox.{}", self.next());
+    fn open_inbox(&self, wire: &Wire) -> (String, UnboundedReceiver<Heard>) {
+        let mut owners = self.owners.lock().unwrap();
+        owners.insert(wire.name.clone(), Arc::clone(&wire.life));
+        let name = format!("{}.{}", wire.name, self.next());
         let (to, letters) = unbounded_channel();
         self.inboxes.lock().unwrap().insert(name.clone(), to);
         (name, letters)
+    }
+
+    /// Whether the owner of an inbox is known to be dead.
+    fn listens(&self, inbox: &str) -> Listens {
+        let owner = inbox.split('.').next().unwrap_or_default();
+        match self.owners.lock().unwrap().get(owner) {
+            Some(life) if life.is_over() => Listens::Nobody,
+            Some(_) | None => Listens::Perhaps,
+        }
     }
 
     fn into_inbox(&self, name: &str, heard: Heard) {
@@ -203,6 +216,20 @@ impl Post for Wire {
         std::future::ready(()).boxed()
     }
 
+    fn reply_to_listener<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, Listens> {
+        async move {
+            let listens = self.medium.office.listens(to);
+            self.reply(to, payload).await;
+            sleep(self.medium.chance.ms(5)).await;
+            match self.life.is_over() || self.medium.strikes(10) {
+                // what the post says is lost too
+                true => Listens::Perhaps,
+                false => listens,
+            }
+        }
+        .boxed()
+    }
+
     fn command_id(&self) -> CommandId {
         let number = u128::from(self.medium.office.next());
         CommandId::from_parts(self.medium.now_ms(), 3 << 78 | number)
@@ -219,7 +246,7 @@ struct Letters {
 
 impl Letters {
     fn new(wire: &Wire, subject: String) -> Self {
-        let (inbox, letters) = wire.medium.office.open_inbox();
+        let (inbox, letters) = wire.medium.office.open_inbox(wire);
         Self {
             wire: wire.clone(),
             subject,
