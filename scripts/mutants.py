@@ -7,8 +7,10 @@ a mutant costs one crate and one test. A mutant that cannot be applied or built 
 
     scripts/mutants.py [NAME ...]     all of them, or these
     scripts/mutants.py --check        only that each can be applied
+    scripts/mutants.py --list         what there is
 """
 
+import argparse
 import os
 import re
 import subprocess
@@ -37,11 +39,16 @@ class Unusable(Exception):
 
 def main():
     mutants = tomllib.loads(TABLE.read_text())["mutant"]
-    if sys.argv[1:] == ["--check"]:
+    asked = arguments().parse_args()
+    if asked.list:
+        for mutant in mutants:
+            print(f"{mutant['name']:44} {mutant['simulation']:10} {mutant['why']}")
+        return 0
+    if asked.check:
         return check(mutants)
-    wanted = set(sys.argv[1:]) or {mutant["name"] for mutant in mutants}
+    wanted = set(asked.name) or {mutant["name"] for mutant in mutants}
     if unknown := wanted - {mutant["name"] for mutant in mutants}:
-        sys.exit(f"mutants: {', '.join(sorted(unknown))}: no such mutant")
+        sys.exit(f"mutants: {', '.join(sorted(unknown))}: no such mutant (see --list)")
     found = 0
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder)
@@ -51,6 +58,20 @@ def main():
                 found += report(copy, mutant)
     print(f"mutants: {found} of {len(wanted)} found")
     return 0 if found == len(wanted) else 1
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        prog="mutants.py",
+        description=__doc__.partition("\n\n    scripts/")[0],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit status: 0 if each is found, 1 if one is not or cannot be used. All of them take some "
+        "ten minutes on a quiet machine with its dependencies built.",
+    )
+    parser.add_argument("name", nargs="*", help="a mutant by its name; all of them where none is named")
+    parser.add_argument("--check", action="store_true", help="only whether each can be applied")
+    parser.add_argument("--list", action="store_true", help="name each, what must find it, and why")
+    return parser
 
 
 def check(mutants):

@@ -6,11 +6,14 @@ use std::{
     time::Duration,
 };
 
+use seatbelt_ledger::api::{Read, Reserve};
+use seatbelt_schemas::ids::CommandId;
 use tokio::time::{sleep, timeout};
 
 use crate::{
     calm::{granted, reserve},
-    hosts::{Host, Hosts},
+    hosts::{Host, Hosts, STOP_MAX},
+    medium::START_MS,
     payers::Payers,
     vocabulary,
 };
@@ -49,6 +52,26 @@ pub(crate) async fn given_up(hosts: &Hosts, payers: &Payers) -> Result<(), Strin
     Ok(())
 }
 
+/// A process that dies while its caller waits leaves nothing held, when room comes.
+pub(crate) async fn died_waiting(hosts: &Hosts, payers: &Payers) -> Result<(), String> {
+    let (host, medium) = (elsewhere(hosts)?, &payers.medium);
+    let before = granted(payers, &reserve(payers, "patient", 9_000, 0)).await?;
+    let waiting = reserve(payers, "patient", 60_000, 10_000);
+    let ledger = Arc::clone(&host.ledger);
+    let asking = tokio::spawn(async move { ledger.reserve(waiting).await });
+    sleep(Duration::from_millis(100) + medium.chance.ms(1_000)).await;
+    host.life.kill();
+    let patient = vocabulary::account("patient");
+    payers.release(&patient, before).await;
+    sleep(LASTS_WITHIN).await;
+    let next = granted(payers, &reserve(payers, "patient", 500, 1_000)).await;
+    let next = next.map_err(|error| format!("after a process died that waited: {error}"))?;
+    payers.release(&patient, next).await;
+    // what is left of it here reaches nobody
+    asking.abort();
+    Ok(())
+}
+
 /// A settle goes to the writer once, and its caller hears that it lasts.
 pub(crate) async fn settled_once(hosts: &Hosts, payers: &Payers) -> Result<(), String> {
     let (host, office) = (elsewhere(hosts)?, &payers.medium.office);
@@ -65,6 +88,34 @@ pub(crate) async fn settled_once(hosts: &Hosts, payers: &Payers) -> Result<(), S
         1 => Ok(()),
         times => Err(format!("a settle was sent {times} times")),
     }
+}
+
+/// A process that is told to stop ends in time, although what its callers wait for cannot be read.
+pub(crate) async fn stops_without_reading(hosts: &Hosts, payers: &Payers, host: &Host) {
+    let medium = &payers.medium;
+    medium.unreadable.store(true, Ordering::Relaxed);
+    let waiting = (0..3).map(|number| {
+        let (ledger, account) = (Arc::clone(&host.ledger), format!("stranger{number}"));
+        let account = vocabulary::account(&account);
+        // from before all that a writer keeps of commands
+        let id = CommandId::from_parts(START_MS + 1, 1 << 77 | number);
+        let older = Reserve {
+            id,
+            ..reserve(payers, "brief", 9_000, 0)
+        };
+        tokio::spawn(async move {
+            let query = Read { account, key: None };
+            tokio::join!(ledger.read(query), ledger.reserve(older))
+        })
+    });
+    let waiting: Vec<_> = waiting.collect();
+    sleep(Duration::from_millis(50)).await;
+    host.stop();
+    // an orderly stop that does not end is told by who waits for it
+    sleep(STOP_MAX + LASTS_WITHIN).await;
+    medium.unreadable.store(false, Ordering::Relaxed);
+    waiting.iter().for_each(|waiting| waiting.abort());
+    hosts.put_right();
 }
 
 /// A process that cannot open the journal does not keep the lease from who can.

@@ -72,6 +72,8 @@ pub(crate) async fn all_is_well(hosts: &Arc<Hosts>, payers: &Arc<Payers>) -> Res
     // by the clock that was set back, the hold of the patient has ended too
     sleep(Duration::from_millis(back_ms.unsigned_abs() + 500)).await;
     by_post::given_up(hosts, payers).await?;
+    by_post::died_waiting(hosts, payers).await?;
+    agreed(hosts).await?;
     by_post::settled_once(hosts, payers).await?;
     let due = due(payers).await?;
     let (answer, ()) = tokio::join!(
@@ -82,6 +84,8 @@ pub(crate) async fn all_is_well(hosts: &Arc<Hosts>, payers: &Arc<Payers>) -> Res
     sleep(Duration::from_secs(4)).await;
     in_time(payers, &due)?;
     by_post::lease_of_who_cannot_open(hosts, &host).await?;
+    let host = serving(hosts).await?;
+    by_post::stops_without_reading(hosts, payers, &host).await;
     serving(hosts).await.map(drop)
 }
 

@@ -35,7 +35,7 @@ use crate::medium::{Life, MachineTime, Medium, Wire};
 
 /// Longest that an orderly stop may take: it drains for 10 s, flushes for 10 s, gives its lease back and puts
 /// its journal's end on record.
-const STOP_MAX: Duration = Duration::from_secs(26);
+pub(crate) const STOP_MAX: Duration = Duration::from_secs(26);
 /// Processes that take part.
 pub(crate) const SEATS: usize = 2;
 /// What a process says whose journal cannot be opened from where it is.

@@ -43,6 +43,8 @@ pub(crate) const START_MS: u64 = 1_700_000_000_000;
 const AHEAD_MS_MAX: u64 = 8_000;
 /// Longest that something read is on its way.
 const TRAVELS_MS_MAX: u64 = 5_000;
+/// How long a read waits that hears nothing.
+const MUTE: Duration = Duration::from_secs(4);
 /// How long a wire to a dead process takes to say that it is.
 const DEAD: Duration = Duration::from_secs(1);
 
@@ -71,6 +73,8 @@ pub(crate) struct Medium {
     pub(crate) shrunk: AtomicBool,
     frozen: AtomicBool,
     cut_off: AtomicBool,
+    /// Whoever reads waits, and hears nothing.
+    pub(crate) unreadable: AtomicBool,
     broken: Mutex<Option<String>>,
     log: Option<Mutex<Vec<String>>>,
 }
@@ -95,6 +99,7 @@ impl Medium {
             shrunk: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
+            unreadable: AtomicBool::new(false),
             broken: Mutex::default(),
             log: std::env::var_os("SEATBELT_SIM_LOG").map(|_| Mutex::default()),
         })
@@ -290,6 +295,15 @@ impl Wire {
         !self.life.is_over()
     }
 
+    /// Whether nothing can be read now; that takes its time.
+    async fn is_mute(&self) -> bool {
+        let is_mute = self.medium.unreadable.load(Ordering::Relaxed);
+        if is_mute {
+            sleep(MUTE).await;
+        }
+        is_mute
+    }
+
     pub(crate) fn store_error(&self, action: &str) -> StoreError {
         StoreError {
             action: action.to_owned(),
@@ -300,7 +314,7 @@ impl Wire {
     async fn reads(&self, at: Sequence) -> Result<(), ReadError> {
         self.medium
             .note(|| format!("{} reads journal {at}", self.name));
-        if self.begins().await && !self.medium.strikes(60) {
+        if self.begins().await && !self.is_mute().await && !self.medium.strikes(60) {
             return Ok(());
         }
         let source = "misfortune".into();
@@ -411,6 +425,7 @@ impl SnapshotStore for Wire {
     fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Kept, StoreError>> {
         async move {
             let answers = self.begins().await && !self.medium.cut_off.load(Ordering::Relaxed);
+            let answers = answers && !self.is_mute().await;
             self.medium
                 .note(|| format!("{} reads {key}: {answers}", self.name));
             if !answers || self.medium.strikes(60) {
