@@ -2,7 +2,7 @@
 //!
 //! Runs in a task of its own that outlives the client's connection. Settles before the last byte of an
 //! answer is let go: the end of a stream is held back until the writer has taken the settle. A
-//! dispatched request is never sent a second time.
+//! dispatched request is never sent a second time, except one of which a neuron did nothing (`elsewhere`).
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,16 +33,19 @@ use crate::{
     receive::shares::Share,
     upstream::{
         Attempt, Candidate,
+        catalog::Catalog,
         neuron::{Held, Pass},
     },
 };
 
 mod attempts;
+mod elsewhere;
 mod relay;
 mod report;
 mod whole;
 
 use attempts::Limits;
+use elsewhere::Elsewhere;
 use report::Known;
 
 /// The output maximum of one choice, where it was lowered.
@@ -59,6 +62,8 @@ pub(crate) struct Runner {
     pub(crate) usage: Arc<dyn UsageEvents>,
     /// Neurons serve nobody who does not know it.
     pub(crate) neuron_secret: NeuronSecret,
+    /// Where another neuron is found.
+    pub(crate) catalog: Arc<Catalog>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) request_timeout: Duration,
@@ -78,6 +83,8 @@ struct Job {
     /// None for a request that is not metered.
     reservation: Option<Reservation>,
     attempt: Option<Attempt>,
+    /// For a request to a neuron, until that is known to have it.
+    elsewhere: Option<Elsewhere>,
     /// A neuron counts as busy until the end.
     candidate: Candidate,
     upstream: String,
@@ -147,7 +154,8 @@ impl Runner {
         }
         let api = plan.api;
         api.set_max(&mut body, max, candidate.max_field());
-        let pass = self.pass(reservation.as_ref());
+        let deadline_ms = (self.clock)().saturating_add(ms(self.request_timeout));
+        let pass = pass(&self.neuron_secret, reservation.as_ref(), deadline_ms);
         let attempt = Attempt::new(
             &candidate,
             api,
@@ -164,6 +172,7 @@ impl Runner {
             ping: self.ping,
             usage_event: self.usage_event(&candidate, reservation.as_ref()),
             reservation,
+            elsewhere: self.elsewhere(&candidate, &attempt, deadline_ms),
             attempt: Some(attempt),
             upstream: candidate.name(),
             api,
@@ -194,22 +203,18 @@ impl Runner {
         }
     }
 
-    /// With what a neuron is called.
-    fn pass<'a>(&'a self, reservation: Option<&'a Reservation>) -> Pass<'a> {
-        let deadline_ms = match reservation {
-            Some(reservation) => reservation.deadline_ms.saturating_sub(ms(HOLD_GRACE)),
-            None => (self.clock)().saturating_add(ms(self.request_timeout)),
-        };
-        Pass {
-            secret: &self.neuron_secret,
-            held: reservation.map(|reservation| Held {
-                reservation: reservation.id,
-                account: &reservation.account,
-                key: &reservation.key,
-                hold: &reservation.hold,
-            }),
+    fn elsewhere(
+        &self,
+        candidate: &Candidate,
+        attempt: &Attempt,
+        deadline_ms: u64,
+    ) -> Option<Elsewhere> {
+        matches!(candidate, Candidate::Neuron(_)).then(|| Elsewhere {
+            catalog: Arc::clone(&self.catalog),
+            secret: self.neuron_secret.clone(),
+            body: attempt.body.clone(),
             deadline_ms,
-        }
+        })
     }
 
     /// What a neuron will report of the reservation: ask for before the dispatch, or an early event
@@ -226,6 +231,25 @@ impl Runner {
             }
             _ => None,
         }
+    }
+}
+
+/// With what a neuron is called; `deadline_ms` is for what nobody reserved.
+fn pass<'a>(
+    secret: &'a NeuronSecret,
+    reservation: Option<&'a Reservation>,
+    deadline_ms: u64,
+) -> Pass<'a> {
+    let held_until = |held: &Reservation| held.deadline_ms.saturating_sub(ms(HOLD_GRACE));
+    Pass {
+        secret,
+        held: reservation.map(|reservation| Held {
+            reservation: reservation.id,
+            account: &reservation.account,
+            key: &reservation.key,
+            hold: &reservation.hold,
+        }),
+        deadline_ms: reservation.map_or(deadline_ms, held_until),
     }
 }
 
@@ -250,7 +274,13 @@ fn grant_headers(grant: &Grant, now_ms: u64, headers: &mut HeaderMap) {
 
 /// Drives a request to its end.
 async fn drive(mut job: Job, mut head: Head) {
-    let response = match job.dispatch(&mut head).await {
+    let mut answered = job.dispatch(&mut head).await;
+    if job.turns_elsewhere(&answered) {
+        drop(answered); // a connection that is not read to its end is not used again
+        answered = job.dispatch(&mut head).await;
+        job.room.shrink_to(0);
+    }
+    let response = match answered {
         Ok(answer) if job.is_stream(&answer) => return job.relay(answer, head).await,
         Ok(answer) => job.whole(answer, &mut head).await,
         Err(stop) => Err(job.stopped(stop, Known::default()).await),

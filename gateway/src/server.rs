@@ -193,6 +193,7 @@ fn app(
             client,
             usage: parts.usage,
             neuron_secret: parts.neuron_secret,
+            catalog: Arc::clone(&catalog),
             metrics: Arc::clone(&metrics),
             clock: Arc::clone(&parts.clock),
             request_timeout: config.request_timeout,

@@ -69,6 +69,7 @@ impl Served {
             output: self.model.output as u64,
             slots: u32::try_from(self.slots).unwrap_or(u32::MAX),
             recipe: Some(self.model.recipe.name.clone()),
+            ready: true,
         }
     }
 }

@@ -28,6 +28,8 @@ pub const HEADER_MAX_INPUT_TOKENS: &str = "x-seatbelt-max-input-tokens";
 pub const HEADER_MAX_OUTPUT_TOKENS: &str = "x-seatbelt-max-output-tokens";
 /// When the reservation ends, unix ms.
 pub const HEADER_DEADLINE_MS: &str = "x-seatbelt-deadline-ms";
+/// On a refusal: nothing was done for the request, and its reservation may be used at another neuron.
+pub const HEADER_UNUSED: &str = "x-seatbelt-unused";
 
 /// A model that a neuron serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +46,18 @@ pub struct NeuronModel {
     /// hexadecimal digits. Older neurons name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe: Option<String>,
+    /// Whether it takes requests now. Written only where it does not; older neurons never say so.
+    #[serde(default = "ready", skip_serializing_if = "is_ready")]
+    pub ready: bool,
+}
+
+fn ready() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks")]
+fn is_ready(ready: &bool) -> bool {
+    *ready
 }
 
 /// What a neuron writes to KV `SEATBELT_NEURONS` under its id, again and again while it lives.
@@ -65,4 +79,27 @@ pub struct NeuronRecord {
     pub queued: u32,
     /// When this was written, unix ms.
     pub at_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire;
+
+    /// As written by a neuron that never said whether it is ready.
+    const OLDER: &str = r#"{"id":"tiny","context":64,"output":32,"slots":1}"#;
+
+    #[test]
+    fn who_does_not_say_is_ready_and_who_is_ready_does_not_say() {
+        let mut model: NeuronModel = serde_json::from_str(OLDER).unwrap();
+        assert!(model.ready);
+        assert_eq!(serde_json::to_string(&model).unwrap(), OLDER);
+        model.ready = false;
+        let json = serde_json::to_string(&model).unwrap();
+        assert!(json.ends_with(r#","ready":false}"#), "{json}");
+        assert_eq!(
+            wire::decode::<NeuronModel>("a model", &wire::encode(&model)).unwrap(),
+            model
+        );
+    }
 }

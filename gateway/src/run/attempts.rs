@@ -34,9 +34,9 @@ pub(super) enum Stop {
 }
 
 impl Job {
-    /// Sends the request, once.
+    /// Sends what is to be sent, once.
     pub(super) async fn dispatch(&mut self, head: &mut Head) -> Result<reqwest::Response, Stop> {
-        let attempt = self.attempt.take().expect("a job is dispatched once");
+        let attempt = self.attempt.take().expect("an attempt is dispatched once");
         let sent = self
             .client
             .post(attempt.url)
@@ -44,7 +44,6 @@ impl Job {
             .body(attempt.body)
             .send();
         let answered = self.limits.unless_stopped(sent, head.closed()).await?;
-        self.room.shrink_to(0);
         match answered {
             Ok(answer) => {
                 self.first_byte_ms = ms(self.began.elapsed());

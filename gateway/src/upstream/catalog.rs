@@ -11,12 +11,16 @@ use std::{
 use seatbelt_ledger::api::Neurons;
 use seatbelt_schemas::{
     ids::{ModelId, NeuronId},
-    neuron::NeuronModel,
+    neuron::{NeuronModel, NeuronRecord},
 };
 use seatbelt_tokens::TokenizerError;
 use thiserror::Error;
 
-use super::{Candidate, Upstream, choose::Loads, model::Model};
+use super::{
+    Candidate, Upstream,
+    choose::{ChosenNeuron, Loads},
+    model::Model,
+};
 use crate::{config::UpstreamConfig, error::ApiError};
 
 /// Most models of neurons that are remembered.
@@ -89,9 +93,7 @@ impl Catalog {
         if let Some((upstream, model)) = self.foreign.get(model) {
             return Ok(Candidate::Foreign(Arc::clone(upstream), Arc::clone(model)));
         }
-        let records = self.neurons.borrow();
-        if let Some(chosen) = self.loads.least(&records, model, apart_from) {
-            self.remember(model);
+        if let Some(chosen) = self.neuron(model, apart_from) {
             return Ok(Candidate::Neuron(chosen));
         }
         let remembered = self.remembered.lock();
@@ -99,10 +101,20 @@ impl Catalog {
             .expect("no holder of the lock panics")
             .contains(model)
         {
-            let log = "no neuron that serves the model is registered";
+            let log = "no neuron that serves the model is registered and ready";
             return Err(ApiError::no_upstream(model, log));
         }
         Err(ApiError::model_not_found(model.as_str()))
+    }
+
+    /// The neuron that takes a request for `model` now.
+    pub(crate) fn neuron(&self, model: &ModelId, apart_from: &[NeuronId]) -> Option<ChosenNeuron> {
+        let records = self.neurons.borrow();
+        let serves = |record: &NeuronRecord| record.models.iter().any(|served| served.id == *model);
+        if records.iter().any(serves) {
+            self.remember(model);
+        }
+        self.loads.least(&records, model, apart_from)
     }
 
     fn remember(&self, id: &ModelId) {
@@ -161,11 +173,9 @@ fn listed_neuron(served: &NeuronModel) -> Listed {
 
 #[cfg(test)]
 mod tests {
-    use seatbelt_schemas::neuron::NeuronRecord;
     use tokio::sync::watch;
 
     use super::*;
-    use crate::upstream::choose::ChosenNeuron;
 
     fn id(model: &str) -> ModelId {
         ModelId::new(model).unwrap()
@@ -183,6 +193,7 @@ mod tests {
                 output: 32,
                 slots: 1,
                 recipe: None,
+                ready: true,
             }],
             active,
             queued: 0,

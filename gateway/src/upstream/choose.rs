@@ -1,4 +1,4 @@
-//! Which neuron takes a request: the least loaded of those that serve its model.
+//! Which neuron takes a request: the least loaded of those that serve its model and say that they are ready.
 //!
 //! The load is what a neuron last said of itself, and what this gateway has there. Which of several
 //! gateways sent the rest is not known, nor needed: what they sent is in what the neuron says next.
@@ -51,7 +51,7 @@ impl Loads {
     ) -> Option<ChosenNeuron> {
         let serving = records.iter().filter_map(|record| {
             let served = record.models.iter().find(|served| served.id == *model)?;
-            Some((record, served))
+            served.ready.then_some((record, served))
         });
         let (record, served) = serving
             .filter(|(record, _)| !apart_from.contains(&record.neuron))
@@ -113,6 +113,7 @@ mod tests {
                 output: 32,
                 slots,
                 recipe: None,
+                ready: true,
             }],
             active,
             queued: 0,
@@ -153,6 +154,17 @@ mod tests {
         let first = least(&loads, &records, &[]).unwrap();
         let second = least(&loads, &records, &[]).unwrap();
         assert_eq!((first.neuron.as_str(), second.neuron.as_str()), ("a", "a"));
+    }
+
+    #[test]
+    fn one_that_is_not_ready_is_never_chosen() {
+        let mut sick = record("a", 0, 8, "tiny");
+        sick.models[0].ready = false;
+        let well = record("b", 9, 1, "tiny");
+        let loads = Loads::default();
+        let chosen = least(&loads, &[sick.clone(), well], &[]).unwrap();
+        assert_eq!(chosen.neuron.as_str(), "b");
+        assert!(least(&loads, &[sick], &[]).is_none());
     }
 
     #[test]

@@ -151,6 +151,7 @@ mod tests {
                 output: 32,
                 slots: 1,
                 recipe: None,
+                ready: true,
             }],
             active: 0,
             queued: 0,

@@ -8,6 +8,7 @@ mod cases;
 mod classes;
 mod clients;
 mod disconnect;
+mod elsewhere;
 mod ends;
 mod messages;
 mod neuron;

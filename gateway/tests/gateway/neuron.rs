@@ -1,6 +1,6 @@
 //! Requests to neurons: counted exactly, bound to their reservation, settled from their reports.
 
-use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{net::SocketAddr, sync::atomic::Ordering::SeqCst, time::Duration};
 
 use seatbelt_schemas::{
     ids::{ModelId, NeuronId},
@@ -30,26 +30,29 @@ pub(crate) fn serves(stack: &Stack) {
 
 /// Registers the upstream as a neuron.
 fn serves_with(stack: &Stack, recipe: Option<String>) {
-    let model = NeuronModel {
-        id: ModelId::new("tiny").unwrap(),
-        context: 64,
-        output: 32,
-        slots: 1,
-        recipe,
-    };
-    stack
-        .neurons
-        .send(vec![NeuronRecord {
-            v: 1,
-            neuron: NeuronId::new("n-1").unwrap(),
-            url: format!("http://{}", stack.upstream.address),
-            device: "cpu".to_owned(),
-            models: vec![model],
-            active: 0,
-            queued: 0,
-            at_ms: 1,
-        }])
-        .unwrap();
+    let record = record("n-1", stack.upstream.address, recipe);
+    stack.neurons.send(vec![record]).unwrap();
+}
+
+/// What an idle neuron with the tiny model writes of itself.
+pub(crate) fn record(neuron: &str, address: SocketAddr, recipe: Option<String>) -> NeuronRecord {
+    NeuronRecord {
+        v: 1,
+        neuron: NeuronId::new(neuron).unwrap(),
+        url: format!("http://{address}"),
+        device: "cpu".to_owned(),
+        models: vec![NeuronModel {
+            id: ModelId::new("tiny").unwrap(),
+            context: 64,
+            output: 32,
+            slots: 1,
+            recipe,
+            ready: true,
+        }],
+        active: 0,
+        queued: 0,
+        at_ms: 1,
+    }
 }
 
 pub(crate) fn tiny(mut body: Value) -> Value {
@@ -247,7 +250,7 @@ async fn a_neuron_that_ran_out_of_time_is_settled_from_its_report() {
 }
 
 /// A stack whose upstream is a neuron that hands out its tokenizer.
-async fn with_tokenizer(limit: u64) -> Stack {
+pub(crate) async fn with_tokenizer(limit: u64) -> Stack {
     let stack = Stack::balance(limit).await;
     serves_with(&stack, Some(Recipe::name_of(&stack.upstream.recipe)));
     stack

@@ -36,6 +36,7 @@ fn record(neuron: &str, url: String, recipe: &str) -> NeuronRecord {
             output: 32,
             slots: 1,
             recipe: Some(recipe.to_owned()),
+            ready: true,
         }],
         active: 0,
         queued: 0,
