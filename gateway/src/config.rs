@@ -221,14 +221,14 @@ pub struct PricedClass {
 }
 
 impl UpstreamModel {
-    /// A model with defaults for all but what has none.
+    /// A model with defaults for all but what has none, of a provider that adds no prompt of its own.
     pub fn new(id: ModelId, context: u64, output: u64) -> Self {
         Self {
             id,
             context,
             output,
             message_allowance: None,
-            request_allowance: None,
+            request_allowance: Some(REQUEST_ALLOWANCE_DEFAULT),
             tools_allowance: None,
             tokenizer: None,
             output_default: None,
