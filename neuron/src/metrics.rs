@@ -166,7 +166,7 @@ impl Gauge<'_> {
                 registry.register(self.name, help(self.help), whole);
                 return;
             }
-            let labels = [("model", (*model).to_owned())];
+            let labels = [("model", escape(model))];
             by_model.get_or_create(&labels).set(value);
         }
         registry.register(self.name, help(self.help), by_model);
@@ -193,6 +193,14 @@ fn seconds(registry: &mut Registry, name: &str, about: &str) -> Histogram {
     let name = format!("seatbelt_neuron_{name}_seconds");
     registry.register(name, help(about), histogram.clone());
     histogram
+}
+
+/// The library writes labels as they are.
+fn escape(label: &str) -> String {
+    label
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 /// The registry ends it with a full stop.
