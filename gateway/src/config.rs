@@ -305,7 +305,9 @@ pub struct GatewayConfig {
     /// Address for metrics; port 0 picks a free one.
     pub metrics_listen: SocketAddr,
     /// Token of the admin routes; none closes them.
-    pub admin_token: Option<Secret>,
+    pub admin_token: Option<SecretString>,
+    /// Accounts and keys are labels of metrics: yes, where not given.
+    pub metrics_by_key: bool,
     /// Foreign upstreams: at most [`UPSTREAMS_MAX`].
     pub upstreams: Vec<UpstreamConfig>,
     /// Models that neurons are expected to serve: answered with 503 and not 404 while none does.
@@ -329,6 +331,7 @@ pub struct GatewayConfig {
     /// Most connections of clients; more are accepted only once one ends ([`CONNECTIONS`]).
     pub connections: usize,
     /// How long the head of a request may be on its way ([`HEADER_TIMEOUT_MS`]).
+            metrics_by_key: true,
     pub header_timeout: Duration,
     /// How long a client may take nothing of what is written to it ([`CLIENT_STALL_MS`]); then it is cut, and its
     /// request ends as that of a client who left.

@@ -134,10 +134,14 @@ impl Gate {
     ) -> Result<(Reservation, Grant), ApiError> {
         let command = self.reserve_command(&want);
         let deadline_ms = command.deadline_ms;
+        let of_key = self.metrics.of_key(&want.account, &want.key);
         match self.decided(&want, command).await? {
             ReserveOutcome::Reserved(grant) => {
                 self.mark(&want.account, grant.position);
                 self.metrics.held(&grant.hold);
+                if let Some(of_key) = &of_key {
+                    of_key.held(&grant.hold, &grant.caps);
+                }
                 let reservation = Reservation {
                     gate: Arc::clone(self),
                     account: want.account,
@@ -148,6 +152,7 @@ impl Gate {
                     deadline_ms,
                     reserved_at: Instant::now(),
                     on_unknown: want.on_unknown,
+                    of_key,
                     open: true,
                 };
                 Ok((reservation, grant))
@@ -155,6 +160,9 @@ impl Gate {
             ReserveOutcome::Refused(refusal) => {
                 self.mark(&want.account, refusal.position);
                 self.metrics.refused(refusal.reason);
+                if let Some(of_key) = &of_key {
+                    of_key.refused(&refusal);
+                }
                 Err(ApiError::refused(&refusal, (self.clock)()))
             }
         }

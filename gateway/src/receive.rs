@@ -224,7 +224,7 @@ mod tests {
         Receiver::new(
             keyring,
             &config,
-            Arc::new(Metrics::new()),
+            Arc::new(Metrics::new(true)),
             CancellationToken::new(),
         )
     }

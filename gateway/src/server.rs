@@ -146,7 +146,7 @@ fn app(
     client: reqwest::Client,
 ) -> Result<App, UnreadTokenizer> {
     let keyring = Arc::new(Keyring::new(parts.keys, config.require_auth));
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::new(config.metrics_by_key));
     let ledger = Arc::clone(&parts.ledger);
     metrics.ask_clocks(Box::new(move || ledger.clock_offsets_ms()));
     let (tracker, cut) = (TaskTracker::new(), CancellationToken::new());

@@ -26,7 +26,10 @@ pub(super) fn read(mut section: Section) -> GatewayConfig {
         listen: section.address("listen", plain.listen),
         metrics_listen: section.address("metrics_listen", plain.metrics_listen),
         require_auth: section.flag("require_auth").unwrap_or(plain.require_auth),
-        admin_token: section.text("admin_token").map(Secret::new),
+        admin_token: section.text("admin_token").map(SecretString::from),
+        metrics_by_key: section
+            .flag("metrics_by_key")
+            .unwrap_or(plain.metrics_by_key),
         budget_wait: section.millis("budget_wait_ms", BUDGET_WAIT_MS),
         body_bytes: section.count("body_bytes_max", BODY_BYTES),
         bodies_bytes: section.count("bodies_bytes_max", BODIES_BYTES),

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     error::ApiError,
-    metrics::{GivenUp, Stage},
+    metrics::{GivenUp, OfKey, Stage},
 };
 
 /// An open hold. Settled or released by its holder; dropped otherwise only if a task dies, and then
@@ -40,6 +40,8 @@ pub(crate) struct Reservation {
     pub(crate) deadline_ms: u64,
     pub(crate) reserved_at: Instant,
     pub(crate) on_unknown: OnUnknown,
+    /// What is counted of its key.
+    pub(super) of_key: Option<Arc<OfKey>>,
     pub(super) open: bool,
 }
 
@@ -121,6 +123,9 @@ impl Reservation {
         let usage = unsettled.command.report.usage;
         self.gate.mark(&self.account, position);
         self.gate.metrics.spent(&usage, amounts.cost);
+        if let Some(of_key) = &self.of_key {
+            of_key.spent(&usage, amounts.cost);
+        }
         let covered =
             self.on_unknown == OnUnknown::ChargeHold && amounts.above(&self.hold).is_zero();
         let lasts = self.gate.follow_up_settle(unsettled, Some(taken.lasting));
@@ -159,7 +164,14 @@ impl Reservation {
 
     fn close(&mut self) {
         self.open = false;
+        self.not_held();
+    }
+
+    fn not_held(&self) {
         self.gate.metrics.not_held(&self.hold);
+        if let Some(of_key) = &self.of_key {
+            of_key.not_held(&self.hold);
+        }
     }
 }
 
@@ -179,7 +191,7 @@ impl Gate {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if self.open {
-            self.gate.metrics.not_held(&self.hold);
+            self.not_held();
             tracing::error!(reservation = %self.id, "reservation was dropped open; the ledger ends it by expiry");
         }
     }

@@ -388,7 +388,7 @@ mod tests {
             sent: Mutex::default(),
         });
         let time = Arc::clone(&ledger);
-        let (metrics, cut) = (Arc::new(Metrics::new()), CancellationToken::new());
+        let (metrics, cut) = (Arc::new(Metrics::new(true)), CancellationToken::new());
         let settling = Settling::new(
             Arc::clone(&ledger) as Arc<dyn Ledger>,
             Arc::new(move || time.now_ms.load(SeqCst)),

@@ -156,7 +156,7 @@ impl Ledger for Stub {
 
 /// A gate before `stub`, its metrics, and what it left running.
 pub(crate) fn gate(stub: &Arc<Stub>) -> (Arc<Gate>, Arc<Metrics>, TaskTracker) {
-    let (metrics, tracker) = (Arc::new(Metrics::new()), TaskTracker::new());
+    let (metrics, tracker) = (Arc::new(Metrics::new(true)), TaskTracker::new());
     let patience = Patience {
         budget_wait: BUDGET_WAIT_MS.default_ms(),
         ledger_timeout: LEDGER_TIMEOUT_MS.default_ms(),

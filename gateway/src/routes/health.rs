@@ -10,7 +10,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::app::App;
+use crate::{app::App, metrics};
 
 /// `GET /health/live`.
 pub(super) async fn live() -> Response {
@@ -40,12 +40,10 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /metrics`, on the metrics listener alone.
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let kind = [(
-        header::CONTENT_TYPE,
-        "text/plain; version=0.0.4; charset=utf-8",
-    )];
+    let kind = [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)];
     let mut text = app.metrics.text();
     let written = app.ready.borrow().write_metrics(&mut text);
     written.expect("writing to a string does not fail");
+    text.push_str(metrics::END);
     (kind, text).into_response()
 }

@@ -90,24 +90,20 @@ async fn a_key_whose_snapshot_cannot_be_read_is_shown_by_the_ledger() {
 
 #[tokio::test]
 async fn metrics_count_without_telling_who() {
-    let stack = Stack::balance(100).await;
+    let stack = Stack::start_with(tokens(100, Window::Balance), |config| {
+        config.metrics_by_key = false;
+    })
+    .await;
     stack.chat(&hi(20)).send().await.unwrap();
     stack.chat(&hi(1000)).send().await.unwrap();
-    let text = stack
-        .client
-        .get(&stack.metrics)
-        .send()
-        .await
-        .unwrap()
-        .text()
-        .await
-        .unwrap();
+    let text = metrics(&stack).await;
     for line in [
         "seatbelt_gateway_requests_total{route=\"/v1/chat/completions\",status=\"200\"} 1",
         "seatbelt_gateway_requests_total{route=\"/v1/chat/completions\",status=\"429\"} 1",
         "seatbelt_gateway_refusals_total{reason=\"spent\"} 1",
         "seatbelt_gateway_spent_input_tokens_total 10",
         "seatbelt_gateway_held_tokens 0",
+        "# EOF",
         "seatbelt_gateway_stage_seconds_count{stage=\"reserve\"} 2",
     ] {
         assert!(
@@ -117,6 +113,33 @@ async fn metrics_count_without_telling_who() {
     }
     assert!(!text.contains("acct") && !text.contains("sk-test"));
     assert_eq!(stack.get("/metrics").await.0, 404);
+}
+
+async fn metrics(stack: &Stack) -> String {
+    let answer = stack.client.get(&stack.metrics).send().await.unwrap();
+    answer.text().await.unwrap()
+}
+
+#[tokio::test]
+async fn each_key_has_metrics_of_its_own_unless_that_is_switched_off() {
+    let stack = Stack::balance(100).await;
+    stack.chat(&hi(20)).send().await.unwrap();
+    stack.chat(&hi(1000)).send().await.unwrap();
+    let text = metrics(&stack).await;
+    for line in [
+        "key_refusals_total{account=\"acct\",key=\"key\",reason=\"spent\"} 1",
+        "key_spent_tokens_total{account=\"acct\",key=\"key\"} 15",
+        "key_held_tokens{account=\"acct\",key=\"key\"} 0",
+        "key_limit{account=\"acct\",key=\"key\",meter=\"tokens\"} 100",
+        "key_remaining{account=\"acct\",key=\"key\",meter=\"tokens\"} 85",
+    ] {
+        let line = format!("seatbelt_gateway_{line}");
+        assert!(
+            text.lines().any(|found| found == line),
+            "{line} is not in\n{text}"
+        );
+    }
+    assert!(!text.contains("sk-test"), "no secret is a label");
 }
 
 #[tokio::test]
