@@ -38,8 +38,6 @@ pub use users::{LoginSource, Users};
 /// Everything that one file configures.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The file it was read from; none where it was read from text.
-    pub file: Option<PathBuf>,
     /// Where events are kept.
     pub nats: Nats,
     /// The ledger's writers.
@@ -132,11 +130,7 @@ impl Config {
     /// Reads a file, with this process's environment laid over it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let file = File::read(path)?;
-        let config = Self::from_text(&file.text, &environment(), file.folder())?;
-        Ok(Self {
-            file: Some(file.path),
-            ..config
-        })
+        Self::from_text(&file.text, &environment(), file.folder())
     }
 
     /// Reads `[nats]` of a file alone: who audits a ledger or repairs it needs no secret of a provider,
@@ -193,7 +187,6 @@ impl Config {
         served_once(&root, &upstreams, neuron.as_ref());
         root.finish();
         Self {
-            file: None,
             nats,
             ledger,
             gateway,

@@ -4,6 +4,9 @@ use std::fmt::Write as _;
 
 use crate::config::Config;
 
+/// Where the printed example finds a secret.
+const KEY_VARIABLE: &str = "SEATBELT_KEY";
+
 /// What listens where.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ready {
@@ -75,8 +78,8 @@ impl Ready {
     }
 }
 
-/// A `curl` with the first declared key for the first model. Standard error may be kept as a log, so
-/// the secret is not in it: the shell takes it from the configuration file.
+/// A `curl` for the first model with the first declared key. Standard error may be kept as a log, so the secret is
+/// not in it: the shell takes it from [`KEY_VARIABLE`].
 pub(super) fn example(config: &Config, gateway: &str) -> Option<String> {
     let key = config.keys.first()?;
     let own = config.neuron.iter().flat_map(|neuron| &neuron.models);
@@ -94,28 +97,18 @@ pub(super) fn example(config: &Config, gateway: &str) -> Option<String> {
         "messages": [{"role": "user", "content": "Hello!"}],
         "max_tokens": 32,
     });
-    let secret =
-        in_shell(config, key.secret.expose()).unwrap_or_else(|| format!("<secret of {}>", key.key));
     Some(format!(
-        "curl {gateway}/v1/chat/completions \\\n  -H \"authorization: Bearer {secret}\" \\\n  \
-         -H 'content-type: application/json' -d '{body}'"
-    ))
-}
-
-/// How a shell reads the secret: the first quoted text of its own line in the file, where it is that.
-fn in_shell(config: &Config, secret: &str) -> Option<String> {
-    let file = config.file.as_deref()?;
-    let path = file.to_str().filter(|path| !path.contains('\''))?;
-    let text = std::fs::read_to_string(file).ok()?;
-    let quoted = |line: &str| line.split('"').nth(1) == Some(secret);
-    let number = 1 + text.lines().position(quoted)?;
-    Some(format!(
-        "$(sed -n '{number}s/^[^\"]*\"\\([^\"]*\\)\".*/\\1/p' '{path}')"
+        "# {KEY_VARIABLE} is the secret of {}, as the configuration has it\n\
+         curl {gateway}/v1/chat/completions \\\n  -H \"authorization: Bearer ${KEY_VARIABLE}\" \\\n  \
+         -H 'content-type: application/json' -d '{body}'",
+        key.key
     ))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, path::Path};
+
     use super::*;
 
     #[test]
@@ -143,25 +136,22 @@ mod tests {
     }
 
     #[test]
-    fn the_example_gets_the_secret_from_the_file_and_does_not_show_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("seatbelt.toml");
+    fn the_example_takes_the_secret_from_the_environment_and_does_not_show_it() {
         let text = concat!(
             "[[entitlements.keys]]\nkey = \"sk-hush\" # ours\naccount_id = \"a\"\nkey_id = \"k\"\n",
             "[neuron]\nmodels = [{ id = \"tiny\", path = \"m\" }]\n"
         );
-        std::fs::write(&file, text).unwrap();
-        let config = Config::load(&file).unwrap();
+        let config = Config::from_text(text, &BTreeMap::new(), Path::new("/")).unwrap();
         let example = example(&config, "http://here").unwrap();
         assert!(!example.contains("sk-hush"), "{example}");
-        let begin = example.find("$(").unwrap() + 2;
-        let command = &example[begin..begin + example[begin..].find("')\"").unwrap() + 1];
+        assert!(example.contains("the secret of k,"), "{example}");
+        // what the shell makes of it, with a curl that says how it was called
         let shell = std::process::Command::new("/bin/sh")
-            .args(["-c", command])
+            .args(["-c", &format!("curl() {{ echo \"$@\"; }}\n{example}")])
+            .env(KEY_VARIABLE, "sk-hush")
             .output();
-        assert_eq!(
-            String::from_utf8(shell.unwrap().stdout).unwrap(),
-            "sk-hush\n"
-        );
+        let called = String::from_utf8(shell.unwrap().stdout).unwrap();
+        let expected = "http://here/v1/chat/completions -H authorization: Bearer sk-hush -H ";
+        assert!(called.starts_with(expected), "{called}");
     }
 }
