@@ -4,6 +4,7 @@
 use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use seatbelt_bus::{ConnectError, Identity, InvalidLogin, Nats, NatsRole, connect, connect_as};
+use secrecy::ExposeSecret;
 use thiserror::Error;
 use tracing::warn;
 
@@ -69,7 +70,7 @@ pub(crate) fn configured(
         LoginSource::Variable { value: None, .. } => return Err(LoginError::Unset { role, place }),
         LoginSource::Variable {
             value: Some(value), ..
-        } => value.expose().to_owned(),
+        } => value.expose_secret().to_owned(),
     };
     match Identity::read(&text) {
         Ok(identity) => Ok(Some(identity.as_role(role))),
@@ -165,7 +166,7 @@ impl<'a> Dialler<'a> {
                 Some(_) => server.host_url(),
                 None => server.url(),
             },
-            (None, Some(url)) => url.expose().to_owned(),
+            (None, Some(url)) => url.expose_secret().to_owned(),
             (None, None) => unreachable!("without a url the server is embedded"),
         }
     }

@@ -21,7 +21,6 @@ mod stale;
 mod tests;
 mod users;
 
-use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -30,6 +29,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use seatbelt_bus::{Identity, NatsRole, is_ready};
+use secrecy::{ExposeSecret, SecretString};
 use tokio::process::{Child, Command};
 
 pub use error::NatsServerError;
@@ -108,29 +108,23 @@ pub struct ClusterOptions {
     /// Cluster ports of the other nodes on 127.0.0.1.
     pub routes: Vec<u16>,
     /// Password of clients and nodes alike, so that a client may move from node to node.
-    pub secret: Secret,
+    pub secret: Password,
 }
 
-/// A password that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+/// A password that is the same in a URL and in a configuration file.
+#[derive(Debug, Clone)]
+pub struct Password(SecretString);
 
-impl Secret {
-    /// Takes letters and digits only, so that it is the same in a URL and in a configuration file.
+impl Password {
+    /// Takes letters and digits only.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
         let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        plain.then(|| Self(text.to_owned()))
+        plain.then(|| Self(text.into()))
     }
 
     pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
+        self.0.expose_secret()
     }
 }
 

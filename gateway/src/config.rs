@@ -15,6 +15,7 @@ use seatbelt_schemas::{
     setting::Setting,
 };
 use seatbelt_tokens::Encoding;
+use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 
 mod bodies;
@@ -76,28 +77,6 @@ impl KeySecret {
 impl fmt::Debug for KeySecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("KeySecret(..)")
-    }
-}
-
-/// A secret that has to be sent on (an upstream's API key). Never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes the secret.
-    pub fn new(secret: impl Into<String>) -> Self {
-        Self(secret.into())
-    }
-
-    /// The secret itself.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
     }
 }
 
@@ -262,7 +241,7 @@ pub struct UpstreamConfig {
     /// It speaks `/v1/responses` too.
     pub responses: bool,
     /// Its API key.
-    pub api_key: Option<Secret>,
+    pub api_key: Option<SecretString>,
     /// What it serves.
     pub models: Vec<UpstreamModel>,
 }
@@ -331,7 +310,6 @@ pub struct GatewayConfig {
     /// Most connections of clients; more are accepted only once one ends ([`CONNECTIONS`]).
     pub connections: usize,
     /// How long the head of a request may be on its way ([`HEADER_TIMEOUT_MS`]).
-            metrics_by_key: true,
     pub header_timeout: Duration,
     /// How long a client may take nothing of what is written to it ([`CLIENT_STALL_MS`]); then it is cut, and its
     /// request ends as that of a client who left.
@@ -357,6 +335,7 @@ impl Default for GatewayConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             metrics_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
             admin_token: None,
+            metrics_by_key: true,
             upstreams: Vec::new(),
             neuron_models: Vec::new(),
             require_auth: true,
@@ -484,7 +463,7 @@ mod tests {
             allow_fields: Vec::new(),
             errors_are_free: false,
             responses: false,
-            api_key: Some(Secret::new("sk-upstream")),
+            api_key: Some(SecretString::from("sk-upstream")),
             models: vec![UpstreamModel::new(ModelId::new("m").unwrap(), 100, 200)],
         }
     }

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use reqwest::Url;
 use seatbelt_dialects::{Api, Dialect, MaxField, Priced, Provided, allow::Profile};
 use seatbelt_schemas::neuron::{PATH_CHAT, PATH_COMPLETIONS};
+use secrecy::{ExposeSecret, SecretString};
 
-use crate::config::{PricedClass, Secret, UpstreamConfig};
+use crate::config::{PricedClass, UpstreamConfig};
 
 pub(crate) mod catalog;
 pub(crate) mod choose;
@@ -50,7 +51,7 @@ pub(crate) struct Upstream {
     pub(crate) responses: bool,
     /// Its base with a slash at its end.
     base: Url,
-    pub(crate) api_key: Option<Secret>,
+    pub(crate) api_key: Option<SecretString>,
 }
 
 impl Upstream {
@@ -201,7 +202,7 @@ fn upstream_headers(upstream: &Upstream, client: &HeaderMap, headers: &mut Heade
         value.set_sensitive(true);
         Some(value)
     };
-    let key = upstream.api_key.as_ref().map(|key| key.expose());
+    let key = upstream.api_key.as_ref().map(|key| key.expose_secret());
     match upstream.kind {
         Dialect::OpenAi => {
             if let Some(value) = key.and_then(|key| sensitive(format!("Bearer {key}"))) {
@@ -243,7 +244,7 @@ mod tests {
             allow_fields: Vec::new(),
             errors_are_free: false,
             responses: false,
-            api_key: api_key.map(Secret::new),
+            api_key: api_key.map(SecretString::from),
             models: Vec::new(),
         };
         let model = UpstreamModel::new(ModelId::new("m").unwrap(), 100, 10);

@@ -4,7 +4,7 @@ use std::{net::TcpListener, path::PathBuf, time::Duration};
 
 use seatbelt_bus::{Nats, connect};
 use seatbelt_cli::nats_server::{
-    ClusterOptions, NatsServer, NatsServerOptions, Secret, find_nats_server,
+    ClusterOptions, NatsServer, NatsServerOptions, Password, find_nats_server,
 };
 use tempfile::TempDir;
 
@@ -102,7 +102,7 @@ fn member(ports: &[u16], index: usize) -> ClusterOptions {
         server_name: format!("node-{index}"),
         cluster_port: ports[index],
         routes: others.copied().collect(),
-        secret: Secret::new("onlyfortests").expect("letters"),
+        secret: Password::new("onlyfortests").expect("letters"),
     }
 }
 

@@ -13,7 +13,9 @@ use seatbelt_schemas::{
     window::{Period, ROLLING_SECONDS_MAX, Window},
 };
 
-use super::{Secret, price::multiplier, reader::Section};
+use secrecy::SecretString;
+
+use super::{price::multiplier, reader::Section};
 
 /// Most keys one file may declare; beyond that, issue them over the admin routes.
 const KEYS_MAX: usize = 10_000;
@@ -35,7 +37,7 @@ pub struct Policy {
 #[derive(Debug, Clone)]
 pub struct Key {
     /// What callers send.
-    pub secret: Secret,
+    pub secret: SecretString,
     /// The account that pays.
     pub account: AccountId,
     /// The key's public id.

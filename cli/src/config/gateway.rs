@@ -1,13 +1,14 @@
 //! `[gateway]`: where it listens and how long and how much it takes.
 
 use seatbelt_gateway::{
-    GatewayConfig, OnDisconnect, Secret,
+    GatewayConfig, OnDisconnect,
     config::{
         ACCOUNT_SHARE_PERCENT, BODIES_BYTES, BODY_BYTES, BUDGET_WAIT_MS, CLIENT_STALL_MS,
         CONNECTIONS, DRAIN_MS, HEADER_TIMEOUT_MS, LEDGER_TIMEOUT_MS, POOL_IDLE_MS,
         REQUEST_TIMEOUT_MS, REQUESTS,
     },
 };
+use secrecy::SecretString;
 
 use super::reader::Section;
 

@@ -7,7 +7,9 @@ use seatbelt_schemas::{
     position::{PARTITIONS_MAX, Partitions},
 };
 
-use super::{Context, Secret, Users, reader::Section};
+use secrecy::SecretString;
+
+use super::{Context, Users, reader::Section};
 
 /// Number of partitions where none is given.
 const PARTITIONS_DEFAULT: u8 = 4;
@@ -25,7 +27,7 @@ pub enum Durability {
 #[derive(Debug, Clone)]
 pub struct Nats {
     /// An existing server; none starts an embedded one. May hold credentials.
-    pub url: Option<Secret>,
+    pub url: Option<SecretString>,
     /// Who each role is on an existing server.
     pub users: Users,
     /// Folder of the embedded server's data and of this process's own files.
@@ -75,7 +77,7 @@ impl Nats {
             checkpoint: section.text("checkpoint").map(|path| context.path(&path)),
             names: names
                 .unwrap_or_else(|| Names::new(PREFIX_DEFAULT).expect("the default is valid")),
-            url: url.map(Secret::from),
+            url: url.map(SecretString::from),
             users: Users::read(section.section("users"), context),
         };
         if nats.url.is_none() && !nats.users.is_empty() {

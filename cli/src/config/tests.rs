@@ -1,5 +1,6 @@
 use seatbelt_gateway::{Profile, Tokenizer};
 use seatbelt_tokens::Encoding;
+use secrecy::ExposeSecret;
 
 use super::*;
 
@@ -71,7 +72,7 @@ fn the_whole_example_reads_as_it_is_meant() {
     assert_eq!(config.nats.data_dir, Path::new("/etc/seatbelt/data"));
     assert_eq!(config.gateway.listen.port(), 8080);
     let key = &config.keys[0];
-    assert_eq!(key.secret.expose(), "sk-cap");
+    assert_eq!(key.secret.expose_secret(), "sk-cap");
     let caps: Vec<_> = key
         .caps
         .iter()
@@ -85,7 +86,10 @@ fn the_whole_example_reads_as_it_is_meant() {
         ]
     );
     let upstream = &config.upstreams[0];
-    assert_eq!(upstream.api_key.as_ref().unwrap().expose(), "sk-upstream");
+    assert_eq!(
+        upstream.api_key.as_ref().unwrap().expose_secret(),
+        "sk-upstream"
+    );
     assert_eq!(
         upstream.models[0].price.as_ref().unwrap().rates.input,
         150_000
@@ -129,7 +133,7 @@ fn the_environment_overrides_values_lists_and_tables() {
     .unwrap();
     assert_eq!(config.gateway.listen.port(), 0);
     assert!(!config.gateway.require_auth);
-    assert_eq!(config.gateway.admin_token.unwrap().expose(), "12345");
+    assert_eq!(config.gateway.admin_token.unwrap().expose_secret(), "12345");
     assert_eq!(
         config.keys[0].caps[1].cap.as_str(),
         "key/key-cap/tokens/balance"

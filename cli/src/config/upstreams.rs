@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use seatbelt_gateway::{
-    Aspect, Class, Dialect, MaxField, PricedClass, Profile, Secret, Tokenizer, UpstreamConfig,
+    Aspect, Class, Dialect, MaxField, PricedClass, Profile, Tokenizer, UpstreamConfig,
     UpstreamModel,
     config::{ALLOWANCE_TOKENS_BOUNDS, CLASSES_MAX, FIELDS_MAX, MODELS_MAX, UPSTREAMS_MAX},
 };
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, ids::ModelId, price::Price};
 use seatbelt_tokens::Encoding;
+use secrecy::SecretString;
 
 use super::{
     Context,
@@ -47,7 +48,7 @@ fn read_upstream(
     let base_url = section.required("base_url", |section| section.text_with("base_url", url));
     let api_key = section.text_with("api_key_env", |variable| {
         match context.environment.get(variable) {
-            Some(key) if !key.is_empty() => Ok(Secret::new(key)),
+            Some(key) if !key.is_empty() => Ok(SecretString::from(key.as_str())),
             _ => Err(format!(
                 "names {variable:?}, which is not set: export it, or leave this out"
             )),

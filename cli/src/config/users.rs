@@ -7,10 +7,12 @@ use std::{fmt, path::PathBuf};
 
 use seatbelt_bus::NatsRole;
 
-use super::{Context, Secret, reader::Section};
+use secrecy::SecretString;
+
+use super::{Context, reader::Section};
 
 /// Where a login is found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum LoginSource {
     /// In a file.
     File(PathBuf),
@@ -19,7 +21,7 @@ pub enum LoginSource {
         /// Its name.
         name: String,
         /// Its value.
-        value: Option<Secret>,
+        value: Option<SecretString>,
     },
 }
 
@@ -64,7 +66,7 @@ impl Users {
             }
             let value = name.as_ref().and_then(|name| {
                 let value = context.environment.get(name)?;
-                Some(Secret::from(value.clone()))
+                Some(SecretString::from(value.as_str()))
             });
             let source = match (path, name) {
                 (Some(path), _) => LoginSource::File(path),
@@ -95,6 +97,8 @@ impl Users {
 mod tests {
     use std::{collections::BTreeMap, path::Path};
 
+    use secrecy::ExposeSecret;
+
     use super::*;
     use crate::config::Config;
 
@@ -111,22 +115,24 @@ mod tests {
             "[nats]\nurl = \"nats://n\"\n[nats.users]\ngateway_file = \"g.nk\"\nneuron_env = \"KEY\"\nauditor_env = \"NONE\"\n",
         );
         let told = told.unwrap();
-        let file = LoginSource::File("/etc/seatbelt/g.nk".into());
-        assert_eq!(told.of(NatsRole::Gateway), Some(&file));
+        let Some(LoginSource::File(file)) = told.of(NatsRole::Gateway) else {
+            panic!("{told:?}");
+        };
+        assert_eq!(file, Path::new("/etc/seatbelt/g.nk"));
         let Some(LoginSource::Variable {
             value: Some(value), ..
         }) = told.of(NatsRole::Neuron)
         else {
             panic!("{told:?}");
         };
-        assert_eq!(value.expose(), "me:pw");
+        assert_eq!(value.expose_secret(), "me:pw");
         // a process needs the logins of its own roles alone
         let unset = told.of(NatsRole::Auditor);
         assert!(matches!(
             unset,
             Some(LoginSource::Variable { value: None, .. })
         ));
-        assert_eq!(told.of(NatsRole::Billing), None);
+        assert!(told.of(NatsRole::Billing).is_none());
         assert!(!format!("{told:?}").contains("me:pw"), "{told:?}");
     }
 

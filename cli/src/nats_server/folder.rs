@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use seatbelt_bus::NatsRole;
 
-use super::{NatsServerError, Secret};
+use super::{NatsServerError, Password};
 
 /// Random bytes in a generated password.
 const PASSWORD_BYTES: usize = 32;
@@ -107,16 +107,16 @@ impl DataFolder {
     }
 
     /// The password of this folder, made at the first start and kept.
-    pub(super) fn password(&self) -> Result<Secret, NatsServerError> {
+    pub(super) fn password(&self) -> Result<Password, NatsServerError> {
         self.kept_password("nats.password")
     }
 
     /// The one of a role that tools have, too.
-    pub(super) fn password_of(&self, role: NatsRole) -> Result<Secret, NatsServerError> {
+    pub(super) fn password_of(&self, role: NatsRole) -> Result<Password, NatsServerError> {
         self.kept_password(&format!("nats.{role}-password"))
     }
 
-    fn kept_password(&self, file: &str) -> Result<Secret, NatsServerError> {
+    fn kept_password(&self, file: &str) -> Result<Password, NatsServerError> {
         let path = self.root.join(file);
         match fs::read_to_string(&path) {
             Ok(text) => {
@@ -128,7 +128,7 @@ impl DataFolder {
                         "not a password: remove the file",
                     )
                 };
-                Secret::new(text.trim_end())
+                Password::new(text.trim_end())
                     .ok_or_else(damaged)
                     .map_err(failed("use", &path))
             }
@@ -239,13 +239,13 @@ fn open_private(path: &Path) -> Result<File, NatsServerError> {
     opened.map_err(failed("open", path))
 }
 
-fn new_password(path: &Path) -> Result<Secret, NatsServerError> {
+fn new_password(path: &Path) -> Result<Password, NatsServerError> {
     let mut bytes = [0; PASSWORD_BYTES];
     let random = getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()));
     random.map_err(failed("find random bytes for", path))?;
     let password = hex::encode(bytes);
     write_private(path, &password)?;
-    Ok(Secret(password))
+    Ok(Password(password.into()))
 }
 
 /// Replaces the file in one step, readable by its owner alone from the first moment.

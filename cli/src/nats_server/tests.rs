@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::orphan_guard::OrphanGuard;
 use super::{
-    ClusterOptions, NatsServer, NatsServerError, NatsServerOptions, Secret, command,
+    ClusterOptions, NatsServer, NatsServerError, NatsServerOptions, Password, command,
     find_nats_server,
 };
 
@@ -349,7 +349,7 @@ async fn an_end_by_itself_is_noticed() -> Outcome {
 async fn three_nodes_keep_a_message_three_times() -> Outcome {
     let folder = TempDir::new()?;
     let ports = free_ports(3)?;
-    let secret = Secret::new("sharedbythree").unwrap();
+    let secret = Password::new("sharedbythree").unwrap();
     let mut nodes = Vec::new();
     for (index, cluster_port) in ports.iter().copied().enumerate() {
         let cluster = ClusterOptions {
@@ -448,8 +448,8 @@ fn a_missing_program_is_an_error_with_the_remedy() {
 
 #[test]
 fn a_secret_is_letters_and_digits() {
-    assert!(Secret::new("abc123").is_some());
+    assert!(Password::new("abc123").is_some());
     for text in ["", "a b", "a@b", "a\"b"] {
-        assert!(Secret::new(text).is_none(), "{text:?}");
+        assert!(Password::new(text).is_none(), "{text:?}");
     }
 }

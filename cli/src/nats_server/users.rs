@@ -5,7 +5,7 @@ use seatbelt_bus::{Identity, NatsRole};
 use seatbelt_schemas::{names::Names, position::Partitions};
 
 use super::{
-    Secret, USER,
+    Password, USER,
     accounts::{Full, Known, Roles},
     folder::DataFolder,
     keys::UserKey,
@@ -30,7 +30,7 @@ pub struct LedgerOf {
 #[derive(Debug)]
 pub(super) struct Users {
     /// Of the one that may do everything.
-    pub(super) password: Secret,
+    pub(super) password: Password,
     roles: Option<RoleUsers>,
 }
 
@@ -38,14 +38,14 @@ pub(super) struct Users {
 struct RoleUsers {
     ledger: LedgerOf,
     keys: Vec<(NatsRole, UserKey)>,
-    passwords: Vec<(NatsRole, Secret)>,
+    passwords: Vec<(NatsRole, Password)>,
 }
 
 impl Users {
     /// Those of a server in a folder; without a ledger there is only the one.
     pub(super) fn new(
         folder: &DataFolder,
-        password: Secret,
+        password: Password,
         ledger: Option<LedgerOf>,
     ) -> Result<Self, NatsServerError> {
         let roles = match ledger {
@@ -96,7 +96,7 @@ impl Users {
     }
 
     /// What a tool logs in with as a role.
-    pub(super) fn password_of(&self, role: NatsRole) -> Option<&Secret> {
+    pub(super) fn password_of(&self, role: NatsRole) -> Option<&Password> {
         let mut passwords = self.roles.as_ref()?.passwords.iter();
         let (_, password) = passwords.find(|(known, _)| *known == role)?;
         Some(password)

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use seatbelt_gateway::{GatewayConfig, GatewayError, KeyEntry, KeySecret, KeyTable, Prices};
+use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
 use tracing::warn;
 
@@ -41,7 +42,7 @@ fn key(key: &config::Key) -> KeyEntry {
         on_short: key.policy.on_short,
         on_unknown: key.policy.on_unknown,
         ..KeyEntry::new(
-            KeySecret::hash(key.secret.expose()),
+            KeySecret::hash(key.secret.expose_secret()),
             key.account.clone(),
             key.key.clone(),
         )

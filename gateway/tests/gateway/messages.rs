@@ -17,7 +17,7 @@ async fn native_with(cap: CapSpec) -> Stack {
         let upstream = &mut config.upstreams[0];
         upstream.kind = Dialect::Anthropic;
         upstream.base_url = upstream.base_url.trim_end_matches("/v1").to_owned();
-        upstream.api_key = Some(seatbelt_gateway::Secret::new("sk-upstream"));
+        upstream.api_key = Some("sk-upstream".into());
     })
     .await
 }
