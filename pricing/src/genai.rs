@@ -7,11 +7,13 @@
 use seatbelt_schemas::amount::PRICE_MAX;
 
 use crate::{
-    Class, Day, Limits, Listed, Name, NotImported, StatedRates, Terms, decimal::Decimal,
-    json::Json, list::Entry,
+    Class, Day, Limits, Listed, Name, NotImported, StatedRates, Terms,
+    decimal::Decimal,
+    json::Json,
+    list::{Entry, without_searching},
 };
 
-/// Fees of tools that the provider runs; none is let through under a cap.
+/// Fees of tools that the provider runs: of one tool each, and by the thousand, where a price has one for all.
 const TOOL_FEES: [&str; 2] = ["web_searches_kcount", "storage_searches_kcount"];
 /// Inputs that are let through under no cap.
 const OTHER_INPUTS: [&str; 5] = [
@@ -55,7 +57,8 @@ pub(crate) fn read(providers: &[Json], day: Day) -> Vec<Entry> {
                     .to_owned(),
             };
             let read = read_model(model, name.clone(), day);
-            entries.push(read.map_err(|reason| NotImported { name, reason }));
+            let read = read.map_err(|reason| NotImported { name, reason });
+            entries.push(read.and_then(without_searching));
         }
     }
     entries
@@ -198,12 +201,16 @@ fn asked(variants: &[Json], notes: &mut Vec<String>) -> Vec<(&'static str, Strin
         let when = variant.get("when").map_or(&[][..], Json::members);
         let field = |name: &str| CLASS_FIELDS.into_iter().find(|field| *field == name);
         match when {
-            [(name, Json::Text(value))] if field(name).is_some() => {
+            [(name, Json::Text(value))] if field(name).is_some() && is_class_word(value) => {
                 let class = (field(name).unwrap_or(CLASS_FIELDS[0]), value.clone());
                 if !asked.contains(&class) {
                     asked.push(class);
                 }
             }
+            // the class that a price is for, said once more
+            [_] if variant
+                .get("prices")
+                .is_some_and(|own| own.members().is_empty()) => {}
             other => {
                 let names = other
                     .iter()
@@ -216,6 +223,13 @@ fn asked(variants: &[Json], notes: &mut Vec<String>) -> Vec<(&'static str, Strin
         }
     }
     asked
+}
+
+/// Whether a request can ask for it, and be told apart from one that asks for nothing.
+fn is_class_word(value: &str) -> bool {
+    const PINNED: [&str; 4] = ["default", "standard", "standard_only", "global"];
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=32).contains(&value.len()) && value.bytes().all(plain) && !PINNED.contains(&value)
 }
 
 /// What a class costs: of each price the first variant that has it, else the model's.
@@ -410,7 +424,7 @@ fn others(
         let shown = price.number().unwrap_or("in tiers");
         if TOOL_FEES.contains(key) {
             notes.push(format!(
-                "{key} = {shown}: for tools that the provider runs, which no cap lets through"
+                "{key} = {shown}: a fee of tools that the provider runs, not imported"
             ));
         } else if OTHER_INPUTS.contains(key) {
             notes.push(format!(

@@ -142,6 +142,23 @@ pub fn read(bytes: &[u8], format: Option<Format>, day: Day) -> Result<List, Read
 /// One model of a list: read, or left out.
 pub(crate) type Entry = Result<Listed, NotImported>;
 
+/// Models that search with every request, by what is in their names.
+const SEARCHING: [&str; 2] = ["search", "sonar"];
+
+/// Leaves a model out that searches whether it is asked to or not, unless the list tells what each request costs:
+/// its fee for a search is then no fee of a tool that could be refused.
+pub(crate) fn without_searching(listed: Listed) -> Entry {
+    let model = listed.name.model.to_lowercase();
+    match SEARCHING.iter().any(|word| model.contains(word)) && listed.terms.per_request == 0 {
+        true => Err(NotImported {
+            name: listed.name,
+            reason: "searches with every request, and the list does not tell what each costs"
+                .to_owned(),
+        }),
+        false => Ok(listed),
+    }
+}
+
 /// Each model once: one that is listed twice at different prices has none.
 fn once(format: Format, entries: Vec<Entry>) -> List {
     let mut models: BTreeMap<Name, Listed> = BTreeMap::new();

@@ -9,8 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use seatbelt_schemas::amount::{PRICE_MAX, TOKENS_PER_REQUEST_MAX};
 
 use crate::{
-    Class, Limits, Listed, Name, NotImported, StatedRates, Terms, decimal::Decimal, json::Json,
-    list::Entry,
+    Class, Limits, Listed, Name, NotImported, StatedRates, Terms,
+    decimal::Decimal,
+    json::Json,
+    list::{Entry, without_searching},
 };
 
 /// Kinds of models that are priced by the token.
@@ -41,7 +43,7 @@ const NO_PRICES: [&str; 14] = [
     "token_count_responses_framing",
     "token_count_responses_tool_framing",
 ];
-/// Fees of tools that the provider runs; none is let through under a cap.
+/// Fees of tools that the provider runs: of one tool each, and by the thousand, where a price has one for all.
 const TOOL_FEES: [&str; 8] = [
     "search_context_cost_per_query",
     "google_maps_grounding_cost_per_query",
@@ -139,7 +141,8 @@ fn read_model(key: &str, model: &Json) -> Entry {
         provider: provider.to_owned(),
         model: own.unwrap_or(key).to_owned(),
     };
-    read_prices(name.clone(), model).map_err(|reason| NotImported { name, reason })
+    let read = read_prices(name.clone(), model).map_err(|reason| NotImported { name, reason });
+    read.and_then(without_searching)
 }
 
 fn read_prices(name: Name, model: &Json) -> Result<Listed, String> {
@@ -221,7 +224,7 @@ impl Fields {
             _ if NO_PRICES.contains(&field) => Ok(()),
             _ if TOOL_FEES.contains(&field) => {
                 let note =
-                    format!("{field}: for tools that the provider runs, which no cap lets through");
+                    format!("{field}: a fee of tools that the provider runs, not imported");
                 self.notes.push(note);
                 Ok(())
             }

@@ -42,7 +42,7 @@ fn writes_to_the_cache_keep_their_two_prices() {
     // one that the list does not tell costs the dearest known, where writes cost more than input at all
     check(
         r#"{"input_mtok": 4, "cache_write_mtok": 5, "output_mtok": 20}"#,
-        r#"input = "4", cache_write = "5", cache_write_long = "8", output = "20""#,
+        r#"input = "4", cache_write = "5", cache_write_long = "10", output = "20""#,
     );
     check(
         r#"{"input_mtok": 4, "cache_write_mtok": 5, "cache_write_5m_mtok": 5.5, "cache_write_1h_mtok": 9, "output_mtok": 20}"#,
@@ -234,4 +234,25 @@ fn a_model_listed_twice_at_different_prices_has_none() {
     assert!(reason(genai(&format!("{one}, {other}"))).contains("listed twice"));
     assert!(reason(genai(&format!("{one}, {other}, {one}"))).contains("listed twice"));
     assert!(reason(genai(&format!("{odd}, {one}"))).contains("no price of input"));
+}
+
+#[test]
+fn a_model_that_searches_by_itself_needs_a_price_for_each_request() {
+    let named = |name: &str, more: &str| {
+        genai(&format!(
+            r#"{{"id": "{name}", "prices": {{"input_mtok": 2, "output_mtok": 8{more}}}}}"#
+        ))
+    };
+    for name in ["sonar-pro", "gpt-4o-search-preview", "o3-deep-research"] {
+        assert!(
+            reason(named(name, "")).contains("searches with every request"),
+            "{name}"
+        );
+        assert_eq!(
+            only(named(name, r#", "requests_kcount": 12"#))
+                .terms
+                .per_request,
+            12_000_000
+        );
+    }
 }
