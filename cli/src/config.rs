@@ -28,7 +28,7 @@ mod tree;
 mod upstreams;
 mod users;
 
-pub use entitlements::{AccountTerms, Key, Policy};
+pub use entitlements::{AccountTerms, Entitlements, Key, Policy, RetiredKey};
 pub use nats::{Durability, Nats};
 pub use reader::Mistake;
 use reader::{Mistakes, Section};
@@ -47,6 +47,8 @@ pub struct Config {
     pub keys: Vec<Key>,
     /// Accounts that pay by a multiplier.
     pub accounts: Vec<AccountTerms>,
+    /// Keys that were declared and are revoked.
+    pub retired_keys: Vec<RetiredKey>,
     /// Foreign upstreams.
     pub upstreams: Vec<UpstreamConfig>,
     /// The neuron role, where configured.
@@ -153,7 +155,11 @@ impl Config {
         let nats = Nats::read(root.section("nats"), context);
         let ledger = ledger::read(root.section("ledger"));
         let gateway = gateway::read(root.section("gateway"));
-        let (keys, accounts) = entitlements::read(root.section("entitlements"));
+        let Entitlements {
+            keys,
+            accounts,
+            retired_keys,
+        } = entitlements::read(root.section("entitlements"));
         let upstreams = upstreams::read(&mut root, context);
         let neuron = root.section("neuron");
         let neuron = has_neuron.then(|| neuron::read(neuron, context, &nats));
@@ -168,6 +174,7 @@ impl Config {
             gateway,
             keys,
             accounts,
+            retired_keys,
             upstreams,
             neuron,
             neuron_prices,

@@ -1,27 +1,29 @@
 //! What the configuration declares, made true in the ledger at start: accounts, keys, caps, prices.
 //!
-//! The ledger writes an event only where something changes, so a restart writes none. A cap that was
-//! declared before and is not any more is removed; caps set by operators have other ids and stay.
-//! Keys that are no longer declared are simply not accepted by the gateway any more.
+//! The ledger writes an event only where something changes, so a restart writes none. Another gateway of the
+//! same ledger may have another configuration, or an older one: so a cap goes only where it is certain that
+//! this configuration declared it and does not any more. What a key has that is not named here stays, and so
+//! does what it may share, until the key is retired. Caps that operators set have other ids and stay.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
+use seatbelt_gateway::Clock;
 use seatbelt_ledger::api::{Ledger, Read};
 use seatbelt_schemas::{
     cap::{CapSpec, CapStanding},
     command::{Admin, Change, CommandError, declared_cap_id},
     event::KeyIssued,
-    ids::{AccountId, Actor, CapId, CommandId},
+    ids::{AccountId, Actor, CapId, CommandId, KeyId},
     price::{MULTIPLIER_ONE_PPM, Price},
+    scope::Scope,
 };
 use thiserror::Error;
 use tokio::task::JoinSet;
 
-use crate::config::{AccountTerms, Key};
+use crate::config::{AccountTerms, Key, RetiredKey};
 
 /// Accounts made ready at the same time.
 const ACCOUNTS_AT_ONCE: usize = 64;
@@ -37,31 +39,49 @@ pub struct DeclareError {
     source: CommandError,
 }
 
-/// Makes all keys true, many accounts at a time, each account in order.
+/// Whom it is declared to, and the time that its commands name.
+struct To {
+    ledger: Arc<dyn Ledger>,
+    clock: Clock,
+}
+
+/// What an account is to have, by one configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Declaration {
+    keys: Vec<Key>,
+    retired: Vec<KeyId>,
+    multiplier_ppm: Option<u64>,
+}
+
+impl Declaration {
+    /// The keys by which the account is read: all that are named, or one that is nobody's where none is.
+    fn read_as(&self) -> Vec<Option<KeyId>> {
+        let named = self.keys.iter().map(|key| &key.key).chain(&self.retired);
+        let mut keys: Vec<_> = named.cloned().map(Some).collect();
+        if keys.is_empty() {
+            keys.push(KeyId::new("-").ok());
+        }
+        keys
+    }
+}
+
+/// Makes all keys true and revokes the retired ones, many accounts at a time, each account in order.
 pub async fn keys(
     ledger: Arc<dyn Ledger>,
-    keys: &[Key],
-    terms: &[AccountTerms],
+    clock: &Clock,
+    accounts: BTreeMap<AccountId, Declaration>,
 ) -> Result<(), DeclareError> {
-    let mut accounts: BTreeMap<AccountId, Vec<Key>> = BTreeMap::new();
-    let mut multipliers: BTreeMap<AccountId, u64> = BTreeMap::new();
-    for terms in terms {
-        multipliers.insert(terms.account.clone(), terms.multiplier_ppm);
-        accounts.entry(terms.account.clone()).or_default();
-    }
-    for key in keys {
-        let of_account = accounts.entry(key.account.clone()).or_default();
-        of_account.push(key.clone());
-    }
     let mut tasks = JoinSet::new();
-    for (account, keys) in accounts {
+    for (account, declaration) in accounts {
         if tasks.len() >= ACCOUNTS_AT_ONCE {
             finished(&mut tasks).await?;
         }
-        let ledger = Arc::clone(&ledger);
-        let multiplier_ppm = multipliers.get(&account).copied();
+        let to = To {
+            ledger: Arc::clone(&ledger),
+            clock: Arc::clone(clock),
+        };
         tasks.spawn(async move {
-            let declared = declare(&*ledger, &account, &keys, multiplier_ppm).await;
+            let declared = declare(&to, &account, &declaration).await;
             declared.map_err(|source| DeclareError { account, source })
         });
     }
@@ -69,6 +89,28 @@ pub async fn keys(
         finished(&mut tasks).await?;
     }
     Ok(())
+}
+
+/// What each account is to have.
+pub fn by_account(
+    keys: &[Key],
+    retired: &[RetiredKey],
+    terms: &[AccountTerms],
+) -> BTreeMap<AccountId, Declaration> {
+    let mut accounts: BTreeMap<AccountId, Declaration> = BTreeMap::new();
+    for key in keys {
+        let of_account = accounts.entry(key.account.clone()).or_default();
+        of_account.keys.push(key.clone());
+    }
+    for RetiredKey { account, key } in retired {
+        let of_account = accounts.entry(account.clone()).or_default();
+        of_account.retired.push(key.clone());
+    }
+    for terms in terms {
+        let of_account = accounts.entry(terms.account.clone()).or_default();
+        of_account.multiplier_ppm = Some(terms.multiplier_ppm);
+    }
+    accounts
 }
 
 async fn finished(tasks: &mut JoinSet<Result<(), DeclareError>>) -> Result<(), DeclareError> {
@@ -79,12 +121,16 @@ async fn finished(tasks: &mut JoinSet<Result<(), DeclareError>>) -> Result<(), D
 }
 
 async fn declare(
-    ledger: &dyn Ledger,
+    to: &To,
     account: &AccountId,
-    keys: &[Key],
-    multiplier_ppm: Option<u64>,
+    declaration: &Declaration,
 ) -> Result<(), CommandError> {
-    change(ledger, account, Change::OpenAccount).await?;
+    let Declaration {
+        keys,
+        retired,
+        multiplier_ppm,
+    } = declaration;
+    change(to, account, Change::OpenAccount).await?;
     let mut wanted: BTreeSet<CapId> = BTreeSet::new();
     for key in keys {
         let issued = KeyIssued {
@@ -92,29 +138,74 @@ async fn declare(
             team: key.team.clone(),
             secret_sha256: None,
         };
-        change(ledger, account, Change::IssueKey(issued)).await?;
+        change(to, account, Change::IssueKey(issued)).await?;
         for cap in key.caps.iter().filter(|cap| wanted.insert(cap.cap.clone())) {
-            change(ledger, account, Change::SetCap(CapSpec::clone(cap))).await?;
+            change(to, account, Change::SetCap(CapSpec::clone(cap))).await?;
         }
     }
-    let standing = Read {
-        account: account.clone(),
-        key: None,
-    };
-    let standing = ledger.read(standing).await?;
-    // one that is no longer declared is 1 again
-    let ppm = multiplier_ppm.unwrap_or(MULTIPLIER_ONE_PPM);
-    if standing.multiplier_ppm.unwrap_or(MULTIPLIER_ONE_PPM) != ppm {
-        change(ledger, account, Change::SetMultiplier { ppm }).await?;
+    for key in retired {
+        let (key, reason) = (key.clone(), Some("retired by the configuration".to_owned()));
+        change(to, account, Change::RevokeKey { key, reason }).await?;
     }
-    for cap in standing.caps.iter().filter(|cap| was_declared(cap)) {
-        if !wanted.contains(&cap.cap) {
-            let cap = cap.cap.clone();
-            tracing::info!(%account, %cap, "cap is no longer declared and is removed");
-            change(ledger, account, Change::RemoveCap { cap }).await?;
-        }
+    let found = look(to, account, declaration, &wanted).await?;
+    // one that is no longer declared is 1 again, where nobody else can have declared it
+    let ppm = multiplier_ppm.or(found.alone.then_some(MULTIPLIER_ONE_PPM));
+    if let Some(ppm) = ppm.filter(|ppm| *ppm != found.multiplier_ppm) {
+        change(to, account, Change::SetMultiplier { ppm }).await?;
+    }
+    for cap in found.ours {
+        tracing::info!(%account, %cap, "cap is no longer declared and is removed");
+        change(to, account, Change::RemoveCap { cap }).await?;
+    }
+    if !found.shared.is_empty() {
+        tracing::warn!(%account, caps = found.shared.join(", "), "caps stay in force that are not declared here, since the account has keys that are not named here and may have declared them: name those keys under entitlements.retired_keys if nobody uses them any more");
     }
     Ok(())
+}
+
+/// What an account has that this configuration does not declare.
+struct Undeclared {
+    /// Every key that is not revoked is named here: nobody else can have declared anything.
+    alone: bool,
+    multiplier_ppm: u64,
+    /// Caps that nobody else can have declared.
+    ours: BTreeSet<CapId>,
+    /// Those of the account and its teams that a key may have declared which is not named here.
+    shared: Vec<String>,
+}
+
+/// Looks key by key, since each answer is small: an account may have thousands of other caps.
+async fn look(
+    to: &To,
+    account: &AccountId,
+    declaration: &Declaration,
+    wanted: &BTreeSet<CapId>,
+) -> Result<Undeclared, CommandError> {
+    let mut caps: BTreeMap<CapId, Scope> = BTreeMap::new();
+    let mut found = Undeclared {
+        alone: false,
+        multiplier_ppm: MULTIPLIER_ONE_PPM,
+        ours: BTreeSet::new(),
+        shared: Vec::new(),
+    };
+    for key in declaration.read_as() {
+        let account = account.clone();
+        let standing = to.ledger.read(Read { account, key }).await?;
+        found.alone = standing.live_keys == Some(declaration.keys.len() as u64);
+        found.multiplier_ppm = standing.multiplier_ppm.unwrap_or(MULTIPLIER_ONE_PPM);
+        let undeclared = standing.caps.into_iter();
+        let undeclared = undeclared.filter(|cap| was_declared(cap) && !wanted.contains(&cap.cap));
+        caps.extend(undeclared.map(|cap| (cap.cap, cap.scope)));
+    }
+    for (cap, scope) in caps {
+        match scope {
+            Scope::Key(_) => drop(found.ours.insert(cap)),
+            Scope::Account | Scope::Team(_) if found.alone => drop(found.ours.insert(cap)),
+            Scope::Account | Scope::Team(_) => found.shared.push(cap.to_string()),
+            _ => {}
+        }
+    }
+    Ok(found)
 }
 
 /// Whether a cap's id is the one that only a declaration gives.
@@ -122,35 +213,34 @@ fn was_declared(cap: &CapStanding) -> bool {
     cap.cap.as_str() == declared_cap_id(&cap.scope, cap.meter, cap.window)
 }
 
-async fn change(
-    ledger: &dyn Ledger,
-    account: &AccountId,
-    change: Change,
-) -> Result<(), CommandError> {
-    let command = admin(account.clone(), change);
-    ledger.admin(command).await.map(drop)
+async fn change(to: &To, account: &AccountId, change: Change) -> Result<(), CommandError> {
+    let command = admin((to.clock)(), account.clone(), change);
+    to.ledger.admin(command).await.map(drop)
 }
 
 /// Makes all prices true; the ledger keeps them in every partition.
-pub async fn prices(ledger: &dyn Ledger, prices: Vec<Price>) -> Result<(), DeclareError> {
+pub async fn prices(
+    ledger: Arc<dyn Ledger>,
+    clock: &Clock,
+    prices: Vec<Price>,
+) -> Result<(), DeclareError> {
+    let to = To {
+        ledger,
+        clock: Arc::clone(clock),
+    };
     for price in prices {
         let account = AccountId::system();
-        let set = change(ledger, &account, Change::SetPrice(price)).await;
+        let set = change(&to, &account, Change::SetPrice(price)).await;
         set.map_err(|source| DeclareError { account, source })?;
     }
     Ok(())
 }
 
-fn admin(account: AccountId, change: Change) -> Admin {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let at_ms = now.map_or(0, |since| since.as_millis());
+fn admin(at_ms: u64, account: AccountId, change: Change) -> Admin {
     let mut random = [0; 16];
     getrandom::fill(&mut random).expect("the system gives random bytes");
     Admin {
-        id: CommandId::from_parts(
-            u64::try_from(at_ms).unwrap_or(u64::MAX),
-            u128::from_be_bytes(random),
-        ),
+        id: CommandId::from_parts(at_ms, u128::from_be_bytes(random)),
         account,
         actor: Actor::system("config"),
         change,

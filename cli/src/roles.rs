@@ -7,7 +7,8 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use seatbelt_gateway::{Gateway, GatewayError, Parts, Readiness, system_clock};
+use seatbelt_bus::ServerTime;
+use seatbelt_gateway::{Gateway, GatewayError, Parts, Readiness};
 use seatbelt_ledger::{
     api::{Ledger, Neurons},
     cluster::ClusterLedger,
@@ -181,9 +182,13 @@ async fn start(
             Role::All | Role::Gateway => Some(gateway::Listeners::bind(config).await?),
             Role::Projector | Role::Neuron => None,
         };
-        let ledger = match listeners {
-            Some(_) => Some(start_ledger(config, bus, running).await?),
-            None => None,
+        let (ledger, time) = match listeners {
+            Some(_) => {
+                let time = start_time(bus, running).await;
+                let ledger = start_ledger(config, bus, &time, running).await?;
+                (Some(ledger), Some(time))
+            }
+            None => (None, None),
         };
         match (&ledger, role) {
             (Some(ledger), Role::All) => {
@@ -200,20 +205,21 @@ async fn start(
         {
             ready.neuron = Some(start_neuron(neuron, bus, running).await?);
         }
-        if let (Some(listeners), Some(ledger)) = (listeners, ledger) {
+        if let (Some(listeners), Some(ledger), Some(time)) = (listeners, ledger, time) {
             gateway::warn_of_unlimited(config);
             let gateway = gateway::url(&listeners.clients);
             ready.metrics = Some(gateway::url(&listeners.metrics));
             ready.example = ready::example(config, &gateway);
             ready.gateway = Some(gateway);
             let readiness =
-                readiness::start(bus, &ledger, &health, role == Role::All, running).await?;
+                readiness::start(bus, &ledger, &time, &health, role == Role::All, running).await?;
             let now = readiness.borrow().clone();
             ready.reasons = now.texts().into_iter().map(str::to_owned).collect();
             ready.warnings = now.warnings;
             let parts = GatewayParts {
                 listeners,
                 ledger,
+                time,
                 neuron: ready.neuron.clone(),
                 ready: readiness,
             };
@@ -224,10 +230,23 @@ async fn start(
     started.await.map_err(Some)
 }
 
+/// The time that this process's requests go by.
+async fn start_time(bus: &Bus, running: &mut Running) -> Arc<ServerTime> {
+    let (nats, names, partitions) = (bus.nats.clone(), bus.names.clone(), bus.meta.partitions);
+    let time = ServerTime::start(&nats, &names, partitions).await;
+    let (stop, followed) = (CancellationToken::new(), Arc::clone(&time));
+    running.add("time", stop.clone(), async move {
+        followed.follow(&nats, &names, partitions, &stop).await;
+        Ok(())
+    });
+    time
+}
+
 /// Takes part in the ledger, and makes true what the configuration declares.
 async fn start_ledger(
     config: &Config,
     bus: &Bus,
+    time: &Arc<ServerTime>,
     running: &mut Running,
 ) -> Result<Arc<ClusterLedger>, RoleError> {
     let host = HostConfig {
@@ -252,7 +271,7 @@ async fn start_ledger(
         writers.stop().await;
         Ok(())
     });
-    declaring::start(config, bus, &ledger, running).await?;
+    declaring::start(config, bus, &ledger, time, running).await?;
     Ok(ledger)
 }
 
@@ -279,6 +298,7 @@ async fn start_neuron(
 struct GatewayParts {
     listeners: gateway::Listeners,
     ledger: Arc<ClusterLedger>,
+    time: Arc<ServerTime>,
     /// The neuron of this process.
     neuron: Option<String>,
     ready: watch::Receiver<Readiness>,
@@ -311,7 +331,7 @@ async fn start_gateway(
         usage: Arc::new(usage.map_err(BusError::from)?),
         neurons,
         neuron_secret: bus.neuron_secret().await?,
-        clock: system_clock(),
+        clock: Arc::new(move || with.time.now_ms()),
         ready: with.ready,
     };
     let gateway = Gateway::new(gateway::told(config), parts).map_err(RoleError::Gateway)?;

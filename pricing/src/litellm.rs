@@ -223,8 +223,7 @@ impl Fields {
             Json::Text(text) if Decimal::parse(text).is_none() && !field.contains("cost") => Ok(()),
             _ if NO_PRICES.contains(&field) => Ok(()),
             _ if TOOL_FEES.contains(&field) => {
-                let note =
-                    format!("{field}: a fee of tools that the provider runs, not imported");
+                let note = format!("{field}: a fee of tools that the provider runs, not imported");
                 self.notes.push(note);
                 Ok(())
             }

@@ -55,6 +55,7 @@ impl SnapshotReader {
             open: snapshot.open,
             multiplier_ppm: snapshot.state.multiplier_ppm(),
             caps: snapshot.state.standings(key, at_ms),
+            live_keys: None,
         };
         let age_ms = at_ms.saturating_sub(current_ms.max(snapshot.at_ms));
         Ok(Some(SnapshotStanding { standing, age_ms }))

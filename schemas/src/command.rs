@@ -277,6 +277,10 @@ pub struct Standing {
     pub multiplier_ppm: Option<u64>,
     /// The caps.
     pub caps: Vec<CapStanding>,
+    /// How many keys the account has that are not revoked; `None` of a snapshot, and of a writer that does not
+    /// tell it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live_keys: Option<u64>,
 }
 
 /// A command that was not carried out, by what the caller does next. Nothing changed, except where

@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
-use seatbelt_bus::{Layout, Nats, connect, provision};
+use seatbelt_bus::{Layout, Nats, ServerTime, connect, provision};
 use seatbelt_ledger::{
     api::{Answer, Ledger, ReserveOutcome},
     cluster::ClusterLedger,
-    host::{HostConfig, clock::HostClock},
+    host::{HostConfig, clock::HostClock, now_ms},
     nats::ClusterConfig,
     testing::{Payer, balance, clock::OwnClock, one_partition},
 };
@@ -107,4 +107,25 @@ async fn whoever_is_right_leads_and_whoever_is_not_says_why() {
     let offset_ms = second.clock_offsets_ms()[0].1;
     assert!((offset_ms + HOUR_MS).abs() < 1_000, "{offset_ms}");
     second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_goes_by_the_servers_time_whatever_its_machine_shows() {
+    let server = TestNats::start().await;
+    let nats = connect(&server.server.url(), "asks", PATIENCE)
+        .await
+        .unwrap();
+    let (names, partitions) = (Names::default(), one_partition("asks").partitions);
+    let layout = Layout {
+        partitions,
+        replicas: 1,
+    };
+    // META alone is there yet, as on the first start of a process that leads nothing
+    provision(&nats, &names, layout).await.unwrap();
+    for off_ms in [-HOUR_MS, HOUR_MS] {
+        let own_ms = now_ms().saturating_add_signed(off_ms);
+        let time = ServerTime::start_from(&nats, &names, partitions, own_ms).await;
+        let apart_ms = time.now_ms().abs_diff(now_ms());
+        assert!(apart_ms < 2_000, "{apart_ms}");
+    }
 }

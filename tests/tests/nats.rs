@@ -561,6 +561,7 @@ impl Ledger for Scripted {
                 open: 0,
                 multiplier_ppm: None,
                 caps: Vec::new(),
+                live_keys: None,
             })
         }
         .boxed()

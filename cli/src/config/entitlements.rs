@@ -82,15 +82,59 @@ fn read_accounts(section: &mut Section) -> Vec<AccountTerms> {
     accounts
 }
 
-pub(super) fn read(mut section: Section) -> (Vec<Key>, Vec<AccountTerms>) {
+/// A key that nobody uses any more: it is revoked, and what it declared goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetiredKey {
+    /// Its account.
+    pub account: AccountId,
+    /// The key.
+    pub key: KeyId,
+}
+
+/// What is declared of accounts and keys.
+#[derive(Debug)]
+pub struct Entitlements {
+    /// The keys.
+    pub keys: Vec<Key>,
+    /// Accounts that pay by a multiplier.
+    pub accounts: Vec<AccountTerms>,
+    /// Keys that were declared and are revoked.
+    pub retired_keys: Vec<RetiredKey>,
+}
+
+pub(super) fn read(mut section: Section) -> Entitlements {
     let accounts = read_accounts(&mut section);
     let mut keys = Vec::new();
     let mut seen = Seen::default();
     for part in section.sections("keys", KEYS_MAX) {
         keys.extend(read_key(part, &mut seen));
     }
+    let mut retired_keys = Vec::new();
+    for part in section.sections("retired_keys", KEYS_MAX) {
+        retired_keys.extend(read_retired(part, &seen));
+    }
     section.finish();
-    (keys, accounts)
+    Entitlements {
+        keys,
+        accounts,
+        retired_keys,
+    }
+}
+
+fn read_retired(mut section: Section, seen: &Seen) -> Option<RetiredKey> {
+    let account = section.required("account_id", |section| {
+        section.text_with("account_id", account)
+    });
+    let key = section.required("key_id", |section| section.text_with("key_id", id));
+    let pair = account.zip(key);
+    if let Some(other) = pair.as_ref().and_then(|pair| seen.keys.get(pair)) {
+        section.mistake(
+            "key_id",
+            format!("is in use in {other}: leave one of them out"),
+        );
+    }
+    section.finish();
+    pair.map(|(account, key)| RetiredKey { account, key })
 }
 
 /// What has been declared so far, with its place: to find what is declared twice.

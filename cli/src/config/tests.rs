@@ -212,6 +212,22 @@ models = [{ id = "m", context = 10, output = 20, price = { input = 1 } }]
 }
 
 #[test]
+fn a_retired_key_is_no_key_that_is_in_use() {
+    let key = "[[entitlements.keys]]\nkey = \"sk\"\naccount_id = \"a\"\nkey_id = \"k\"\n";
+    let retired = |id: &str| {
+        format!("{key}[[entitlements.retired_keys]]\naccount_id = \"a\"\nkey_id = \"{id}\"\n")
+    };
+    let config = read(&retired("old"), &[]).unwrap();
+    assert_eq!(config.retired_keys[0].key.as_str(), "old");
+    check(
+        &retired("k"),
+        &[
+            "entitlements.retired_keys[0].key_id (line 7): is in use in entitlements.keys[0]: leave one of them out",
+        ],
+    );
+}
+
+#[test]
 fn an_upstream_says_whose_fields_it_takes_and_which_more() {
     let upstream = |kind: &str, more: &str| {
         let text = format!(

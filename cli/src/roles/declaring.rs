@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use seatbelt_bus::ServerTime;
+use seatbelt_gateway::Clock;
 use seatbelt_ledger::{api::Ledger, cluster::ClusterLedger};
 use seatbelt_schemas::position::{Partition, Partitions};
 use tokio::time::Instant;
@@ -16,7 +18,7 @@ use tracing::{error, info, warn};
 use super::{Bus, RoleError, parts::Running};
 use crate::{
     chain::in_one_line,
-    config::{Config, Key},
+    config::Config,
     declared::{self, DeclareError},
 };
 
@@ -33,6 +35,7 @@ pub(super) async fn start(
     config: &Config,
     bus: &Bus,
     ledger: &Arc<ClusterLedger>,
+    time: &Arc<ServerTime>,
     running: &mut Running,
 ) -> Result<(), RoleError> {
     let troubled = ledger.ready().await;
@@ -46,6 +49,7 @@ pub(super) async fn start(
     let declared = Declared {
         config: config.clone(),
         ledger: Arc::clone(ledger),
+        time: Arc::clone(time),
         partitions: bus.meta.partitions,
     };
     let served = |partition| !away.contains(&partition);
@@ -62,20 +66,26 @@ pub(super) async fn start(
 struct Declared {
     config: Config,
     ledger: Arc<ClusterLedger>,
+    time: Arc<ServerTime>,
     partitions: Partitions,
 }
 
 impl Declared {
     /// Makes true what is declared in some partitions. Prices are every partition's.
     async fn declare(&self, in_these: impl Fn(Partition) -> bool) -> Result<(), DeclareError> {
-        declared::prices(&*self.ledger, self.config.prices()).await?;
-        let ours = |key: &&Key| in_these(self.partitions.of(&key.account));
-        let keys: Vec<Key> = self.config.keys.iter().filter(ours).cloned().collect();
-        let accounts = self.config.accounts.iter();
-        let accounts = accounts.filter(|terms| in_these(self.partitions.of(&terms.account)));
-        let accounts: Vec<_> = accounts.cloned().collect();
+        let time = Arc::clone(&self.time);
+        let clock: Clock = Arc::new(move || time.now_ms());
         let ledger: Arc<dyn Ledger> = Arc::<ClusterLedger>::clone(&self.ledger);
-        declared::keys(ledger, &keys, &accounts).await
+        declared::prices(Arc::clone(&ledger), &clock, self.config.prices()).await?;
+        let Config {
+            keys,
+            retired_keys,
+            accounts,
+            ..
+        } = &self.config;
+        let mut accounts = declared::by_account(keys, retired_keys, accounts);
+        accounts.retain(|account, _| in_these(self.partitions.of(account)));
+        declared::keys(ledger, &clock, accounts).await
     }
 
     async fn watch(&self, absence: &mut Absence) {

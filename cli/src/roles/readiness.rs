@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use seatbelt_bus::{Nats, StoreLook};
+use seatbelt_bus::{Nats, ServerTime, StoreLook};
 use seatbelt_gateway::{Cause, Readiness, Reason};
 use seatbelt_ledger::{api::Ledger as _, cluster::ClusterLedger};
 use seatbelt_projector::{
@@ -24,6 +24,7 @@ const READY_EVERY: Duration = Duration::from_millis(250);
 pub(super) async fn start(
     bus: &Bus,
     ledger: &Arc<ClusterLedger>,
+    time: &Arc<ServerTime>,
     health: &Health,
     projects: bool,
     running: &mut Running,
@@ -51,6 +52,7 @@ pub(super) async fn start(
     let known = Known {
         nats: bus.nats.clone(),
         ledger: Arc::clone(ledger),
+        time: Arc::clone(time),
         server: bus.server_trouble.subscribe(),
         store,
         vital,
@@ -75,6 +77,7 @@ pub(super) async fn start(
 struct Known {
     nats: Nats,
     ledger: Arc<ClusterLedger>,
+    time: Arc<ServerTime>,
     /// Why the embedded server is not up.
     server: watch::Receiver<Option<String>>,
     store: watch::Receiver<store::StoreState>,
@@ -131,6 +134,7 @@ impl Known {
         let reasons: Vec<Reason> = reasons.chain(unserved).collect();
         let mut warnings = store.warnings.clone();
         warnings.extend(self.vital.borrow().iter().cloned());
+        warnings.extend(self.time.warning());
         // a journal in doubt is a reason already, in the same words
         let known = |one: &&Stalled| {
             let mut unserved = reasons.iter().filter(|one| one.cause == Cause::Partition);

@@ -145,6 +145,7 @@ impl Ledger for Stub {
             open: 0,
             multiplier_ppm: None,
             caps: self.caps.clone(),
+            live_keys: None,
         };
         async move { Ok(standing) }.boxed()
     }

@@ -25,6 +25,7 @@ impl<T: Caller> Writer<T> {
                 open: state.open().len() as u64,
                 multiplier_ppm: state.multiplier_ppm(),
                 caps: state.standings(query.key.as_ref(), at_ms),
+                live_keys: Some(state.keys().iter().filter(|key| !key.revoked).count() as u64),
             })
         });
         self.answer(caller, standing);
