@@ -174,6 +174,15 @@ impl<'a> Grants<'a> {
         self.publish(&keys(&names.meta_bucket(), ">"));
         self.publish(&keys(&names.secret_bucket(), ">"));
         self.api(&format!("STREAM.PURGE.{}", kv(&names.meta_bucket())));
+        // settings of what is a source are written once more when it is made
+        let sources = [kv(&names.meta_bucket()), kv(&names.secret_bucket())];
+        for stream in sources.iter().chain([&names.usage_stream()]) {
+            self.api(&format!("STREAM.UPDATE.{stream}"));
+        }
+        // one that is damaged is made again
+        for stream in &sources {
+            self.api(&format!("STREAM.DELETE.{stream}"));
+        }
         self.consume_as_billing(&["CREATE"]);
         // an operator's word stands in a journal, and what was derived before it is taken out
         for partition in self.partitions.iter() {
@@ -204,6 +213,7 @@ impl<'a> Grants<'a> {
         self.publish(&names.ledger_subjects());
         self.granted.subscribe.push(names.ledger_subjects());
         // how far each journal is known to go
+        self.get(&names.feed_stream());
         self.get(&kv(&names.meta_bucket()));
         self.publish(&keys(&names.meta_bucket(), "journal.*"));
         self.get(&kv(&names.secret_bucket()));
@@ -269,6 +279,7 @@ impl<'a> Grants<'a> {
         for bucket in [names.meta_bucket(), names.snapshot_bucket()] {
             self.get(&kv(&bucket));
         }
+        self.get(&names.feed_stream());
     }
 
     /// As an auditor makes none; there is a durable one for it.

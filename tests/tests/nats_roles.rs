@@ -252,7 +252,17 @@ fn own(role: NatsRole) -> (Vec<String>, Vec<&'static str>) {
             publish.extend(streams().iter().flat_map(|stream| read(stream)));
             publish.extend(streams().iter().map(|stream| make(stream)));
             publish.extend(follow(JOURNAL));
-            publish.push(format!("$JS.API.STREAM.UPDATE.{JOURNAL}"));
+            for stream in [
+                JOURNAL,
+                "KV_SEATBELT_META",
+                "KV_SEATBELT_SECRETS",
+                "SEATBELT_USAGE",
+            ] {
+                publish.push(format!("$JS.API.STREAM.UPDATE.{stream}"));
+            }
+            for bucket in ["META", "SECRETS"] {
+                publish.push(format!("$JS.API.STREAM.DELETE.KV_SEATBELT_{bucket}"));
+            }
             vec!["_INBOX_provisioning.>"]
         }
         NatsRole::Gateway => {
@@ -276,6 +286,7 @@ fn own(role: NatsRole) -> (Vec<String>, Vec<&'static str>) {
             for bucket in ["LEASES", "NEURONS", "SNAPSHOTS"] {
                 publish.push(make(&format!("KV_SEATBELT_{bucket}")));
             }
+            publish.extend(read("SEATBELT_FEED"));
             publish.extend(follow("SEATBELT_USAGE"));
             publish.push("$JS.API.STREAM.INFO.SEATBELT_USAGE".to_owned());
             publish.push(make("SEATBELT_USAGE"));
@@ -326,7 +337,8 @@ fn own(role: NatsRole) -> (Vec<String>, Vec<&'static str>) {
         NatsRole::Auditor => {
             own(&["_INBOX.*"]);
             own(&["$JS.API.STREAM.INFO.*"]);
-            for stream in [JOURNAL, "KV_SEATBELT_META", "KV_SEATBELT_SNAPSHOTS"] {
+            let buckets = ["KV_SEATBELT_META", "KV_SEATBELT_SNAPSHOTS"];
+            for stream in [JOURNAL, "SEATBELT_FEED"].into_iter().chain(buckets) {
                 publish.extend(read(stream));
             }
             vec!["_INBOX.>", "_INBOX.*.*.>"]
