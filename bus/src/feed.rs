@@ -27,6 +27,7 @@ use super::{
     Nats, ProvisionError,
     connect::Trouble,
     cursor::Cursor,
+    feed_look::FeedLook,
     roles::BILLING_CONSUMER,
     settings::Settings,
     stream::{ApiError, ask, info, message_at},
@@ -162,6 +163,12 @@ impl FeedStream {
         let found = message_at(&self.nats, &self.stream, at).await;
         let found = found.map_err(|source| self.error("read", source))?;
         Ok(found.map(|message| entry(at, Some(&message.headers))))
+    }
+
+    /// The payload of the message at one place; `None` where there is none (any more).
+    pub async fn payload(&self, at: u64) -> Result<Option<Bytes>, StoreError> {
+        let found = FeedLook::at(&self.nats, &self.stream).get(at).await?;
+        Ok(found.map(|message| message.payload))
     }
 
     /// Messages after `after` up to and including `to`, in order; places that hold none are left

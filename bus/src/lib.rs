@@ -13,6 +13,7 @@ pub mod connect;
 pub mod cursor;
 pub mod durability;
 pub mod feed;
+pub mod feed_look;
 pub mod kept;
 pub mod neuron_secret;
 pub mod neurons;
@@ -37,6 +38,7 @@ pub use connect::{
 };
 pub use durability::{Durability, DurabilityError, Proof, prove};
 pub use feed::{FeedEntry, FeedMessage, FeedState, FeedStream};
+pub use feed_look::{FedMessage, FeedLook};
 pub use neuron_secret::neuron_secret;
 pub use neurons::watch_neurons;
 pub use pauses::Pauses;

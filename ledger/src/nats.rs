@@ -11,6 +11,7 @@ pub mod journal;
 pub mod rebuild;
 pub mod skip;
 
+mod fed;
 mod leases;
 mod post;
 mod snapshots;

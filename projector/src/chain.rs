@@ -12,7 +12,7 @@ use seatbelt_ledger::{
 use seatbelt_schemas::{
     commit::{ChainHash, Commit},
     event::{Event, EventBody, StoredEvent},
-    position::Partition,
+    position::{Partition, Position},
 };
 use thiserror::Error;
 use tracing::warn;
@@ -23,7 +23,9 @@ use tracing::warn;
 pub enum Halt {
     /// A commit that must be there is not.
     #[error(
-        "partition {partition} halted: the journal has no commit at sequence {at}, yet goes on after it"
+        "partition {partition} halted: the journal has no readable commit at sequence {at} although it goes on: \
+         what the server keeps of it is damaged; restore it, or have the server cut it there as docs/recovery.md \
+         says and then go on with `seatbelt ledger adopt-journal --partition {partition}`"
     )]
     Gap {
         /// The partition.
@@ -43,6 +45,20 @@ pub enum Halt {
         end: Sequence,
         /// Where the projection stands.
         at: Sequence,
+    },
+    /// The feed holds an event that the journal does not.
+    #[error(
+        "partition {partition} halted: the feed holds event {position}, which the journal does not hold \
+         (read up to sequence {at}): it was cut or replaced; restore it, or go on with it as it is with \
+         `seatbelt ledger adopt-journal --partition {partition}`"
+    )]
+    OnFeed {
+        /// The partition.
+        partition: Partition,
+        /// How far the journal was read.
+        at: Sequence,
+        /// Position of the event.
+        position: Position,
     },
     /// The journal does not begin with genesis.
     #[error(
@@ -88,6 +104,7 @@ impl Halt {
         match self {
             Self::Gap { partition, .. }
             | Self::Cut { partition, .. }
+            | Self::OnFeed { partition, .. }
             | Self::NoGenesis { partition, .. }
             | Self::Chain { partition, .. } => *partition,
         }
@@ -98,6 +115,7 @@ impl Halt {
         match self {
             Self::Gap { at, .. }
             | Self::Cut { at, .. }
+            | Self::OnFeed { at, .. }
             | Self::NoGenesis { at, .. }
             | Self::Chain { at, .. } => *at,
         }

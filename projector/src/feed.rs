@@ -6,6 +6,7 @@
 //! where to begin reading, on the journal and on the feed; without it, or with a wrong one, both are
 //! read from their start and the result is the same.
 
+mod claim;
 pub mod message;
 mod standing;
 pub mod writer;
@@ -20,6 +21,7 @@ use seatbelt_ledger::{
 };
 use seatbelt_schemas::{
     event::StoredEvent,
+    ids::LedgerId,
     names::Names,
     position::{Partition, Position},
     wire,
@@ -30,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::{
+    claim::{Claim, Verdict},
     message::{FeedMessage, Source},
     writer::{FEED_CHECK_EVERY, FeedError, FeedWriter, Published},
 };
@@ -45,6 +48,10 @@ use crate::{
 pub const FEED_MARK_EVERY: Duration = Duration::from_secs(1);
 /// Most commits whose messages are appended together.
 pub const FEED_COMMITS_MAX: usize = 64;
+/// How often a journal that ends before the feed is looked at again: one that another server takes over
+/// may be late.
+const CLAIM_LOOKS: u32 = 5;
+const CLAIM_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where one partition's feed stands, on the journal and on the stream; key `feed.<pp>` of the
 /// snapshot bucket, MessagePack with named fields.
@@ -88,6 +95,16 @@ impl FeedMark {
     }
 }
 
+/// Whether the journal is known to hold what the feed held of it.
+enum Claimed {
+    /// The feed has not been asked.
+    Unasked,
+    /// It may hold it further on.
+    Open(Claim),
+    /// It does.
+    Settled,
+}
+
 /// The feed of one partition.
 pub(crate) struct Feed<J> {
     names: Names,
@@ -96,6 +113,7 @@ pub(crate) struct Feed<J> {
     writer: Arc<FeedWriter>,
     tail: Tail,
     published: Published,
+    claimed: Claimed,
     marked: Revision,
     marked_at: Instant,
     mark_due: bool,
@@ -119,6 +137,7 @@ impl<J: Journal> Feed<J> {
             writer,
             tail: Tail::start(partition),
             published: Published::default(),
+            claimed: Claimed::Unasked,
             marked: Revision(0),
             marked_at: Instant::now(),
             mark_due: false,
@@ -230,6 +249,7 @@ impl<J: Journal> Feed<J> {
             self.works();
             return Ok(());
         };
+        self.settle(&self.tail.clone(), &[]).await?;
         let partition = self.tail.partition();
         let source = Source { ledger, partition };
         let there = self.writer.check(&source, self.published).await?;
@@ -254,9 +274,61 @@ impl<J: Journal> Feed<J> {
                 }
             }
         }
+        self.settle(&tail, &events).await?;
         self.publish(&tail, &events).await?;
         self.tail = tail;
         trouble.map_or(Ok(()), Err)
+    }
+
+    /// Sees to it that the journal, which was read up to `tail` with `events` at its end, holds what the
+    /// feed holds of it.
+    async fn settle(&mut self, tail: &Tail, events: &[StoredEvent]) -> Result<(), Trouble> {
+        if matches!(self.claimed, Claimed::Unasked) {
+            let Some(ledger) = tail.head.ledger.clone() else {
+                return Ok(());
+            };
+            self.claimed = Claimed::Open(self.claim(ledger).await?);
+        }
+        let Claimed::Open(claim) = &mut self.claimed else {
+            return Ok(());
+        };
+        let (partition, at) = (tail.partition(), tail.sequence);
+        let mut looks = 1;
+        loop {
+            match claim.against(tail, events) {
+                Verdict::Holds => {
+                    self.claimed = Claimed::Settled;
+                    return Ok(());
+                }
+                Verdict::ReadOn => return Ok(()),
+                Verdict::Missing if looks < CLAIM_LOOKS => {
+                    tokio::time::sleep(CLAIM_PAUSE).await;
+                    claim.end = end(&*self.journal, partition).await?;
+                }
+                Verdict::Missing | Verdict::Other => {
+                    let position = claim.position;
+                    let halt = Halt::OnFeed {
+                        partition,
+                        at,
+                        position,
+                    };
+                    return Err(halt.into());
+                }
+            }
+            looks += 1;
+        }
+    }
+
+    async fn claim(&self, ledger: LedgerId) -> Result<Claim, Trouble> {
+        let partition = self.tail.partition();
+        let source = Source { ledger, partition };
+        let published = self.writer.published(&source, self.published).await?;
+        Ok(Claim {
+            position: published.last,
+            event: self.writer.last_event(&source, published).await?,
+            // after the look: what is on the feed was on the journal before
+            end: end(&*self.journal, partition).await?,
+        })
     }
 
     async fn publish(&mut self, tail: &Tail, events: &[StoredEvent]) -> Result<(), Trouble> {
@@ -314,20 +386,30 @@ impl<J: Journal> Feed<J> {
     }
 }
 
+async fn end<J: Journal>(journal: &J, partition: Partition) -> Result<Sequence, Trouble> {
+    journal
+        .end()
+        .await
+        .map_err(|error| unread(partition, error))
+}
+
+fn unread(partition: Partition, error: ReadError) -> Trouble {
+    match error {
+        ReadError::Gap { at } => Halt::Gap { partition, at }.into(),
+        ReadError::Unreachable { at, source } => Trouble::Store(StoreError {
+            action: format!("read the journal of partition {partition} at sequence {at}"),
+            source,
+        }),
+    }
+}
+
 async fn read<J: Journal>(
     journal: &J,
     tail: &mut Tail,
     stored: Result<Stored, ReadError>,
 ) -> Result<Vec<StoredEvent>, Trouble> {
     let partition = tail.partition();
-    let unread = |error| match error {
-        ReadError::Gap { at } => Halt::Gap { partition, at }.into(),
-        ReadError::Unreachable { at, source } => Trouble::Store(StoreError {
-            action: format!("read the journal of partition {partition} at sequence {at}"),
-            source,
-        }),
-    };
-    let stored = stored.map_err(unread)?;
+    let stored = stored.map_err(|error| unread(partition, error))?;
     if stored.sequence <= tail.sequence {
         return Ok(Vec::new()); // stepped over already
     }
@@ -338,7 +420,7 @@ async fn read<J: Journal>(
     match tail.step_over(journal, &stored, halt).await {
         Ok(()) => Ok(Vec::new()),
         Err(chain::Trouble::Halt(halt)) => Err(halt.into()),
-        Err(chain::Trouble::Unread(error)) => Err(unread(error)),
+        Err(chain::Trouble::Unread(error)) => Err(unread(partition, error)),
     }
 }
 

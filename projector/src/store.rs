@@ -11,7 +11,8 @@ mod nats;
 
 pub use nats::NatsUsage;
 
-use futures::{future::BoxFuture, stream::BoxStream};
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
 
 use crate::feed::message::FeedMessage;
 
@@ -58,6 +59,11 @@ pub trait FeedStore: Send + Sync + 'static {
 
     /// The message at one place; `None` where there is none (any more).
     fn entry(&self, at: FeedSequence) -> BoxFuture<'_, Result<Option<FeedEntry>, StoreError>>;
+
+    /// The payload of the message at one place; `None` where there is none, or where no payloads are kept.
+    fn payload(&self, _at: FeedSequence) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
+        std::future::ready(Ok(None)).boxed()
+    }
 
     /// Messages after `after` up to and including `to`, in order; places that hold none are left
     /// out.

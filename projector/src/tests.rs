@@ -37,6 +37,7 @@ mod feed;
 mod halts;
 mod large;
 mod lost;
+mod older;
 
 const PARTITION: Partition = Partition(0);
 /// Longest that any of these tests waits for something to become so.

@@ -26,11 +26,17 @@ fn elsewhere() -> String {
 
 /// The folder in which the server keeps the capped account's journal.
 fn journal(home: &Stopped) -> PathBuf {
-    let name = format!("SEATBELT_JOURNAL_{:02}", partition_of("acct-cap"));
+    stream(
+        home,
+        &format!("SEATBELT_JOURNAL_{:02}", partition_of("acct-cap")),
+    )
+}
+
+fn stream(home: &Stopped, name: &str) -> PathBuf {
     let mut folders = vec![home.config().parent().unwrap().join("data")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap().flatten() {
-            if entry.path().ends_with(&name) {
+            if entry.path().ends_with(name) {
                 return entry.path();
             }
             if entry.path().is_dir() {
@@ -60,6 +66,24 @@ async fn spend(stack: &Running, in_all: u64) {
     stack
         .cap("sk-cap", "it is projected", |cap| cap["spent"] == in_all)
         .await;
+}
+
+/// A ledger whose capped account spent 30, and older copies of its journal, META and snapshots.
+async fn spent_on(foreign: &Foreign) -> (Stopped, Vec<(PathBuf, PathBuf)>) {
+    let stack = capped(foreign).await;
+    spend(&stack, 15).await;
+    let home = stack.stop().await;
+    let mut folders = vec![journal(&home)];
+    folders.extend(["KV_SEATBELT_META", "KV_SEATBELT_SNAPSHOTS"].map(|name| stream(&home, name)));
+    let mut copies = Vec::new();
+    for (number, folder) in folders.into_iter().enumerate() {
+        let kept = home.config().with_extension(format!("kept{number}"));
+        copy(&folder, &kept);
+        copies.push((folder, kept));
+    }
+    let stack = home.start().await;
+    spend(&stack, 30).await;
+    (stack.stop().await, copies)
 }
 
 /// The partition stops with a reason, the others go on, and the operator's word is what it takes.
@@ -124,5 +148,32 @@ async fn an_older_copy_of_a_journal_is_not_gone_on_from() {
     let home = stack.stop().await;
     fs::remove_dir_all(&folder).unwrap();
     copy(&kept, &folder);
+    stops_until_it_is_adopted(home, 15).await;
+}
+
+#[tokio::test]
+async fn an_older_copy_of_all_but_the_feed_is_not_gone_on_from() {
+    let foreign = Foreign::start().await;
+    let (home, copies) = spent_on(&foreign).await;
+    for (folder, kept) in &copies {
+        fs::remove_dir_all(folder).unwrap();
+        copy(kept, folder);
+    }
+    stops_until_it_is_adopted(home, 15).await;
+}
+
+#[tokio::test]
+async fn an_older_copy_of_a_journal_is_not_gone_on_from_where_only_the_feed_is_left_to_tell() {
+    let foreign = Foreign::start().await;
+    let (home, copies) = spent_on(&foreign).await;
+    for (folder, _) in &copies {
+        fs::remove_dir_all(folder).unwrap();
+    }
+    let (folder, kept) = &copies[0];
+    copy(kept, folder);
+    let rebuilt = home.run(&["ledger", "rebuild-meta", "--yes"]).await;
+    let told = format!("{rebuilt:?}");
+    assert!(rebuilt.status.success(), "{told}");
+    assert!(told.contains("but the feed holds its events"), "{told}");
     stops_until_it_is_adopted(home, 15).await;
 }

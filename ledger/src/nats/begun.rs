@@ -1,8 +1,8 @@
 //! What is on record about a journal outside of it, and the comparison at every opening.
 //!
-//! Four witnesses know how far a partition's journal once went: the facts in bucket META (written when
-//! a reign begins and when it ends), the partition record of the snapshots, the feed's mark, and the
-//! writer that was here before. A journal that is gone, shorter, or another one than any of them saw is
+//! Five witnesses know how far a partition's journal once went: the facts in bucket META (written when
+//! a reign begins and when it ends), the partition record of the snapshots, the feed's mark, the feed
+//! itself, and the writer that was here before. A journal that is gone, shorter, or another one than any of them saw is
 //! not begun anew and not appended to: only `seatbelt ledger adopt-journal` goes on from it.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use seatbelt_schemas::{
     event::EventBody,
     ids::LedgerId,
     names::Names,
-    position::Partition,
+    position::{Partition, Position},
     wire,
 };
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,10 @@ use serde_bytes::ByteBuf;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use super::NatsJournal;
+use super::{
+    NatsJournal,
+    fed::{self, Fed, Reach},
+};
 use crate::{
     journal::{Journal, ReadError, Sequence},
     partition::Head,
@@ -60,6 +63,10 @@ impl Begun {
 struct Mark {
     sequence: u64,
     head: Head,
+    #[serde(default)]
+    published_sequence: u64,
+    #[serde(default)]
+    published_last: Position,
 }
 
 /// A commit that somebody has seen on the journal.
@@ -101,6 +108,28 @@ pub enum Doubt {
         by: &'static str,
         /// How far.
         at: Sequence,
+    },
+    /// The stream is gone, and only the feed itself tells that there was one.
+    #[error(
+        "the journal of partition {partition} is gone, but the feed holds its events up to position {at}: restore it, or go on without it with `seatbelt ledger adopt-journal --partition {partition}`"
+    )]
+    LostOnFeed {
+        /// The partition.
+        partition: Partition,
+        /// How far.
+        at: Position,
+    },
+    /// The feed holds events that come after its end.
+    #[error(
+        "the journal of partition {partition} ends at position {end}, but the feed holds its events up to position {at}: restore it, or go on from where it ends with `seatbelt ledger adopt-journal --partition {partition}`"
+    )]
+    BehindFeed {
+        /// The partition.
+        partition: Partition,
+        /// Position of its last event.
+        end: Position,
+        /// The last one on the feed.
+        at: Position,
     },
     /// Another commit stands at a place that somebody has seen.
     #[error(
@@ -179,6 +208,32 @@ impl OpenError {
     }
 }
 
+/// What is on record about a journal.
+struct Record {
+    known: Vec<Known>,
+    fed: Option<Fed>,
+}
+
+impl Record {
+    /// Nobody ever saw the journal.
+    fn is_empty(&self) -> bool {
+        self.known.is_empty() && self.fed.is_none()
+    }
+
+    /// What it means that there is none although somebody saw it.
+    fn nothing_there<T>(&self, partition: Partition) -> Result<T, OpenError> {
+        let most = self.known.iter().max_by_key(|known| known.at);
+        match (most, &self.fed) {
+            (Some(&Known { by, at, .. }), _) => Err(Doubt::Lost { partition, by, at }.into()),
+            (None, Some(fed)) => {
+                let at = fed.position;
+                Err(Doubt::LostOnFeed { partition, at }.into())
+            }
+            (None, None) => unreachable!("asked only where somebody saw it"),
+        }
+    }
+}
+
 /// One partition's journal and whoever knows of it.
 #[derive(Debug, Clone)]
 pub struct Witnesses {
@@ -212,25 +267,22 @@ impl Witnesses {
     /// process itself saw.
     pub async fn open(&self, replicas: u8, own: Option<Known>) -> Result<NatsJournal, OpenError> {
         let (nats, names, partition) = (&self.nats, &self.names, self.partition);
-        let mut known = self.known().await?;
-        known.extend(own);
-        let Some(most) = known.iter().max_by_key(|known| known.at) else {
+        let mut record = self.record(Reach::Near).await?;
+        record.known.extend(own);
+        if record.is_empty() {
             if let Some(checkpoint) = self.checkpoint {
                 return Err(missed(partition, "is not there".to_owned(), checkpoint).into());
             }
             let journal = NatsJournal::open(nats, names, partition, replicas).await?;
-            check(&journal, partition, &self.ledger, &[]).await?;
+            self.agrees(&journal, &record).await?;
             return Ok(journal);
-        };
+        }
         let opened = NatsJournal::reopen(nats, names, partition, replicas).await;
         let journal = match opened {
-            Err(ProvisionError::Missing { .. }) => {
-                let Known { by, at, .. } = *most;
-                return Err(Doubt::Lost { partition, by, at }.into());
-            }
+            Err(ProvisionError::Missing { .. }) => return record.nothing_there(partition),
             other => other?,
         };
-        check(&journal, partition, &self.ledger, &known).await?;
+        self.agrees(&journal, &record).await?;
         self.holds_checkpoint(&journal).await?;
         Ok(journal)
     }
@@ -258,23 +310,36 @@ impl Witnesses {
     /// is as it should be.
     pub async fn look(&self) -> Result<(), OpenError> {
         let (nats, names, partition) = (&self.nats, &self.names, self.partition);
-        let known = self.known().await?;
+        let record = self.record(Reach::All).await?;
         let journal = match NatsJournal::open_existing(nats, names, partition).await {
-            Err(ProvisionError::Missing { .. }) => {
-                let most = known.iter().max_by_key(|known| known.at);
-                return match most {
-                    Some(&Known { by, at, .. }) => Err(Doubt::Lost { partition, by, at }.into()),
-                    None => Ok(()),
-                };
-            }
+            Err(ProvisionError::Missing { .. }) if record.is_empty() => return Ok(()),
+            Err(ProvisionError::Missing { .. }) => return record.nothing_there(partition),
             other => other?,
         };
-        check(&journal, partition, &self.ledger, &known).await
+        self.agrees(&journal, &record).await
     }
 
-    /// The commits that META, the partition record and the feed's mark have seen. What cannot be read
-    /// there vouches for nothing.
-    pub async fn known(&self) -> Result<Vec<Known>, StoreError> {
+    /// Compares a journal with all that is kept beside it.
+    async fn agrees(&self, journal: &impl Journal, record: &Record) -> Result<(), OpenError> {
+        let partition = self.partition;
+        let compared = async {
+            compare(journal, partition, &self.ledger, &record.known).await?;
+            match &record.fed {
+                Some(fed) => fed::check(journal, partition, fed).await,
+                None => Ok(()),
+            }
+        };
+        match compared.await {
+            Err(OpenError::Read(ReadError::Gap { at })) => {
+                Err(Doubt::Hole { partition, at }.into())
+            }
+            compared => compared,
+        }
+    }
+
+    /// The commits that META, the partition record and the feed's mark have seen, and the last event on the
+    /// feed. What cannot be read there vouches for nothing.
+    async fn record(&self, reach: Reach) -> Result<Record, StoreError> {
         let mut known = Vec::new();
         let meta = self.bucket(&self.names.meta_bucket());
         let snapshots = self.bucket(&self.names.snapshot_bucket());
@@ -297,10 +362,21 @@ impl Witnesses {
             known.extend(seen("the partition record", record.sequence, &hash));
         }
         let mark = mark.and_then(|value| wire::decode::<Mark>("feed mark", &value).ok());
-        if let Some(mark) = mark.filter(|mark| mark.head.partition == self.partition) {
+        let mark = mark.filter(|mark| mark.head.partition == self.partition);
+        let mut published = None;
+        if let Some(mark) = mark {
             known.extend(seen("the feed", mark.sequence, &mark.head.chain.0));
+            published = Some((mark.published_sequence, mark.published_last));
         }
-        Ok(known)
+        let fed = fed::last(
+            &self.nats,
+            &self.names,
+            (&self.ledger, self.partition),
+            published,
+            reach,
+        )
+        .await;
+        Ok(Record { known, fed })
     }
 
     /// Puts on record how far the journal is known to go, unless more is on record.
@@ -431,18 +507,6 @@ async fn first_of(journal: &impl Journal) -> Result<ByteBuf, ReadError> {
 }
 
 /// Compares a journal with what was seen of it.
-async fn check(
-    journal: &impl Journal,
-    partition: Partition,
-    ledger: &LedgerId,
-    known: &[Known],
-) -> Result<(), OpenError> {
-    match compare(journal, partition, ledger, known).await {
-        Err(OpenError::Read(ReadError::Gap { at })) => Err(Doubt::Hole { partition, at }.into()),
-        compared => compared,
-    }
-}
-
 async fn compare(
     journal: &impl Journal,
     partition: Partition,

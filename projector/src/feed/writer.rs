@@ -11,6 +11,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::TryStreamExt;
 use seatbelt_schemas::position::Position;
 use thiserror::Error;
@@ -87,6 +88,19 @@ impl FeedWriter {
         let mut known = self.known.lock().await;
         self.learn(&mut known, source, hint).await?;
         Ok(known.of(source).published())
+    }
+
+    /// The bytes of the source's last message, if it can still be had.
+    pub async fn last_event(
+        &self,
+        source: &Source,
+        published: Published,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let there = self.id_at(published.sequence).await?;
+        if there != Some(source.id(published.last)) {
+            return Ok(None);
+        }
+        self.store.payload(published.sequence).await
     }
 
     /// As [`Self::published`], after a look at the stream if the last one is [`FEED_CHECK_EVERY`]

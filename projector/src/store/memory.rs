@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use futures::{
     FutureExt, StreamExt,
     future::BoxFuture,
@@ -141,6 +142,16 @@ impl FeedStore for MemoryFeed {
 
     fn entry(&self, at: FeedSequence) -> BoxFuture<'_, Result<Option<FeedEntry>, StoreError>> {
         self.1.step(move || Ok(lock(&self.0).entry(at.0))).boxed()
+    }
+
+    fn payload(&self, at: FeedSequence) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
+        let payload = move || {
+            let stream = lock(&self.0);
+            let index = usize::try_from(at.0).ok().and_then(|at| at.checked_sub(1));
+            let place = index.and_then(|index| stream.messages.get(index));
+            Ok(place.and_then(|message| Some(message.as_ref()?.payload.clone())))
+        };
+        self.1.step(payload).boxed()
     }
 
     fn entries(

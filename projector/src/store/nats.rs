@@ -1,5 +1,6 @@
 //! The feed and the usage events on a NATS server: thin covers over the ledger's streams.
 
+use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use seatbelt_bus::{FeedStream, Nats};
 use seatbelt_schemas::{names::Names, usage::UsageEvent};
@@ -36,6 +37,10 @@ impl FeedStore for FeedStream {
 
     fn entry(&self, at: FeedSequence) -> BoxFuture<'_, Result<Option<FeedEntry>, StoreError>> {
         async move { Ok(self.entry(at.0).await?.map(entry)) }.boxed()
+    }
+
+    fn payload(&self, at: FeedSequence) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
+        self.payload(at.0).boxed()
     }
 
     fn entries(

@@ -20,7 +20,7 @@ use crate::{
 
 impl World {
     /// Runs a projector until its partition stands still, then stops it.
-    async fn until_halted(&self, projector: &str) -> Result<(), ProjectorError> {
+    pub(super) async fn until_halted(&self, projector: &str) -> Result<(), ProjectorError> {
         let before = self.snapshots.writes().len();
         let running = self.start(projector);
         // it takes the seat, and gives it up again
