@@ -15,6 +15,7 @@ use async_nats::jetstream::{
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
+use tracing::warn;
 
 use super::{Nats, connect::Denied};
 
@@ -197,25 +198,81 @@ pub async fn kept_after(
     Ok(places.find(|place| !deleted.contains(place)))
 }
 
-/// Makes the stream if it is missing, and compares `fields` of its settings if it is there.
+/// Behind the description of a stream that is not known yet to be on the server's disk.
+const BEING_MADE: &str = " (being made)";
+
+/// Makes the stream if it is missing, and compares `fields` of its settings if it is there. One that it made
+/// is there again after the server was started again, also where a folder of that name was there already: a
+/// server that died while it made the stream leaves one that it does not load, and does not write settings
+/// there when it makes the stream again, but only when they change.
 pub(crate) async fn ensure(
     nats: &Nats,
     wanted: &stream::Config,
     fields: &[&'static str],
 ) -> Result<(), ProvisionError> {
-    match inspect(nats, wanted, fields).await {
+    let mut making = wanted.clone();
+    let description = wanted.description.clone().unwrap_or_default();
+    making.description = Some(description + BEING_MADE);
+    let made = make(nats, &making, fields).await?;
+    let told = made["description"].as_str().unwrap_or_default();
+    if !told.ends_with(BEING_MADE) {
+        return Ok(());
+    }
+    match keep_settings(nats, wanted, made).await {
+        Err(ProvisionError::Refused { stream, detail }) => {
+            // whoever may change it does so when it finds it
+            warn!(
+                stream,
+                detail,
+                "a stream was made, and is gone if the server starts again on a folder that was left"
+            );
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Has the server write the stream's settings to its disk, by giving the stream its own description.
+async fn keep_settings(
+    nats: &Nats,
+    wanted: &stream::Config,
+    mut config: Value,
+) -> Result<(), ProvisionError> {
+    config["description"] = wanted.description.clone().unwrap_or_default().into();
+    let subject = format!("STREAM.UPDATE.{}", wanted.name);
+    let updated = ask::<StreamInfo>(nats, subject, &config).await;
+    let failed = |error| provision_error(&wanted.name, error);
+    updated.map(drop).map_err(failed)
+}
+
+/// The settings of the stream, made if it is missing, after `fields` of them were compared.
+async fn make(
+    nats: &Nats,
+    wanted: &stream::Config,
+    fields: &[&'static str],
+) -> Result<Value, ProvisionError> {
+    match inspected(nats, wanted, fields).await {
         Err(ProvisionError::Missing { .. }) => {}
         other => return other,
     }
     let subject = format!("STREAM.CREATE.{}", wanted.name);
     let body = serde_json::to_value(wanted).expect("a stream's settings encode to JSON");
     match ask::<StreamInfo>(nats, subject, &body).await {
-        Ok(made) => compare(wanted, &made.config, fields),
+        Ok(made) => compare(wanted, &made.config, fields).map(|()| made.config),
         // somebody else made it meanwhile
         Err(error) if error.code() == Some(ErrorCode::STREAM_NAME_EXIST) => {
-            inspect(nats, wanted, fields).await
+            inspected(nats, wanted, fields).await
         }
         Err(error) => Err(provision_error(&wanted.name, error)),
+    }
+}
+
+/// Takes a stream out, with all that it holds: for what is made again.
+pub async fn delete(nats: &Nats, stream: &str) -> Result<(), ApiError> {
+    let subject = format!("STREAM.DELETE.{stream}");
+    match ask::<Value>(nats, subject, &serde_json::json!({})).await {
+        Err(error) if error.code() == Some(ErrorCode::STREAM_NOT_FOUND) => Ok(()),
+        other => other.map(drop),
     }
 }
 
@@ -230,13 +287,13 @@ pub(crate) async fn ensure_derived(
     if !knows_how || wanted.num_replicas > 1 {
         wanted.persist_mode = None;
     }
-    match ensure(nats, &wanted, fields).await {
+    match make(nats, &wanted, fields).await {
         // the connected server knows how, another one of its cluster may not
         Err(ProvisionError::Refused { .. }) if wanted.persist_mode.is_some() => {
             wanted.persist_mode = None;
-            ensure(nats, &wanted, fields).await
+            make(nats, &wanted, fields).await.map(drop)
         }
-        other => other,
+        other => other.map(drop),
     }
 }
 
@@ -254,8 +311,16 @@ pub(crate) async fn inspect(
     wanted: &stream::Config,
     fields: &[&'static str],
 ) -> Result<(), ProvisionError> {
+    inspected(nats, wanted, fields).await.map(drop)
+}
+
+async fn inspected(
+    nats: &Nats,
+    wanted: &stream::Config,
+    fields: &[&'static str],
+) -> Result<Value, ProvisionError> {
     match info(nats, &wanted.name).await {
-        Ok(found) => compare(wanted, &found.config, fields),
+        Ok(found) => compare(wanted, &found.config, fields).map(|()| found.config),
         Err(error) => Err(provision_error(&wanted.name, error)),
     }
 }

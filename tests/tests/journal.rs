@@ -324,3 +324,27 @@ async fn append_until_known(journal: &NatsJournal, at: Sequence, bytes: Bytes) -
     };
     timeout(PATIENCE, tries).await.expect("the journal goes on")
 }
+
+/// The settings of the journal's stream as the server keeps them, somewhere beneath `folder`.
+fn settings_of(folder: &Path) -> PathBuf {
+    let blocks = blocks_of(folder).expect("the journal's blocks");
+    blocks.parent().unwrap().join("meta.sum")
+}
+
+/// A server that dies while it makes a stream leaves a folder that it does not load; it writes no settings
+/// there when the stream is made again.
+#[tokio::test]
+async fn a_journal_made_on_a_folder_that_was_left_is_there_after_the_next_start() {
+    let mut nats = TestNats::start().await;
+    drop(open(&nats, 0).await);
+    nats.server.kill().await;
+    fs::remove_file(settings_of(&nats.folder())).unwrap();
+    nats.server.restart().await.unwrap();
+    let journal = open(&nats, 0).await;
+    let end = append_until_known(&journal, Sequence(0), bytes(1)).await;
+    nats.server.restart().await.unwrap();
+    let connection = nats.connect("again").await;
+    let there = NatsJournal::open_existing(&connection, &Names::default(), Partition(0)).await;
+    let there = there.expect("what was acknowledged is still there");
+    assert_eq!(there.end().await.unwrap(), end);
+}
