@@ -46,6 +46,8 @@ pub const START_WITHIN: Duration = Duration::from_secs(60);
 pub const STOP_WITHIN: Duration = Duration::from_secs(15);
 /// How often a condition is looked at while waiting for it.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How often it is told that the server is waited for.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 /// Commits are at most 64 KiB; the rest is room for headers and for what clients of other streams send.
 const MAX_PAYLOAD_BYTES: u32 = 1 << 20;
 /// The user for people's tools: it may do everything but harm to journals.
@@ -294,11 +296,17 @@ impl NatsServer {
     async fn come_up(&mut self) -> Result<(), NatsServerError> {
         let within = self.options.start_within;
         let deadline = Instant::now() + within;
+        let mut tell_at = Instant::now() + TELL_EVERY;
         self.port = loop {
             if let Some(port) = self.folder.announced_port(self.child.id()) {
                 break port;
             }
             self.still_starting(deadline, within, "it listens")?;
+            if Instant::now() >= tell_at {
+                tell_at += TELL_EVERY;
+                let log = self.folder.log_path();
+                tracing::warn!(log = %log.display(), "nats-server does not listen yet: its log says what it reads; a derived stream that it cannot read may be deleted as docs/recovery.md says");
+            }
             tokio::time::sleep(LOOK_EVERY).await;
         };
         if self.options.cluster.is_none() {

@@ -35,6 +35,7 @@ mod ready;
 mod remote;
 mod store;
 mod vital;
+mod waiting;
 
 use bus::Bus;
 pub use bus::BusError;
@@ -138,7 +139,11 @@ pub async fn run(
     if role == Role::Neuron && neuron.is_none() {
         return Err(RoleError::NoNeuron);
     }
-    let mut bus = Bus::open(config, role).await?;
+    let mut bus = tokio::select! {
+        opened = waiting::told("nats and what the ledger keeps there", Bus::open(config, role)) => opened?,
+        // a server of our own that does not come up ends with what would have had it
+        () = stop.cancelled() => return Ok(()),
+    };
     let mut running = Running::new();
     let started = tokio::select! {
         started = start(role, config, &bus, &mut running) => started,
