@@ -22,7 +22,7 @@ use super::{
     Nats, ProvisionError,
     publish::{NOBODY, Published, SILENCE, publish},
     settings::{Settings, bucket_stream},
-    stream::{ApiError, ask, get_subject, present},
+    stream::{ApiError, ask, delete, get_subject, is_passing, present, provision_error},
 };
 use crate::kept::{Kept, Revision, StoreError, WriteError};
 
@@ -95,6 +95,13 @@ impl Bucket {
         );
         settings.ensure(&self.nats).await?;
         Ok(true)
+    }
+
+    /// Takes the bucket out and makes it again, empty: for one that the server cannot read or write any more.
+    pub async fn open_anew(nats: &Nats, settings: Settings) -> Result<Self, ProvisionError> {
+        let deleted = delete(nats, settings.stream()).await;
+        deleted.map_err(|error| provision_error(settings.stream(), error))?;
+        Self::open(nats, settings).await
     }
 
     /// Name of the stream behind it.
@@ -277,4 +284,16 @@ struct PageState {
 
 fn is_gone(error: &LastRawMessageError) -> bool {
     matches!(error.kind(), LastRawMessageErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
+
+/// Whether the server answered that it cannot read what it keeps, and will not later either.
+pub fn is_damage(error: &StoreError) -> bool {
+    let found = error.source.downcast_ref::<LastRawMessageError>();
+    found.is_some_and(|error| match error.kind() {
+        LastRawMessageErrorKind::JetStream(error) => {
+            let code = error.error_code();
+            code != ErrorCode::STREAM_NOT_FOUND && !is_passing(code)
+        }
+        _ => false,
+    })
 }

@@ -2,17 +2,22 @@
 //! which only they may read.
 //!
 //! Made by whoever provisions first, also for a ledger that is older than the secret; one that stands
-//! beside the facts, where it was kept at first, is moved from there. Where the bucket was lost the next
-//! start makes another one: then every gateway and neuron has to be started again.
+//! beside the facts, where it was kept at first, is moved from there. Where the bucket was lost, or the
+//! server cannot read or write it any more, the next start makes another one: then every gateway and neuron
+//! has to be started again.
 
 use bytes::Bytes;
 use seatbelt_schemas::{names::Names, neuron::signature::NeuronSecret};
+use tracing::error;
 
-use super::{Bucket, Nats, ProvisionError, provision::GenesisError, settings::Settings};
-use crate::kept::WriteError;
+use super::{Bucket, Nats, ProvisionError, bucket, provision::GenesisError, settings::Settings};
+use crate::kept::{StoreError, WriteError};
 
 /// Key in bucket `SEATBELT_SECRETS`.
 pub(crate) const NEURON_SECRET_KEY: &str = "neuron_secret";
+
+/// How often the secret is written until it can be read.
+const TRIES_MAX: u32 = 8;
 
 /// The secret of a ledger that was provisioned.
 pub async fn neuron_secret(nats: &Nats, names: &Names) -> Result<NeuronSecret, GenesisError> {
@@ -37,30 +42,76 @@ pub async fn make_neuron_secret(
     names: &Names,
     replicas: u8,
 ) -> Result<(), GenesisError> {
-    let bucket = Bucket::open(nats, Settings::secrets(names, replicas)).await?;
+    let name = names.secret_bucket();
     let meta = Bucket::at(nats, &names.meta_bucket());
     let former = meta.read(NEURON_SECRET_KEY).await?.value;
-    loop {
-        let kept = bucket.read(NEURON_SECRET_KEY).await?;
-        if let Some(value) = kept.value {
-            bytes_of(&names.secret_bucket(), &value)?;
-            break;
-        }
-        let bytes = match &former {
-            Some(value) => bytes_of(&names.meta_bucket(), value)?,
-            None => random(),
-        };
-        let value = Bytes::copy_from_slice(&bytes);
-        match bucket.write(NEURON_SECRET_KEY, kept.revision, value).await {
-            // read back: what counts is what is kept; where another process was first, what it made
-            Ok(_) | Err(WriteError::Moved) => {}
-            Err(WriteError::Unreachable(error)) => return Err(error.into()),
-        }
+    let secret = match &former {
+        Some(value) => bytes_of(&names.meta_bucket(), value)?,
+        None => random(),
+    };
+    let settings = Settings::secrets(names, replicas);
+    let bucket = Bucket::open(nats, settings.clone()).await?;
+    let kept = keep(&bucket, &name, &secret).await;
+    if let Err(Unkept::Damaged(error)) = kept {
+        let error = crate::describe(&error);
+        error!(
+            bucket = name,
+            error,
+            "the server keeps no secret there any more: the bucket is made again; start every gateway and neuron again"
+        );
+        let bucket = Bucket::open_anew(nats, settings).await?;
+        keep(&bucket, &name, &secret).await?;
+    } else {
+        kept?;
     }
     if former.is_some() {
         meta.forget(NEURON_SECRET_KEY).await?;
     }
     Ok(())
+}
+
+/// Why no secret is kept.
+enum Unkept {
+    /// There is none that could be read, and none can be written.
+    Damaged(StoreError),
+    /// Whatever else.
+    Other(GenesisError),
+}
+
+impl From<Unkept> for GenesisError {
+    fn from(unkept: Unkept) -> Self {
+        match unkept {
+            Unkept::Damaged(error) => error.into(),
+            Unkept::Other(error) => error,
+        }
+    }
+}
+
+/// Keeps the secret unless there is one, and reads it back: what counts is what is kept; where another process
+/// was first, what it made.
+async fn keep(
+    bucket: &Bucket,
+    name: &str,
+    secret: &[u8; NeuronSecret::BYTES],
+) -> Result<(), Unkept> {
+    for _ in 0..TRIES_MAX {
+        let kept = match bucket.read(NEURON_SECRET_KEY).await {
+            Err(error) if bucket::is_damage(&error) => return Err(Unkept::Damaged(error)),
+            kept => kept.map_err(|error| Unkept::Other(error.into()))?,
+        };
+        if let Some(value) = kept.value {
+            return bytes_of(name, &value).map(drop).map_err(Unkept::Other);
+        }
+        let value = Bytes::copy_from_slice(secret);
+        match bucket.write(NEURON_SECRET_KEY, kept.revision, value).await {
+            Ok(_) | Err(WriteError::Moved) => {}
+            Err(WriteError::Unreachable(error)) => return Err(Unkept::Damaged(error)),
+        }
+    }
+    Err(Unkept::Damaged(StoreError {
+        action: format!("read {NEURON_SECRET_KEY} in bucket {name}"),
+        source: "what was written there is not there".into(),
+    }))
 }
 
 fn bytes_of(bucket: &str, value: &[u8]) -> Result<[u8; NeuronSecret::BYTES], GenesisError> {

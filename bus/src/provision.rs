@@ -19,7 +19,7 @@ use tracing::debug;
 use ulid::Ulid;
 
 use super::{
-    Bucket, FeedStream, Nats, ProvisionError,
+    Bucket, FeedStream, Nats, ProvisionError, bucket,
     buckets::{lease_bucket, meta_bucket, neuron_bucket, snapshot_bucket},
     neuron_secret::{NEURON_SECRET_KEY, make_neuron_secret},
     settings::Settings,
@@ -77,7 +77,7 @@ pub enum GenesisError {
     },
     /// The facts do not decode: the bucket was written by something else.
     #[error(
-        "key {META_KEY} of bucket {bucket} is not the facts of a ledger: use another name prefix"
+        "key {META_KEY} of bucket {bucket} is not the facts of a ledger: where there are journals, `seatbelt ledger rebuild-meta` makes it again from them; where there are none, use another name prefix"
     )]
     Unreadable {
         /// The bucket.
@@ -85,6 +85,17 @@ pub enum GenesisError {
         /// What is wrong with it.
         #[source]
         source: WireError,
+    },
+    /// The bucket is damaged: make it again from the journals.
+    #[error(
+        "key {META_KEY} of bucket {bucket} can neither be read nor written, although the server is there: where there are journals, `seatbelt ledger rebuild-meta` makes it again from them; see the log of nats-server"
+    )]
+    Damaged {
+        /// The bucket.
+        bucket: String,
+        /// What the server says.
+        #[source]
+        source: StoreError,
     },
     /// Something else wrote there: delete the key and start again.
     #[error(
@@ -181,7 +192,14 @@ async fn genesis(nats: &Nats, names: &Names, layout: Layout) -> Result<Meta, Gen
 }
 
 async fn read(bucket: &Bucket, name: &str) -> Result<Option<Meta>, GenesisError> {
-    let Some(bytes) = bucket.read(META_KEY).await?.value else {
+    let kept = match bucket.read(META_KEY).await {
+        Err(source) if bucket::is_damage(&source) => {
+            let bucket = name.to_owned();
+            return Err(GenesisError::Damaged { bucket, source });
+        }
+        kept => kept?,
+    };
+    let Some(bytes) = kept.value else {
         return Ok(None);
     };
     let unreadable = |source| GenesisError::Unreadable {
@@ -209,7 +227,10 @@ async fn create(bucket: &Bucket, name: &str, partitions: Partitions) -> Result<M
         .await
     {
         Ok(_) => Ok(meta),
-        Err(WriteError::Unreachable(error)) => Err(error.into()),
+        Err(WriteError::Unreachable(source)) => Err(GenesisError::Damaged {
+            bucket: name.to_owned(),
+            source,
+        }),
         // another process made it at the same moment
         Err(WriteError::Moved) => read(bucket, name)
             .await?

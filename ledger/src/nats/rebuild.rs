@@ -8,7 +8,11 @@
 
 use std::sync::Arc;
 
-use seatbelt_bus::{Meta, Nats, ProvisionError, meta_bucket, provision::META_KEY};
+use bytes::Bytes;
+use seatbelt_bus::{
+    Bucket, Meta, Nats, ProvisionError, Settings, bucket::is_damage, meta_bucket,
+    provision::META_KEY,
+};
 use seatbelt_schemas::{
     commit::Commit,
     event::{EventBody, Genesis},
@@ -17,6 +21,7 @@ use seatbelt_schemas::{
     wire,
 };
 use thiserror::Error;
+use tracing::warn;
 
 use super::{
     NatsJournal, OpenError,
@@ -26,7 +31,7 @@ use crate::{
     journal::{AppendError, Journal, ReadError, Sequence},
     outcomes::HOT_MAX,
     recovery::{RecoveryError, Source},
-    store::{StoreError, WriteError},
+    store::{Kept, Revision, StoreError, WriteError},
     writer::Word,
 };
 
@@ -148,7 +153,13 @@ pub async fn rebuild(
 ) -> Result<(Meta, Vec<Unsaid>), RebuildError> {
     let meta = facts(nats, names).await?;
     let bucket = meta_bucket(nats, names, replicas).await?;
-    let kept = bucket.read(META_KEY).await?;
+    let kept = match bucket.read(META_KEY).await {
+        Err(error) if is_damage(&error) => Kept {
+            value: None,
+            revision: Revision(0),
+        },
+        kept => kept?,
+    };
     let known = kept.value.as_ref();
     let known = known.and_then(|value| wire::decode::<Meta>("ledger facts", value).ok());
     if known.is_some_and(|known| known == meta) {
@@ -167,10 +178,37 @@ pub async fn rebuild(
             unsaid.push((partition, reason));
         }
     }
-    bucket
-        .write(META_KEY, kept.revision, wire::encode(&meta).into())
-        .await?;
+    let facts = Bytes::from(wire::encode(&meta));
+    let written = bucket.write(META_KEY, kept.revision, facts.clone()).await;
+    match (written, bucket.read(META_KEY).await) {
+        (Ok(_), Ok(there)) if there.value == Some(facts.clone()) => {}
+        (Err(error @ WriteError::Moved), _) => return Err(error.into()),
+        _ => write_anew(nats, names, (&meta, replicas), &bucket, facts).await?,
+    }
     Ok((meta, unsaid))
+}
+
+/// Makes the bucket again where the server keeps nothing there any more, with what can still be read of how far
+/// the journals go.
+async fn write_anew(
+    nats: &Nats,
+    names: &Names,
+    (meta, replicas): (&Meta, u8),
+    damaged: &Bucket,
+    facts: Bytes,
+) -> Result<(), RebuildError> {
+    warn!("the server keeps nothing in bucket META any more: it is made again");
+    let mut values = vec![(META_KEY.to_owned(), facts)];
+    for partition in meta.partitions.iter() {
+        let key = format!("journal.{partition}");
+        let kept = damaged.read(&key).await.ok();
+        values.extend(kept.and_then(|kept| Some((key, kept.value?))));
+    }
+    let bucket = Bucket::open_anew(nats, Settings::meta(names, replicas)).await?;
+    for (key, value) in values {
+        bucket.write(&key, Revision(0), value).await?;
+    }
+    Ok(())
 }
 
 /// Has the journal say that META was made again; gives what keeps it from that.
