@@ -77,7 +77,9 @@ pub enum ReadError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A commit that must be there is not: the journal is damaged.
-    #[error("the journal has no commit at sequence {at}, yet goes on after it")]
+    #[error(
+        "the journal has no readable commit at sequence {at} although it goes on: what the server keeps of it is damaged; restore it, or have the server cut it there as docs/recovery.md says and then go on with `seatbelt ledger adopt-journal`"
+    )]
     Gap {
         /// Where.
         at: Sequence,

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use futures::TryStreamExt;
 use seatbelt_bus::{Bucket, Meta, Nats, ProvisionError, stream::ask};
 use seatbelt_schemas::{
     commit::{COMMIT_EVENTS_MAX, ChainHash},
@@ -19,7 +20,7 @@ use thiserror::Error;
 use super::{Doubt, NatsJournal, OpenError, Witnesses};
 use crate::{
     host::now_ms,
-    journal::{AppendError, Journal, Sequence},
+    journal::{AppendError, Journal, ReadError, Sequence},
     recovery::{RecoveryError, Source},
     resume::Resumed,
     store::StoreError,
@@ -95,9 +96,29 @@ impl From<ProvisionError> for AdoptError {
 pub async fn doubt(nats: &Nats, adoption: &Adoption) -> Result<Option<Doubt>, AdoptError> {
     let witnesses = adoption.witnesses(nats);
     match witnesses.look().await {
-        Ok(()) => Ok(None),
+        Ok(()) => Ok(hole(nats, adoption).await?),
         Err(OpenError::Doubt(doubt)) => Ok(Some(doubt)),
         Err(other) => Err(other.into()),
+    }
+}
+
+/// The first commit that the server does not have any more although it says so: what it says of the stream,
+/// and the commits that others saw, need not tell.
+async fn hole(nats: &Nats, adoption: &Adoption) -> Result<Option<Doubt>, OpenError> {
+    let (names, partition) = (&adoption.names, adoption.partition);
+    let journal = match NatsJournal::open_existing(nats, names, partition).await {
+        Err(ProvisionError::Missing { .. }) => return Ok(None),
+        other => other?,
+    };
+    let end = journal.end().await?;
+    let mut commits = journal.replay(Sequence(0), end);
+    loop {
+        match commits.try_next().await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(None),
+            Err(ReadError::Gap { at }) => return Ok(Some(Doubt::Hole { partition, at })),
+            Err(other) => return Err(other.into()),
+        }
     }
 }
 
