@@ -207,7 +207,7 @@ fn worst_of_responses(body: &Fields) -> Bill {
             _ if value.is_null() => 0,
             "input" => items_of(value),
             "instructions" => tokens(value) + 6,
-            "text" | "tool_choice" if value.is_object() => tokens(value),
+            "text" | "tool_choice" if value.is_object() => value.to_string().len() as u64,
             "reasoning" | "text" | "tool_choice" | "truncation" | "include" => 0,
             "tools" => other_tools(body, is_of_responses),
             "max_tool_calls" | "max_output_tokens" => 0, // taken above
@@ -491,7 +491,7 @@ fn enough_of_these_are_let_through_with_calls_of_tools_among_them() {
         }
     }
     assert!(
-        through.iter().all(|count| (50..480).contains(count)),
+        through.iter().all(|count| (20..480).contains(count)),
         "{through:?} of {all}"
     );
     assert!(calling >= 20, "{calling} with calls");
