@@ -131,6 +131,25 @@ impl TextStream {
         }
     }
 
+    /// A text that goes on after these tokens. Some tokenizers write a space before each word but the first
+    /// of a text, which is not the first here.
+    pub fn after(tokenizer: Tokenizer, before: &[u32]) -> Self {
+        let tail = &before[before.len().saturating_sub(HELD_TOKENS_MAX)..];
+        let incomplete = tokenizer
+            .decode(tail)
+            .ends_with(char::REPLACEMENT_CHARACTER);
+        let tokens = if incomplete {
+            Vec::new()
+        } else {
+            tail.to_vec()
+        };
+        Self {
+            tokenizer,
+            given: tokens.len(),
+            tokens,
+        }
+    }
+
     /// Takes the next token and gives the text that it completes, often none.
     pub fn push(&mut self, token: u32) -> String {
         self.tokens.push(token);
@@ -242,6 +261,31 @@ mod tests {
     #[test]
     fn special_tokens_give_no_text() {
         assert_eq!(stream(&[257, 256]).concat(), "");
+    }
+
+    /// Writes a space before each word, as SentencePiece does, but the first of a text.
+    fn of_words() -> Tokenizer {
+        let file = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null,
+            "decoder": { "type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true },
+            "model": { "type": "WordLevel", "unk_token": "?", "vocab": { "?": 0, "\u{2581}the": 1, "\u{2581}cat": 2, "s": 3 } },
+        });
+        Tokenizer::parse(file.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_text_that_goes_on_keeps_the_space_before_its_first_word() {
+        let said = |mut stream: TextStream| [2, 3].map(|token| stream.push(token)).concat();
+        assert_eq!(said(TextStream::after(of_words(), &[1])), " cats");
+        assert_eq!(said(TextStream::after(of_words(), &[1; 40])), " cats");
+        assert_eq!(said(TextStream::new(of_words())), "cats");
+        let mut bytes = TextStream::after(tokenizer(), &[u32::from(b'a'), 0xC3]);
+        assert_eq!(
+            bytes.push(u32::from(b'x')),
+            "x",
+            "what is cut off is not gone on with"
+        );
     }
 
     #[test]
