@@ -40,6 +40,12 @@ pub(crate) fn unix_ms() -> u64 {
     millis(since)
 }
 
+/// When the wall clock will show `at_ms`, by a clock that nobody sets; none beyond what can be told.
+pub(crate) fn moment(at_ms: u64) -> Option<Instant> {
+    let left = Duration::from_millis(at_ms.saturating_sub(unix_ms()));
+    Instant::now().checked_add(left)
+}
+
 /// A duration in whole milliseconds.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -21,15 +21,23 @@ pub const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 /// Most models of one neuron.
 pub const MODELS_MAX: usize = 64;
 /// Threads of ONNX Runtime per model.
-pub const THREADS: Setting = Setting::new(1, 1024, 1);
+pub const THREADS_BOUNDS: (u64, u64) = (1, 1024);
+/// Most threads where nobody says how many: beyond these a step of decoding gains little.
+const THREADS_DEFAULT_MAX: usize = 8;
 /// Requests waiting for a slot, per model; more are answered 503.
 pub const QUEUE: Setting = Setting::new(1, 100_000, 64);
 /// How long running requests may go on after shutdown was asked for, ms.
 pub const DRAIN_MS: Setting = Setting::new(0, 600_000, 10_000);
 /// Requests of one model that run at once.
-pub const SLOTS: Setting = Setting::new(1, 256, 1);
+pub const SLOTS_BOUNDS: (u64, u64) = (1, 256);
+/// Most slots of a model whose slots nobody configured.
+pub const SLOTS_FOLLOWING_MAX: usize = 8;
 /// Fewer tokens of context than the model could: the least and the most that may be said.
 pub const CONTEXT_TOKENS_BOUNDS: (u64, u64) = (2, TOKENS_PER_REQUEST_MAX);
+/// Fewest tokens that a context is cut to by itself, for want of memory.
+pub const CONTEXT_FOLLOWING_MIN: usize = 1024;
+/// Bytes of a model's caches that may be said: less holds no request.
+pub const CACHE_BYTES_BOUNDS: (u64, u64) = (64 * 1024, u64::MAX);
 /// The same of output tokens.
 pub const OUTPUT_TOKENS_BOUNDS: (u64, u64) = (1, TOKENS_PER_REQUEST_MAX);
 /// Which GPU of a machine.
@@ -40,6 +48,8 @@ pub const CUDA_MEMORY_BYTES_BOUNDS: (u64, u64) = (16 * 1024 * 1024, u64::MAX);
 pub const CUDA_CPU_NODES_MAX: usize = 1024;
 /// Most tokens of a prompt run in one go; between two goes the running requests take a step.
 pub const PREFILL_CHUNK_TOKENS: usize = 256;
+/// A step that takes longer hangs: its model is taken out of the register.
+pub const STEP_TIME_MAX: Duration = Duration::from_secs(120);
 /// How long the last usage events may take to be published at shutdown; the rest stays in the outbox.
 pub const FLUSH_MAX: Duration = Duration::from_secs(5);
 
@@ -127,12 +137,17 @@ pub struct ModelConfig {
     /// Where it runs.
     #[serde(default = "device_default")]
     pub device: Device,
-    /// Requests that run at once ([`SLOTS`]).
-    #[serde(default = "slots_default")]
-    pub slots: usize,
-    /// Fewer tokens of context than the model could, to save memory ([`CONTEXT_TOKENS_BOUNDS`]).
+    /// Requests that run at once ([`SLOTS_BOUNDS`]); as many as fit the memory, up to
+    /// [`SLOTS_FOLLOWING_MAX`], where not given.
+    #[serde(default)]
+    pub slots: Option<usize>,
+    /// Most tokens of input and output together, where not the model's own ([`CONTEXT_TOKENS_BOUNDS`]); what
+    /// fits the memory where not given.
     #[serde(default)]
     pub context: Option<usize>,
+    /// Most bytes of its caches ([`CACHE_BYTES_BOUNDS`]); half of the free memory where not given.
+    #[serde(default)]
+    pub cache_bytes_max: Option<usize>,
     /// Most output tokens of one request ([`OUTPUT_TOKENS_BOUNDS`]); the context where not given.
     #[serde(default)]
     pub output: Option<usize>,
@@ -148,8 +163,9 @@ impl ModelConfig {
             id,
             path,
             device: device_default(),
-            slots: slots_default(),
+            slots: None,
             context: None,
+            cache_bytes_max: None,
             output: None,
             cuda: CudaOptions::default(),
         }
@@ -160,8 +176,10 @@ fn device_default() -> Device {
     Device::Cpu
 }
 
-fn slots_default() -> usize {
-    SLOTS.default_count()
+/// All cores, up to what a step of decoding gains from.
+fn threads_default() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    cores.min(THREADS_DEFAULT_MAX)
 }
 
 /// Everything a neuron is told: `[neuron]`, and where its files and its streams are.
@@ -179,7 +197,7 @@ pub struct NeuronConfig {
     pub models: Vec<ModelConfig>,
     /// `libonnxruntime.so`; looked for where not given.
     pub onnxruntime: Option<PathBuf>,
-    /// Threads of ONNX Runtime per model ([`THREADS`]).
+    /// Threads of ONNX Runtime per model ([`THREADS_BOUNDS`]); all cores, at most 8, where not given.
     pub threads: usize,
     /// Most requests waiting for a slot, per model ([`QUEUE`]).
     pub queue: usize,
@@ -201,7 +219,7 @@ impl NeuronConfig {
             open: false,
             models: Vec::new(),
             onnxruntime: None,
-            threads: THREADS.default_count(),
+            threads: threads_default(),
             queue: QUEUE.default_count(),
             outbox_dir,
             replicas: 1,
@@ -221,12 +239,13 @@ impl NeuronConfig {
         if self.queue == 0 {
             found.push("queue is 0: allow at least one request to wait".to_owned());
         }
-        let (least, most) = SLOTS.bounds();
+        let (least, most) = SLOTS_BOUNDS;
         for (n, model) in self.models.iter().enumerate() {
-            if !(least..=most).contains(&(model.slots as u64)) {
+            let slots = model.slots.map(|slots| slots as u64);
+            if let Some(slots) = slots.filter(|slots| !(least..=most).contains(slots)) {
                 found.push(format!(
-                    "model {}: slots is {}: use {least} to {most}",
-                    model.id, model.slots
+                    "model {}: slots is {slots}: use {least} to {most}",
+                    model.id
                 ));
             }
             if model.context.is_some_and(|context| context < 2) {
@@ -270,7 +289,7 @@ mod tests {
     fn model(id: &str, slots: usize) -> ModelConfig {
         let id = ModelId::new(id).unwrap();
         ModelConfig {
-            slots,
+            slots: Some(slots),
             ..ModelConfig::new(id, PathBuf::from("models/tiny"))
         }
     }

@@ -4,37 +4,42 @@
 //! each turn of the loop runs one piece of one waiting prompt and one step of all running answers,
 //! the piece so long that the answers go on flowing (`pace`).
 //! A request ends at its ceiling, its deadline, a stop, or within one step of its caller's leaving,
-//! and its usage ticket is ended before its last event is sent.
+//! and its usage ticket is ended before its last event is sent. A decoder that panics, or fails again and
+//! again, ends the thread; who only waited then may be served elsewhere.
 //!
 //! The decoder is a trait: nothing here knows ONNX Runtime.
 
 use std::{
     collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use seatbelt_tokens::Tokenizer;
 use thiserror::Error;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+pub(crate) use self::health::Health;
 use self::{
+    health::Pulse,
     pace::{Beside, Pace},
     running::{Running, Turn},
 };
 use crate::{
-    clock::{Clock, unix_ms},
+    clock::Clock,
     config::PREFILL_CHUNK_TOKENS,
     metrics::Metrics,
     sampler::Sampling,
     usage::{Durable, Ticket},
 };
 
+mod health;
 mod pace;
 mod running;
 
@@ -74,8 +79,10 @@ pub(crate) struct Job {
     pub(crate) max_output: usize,
     pub(crate) sampling: Sampling,
     pub(crate) stops: Vec<String>,
-    /// Unix ms at which it must have ended.
-    pub(crate) deadline_ms: Option<u64>,
+    /// Its text goes on with that of the prompt.
+    pub(crate) continues: bool,
+    /// When it must have ended.
+    pub(crate) deadline: Option<Instant>,
     pub(crate) ticket: Ticket,
 }
 
@@ -92,6 +99,8 @@ pub(crate) enum EndReason {
     Left,
     /// The neuron is stopping.
     Stopping,
+    /// It never had a turn, and will have none here: it may be run elsewhere.
+    NotRun,
     /// A step failed.
     Failed(String),
 }
@@ -164,9 +173,12 @@ struct Load {
 pub(crate) struct Engine {
     commands: mpsc::Sender<Command>,
     clock: Clock,
+    pulse: Arc<Pulse>,
     load: Arc<Load>,
     room: usize,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Closed when the thread is at its end.
+    ended: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Engine {
@@ -190,13 +202,17 @@ impl Engine {
         let (commands, inbox) = mpsc::channel();
         let load = Arc::new(Load::default());
         let slots = decoder.slots();
+        let pulse = Arc::new(Pulse::new(clock.clone()));
+        let (ending, ended) = mpsc::channel();
         let worker = Worker {
             slots: (0..slots).map(|_| None).collect(),
             rows: Vec::with_capacity(slots),
             logits: Vec::new(),
             waiting: VecDeque::new(),
             stopping: false,
+            failures: 0,
             pace: Pace::default(),
+            pulse: Arc::clone(&pulse),
             clock: clock.clone(),
             load: Arc::clone(&load),
             decoder,
@@ -206,13 +222,18 @@ impl Engine {
         };
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || worker.run())?;
+            .spawn(move || {
+                worker.run();
+                drop(ending);
+            })?;
         Ok(Self {
             commands,
             clock,
+            pulse,
             load,
             room: slots + queue,
             thread: Mutex::new(Some(thread)),
+            ended: Mutex::new(ended),
         })
     }
 
@@ -255,10 +276,16 @@ impl Engine {
             .saturating_sub(self.active())
     }
 
-    /// Whether the thread still runs.
-    pub(crate) fn alive(&self) -> bool {
+    /// How it is.
+    pub(crate) fn health(&self) -> Health {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        match thread.as_ref() {
+            Some(thread) if !thread.is_finished() => match self.pulse.is_stuck() {
+                true => Health::Stuck,
+                false => Health::Well,
+            },
+            _ => Health::Dead,
+        }
     }
 
     /// Ends every request now, with [`EndReason::Stopping`].
@@ -267,9 +294,15 @@ impl Engine {
         let _ = self.commands.send(Command::AbortAll);
     }
 
-    /// Ends every request and the thread, and waits for it.
-    pub(crate) fn stop(&self) {
+    /// Ends every request and the thread, and waits for it, at most so long: a step that hangs is left to
+    /// the process's end.
+    pub(crate) fn stop(&self, patience: Duration) {
         let _ = self.commands.send(Command::Stop);
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if ended.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::error!("a step of the engine does not end, and is not waited for");
+            return;
+        }
         let thread = self
             .thread
             .lock()
@@ -292,7 +325,10 @@ struct Worker {
     load: Arc<Load>,
     metrics: Arc<Metrics>,
     stopping: bool,
+    /// Runs of the decoder that failed since one did not.
+    failures: u32,
     pace: Pace,
+    pulse: Arc<Pulse>,
     clock: Clock,
     // Kept between steps.
     rows: Vec<Row>,
@@ -301,17 +337,38 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) {
+        let turns = AssertUnwindSafe(|| self.turns());
+        let reason = match catch_unwind(turns) {
+            Ok(()) if self.failures < FAILURES_MAX => EndReason::Stopping,
+            Ok(()) => EndReason::Failed("the model fails again and again".to_owned()),
+            Err(_) => EndReason::Failed("the engine broke down".to_owned()),
+        };
+        self.close(&reason);
+    }
+
+    fn turns(&mut self) {
         while self.receive() {
             self.sweep();
             self.fill();
             self.prefill();
             self.decode();
         }
-        self.abort_all();
+    }
+
+    /// Ends all there are. Commands that came too late are answered too.
+    fn close(&mut self, reason: &EndReason) {
+        self.end_all(reason);
+        while let Ok(command) = self.inbox.try_recv() {
+            self.obey(command);
+        }
+        self.end_all(reason);
     }
 
     /// Takes all commands there are; waits for one if there is nothing else to do. False at the end.
     fn receive(&mut self) -> bool {
+        if self.failures >= FAILURES_MAX {
+            return false;
+        }
         let idle = self.waiting.is_empty() && self.slots.iter().all(Option::is_none);
         if idle {
             match self.inbox.recv() {
@@ -328,24 +385,28 @@ impl Worker {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Run(waiting) => self.waiting.push_back(waiting),
-            Command::AbortAll => self.abort_all(),
+            Command::AbortAll => self.end_all(&EndReason::Stopping),
             Command::Stop => self.stopping = true,
         }
     }
 
     /// Ends those that no longer want or may have a turn, in line and in slots.
     fn sweep(&mut self) {
-        let now = unix_ms();
-        for waiting in std::mem::take(&mut self.waiting) {
-            match over(&waiting.events, waiting.job.deadline_ms, now) {
-                Some(reason) => self.end_waiting(*waiting, reason),
-                None => self.waiting.push_back(waiting),
+        let now = self.clock.now();
+        let mut at = 0;
+        while let Some(waiting) = self.waiting.get(at) {
+            let Some(reason) = over(&waiting.events, waiting.job.deadline, now) else {
+                at += 1;
+                continue;
+            };
+            if let Some(waiting) = self.waiting.remove(at) {
+                self.end_waiting(*waiting, reason);
             }
         }
         for slot in 0..self.slots.len() {
             let reason = self.slots[slot]
                 .as_ref()
-                .and_then(|running| over(&running.events, running.deadline_ms, now));
+                .and_then(|running| over(&running.events, running.deadline, now));
             if let Some(reason) = reason {
                 self.end(slot, reason);
             }
@@ -382,15 +443,11 @@ impl Worker {
         };
         let most = self.pace.piece(beside);
         let piece = running.next_piece(most);
-        let started = self.clock.now();
-        let ran = self.decoder.prefill(
-            slot,
-            running.position,
-            &running.prompt[piece.clone()],
-            &mut self.logits,
-        );
-        let took = self.clock.now().duration_since(started);
+        let (decoder, logits) = (&mut self.decoder, &mut self.logits);
+        let (position, tokens) = (running.position, &running.prompt[piece.clone()]);
+        let (ran, took) = (self.pulse).around(|| decoder.prefill(slot, position, tokens, logits));
         self.pace.read(most, piece.len(), took);
+        self.failures = failures(self.failures, &ran);
         let turn = match ran {
             Ok(()) => running.read(piece.len(), &self.logits, &self.voice.eos),
             Err(error) => Turn::Over(EndReason::Failed(error.to_string())),
@@ -431,9 +488,9 @@ impl Worker {
                 .iter()
                 .map(|slot| slot.as_ref().map_or(IDLE, Running::row)),
         );
-        let started = self.clock.now();
-        let ran = self.decoder.decode(&self.rows, &mut self.logits);
-        let took = self.clock.now().duration_since(started);
+        let (decoder, rows, logits) = (&mut self.decoder, &self.rows, &mut self.logits);
+        let (ran, took) = (self.pulse).around(|| decoder.decode(rows, logits));
+        self.failures = failures(self.failures, &ran);
         self.pace.stepped(took);
         self.metrics.decode_step(took);
         let vocab = self.decoder.vocab();
@@ -475,15 +532,27 @@ impl Worker {
         running::end_waiting(waiting, reason);
     }
 
-    fn abort_all(&mut self) {
+    /// Who waits had no turn, and may be served elsewhere.
+    fn end_all(&mut self, reason: &EndReason) {
         for waiting in std::mem::take(&mut self.waiting) {
-            self.end_waiting(*waiting, EndReason::Stopping);
+            self.end_waiting(*waiting, EndReason::NotRun);
         }
         for slot in 0..self.slots.len() {
-            self.end(slot, EndReason::Stopping);
+            self.end(slot, reason.clone());
         }
     }
 }
+
+/// Runs that failed one after the other.
+fn failures(before: u32, ran: &Result<(), StepError>) -> u32 {
+    match ran {
+        Ok(()) => 0,
+        Err(_) => before.saturating_add(1),
+    }
+}
+
+/// After so many runs in a row that failed, all further ones will: the decoder has to be loaded again.
+const FAILURES_MAX: u32 = 3;
 
 /// A free slot's part in a step: it writes where the next request's first token overwrites it.
 const IDLE: Row = Row {
@@ -491,11 +560,15 @@ const IDLE: Row = Row {
     position: 0,
 };
 
-fn over(events: &UnboundedSender<Event>, deadline_ms: Option<u64>, now: u64) -> Option<EndReason> {
+fn over(
+    events: &UnboundedSender<Event>,
+    deadline: Option<Instant>,
+    now: Instant,
+) -> Option<EndReason> {
     if events.is_closed() {
         return Some(EndReason::Left);
     }
-    deadline_ms
+    deadline
         .is_some_and(|deadline| now >= deadline)
         .then_some(EndReason::Expired)
 }

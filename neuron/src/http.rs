@@ -31,12 +31,14 @@ use seatbelt_schemas::{
     neuron::{NeuronModel, PATH_RECIPE},
 };
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 pub(crate) use self::access::Used;
 use self::{error::ApiError, request::Dialect};
 use crate::{
     config::{Access, Device},
-    engine::Engine,
+    engine::{Engine, Health},
+    load::{Failed, Seat},
     metrics::{self, Gauge},
     model::Model,
     usage::TicketOffice,
@@ -57,19 +59,33 @@ pub(crate) struct Served {
     pub(crate) device: Device,
     pub(crate) slots: usize,
     pub(crate) model: Model,
-    pub(crate) engine: Engine,
+    pub(crate) seat: Seat,
 }
 
 impl Served {
+    /// The engine that runs it now.
+    pub(crate) fn engine(&self) -> Arc<Engine> {
+        self.seat.engine()
+    }
+
+    /// Why it takes no request now, if so.
+    fn closed(&self) -> Option<&'static str> {
+        match self.engine().health() {
+            Health::Well => None,
+            Health::Stuck => Some("a step of the model does not end"),
+            Health::Dead => Some("the model broke down and is loaded again"),
+        }
+    }
+
     /// What is told of it to the outside.
-    pub(crate) fn record(&self) -> NeuronModel {
+    pub(crate) fn record(&self, ready: bool) -> NeuronModel {
         NeuronModel {
             id: self.id.clone(),
             context: self.model.context as u64,
             output: self.model.output as u64,
             slots: u32::try_from(self.slots).unwrap_or(u32::MAX),
             recipe: Some(self.model.recipe.name.clone()),
-            ready: true,
+            ready,
         }
     }
 }
@@ -79,7 +95,11 @@ pub(crate) struct App {
     pub(crate) access: Access,
     pub(crate) used: Used,
     pub(crate) models: Vec<Served>,
+    /// Configured, but not loaded.
+    pub(crate) failed: Vec<Failed>,
     pub(crate) office: TicketOffice,
+    /// Places for work on large bodies.
+    pub(crate) aside: Arc<Semaphore>,
     pub(crate) draining: AtomicBool,
     pub(crate) since_s: u64,
 }
@@ -89,15 +109,31 @@ impl App {
         self.models.iter().find(|served| served.id.as_str() == name)
     }
 
-    /// Why no request can be taken now, if so.
+    /// What is said of a model that is not served.
+    fn absent(&self, name: &str) -> ApiError {
+        match self.failed.iter().any(|failed| failed.id.as_str() == name) {
+            true => ApiError::model_failed(name),
+            false => ApiError::unknown_model(name),
+        }
+    }
+
+    /// Why no request for any model can be taken now, if so.
     fn closed(&self) -> Option<&'static str> {
         if self.draining.load(Ordering::Acquire) {
             return Some("the neuron is stopping");
         }
-        if !self.office.outbox.open_for_requests() {
-            return Some("usage cannot be recorded now");
-        }
-        (!self.models.iter().all(|served| served.engine.alive())).then_some("an engine has stopped")
+        (!self.office.outbox.open_for_requests()).then_some("usage cannot be recorded now")
+    }
+
+    /// The same of one model.
+    fn closed_for(&self, served: &Served) -> Option<&'static str> {
+        self.closed().or_else(|| served.closed())
+    }
+
+    /// Every model as gateways are told of it.
+    pub(crate) fn records(&self) -> Vec<NeuronModel> {
+        let record = |served: &Served| served.record(self.closed_for(served).is_none());
+        self.models.iter().map(record).collect()
     }
 }
 
@@ -145,7 +181,7 @@ async fn models(State(app): State<Arc<App>>) -> Json<Value> {
 async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
     match app.served(&id) {
         Some(served) => Json(model_json(&app, served)).into_response(),
-        None => ApiError::unknown_model(&id).into_response(),
+        None => app.absent(&id).into_response(),
     }
 }
 
@@ -162,26 +198,57 @@ fn model_json(app: &App, served: &Served) -> Value {
     })
 }
 
-async fn live() -> Json<Value> {
-    Json(json!({ "status": "live" }))
+/// An engine that broke down may come back by itself; whoever asks again and again and still hears no,
+/// starts the process anew.
+async fn live(State(app): State<Arc<App>>) -> Response {
+    let broken = app
+        .models
+        .iter()
+        .find_map(|served| Some((served, served.closed()?)));
+    match broken {
+        None => Json(json!({ "status": "live" })).into_response(),
+        Some((served, reason)) => unavailable(&json!({
+            "status": "not live", "model": served.id, "reason": reason
+        })),
+    }
+}
+
+fn unavailable(body: &Value) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    match app.closed() {
-        None => Json(json!({ "status": "ready" })).into_response(),
-        Some(reason) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            Json(json!({ "status": "not ready", "reason": reason })),
-        )
-            .into_response(),
+    let closed: Vec<_> = (app.models.iter())
+        .map(|served| app.closed_for(served))
+        .collect();
+    match closed.iter().copied().min().flatten() {
+        None => {
+            let mut ready = json!({ "status": "ready" });
+            let warnings = warnings(&app);
+            if !warnings.is_empty() {
+                ready["warnings"] = json!(warnings);
+            }
+            Json(ready).into_response()
+        }
+        Some(reason) => unavailable(&json!({ "status": "not ready", "reason": reason })),
     }
+}
+
+/// What an operator should look at although the neuron serves.
+fn warnings(app: &App) -> Vec<String> {
+    let failed = app.failed.iter().map(|failed| failed.reason.clone());
+    let closed = app.models.iter().filter_map(|served| {
+        let reason = served.closed()?;
+        Some(format!("model {}: {reason}", served.id))
+    });
+    failed.chain(closed).collect()
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
     let per_model = |value: fn(&Engine) -> usize| -> Vec<(&str, usize)> {
         app.models
             .iter()
-            .map(|served| (served.id.as_str(), value(&served.engine)))
+            .map(|served| (served.id.as_str(), value(&served.engine())))
             .collect()
     };
     let gauges = [

@@ -16,6 +16,7 @@ mod engine;
 mod error;
 mod http;
 mod library;
+mod load;
 mod metrics;
 mod model;
 mod sampler;

@@ -88,6 +88,16 @@ impl Model {
         })
     }
 
+    /// The same with no more context than there is memory for.
+    pub(crate) fn within(self, context: usize) -> Self {
+        let context = self.context.min(context);
+        Self {
+            context,
+            output: self.output.min(context.saturating_sub(1)),
+            ..self
+        }
+    }
+
     /// The tokens of a chat, up to where the answer begins.
     pub(crate) fn chat_prompt(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, PromptError> {
         chat_prompt(self.template.as_ref(), &self.tokenizer, messages)
@@ -113,10 +123,16 @@ fn load(folder: &Path, config: &ModelConfig) -> Result<Model, String> {
             "{CONFIG_FILE}: context_length {context} leaves no room for input and output"
         ));
     }
+    let search = genai.search.unwrap_or_default();
+    let unserved = search.unserved();
+    if !unserved.is_empty() {
+        tracing::warn!(model = %config.id, ?unserved, "{CONFIG_FILE} asks for what is not served: answers are chosen without");
+    }
     let eos = genai.model.eos_token_id.clone().into_vec();
     let bos = genai.model.bos_token_id;
     let source = template_source(folder).map_err(|error| error.to_string())?;
-    let special = special_tokens(&tokenizer, bos, &eos);
+    let named = seatbelt_tokens::special_tokens(folder).map_err(|error| error.to_string())?;
+    let special = special_tokens(named, &tokenizer, bos, &eos);
     let recipe = HandedOut::new(&Recipe {
         tokenizer: tokenizer_text,
         template: source.clone(),
@@ -131,22 +147,36 @@ fn load(folder: &Path, config: &ModelConfig) -> Result<Model, String> {
         output: config.output.unwrap_or(context).min(context - 1),
         vocab: genai.model.vocab_size,
         eos,
-        sampling: genai.search.unwrap_or_default().defaults(),
+        sampling: search.defaults(),
         tokenizer,
         template,
         recipe,
     })
 }
 
-fn special_tokens(tokenizer: &Tokenizer, bos: Option<u32>, eos: &[u32]) -> SpecialTokens {
+/// The special tokens by their names in a template: those of the tokenizer's configuration, and where it
+/// names none, those by which the builder says that a text begins and ends.
+fn special_tokens(
+    named: SpecialTokens,
+    tokenizer: &Tokenizer,
+    bos: Option<u32>,
+    eos: &[u32],
+) -> SpecialTokens {
     let text_of = |token: Option<u32>| {
         token
             .and_then(|token| tokenizer.text_of(token))
             .unwrap_or_default()
     };
+    let or = |named: String, token| {
+        if named.is_empty() {
+            text_of(token)
+        } else {
+            named
+        }
+    };
     SpecialTokens {
-        bos: text_of(bos),
-        eos: text_of(eos.first().copied()),
+        bos: or(named.bos, bos),
+        eos: or(named.eos, eos.first().copied()),
     }
 }
 
@@ -238,9 +268,20 @@ struct GenaiSearch {
     do_sample: bool,
     temperature: Option<f32>,
     top_p: Option<f32>,
+    top_k: Option<u32>,
+    repetition_penalty: Option<f32>,
 }
 
 impl GenaiSearch {
+    /// What it asks for and nobody gets: to leave that out in silence would be another model.
+    fn unserved(&self) -> Vec<String> {
+        let top_k = self.top_k.filter(|k| *k > 0 && self.do_sample);
+        let penalty = self.repetition_penalty.filter(|penalty| *penalty != 1.0);
+        let top_k = top_k.map(|k| format!("top_k {k}"));
+        let penalty = penalty.map(|penalty| format!("repetition_penalty {penalty}"));
+        top_k.into_iter().chain(penalty).collect()
+    }
+
     fn defaults(self) -> SamplingDefaults {
         let temperature = if self.do_sample {
             self.temperature.unwrap_or(1.0)
@@ -269,7 +310,7 @@ pub(crate) mod tests {
     pub(crate) fn tiny_config(slots: usize) -> ModelConfig {
         let id = ModelId::new("tiny").unwrap();
         ModelConfig {
-            slots,
+            slots: Some(slots),
             ..ModelConfig::new(id, tiny_folder())
         }
     }
@@ -318,6 +359,20 @@ pub(crate) mod tests {
             model.chat_prompt(&[says("oracle", "hi")]),
             Err(PromptError::Template(TemplateError::Refused(words))) if words == "unknown role oracle"
         ));
+    }
+
+    #[test]
+    fn what_a_model_asks_of_sampling_and_does_not_get_is_told() {
+        let unserved = |text: &str| {
+            serde_json::from_str::<GenaiSearch>(text)
+                .unwrap()
+                .unserved()
+        };
+        let asks = r#"{"do_sample": true, "top_k": 50, "repetition_penalty": 1.1}"#;
+        assert_eq!(unserved(asks), ["top_k 50", "repetition_penalty 1.1"]);
+        let plain = r#"{"do_sample": false, "top_k": 50, "repetition_penalty": 1.0}"#;
+        assert!(unserved(plain).is_empty());
+        assert!(unserved("{}").is_empty());
     }
 
     #[test]
@@ -372,5 +427,27 @@ pub(crate) mod tests {
             with.chat_prompt(&[says("user", "x")]).unwrap(),
             [u32::from(b'x')]
         );
+    }
+
+    #[test]
+    fn the_tokenizer_configuration_says_what_a_template_means_by_its_special_tokens() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in [CONFIG_FILE, TOKENIZER_FILE] {
+            fs::copy(tiny_folder().join(file), folder.path().join(file)).unwrap();
+        }
+        let config = ModelConfig {
+            path: folder.path().to_owned(),
+            ..tiny_config(1)
+        };
+        let says_of = |tokenizer_config: &str| {
+            let path = folder.path().join("tokenizer_config.json");
+            fs::write(path, tokenizer_config).unwrap();
+            let model = Model::load(&config).unwrap();
+            model.chat_prompt(&[says("user", "x")]).unwrap()
+        };
+        let template = r#""chat_template": "{{ bos_token }}{{ eos_token }}""#;
+        assert_eq!(says_of(&format!("{{{template}}}")), [256, 257]);
+        let named = format!(r#"{{{template}, "bos_token": null, "eos_token": "<|user|>"}}"#);
+        assert_eq!(says_of(&named), [256, 260]);
     }
 }

@@ -6,7 +6,6 @@
 
 use std::{
     net::SocketAddr,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,19 +18,17 @@ use seatbelt_schemas::{
     names::Names,
     neuron::{NeuronRecord, signature::NeuronSecret},
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::unix_ms,
-    config::{Access, FLUSH_MAX, ModelConfig, NeuronConfig},
-    engine::{Engine, Voice},
+    config::{Access, FLUSH_MAX, NeuronConfig},
+    engine::Engine,
     error::NeuronError,
     http::{self, App, Served, Used},
-    library,
+    load::{Loaded, keep_loaded, load_models},
     metrics::Metrics,
-    model::Model,
-    session::OnnxDecoder,
     usage::{Outbox, TicketOffice, UsageSink},
 };
 
@@ -111,7 +108,7 @@ async fn start_all(
         return Err(NeuronError::Config(mistakes));
     }
     let metrics = Arc::new(Metrics::new());
-    let models = load_models(&config, &metrics).await?;
+    let Loaded { served, failed } = load_models(&config, &metrics).await?;
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.map_err(|source| NeuronError::Listen {
         address: config.listen,
@@ -147,8 +144,10 @@ async fn start_all(
     let app = Arc::new(App {
         access,
         used: Used::default(),
-        models,
+        models: served,
+        failed,
         office,
+        aside: Arc::new(Semaphore::new(cores())),
         draining: AtomicBool::new(false),
         since_s: unix_ms() / 1000,
     });
@@ -159,7 +158,9 @@ async fn start_all(
         tokio::spawn(register.keep(now, shutdown.clone()))
     });
     tracing::info!(neuron = %config.id, %address, models = app.models.len(), "neuron serves");
+    let loading = keep_loaded(Arc::clone(&app), config.clone(), shutdown.clone());
     let life = Life {
+        loading: tokio::spawn(loading),
         app,
         server,
         registration,
@@ -172,55 +173,6 @@ async fn start_all(
         address,
         shutdown,
         run,
-    })
-}
-
-/// Loads models one after another, off the runtime: reading weights takes its time.
-async fn load_models(
-    config: &NeuronConfig,
-    metrics: &Arc<Metrics>,
-) -> Result<Vec<Served>, NeuronError> {
-    let library = library::find(config.onnxruntime.as_deref())?;
-    let (config, metrics) = (config.clone(), Arc::clone(metrics));
-    let load = move || {
-        config
-            .models
-            .iter()
-            .map(|model| load_model(&config, &library, model, &metrics))
-            .collect()
-    };
-    let loaded = tokio::task::spawn_blocking(load).await;
-    loaded.unwrap_or_else(|error| {
-        Err(NeuronError::Model {
-            model: "all".to_owned(),
-            detail: format!("loading broke off: {error}"),
-        })
-    })
-}
-
-fn load_model(
-    config: &NeuronConfig,
-    library: &Path,
-    wanted: &ModelConfig,
-    metrics: &Arc<Metrics>,
-) -> Result<Served, NeuronError> {
-    let model = Model::load(wanted)?;
-    let decoder = OnnxDecoder::load(library, wanted, &model, config.threads)?;
-    let voice = Voice {
-        tokenizer: model.tokenizer.clone(),
-        eos: model.eos.clone(),
-    };
-    let engine = Engine::start(Box::new(decoder), voice, config.queue, Arc::clone(metrics))
-        .map_err(|error| NeuronError::Model {
-            model: wanted.id.to_string(),
-            detail: format!("no thread for it: {error}"),
-        })?;
-    Ok(Served {
-        id: wanted.id.clone(),
-        device: wanted.device,
-        slots: wanted.slots,
-        model,
-        engine,
     })
 }
 
@@ -238,6 +190,10 @@ fn serve(listener: TcpListener, app: Arc<App>, shutdown: CancellationToken) -> J
             tracing::error!(%error, "the neuron's server ended");
         }
     })
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn record_of(config: &NeuronConfig, address: SocketAddr) -> NeuronRecord {
@@ -264,12 +220,12 @@ fn with_load(app: &App, record: &NeuronRecord) -> NeuronRecord {
     let sum = |of: fn(&Engine) -> usize| {
         app.models
             .iter()
-            .map(|served| of(&served.engine))
+            .map(|served| of(&served.engine()))
             .sum::<usize>()
     };
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     NeuronRecord {
-        models: app.models.iter().map(Served::record).collect(),
+        models: app.records(),
         active: count(sum(Engine::active)),
         queued: count(sum(Engine::queued)),
         at_ms: unix_ms(),
@@ -280,6 +236,7 @@ fn with_load(app: &App, record: &NeuronRecord) -> NeuronRecord {
 /// All that has to be ended in order.
 struct Life {
     app: Arc<App>,
+    loading: JoinHandle<()>,
     server: JoinHandle<()>,
     registration: Option<JoinHandle<()>>,
     publisher: Option<JoinHandle<()>>,
@@ -306,7 +263,7 @@ impl Life {
             self.app
                 .models
                 .iter()
-                .for_each(|served| served.engine.abort_all());
+                .for_each(|served| served.engine().abort_all());
             if tokio::time::timeout(FLUSH_MAX, &mut self.server)
                 .await
                 .is_err()
@@ -314,8 +271,13 @@ impl Life {
                 self.server.abort();
             }
         }
+        // A model that is just being loaded again is not waited for.
+        drop(tokio::time::timeout(FLUSH_MAX, &mut self.loading).await);
         let app = Arc::clone(&self.app);
-        let stop = move || app.models.iter().for_each(|served| served.engine.stop());
+        let stop = move || {
+            let stop = |served: &Served| served.engine().stop(FLUSH_MAX);
+            app.models.iter().for_each(stop);
+        };
         drop(tokio::task::spawn_blocking(stop).await);
         self.flush().await;
         let outbox = self.app.office.outbox.clone();

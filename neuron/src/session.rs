@@ -14,6 +14,7 @@ use ort::{
 };
 
 use self::{
+    budget::{Budget, Room, Wanted},
     fixed::{FixedSteps, Sizes},
     memory::Memory,
     outlet::Outlet,
@@ -25,8 +26,10 @@ use crate::{
     model::{GraphSpec, Model},
 };
 
+mod budget;
 mod caches;
 mod fixed;
+mod host;
 mod library;
 mod logits;
 mod memory;
@@ -48,6 +51,7 @@ pub(crate) struct OnnxDecoder {
     options: RunOptions,
     graph: GraphSpec,
     vocab: usize,
+    context: usize,
 }
 
 impl OnnxDecoder {
@@ -66,9 +70,15 @@ impl OnnxDecoder {
             }
             _ => None,
         };
-        self_check::check(&mut decoder, model.context, reference.as_deref())
+        let context = decoder.context;
+        self_check::check(&mut decoder, context, reference.as_deref())
             .map_err(|detail| unfit(config, detail))?;
         Ok(decoder)
+    }
+
+    /// Most tokens in a slot.
+    pub(crate) fn context(&self) -> usize {
+        self.context
     }
 
     fn unchecked(
@@ -81,7 +91,10 @@ impl OnnxDecoder {
         let given =
             open::check(&session, &model.graph).map_err(|error| model_error(config, &error))?;
         let ways = Ways::of(config, &given);
-        Self::bind(session, config, model, &given, ways).map_err(|error| match config.device {
+        let room = room(&session, config, model)?;
+        Self::bind(session, config, &model.graph, room, &given, ways).map_err(|error| match config
+            .device
+        {
             Device::Cpu => model_error(config, &error),
             Device::Cuda => device_error(config, &error),
         })
@@ -90,23 +103,24 @@ impl OnnxDecoder {
     fn bind(
         session: Session,
         config: &ModelConfig,
-        model: &Model,
+        graph: &GraphSpec,
+        room: Room,
         given: &open::Given,
         ways: Ways,
     ) -> ort::Result<Self> {
-        let graph = model.graph.clone();
+        let graph = graph.clone();
         let memory = Memory::of(&session, config)?;
-        let caches = caches::allocate(&session, config, model, &memory)?;
-        let mut slot_lanes = Vec::with_capacity(config.slots);
-        let mut prefix_lanes = Vec::with_capacity(config.slots);
-        for slot in 0..config.slots {
+        let caches = caches::allocate(&session, config, &graph, room, &memory)?;
+        let mut slot_lanes = Vec::with_capacity(room.slots);
+        let mut prefix_lanes = Vec::with_capacity(room.slots);
+        for slot in 0..room.slots {
             slot_lanes.push(caches::lane(&session, &graph, &caches, slot, 1)?);
             prefix_lanes.push(caches::lane(&session, &graph, &caches, 0, slot + 1)?);
         }
         let outlet = Outlet::new(&memory, given.element, given.vocab, ways.rows_apart)?;
         let sizes = Sizes {
-            slots: config.slots,
-            context: model.context,
+            slots: room.slots,
+            context: room.context,
             vocab: given.vocab,
             element: given.element,
         };
@@ -128,8 +142,23 @@ impl OnnxDecoder {
             },
             graph,
             vocab: given.vocab,
+            context: room.context,
         })
     }
+}
+
+/// What the caches of a model may have, found before any of it is taken.
+fn room(session: &Session, config: &ModelConfig, model: &Model) -> Result<Room, NeuronError> {
+    let element = caches::element(session, &model.graph);
+    let bytes = element.and_then(|element| caches::bytes_token(element, &model.graph));
+    let wanted = Wanted {
+        slots: config.slots,
+        context: config.context,
+        context_max: model.context,
+        bytes_token: bytes.map_err(|error| model_error(config, &error))?,
+    };
+    let room = Budget::of(config).room(wanted);
+    room.map_err(|error| unfit(config, error.to_string()))
 }
 
 /// What only a device with memory of its own gains from. The CPU can do it too, which tests use.
@@ -162,7 +191,7 @@ fn on_the_cpu(
 ) -> Result<Vec<f32>, NeuronError> {
     let config = ModelConfig {
         device: Device::Cpu,
-        slots: 1,
+        slots: Some(1),
         ..config.clone()
     };
     let mut decoder = OnnxDecoder::unchecked(environment, &config, model, threads)?;

@@ -179,6 +179,12 @@ impl Ticket {
     fn close(&mut self, outcome: Outcome, times: Times) -> Durable {
         self.ended = true;
         self.event.outcome = outcome;
+        if outcome == Outcome::Rejected {
+            // The reservation may be used elsewhere, and has its event from there. Nor is any ledger to be
+            // asked of this one.
+            self.event.reservation.clone_from(&self.request);
+            self.event.account = None;
+        }
         self.event.queued_ms = times.queued_ms;
         self.event.prefill_ms = times.prefill_ms;
         self.event.decode_ms = times.decode_ms;
@@ -193,10 +199,7 @@ impl Ticket {
     /// instead: its caller may take the same reservation elsewhere, and that usage must not be taken
     /// for a duplicate of this.
     fn message_id(&self) -> String {
-        match self.event.outcome {
-            Outcome::Rejected => self.request.clone(),
-            _ => self.event.reservation.clone(),
-        }
+        self.event.reservation.clone()
     }
 }
 
@@ -303,6 +306,15 @@ pub(crate) mod tests {
                 .end(Outcome::Completed, Times::default()),
         );
         assert_eq!(office.ids(2), [own, "r-1".to_owned()]);
+    }
+
+    #[test]
+    fn the_event_of_who_was_turned_away_names_no_reservation() {
+        let mut office = Office::new();
+        let rejected = office.office.open(caller());
+        let own = rejected.request().to_owned();
+        drop(rejected.reject());
+        assert_eq!(office.next().reservation, own);
     }
 
     #[test]

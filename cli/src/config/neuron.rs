@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use seatbelt_neuron::{
     Device, ModelConfig, NeuronConfig,
     config::{
-        CONTEXT_TOKENS_BOUNDS, DRAIN_MS, MODELS_MAX, OUTPUT_TOKENS_BOUNDS, QUEUE, SLOTS, THREADS,
+        CACHE_BYTES_BOUNDS, CONTEXT_TOKENS_BOUNDS, DRAIN_MS, MODELS_MAX, OUTPUT_TOKENS_BOUNDS, QUEUE,
+        SLOTS_BOUNDS, THREADS_BOUNDS,
     },
 };
 use seatbelt_schemas::{
@@ -33,10 +34,8 @@ pub(super) fn read(
     let (listen, url) = (section.address("listen", plain.listen), section.text("url"));
     let open = section.flag("open").unwrap_or(plain.open);
     let onnxruntime = section.text("onnxruntime").map(|path| context.path(&path));
-    let (threads, queue) = (
-        section.count("threads", THREADS),
-        section.count("queue", QUEUE),
-    );
+    let threads = number(&mut section, "threads", THREADS_BOUNDS).unwrap_or(plain.threads);
+    let queue = section.count("queue", QUEUE);
     let drain = section.millis("drain_ms", DRAIN_MS);
     let (models, prices) = read_models(&mut section, context);
     section.finish();
@@ -54,6 +53,11 @@ pub(super) fn read(
         ..plain
     };
     (neuron, prices)
+}
+
+fn number(section: &mut Section, name: &'static str, (least, most): (u64, u64)) -> Option<usize> {
+    let number = section.number(name, least, most)?;
+    usize::try_from(number).ok()
 }
 
 fn read_models(section: &mut Section, context: &Context<'_>) -> (Vec<ModelConfig>, Vec<Price>) {
@@ -82,12 +86,9 @@ fn read_model(
     let path = section.required("path", |section| section.text("path"));
     let devices = [("cpu", Device::Cpu), ("cuda", Device::Cuda)];
     let device = section.word("device", &devices).unwrap_or(Device::Cpu);
-    let slots = section.count("slots", SLOTS);
-    let number = |section: &mut Section, name, (least, most)| {
-        let number = section.number(name, least, most)?;
-        usize::try_from(number).ok()
-    };
+    let slots = number(&mut section, "slots", SLOTS_BOUNDS);
     let context_tokens = number(&mut section, "context", CONTEXT_TOKENS_BOUNDS);
+    let cache_bytes_max = number(&mut section, "cache_bytes_max", CACHE_BYTES_BOUNDS);
     let output = number(&mut section, "output", OUTPUT_TOKENS_BOUNDS);
     let cuda = read_cuda(&mut section, device);
     let price = read_price(&mut section, id.as_ref(), false);
@@ -96,6 +97,7 @@ fn read_model(
         device,
         slots,
         context: context_tokens,
+        cache_bytes_max,
         output,
         cuda,
         ..ModelConfig::new(id, context.path(&path))

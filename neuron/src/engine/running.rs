@@ -29,7 +29,7 @@ pub(super) struct Running {
     pub(super) prompt: Vec<u32>,
     /// Tokens in the slot's cache.
     pub(super) position: usize,
-    pub(super) deadline_ms: Option<u64>,
+    pub(super) deadline: Option<Instant>,
     pub(super) events: UnboundedSender<Event>,
     // The token chosen last, not yet in the cache; none while the prompt is being read.
     chosen: Option<u32>,
@@ -50,16 +50,20 @@ pub(super) struct Running {
 impl Running {
     pub(super) fn new(waiting: Waiting, voice: &Voice, clock: Clock) -> Self {
         let Waiting { job, since, events } = waiting;
+        let text = match job.continues {
+            true => TextStream::after(voice.tokenizer.clone(), &job.prompt),
+            false => TextStream::new(voice.tokenizer.clone()),
+        };
         Self {
             prompt: job.prompt,
             position: 0,
-            deadline_ms: job.deadline_ms,
+            deadline: job.deadline,
             events,
             chosen: None,
             output: 0,
             max_output: job.max_output,
             sampler: Sampler::new(job.sampling),
-            text: TextStream::new(voice.tokenizer.clone()),
+            text,
             stop: StopWatch::new(job.stops),
             ticket: job.ticket,
             since,
@@ -200,6 +204,7 @@ fn outcome(reason: &EndReason) -> Outcome {
         EndReason::Stop | EndReason::Length => Outcome::Completed,
         EndReason::Expired => Outcome::Expired,
         EndReason::Left | EndReason::Stopping => Outcome::Aborted,
+        EndReason::NotRun => Outcome::Rejected,
         EndReason::Failed(_) => Outcome::Failed,
     }
 }

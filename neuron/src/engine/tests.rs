@@ -152,7 +152,8 @@ fn job(office: &TicketOffice, prompt: usize, max_output: usize) -> Job {
         max_output,
         sampling,
         stops: Vec::new(),
-        deadline_ms: None,
+        continues: false,
+        deadline: None,
         ticket,
     }
 }
@@ -251,17 +252,17 @@ fn a_caller_who_leaves_the_line_costs_nothing() {
 #[test]
 fn a_deadline_ends_those_who_wait_and_those_who_run() {
     let mut rig = Rig::new(1, 1);
-    let soon = unix_ms() + 100;
+    let soon = Instant::now() + Duration::from_millis(100);
     let mut runs = taken(rig.submit(Job {
-        deadline_ms: Some(soon),
+        deadline: Some(soon),
         ..rig.job(1, 1000)
     }));
     let mut waits = taken(rig.submit(Job {
-        deadline_ms: Some(soon),
+        deadline: Some(soon),
         ..rig.job(1, 1000)
     }));
     rig.gate.send(()).unwrap();
-    while unix_ms() < soon {
+    while Instant::now() < soon {
         std::thread::yield_now();
     }
     rig.open();
@@ -320,7 +321,7 @@ fn an_engine_that_breaks_down_reports_all_it_had_and_takes_no_more() {
         ..rig.job(1, 3)
     }));
     rig.open();
-    while runs.0.blocking_recv().is_some() {}
+    assert!(matches!(read(&mut runs).1, EndReason::Failed(_)));
     let mut reports = [rig.report(), rig.report()];
     reports.sort_by_key(|report| report.usage.output_tokens);
     assert!(
@@ -330,7 +331,7 @@ fn an_engine_that_breaks_down_reports_all_it_had_and_takes_no_more() {
     );
     assert_eq!(reports[0].usage.input_tokens, 0);
     assert!(reports[1].usage.output_tokens >= 2, "{reports:?}");
-    while rig.engine.alive() {
+    while rig.engine.health() != Health::Dead {
         std::thread::yield_now();
     }
     let Err(Refused::Stopped(_)) = rig.submit(rig.job(1, 1)) else {
@@ -346,10 +347,10 @@ fn a_stop_ends_all_with_a_report_each() {
     let mut waits = taken(rig.submit(rig.job(1, ENDLESS)));
     rig.step();
     rig.open();
-    rig.engine.stop();
+    rig.engine.stop(PATIENCE);
     assert_eq!(read(&mut runs).1, EndReason::Stopping);
-    assert_eq!(read(&mut waits).1, EndReason::Stopping);
-    assert!(!rig.engine.alive());
+    assert_eq!(read(&mut waits).1, EndReason::NotRun);
+    assert_eq!(rig.engine.health(), Health::Dead);
     let Err(Refused::Stopped(ticket)) = rig.submit(rig.job(1, 1)) else {
         panic!("it was taken")
     };
@@ -385,4 +386,56 @@ fn the_oldest_prompt_is_read_first_whatever_its_slot() {
     let mut order: Vec<usize> = rig.reads.try_iter().collect();
     order.dedup();
     assert_eq!(order, [0, 1, 0]);
+}
+
+#[test]
+fn who_waits_when_an_engine_breaks_down_was_not_run() {
+    let mut rig = Rig::new(1, 2);
+    let mut bomb = taken(
+        rig.submit(Job {
+            prompt: vec![1; PREFILL_CHUNK_TOKENS + 1]
+                .into_iter()
+                .chain([BOMB])
+                .collect(),
+            ..rig.job(1, 3)
+        }),
+    );
+    let mut waits = taken(rig.submit(rig.job(1, 3)));
+    rig.open();
+    assert!(matches!(read(&mut bomb).1, EndReason::Failed(_)));
+    assert_eq!(read(&mut waits), (String::new(), EndReason::NotRun));
+    let outcomes = [rig.report(), rig.report()].map(|report| format!("{:?}", report.outcome));
+    assert!(outcomes.contains(&"Rejected".to_owned()), "{outcomes:?}");
+}
+
+#[test]
+fn a_decoder_that_fails_again_and_again_ends_its_engine() {
+    let rig = Rig::new(1, 1);
+    for n in 1..=FAILURES_MAX {
+        assert_eq!(rig.engine.health(), Health::Well, "after {n} failures");
+        let mut poisoned = taken(rig.submit(Job {
+            prompt: vec![POISON],
+            ..rig.job(1, 3)
+        }));
+        assert_eq!(
+            read(&mut poisoned).1,
+            EndReason::Failed("poisoned".to_owned())
+        );
+    }
+    while rig.engine.health() != Health::Dead {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_step_that_never_ends_is_not_waited_for() {
+    let rig = Rig::new(1, 1);
+    let _runs = taken(rig.submit(rig.job(1, ENDLESS)));
+    rig.reads.recv_timeout(PATIENCE).unwrap();
+    rig.engine.stop(Duration::from_millis(20));
+    assert_eq!(
+        rig.engine.health(),
+        Health::Well,
+        "its step is still under way"
+    );
 }

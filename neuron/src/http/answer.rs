@@ -146,9 +146,8 @@ async fn closing(ending: Ending) -> Result<(&'static str, usize), ApiError> {
         EndReason::Stop => "stop",
         EndReason::Length => "length",
         EndReason::Expired => return Err(ApiError::expired()),
-        EndReason::Left | EndReason::Stopping => {
-            return Err(ApiError::closed("the neuron is stopping"));
-        }
+        EndReason::NotRun => return Err(ApiError::closed("the neuron is stopping")),
+        EndReason::Left | EndReason::Stopping => return Err(ApiError::broken_off()),
         EndReason::Failed(detail) => {
             tracing::error!(%detail, "a step failed");
             return Err(ApiError::engine("the model could not be run"));

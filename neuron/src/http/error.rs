@@ -4,9 +4,10 @@
 
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use seatbelt_schemas::neuron::HEADER_UNUSED;
 use serde_json::{Value, json};
 
 /// Seconds after which a full neuron may be asked again.
@@ -24,6 +25,8 @@ pub(super) struct ApiError {
     message: String,
     param: Option<&'static str>,
     retry_after_s: Option<u64>,
+    /// Nothing was done for the request: its reservation may be used elsewhere.
+    unused: bool,
 }
 
 impl ApiError {
@@ -40,6 +43,7 @@ impl ApiError {
             message: message.into(),
             param: None,
             retry_after_s: None,
+            unused: false,
         }
     }
 
@@ -47,10 +51,12 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, INVALID, code, message)
     }
 
+    /// Not now, and nothing was done.
     fn busy(message: impl Into<String>) -> Self {
         let retry_after_s = Some(RETRY_AFTER_S);
         Self {
             retry_after_s,
+            unused: true,
             ..Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 API,
@@ -146,6 +152,13 @@ impl ApiError {
         }
     }
 
+    pub(super) fn model_failed(name: &str) -> Self {
+        let name: String = name.chars().take(80).collect();
+        Self::busy(format!(
+            "the model {name:?} could not be loaded here: the neuron's log and /health/ready say why"
+        ))
+    }
+
     pub(super) fn unknown_recipe() -> Self {
         let message = "no model with a tokenizer of this name is served here";
         Self::new(StatusCode::NOT_FOUND, INVALID, "recipe_not_found", message)
@@ -183,6 +196,13 @@ impl ApiError {
 
     pub(super) fn closed(reason: &str) -> Self {
         Self::busy(reason)
+    }
+
+    pub(super) fn broken_off() -> Self {
+        Self {
+            unused: false,
+            ..Self::busy("the neuron is stopping")
+        }
     }
 
     pub(super) fn expired() -> Self {
@@ -245,6 +265,10 @@ impl IntoResponse for ApiError {
             response
                 .headers_mut()
                 .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.unused {
+            let name = HeaderName::from_static(HEADER_UNUSED);
+            (response.headers_mut()).insert(name, HeaderValue::from_static("1"));
         }
         response
     }

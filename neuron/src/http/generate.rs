@@ -3,7 +3,7 @@
 //! A ticket is opened before anything is read and follows the request; every way out ends it. A
 //! handler whose client leaves is dropped, and with it the generation.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     body::Body,
@@ -26,15 +26,15 @@ use super::{
     request::{Dialect, Prompt, Wish},
 };
 use crate::{
-    clock::unix_ms,
+    clock::moment,
     config::{BODY_BYTES_MAX, BODY_TIME_MAX},
     engine::{Job, Refused},
     sampler::Sampling,
     usage::Ticket,
 };
 
-/// Prompts up to this size are tokenized in place; larger ones would hold up other requests.
-const TOKENIZE_INLINE_BYTES_MAX: usize = 16 * 1024;
+/// Bodies up to this size are read and tokenized in place; larger ones would hold up other requests.
+const INLINE_BYTES_MAX: usize = 16 * 1024;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Serves one generation from its first header to its answer.
@@ -75,7 +75,8 @@ struct Plan {
     prompt: Vec<u32>,
     max_output: usize,
     sampling: Sampling,
-    deadline_ms: Option<u64>,
+    deadline: Option<Instant>,
+    continues: bool,
     wish: Wish,
 }
 
@@ -90,13 +91,20 @@ async fn prepare(
         return Err(ApiError::closed(reason));
     }
     let limits = headers::limits(request.headers())?;
+    // Before anything takes its time: the wall clock may be set meanwhile.
+    let deadline = limits.deadline_ms.and_then(moment);
     let body = read_body(request.into_body(), signed).await?;
-    let mut wish = Wish::read(dialect, &body)?;
+    let size = body.len();
+    let mut wish = aside(app, size, move || Wish::read(dialect, &body)).await??;
     let (at, served) = find(app, &wish.model)?;
     ticket.of_model(&served.id, served.device);
+    if let Some(reason) = app.closed_for(served) {
+        return Err(ApiError::closed(reason));
+    }
     let stand_in = Prompt::Tokens(Vec::new());
     let prompt = std::mem::replace(&mut wish.prompt, stand_in);
-    let prompt = tokens(app, at, prompt).await?;
+    let continues = prompt.continues();
+    let prompt = tokens(app, at, prompt, size).await?;
     let max_output = ceiling(served, &limits, &wish, prompt.len())?;
     let sampling = Sampling {
         temperature: wish
@@ -110,7 +118,8 @@ async fn prepare(
         prompt,
         max_output,
         sampling,
-        deadline_ms: limits.deadline_ms,
+        deadline,
+        continues,
         wish,
     })
 }
@@ -135,9 +144,35 @@ pub(super) async fn read_body(body: Body, signed: Option<Signed>) -> Result<Byte
 }
 
 /// The exact tokens of a request's prompt.
-pub(super) async fn prompt_tokens(app: &Arc<App>, wish: Wish) -> Result<Vec<u32>, ApiError> {
+pub(super) async fn prompt_tokens(
+    app: &Arc<App>,
+    wish: Wish,
+    size: usize,
+) -> Result<Vec<u32>, ApiError> {
     let (at, _) = find(app, &wish.model)?;
-    tokens(app, at, wish.prompt).await
+    tokens(app, at, wish.prompt, size).await
+}
+
+/// Does what takes its time with a body of this size, beside the workers that serve everybody where it is
+/// large: as much at once as there are cores.
+pub(super) async fn aside<T: Send + 'static>(
+    app: &App,
+    size: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    if size <= INLINE_BYTES_MAX {
+        return Ok(work());
+    }
+    let place = Arc::clone(&app.aside).acquire_owned().await;
+    let place = place.expect("places are never closed");
+    let done = tokio::task::spawn_blocking(move || {
+        let done = work();
+        // Held to the end, although whoever asked may be gone before.
+        drop(place);
+        done
+    });
+    let broke = |error| ApiError::engine(format!("reading the request broke off: {error}"));
+    done.await.map_err(broke)
 }
 
 fn find<'a>(app: &'a App, name: &str) -> Result<(usize, &'a Served), ApiError> {
@@ -146,22 +181,22 @@ fn find<'a>(app: &'a App, name: &str) -> Result<(usize, &'a Served), ApiError> {
         .iter()
         .enumerate()
         .find(|(_, served)| served.id.as_str() == name);
-    found.ok_or_else(|| ApiError::unknown_model(name))
+    found.ok_or_else(|| app.absent(name))
 }
 
-async fn tokens(app: &Arc<App>, at: usize, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+/// The tokens of a prompt in a body of this size: the fewest bytes can be the most messages.
+async fn tokens(
+    app: &Arc<App>,
+    at: usize,
+    prompt: Prompt,
+    size: usize,
+) -> Result<Vec<u32>, ApiError> {
     let model = &app.models[at].model;
     if model.tokenizer.fewest(prompt.bytes()) >= model.context {
         return Err(ApiError::over_context(model.context));
     }
-    let tokens = if prompt.bytes() <= TOKENIZE_INLINE_BYTES_MAX {
-        prompt.tokens(model)
-    } else {
-        let app = Arc::clone(app);
-        let tokenize = move || prompt.tokens(&app.models[at].model);
-        let done = tokio::task::spawn_blocking(tokenize).await;
-        done.map_err(|error| ApiError::engine(format!("the tokenizer stopped: {error}")))?
-    };
+    let shared = Arc::clone(app);
+    let tokens = aside(app, size, move || prompt.tokens(&shared.models[at].model)).await?;
     let tokens = tokens.map_err(prompt_error)?;
     if tokens.is_empty() || tokens.iter().any(|token| *token >= model.vocab) {
         return Err(ApiError::no_prompt(
@@ -202,8 +237,8 @@ fn ceiling(
 async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Response {
     let id = ticket.request().to_owned();
     if plan
-        .deadline_ms
-        .is_some_and(|deadline| unix_ms() >= deadline)
+        .deadline
+        .is_some_and(|deadline| Instant::now() >= deadline)
     {
         ticket.expire().wait().await;
         return ApiError::expired().into_response();
@@ -215,10 +250,11 @@ async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Res
         max_output: plan.max_output,
         sampling: plan.sampling,
         stops: plan.wish.stops,
-        deadline_ms: plan.deadline_ms,
+        continues: plan.continues,
+        deadline: plan.deadline,
         ticket,
     };
-    let generation = match app.models[plan.served].engine.submit(job) {
+    let generation = match app.models[plan.served].engine().submit(job) {
         Ok(generation) => generation,
         Err(Refused::QueueFull(ticket)) => return turn_away(*ticket, ApiError::queue_full()).await,
         Err(Refused::Stopped(ticket)) => {

@@ -39,6 +39,11 @@ impl Prompt {
         }
     }
 
+    /// Whether an answer is more of the same text.
+    pub(super) fn continues(&self) -> bool {
+        matches!(self, Self::Text(_) | Self::Tokens(_))
+    }
+
     pub(super) fn tokens(&self, model: &Model) -> Result<Vec<u32>, PromptError> {
         match self {
             Self::Chat(messages) => model.chat_prompt(messages),

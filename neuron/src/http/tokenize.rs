@@ -16,7 +16,7 @@ use super::{
     App,
     access::Signed,
     error::ApiError,
-    generate::{prompt_tokens, read_body},
+    generate::{aside, prompt_tokens, read_body},
     request::{Dialect, Wish},
 };
 
@@ -29,23 +29,25 @@ pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> R
 async fn count(app: &Arc<App>, request: Request) -> Result<Response, ApiError> {
     let signed = request.extensions().get::<Signed>().copied();
     let body = read_body(request.into_body(), signed).await?;
-    let chat = serde_json::from_slice::<serde_json::Value>(&body)
-        .is_ok_and(|body| body.get("messages").is_some());
-    let wish = Wish::read(
-        if chat {
-            Dialect::Chat
-        } else {
-            Dialect::Completion
-        },
-        &body,
-    )?;
+    let size = body.len();
+    let wish = aside(app, size, move || read(&body)).await??;
     let served = app
         .served(&wish.model)
-        .ok_or_else(|| ApiError::unknown_model(&wish.model))?;
+        .ok_or_else(|| app.absent(&wish.model))?;
     let limits = (served.model.context, served.model.output);
-    let tokens = prompt_tokens(app, wish).await?.len();
+    let tokens = prompt_tokens(app, wish, size).await?.len();
     Ok(
         Json(json!({ "input_tokens": tokens, "context": limits.0, "output": limits.1 }))
             .into_response(),
     )
+}
+
+fn read(body: &[u8]) -> Result<Wish, ApiError> {
+    let chat = serde_json::from_slice::<serde_json::Value>(body)
+        .is_ok_and(|body| body.get("messages").is_some());
+    let dialect = match chat {
+        true => Dialect::Chat,
+        false => Dialect::Completion,
+    };
+    Wish::read(dialect, body)
 }

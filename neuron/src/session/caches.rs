@@ -2,38 +2,54 @@
 
 use ort::{
     session::{IoBinding, Session},
-    value::DynTensor,
+    value::{DynTensor, TensorElementType},
 };
 
 use super::{
+    budget::Room,
     memory::{Memory, zeroed},
     view,
 };
-use crate::{
-    config::ModelConfig,
-    model::{GraphSpec, Model},
-};
+use crate::{config::ModelConfig, model::GraphSpec};
 
 /// One tensor for each layer and part, `[slots, kv_heads, context, head]`, all zero.
 pub(super) fn allocate(
     session: &Session,
     config: &ModelConfig,
-    model: &Model,
+    graph: &GraphSpec,
+    room: Room,
     memory: &Memory,
 ) -> ort::Result<Vec<DynTensor>> {
-    let graph = &model.graph;
-    let first = numbered(&graph.past_key, 0);
-    let input = session.inputs().iter().find(|input| input.name() == first);
-    let element = input
-        .and_then(|input| input.dtype().tensor_type())
-        .ok_or_else(|| ort::Error::new(format!("the graph has no tensor input {first:?}")))?;
-    let shape = [config.slots, graph.kv_heads, model.context, graph.head_size];
-    let elements = 2 * graph.layers * shape.iter().product::<usize>();
-    let bytes = element.byte_size(elements);
-    tracing::info!(model = %config.id, device = config.device.as_str(), bytes, "caches are allocated: fewer slots or a smaller context take less");
+    let element = element(session, graph)?;
+    let shape = [room.slots, graph.kv_heads, room.context, graph.head_size];
+    let bytes = room.slots * room.context * bytes_token(element, graph)?;
+    tracing::info!(
+        model = %config.id, device = config.device.as_str(), slots = room.slots, context = room.context, bytes,
+        "caches are allocated: fewer slots or a smaller context take less"
+    );
     (0..2 * graph.layers)
         .map(|_| zeroed(&memory.device, element, shape))
         .collect()
+}
+
+/// What one token takes in the caches of one slot.
+pub(super) fn bytes_token(element: TensorElementType, graph: &GraphSpec) -> ort::Result<usize> {
+    let sides = [2, graph.layers, graph.kv_heads, graph.head_size];
+    let elements = (sides.iter()).try_fold(1usize, |all, side| all.checked_mul(*side));
+    let elements = elements.filter(|elements| (1..1 << 40).contains(elements));
+    elements
+        .and_then(|elements| element.byte_size(elements))
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| ort::Error::new("the caches that genai_config.json describes have no size"))
+}
+
+/// The type of what is kept.
+pub(super) fn element(session: &Session, graph: &GraphSpec) -> ort::Result<TensorElementType> {
+    let first = numbered(&graph.past_key, 0);
+    let input = session.inputs().iter().find(|input| input.name() == first);
+    input
+        .and_then(|input| input.dtype().tensor_type())
+        .ok_or_else(|| ort::Error::new(format!("the graph has no tensor input {first:?}")))
 }
 
 /// A binding whose caches are `count` slots from `first` on, as input and output at once.

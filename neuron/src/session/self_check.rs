@@ -1,7 +1,8 @@
 //! Whether a graph does with its caches what this crate relies on, found out before it serves anybody.
 //!
-//! The same token is reached by several ways: the prompt whole, in two pieces, and by a step, alone
-//! and beside idle slots. They agree only if the caches are written in place, for the right slot.
+//! The same token is reached by several ways: the prompt whole, in two pieces of which either is the longer,
+//! and by a step, alone, beside idle slots, and with two slots at once. They agree only if the caches are
+//! written in place, for the right slot.
 
 use crate::engine::{Decoder, Row, StepError};
 
@@ -36,12 +37,18 @@ pub(super) fn check(
     let forgot = prefilled(decoder, 0, &[last])?;
     let same = |logits: &[f32]| agree(&expected, logits, &forgot);
 
-    if !same(&prefilled(decoder, far, &[before, last])?) {
-        return Err(of_caches("a prompt in two pieces"));
+    let (first, rest) = tokens.split_at(1);
+    for pieces in [[before, last], [first, rest]] {
+        if !same(&prefilled(decoder, far, &pieces)?) {
+            return Err(of_caches("a prompt in two pieces"));
+        }
     }
-    for slot in [0, far] {
-        prefilled(decoder, slot, &[before])?;
-        if !same(&stepped(decoder, slot, last[0], before.len())?) {
+    for slots in [&[0][..], &[far], &[0, far]] {
+        for slot in slots {
+            prefilled(decoder, *slot, &[before])?;
+        }
+        let rows = stepped(decoder, slots, last[0], before.len())?;
+        if !rows.iter().all(|row| same(row)) {
             return Err(of_caches("a step on the cache"));
         }
     }
@@ -83,26 +90,28 @@ fn prefilled(
     Ok(logits)
 }
 
-/// A step of `slot`, beside idle ones below it.
+/// A step of `slots`, beside idle ones below the highest; what it gives for each.
 fn stepped(
     decoder: &mut impl Decoder,
-    slot: usize,
+    slots: &[usize],
     token: u32,
     position: usize,
-) -> Result<Vec<f32>, String> {
-    let mut rows = vec![
-        Row {
-            token: 0,
-            position: 0
-        };
-        slot + 1
-    ];
-    rows[slot] = Row { token, position };
+) -> Result<Vec<Vec<f32>>, String> {
+    let idle = Row {
+        token: 0,
+        position: 0,
+    };
+    let mut rows = vec![idle; slots.iter().max().map_or(0, |highest| highest + 1)];
+    for slot in slots {
+        rows[*slot] = Row { token, position };
+    }
     let mut logits = Vec::new();
     decoder
         .decode(&rows, &mut logits)
         .map_err(|error| failed(&error))?;
-    Ok(logits.split_off(slot * decoder.vocab()))
+    let vocab = decoder.vocab();
+    let row = |slot: &usize| logits[slot * vocab..][..vocab].to_vec();
+    Ok(slots.iter().map(row).collect())
 }
 
 fn failed(error: &StepError) -> String {
@@ -134,6 +143,10 @@ mod tests {
         forgets_pieces: bool,
         swaps_slots: bool,
         forgets_steps: bool,
+        /// Of several tokens on a past, only the last is read.
+        skips_tokens: bool,
+        /// Of several rows that are not idle, only the first is right.
+        mixes_rows: bool,
     }
 
     impl Summing {
@@ -143,6 +156,8 @@ mod tests {
                 forgets_pieces: false,
                 swaps_slots: false,
                 forgets_steps: false,
+                skips_tokens: false,
+                mixes_rows: false,
             }
         }
 
@@ -176,7 +191,12 @@ mod tests {
             logits: &mut Vec<f32>,
         ) -> Result<(), StepError> {
             let position = if self.forgets_pieces { 0 } else { position };
-            self.take(slot, position, tokens);
+            let skipped = if self.skips_tokens && position > 0 {
+                tokens.len() - 1
+            } else {
+                0
+            };
+            self.take(slot, position, &tokens[skipped..]);
             *logits = self.row(slot).to_vec();
             Ok(())
         }
@@ -187,7 +207,15 @@ mod tests {
                 let position = if self.forgets_steps { 0 } else { row.position };
                 self.take(slot, position, &[row.token]);
             }
+            let busy = rows.iter().filter(|row| row.position > 0).count();
             for slot in 0..rows.len() {
+                if self.mixes_rows && busy > 1 {
+                    logits.extend(
+                        self.row(0)
+                            .map(|value| value + 9.0 * f32::from(u16::try_from(slot).unwrap())),
+                    );
+                    continue;
+                }
                 let shown = if self.swaps_slots {
                     rows.len() - 1 - slot
                 } else {
@@ -213,11 +241,17 @@ mod tests {
 
     #[test]
     fn each_way_finds_what_only_it_can_find() {
-        let pieces = checked(|decoder| decoder.forgets_pieces = true).unwrap_err();
-        assert!(pieces.starts_with("a prompt in two pieces"), "{pieces}");
+        for fault in [
+            (|decoder: &mut Summing| decoder.forgets_pieces = true) as fn(&mut Summing),
+            |decoder| decoder.skips_tokens = true,
+        ] {
+            let pieces = checked(fault).unwrap_err();
+            assert!(pieces.starts_with("a prompt in two pieces"), "{pieces}");
+        }
         for fault in [
             (|decoder: &mut Summing| decoder.forgets_steps = true) as fn(&mut Summing),
             |decoder| decoder.swaps_slots = true,
+            |decoder| decoder.mixes_rows = true,
         ] {
             let step = checked(fault).unwrap_err();
             assert!(step.starts_with("a step on the cache"), "{step}");

@@ -22,7 +22,8 @@ fn decoder_as_on_a_gpu(slots: usize) -> OnnxDecoder {
         rows_apart: true,
         replayed: true,
     };
-    OnnxDecoder::bind(session, &config, &model, &given, ways).unwrap()
+    let room = room(&session, &config, &model).unwrap();
+    OnnxDecoder::bind(session, &config, &model.graph, room, &given, ways).unwrap()
 }
 
 fn best(logits: &[f32]) -> u32 {

@@ -77,7 +77,7 @@ impl Asked {
 }
 
 async fn alone_and_together(asked: &[Asked], at_once: usize) -> Result<(), TestCaseError> {
-    let neuron = Neuron::with(|config| config.models[0].slots = SLOTS).await;
+    let neuron = Neuron::with(|config| config.models[0].slots = Some(SLOTS)).await;
     let mut alone = Vec::new();
     for asked in asked {
         alone.push(asked.text(&neuron).await);

@@ -175,6 +175,7 @@ pub(crate) fn config(folder: &Path) -> NeuronConfig {
         id: NeuronId::new("neuron-1").unwrap(),
         open: true,
         models: vec![tiny(4)],
+        threads: 1,
         onnxruntime: Some(ort_library()),
         ..NeuronConfig::new(folder.join("outbox"))
     }
@@ -184,7 +185,7 @@ pub(crate) fn tiny(slots: usize) -> ModelConfig {
     let path = workspace().join("models/tiny");
     let id = ModelId::new("tiny").unwrap();
     ModelConfig {
-        slots,
+        slots: Some(slots),
         ..ModelConfig::new(id, path)
     }
 }
