@@ -34,7 +34,7 @@ use self::{
 use crate::{
     clock::Clock,
     config::PREFILL_CHUNK_TOKENS,
-    metrics::Metrics,
+    metrics::EngineMetrics,
     sampler::Sampling,
     usage::{Durable, Ticket},
 };
@@ -167,6 +167,7 @@ pub(crate) struct Voice {
 struct Load {
     admitted: AtomicUsize,
     active: AtomicUsize,
+    cached: AtomicUsize,
 }
 
 /// Handle of a running engine.
@@ -187,7 +188,7 @@ impl Engine {
         decoder: Box<dyn Decoder>,
         voice: Voice,
         queue: usize,
-        metrics: Arc<Metrics>,
+        metrics: EngineMetrics,
     ) -> std::io::Result<Self> {
         Self::start_at(Clock::system(), decoder, voice, queue, metrics)
     }
@@ -197,7 +198,7 @@ impl Engine {
         decoder: Box<dyn Decoder>,
         voice: Voice,
         queue: usize,
-        metrics: Arc<Metrics>,
+        metrics: EngineMetrics,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
         let load = Arc::new(Load::default());
@@ -263,6 +264,11 @@ impl Engine {
         }
     }
 
+    /// Tokens in the caches of requests in slots.
+    pub(crate) fn cached(&self) -> usize {
+        self.load.cached.load(Ordering::Acquire)
+    }
+
     /// Requests in slots.
     pub(crate) fn active(&self) -> usize {
         self.load.active.load(Ordering::Acquire)
@@ -323,7 +329,7 @@ struct Worker {
     waiting: VecDeque<Box<Waiting>>,
     slots: Vec<Option<Running>>,
     load: Arc<Load>,
-    metrics: Arc<Metrics>,
+    metrics: EngineMetrics,
     stopping: bool,
     /// Runs of the decoder that failed since one did not.
     failures: u32,
@@ -352,6 +358,8 @@ impl Worker {
             self.fill();
             self.prefill();
             self.decode();
+            let cached = self.slots.iter().flatten().map(|running| running.position);
+            self.load.cached.store(cached.sum(), Ordering::Release);
         }
     }
 
@@ -422,7 +430,12 @@ impl Worker {
             let Some(waiting) = self.waiting.pop_front() else {
                 return;
             };
-            *slot = Some(Running::new(*waiting, &self.voice, self.clock.clone()));
+            *slot = Some(Running::new(
+                *waiting,
+                &self.voice,
+                self.clock.clone(),
+                self.metrics.clone(),
+            ));
             self.load.active.fetch_add(1, Ordering::AcqRel);
         }
     }
@@ -492,7 +505,9 @@ impl Worker {
         let (ran, took) = (self.pulse).around(|| decoder.decode(rows, logits));
         self.failures = failures(self.failures, &ran);
         self.pace.stepped(took);
-        self.metrics.decode_step(took);
+        self.metrics.decode_step.took(took);
+        let answers = self.slots.iter().flatten();
+        (self.metrics).batch(answers.filter(|running| running.answering()).count());
         let vocab = self.decoder.vocab();
         for slot in 0..=highest {
             let Some(running) = self.slots[slot]
@@ -524,7 +539,7 @@ impl Worker {
         };
         self.load.active.fetch_sub(1, Ordering::AcqRel);
         self.load.admitted.fetch_sub(1, Ordering::AcqRel);
-        running.end(reason, &self.metrics);
+        running.end(reason);
     }
 
     fn end_waiting(&mut self, waiting: Waiting, reason: EndReason) {

@@ -263,6 +263,18 @@ async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
             values: per_model(Engine::queued),
         },
         Gauge {
+            name: "seatbelt_neuron_cache_tokens",
+            help: "Tokens in the caches of requests in slots.",
+            values: per_model(Engine::cached),
+        },
+        Gauge {
+            name: "seatbelt_neuron_cache_tokens_max",
+            help: "Tokens that the caches hold.",
+            values: (app.models.iter())
+                .map(|served| (served.id.as_str(), served.slots * served.model.context))
+                .collect(),
+        },
+        Gauge {
             name: "seatbelt_neuron_usage_pending",
             help: "Requests under way and usage events not yet published.",
             values: vec![("", app.office.outbox.waiting())],

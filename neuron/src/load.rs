@@ -154,7 +154,12 @@ fn load_engine(
         tokenizer: model.tokenizer.clone(),
         eos: model.eos.clone(),
     };
-    let engine = Engine::start(Box::new(decoder), voice, config.queue, Arc::clone(metrics));
+    let engine = Engine::start(
+        Box::new(decoder),
+        voice,
+        config.queue,
+        metrics.of_engine(&wanted.id),
+    );
     let engine = engine.map_err(|error| NeuronError::Model {
         model: wanted.id.to_string(),
         detail: format!("no thread for it: {error}"),

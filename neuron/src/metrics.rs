@@ -10,7 +10,10 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge, histogram::Histogram},
     registry::Registry,
 };
-use seatbelt_schemas::usage::{NeuronUsage, Outcome};
+use seatbelt_schemas::{
+    ids::ModelId,
+    usage::{NeuronUsage, Outcome},
+};
 
 /// Of the text.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -19,6 +22,8 @@ const BUCKETS_S: [f64; 18] = [
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0,
     120.0, 600.0,
 ];
+/// The same of rows in a step.
+const BUCKETS_ROWS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 const OUTCOMES: [(Outcome, &str); 5] = [
     (Outcome::Completed, "completed"),
     (Outcome::Aborted, "aborted"),
@@ -50,11 +55,45 @@ pub(crate) struct Metrics {
     registry: Registry,
     requests: [Counter; OUTCOMES.len()],
     turned_away: [Counter; TURNED_AWAY.len()],
-    input_tokens: Counter,
-    output_tokens: Counter,
-    queued: Histogram,
-    prefill: Histogram,
-    decode_step: Histogram,
+    tokens: Family<[(&'static str, String); 2], Counter>,
+    engines: [ByModel; 6],
+}
+
+/// Histograms of one kind, one for each model.
+type ByModel = Family<[(&'static str, String); 1], Histogram, fn() -> Histogram>;
+
+/// What the engine of one model measures.
+#[derive(Debug, Clone)]
+pub(crate) struct EngineMetrics {
+    /// From arrival to a slot.
+    pub(crate) queued: Stopwatch,
+    /// To read a prompt.
+    pub(crate) prefill: Stopwatch,
+    /// From arrival to the first token.
+    pub(crate) first_token: Stopwatch,
+    /// From one token of an answer to the next.
+    pub(crate) between_tokens: Stopwatch,
+    /// One step of all answers under way.
+    pub(crate) decode_step: Stopwatch,
+    batch: Histogram,
+}
+
+impl EngineMetrics {
+    /// A step was taken by so many answers.
+    #[expect(clippy::cast_precision_loss, reason = "a few hundred at most")]
+    pub(crate) fn batch(&self, answers: usize) {
+        self.batch.observe(answers as f64);
+    }
+}
+
+/// Takes times.
+#[derive(Debug, Clone)]
+pub(crate) struct Stopwatch(Histogram);
+
+impl Stopwatch {
+    pub(crate) fn took(&self, time: Duration) {
+        self.0.observe(time.as_secs_f64());
+    }
 }
 
 impl Metrics {
@@ -75,59 +114,81 @@ impl Metrics {
             "why",
             TURNED_AWAY.map(|(_, word)| word),
         );
-        let [input_tokens, output_tokens] = counters(
-            all,
-            "tokens",
-            "Tokens run, by kind.",
-            "kind",
-            ["input", "output"],
-        );
-        Self {
-            requests,
-            turned_away,
-            input_tokens,
-            output_tokens,
-            queued: seconds(all, "queue_wait", "Time from arrival to a slot."),
-            prefill: seconds(all, "prefill", "Time to read a prompt."),
-            decode_step: seconds(
+        let tokens = Family::default();
+        let about = help("Tokens run, by kind and model.");
+        all.register("seatbelt_neuron_tokens", about, Family::clone(&tokens));
+        let batch = by_model(|| Histogram::new(BUCKETS_ROWS));
+        let about = help("Answers that took part in a step.");
+        all.register("seatbelt_neuron_batch", about, ByModel::clone(&batch));
+        let engines = [
+            seconds(all, "queue_wait", "Time from arrival to a slot."),
+            seconds(all, "prefill", "Time to read a prompt."),
+            seconds(all, "first_token", "Time from arrival to the first token."),
+            seconds(
+                all,
+                "between_tokens",
+                "Time from one token of an answer to the next.",
+            ),
+            seconds(
                 all,
                 "decode_step",
                 "Time of one step of all running answers.",
             ),
+            batch,
+        ];
+        Self {
+            requests,
+            turned_away,
+            tokens,
+            engines,
             registry,
         }
     }
 
-    /// A request ended.
-    pub(crate) fn request(&self, outcome: Outcome, usage: NeuronUsage) {
+    /// For the engine of a model.
+    pub(crate) fn of_engine(&self, model: &ModelId) -> EngineMetrics {
+        let labels = [("model", escape(model.as_str()))];
+        let [
+            queued,
+            prefill,
+            first_token,
+            between_tokens,
+            decode_step,
+            batch,
+        ] = (self.engines.each_ref()).map(|family| family.get_or_create(&labels).clone());
+        EngineMetrics {
+            queued: Stopwatch(queued),
+            prefill: Stopwatch(prefill),
+            first_token: Stopwatch(first_token),
+            between_tokens: Stopwatch(between_tokens),
+            decode_step: Stopwatch(decode_step),
+            batch,
+        }
+    }
+
+    /// A request ended, which named this model if any.
+    pub(crate) fn request(&self, outcome: Outcome, model: Option<&ModelId>, usage: NeuronUsage) {
         let at = OUTCOMES
             .iter()
             .position(|(known, _)| *known == outcome)
             .expect("every outcome is listed");
         self.requests[at].inc();
-        self.input_tokens.inc_by(usage.input_tokens);
-        self.output_tokens.inc_by(usage.output_tokens);
+        let Some(model) = model else {
+            return;
+        };
+        for (kind, tokens) in [
+            ("input", usage.input_tokens),
+            ("output", usage.output_tokens),
+        ] {
+            let labels = [("kind", kind.to_owned()), ("model", escape(model.as_str()))];
+            self.tokens.get_or_create(&labels).inc_by(tokens);
+        }
     }
 
     /// A call was not let in.
     pub(crate) fn turned_away(&self, why: TurnedAway) {
         let at = TURNED_AWAY.iter().position(|(known, _)| *known == why);
         self.turned_away[at.expect("every reason is listed")].inc();
-    }
-
-    /// A request waited so long for its slot.
-    pub(crate) fn queued(&self, waited: Duration) {
-        self.queued.observe(waited.as_secs_f64());
-    }
-
-    /// A prompt took so long to read.
-    pub(crate) fn prefill(&self, took: Duration) {
-        self.prefill.observe(took.as_secs_f64());
-    }
-
-    /// A step of all running answers took so long.
-    pub(crate) fn decode_step(&self, took: Duration) {
-        self.decode_step.observe(took.as_secs_f64());
     }
 
     /// The text, with the gauges of the moment.
@@ -187,12 +248,16 @@ fn counters<const N: usize>(
     counters
 }
 
-/// `seatbelt_neuron_NAME_seconds`.
-fn seconds(registry: &mut Registry, name: &str, about: &str) -> Histogram {
-    let histogram = Histogram::new(BUCKETS_S);
+/// `seatbelt_neuron_NAME_seconds`, by model.
+fn seconds(registry: &mut Registry, name: &str, about: &str) -> ByModel {
+    let family = by_model(|| Histogram::new(BUCKETS_S));
     let name = format!("seatbelt_neuron_{name}_seconds");
-    registry.register(name, help(about), histogram.clone());
-    histogram
+    registry.register(name, help(about), ByModel::clone(&family));
+    family
+}
+
+fn by_model(make: fn() -> Histogram) -> ByModel {
+    ByModel::new_with_constructor(make)
 }
 
 /// The library writes labels as they are.
@@ -220,9 +285,13 @@ mod tests {
             cached_input_tokens: 0,
             output_tokens: 3,
         };
-        metrics.request(Outcome::Completed, usage);
-        metrics.request(Outcome::Completed, usage);
-        metrics.prefill(Duration::from_millis(20));
+        let model = ModelId::new("m").unwrap();
+        metrics.request(Outcome::Completed, Some(&model), usage);
+        metrics.request(Outcome::Completed, Some(&model), usage);
+        metrics.request(Outcome::Rejected, None, NeuronUsage::default());
+        let engine = metrics.of_engine(&model);
+        engine.prefill.took(Duration::from_millis(20));
+        engine.batch(3);
         let gauge = Gauge {
             name: "seatbelt_neuron_active",
             help: "Requests in slots.",
@@ -237,10 +306,13 @@ mod tests {
         for expected in [
             "seatbelt_neuron_requests_total{outcome=\"completed\"} 2",
             "seatbelt_neuron_requests_total{outcome=\"expired\"} 0",
-            "seatbelt_neuron_tokens_total{kind=\"input\"} 14",
-            "seatbelt_neuron_prefill_seconds_count 1",
-            "seatbelt_neuron_prefill_seconds_bucket{le=\"0.01\"} 0",
-            "seatbelt_neuron_prefill_seconds_bucket{le=\"0.02\"} 1",
+            "seatbelt_neuron_tokens_total{kind=\"input\",model=\"m\"} 14",
+            "seatbelt_neuron_prefill_seconds_count{model=\"m\"} 1",
+            "seatbelt_neuron_prefill_seconds_bucket{le=\"0.01\",model=\"m\"} 0",
+            "seatbelt_neuron_prefill_seconds_bucket{le=\"0.02\",model=\"m\"} 1",
+            "seatbelt_neuron_batch_bucket{le=\"2.0\",model=\"m\"} 0",
+            "seatbelt_neuron_batch_bucket{le=\"4.0\",model=\"m\"} 1",
+            "seatbelt_neuron_first_token_seconds_count{model=\"m\"} 0",
             "seatbelt_neuron_active{model=\"a\\\"b\"} 2",
             "seatbelt_neuron_usage_pending 5",
             "# TYPE seatbelt_neuron_prefill_seconds histogram",

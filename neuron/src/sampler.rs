@@ -279,7 +279,10 @@ mod tests {
                 std::hint::black_box(sampler.choose(std::hint::black_box(&logits)));
                 started.elapsed()
             });
-            println!("{name}: {:?} a row of {VOCAB}, the best of {ROWS}", rows.min().unwrap_or_default());
+            println!(
+                "{name}: {:?} a row of {VOCAB}, the best of {ROWS}",
+                rows.min().unwrap_or_default()
+            );
         }
     }
 

@@ -189,7 +189,8 @@ impl Ticket {
         self.event.prefill_ms = times.prefill_ms;
         self.event.decode_ms = times.decode_ms;
         self.event.at_ms = unix_ms();
-        self.office.metrics.request(outcome, self.event.usage);
+        let model = self.event.model.as_ref();
+        (self.office.metrics).request(outcome, model, self.event.usage);
         self.office
             .outbox
             .end(self.begun, self.message_id(), self.event.encode())

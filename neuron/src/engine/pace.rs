@@ -79,6 +79,18 @@ impl Pace {
     }
 }
 
+/// How many of the tokens that are `left` to read come next, where at most so many may. Never one alone and
+/// never all but one, except of a prompt of one token: kernels that quantise go another way for one row than
+/// for several, and an answer is not to depend on how its prompt was cut.
+pub(super) fn cut(left: usize, most: usize) -> usize {
+    let tokens = left.min(most);
+    match left - tokens {
+        1 if tokens > 2 => tokens - 1,
+        1 => tokens + 1,
+        _ => tokens,
+    }
+}
+
 /// Tokens that take `budget` if each takes what one of the last piece took.
 fn fitting(last: Piece, budget: Duration) -> usize {
     let took = last.took.as_nanos().max(1);
@@ -168,6 +180,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn no_prompt_is_cut_so_that_one_token_stands_alone(prompt in 2usize..3_000, most in PIECE_MIN..=PREFILL_CHUNK_TOKENS) {
+            let mut left = prompt;
+            while left > 0 {
+                let tokens = cut(left, most);
+                prop_assert!((2..=PREFILL_CHUNK_TOKENS).contains(&tokens) && tokens <= left, "{tokens} of {left}");
+                left -= tokens;
+            }
+            prop_assert_eq!(cut(1, most), 1);
+        }
+
         #[test]
         fn every_piece_is_within_its_bounds(times in proptest::collection::vec((0usize..300, any::<u32>(), any::<u32>()), 0..40)) {
             let mut pace = Pace::default();

@@ -8,10 +8,10 @@ use seatbelt_schemas::usage::Outcome;
 use seatbelt_tokens::TextStream;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{EndReason, Ending, Event, Row, Voice, Waiting};
+use super::{EndReason, Ending, Event, Row, Voice, Waiting, pace::cut};
 use crate::{
     clock::{Clock, millis},
-    metrics::Metrics,
+    metrics::EngineMetrics,
     sampler::Sampler,
     stop::{Passed, StopWatch},
     usage::{Ticket, Times},
@@ -44,11 +44,19 @@ pub(super) struct Running {
     began: Instant,
     /// When its prompt was wholly read, and its first token chosen.
     pub(super) read_at: Option<Instant>,
+    /// When its last token was chosen.
+    last: Option<Instant>,
     clock: Clock,
+    metrics: EngineMetrics,
 }
 
 impl Running {
-    pub(super) fn new(waiting: Waiting, voice: &Voice, clock: Clock) -> Self {
+    pub(super) fn new(
+        waiting: Waiting,
+        voice: &Voice,
+        clock: Clock,
+        metrics: EngineMetrics,
+    ) -> Self {
         let Waiting { job, since, events } = waiting;
         let text = match job.continues {
             true => TextStream::after(voice.tokenizer.clone(), &job.prompt),
@@ -69,7 +77,9 @@ impl Running {
             since,
             began: clock.now(),
             read_at: None,
+            last: None,
             clock,
+            metrics,
         }
     }
 
@@ -83,9 +93,9 @@ impl Running {
         self.chosen.is_some()
     }
 
-    /// The next piece of the prompt, of at most `most` tokens.
+    /// The next piece of the prompt, of about `most` tokens.
     pub(super) fn next_piece(&self, most: usize) -> Range<usize> {
-        self.position..self.prompt.len().min(self.position + most)
+        self.position..self.position + cut(self.prompt.len() - self.position, most)
     }
 
     /// Its part in a step. While it still reads, it writes where its next piece overwrites.
@@ -103,7 +113,9 @@ impl Running {
         if self.position < self.prompt.len() {
             return Turn::On;
         }
-        self.read_at = Some(self.clock.now());
+        let now = self.clock.now();
+        self.read_at = Some(now);
+        self.metrics.first_token.took(now - self.since);
         self.choose(logits, eos)
     }
 
@@ -120,6 +132,10 @@ impl Running {
             ));
         };
         self.chosen = Some(token);
+        let now = self.clock.now();
+        if let Some(last) = self.last.replace(now) {
+            self.metrics.between_tokens.took(now - last);
+        }
         self.output += 1;
         self.ticket.wrote();
         if eos.contains(&token) {
@@ -164,7 +180,7 @@ impl Running {
     }
 
     /// Ends the ticket, then tells the caller.
-    pub(super) fn end(self, reason: EndReason, metrics: &Metrics) {
+    pub(super) fn end(self, reason: EndReason) {
         let now = self.clock.now();
         let read_at = self.read_at.unwrap_or(now);
         let times = Times {
@@ -172,9 +188,9 @@ impl Running {
             prefill_ms: millis(read_at - self.began),
             decode_ms: millis(now - read_at),
         };
-        metrics.queued(self.began - self.since);
+        self.metrics.queued.took(self.began - self.since);
         if self.read_at.is_some() {
-            metrics.prefill(read_at - self.began);
+            self.metrics.prefill.took(read_at - self.began);
         }
         let durable = self.ticket.end(outcome(&reason), times);
         let _ = self.events.send(Event::End(Ending {

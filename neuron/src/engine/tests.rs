@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use seatbelt_schemas::usage::UsageEvent;
+use seatbelt_schemas::{ids::ModelId, usage::UsageEvent};
 
 use super::*;
 use crate::{
@@ -98,7 +98,10 @@ impl Rig {
             reads: reads_tx,
         };
         let office = Office::new();
-        let metrics = Arc::clone(&office.office.metrics);
+        let metrics = office
+            .office
+            .metrics
+            .of_engine(&ModelId::new("tiny").unwrap());
         let engine = Engine::start(Box::new(decoder), voice(), queue, metrics).unwrap();
         Self {
             engine,

@@ -378,8 +378,12 @@ async fn models_health_and_metrics_are_told() {
     let text = neuron.get("/metrics").await.body;
     for line in [
         "seatbelt_neuron_requests_total{outcome=\"completed\"} 1",
-        "seatbelt_neuron_tokens_total{kind=\"input\"} 6",
-        "seatbelt_neuron_tokens_total{kind=\"output\"} 7",
+        "seatbelt_neuron_tokens_total{kind=\"input\",model=\"tiny\"} 6",
+        "seatbelt_neuron_tokens_total{kind=\"output\",model=\"tiny\"} 7",
+        "seatbelt_neuron_first_token_seconds_count{model=\"tiny\"} 1",
+        "seatbelt_neuron_between_tokens_seconds_count{model=\"tiny\"} 6",
+        "seatbelt_neuron_cache_tokens{model=\"tiny\"} 0",
+        "seatbelt_neuron_cache_tokens_max{model=\"tiny\"} 4096",
         "seatbelt_neuron_active{model=\"tiny\"} 0",
     ] {
         assert!(

@@ -82,7 +82,10 @@ impl Flow {
         let start = Instant::now();
         let clock = Clock::of(move || start + Duration::from_micros(now.load(Ordering::Acquire)));
         let office = Office::new();
-        let metrics = Arc::clone(&office.office.metrics);
+        let metrics = office
+            .office
+            .metrics
+            .of_engine(&ModelId::new("tiny").unwrap());
         let engine = Engine::start_at(clock, Box::new(decoder), voice(), slots, metrics).unwrap();
         Self {
             engine,
