@@ -1,15 +1,18 @@
 //! How much of a prompt is read between two steps of the answers under way.
 //!
 //! A piece is sized by time: it may take as long as one and a half steps, so that a prompt, however
-//! long, makes two tokens of an answer lie no further apart than three steps. What a piece takes is
-//! learned from the pieces before. Nothing is measured here: times come in, sizes go out.
+//! long, makes two tokens of an answer lie no further apart than three steps; but it has a few tokens
+//! however long they take. What a piece takes is learned from the pieces before. Nothing is measured here:
+//! times come in, sizes go out.
 
 use std::time::Duration;
 
 use crate::config::PREFILL_CHUNK_TOKENS;
 
-/// Fewest tokens of a piece, however long they take: a prompt has to end some time.
-const PIECE_MIN: usize = 2;
+/// Fewest tokens of a piece. With int4 weights on a CPU a piece of two takes nearly three times as long as a
+/// step of one answer, and one of eight hardly longer: 45, 53 and 16 ms. Smaller ones would hold the answer
+/// up as much, and the prompt four times as long.
+const PIECE_MIN: usize = 8;
 /// A piece may take so many halves of a step. Two steps would be the limit; the rest is for steps that
 /// take longer than those before.
 const HALF_STEPS: u32 = 3;
@@ -127,8 +130,12 @@ mod tests {
 
     #[test]
     fn pieces_beside_answers_take_at_most_two_steps() {
-        // A CPU: one more token costs half of a step. A GPU: it costs next to nothing.
-        for (step, fixed, each) in [(7_000, 4_000, 3_000), (4_000, 3_500, 10), (300, 100, 20)] {
+        // A CPU, where another token costs a tenth of a step; a GPU, where it costs next to nothing.
+        for (step, fixed, each) in [
+            (7_000, 4_000, 700),
+            (4_000, 3_500, 10),
+            (61_000, 42_000, 1_400),
+        ] {
             let mut pace = Pace::default();
             pace.stepped(us(step));
             let longest = longest(&mut pace, step, fixed, each, 2_000);
@@ -156,9 +163,11 @@ mod tests {
             pace.read(tokens, tokens, us(tokens as u64 * 50));
             sizes.push(tokens);
         }
-        assert_eq!(sizes, [2, 4, 8, 16, 30, 30]);
-        pace.read(30, 30, us(15_000));
-        assert_eq!(pace.piece(Beside::Answers), 3);
+        assert_eq!(sizes, [8, 16, 30, 30, 30, 30]);
+        pace.read(30, 30, us(5_000));
+        assert_eq!(pace.piece(Beside::Answers), 9);
+        pace.read(9, 9, us(15_000));
+        assert_eq!(pace.piece(Beside::Answers), PIECE_MIN, "however long");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::*;
 /// What a step takes, in microseconds; a piece of a prompt takes `FIXED` and `EACH` for every token.
 const STEP: u64 = 7_000;
 const FIXED: u64 = 4_000;
-const EACH: u64 = 3_000;
+const EACH: u64 = 500;
 
 /// Takes its time, on a clock of its own.
 struct Timed {
@@ -117,7 +117,7 @@ fn a_long_prompt_keeps_no_answer_waiting_for_more_than_three_steps() {
     let longest = longest.expect("there were many steps");
     assert!(longest <= 3 * STEP, "{longest} us between two tokens");
     let pieces: Vec<usize> = flow.pieces.try_iter().collect();
-    assert!(pieces.len() < 1_100, "{} pieces", pieces.len());
+    assert!(pieces.len() < 250, "{} pieces", pieces.len());
 }
 
 #[test]
