@@ -89,7 +89,7 @@ impl ChatTemplate {
         environment.add_function("strftime_now", builtins::strftime_now);
         environment.add_filter("tojson", builtins::tojson);
         environment
-            .add_template_owned(NAME, without_marks(&source))
+            .add_template_owned(NAME, without_marks(source))
             .map_err(|error| TemplateError::Broken(error.to_string()))?;
         Ok(Self {
             environment,
