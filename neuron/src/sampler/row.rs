@@ -151,7 +151,8 @@ fn exp(x: f32) -> f32 {
     let f = power - (rounded - ROUND);
     // Two to the power of what is left, within half of one, by Taylor's series.
     let tail = 0.009_618_129 + f * (0.001_333_355_8 + f * 0.000_154_035_3);
-    let part = 1.0 + f * (0.693_147_2 + f * (0.240_226_5 + f * (0.055_504_11 + f * tail)));
+    let part =
+        1.0 + f * (std::f32::consts::LN_2 + f * (0.240_226_5 + f * (0.055_504_11 + f * tail)));
     let whole = rounded.to_bits() << MANTISSA_BITS;
     if within {
         f32::from_bits(part.to_bits().wrapping_add(whole))
