@@ -2,7 +2,7 @@
 //!
 //! Every mistake is reported at once with its place and line; secrets are never quoted, a bad key
 //! is named by its index. Paths are relative to the file's folder. Nothing is opened or resolved
-//! here besides the file itself.
+//! here besides the file itself and the price books that it includes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +18,7 @@ use thiserror::Error;
 mod cuda;
 mod entitlements;
 mod gateway;
+mod include;
 mod ledger;
 mod nats;
 mod neuron;
@@ -95,6 +96,8 @@ struct Context<'a> {
     folder: &'a Path,
     /// The environment, for variables named in the file.
     environment: &'a BTreeMap<String, String>,
+    /// Whether secrets named in the file must be there.
+    with_secrets: bool,
 }
 
 impl Context<'_> {
@@ -128,13 +131,31 @@ impl Config {
             .filter(|(name, _)| name.starts_with("SEATBELT__NATS__"))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
-        read(text, &of_nats, |mut root| {
-            let context = Context {
-                folder,
-                environment,
-            };
+        let context = Context {
+            folder,
+            environment,
+            with_secrets: true,
+        };
+        read(text, &of_nats, None, |mut root| {
             Nats::read(root.section("nats"), &context)
         })
+    }
+
+    /// Reads `[[upstreams]]` of a file alone, without their secrets: who compares prices needs none.
+    pub fn load_upstreams(path: &Path) -> Result<Vec<UpstreamConfig>, ConfigError> {
+        let file = File::read(path)?;
+        let environment = environment();
+        let context = Context {
+            folder: file.folder(),
+            environment: &environment,
+            with_secrets: false,
+        };
+        read(
+            &file.text,
+            &environment,
+            Some(context.folder),
+            |mut root| upstreams::read(&mut root, &context),
+        )
     }
 
     /// Reads text, with `environment` laid over it; paths are relative to `folder`.
@@ -146,8 +167,11 @@ impl Config {
         let context = Context {
             folder,
             environment,
+            with_secrets: true,
         };
-        read(text, environment, |root| Self::read(root, &context))
+        read(text, environment, Some(folder), |root| {
+            Self::read(root, &context)
+        })
     }
 
     fn read(mut root: Section, context: &Context<'_>) -> Self {
@@ -242,10 +266,12 @@ fn environment() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Reads text with `environment` laid over it by `reader`, and tells all mistakes together.
+/// Reads text with `environment` laid over it by `reader`, and tells all mistakes together. What it includes
+/// is looked for in `folder`; without one nothing is.
 fn read<T>(
     text: &str,
     environment: &BTreeMap<String, String>,
+    folder: Option<&Path>,
     reader: impl FnOnce(Section) -> T,
 ) -> Result<T, ConfigError> {
     let mistakes = Mistakes::default();
@@ -253,6 +279,9 @@ fn read<T>(
     errors.extend(tree::override_from(&mut root, environment));
     for error in errors {
         mistakes.add(Mistake::new(error.place, &error.origin, error.problem));
+    }
+    if let Some(folder) = folder {
+        include::apply(&mut root, folder, &mistakes);
     }
     let read = reader(Section::root(root, &mistakes));
     match mistakes.take() {

@@ -1,5 +1,6 @@
 //! What a model costs, as it is written: USD per million tokens, and what comes on top.
 
+use seatbelt_pricing::StatedRates;
 use seatbelt_schemas::{
     amount::{
         FEE_MAX, MULTIPLIER_PPM_MAX, TOKENS_PER_REQUEST_MAX, parse_usd, parse_usd_per_million,
@@ -128,21 +129,15 @@ fn read_rates(part: &mut Section, writes_cost_more: bool) -> Option<Rates> {
     let cache_write = rate(part, "cache_write");
     let cache_write_long = rate(part, "cache_write_long");
     let reasoning = rate(part, "reasoning");
-    let flat = Rates::flat(input?, output?);
-    let twice = flat.input.saturating_mul(2);
-    let written = cache_write.unwrap_or(if writes_cost_more {
-        twice
-    } else {
-        flat.cache_write
-    });
-    let long = (writes_cost_more && written < twice).then_some(twice);
-    Some(Rates {
-        cached_input: cached_input.unwrap_or(flat.cached_input),
-        cache_write: written,
-        cache_write_long: cache_write_long.or(long),
-        reasoning: reasoning.unwrap_or(flat.reasoning),
-        ..flat
-    })
+    let stated = StatedRates {
+        input: input?,
+        cached_input,
+        cache_write,
+        cache_write_long,
+        output: output?,
+        reasoning,
+    };
+    Some(stated.complete(writes_cost_more))
 }
 
 /// USD for one of something to nano-USD.

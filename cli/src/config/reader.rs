@@ -21,6 +21,8 @@ const QUOTE_CHARS_MAX: usize = 60;
 pub struct Mistake {
     /// Such as `entitlements.keys[2].hard_cap`.
     pub place: String,
+    /// The included file that it is in; none where it is in the configuration itself.
+    pub file: Option<String>,
     /// Line of the file, where it has one.
     pub line: Option<usize>,
     /// Variable of the environment, where it came from there.
@@ -31,13 +33,15 @@ pub struct Mistake {
 
 impl Mistake {
     pub(crate) fn new(place: impl Into<String>, origin: &Origin, problem: String) -> Self {
-        let (line, variable) = match origin {
-            Origin::Line(line) => (Some(*line), None),
-            Origin::Environment(name) => (None, Some(name.clone())),
-            Origin::Absent => (None, None),
+        let (file, line, variable) = match origin {
+            Origin::Line(line) => (None, Some(*line), None),
+            Origin::Included(file, line) => (Some(file.to_string()), Some(*line), None),
+            Origin::Environment(name) => (None, None, Some(name.clone())),
+            Origin::Absent => (None, None, None),
         };
         Self {
             place: place.into(),
+            file,
             line,
             variable,
             problem,
@@ -48,10 +52,11 @@ impl Mistake {
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.place)?;
-        match (&self.line, &self.variable) {
-            (Some(line), _) => write!(f, " (line {line})")?,
-            (None, Some(name)) => write!(f, " (from {name})")?,
-            (None, None) => {}
+        match (&self.file, &self.line, &self.variable) {
+            (Some(file), Some(line), _) => write!(f, " ({file} line {line})")?,
+            (_, Some(line), _) => write!(f, " (line {line})")?,
+            (_, None, Some(name)) => write!(f, " (from {name})")?,
+            (_, None, None) => {}
         }
         write!(f, ": {}", self.problem)
     }
@@ -66,10 +71,14 @@ impl Mistakes {
         self.0.borrow_mut().push(mistake);
     }
 
-    /// All of them, in the order of the file.
+    /// All of them, in the order of the file, and then of those that it includes.
     pub(crate) fn take(&self) -> Vec<Mistake> {
         let mut all = self.0.take();
-        all.sort_by_key(|mistake| (mistake.line.unwrap_or(usize::MAX), mistake.place.clone()));
+        let key = |mistake: &Mistake| {
+            let line = mistake.line.unwrap_or(usize::MAX);
+            (mistake.file.clone(), line, mistake.place.clone())
+        };
+        all.sort_by_key(key);
         all
     }
 }

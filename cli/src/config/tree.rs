@@ -5,7 +5,7 @@
 //! `SEATBELT__ENTITLEMENTS__KEYS__0__HARD_CAP` (an existing element, or the next one to append).
 //! What a value means is not known here.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, rc::Rc};
 
 use toml::de::{DeTable, DeValue};
 
@@ -19,10 +19,32 @@ const ENV_DEPTH_MAX: usize = 8;
 pub(crate) enum Origin {
     /// A line of the file, from 1.
     Line(usize),
+    /// A line of a file that it includes.
+    Included(Rc<str>, usize),
     /// A variable of the environment.
     Environment(String),
     /// Nowhere: it is absent.
     Absent,
+}
+
+impl Origin {
+    /// A line becomes one of the included file.
+    pub(crate) fn include(&mut self, file: &Rc<str>) {
+        if let Self::Line(line) = self {
+            *self = Self::Included(Rc::clone(file), *line);
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(line) => write!(f, "line {line}"),
+            Self::Included(file, line) => write!(f, "{file} line {line}"),
+            Self::Environment(name) => f.write_str(name),
+            Self::Absent => f.write_str("no place"),
+        }
+    }
 }
 
 /// A value.

@@ -49,6 +49,7 @@ fn read_upstream(
     let api_key = section.text_with("api_key_env", |variable| {
         match context.environment.get(variable) {
             Some(key) if !key.is_empty() => Ok(SecretString::from(key.as_str())),
+            _ if !context.with_secrets => Ok(SecretString::from("")),
             _ => Err(format!(
                 "names {variable:?}, which is not set: export it, or leave this out"
             )),
@@ -225,7 +226,7 @@ fn read_model(
 }
 
 /// `[[upstreams.models.class]]`: one of `service_tier`, `speed` and `inference_geo`, and what it costs then.
-fn read_class(
+pub(super) fn read_class(
     mut section: Section,
     of: Option<&Price>,
     writes_cost_more: bool,
