@@ -13,5 +13,6 @@ pub mod logging;
 pub mod login;
 pub mod nats;
 pub mod nats_server;
+pub mod prices;
 pub mod roles;
 pub mod signals;

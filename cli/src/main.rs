@@ -10,6 +10,7 @@ use seatbelt_cli::{
     ledger::{self, LedgerArgs},
     logging::{self, LogFormat},
     nats::{self, NatsArgs},
+    prices::{self, PricesArgs},
     roles::{self, Ready, Role},
     signals,
 };
@@ -44,6 +45,8 @@ enum Command {
     Ledger(LedgerArgs),
     /// What the operator of an outside NATS needs for a ledger.
     Nats(NatsArgs),
+    /// Price books out of public price lists; never applied by themselves.
+    Prices(PricesArgs),
 }
 
 #[derive(Args)]
@@ -73,6 +76,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Neuron(configured) => (Role::Neuron, configured),
         Command::Ledger(args) => return ledger::run(args).await.map_err(Into::into),
         Command::Nats(args) => return nats::run(args).await.map_err(Into::into),
+        Command::Prices(args) => return prices::run(args).map_err(Into::into),
         Command::Audit(args) => return audit::run(args).await.map_err(Into::into),
     };
     let config = Config::load(&configured.config)?;
