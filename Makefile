@@ -48,6 +48,7 @@ nightly: setup model ## the long simulations (100,000 runs of writers, 50,000 of
 	cargo test --locked -p seatbelt-neuron --test neuron -- --ignored real_model
 	SEATBELT_SIM_RUNS=100000 cargo test --locked -p seatbelt-ledger --test simulation
 	SEATBELT_SIM_RUNS=50000 cargo test --locked -p seatbelt-projector --test processes
+	$(PYTHON) scripts/prices.py --check
 	SEATBELT_FUZZ_BODIES=1000000 cargo test --locked -p seatbelt-dialects -p seatbelt-gateway --lib
 
 mutants: ## take each cure of scripts/mutants.toml out: the simulations must find it (hours)

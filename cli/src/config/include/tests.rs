@@ -1,5 +1,7 @@
 //! Price books, as they are included: what a model takes over, and what every mistake is told with.
 
+use std::path::PathBuf;
+
 use tempfile::TempDir;
 
 use super::super::{Config, ConfigError};
@@ -173,4 +175,38 @@ price = { input = "1", output = "1" }
         assert!(found.starts_with(expected), "{found}\n{expected}");
     }
     assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn the_books_that_are_shipped_price_their_models_at_every_kind_of_upstream() {
+    let books = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../prices");
+    let mut models = 0;
+    for (provider, kind) in [
+        ("openai", "openai"),
+        ("anthropic", "anthropic"),
+        ("google", "openai"),
+        ("mistral", "openai"),
+        ("deepseek", "openai"),
+        ("x-ai", "openai"),
+    ] {
+        let text = std::fs::read_to_string(books.join(format!("{provider}.toml"))).unwrap();
+        let names = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("model = "));
+        let listed = names.map(|name| {
+            format!("{{ id = {name}, context = 9, output = 5, price = {provider:?} }}")
+        });
+        let listed: Vec<_> = listed.collect();
+        let text = configured(&format!("[\"{provider}.toml\"]"), &listed.join(", "));
+        let text = text.replace("kind = \"openai\"", &format!("kind = {kind:?}"));
+        let config = Config::from_text(&text, &BTreeMap::new(), &books).unwrap();
+        let upstream = &config.upstreams[0];
+        assert_eq!(upstream.models.len(), listed.len());
+        assert!(
+            upstream.models.iter().all(|model| model.price.is_some()),
+            "{provider}"
+        );
+        models += listed.len();
+    }
+    assert!(models >= 55, "{models} models are shipped");
 }
