@@ -67,6 +67,7 @@ gpu-proof: build model ## on a machine with an NVIDIA GPU: prove the neuron ther
 bench: setup ## measure; prints one table
 	cargo build --release --locked -p seatbelt-cli -p seatbelt-tests --bins
 	$(CARGO_TARGET_DIR)/release/seatbelt-bench
+	cargo test --release --locked --quiet -p seatbelt-schemas --test codec -- --ignored --nocapture
 
 lint: ## formatting, clippy and documentation, all without warnings
 	cargo fmt --all --check

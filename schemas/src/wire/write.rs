@@ -1,4 +1,4 @@
-//! MessagePack straight into a buffer: what rmp-serde writes with named fields, several times faster.
+//! MessagePack straight into a buffer: what rmp-serde writes with named fields, three times as fast (ADR 0042).
 //!
 //! Every decision is encoded once when it is taken and once more when it is audited. What this writer
 //! takes, it writes to the same bytes as rmp-serde; the rest it turns down ([`NotPlain`]), and
