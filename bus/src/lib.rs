@@ -51,9 +51,3 @@ pub use settings::Settings;
 pub use store_look::{Look, StoreLook, Stored, Writes};
 pub use stream::ProvisionError;
 pub use usage::{NatsUsageEvents, follow_usage, usage_end};
-
-/// An error with its causes, in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use seatbelt_schemas::{
+    chain::in_one_line,
     ids::LedgerId,
     names::Names,
     position::Partitions,
@@ -135,7 +136,7 @@ pub async fn provision(nats: &Nats, names: &Names, layout: Layout) -> Result<Met
             Err(GenesisError::Provision(ProvisionError::Unreachable { stream, source }))
                 if Instant::now() < until =>
             {
-                let error = crate::describe(&*source);
+                let error = in_one_line(&*source);
                 debug!(stream, error, "the server is not ready to keep it yet");
                 sleep(READY_PAUSE).await;
             }

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use seatbelt_schemas::chain::in_one_line;
 use seatbelt_schemas::names::Names;
 use tokio::time::timeout;
 use tracing::error;
@@ -17,7 +18,6 @@ use super::{
     settings::Settings,
     stream::info,
 };
-use crate::describe;
 
 /// How long each question may take.
 const ASK_MAX: Duration = Duration::from_secs(2);
@@ -58,11 +58,11 @@ impl Vitals {
             Ok(Ok(found)) => format!("names ledger {} and not {}", found.ledger, self.meta.ledger),
             Ok(Err(GenesisError::Missing { .. })) => "is gone".to_owned(),
             Ok(Err(error @ GenesisError::Unreadable { .. })) => {
-                format!("cannot be read ({})", describe(&error))
+                format!("cannot be read ({})", in_one_line(&error))
             }
             // the server answers about the bucket and not what is in it
             Ok(Err(GenesisError::Store(error))) if self.is_there(&format!("KV_{bucket}")).await => {
-                format!("cannot be read ({})", describe(&error))
+                format!("cannot be read ({})", in_one_line(&error))
             }
             Ok(Err(_)) | Err(_) => return None,
         };
@@ -89,7 +89,7 @@ impl Vitals {
                 );
                 return None;
             }
-            Ok(Err(error)) => describe(&error),
+            Ok(Err(error)) => in_one_line(&error),
             Err(_) => "no answer in time".to_owned(),
         };
         Some(format!(

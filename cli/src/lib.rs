@@ -5,7 +5,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod audit;
-mod chain;
 pub mod config;
 pub mod declared;
 pub mod ledger;

@@ -276,9 +276,3 @@ impl Ledger for LedgerHost {
         })
     }
 }
-
-/// An error with all its causes, in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}

@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
-use seatbelt_schemas::{position::Partition, wire};
+use seatbelt_schemas::{chain::in_one_line, position::Partition, wire};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
@@ -25,10 +25,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{debug, info, warn};
 
-use crate::{
-    host::describe,
-    store::{Kept, Revision, StoreError, WriteError},
-};
+use crate::store::{Kept, Revision, StoreError, WriteError};
 
 /// A lease not renewed for so long may be taken.
 pub const LEASE_TTL: Duration = Duration::from_millis(1200);
@@ -367,7 +364,7 @@ async fn keep_watching(store: Arc<dyn LeaseStore>, sender: Arc<watch::Sender<Tab
                     sender.send_modify(|table| note(table, &change));
                 }
                 Ok(Some(Err(error))) => {
-                    warn!(error = describe(&error), "leases cannot be watched");
+                    warn!(error = in_one_line(&error), "leases cannot be watched");
                     pause = (pause * 2).min(WATCH_PAUSE_MAX);
                     break;
                 }

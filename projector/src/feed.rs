@@ -20,6 +20,7 @@ use seatbelt_ledger::{
     partition::Head,
 };
 use seatbelt_schemas::{
+    chain::in_one_line,
     event::StoredEvent,
     ids::LedgerId,
     names::Names,
@@ -39,7 +40,7 @@ use self::{
 use crate::{
     Health,
     chain::{self, Halt, Tail},
-    follow::{Patience, Stop, pause, with_sources},
+    follow::{Patience, Stop, pause},
     health::Component,
     store::{FeedSequence, Revision, SnapshotStore, StoreError, WriteError},
 };
@@ -172,8 +173,8 @@ impl<J: Journal> Feed<J> {
                     warn!(%partition, %published.position, "the feed lost messages: publishing them again");
                     self.rewind(published);
                 }
-                Err(Trouble::Store(error)) => {
-                    let (partition, error) = (self.tail.partition(), with_sources(&error));
+                Err(NotFed::Store(error)) => {
+                    let (partition, error) = (self.tail.partition(), in_one_line(&error));
                     self.health.waits(partition, Component::Feed, error.clone());
                     warn!(%partition, error, "feed waits for its store");
                     self.patience.pause(stop).await;

@@ -1,11 +1,7 @@
 //! What all projections share while they follow the journal: why they stop, how long they pause
 //! before they try again, and how an error is told with its causes.
 
-use std::{
-    error::Error,
-    fmt::Write,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -102,18 +98,6 @@ pub(crate) async fn pause(stop: &CancellationToken) {
         () = stop.cancelled() => {}
         () = tokio::time::sleep(RETRY_PAUSE) => {}
     }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn with_sources(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        // writing to a String cannot fail
-        let _ = write!(line, ": {source}");
-        next = source.source();
-    }
-    line
 }
 
 /// Unix time in ms.

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::join;
 use seatbelt_ledger::journal::Journal;
-use seatbelt_schemas::{names::Names, position::Partition};
+use seatbelt_schemas::{chain::in_one_line, names::Names, position::Partition};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -17,7 +17,7 @@ use crate::{
     Health, Opening, Pace,
     chain::Halt,
     feed::{Feed, writer::FeedWriter},
-    follow::{Complaint, Stop, pause, with_sources},
+    follow::{Complaint, Stop, pause},
     seat::{self, Asks, SEAT_PATIENCE, Seat},
     snapshots::Snapshots,
     store::SnapshotStore,
@@ -73,7 +73,7 @@ impl Shared {
                     pause(&stop).await;
                 }
                 Err(Stop::Halted(halt)) => {
-                    let reason = with_sources(&halt);
+                    let reason = in_one_line(&halt);
                     self.health.halted(partition, &reason);
                     let sequence = halt.sequence();
                     if halts.met(halt, begun.elapsed()) {

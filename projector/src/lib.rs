@@ -27,7 +27,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use seatbelt_ledger::journal::Journal;
-use seatbelt_schemas::{names::Names, position::Partition};
+use seatbelt_schemas::{chain::in_one_line, names::Names, position::Partition};
 use thiserror::Error;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -36,7 +36,6 @@ use tracing::error;
 pub use self::{chain::Halt, health::Health, reader::SnapshotReader};
 use self::{
     feed::writer::FeedWriter,
-    follow::with_sources,
     keep::Shared,
     seat::SEAT_PATIENCE,
     snapshots::MARK_EVERY,
@@ -210,7 +209,7 @@ async fn project_all<J: Journal>(
             Ok(Ok(())) => {}
             Ok(Err(halt)) => halts.push(halt),
             Err(join) => {
-                error!(error = with_sources(&join), "a projection crashed");
+                error!(error = in_one_line(&join), "a projection crashed");
                 shutdown.cancel();
                 crash = Some(join);
             }

@@ -21,6 +21,7 @@ use seatbelt_ledger::{
     snapshot::{AccountSnapshot, PartitionRecord},
 };
 use seatbelt_schemas::{
+    chain::in_one_line,
     event::{Report, Timings, UsageSource},
     ids::{Actor, CommandId, ReservationId},
     names::Names,
@@ -34,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    follow::{Patience, now_ms, with_sources},
+    follow::{Patience, now_ms},
     store::{Revision, SnapshotStore, StoreError, UsageStore, WriteError},
 };
 
@@ -82,7 +83,7 @@ pub async fn reconcile(parts: Reconcile, shutdown: CancellationToken) {
     let kept = loop {
         match parts.kept().await {
             Ok(kept) => break kept,
-            Err(error) => warn!(error = with_sources(&error), "reconciling waits"),
+            Err(error) => warn!(error = in_one_line(&error), "reconciling waits"),
         }
         patience.pause(&shutdown).await;
         if shutdown.is_cancelled() {
@@ -218,7 +219,7 @@ impl Running<'_> {
                 self.lanes.take_in(sequence, work, Instant::now());
             }
             Some(Err(error)) => {
-                warn!(error = with_sources(&error), "reconciling waits");
+                warn!(error = in_one_line(&error), "reconciling waits");
                 self.read_again();
             }
             None => self.read_again(),
@@ -235,7 +236,7 @@ impl Running<'_> {
             Done::Attempt(lane, Ok(())) => self.lanes.done(lane),
             Done::Attempt(lane, Err(failure)) => {
                 // told ever less often while it lasts: the pauses grow
-                let error = with_sources(&*failure);
+                let error = in_one_line(&*failure);
                 warn!(partition = lane, error, "usage events of a partition wait");
                 self.lanes.failed(lane, Instant::now());
             }
@@ -259,7 +260,7 @@ impl Running<'_> {
         self.marks.next_at = Instant::now() + MARK_EVERY;
         match kept {
             Ok(kept) => self.marks.kept = kept,
-            Err(error) => debug!(error = with_sources(&error), "the mark was not kept"),
+            Err(error) => debug!(error = in_one_line(&error), "the mark was not kept"),
         }
     }
 
@@ -389,7 +390,7 @@ impl Reconcile {
         match self.snapshots.read(key).await {
             Ok(kept) => kept.value,
             Err(error) => {
-                debug!(key, error = with_sources(&error), "asking the ledger");
+                debug!(key, error = in_one_line(&error), "asking the ledger");
                 None
             }
         }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use seatbelt_ledger::snapshot::{History, PartitionRecord, RECORD_VERSION};
-use seatbelt_schemas::{names::Names, position::Partition};
+use seatbelt_schemas::{chain::in_one_line, names::Names, position::Partition};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use crate::{
     Health,
     chain::Tail,
-    follow::{Complaint, pause, with_sources},
+    follow::{Complaint, pause},
     snapshots::RECORD_REFRESH_EVERY,
     store::{Revision, SnapshotStore, StoreError, WriteError},
 };
@@ -62,10 +62,10 @@ pub(crate) async fn take(
             Ok(None) => health.lets_go(partition),
             Err(error) => {
                 if !health.is_halted(partition) {
-                    health.both_wait(partition, &with_sources(&error));
+                    health.both_wait(partition, &in_one_line(&error));
                 }
                 if complaint.is_due(Instant::now()) {
-                    warn!(%partition, error = with_sources(&error), "projector waits");
+                    warn!(%partition, error = in_one_line(&error), "projector waits");
                 }
             }
         }

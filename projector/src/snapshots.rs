@@ -33,6 +33,7 @@ use seatbelt_ledger::{
     },
 };
 use seatbelt_schemas::{
+    chain::in_one_line,
     commit::Commit,
     event::{Event, EventBody},
     ids::AccountId,
@@ -47,7 +48,7 @@ use self::sweep::Sweep;
 use crate::{
     Health,
     chain::{self, Halt, Tail},
-    follow::{Complaint, Stop, now_ms, pause, with_sources},
+    follow::{Complaint, Stop, now_ms, pause},
     health::Component,
     seat::{Seat, first},
     store::{Revision, SnapshotStore, StoreError, WriteError},
@@ -229,9 +230,9 @@ impl<J: Journal> Snapshots<J> {
                     self.leave().await?;
                     return Err(halted);
                 }
-                Err(Trouble::Directory(reason)) => self.start_again(&reason),
-                Err(Trouble::Store(error)) => {
-                    let (partition, error) = (self.tail.partition(), with_sources(&error));
+                Err(NotKept::Directory(reason)) => self.start_again(&reason),
+                Err(NotKept::Store(error)) => {
+                    let (partition, error) = (self.tail.partition(), in_one_line(&error));
                     if complaint.is_due(Instant::now()) {
                         warn!(%partition, error, "snapshots wait");
                     }
@@ -377,7 +378,7 @@ impl<J: Journal> Snapshots<J> {
         self.recorded != self.tail.sequence
     }
 
-    fn unreachable(&self, source: Box<dyn std::error::Error + Send + Sync>) -> Trouble {
+    fn unreachable(&self, source: Box<dyn std::error::Error + Send + Sync>) -> NotKept {
         let (partition, at) = (self.tail.partition(), self.tail.sequence);
         Trouble::Store(StoreError {
             action: format!("follow the journal of partition {partition} after sequence {at}"),

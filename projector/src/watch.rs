@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use seatbelt_ledger::snapshot::PartitionRecord;
 use seatbelt_schemas::{
+    chain::in_one_line,
     names::Names,
     position::{Partition, Partitions, Position},
     wire,
@@ -16,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Health,
     feed::FeedMark,
-    follow::with_sources,
     health::Component,
     store::{Revision, SnapshotStore, StoreError},
 };
@@ -78,7 +78,7 @@ impl Seen {
                     }
                 }
             }
-            Err(error) => health.both_wait(partition, &with_sources(&error)),
+            Err(error) => health.both_wait(partition, &in_one_line(&error)),
         }
     }
 

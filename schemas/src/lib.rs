@@ -9,6 +9,7 @@
 pub mod amount;
 pub mod budget;
 pub mod cap;
+pub mod chain;
 pub mod claim;
 pub mod command;
 pub mod commit;

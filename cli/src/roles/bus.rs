@@ -17,6 +17,7 @@ use seatbelt_bus::{
     vital::Vitals,
 };
 use seatbelt_ledger::nats::{self, Known, OpenError, Witnesses};
+use seatbelt_schemas::chain::in_one_line;
 use seatbelt_schemas::{
     ids::LedgerId,
     names::Names,
@@ -29,7 +30,6 @@ use tracing::{error, info, warn};
 
 use crate::{
     audit::{AuditError, checkpoint::Checkpoint},
-    chain::in_one_line,
     config::{self, Config, Durability},
     login::{DialError, Dialler},
     nats_server::{LedgerOf, NatsServer, NatsServerError, NatsServerOptions, find_nats_server},

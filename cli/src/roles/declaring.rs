@@ -10,6 +10,7 @@ use std::{
 use seatbelt_bus::ServerTime;
 use seatbelt_gateway::Clock;
 use seatbelt_ledger::{api::Ledger, cluster::ClusterLedger};
+use seatbelt_schemas::chain::in_one_line;
 use seatbelt_schemas::position::{Partition, Partitions};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,6 @@ use tracing::{error, info, warn};
 
 use super::{Bus, RoleError, parts::Running};
 use crate::{
-    chain::in_one_line,
     config::Config,
     declared::{self, DeclareError},
 };

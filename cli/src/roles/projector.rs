@@ -13,7 +13,7 @@ use seatbelt_schemas::position::Partition;
 use tokio_util::sync::CancellationToken;
 
 use super::{Bus, BusError, RoleError, parts::Running};
-use crate::chain::in_one_line;
+use seatbelt_schemas::chain::in_one_line;
 
 /// Starts the projector, which tells there how each partition gets on.
 pub(super) async fn start(

@@ -4,6 +4,7 @@ use std::future::Future;
 
 use axum::http::header;
 use bytes::Bytes;
+use seatbelt_schemas::chain::in_one_line;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -51,8 +52,8 @@ impl Job {
                     .stage(Stage::UpstreamFirstByte, self.began.elapsed());
                 Ok(answer)
             }
-            Err(error) if error.is_connect() => Err(Stop::Unreachable(chain(&error))),
-            Err(error) => Err(Stop::Broke(chain(&error))),
+            Err(error) if error.is_connect() => Err(Stop::Unreachable(in_one_line(&error))),
+            Err(error) => Err(Stop::Broke(in_one_line(&error))),
         }
     }
 
@@ -88,7 +89,7 @@ impl Limits {
         gone: impl Future<Output = ()>,
     ) -> Result<Option<Bytes>, Stop> {
         let chunk = self.unless_stopped(answer.chunk(), gone).await?;
-        chunk.map_err(|error| Stop::Broke(chain(&error)))
+        chunk.map_err(|error| Stop::Broke(in_one_line(&error)))
     }
 }
 
@@ -111,18 +112,6 @@ fn is_event_stream(answer: &reqwest::Response) -> bool {
                 .to_ascii_lowercase()
                 .starts_with("text/event-stream")
         })
-}
-
-/// An error with its causes. Addresses of upstreams are for the log alone.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -4,13 +4,12 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::FutureExt;
+use seatbelt_schemas::chain::in_one_line;
 use seatbelt_schemas::ids::AccountId;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use super::{
-    clock::HostClock, describe, handle::Waiting, skew::Look, task::Task, timepiece::Looked,
-};
+use super::{clock::HostClock, handle::Waiting, skew::Look, task::Task, timepiece::Looked};
 use crate::{
     journal::{Journal, Sequence},
     lookup,
@@ -143,7 +142,7 @@ pub(super) async fn look<J: Journal>(source: Source<J>, clock: HostClock) -> Loo
         }),
         Ok(None) => Looked::NoClock,
         Err(failure) => {
-            let failure = describe(&failure);
+            let failure = in_one_line(&failure);
             warn!(partition = %source.partition, failure, "the server's clock cannot be looked at");
             Looked::Failed
         }
@@ -180,15 +179,15 @@ async fn fetched<J: Journal>(
                 .load(account, &base)
                 .await
                 .map(|loaded| Fetched::Account(account.clone(), loaded))
-                .map_err(|error| describe(&error)),
+                .map_err(|error| in_one_line(&error)),
             Fetch::Command(id) => lookup::trace_past(&*source.journal, *id, end, base.skipped())
                 .await
                 .map(Fetched::Command)
-                .map_err(|error| describe(&error)),
+                .map_err(|error| in_one_line(&error)),
             Fetch::Above(unread) => read_above(&source, &base, *unread).await,
             Fetch::End => {
                 let end = source.journal.end().await;
-                end.map(Fetched::End).map_err(|error| describe(&error))
+                end.map(Fetched::End).map_err(|error| in_one_line(&error))
             }
         };
         match tried {
@@ -218,8 +217,8 @@ pub(super) async fn opened<J: Journal>(
                 info!(%partition, accounts = accounts.len(), "deadlines are watched");
                 return Brought::Open(accounts);
             }
-            Ok(Err(failure)) => describe(&failure),
-            Err(failure) => describe(&failure),
+            Ok(Err(failure)) => in_one_line(&failure),
+            Err(failure) => in_one_line(&failure),
         };
         warn!(%partition, failure, "deadlines cannot all be watched yet");
         clock.sleep(FETCH_PAUSE).await;
@@ -236,7 +235,7 @@ async fn read_above<J: Journal>(
     let reading = async move { lookup::above(&*journal, unread, HOT_MAX, base.skipped()).await };
     match AbortOnDropHandle::new(tokio::spawn(reading)).await {
         Ok(Ok(read)) => Ok(Fetched::Above(unread, Box::new(read))),
-        Ok(Err(failure)) => Err(describe(&failure)),
-        Err(failure) => Err(describe(&failure)),
+        Ok(Err(failure)) => Err(in_one_line(&failure)),
+        Err(failure) => Err(in_one_line(&failure)),
     }
 }

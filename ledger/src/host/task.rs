@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use seatbelt_schemas::chain::in_one_line;
 use seatbelt_schemas::command::CommandError;
 use tokio::{
     sync::{mpsc, watch},
@@ -16,7 +17,6 @@ use super::{
     PartitionStatus,
     appending::{Ended, RETRY_FIRST, RETRY_LONGEST, append},
     clock::HostClock,
-    describe,
     fetching::{Brought, look, opened},
     handle::{Handed, Message, Waiting},
     timepiece::{Looked, Timepiece},
@@ -69,7 +69,7 @@ impl<J: Journal> Task<J> {
                 Ok(End::Shutdown) => break self.stopped("it was told to stop".to_owned()),
                 Ok(End::StepDown(reason)) => reason,
                 Err(failure) => {
-                    let reason = describe(&failure);
+                    let reason = in_one_line(&failure);
                     error!(%partition, reason, "partition stopped");
                     break self.stopped(reason);
                 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{FutureExt, future::BoxFuture};
 use seatbelt_bus::{Bucket, Nats, ProvisionError, snapshot_bucket};
-use seatbelt_schemas::{names::Names, position::Partition};
+use seatbelt_schemas::{chain::in_one_line, names::Names, position::Partition};
 
 use super::{Known, LeaseBucket, NatsJournal, OpenError, Witnesses};
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
         ClusterLedger, Part,
         ground::{Ground, Met, Unopened},
     },
-    host::{HostConfig, bounds::Bounds, describe},
+    host::{HostConfig, bounds::Bounds},
     lease::Leases,
     store::SnapshotStore,
 };
@@ -74,8 +74,8 @@ impl NatsGround {
 
 fn unopened(error: &OpenError) -> Unopened {
     match error.passes() {
-        true => Unopened::Unanswered(describe(error)),
-        false => Unopened::Doubted(describe(error)),
+        true => Unopened::Unanswered(in_one_line(error)),
+        false => Unopened::Doubted(in_one_line(error)),
     }
 }
 

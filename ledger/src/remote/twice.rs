@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use seatbelt_schemas::{
+    chain::in_one_line,
     command::{Ack, CommandError, Resolution, Settle},
     wire,
 };
@@ -60,8 +61,7 @@ pub(super) async fn settle(inner: &Arc<Inner>, command: Settle) -> Answer<Taken>
         .names
         .ledger_subject(inner.partition, Verb::Settle.name());
     let letters = inner.post.correspond(subject).await;
-    let letters =
-        letters.map_err(|error| CommandError::unavailable(crate::host::describe(&error)))?;
+    let letters = letters.map_err(|error| CommandError::unavailable(in_one_line(&error)))?;
     let mut call = Call {
         inner: Arc::clone(inner),
         letters,

@@ -17,15 +17,12 @@ use seatbelt_ledger::{
     journal::Journal,
     snapshot::{AccountSnapshot, Found, Unusable, pieces},
 };
-use seatbelt_schemas::{ids::AccountId, names::Names, position::Position};
+use seatbelt_schemas::{chain::in_one_line, ids::AccountId, names::Names, position::Position};
 use tokio::time::Instant;
 use tracing::{debug, error, info};
 
-use super::{Folded, Listed, SNAPSHOTS_IN_FLIGHT_MAX, Snapshots, Trouble, fold::Fold};
-use crate::{
-    follow::{Stop, with_sources},
-    store::Revision,
-};
+use super::{Folded, Listed, NotKept, SNAPSHOTS_IN_FLIGHT_MAX, Snapshots, fold::Fold};
+use crate::{follow::Stop, store::Revision};
 
 /// Accounts looked at in one step.
 const LOOKED_AT_MAX: usize = 512;
@@ -109,14 +106,14 @@ impl<J: Journal> Snapshots<J> {
             }
             Err(Trouble::Store(error)) => {
                 debug!(
-                    error = with_sources(&error),
+                    error = in_one_line(&error),
                     "snapshots are looked through later"
                 );
                 Ok(())
             }
             Err(Trouble::Stop(Stop::Halted(halt))) => {
                 let partition = self.tail.partition();
-                error!(%partition, error = with_sources(&halt), "lost snapshots cannot be folded again from the journal");
+                error!(%partition, error = in_one_line(&halt), "lost snapshots cannot be folded again from the journal");
                 self.sweep = Sweep::Rests(Instant::now() + REST_MAX);
                 Ok(())
             }

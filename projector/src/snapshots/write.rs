@@ -1,6 +1,7 @@
 //! What the projection writes: accounts that changed, the directory, and the record that vouches for them.
 
 use super::*;
+use seatbelt_schemas::chain::in_one_line;
 
 impl<J: Journal> Snapshots<J> {
     /// Writes what changed, then vouches for it.
@@ -119,7 +120,7 @@ impl<J: Journal> Snapshots<J> {
             Err(Trouble::Stop(Stop::Halted(halt))) => Err(Stop::Halted(halt)),
             Err(Trouble::Store(error)) => {
                 let partition = self.tail.partition();
-                warn!(%partition, error = with_sources(&error), "the last snapshots were not written: the next start does it");
+                warn!(%partition, error = in_one_line(&error), "the last snapshots were not written: the next start does it");
                 Ok(())
             }
             Err(Trouble::Directory(reason)) => {

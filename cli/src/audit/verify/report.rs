@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use seatbelt_ledger::{audit::VerifyError, journal::Sequence, nats::Doubt, partition::ChainError};
 use seatbelt_schemas::{
+    chain::in_one_line,
     event::Genesis,
     ids::LedgerId,
     position::{Partition, Position},
@@ -73,7 +74,7 @@ pub(super) fn missing(gap: &AuditError) -> Failure {
     Failure {
         sequence,
         position: None,
-        error: with_sources(gap),
+        error: in_one_line(gap),
     }
 }
 
@@ -130,7 +131,7 @@ pub(super) fn failure(error: &VerifyError) -> Failure {
     Failure {
         sequence: Some(sequence.0),
         position: position.map(|position| position.0),
-        error: with_sources(error),
+        error: in_one_line(error),
     }
 }
 
@@ -142,16 +143,6 @@ fn position_of(error: &ChainError) -> Position {
         | ChainError::Skips { at, .. }
         | ChainError::Backwards { at, .. } => *at,
     }
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
 }
 
 /// What holds between partitions: all of them are there, and of one ledger.
@@ -180,7 +171,7 @@ pub(super) fn report(
         ledger: genesis.map(|genesis| genesis.ledger.to_string()),
         commits: findings.iter().map(|finding| finding.commits).sum(),
         events: findings.iter().map(|finding| finding.events).sum(),
-        error: error.map(|error| with_sources(error)),
+        error: error.map(|error| in_one_line(error)),
         partitions: findings,
     }
 }
