@@ -118,7 +118,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct SourceArgs {
     #[command(flatten)]
-    place: Place,
+    place: AuditedLedger,
     /// Name prefix of the ledger's streams, with --nats
     #[arg(long, default_value = PREFIX_DEFAULT, conflicts_with_all = ["config", "file"])]
     prefix: String,
@@ -129,7 +129,7 @@ struct SourceArgs {
 
 #[derive(Debug, Args)]
 #[group(multiple = false)]
-struct Place {
+struct AuditedLedger {
     /// The configuration of the ledger; its embedded server is started if it does not run
     /// [default: seatbelt.toml]
     #[arg(long, value_name = "FILE")]

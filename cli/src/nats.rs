@@ -17,7 +17,7 @@ use crate::{
     config::{self, Config, ConfigError},
     login::{DialError, Dialler},
     nats_server::{
-        accounts::{Known, Roles, render},
+        accounts::{Credential, Roles, render},
         keys::UserKey,
     },
     roles::{self, BusError},
@@ -122,7 +122,7 @@ fn server_configuration(nats: &config::Nats, keys: &Path) -> Result<String, Nats
     let mut users = Vec::new();
     for role in NatsRole::OUTSIDE {
         let key = key_of(&keys.join(format!("{role}.nk")))?;
-        users.push((role, Known::Nkey(key.public())));
+        users.push((role, Credential::Nkey(key.public())));
     }
     let roles = Roles {
         names: nats.names.clone(),

@@ -81,7 +81,7 @@ pub fn refuse_state(body: &Fields, accepted: [&[String]; 2]) -> Result<(), Field
             search.field(
                 name,
                 value,
-                Place {
+                ValuePath {
                     path: &shown(name),
                     under: "",
                 },
@@ -97,13 +97,13 @@ struct Search<'a> {
 
 /// Where a value stands: its path, and the name of what it is in.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct ValuePath<'a> {
     path: &'a str,
     under: &'a str,
 }
 
 impl Search<'_> {
-    fn field(&self, name: &str, value: &Value, place: Place<'_>) -> Result<(), FieldError> {
+    fn field(&self, name: &str, value: &Value, place: ValuePath<'_>) -> Result<(), FieldError> {
         let folded = folded(name);
         if value.is_null() || THE_CLIENTS.contains(&folded.as_str()) {
             return Ok(());
@@ -117,14 +117,14 @@ impl Search<'_> {
         }
         self.value(
             value,
-            Place {
+            ValuePath {
                 under: &folded,
                 ..place
             },
         )
     }
 
-    fn value(&self, value: &Value, place: Place<'_>) -> Result<(), FieldError> {
+    fn value(&self, value: &Value, place: ValuePath<'_>) -> Result<(), FieldError> {
         match value {
             Value::Object(fields) => {
                 let is_call = is_call(fields);
@@ -137,7 +137,7 @@ impl Search<'_> {
                         self.field(
                             name,
                             value,
-                            Place {
+                            ValuePath {
                                 path: &path,
                                 ..place
                             },
@@ -152,7 +152,7 @@ impl Search<'_> {
                     let path = format!("{}[{n}]", place.path);
                     self.value(
                         item,
-                        Place {
+                        ValuePath {
                             path: &path,
                             ..place
                         },

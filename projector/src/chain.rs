@@ -85,14 +85,14 @@ pub enum Halt {
 
 /// Why a message is not stepped over.
 #[derive(Debug)]
-pub(crate) enum Trouble {
+pub(crate) enum NotStepped {
     /// No commit says so.
     Halt(Halt),
     /// What follows it cannot be read now.
     Unread(ReadError),
 }
 
-impl From<ReadError> for Trouble {
+impl From<ReadError> for NotStepped {
     fn from(error: ReadError) -> Self {
         Self::Unread(error)
     }
@@ -187,12 +187,12 @@ impl Tail {
         journal: &J,
         stored: &Stored,
         halt: Halt,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), NotStepped> {
         if !matches!(halt, Halt::Chain { .. }) {
-            return Err(Trouble::Halt(halt));
+            return Err(NotStepped::Halt(halt));
         }
         let last = strays::step_over(journal, &self.head, stored).await?;
-        self.sequence = last.ok_or(Trouble::Halt(halt))?;
+        self.sequence = last.ok_or(NotStepped::Halt(halt))?;
         let (partition, last) = (self.partition(), self.sequence);
         warn!(%partition, first = %stored.sequence, %last, "messages that are no commits are stepped over, as an operator said");
         Ok(())

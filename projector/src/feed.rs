@@ -167,8 +167,8 @@ impl<J: Journal> Feed<J> {
             };
             match step.await {
                 Ok(()) => {}
-                Err(Trouble::Stop(stop)) => return Err(stop),
-                Err(Trouble::Behind(published)) => {
+                Err(NotFed::Stop(stop)) => return Err(stop),
+                Err(NotFed::Behind(published)) => {
                     let partition = self.tail.partition();
                     warn!(%partition, %published.position, "the feed lost messages: publishing them again");
                     self.rewind(published);
@@ -181,11 +181,11 @@ impl<J: Journal> Feed<J> {
                 }
             }
         }
-        self.mark().await.or_else(Trouble::unless_stop)
+        self.mark().await.or_else(NotFed::unless_stop)
     }
 
     /// Takes up where the mark says, if journal and feed still agree with it.
-    async fn resume(&mut self) -> Result<(), Trouble> {
+    async fn resume(&mut self) -> Result<(), NotFed> {
         let partition = self.tail.partition();
         let kept = self.marks.read(&FeedMark::key(partition)).await?;
         self.marked = kept.revision;
@@ -221,7 +221,7 @@ impl<J: Journal> Feed<J> {
         self.published = published;
     }
 
-    async fn follow(&mut self, stop: &CancellationToken) -> Result<(), Trouble> {
+    async fn follow(&mut self, stop: &CancellationToken) -> Result<(), NotFed> {
         let journal = Arc::clone(&self.journal);
         let commits = journal.follow(self.tail.sequence);
         let mut commits = commits.ready_chunks(FEED_COMMITS_MAX);
@@ -244,7 +244,7 @@ impl<J: Journal> Feed<J> {
     }
 
     /// Looks whether the feed still holds what was published.
-    async fn check(&mut self) -> Result<(), Trouble> {
+    async fn check(&mut self) -> Result<(), NotFed> {
         self.checked_at = Instant::now();
         let Some(ledger) = self.tail.head.ledger.clone() else {
             self.works();
@@ -255,7 +255,7 @@ impl<J: Journal> Feed<J> {
         let source = Source { ledger, partition };
         let there = self.writer.check(&source, self.published).await?;
         if there.position < self.tail.head.position {
-            return Err(Trouble::Behind(there));
+            return Err(NotFed::Behind(there));
         }
         self.published = there;
         self.works();
@@ -263,7 +263,7 @@ impl<J: Journal> Feed<J> {
     }
 
     /// Publishes the events of some commits. The tail moves only past what is published.
-    async fn take(&mut self, chunk: Vec<Result<Stored, ReadError>>) -> Result<(), Trouble> {
+    async fn take(&mut self, chunk: Vec<Result<Stored, ReadError>>) -> Result<(), NotFed> {
         let mut tail = self.tail.clone();
         let (mut events, mut trouble) = (Vec::new(), None);
         for stored in chunk {
@@ -283,7 +283,7 @@ impl<J: Journal> Feed<J> {
 
     /// Sees to it that the journal, which was read up to `tail` with `events` at its end, holds what the
     /// feed holds of it.
-    async fn settle(&mut self, tail: &Tail, events: &[StoredEvent]) -> Result<(), Trouble> {
+    async fn settle(&mut self, tail: &Tail, events: &[StoredEvent]) -> Result<(), NotFed> {
         if matches!(self.claimed, Claimed::Unasked) {
             let Some(ledger) = tail.head.ledger.clone() else {
                 return Ok(());
@@ -320,7 +320,7 @@ impl<J: Journal> Feed<J> {
         }
     }
 
-    async fn claim(&self, ledger: LedgerId) -> Result<Claim, Trouble> {
+    async fn claim(&self, ledger: LedgerId) -> Result<Claim, NotFed> {
         let partition = self.tail.partition();
         let source = Source { ledger, partition };
         let published = self.writer.published(&source, self.published).await?;
@@ -332,7 +332,7 @@ impl<J: Journal> Feed<J> {
         })
     }
 
-    async fn publish(&mut self, tail: &Tail, events: &[StoredEvent]) -> Result<(), Trouble> {
+    async fn publish(&mut self, tail: &Tail, events: &[StoredEvent]) -> Result<(), NotFed> {
         let (Some(ledger), Some(_)) = (&tail.head.ledger, events.first()) else {
             return Ok(());
         };
@@ -356,7 +356,7 @@ impl<J: Journal> Feed<J> {
         self.health.works(self.tail.partition(), Component::Feed);
     }
 
-    async fn mark(&mut self) -> Result<(), Trouble> {
+    async fn mark(&mut self) -> Result<(), NotFed> {
         if !self.mark_due {
             return Ok(());
         }
@@ -387,17 +387,17 @@ impl<J: Journal> Feed<J> {
     }
 }
 
-async fn end<J: Journal>(journal: &J, partition: Partition) -> Result<Sequence, Trouble> {
+async fn end<J: Journal>(journal: &J, partition: Partition) -> Result<Sequence, NotFed> {
     journal
         .end()
         .await
         .map_err(|error| unread(partition, error))
 }
 
-fn unread(partition: Partition, error: ReadError) -> Trouble {
+fn unread(partition: Partition, error: ReadError) -> NotFed {
     match error {
         ReadError::Gap { at } => Halt::Gap { partition, at }.into(),
-        ReadError::Unreachable { at, source } => Trouble::Store(StoreError {
+        ReadError::Unreachable { at, source } => NotFed::Store(StoreError {
             action: format!("read the journal of partition {partition} at sequence {at}"),
             source,
         }),
@@ -408,7 +408,7 @@ async fn read<J: Journal>(
     journal: &J,
     tail: &mut Tail,
     stored: Result<Stored, ReadError>,
-) -> Result<Vec<StoredEvent>, Trouble> {
+) -> Result<Vec<StoredEvent>, NotFed> {
     let partition = tail.partition();
     let stored = stored.map_err(|error| unread(partition, error))?;
     if stored.sequence <= tail.sequence {
@@ -420,19 +420,19 @@ async fn read<J: Journal>(
     };
     match tail.step_over(journal, &stored, halt).await {
         Ok(()) => Ok(Vec::new()),
-        Err(chain::Trouble::Halt(halt)) => Err(halt.into()),
-        Err(chain::Trouble::Unread(error)) => Err(unread(partition, error)),
+        Err(chain::NotStepped::Halt(halt)) => Err(halt.into()),
+        Err(chain::NotStepped::Unread(error)) => Err(unread(partition, error)),
     }
 }
 
 /// Why a step of the feed did not succeed.
-enum Trouble {
+enum NotFed {
     Stop(Stop),
     Behind(Published),
     Store(StoreError),
 }
 
-impl Trouble {
+impl NotFed {
     /// At the end, a mark that could not be written costs the next start some reading, no more.
     fn unless_stop(self) -> Result<(), Stop> {
         match self {
@@ -442,25 +442,25 @@ impl Trouble {
     }
 }
 
-impl From<Stop> for Trouble {
+impl From<Stop> for NotFed {
     fn from(stop: Stop) -> Self {
         Self::Stop(stop)
     }
 }
 
-impl From<Halt> for Trouble {
+impl From<Halt> for NotFed {
     fn from(halt: Halt) -> Self {
         Self::Stop(Stop::Halted(halt))
     }
 }
 
-impl From<StoreError> for Trouble {
+impl From<StoreError> for NotFed {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
 }
 
-impl From<FeedError> for Trouble {
+impl From<FeedError> for NotFed {
     fn from(error: FeedError) -> Self {
         match error {
             FeedError::Behind(published) => Self::Behind(published),

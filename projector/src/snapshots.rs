@@ -131,14 +131,14 @@ enum Listed {
     },
 }
 
-enum Trouble {
+enum NotKept {
     Stop(Stop),
     Store(StoreError),
     /// The directory is lost: nothing vouches for any snapshot.
     Directory(String),
 }
 
-impl From<DirectoryError> for Trouble {
+impl From<DirectoryError> for NotKept {
     fn from(error: DirectoryError) -> Self {
         match error {
             DirectoryError::Store(error) => Self::Store(error),
@@ -148,19 +148,19 @@ impl From<DirectoryError> for Trouble {
     }
 }
 
-impl From<Halt> for Trouble {
+impl From<Halt> for NotKept {
     fn from(halt: Halt) -> Self {
         Self::Stop(Stop::Halted(halt))
     }
 }
 
-impl From<StoreError> for Trouble {
+impl From<StoreError> for NotKept {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
 }
 
-impl From<WriteError> for Trouble {
+impl From<WriteError> for NotKept {
     fn from(error: WriteError) -> Self {
         match error {
             WriteError::Moved => Self::Stop(Stop::Fenced),
@@ -224,8 +224,8 @@ impl<J: Journal> Snapshots<J> {
         while !stop.is_cancelled() {
             match self.follow(stop).await {
                 Ok(()) => {}
-                Err(Trouble::Stop(Stop::Fenced)) => return Err(Stop::Fenced),
-                Err(Trouble::Stop(halted)) => {
+                Err(NotKept::Stop(Stop::Fenced)) => return Err(Stop::Fenced),
+                Err(NotKept::Stop(halted)) => {
                     // what was good is worth keeping before the partition stands still
                     self.leave().await?;
                     return Err(halted);
@@ -264,7 +264,7 @@ impl<J: Journal> Snapshots<J> {
     }
 
     /// Reads the directory, all of it, and from the journal what is newer.
-    async fn list(&mut self) -> Result<(), Trouble> {
+    async fn list(&mut self) -> Result<(), NotKept> {
         let Listed::Named(named) = &self.listed else {
             return Ok(());
         };
@@ -275,7 +275,7 @@ impl<J: Journal> Snapshots<J> {
             self.open = (open.map_err(|error| self.unread(error))?, true);
         }
         if named.is_none() && mark > 0 {
-            return Err(Trouble::Directory(
+            return Err(NotKept::Directory(
                 "the record names no directory".to_owned(),
             ));
         }
@@ -304,7 +304,7 @@ impl<J: Journal> Snapshots<J> {
     }
 
     /// The last event of an account up to the tail; `None` where it has none.
-    async fn last(&self, account: &AccountId) -> Result<Option<Position>, Trouble> {
+    async fn last(&self, account: &AccountId) -> Result<Option<Position>, NotKept> {
         let Listed::Read {
             directory, newer, ..
         } = &self.listed
@@ -319,7 +319,7 @@ impl<J: Journal> Snapshots<J> {
     }
 
     /// Writes the directory where a mark was stepped; the next record names it.
-    async fn write_directory(&mut self) -> Result<(), Trouble> {
+    async fn write_directory(&mut self) -> Result<(), NotKept> {
         if !matches!(self.listed, Listed::Read { is_due: true, .. }) {
             return Ok(());
         }
@@ -339,7 +339,7 @@ impl<J: Journal> Snapshots<J> {
         Ok(())
     }
 
-    fn unread(&self, error: ReadError) -> Trouble {
+    fn unread(&self, error: ReadError) -> NotKept {
         let partition = self.tail.partition();
         match error {
             ReadError::Gap { at } => Halt::Gap { partition, at }.into(),
@@ -347,7 +347,7 @@ impl<J: Journal> Snapshots<J> {
         }
     }
 
-    async fn follow(&mut self, stop: &CancellationToken) -> Result<(), Trouble> {
+    async fn follow(&mut self, stop: &CancellationToken) -> Result<(), NotKept> {
         self.check_end().await?;
         self.list().await?;
         let journal = Arc::clone(&self.journal);
@@ -380,20 +380,20 @@ impl<J: Journal> Snapshots<J> {
 
     fn unreachable(&self, source: Box<dyn std::error::Error + Send + Sync>) -> NotKept {
         let (partition, at) = (self.tail.partition(), self.tail.sequence);
-        Trouble::Store(StoreError {
+        NotKept::Store(StoreError {
             action: format!("follow the journal of partition {partition} after sequence {at}"),
             source,
         })
     }
 
-    fn not_stepped(&self, trouble: chain::Trouble) -> Trouble {
+    fn not_stepped(&self, trouble: chain::NotStepped) -> NotKept {
         match trouble {
-            chain::Trouble::Halt(halt) => halt.into(),
-            chain::Trouble::Unread(error) => self.unread(error),
+            chain::NotStepped::Halt(halt) => halt.into(),
+            chain::NotStepped::Unread(error) => self.unread(error),
         }
     }
 
-    async fn take(&mut self, stored: Result<Stored, ReadError>) -> Result<(), Trouble> {
+    async fn take(&mut self, stored: Result<Stored, ReadError>) -> Result<(), NotKept> {
         let partition = self.tail.partition();
         let stored = match stored {
             Ok(stored) => stored,
@@ -466,7 +466,7 @@ impl<J: Journal> Snapshots<J> {
     }
 
     /// Takes an account anew from the journal, up to the tail.
-    async fn refold(&mut self, account: AccountId) -> Result<(), Trouble> {
+    async fn refold(&mut self, account: AccountId) -> Result<(), NotKept> {
         let (partition, position) = (self.tail.partition(), self.tail.head.position);
         error!(%partition, %account, %position, "snapshot disagrees with the journal: folding the account again");
         let state = self.fold_again(&account).await?;
@@ -480,7 +480,7 @@ impl<J: Journal> Snapshots<J> {
     }
 
     /// Makes sure that every account of a commit is in memory, as it was before it.
-    async fn load(&mut self, commit: &Commit) -> Result<(), Trouble> {
+    async fn load(&mut self, commit: &Commit) -> Result<(), NotKept> {
         let mut missing: Vec<AccountId> = Vec::new();
         for stored in &commit.events {
             let event = &stored.event;
@@ -506,7 +506,7 @@ impl<J: Journal> Snapshots<J> {
 
     /// One account from its snapshot; from the journal where the snapshot does not reach the account's
     /// last event.
-    async fn load_one(&self, account: AccountId) -> Result<(AccountId, Folded), Trouble> {
+    async fn load_one(&self, account: AccountId) -> Result<(AccountId, Folded), NotKept> {
         let (vouched, tail) = (
             (self.revision, self.recorded_position),
             self.tail.head.position,

@@ -22,7 +22,7 @@ const SYSTEM_SERVICES: [&str; 2] = [SERVER_SERVICE, "$SYS.REQ.SERVER.PING.VARZ"]
 
 /// How the server knows a user.
 #[derive(Debug, Clone)]
-pub(crate) enum Known {
+pub(crate) enum Credential {
     /// By its public key, which is no secret.
     Nkey(String),
     /// By the words of a configuration: user and password.
@@ -32,7 +32,7 @@ pub(crate) enum Known {
 /// A user that is no role, with all of the ledger's account but what is denied.
 #[derive(Debug, Clone)]
 pub(crate) struct Full {
-    pub(crate) known: Known,
+    pub(crate) known: Credential,
     /// Subjects that it may not publish to.
     pub(crate) denied: Vec<String>,
 }
@@ -42,7 +42,7 @@ pub(crate) struct Full {
 pub(crate) struct Roles {
     pub(crate) names: Names,
     pub(crate) partitions: Partitions,
-    pub(crate) users: Vec<(NatsRole, Known)>,
+    pub(crate) users: Vec<(NatsRole, Credential)>,
 }
 
 /// The `accounts` of a server.
@@ -161,7 +161,7 @@ fn full_user(full: &Full) -> String {
     )
 }
 
-fn user(known: &Known, granted: &Permissions) -> String {
+fn user(known: &Credential, granted: &Permissions) -> String {
     let (publish, subscribe) = (quoted(&granted.publish), quoted(&granted.subscribe));
     format!(
         "{{ {}, permissions: {{\n        publish: {{ allow: [{publish}] }},\n        subscribe: {{ allow: [{subscribe}] }} }} }}",
@@ -169,10 +169,10 @@ fn user(known: &Known, granted: &Permissions) -> String {
     )
 }
 
-fn login(known: &Known) -> String {
+fn login(known: &Credential) -> String {
     match known {
-        Known::Nkey(public) => format!("nkey: {public}"),
-        Known::Password(user, password) => format!("user: {user}, password: \"{password}\""),
+        Credential::Nkey(public) => format!("nkey: {public}"),
+        Credential::Password(user, password) => format!("user: {user}, password: \"{password}\""),
     }
 }
 

@@ -6,7 +6,7 @@ use seatbelt_schemas::{names::Names, position::Partitions};
 
 use super::{
     Password, USER,
-    accounts::{Full, Known, Roles},
+    accounts::{Credential, Full, Roles},
     folder::DataFolder,
     keys::UserKey,
 };
@@ -65,7 +65,7 @@ impl Users {
     pub(super) fn full(&self, denied: Vec<String>) -> Full {
         let password = self.password.expose().to_owned();
         Full {
-            known: Known::Password(USER.to_owned(), password),
+            known: Credential::Password(USER.to_owned(), password),
             denied,
         }
     }
@@ -73,10 +73,13 @@ impl Users {
     pub(super) fn roles(&self) -> Option<Roles> {
         let roles = self.roles.as_ref()?;
         let keys = roles.keys.iter();
-        let keys = keys.map(|(role, key)| (*role, Known::Nkey(key.public())));
+        let keys = keys.map(|(role, key)| (*role, Credential::Nkey(key.public())));
         let tools = roles.passwords.iter().map(|(role, password)| {
             let password = password.expose().to_owned();
-            (*role, Known::Password(role.name().to_owned(), password))
+            (
+                *role,
+                Credential::Password(role.name().to_owned(), password),
+            )
         });
         Some(Roles {
             names: roles.ledger.names.clone(),

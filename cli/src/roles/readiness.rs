@@ -49,7 +49,7 @@ pub(super) async fn start(
     };
     let (told_store, store) = watch::channel(store::StoreState::default());
     let (told_vital, vital) = watch::channel(Vec::new());
-    let known = Known {
+    let known = Found {
         nats: bus.nats.clone(),
         ledger: Arc::clone(ledger),
         time: Arc::clone(time),
@@ -74,7 +74,7 @@ pub(super) async fn start(
 }
 
 /// What the parts that watch have found.
-struct Known {
+struct Found {
     nats: Nats,
     ledger: Arc<ClusterLedger>,
     time: Arc<ServerTime>,
@@ -86,7 +86,7 @@ struct Known {
     health: Health,
 }
 
-async fn show(known: Known, sender: watch::Sender<Readiness>, stop: &CancellationToken) {
+async fn show(known: Found, sender: watch::Sender<Readiness>, stop: &CancellationToken) {
     let mut told = Vec::new();
     while !stop.is_cancelled() {
         let stalled = known.health.stalled();
@@ -113,7 +113,7 @@ fn tell(told: &mut Vec<(String, Component)>, stalled: &[Stalled]) {
     *told = now;
 }
 
-impl Known {
+impl Found {
     fn readiness(&self, stalled: &[Stalled]) -> Readiness {
         let server = self.server.borrow().clone();
         let away = server.or_else(|| {

@@ -30,14 +30,14 @@ const COUNT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How many tokens, and on whose word.
 #[derive(Debug)]
-pub(crate) struct Counted {
+pub(crate) struct TokenCount {
     /// `upstream`, `exact` (the model's own tokenizer) or `bound` (no more than these).
     pub(crate) by: &'static str,
     pub(crate) status: StatusCode,
     pub(crate) body: Bytes,
 }
 
-impl Counted {
+impl TokenCount {
     fn here(client: Api, by: &'static str, tokens: u64) -> Self {
         let told = match client {
             Api::Responses => {
@@ -68,7 +68,7 @@ impl Planner {
         &self,
         client: Api,
         received: Received,
-    ) -> Result<Counted, ApiError> {
+    ) -> Result<TokenCount, ApiError> {
         let Received {
             headers,
             mut body,
@@ -113,20 +113,20 @@ impl Planner {
         match candidate {
             Candidate::Foreign(_, model) => {
                 let (bound, _) = foreign_bound(api, model, read).await?;
-                Ok(Counted::here(client, "bound", bound.input_tokens))
+                Ok(TokenCount::here(client, "bound", bound.input_tokens))
             }
             Candidate::Neuron(neuron) => {
                 if let Some(counter) = self.recipe(&neuron, api, &read.body).await {
                     let (bound, _) = neuron_bound(api, counter, neuron.model.clone(), read).await?;
-                    return Ok(Counted::here(client, "exact", bound.input_tokens));
+                    return Ok(TokenCount::here(client, "exact", bound.input_tokens));
                 }
                 let (_, tokens) = count(&self.counter, &model, neuron, &read.body).await?;
-                Ok(Counted::here(client, "exact", tokens))
+                Ok(TokenCount::here(client, "exact", tokens))
             }
         }
     }
 
-    async fn asked(&self, attempt: Attempt, upstream: &str) -> Result<Counted, ApiError> {
+    async fn asked(&self, attempt: Attempt, upstream: &str) -> Result<TokenCount, ApiError> {
         let asking = async {
             let call = self.counter.client.post(attempt.url);
             let call = call.headers(attempt.headers).body(attempt.body);
@@ -153,7 +153,7 @@ impl Planner {
                 let log = format!("upstream {upstream} answered {status} to a count");
                 Err(ApiError::upstream_refused(upstream, log))
             }
-            _ => Ok(Counted {
+            _ => Ok(TokenCount {
                 by: "upstream",
                 status,
                 body,

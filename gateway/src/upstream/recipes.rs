@@ -47,7 +47,7 @@ const FETCHED_AT_ONCE: usize = 4;
 
 /// What is known of one.
 #[derive(Debug, Clone)]
-enum Known {
+enum RecipeState {
     Read(Arc<ChatCounter>),
     /// It was handed out as its name says, and cannot be used here.
     Unusable,
@@ -60,7 +60,7 @@ pub(crate) struct Recipes {
     client: reqwest::Client,
     secret: NeuronSecret,
     clock: Clock,
-    known: Mutex<HashMap<String, Known>>,
+    known: Mutex<HashMap<String, RecipeState>>,
     /// Told when one more is known.
     more: watch::Sender<()>,
 }
@@ -85,13 +85,13 @@ impl Recipes {
                     return known;
                 }
                 if more.changed().await.is_err() {
-                    return Known::Unusable;
+                    return RecipeState::Unusable;
                 }
             }
         };
         match timeout(RECIPE_WAIT, found).await {
-            Ok(Known::Read(counter)) => Some(counter),
-            Ok(Known::Unusable | Known::Away) | Err(_) => None,
+            Ok(RecipeState::Read(counter)) => Some(counter),
+            Ok(RecipeState::Unusable | RecipeState::Away) | Err(_) => None,
         }
     }
 
@@ -121,14 +121,14 @@ impl Recipes {
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<String, RecipeState>> {
         self.known.lock().expect("no holder of the lock panics")
     }
 
     /// Those not known of the wanted ones. Makes room for them: what nobody has registered any more goes.
     fn missing(&self, mut wanted: Wanted) -> Wanted {
         let mut known = self.known();
-        let is_read = |known: &Known| !matches!(known, Known::Away);
+        let is_read = |known: &RecipeState| !matches!(known, RecipeState::Away);
         let new = wanted.keys().filter(|name| !known.contains_key(*name));
         if known.len() + new.count() > RECIPES_MAX {
             known.retain(|name, _| wanted.contains_key(name));
@@ -153,8 +153,8 @@ impl Recipes {
     }
 
     /// From the first neuron that hands it out.
-    async fn fetch_one(&self, name: &str, places: &[Place]) -> bool {
-        let mut found = Known::Away;
+    async fn fetch_one(&self, name: &str, places: &[RecipeSource]) -> bool {
+        let mut found = RecipeState::Away;
         for place in places {
             match self.fetch(name, place).await {
                 Ok(known) => {
@@ -166,13 +166,13 @@ impl Recipes {
                 }
             }
         }
-        let is_found = !matches!(found, Known::Away);
+        let is_found = !matches!(found, RecipeState::Away);
         self.known().insert(name.to_owned(), found);
         self.more.send_replace(());
         is_found
     }
 
-    async fn fetch(&self, name: &str, place: &Place) -> Result<Known, String> {
+    async fn fetch(&self, name: &str, place: &RecipeSource) -> Result<RecipeState, String> {
         let called = timeout(RECIPE_TIMEOUT, self.call(name, place)).await;
         let bytes = called.map_err(|_| "no answer in time".to_owned())??;
         let name = name.to_owned();
@@ -181,17 +181,17 @@ impl Recipes {
                 return Err("what it handed out is not what it registered".to_owned());
             }
             Ok(match ChatCounter::read(&bytes) {
-                Ok(counter) => Known::Read(Arc::new(counter)),
+                Ok(counter) => RecipeState::Read(Arc::new(counter)),
                 Err(error) => {
                     tracing::warn!(%error, "a neuron's tokenizer cannot be used here; the neuron is asked to count");
-                    Known::Unusable
+                    RecipeState::Unusable
                 }
             })
         });
         read.await.map_err(|died| died.to_string())?
     }
 
-    async fn call(&self, name: &str, place: &Place) -> Result<Bytes, String> {
+    async fn call(&self, name: &str, place: &RecipeSource) -> Result<Bytes, String> {
         let text = |error: reqwest::Error| error.to_string();
         let body = json!({ "name": name }).to_string();
         let pass = Pass {
@@ -220,13 +220,13 @@ impl Recipes {
 
 /// Where one is handed out.
 #[derive(Debug, PartialEq, Eq)]
-struct Place {
+struct RecipeSource {
     neuron: NeuronId,
     url: Url,
 }
 
 /// Where each is handed out, by name.
-type Wanted = BTreeMap<String, Vec<Place>>;
+type Wanted = BTreeMap<String, Vec<RecipeSource>>;
 
 fn wanted(records: &[NeuronRecord]) -> Wanted {
     let mut wanted = Wanted::new();
@@ -242,7 +242,7 @@ fn wanted(records: &[NeuronRecord]) -> Wanted {
         {
             let places = wanted.entry(name.clone()).or_default();
             if places.iter().all(|place| place.neuron != record.neuron) {
-                places.push(Place {
+                places.push(RecipeSource {
                     neuron: record.neuron.clone(),
                     url: url.clone(),
                 });

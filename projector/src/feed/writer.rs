@@ -51,7 +51,7 @@ pub enum FeedError {
 
 /// What is on the stream up to `end`.
 #[derive(Default)]
-struct Known {
+struct OnStream {
     end: FeedPlace,
     /// Places up to `end` that hold no message.
     removed: u64,
@@ -66,7 +66,7 @@ struct Known {
 /// Shared by all partitions of a process, so that they do not race each other for the stream's end.
 pub struct FeedWriter {
     store: Arc<dyn FeedStore>,
-    known: Mutex<Known>,
+    known: Mutex<OnStream>,
 }
 
 impl FeedWriter {
@@ -153,7 +153,7 @@ impl FeedWriter {
     /// half way through, the doubt stays and the next one reads what landed.
     async fn append(
         &self,
-        known: &mut Known,
+        known: &mut OnStream,
         source: &Source,
         messages: &[FeedMessage],
     ) -> Result<(), StoreError> {
@@ -172,7 +172,7 @@ impl FeedWriter {
     /// Makes sure that `source` is known.
     async fn learn(
         &self,
-        known: &mut Known,
+        known: &mut OnStream,
         source: &Source,
         hint: Published,
     ) -> Result<(), StoreError> {
@@ -184,9 +184,9 @@ impl FeedWriter {
         }
         let end = self.catch_up(known).await?;
         let mut found = if self.still_there(source, hint, end).await? {
-            Known::after(source, hint)
+            OnStream::after(source, hint)
         } else {
-            Known::from_the_start()
+            OnStream::from_the_start()
         };
         self.read_up_to(&mut found, end).await?;
         if found.whole {
@@ -199,7 +199,7 @@ impl FeedWriter {
     }
 
     /// Reads what others, or earlier tries of this process, appended since the last known end.
-    async fn catch_up(&self, known: &mut Known) -> Result<FeedEnd, StoreError> {
+    async fn catch_up(&self, known: &mut OnStream) -> Result<FeedEnd, StoreError> {
         let end = self.store.end().await?;
         if !self.still_holds(known, end).await? {
             warn!(
@@ -207,7 +207,7 @@ impl FeedWriter {
                 known = known.end.sequence.0,
                 "the feed lost messages: reading it again"
             );
-            *known = Known::default();
+            *known = OnStream::default();
         }
         if known.sources.is_empty() && !known.whole {
             known.end = FeedPlace {
@@ -224,7 +224,7 @@ impl FeedWriter {
     }
 
     /// Whether the stream that ends at `end` is the one that is known, and lost nothing since.
-    async fn still_holds(&self, known: &Known, end: FeedEnd) -> Result<bool, StoreError> {
+    async fn still_holds(&self, known: &OnStream, end: FeedEnd) -> Result<bool, StoreError> {
         if end.sequence < known.end.sequence || end.removed > known.removed {
             return Ok(known.end.sequence == FeedSequence(0) && known.sources.is_empty());
         }
@@ -234,7 +234,7 @@ impl FeedWriter {
         }
     }
 
-    async fn read_up_to(&self, known: &mut Known, end: FeedEnd) -> Result<(), StoreError> {
+    async fn read_up_to(&self, known: &mut OnStream, end: FeedEnd) -> Result<(), StoreError> {
         let mut place = known.end.clone();
         let mut entries = self.store.entries(place.sequence, end.sequence);
         while let Some(entry) = entries.try_next().await? {
@@ -295,7 +295,7 @@ fn missing<'a>(standing: &Standing, messages: &'a [FeedMessage]) -> &'a [FeedMes
     &rest[..length.min(FEED_BATCH_MAX)]
 }
 
-impl Known {
+impl OnStream {
     /// From the stream's start on: whatever source there is will be noted.
     fn from_the_start() -> Self {
         Self {

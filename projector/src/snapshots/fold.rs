@@ -19,7 +19,7 @@ use seatbelt_schemas::{
 };
 use tokio::time::Instant;
 
-use super::{Snapshots, Trouble};
+use super::{NotKept, Snapshots};
 use crate::chain::Tail;
 
 /// Accounts, and how far the journal was read for them.
@@ -71,7 +71,7 @@ impl<J: Journal> Snapshots<J> {
         &self,
         fold: &mut Fold,
         slice: Option<Duration>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), NotKept> {
         let (begun, journal) = (Instant::now(), Arc::clone(&self.journal));
         let mut commits = journal.replay(fold.tail.sequence, self.tail.sequence);
         while let Some(stored) = commits.next().await {
@@ -97,7 +97,7 @@ impl<J: Journal> Snapshots<J> {
     }
 
     /// The state of one account at the tail, from the journal's start.
-    pub(super) async fn fold_again(&self, account: &AccountId) -> Result<Account, Trouble> {
+    pub(super) async fn fold_again(&self, account: &AccountId) -> Result<Account, NotKept> {
         let wanted = BTreeSet::from([Entry::of(account)]);
         let mut fold = Fold::of(self.tail.partition(), wanted);
         self.fold_on(&mut fold, None).await?;

@@ -88,7 +88,7 @@ impl Sweep {
 impl<J: Journal> Snapshots<J> {
     /// Goes on with the sweep. A store that does not answer ends it, and so does a journal that is damaged
     /// long before its end, but neither ends the projection.
-    pub(super) async fn sweep(&mut self) -> Result<(), Trouble> {
+    pub(super) async fn sweep(&mut self) -> Result<(), NotKept> {
         if !self.sweep.is_due() {
             return Ok(());
         }
@@ -104,14 +104,14 @@ impl<J: Journal> Snapshots<J> {
                 self.sweep = next;
                 Ok(())
             }
-            Err(Trouble::Store(error)) => {
+            Err(NotKept::Store(error)) => {
                 debug!(
                     error = in_one_line(&error),
                     "snapshots are looked through later"
                 );
                 Ok(())
             }
-            Err(Trouble::Stop(Stop::Halted(halt))) => {
+            Err(NotKept::Stop(Stop::Halted(halt))) => {
                 let partition = self.tail.partition();
                 error!(%partition, error = in_one_line(&halt), "lost snapshots cannot be folded again from the journal");
                 self.sweep = Sweep::Rests(Instant::now() + REST_MAX);
@@ -122,7 +122,7 @@ impl<J: Journal> Snapshots<J> {
     }
 
     /// Lists the accounts there must be, and which of them have anything in the bucket.
-    async fn begin_sweep(&mut self) -> Result<Sweep, Trouble> {
+    async fn begin_sweep(&mut self) -> Result<Sweep, NotKept> {
         let begun = Instant::now();
         let last = self.all_last().await?;
         let mut lost: BTreeSet<Entry> = last.keys().copied().collect();
@@ -142,7 +142,7 @@ impl<J: Journal> Snapshots<J> {
     }
 
     /// The last event of every account up to the tail.
-    async fn all_last(&self) -> Result<LastPositions, Trouble> {
+    async fn all_last(&self) -> Result<LastPositions, NotKept> {
         let Listed::Read {
             directory, newer, ..
         } = &self.listed
@@ -155,7 +155,7 @@ impl<J: Journal> Snapshots<J> {
     }
 
     /// Looks at the next accounts.
-    async fn look(&mut self, mut look: Look) -> Result<Sweep, Trouble> {
+    async fn look(&mut self, mut look: Look) -> Result<Sweep, NotKept> {
         let rest = look.left.len().saturating_sub(LOOKED_AT_MAX);
         let batch = look.left.split_off(rest);
         let seen: Vec<Seen> = stream::iter(batch)
@@ -182,7 +182,7 @@ impl<J: Journal> Snapshots<J> {
         Ok(Sweep::Folds(Fold::of(partition, wanted)))
     }
 
-    async fn look_at(&self, account: AccountId, last: Position) -> Result<Seen, Trouble> {
+    async fn look_at(&self, account: AccountId, last: Position) -> Result<Seen, NotKept> {
         let vouched = (self.revision, self.recorded_position);
         let Found {
             kept,
@@ -225,7 +225,7 @@ impl<J: Journal> Snapshots<J> {
     }
 
     /// Reads on in the journal; at its end, what was folded is there to be written.
-    async fn fold_lost(&mut self, mut fold: Fold) -> Result<Sweep, Trouble> {
+    async fn fold_lost(&mut self, mut fold: Fold) -> Result<Sweep, NotKept> {
         self.fold_on(&mut fold, Some(FOLD_SLICE)).await?;
         if fold.reached() < self.tail.sequence {
             return Ok(Sweep::Folds(fold));
@@ -238,7 +238,7 @@ impl<J: Journal> Snapshots<J> {
             .map(async |(account, state)| {
                 let key = Names::snapshot_account_key(&account);
                 let kept = self.store.read(&key).await?;
-                Ok::<_, Trouble>((account, state, kept.revision))
+                Ok::<_, NotKept>((account, state, kept.revision))
             })
             .buffered(SNAPSHOTS_IN_FLIGHT_MAX)
             .try_collect()
@@ -261,10 +261,10 @@ impl<J: Journal> Snapshots<J> {
     }
 
     /// Whether the record is still what this projector wrote last.
-    pub(super) async fn check_seat(&self) -> Result<(), Trouble> {
+    pub(super) async fn check_seat(&self) -> Result<(), NotKept> {
         let key = Names::snapshot_partition_key(self.tail.partition());
         if self.store.read(&key).await?.revision != self.revision {
-            return Err(Trouble::Stop(Stop::Fenced));
+            return Err(NotKept::Stop(Stop::Fenced));
         }
         Ok(())
     }

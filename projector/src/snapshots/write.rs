@@ -5,7 +5,7 @@ use seatbelt_schemas::chain::in_one_line;
 
 impl<J: Journal> Snapshots<J> {
     /// Writes what changed, then vouches for it.
-    pub(super) async fn flush(&mut self) -> Result<(), Trouble> {
+    pub(super) async fn flush(&mut self) -> Result<(), NotKept> {
         self.flushed_at = Instant::now();
         self.write_accounts().await?;
         if !self.is_behind() {
@@ -19,7 +19,7 @@ impl<J: Journal> Snapshots<J> {
     }
 
     /// Writes the accounts that changed.
-    async fn write_accounts(&mut self) -> Result<(), Trouble> {
+    async fn write_accounts(&mut self) -> Result<(), NotKept> {
         let (position, at_ms) = (self.tail.head.position, self.tail.head.at_ms);
         let values: Vec<(AccountId, Revision, Written)> = self
             .dirty
@@ -56,7 +56,7 @@ impl<J: Journal> Snapshots<J> {
     }
 
     /// Notes that all is current, if the journal really ends where the projection stands.
-    pub(super) async fn check_end(&mut self) -> Result<(), Trouble> {
+    pub(super) async fn check_end(&mut self) -> Result<(), NotKept> {
         let (partition, at) = (self.tail.partition(), self.tail.sequence);
         let asked_at_ms = now_ms();
         match self.journal.end().await {
@@ -71,7 +71,7 @@ impl<J: Journal> Snapshots<J> {
         }
     }
 
-    async fn record(&mut self, projector: Option<String>) -> Result<(), Trouble> {
+    async fn record(&mut self, projector: Option<String>) -> Result<(), NotKept> {
         // whatever is in the journal up to a commit was current at the moment of that commit
         self.checked_at_ms = self.checked_at_ms.max(self.tail.head.at_ms);
         let record = PartitionRecord {
@@ -117,18 +117,18 @@ impl<J: Journal> Snapshots<J> {
             self.record(None).await
         };
         match parting.await {
-            Err(Trouble::Stop(Stop::Halted(halt))) => Err(Stop::Halted(halt)),
-            Err(Trouble::Store(error)) => {
+            Err(NotKept::Stop(Stop::Halted(halt))) => Err(Stop::Halted(halt)),
+            Err(NotKept::Store(error)) => {
                 let partition = self.tail.partition();
                 warn!(%partition, error = in_one_line(&error), "the last snapshots were not written: the next start does it");
                 Ok(())
             }
-            Err(Trouble::Directory(reason)) => {
+            Err(NotKept::Directory(reason)) => {
                 let partition = self.tail.partition();
                 error!(%partition, reason, "the last snapshots were not written: the next start projects again");
                 Ok(())
             }
-            Ok(()) | Err(Trouble::Stop(Stop::Fenced)) => Ok(()),
+            Ok(()) | Err(NotKept::Stop(Stop::Fenced)) => Ok(()),
         }
     }
 }

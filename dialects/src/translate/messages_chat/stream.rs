@@ -95,7 +95,7 @@ impl Braces {
 
 /// What waits for the end of a call that is passed on.
 #[derive(Debug)]
-struct Waiting {
+struct Deferred {
     kind: Kind,
     text: String,
 }
@@ -112,7 +112,7 @@ pub struct MessagesStream {
     thought: Joint,
     text: Joint,
     calls: Vec<Call>,
-    waiting: Vec<Waiting>,
+    waiting: Vec<Deferred>,
     waiting_bytes: usize,
     refused: bool,
     ending: Ending,
@@ -242,7 +242,7 @@ impl MessagesStream {
         };
         match same {
             Some(at) => self.waiting[at].text.push_str(text),
-            None => self.waiting.push(Waiting {
+            None => self.waiting.push(Deferred {
                 kind,
                 text: text.to_owned(),
             }),

@@ -123,7 +123,7 @@ fn no_more_are_kept_than_there_is_room_for() {
         names.collect()
     };
     for name in named(0..RECIPES_MAX).into_keys() {
-        recipes.known().insert(name, Known::Unusable);
+        recipes.known().insert(name, RecipeState::Unusable);
     }
     // another one is registered, all others still are
     assert_eq!(recipes.missing(named(0..RECIPES_MAX + 1)), Wanted::new());
