@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use seatbelt_neuron::{
     Device, ModelConfig, NeuronConfig,
     config::{
-        CACHE_BYTES_BOUNDS, CONTEXT_TOKENS_BOUNDS, DRAIN_MS, MODELS_MAX, OUTPUT_TOKENS_BOUNDS, QUEUE,
-        SLOTS_BOUNDS, THREADS_BOUNDS,
+        CACHE_BYTES_BOUNDS, CONTEXT_TOKENS_BOUNDS, DRAIN_MS, MODELS_MAX, OUTPUT_TOKENS_BOUNDS,
+        QUEUE, SLOTS_BOUNDS, THREADS_BOUNDS,
     },
 };
 use seatbelt_schemas::{
