@@ -75,7 +75,7 @@ lint: ## formatting, clippy and documentation, all without warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
 typos: setup-test ## misspelt words; .codespellrc lists those that are right
-	@git ls-files -z | xargs -0 .deps/venv/bin/codespell
+	@git ls-files -z | xargs -0 .deps/venv/bin/python -m codespell_lib
 
 deny: ## licences, banned crates, sources and advisories
 	@$(PYTHON) scripts/deny.py

@@ -7,7 +7,7 @@
 //! has to be started again.
 
 use bytes::Bytes;
-use seatbelt_schemas::{names::Names, neuron::signature::NeuronSecret};
+use seatbelt_schemas::{chain::in_one_line, names::Names, neuron::signature::NeuronSecret};
 use tracing::error;
 
 use super::{Bucket, Nats, ProvisionError, bucket, provision::GenesisError, settings::Settings};
@@ -53,7 +53,7 @@ pub async fn make_neuron_secret(
     let bucket = Bucket::open(nats, settings.clone()).await?;
     let kept = keep(&bucket, &name, &secret).await;
     if let Err(Unkept::Damaged(error)) = kept {
-        let error = crate::describe(&error);
+        let error = in_one_line(&error);
         error!(
             bucket = name,
             error,

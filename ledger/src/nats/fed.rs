@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use seatbelt_bus::{FeedLook, Nats, kept::StoreError};
 use seatbelt_schemas::{
+    chain::in_one_line,
     commit::Commit,
     ids::LedgerId,
     names::Names,
@@ -68,7 +69,7 @@ pub(super) async fn last(
     };
     let failure = match timeout(within, find(&feed, &source, published, places)).await {
         Ok(Ok(found)) => return found,
-        Ok(Err(failure)) => crate::host::describe(&failure),
+        Ok(Err(failure)) => in_one_line(&failure),
         Err(elapsed) => elapsed.to_string(),
     };
     warn!(%partition, failure, "the feed cannot be asked how far the journal went");
