@@ -83,6 +83,7 @@ pub enum PartitionStatus {
 #[derive(Debug)]
 pub struct HostedPartition {
     handle: PartitionHandle,
+    handing_over: CancellationToken,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -113,7 +114,7 @@ impl HostedPartition {
             left: Mutex::default(),
             skew: Mutex::default(),
         });
-        let shutdown = CancellationToken::new();
+        let (shutdown, handing_over) = (CancellationToken::new(), CancellationToken::new());
         let tasks = TaskTracker::new();
         let time = Timepiece::new(config.clock.clone());
         let config = WriterConfig {
@@ -145,6 +146,7 @@ impl HostedPartition {
             handed: Arc::clone(&handed),
             receiver,
             report,
+            handing_over: handing_over.clone(),
             shutdown: shutdown.clone(),
         };
         tasks.spawn(task.run());
@@ -155,6 +157,7 @@ impl HostedPartition {
                 handed,
                 status,
             },
+            handing_over,
             shutdown,
             tasks,
         }
@@ -163,6 +166,12 @@ impl HostedPartition {
     /// The way to the writer.
     pub fn handle(&self) -> &PartitionHandle {
         &self.handle
+    }
+
+    /// Lets nobody wait for room any more: whoever does is told at once to ask the next host. All else is
+    /// served as before.
+    pub fn hand_over(&self) {
+        self.handing_over.cancel();
     }
 
     /// Stops taking commands, makes what was decided durable, and ends.

@@ -220,6 +220,8 @@ pub struct Writer<T> {
     /// The command being carried out, so that its events need not be digested to know it.
     carrying_out: Option<(CommandId, Fingerprint)>,
     waiting: Waiting<T>,
+    /// Whether another host takes over: nobody waits here any more.
+    handing_over: bool,
     tallies: Tallies,
     deadlines: BTreeSet<(u64, ReservationId, AccountId)>,
     pending: Queue,
@@ -274,6 +276,7 @@ impl<T: Caller> Writer<T> {
             outcomes,
             carrying_out: None,
             waiting: Waiting::default(),
+            handing_over: false,
             linger_until_ms: None,
             in_flight: None,
             tail,

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use seatbelt_ledger::{
-    api::{Answer, CommandError, Ledger, Reserve, ReserveOutcome, Resize},
+    api::{Answer, CommandError, Ledger, Read, Reserve, ReserveOutcome, Resize},
     host::{HostConfig, HostedPartition, PartitionHandle, PartitionStatus, bounds::Bounds, now_ms},
     journal::{AppendError, Journal, ReadError, Sequence, Stored, memory::MemoryJournal},
     testing::{Payer, balance, command_id, one_partition},
@@ -279,4 +279,40 @@ async fn a_stop_ends_though_nothing_can_be_looked_up() {
         let unavailable = matches!(answer, Err(CommandError::Unavailable { .. }));
         assert!(unavailable, "{answer:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_hands_over_lets_nobody_wait() {
+    let journal = Shut::default();
+    let host = HostedPartition::start_within(
+        &one_partition("test"),
+        Partition(0),
+        journal.clone(),
+        None,
+        &Bounds::default(),
+    );
+    let handle = host.handle();
+    open(handle).await;
+    granted(handle, payer().reserve(600)).await;
+    let waits = || Reserve {
+        wait_ms: 40_000,
+        ..payer().reserve(500)
+    };
+    let begun = tokio::time::Instant::now();
+    let mut waiting = handle.reserve(waits());
+    assert!(futures::poll!(&mut waiting).is_pending());
+    // behind it
+    granted(handle, payer().reserve(1)).await;
+    assert!(futures::poll!(&mut waiting).is_pending());
+    host.hand_over();
+    for answer in [waiting.await, handle.reserve(waits()).await] {
+        let told = matches!(&answer, Err(CommandError::Unavailable { detail }) if detail.contains("next host"));
+        assert!(told, "{answer:?}");
+    }
+    granted(handle, payer().reserve(1)).await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "nobody waited");
+    let account = payer().account;
+    let standing = handle.read(Read { account, key: None }).await.unwrap();
+    assert_eq!((standing.open, standing.caps[0].held), (3, 602));
+    host.stop().await;
 }

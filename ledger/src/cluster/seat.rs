@@ -140,8 +140,12 @@ impl<G: Ground> Seat<G> {
         let (end, service) = self.host(&lease, &hosted, &journal).await;
         if let Some(service) = service {
             match end {
-                // callers turn elsewhere at once, and what is being worked on is answered first
-                End::Shutdown => service.stop().await,
+                // callers turn elsewhere at once, those that wait for room too, and what is being worked
+                // on is answered first
+                End::Shutdown => {
+                    hosted.hand_over();
+                    service.stop().await;
+                }
                 End::LeaseLost | End::SteppedDown(_) | End::Damaged(_) => drop(service),
             }
         }

@@ -52,6 +52,8 @@ pub(super) struct Task<J> {
     pub(super) handed: Arc<Handed>,
     pub(super) receiver: mpsc::Receiver<Message>,
     pub(super) report: watch::Sender<PartitionStatus>,
+    /// Another host takes over soon.
+    pub(super) handing_over: CancellationToken,
     pub(super) shutdown: CancellationToken,
 }
 
@@ -206,6 +208,7 @@ impl<J: Journal> Task<J> {
                 },
                 () = sleep(&work.clock, due), if room => {}
                 () = self.shutdown.cancelled(), if !work.is_stopping() => {}
+                () = self.handing_over.cancelled(), if !work.handed_over => {}
             }
             self.deliver(writer);
         }
@@ -218,6 +221,11 @@ impl<J: Journal> Task<J> {
         {
             writer.step_down(StepDown::Clock(off));
             return Some(End::StepDown(StepDown::Clock(off)));
+        }
+        if self.handing_over.is_cancelled() && !work.handed_over {
+            work.handed_over = true;
+            writer.hand_over();
+            self.deliver(writer);
         }
         if self.shutdown.is_cancelled() && !work.is_stopping() {
             self.receiver.close();
@@ -340,6 +348,8 @@ struct Work {
     /// The append in flight.
     appending: Option<BoxFuture<'static, Ended>>,
     begun: Instant,
+    /// Whether its waiters were told to ask the next host.
+    handed_over: bool,
     /// Since when it is to end.
     stopping: Option<Instant>,
 }
@@ -349,6 +359,7 @@ impl Work {
         Self {
             appending: None,
             begun: clock.instant(),
+            handed_over: false,
             stopping: None,
             clock,
         }

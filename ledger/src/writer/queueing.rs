@@ -10,7 +10,9 @@ use seatbelt_schemas::{
 };
 
 use super::{
-    Caller, Writer, request_of,
+    Caller, Writer,
+    replies::TurnedAway,
+    request_of,
     waiting::{Due, Ticket, Waiter},
 };
 use crate::{
@@ -23,6 +25,9 @@ const LOOKS_PER_SWEEP_MAX: usize = 64;
 /// Most waits ended, lines aged and accounts swept in one tick.
 const DUE_PER_TICK_MAX: usize = 256;
 const SWEEPS_PER_TICK_MAX: usize = 8;
+/// What a reserve is answered that would wait at a writer which hands over.
+const HANDED_OVER: &str =
+    "the partition is being handed over, and waits for room go on at its next host: ask again";
 
 impl<T: Caller> Writer<T> {
     /// Looks at a reserve that has just come, and lets it wait where it must.
@@ -64,6 +69,20 @@ impl<T: Caller> Writer<T> {
                 break;
             };
             self.sweep(now_ms, &account);
+        }
+    }
+
+    /// Another host takes over: whoever waits is told at once to ask there, and so is whoever would. Nothing
+    /// is held for any of them. What fits is still decided.
+    pub fn hand_over(&mut self) {
+        self.handing_over = true;
+        let callers = self.waiting.drain();
+        self.ask_elsewhere(callers);
+    }
+
+    fn ask_elsewhere(&mut self, callers: Vec<T>) {
+        for caller in callers {
+            self.turn_away(caller, TurnedAway::Unavailable(HANDED_OVER.to_owned()));
         }
     }
 
@@ -132,6 +151,9 @@ impl<T: Caller> Writer<T> {
 
     /// Lets a reserve wait, until time lets it in where nothing else does.
     fn keep(&mut self, now_ms: u64, ticket: Ticket, waiter: Waiter<T>) {
+        if self.handing_over {
+            return self.ask_elsewhere(waiter.callers);
+        }
         let at_ms = self.event_ms(now_ms);
         let account = waiter.command.account.clone();
         let ages = self.state.account(&account).and_then(|state| {

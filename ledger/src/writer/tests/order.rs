@@ -76,6 +76,33 @@ fn whoever_waits_is_let_in_in_order_and_turned_away_in_time() {
 }
 
 #[test]
+fn whoever_waits_at_a_handover_is_told_to_ask_the_next_host() {
+    let mut desk = Desk::new(100);
+    desk.granted(70);
+    let (_, first) = desk.reserve(40, 5_000);
+    let (_, second) = desk.reserve(50, 5_000);
+    desk.land();
+    assert!(desk.answers().is_empty());
+    desk.writer.hand_over();
+    let answers = desk.answers();
+    let told: Vec<_> = answers.iter().map(|(ear, _)| *ear).collect();
+    assert_eq!(told, [first, second]);
+    answers
+        .iter()
+        .for_each(|(_, answer)| is_unavailable(answer));
+    // what would wait is told so at once, and what fits is decided
+    desk.reserve(40, 5_000);
+    is_unavailable(&desk.answer());
+    desk.granted(30);
+    assert_eq!(desk.stands(), (0, 100));
+    assert!(
+        desk.writer
+            .next_wake_ms()
+            .is_some_and(|at_ms| at_ms > desk.now_ms + 5_000)
+    );
+}
+
+#[test]
 fn patience_is_a_span_of_time_whatever_the_clock_is_set_to() {
     let mut desk = Desk::new(100);
     desk.granted(100);
