@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use async_nats::{Message, RequestErrorKind, StatusCode, Subscriber, client::PublishErrorKind};
+use async_nats::{
+    Message, PublishError, RequestErrorKind, StatusCode, Subscriber, client::PublishErrorKind,
+};
 use bytes::Bytes;
 use futures::StreamExt;
 use thiserror::Error;
@@ -42,7 +44,7 @@ pub enum Listens {
     Nobody,
 }
 
-/// Why a request of a correspondence is not on its way.
+/// Why a request of a correspondence, or a reply, is not on its way.
 #[derive(Debug, Error)]
 pub enum SendError {
     /// It can never be sent.
@@ -93,10 +95,17 @@ fn in_vain(trouble: Trouble) -> Heard {
     }
 }
 
-/// Sends a reply to an address that came with a request. Nobody learns whether it arrived.
-pub async fn reply(nats: &Nats, to: &str, payload: Bytes) {
-    if let Err(error) = nats.client().publish(to.to_owned(), payload).await {
-        debug!(%error, "a reply of the ledger was not sent: the caller asks again");
+/// Sends a reply to an address that came with a request. Nobody learns whether it arrived, but one that cannot
+/// be sent is an error.
+pub async fn reply(nats: &Nats, to: &str, payload: Bytes) -> Result<(), SendError> {
+    let sent = nats.client().publish(to.to_owned(), payload).await;
+    sent.map_err(|error| not_sent(&error))
+}
+
+fn not_sent(error: &PublishError) -> SendError {
+    match error.kind() {
+        PublishErrorKind::MaxPayloadExceeded => SendError::TooLarge(error.to_string()),
+        _ => SendError::NotSent(error.to_string()),
     }
 }
 
@@ -146,10 +155,7 @@ impl Letters {
         let (subject, inbox) = (self.subject.clone(), self.inbox.clone());
         let client = self.nats.client();
         let sent = client.publish_with_reply(subject, inbox, payload).await;
-        sent.map_err(|error| match error.kind() {
-            PublishErrorKind::MaxPayloadExceeded => SendError::TooLarge(error.to_string()),
-            _ => SendError::NotSent(error.to_string()),
-        })
+        sent.map_err(|error| not_sent(&error))
     }
 
     /// What comes next. Nothing is lost if the caller stops waiting.

@@ -214,11 +214,13 @@ impl Gate {
     pub(crate) async fn bounds(&self, key: &KeyEntry) -> Result<bool, ApiError> {
         // those of models and end users too
         let standing = self.standing(key, None).await?;
-        Ok(standing.caps.iter().any(|cap| {
+        let bounded = standing.caps.iter().any(|cap| {
             let of_another = matches!(&cap.scope, Scope::Key(other) if *other != key.key);
             let counts = !matches!(cap.meter, Meter::Requests | Meter::Concurrency);
             counts && !of_another
-        }))
+        });
+        // one that was not told may count too
+        Ok(bounded || standing.more)
     }
 
     async fn standing(&self, key: &KeyEntry, of: Option<KeyId>) -> Result<Standing, ApiError> {
@@ -338,6 +340,16 @@ mod tests {
         tracker.wait().await;
         let released = Asked::Release("reserve was not delivered".to_owned());
         assert_eq!(stub.asked().last(), Some(&released));
+    }
+
+    #[tokio::test]
+    async fn where_there_are_more_caps_than_are_told_one_may_bound() {
+        let (gate, _, _) = gate(&Arc::new(Stub {
+            caps: vec![cap(Meter::Requests)],
+            more: true,
+            ..Stub::default()
+        }));
+        assert!(gate.bounds(&key()).await.unwrap());
     }
 
     #[tokio::test]

@@ -213,11 +213,15 @@ impl Account {
 
     /// The caps as callers see them at `at_ms`; only those that apply to `key` where one is given,
     /// those of its open runs included.
-    pub fn standings(&self, key: Option<&KeyId>, at_ms: u64) -> Vec<CapStanding> {
+    pub fn standings<'a>(
+        &'a self,
+        key: Option<&'a KeyId>,
+        at_ms: u64,
+    ) -> impl Iterator<Item = CapStanding> + 'a {
         let team = key
             .and_then(|key| self.key(key))
             .and_then(|key| key.team.as_ref());
-        let applies = |scope: &Scope| match (scope, key) {
+        let applies = move |scope: &Scope| match (scope, key) {
             (_, None) | (Scope::Account, _) => true,
             (Scope::Key(id), Some(key)) => id == key,
             (Scope::Team(id), _) => Some(id) == team,
@@ -228,9 +232,8 @@ impl Account {
         };
         self.caps
             .iter()
-            .filter(|cap| applies(&cap.spec.scope))
-            .map(|cap| cap.standing(at_ms))
-            .collect()
+            .filter(move |cap| applies(&cap.spec.scope))
+            .map(move |cap| cap.standing(at_ms))
     }
 
     /// Folds one event in. Cannot fail: what does not fit the state (a settle of an unknown

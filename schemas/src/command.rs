@@ -275,12 +275,24 @@ pub struct Standing {
     /// What all its costs are multiplied by, in millionths; 1 where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multiplier_ppm: Option<u64>,
-    /// The caps.
+    /// The caps, by scope and id; at most [`STANDING_CAPS_MAX`] where the writer answers.
     pub caps: Vec<CapStanding>,
+    /// Whether there are more: ask by key for those that apply to it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub more: bool,
     /// How many keys the account has that are not revoked; `None` of a snapshot, and of a writer that does not
     /// tell it yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live_keys: Option<u64>,
+}
+
+/// Most caps in one answer of a writer: it is one message, and has to stay below what a NATS server lets
+/// through by default.
+pub const STANDING_CAPS_MAX: usize = 1024;
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// A command that was not carried out, by what the caller does next. Nothing changed, except where

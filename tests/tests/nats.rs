@@ -561,6 +561,7 @@ impl Ledger for Scripted {
                 open: 0,
                 multiplier_ppm: None,
                 caps: Vec::new(),
+                more: false,
                 live_keys: None,
             })
         }

@@ -43,6 +43,8 @@ type Say<T> = Box<dyn Fn(u32) -> Result<T, CommandError> + Send + Sync>;
 /// Answers by the number of the question of its kind.
 pub(crate) struct Stub {
     pub(crate) caps: Vec<CapStanding>,
+    /// Whether there are more than these.
+    pub(crate) more: bool,
     pub(crate) reserve_hangs: bool,
     /// Whether the second answer to a settle says that it lasts, or never comes.
     pub(crate) lasts: bool,
@@ -55,6 +57,7 @@ impl Default for Stub {
     fn default() -> Self {
         Self {
             caps: Vec::new(),
+            more: false,
             reserve_hangs: false,
             lasts: true,
             settle: Box::new(|_| Ok(())),
@@ -146,6 +149,7 @@ impl Ledger for Stub {
             multiplier_ppm: None,
             caps: self.caps.clone(),
             live_keys: None,
+            more: self.more,
         };
         async move { Ok(standing) }.boxed()
     }

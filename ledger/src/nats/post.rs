@@ -47,7 +47,7 @@ impl Post for Nats {
         post::reply_to_listener(self, to, payload).boxed()
     }
 
-    fn reply<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, ()> {
+    fn reply<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SendError>> {
         post::reply(self, to, payload).boxed()
     }
 }

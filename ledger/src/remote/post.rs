@@ -30,8 +30,9 @@ pub trait Post: Debug + Send + Sync + 'static {
     /// Receives from now on what others send to subjects that match `subject`.
     fn receive(&self, subject: String) -> BoxFuture<'_, Result<Box<dyn Requests>, StoreError>>;
 
-    /// Sends a reply to an address that came with a request. Nobody learns whether it arrived.
-    fn reply<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, ()>;
+    /// Sends a reply to an address that came with a request. Nobody learns whether it arrived, but one that
+    /// cannot be sent is an error.
+    fn reply<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SendError>>;
 
     /// The same, and learns whether whoever gave the address is known to be there no more.
     fn reply_to_listener<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, Listens>;

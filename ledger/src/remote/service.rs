@@ -27,7 +27,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     REQUEST_BYTES_MAX, Request, SettleBody, Verb, WITHIN_MAX, decode, encode_reply,
-    post::{Asked, Listens, Post, Requests},
+    post::{Asked, Listens, Post, Requests, SendError},
     reserving::{Reserving, Try},
     twice::{self, Lasting},
 };
@@ -171,7 +171,26 @@ impl Desk {
             debug!("a request to the ledger named nobody to answer");
             return;
         };
-        self.post.reply(to, reply.into()).await;
+        let size = reply.len();
+        let failure = match self.post.reply(to, reply.into()).await {
+            Ok(()) => return,
+            Err(SendError::NotSent(detail)) => {
+                return debug!(
+                    detail,
+                    "a reply of the ledger was not sent: the caller asks again"
+                );
+            }
+            Err(SendError::TooLarge(detail)) => too_large(size, &detail),
+        };
+        // asked again it is as large again: the caller is told, instead of waiting for nothing
+        warn!(%failure, "an answer of the ledger is too large to be sent");
+        if let Err(error) = self
+            .post
+            .reply(to, encode_reply::<()>(Err(failure)).into())
+            .await
+        {
+            debug!(%error, "a reply of the ledger was not sent: the caller asks again");
+        }
     }
 
     /// Tells a grant, and takes it back where nobody is there any more to hear of it: whoever asked has died,
@@ -297,6 +316,13 @@ impl Desk {
         }
         answer
     }
+}
+
+fn too_large(size: usize, detail: &str) -> CommandError {
+    CommandError::invalid(format!(
+        "the answer has {size} bytes, more than the NATS server lets through ({detail}): ask for less, as for \
+         one key at a time, or raise max_payload at the server"
+    ))
 }
 
 async fn answered<T, R, F>(bytes: &Bytes, call: impl FnOnce(T) -> F) -> Vec<u8>

@@ -1,7 +1,7 @@
 //! Commands that take no hold: reading an account, and what an operator changes.
 
 use seatbelt_schemas::{
-    command::{Admin, AdminOutcome, Change, CommandError, Read, Standing},
+    command::{Admin, AdminOutcome, Change, CommandError, Read, STANDING_CAPS_MAX, Standing},
     event::EventBody,
     ids::AccountId,
 };
@@ -18,13 +18,15 @@ impl<T: Caller> Writer<T> {
         let at_ms = self.event_ms(now_ms);
         let position = self.state.position();
         let standing = self.account(&query.account).map(|state| {
+            let mut standings = state.standings(query.key.as_ref(), at_ms);
             Reply::Standing(Standing {
                 account: query.account.clone(),
                 position,
                 at_ms,
                 open: state.open().len() as u64,
                 multiplier_ppm: state.multiplier_ppm(),
-                caps: state.standings(query.key.as_ref(), at_ms),
+                caps: standings.by_ref().take(STANDING_CAPS_MAX).collect(),
+                more: standings.next().is_some(),
                 live_keys: Some(state.keys().iter().filter(|key| !key.revoked).count() as u64),
             })
         });

@@ -4,9 +4,10 @@ use bytes::Bytes;
 use seatbelt_schemas::{
     command::{
         Ack, AdminOutcome, Change, CommandError, Grant, Read, Reserve, ReserveOutcome, Resize,
+        STANDING_CAPS_MAX,
     },
     event::OnShort,
-    ids::{AccountId, Actor, LedgerId, ReservationId},
+    ids::{AccountId, Actor, EndUserId, LedgerId, ReservationId},
     position::{Partition, Partitions, Position},
     scope::Scope,
 };
@@ -135,8 +136,8 @@ impl Desk {
 
     fn stands(&self) -> (u64, u64) {
         let account = self.writer.state().account(&self.payer.account).unwrap();
-        let standings = account.standings(None, self.now_ms);
-        (standings[0].spent, standings[0].held)
+        let first = account.standings(None, self.now_ms).next().unwrap();
+        (first.spent, first.held)
     }
 
     fn tick(&mut self, ms: u64) {

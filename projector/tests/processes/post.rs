@@ -202,7 +202,7 @@ impl Post for Wire {
         .boxed()
     }
 
-    fn reply<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, ()> {
+    fn reply<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, Result<(), SendError>> {
         if !self.life.is_over() {
             for after in arrivals(&self.medium) {
                 let (medium, to) = (Arc::clone(&self.medium), to.to_owned());
@@ -213,13 +213,15 @@ impl Post for Wire {
                 });
             }
         }
-        std::future::ready(()).boxed()
+        std::future::ready(Ok(())).boxed()
     }
 
     fn reply_to_listener<'a>(&'a self, to: &'a str, payload: Bytes) -> BoxFuture<'a, Listens> {
         async move {
             let listens = self.medium.office.listens(to);
-            self.reply(to, payload).await;
+            if self.reply(to, payload).await.is_err() {
+                return Listens::Perhaps;
+            }
             sleep(self.medium.chance.ms(5)).await;
             match self.life.is_over() || self.medium.strikes(10) {
                 // what the post says is lost too

@@ -240,6 +240,39 @@ fn a_read_shows_what_is_decided_and_is_told_once_that_lasts() {
     assert!(standing.position > Position(0));
 }
 
+/// One answer is one message. What does not fit is said to be there, and is the last in order.
+#[test]
+fn a_read_has_its_bounds_and_says_that_there_is_more() {
+    let mut desk = Desk::new(100);
+    let set = |desk: &mut Desk, user: usize| {
+        let user = EndUserId::new(format!("{user:0>256}")).unwrap();
+        let cap = balance(user.as_str(), Scope::EndUser(user.clone()), 7);
+        let admin = desk.payer.admin(Change::SetCap(cap));
+        desk.send(Request::Admin(admin));
+        desk.answer().unwrap();
+    };
+    (1..STANDING_CAPS_MAX).for_each(|user| set(&mut desk, user));
+    let read = |desk: &mut Desk, key| {
+        let account = desk.payer.account.clone();
+        desk.send(Request::Read(Read { account, key }));
+        match desk.answer() {
+            Ok(Reply::Standing(standing)) => standing,
+            other => panic!("{other:?}"),
+        }
+    };
+    let all = read(&mut desk, None);
+    assert_eq!((all.caps.len(), all.more), (STANDING_CAPS_MAX, false));
+    set(&mut desk, 0);
+    let some = read(&mut desk, None);
+    assert_eq!((some.caps.len(), some.more), (STANDING_CAPS_MAX, true));
+    assert_eq!(some.caps[0].scope, Scope::Account);
+    let size = seatbelt_schemas::wire::encode(&some).len();
+    assert!(size < 1_000_000, "{size} bytes");
+    let key = desk.payer.key.clone();
+    let of_key = read(&mut desk, Some(key));
+    assert_eq!((of_key.caps.len(), of_key.more), (1, false));
+}
+
 #[test]
 fn refusals_beyond_a_rate_are_counted_and_written_within_a_second() {
     let mut desk = Desk::with(100, |config| config.single_refusals_per_second = 1);
