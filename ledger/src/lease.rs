@@ -135,6 +135,13 @@ impl Leases {
         table.get(&partition).and_then(|seen| seen.holder.clone())
     }
 
+    /// Who else holds the partition's lease, as far as was seen: nobody where it was given back or is this
+    /// process's own, also one that it lost by its age alone.
+    pub fn other_holder(&self, partition: Partition) -> Option<String> {
+        let holder = self.holder(partition);
+        holder.filter(|holder| **holder != *self.holder)
+    }
+
     /// Waits until the partition is free and takes its lease. Safe to drop half way: a lease taken
     /// but not delivered ends by its age.
     pub async fn acquire(&self, partition: Partition) -> Lease {

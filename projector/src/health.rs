@@ -123,6 +123,18 @@ impl Health {
             .collect()
     }
 
+    /// This process stood still for so long, as one that was stopped and goes on: nothing could be said
+    /// meanwhile, and so its silence does not count.
+    pub fn stood_still(&self, gap: Duration) {
+        let now = Instant::now();
+        for standing in self.lock().values_mut() {
+            standing.well_at = standing
+                .well_at
+                .checked_add(gap)
+                .map_or(now, |at| at.min(now));
+        }
+    }
+
     /// Whether the journal of a partition could not be followed when it was last tried.
     pub(crate) fn is_halted(&self, partition: Partition) -> bool {
         let known = self.lock();
@@ -216,6 +228,22 @@ mod tests {
         assert_eq!(health.stalled().len(), 1);
         health.lets_go(P);
         assert_eq!(health.stalled(), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_silence_of_a_process_that_stood_still_is_no_projections() {
+        let health = Health::default();
+        health.works(P, Component::Feed);
+        health.halted(Partition(4), "partition 04 halted");
+        tokio::time::advance(STALLED_AFTER * 10).await;
+        health.stood_still(STALLED_AFTER * 10);
+        let halted = |stalled: &[Stalled]| stalled.iter().all(|one| one.partition == Partition(4));
+        assert!(halted(&health.stalled()), "{:?}", told(&health));
+        tokio::time::advance(STALLED_AFTER).await;
+        assert!(
+            told(&health)[0].contains("partition 03, feed"),
+            "it has its usual time"
+        );
     }
 
     #[test]

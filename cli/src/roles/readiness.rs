@@ -18,6 +18,8 @@ use super::{Bus, BusError, RoleError, parts::Running, store, vital};
 
 /// How often the readiness that `/health/ready` shows is looked at.
 const READY_EVERY: Duration = Duration::from_millis(250);
+/// A look that comes so much later than it should says that this process stood still.
+const FROZEN_AFTER: Duration = Duration::from_secs(1);
 
 /// Watches until the gateway is gone, so that it is honest to the end; `projects` where this process has the
 /// projector, which tells how it gets on itself.
@@ -92,11 +94,25 @@ async fn show(known: Found, sender: watch::Sender<Readiness>, stop: &Cancellatio
         let stalled = known.health.stalled();
         tell(&mut told, &stalled);
         sender.send_replace(known.readiness(&stalled));
+        let looked_at = tokio::time::Instant::now();
         tokio::select! {
             () = stop.cancelled() => {}
             () = tokio::time::sleep(READY_EVERY) => {}
         }
+        if let Some(gap) = stood_still(looked_at.elapsed()) {
+            warn!(
+                ?gap,
+                "this process stood still: it was stopped, or had no time of the machine"
+            );
+            known.health.stood_still(gap);
+        }
     }
+}
+
+/// How long this process stood still, where the pause between two looks took so long.
+fn stood_still(pause: Duration) -> Option<Duration> {
+    let gap = pause.saturating_sub(READY_EVERY);
+    (gap >= FROZEN_AFTER).then_some(gap)
 }
 
 /// Logs projections that have come to stand still, and those that get on again, each once.
@@ -160,5 +176,18 @@ impl Found {
                 .map(|one| (one.as_str(), count(one)))
                 .to_vec(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_pause_that_is_far_too_long_says_that_the_process_stood_still() {
+        assert_eq!(stood_still(READY_EVERY), None);
+        assert_eq!(stood_still(READY_EVERY * 3), None);
+        let long = READY_EVERY + Duration::from_secs(20);
+        assert_eq!(stood_still(long), Some(Duration::from_secs(20)));
     }
 }

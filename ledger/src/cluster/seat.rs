@@ -73,7 +73,14 @@ impl<G: Ground> Seat<G> {
             let pause = match end {
                 End::Shutdown => return,
                 End::LeaseLost => {
-                    warn!(%partition, "lease lost: another process hosts the partition");
+                    match self.leases.other_holder(partition) {
+                        Some(holder) => {
+                            warn!(%partition, holder, "lease lost: another process hosts the partition");
+                        }
+                        None => {
+                            warn!(%partition, "lease lost: it was not renewed in time, as on a machine or a server that is slow; it is taken again where it is free");
+                        }
+                    }
                     Duration::ZERO
                 }
                 End::SteppedDown(reason) => {
