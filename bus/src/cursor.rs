@@ -152,7 +152,7 @@ impl Cursor {
                 Ok(Err(error)) => error,
                 Err(elapsed) => return Err(elapsed.into()),
             };
-            let pause = pauses.next();
+            let pause = pauses.draw();
             if error.hopeless || Instant::now() + pause >= deadline {
                 return Err(error.source);
             }

@@ -29,7 +29,7 @@ impl Pauses {
     }
 
     /// How long to wait now.
-    pub fn next(&mut self) -> Duration {
+    pub fn draw(&mut self) -> Duration {
         let next = self.left.next().unwrap_or(self.longest);
         next.min(self.longest)
     }
@@ -51,7 +51,7 @@ mod tests {
     #[track_caller]
     fn check_grows(pauses: &mut Pauses) {
         for whole in [20, 40, 80, 160, 320, 500, 500, 500] {
-            let pause = pauses.next();
+            let pause = pauses.draw();
             assert!(pause >= ms(whole) / 2, "{pause:?} is short of {whole} ms");
             assert!(pause <= ms(whole), "{pause:?} is longer than {whole} ms");
         }
@@ -69,7 +69,7 @@ mod tests {
     fn two_who_wait_do_not_come_back_together() {
         let draw = || {
             let mut pauses = Pauses::new(ms(20), ms(500));
-            (0..16).map(|_| pauses.next()).collect::<Vec<_>>()
+            (0..16).map(|_| pauses.draw()).collect::<Vec<_>>()
         };
         assert_ne!(draw(), draw());
     }
@@ -78,8 +78,8 @@ mod tests {
     fn a_long_outage_does_not_end_them() {
         let mut pauses = Pauses::new(ms(20), ms(500));
         for _ in 0..100_000 {
-            pauses.next();
+            pauses.draw();
         }
-        assert!(pauses.next() >= ms(250));
+        assert!(pauses.draw() >= ms(250));
     }
 }

@@ -99,7 +99,7 @@ impl Gate {
                 if late || began.elapsed() >= bound {
                     return tracing::debug!(reservation = %command.reservation, "release was given up");
                 }
-                sleep(pauses.next()).await;
+                sleep(pauses.draw()).await;
             }
         });
     }

@@ -183,7 +183,7 @@ impl Gate {
                 Err(CommandError::Unavailable { .. }) => {}
                 answer => return answer,
             }
-            sleep(pauses.next()).await;
+            sleep(pauses.draw()).await;
         }
     }
 }

@@ -255,7 +255,7 @@ impl Kept {
                     return None;
                 }
             }
-            sleep(pauses.next()).await;
+            sleep(pauses.draw()).await;
             answer = self.again().await;
         }
     }

@@ -105,7 +105,7 @@ impl Recipes {
                 all = self.fetch_all(missing) => all,
                 () = stop.cancelled() => return,
             };
-            let pause = pauses.next();
+            let pause = pauses.draw();
             if all {
                 pauses.renew();
             }

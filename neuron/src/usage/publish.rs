@@ -58,7 +58,7 @@ async fn deliver(sink: &dyn UsageSink, parcel: &Parcel) {
     let mut pauses = Pauses::new(RETRY_FIRST, RETRY_MAX);
     while let Err(error) = sink.publish(parcel.id.clone(), parcel.event.clone()).await {
         tracing::warn!(%error, id = %parcel.id, "a usage event was not taken, it will be offered again");
-        tokio::time::sleep(pauses.next()).await;
+        tokio::time::sleep(pauses.draw()).await;
     }
 }
 
