@@ -96,7 +96,7 @@ pub struct Account {
     multiplier_ppm: Option<u64>,
     /// What of all this is held, by scope.
     #[serde(skip)]
-    holdings: Holdings,
+    holdings: Box<Holdings>,
 }
 
 impl Account {

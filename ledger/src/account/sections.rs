@@ -35,7 +35,7 @@ impl From<Stored> for Account {
             runs,
             multiplier_ppm,
         } = stored;
-        let holdings = Holdings::of(&open, &runs, &caps);
+        let holdings = Box::new(Holdings::of(&open, &runs, &caps));
         Self {
             opened,
             version,
