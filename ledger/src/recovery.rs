@@ -1,8 +1,9 @@
 //! Reads what a writer needs to take a partition over: the partition record and the journal's end,
 //! with the accounts that the end touches; or the whole journal, where there is no record or it
-//! disagrees with the journal. Also how an account is loaded when it is first used.
+//! disagrees with the journal.
 
 pub mod end;
+mod load;
 pub mod open;
 
 use std::{
@@ -13,35 +14,27 @@ use std::{
 
 use futures::{StreamExt, TryStreamExt, future::join, stream};
 use seatbelt_schemas::{
-    commit::ChainHash,
-    event::EventBody,
     ids::AccountId,
     names::Names,
     position::{Partition, Position},
-    wire::WireError,
 };
 use thiserror::Error;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::{
     account::Account,
     directory::{Directory, DirectoryError, DirectoryRef, Entry, LastPositions},
     journal::{Journal, ReadError, Sequence, Stored, strays},
-    partition::{ChainError, Head, PartitionState},
+    partition::ChainError,
     resume::{Disagreement, Resume, ResumeError, Resumed},
-    snapshot::{AccountSnapshot, Found, PartitionRecord, RECORD_VERSION, Unusable, Written},
-    store::{Kept, Revision, SnapshotStore, StoreError, WriteError},
+    snapshot::{AccountSnapshot, Found, PartitionRecord, Unusable},
+    store::{Kept, Revision, SnapshotStore, StoreError},
 };
 
 /// Pause between tries to read a journal or a snapshot that cannot be reached.
 const RETRY: Duration = Duration::from_millis(250);
 /// Snapshots on their way from the store at once.
 const SNAPSHOTS_IN_FLIGHT_MAX: usize = 64;
-/// How often a bucket that went back in time is asked again before the journal is read instead: the
-/// projector brings it up to date within seconds.
-const WENT_BACK_TRIES: u32 = 20;
-/// How often a directory is read again that is not what the record names.
-const FLUX_TRIES: u32 = 2;
 
 /// Why a partition cannot be served: its journal is damaged. Nothing was changed.
 #[derive(Debug, Error)]
@@ -249,15 +242,6 @@ impl From<AccountSnapshot> for Loaded {
             state: snapshot.state,
         }
     }
-}
-
-/// What a look at the bucket gives.
-enum Look {
-    Found(Option<Loaded>),
-    Lost(String),
-    /// The directory was written anew twice while it was read, or it is lost.
-    Flux(String),
-    WentBack,
 }
 
 impl<J: Journal> Source<J> {
@@ -473,162 +457,5 @@ impl<J: Journal> Source<J> {
             .filter_map(async |current| current);
         let current = current.collect().await;
         Some((now, current))
-    }
-
-    /// An account that no event since `base` touches, as it stands; `None` where there is none. A
-    /// snapshot that cannot be used is told of, folded again from the journal, and put right.
-    pub async fn load(
-        &self,
-        account: &AccountId,
-        base: &Base,
-    ) -> Result<Option<Loaded>, LoadError> {
-        let Some(store) = &self.snapshots else {
-            return Ok(None);
-        };
-        let (mut tries, mut kept) = (0, Kept::default());
-        let reason = loop {
-            match self.look(&**store, account, base, &mut kept).await? {
-                Look::Found(state) => return Ok(state),
-                Look::Lost(reason) => break reason,
-                Look::Flux(reason) if tries == FLUX_TRIES => break reason,
-                Look::WentBack if tries == WENT_BACK_TRIES => {
-                    break "the bucket went back in time".to_owned();
-                }
-                Look::WentBack | Look::Flux(_) => tokio::time::sleep(RETRY).await,
-            }
-            tries += 1;
-        };
-        let partition = self.partition;
-        error!(%partition, %account, reason, "snapshot lost: folding the account again from the journal");
-        let (state, until) = self.fold(account, base.sequence).await?;
-        self.put_right(account, &kept, &state, &until).await;
-        let position = until.position;
-        Ok((state.version() > 0).then_some(Loaded { state, position }))
-    }
-
-    /// Reads an account's snapshot, and whether the bucket still is what it was at `base`: one that
-    /// lost its end has lost the record's end too, and the connection that both reads share ends with
-    /// the server that lost it.
-    async fn look(
-        &self,
-        store: &dyn SnapshotStore,
-        account: &AccountId,
-        base: &Base,
-        found: &mut Kept,
-    ) -> Result<Look, LoadError> {
-        let record = Names::snapshot_partition_key(self.partition);
-        let vouched = (base.revision, base.position);
-        let (read, record) = join(Found::read(store, account, vouched), store.read(&record)).await;
-        let Found { kept, snapshot, .. } = read?;
-        *found = kept;
-        let snapshot = match snapshot {
-            Ok(snapshot) => snapshot,
-            Err(unusable) => return Ok(Look::Lost(unusable.to_string())),
-        };
-        let left = base.known.left(account);
-        if snapshot.as_ref().map_or(0, |found| found.state.version()) < left {
-            let lost = format!("it is older than version {left}, which was in memory");
-            return Ok(Look::Lost(lost));
-        }
-        if snapshot
-            .as_ref()
-            .is_some_and(|snapshot| snapshot.position >= base.position)
-        {
-            return Ok(Look::Found(snapshot.map(Loaded::from)));
-        }
-        let Some(record) = vouching(&record?, base)? else {
-            return Ok(Look::WentBack);
-        };
-        let last = match self.last_known(store, account, base, &record).await {
-            Ok(last) => last,
-            Err(DirectoryError::Store(error)) => return Err(error.into()),
-            Err(lost) => return Ok(Look::Flux(lost.to_string())),
-        };
-        Ok(
-            match AccountSnapshot::held_to(snapshot, last, base.position) {
-                Ok(snapshot) => Look::Found(snapshot.map(Loaded::from)),
-                Err(unusable) => Look::Lost(unusable.to_string()),
-            },
-        )
-    }
-
-    /// The last event of an account that has none after `base`: so any later directory has it as well.
-    async fn last_known(
-        &self,
-        store: &dyn SnapshotStore,
-        account: &AccountId,
-        base: &Base,
-        record: &PartitionRecord,
-    ) -> Result<Option<Position>, DirectoryError> {
-        let entry = Entry::of(account);
-        if let Some(last) = base.known.last.get(&entry) {
-            return Ok(Some(*last));
-        }
-        let named = record.directory.as_ref();
-        let directory = base.known.directory(store, self.partition, named).await?;
-        directory.last(store, entry).await
-    }
-
-    /// One account, from the journal's beginning up to a commit, and how far that is.
-    async fn fold(&self, account: &AccountId, to: Sequence) -> Result<(Account, Head), LoadError> {
-        let mut chain = PartitionState::new(self.partition);
-        let (mut state, mut stepped) = (Account::default(), Sequence(0));
-        let mut commits = self.journal.replay(Sequence(0), to);
-        while let Some(stored) = commits.next().await {
-            let stored = stored?;
-            let at = stored.sequence;
-            if at <= stepped {
-                continue;
-            }
-            let commit = match chain.check(&stored.payload) {
-                Ok(commit) => commit,
-                Err(source) => {
-                    let last = strays::step_over(&*self.journal, chain.head(), &stored).await?;
-                    stepped = last.ok_or(RecoveryError::Chain { at, source })?;
-                    continue;
-                }
-            };
-            for stored in &commit.events {
-                chain.pass(&stored.event);
-                let unseen =
-                    state.version() == 0 && matches!(stored.event.body, EventBody::Unknown { .. });
-                if stored.event.account == *account && !unseen {
-                    state.apply(&stored.event);
-                }
-            }
-            chain.committed(commit.epoch, ChainHash::of(&stored.payload));
-        }
-        Ok((state, chain.head().clone()))
-    }
-
-    /// Puts a state that was folded again where its snapshot was lost, unless somebody else wrote. It stands
-    /// for as far as it was folded and no further: a writer that was overtaken does not know what its
-    /// successor did to the account since.
-    async fn put_right(&self, account: &AccountId, kept: &Kept, state: &Account, until: &Head) {
-        let (Some(store), true) = (&self.snapshots, state.version() > 0) else {
-            return;
-        };
-        // nothing that stands there is of use: all of it is written anew
-        let written = Written::of(account, until.position, until.at_ms, state, None);
-        match written.write(&**store, account, kept.revision).await {
-            Ok(_) => info!(%account, "snapshot written again"),
-            Err(WriteError::Moved) => info!(%account, "snapshot was written again by another"),
-            Err(error) => warn!(%account, %error, "snapshot not written again"),
-        }
-    }
-}
-
-/// The record, if it vouches for what it did at `base`.
-fn vouching(kept: &Kept, base: &Base) -> Result<Option<PartitionRecord>, LoadError> {
-    let record = kept
-        .value
-        .as_ref()
-        .map(|value| PartitionRecord::decode(value));
-    match record {
-        Some(Err(WireError::Version { found, .. })) if found > RECORD_VERSION => {
-            Err(LoadError::Newer { found })
-        }
-        Some(Ok(record)) if record.head.position >= base.position => Ok(Some(record)),
-        _ => Ok(None),
     }
 }
