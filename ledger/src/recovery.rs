@@ -4,6 +4,7 @@
 
 pub mod end;
 mod load;
+mod lost;
 pub mod open;
 
 use std::{
@@ -295,6 +296,9 @@ impl<J: Journal> Source<J> {
             if stored.sequence > resume.tail() {
                 self.take(&mut resume, &stored, &base, &directory).await?;
             }
+        }
+        if base.sequence == Sequence(0) && with_snapshots && self.snapshots.is_some() {
+            self.told_lost(&resume, end);
         }
         base.known = Arc::new(Known {
             last: resume.take_last(),

@@ -131,6 +131,12 @@ impl Resume {
         self.last.get(&Entry::of(account)).copied()
     }
 
+    /// How many accounts are in memory, beside the ledger's own.
+    pub fn accounts(&self) -> usize {
+        let accounts = self.resumed.state.accounts();
+        accounts.filter(|(account, _)| !account.is_system()).count()
+    }
+
     /// All of them.
     pub fn take_last(&mut self) -> LastPositions {
         std::mem::take(&mut self.last)
