@@ -39,10 +39,11 @@ const LATE_MS_MAX: u64 = 1_000;
 const CROWD: usize = 20;
 const EACH_ASKS: usize = 40;
 const WORK_US: u64 = 300;
-/// Readers, more than a task of the executor serves in one turn, and the same of each.
-const READERS: usize = 200;
-const EACH_READS: usize = 30;
-const EACH_TAKES: Duration = Duration::from_millis(100);
+/// Readers: more than a task of the executor serves in one turn, where what each costs fills a burst.
+const READERS: usize = 400;
+const EACH_READS: usize = 8;
+const EACH_TAKES: Duration = Duration::from_millis(500);
+const READ_WORK_US: u64 = 500;
 /// How long the two that are due wait from when the crowd sets in.
 const DUE_MS: u64 = 600;
 
@@ -189,7 +190,7 @@ async fn due(payers: &Payers) -> Result<Due, String> {
 }
 
 /// Reads without end, so that the writer never finds its channel empty.
-async fn readers(host: &Host) {
+async fn readers(payers: &Payers, host: &Host) {
     let query = Read {
         account: vocabulary::account("crowd"),
         key: None,
@@ -203,14 +204,17 @@ async fn readers(host: &Host) {
             }
         }
     };
+    let work_us = &payers.medium.work_us;
+    let before = work_us.swap(READ_WORK_US, Ordering::Relaxed);
     join_all((0..READERS).map(read)).await;
+    work_us.store(before, Ordering::Relaxed);
 }
 
 /// Reads, and then asks for what is never granted, as fast as answers come.
 async fn crowd(payers: &Payers, host: &Host) {
     // whoever waits has begun to
     sleep(Duration::from_millis(200)).await;
-    readers(host).await;
+    readers(payers, host).await;
     let work_us = &payers.medium.work_us;
     let before = work_us.swap(WORK_US, Ordering::Relaxed);
     let ask = async || {

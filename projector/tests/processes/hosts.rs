@@ -108,13 +108,14 @@ impl Hosts {
     /// as the holder of the lease takes to stop.
     pub(crate) fn serving(&self) -> Option<Arc<Host>> {
         let up = self.up.lock().unwrap();
-        let serves = |host: &&Arc<Host>| {
-            let cluster = host.cluster.as_ref();
-            cluster.is_some_and(|cluster| {
-                !cluster.hosted().is_empty() && cluster.unserved().is_empty()
-            }) && host.leads(&self.medium)
-        };
+        let serves = |host: &&Arc<Host>| host.claims() && host.leads(&self.medium);
         up.iter().find(serves).cloned()
+    }
+
+    /// One that says that it serves, whatever the journal says by now.
+    pub(crate) fn claiming(&self) -> Option<Arc<Host>> {
+        let up = self.up.lock().unwrap();
+        up.iter().find(|host| host.claims()).cloned()
     }
 
     /// Every clock is right again, and every journal can be opened.
@@ -362,6 +363,12 @@ impl Host {
             _ => None,
         };
         events.filter_map(started).next() == Some(self.name.clone())
+    }
+
+    /// Whether it lives and says that it serves.
+    fn claims(&self) -> bool {
+        let cluster = self.cluster.as_ref().filter(|_| !self.life.is_over());
+        cluster.is_some_and(|cluster| !cluster.hosted().is_empty() && cluster.unserved().is_empty())
     }
 
     /// Whether its callers reach the writer by post.

@@ -75,6 +75,8 @@ pub(crate) struct Medium {
     cut_off: AtomicBool,
     /// Whoever reads waits, and hears nothing.
     pub(crate) unreadable: AtomicBool,
+    /// By how much the clock of the server that answers now is ahead of the others.
+    pub(crate) server_ahead_ms: AtomicI64,
     broken: Mutex<Option<String>>,
     log: Option<Mutex<Vec<String>>>,
 }
@@ -100,6 +102,7 @@ impl Medium {
             frozen: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             unreadable: AtomicBool::new(false),
+            server_ahead_ms: AtomicI64::new(0),
             broken: Mutex::default(),
             log: std::env::var_os("SEATBELT_SIM_LOG").map(|_| Mutex::default()),
         })
@@ -117,6 +120,7 @@ impl Medium {
             self.freeze(false);
             self.cut_off(false);
             self.office.break_down(false);
+            self.server_ahead_ms.store(0, Ordering::Relaxed);
         }
     }
 
@@ -392,7 +396,8 @@ impl Journal for Wire {
 
     async fn server_ms(&self) -> Result<Option<u64>, ReadError> {
         self.reads(Sequence(0)).await?;
-        Ok(Some(self.medium.now_ms()))
+        let ahead_ms = self.medium.server_ahead_ms.load(Ordering::Relaxed);
+        Ok(Some(self.medium.now_ms().saturating_add_signed(ahead_ms)))
     }
 
     async fn get(&self, sequence: Sequence) -> Result<Option<Stored>, ReadError> {

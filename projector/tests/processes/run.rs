@@ -157,7 +157,7 @@ pub(crate) fn shrinks(seed: u64) -> Result<(), String> {
         let left = medium.journal.commits();
         // a writer that nobody asks anything has to see it by itself
         let is_idle = medium.chance.one_in(2);
-        if let Some(host) = hosts.serving().filter(|_| !is_idle) {
+        if let Some(host) = hosts.claiming().filter(|_| !is_idle) {
             // a writer that saw more than there is, or one that takes its place
             medium.chance.one_in(2).then(|| host.life.kill());
         }
@@ -176,7 +176,7 @@ pub(crate) fn shrinks(seed: u64) -> Result<(), String> {
         // whoever has nothing to write looks every five seconds, and believes what it sees thrice
         sleep(SEEN_WITHIN).await;
         let kept = medium.journal.commits() == left;
-        let serves = hosts.serving().is_some();
+        let serves = hosts.claiming().is_some();
         match kept && !serves {
             true => medium.broken().map_or(Ok(()), Err),
             false => Err(format!(
@@ -250,7 +250,7 @@ async fn misfortune(
     let chance = &medium.chance;
     loop {
         sleep(chance.ms(1_500)).await;
-        match chance.below(17) {
+        match chance.below(18) {
             0 | 1 => drop(hosts.any().inspect(|host| host.life.kill())),
             2 | 3 => drop(
                 hosts
@@ -281,6 +281,11 @@ async fn misfortune(
                 medium.office.break_down(true);
                 sleep(chance.ms(2_000)).await;
                 medium.office.break_down(false);
+            }
+            // another server of the cluster leads the journal, and its clock shows something else
+            16 if !medium.clocks_are_right => {
+                let ahead_ms = *chance.pick(&[0, 2_000, -2_000]);
+                medium.server_ahead_ms.store(ahead_ms, Ordering::Relaxed);
             }
             15 => drop(hosts.any().inspect(|host| {
                 let is_blind = host.life.blind.fetch_not(Ordering::Relaxed);
