@@ -57,6 +57,15 @@ fn flip(file: &PathBuf, percent: usize) {
     fs::write(file, bytes).unwrap();
 }
 
+/// Damages what stands behind a text.
+fn flip_after(file: &PathBuf, text: &[u8]) {
+    let mut bytes = fs::read(file).unwrap();
+    let mut places = bytes.windows(text.len());
+    let place = places.position(|window| window == text).unwrap();
+    bytes[place + text.len() + 2] ^= 0x20;
+    fs::write(file, bytes).unwrap();
+}
+
 #[tokio::test]
 async fn a_secret_that_is_damaged_is_made_again() {
     let foreign = Foreign::start().await;
@@ -74,7 +83,10 @@ async fn a_secret_that_is_damaged_is_made_again() {
 async fn facts_that_are_damaged_are_made_again_by_the_command_that_the_start_names() {
     let foreign = Foreign::start().await;
     let home = spent(&foreign).await;
-    flip(&block(&home, "KV_SEATBELT_META"), 10);
+    flip_after(
+        &block(&home, "KV_SEATBELT_META"),
+        b"$KV.SEATBELT_META.ledger",
+    );
     let Err(told) = home.try_start().await else {
         panic!("the facts are not damaged by that");
     };
