@@ -222,7 +222,7 @@ fn a_retired_key_is_no_key_that_is_in_use() {
     check(
         &retired("k"),
         &[
-            "entitlements.retired_keys[0].key_id (line 7): is in use in entitlements.keys[0]: leave one of them out",
+            "entitlements.retired_keys[0].key_id (line 5): is in use in entitlements.keys[0]: leave one of them out",
         ],
     );
 }
