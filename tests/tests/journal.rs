@@ -328,7 +328,10 @@ async fn append_until_known(journal: &NatsJournal, at: Sequence, bytes: Bytes) -
 /// The settings of the journal's stream as the server keeps them, somewhere beneath `folder`.
 fn settings_of(folder: &Path) -> PathBuf {
     let blocks = blocks_of(folder).expect("the journal's blocks");
-    blocks.parent().unwrap().join("meta.sum")
+    blocks
+        .parent()
+        .expect("it lies in the folder of its stream")
+        .join("meta.sum")
 }
 
 /// A server that dies while it makes a stream leaves a folder that it does not load; it writes no settings
