@@ -45,6 +45,9 @@ use settling::Settling;
 /// Accounts whose last position is remembered for their next read. When full, all are forgotten:
 /// reads are then as fresh as the snapshot.
 const MARKS_MAX: usize = 65_536;
+/// How long a reserve has, once the gateway stops, from when it was asked for: one that only waits for its
+/// commit is decided by then.
+const DECIDED_WITHIN: Duration = Duration::from_millis(250);
 
 /// What to reserve.
 #[derive(Debug)]
@@ -75,6 +78,8 @@ pub(crate) struct Gate {
     metrics: Arc<Metrics>,
     marks: Mutex<HashMap<AccountId, Position>>,
     settling: Arc<Settling>,
+    /// No request waits for room any more: the gateway stops.
+    stopping: CancellationToken,
     /// For releases that are followed up.
     releases: Arc<Semaphore>,
     release_turns: Semaphore,
@@ -114,6 +119,7 @@ impl Gate {
             tracker,
             metrics,
             marks: Mutex::default(),
+            stopping: CancellationToken::new(),
             releases: Arc::new(Semaphore::new(RELEASES_MAX)),
             release_turns: Semaphore::new(RELEASES_AT_ONCE_MAX),
         }
@@ -121,6 +127,18 @@ impl Gate {
 
     pub(crate) fn ledger(&self) -> &dyn Ledger {
         self.ledger.as_ref()
+    }
+
+    /// Tells all that wait for room that this gateway stops: another one can take them.
+    pub(crate) fn stop_waiting(&self) {
+        self.stopping.cancel();
+    }
+
+    /// Ends once the gateway stops, for a reserve that has had the time in which one is decided that
+    /// does not wait.
+    async fn stopped(&self, asked_at: tokio::time::Instant) {
+        self.stopping.cancelled().await;
+        tokio::time::sleep_until(asked_at + DECIDED_WITHIN).await;
     }
 
     fn command_id(&self) -> CommandId {
@@ -184,7 +202,13 @@ impl Gate {
             armed: true,
         };
         let patience = self.wait(want) + self.ledger_timeout;
-        let answer = timeout(patience, self.ledger.reserve(command)).await;
+        let answer = tokio::select! {
+            biased;
+            answer = timeout(patience, self.ledger.reserve(command)) => answer,
+            () = self.stopped(tokio::time::Instant::now()) => {
+                return Err(ApiError::busy("the gateway is stopping, and room for the request is awaited"));
+            }
+        };
         let away = matches!(answer, Err(_) | Ok(Err(CommandError::Unavailable { .. })));
         if away {
             self.metrics.ledger_unavailable();
@@ -340,6 +364,39 @@ mod tests {
         tracker.wait().await;
         let released = Asked::Release("reserve was not delivered".to_owned());
         assert_eq!(stub.asked().last(), Some(&released));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_when_the_gateway_stops_is_told_at_once_and_holds_nothing() {
+        let stub = Arc::new(Stub {
+            reserve_hangs: true,
+            ..Stub::default()
+        });
+        let (gate, _, tracker) = gate(&stub);
+        let begun = tokio::time::Instant::now();
+        let mut want = want();
+        want.wait = Some(Duration::from_secs(40));
+        let waiting = gate.reserve(want);
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        tokio::time::advance(DECIDED_WITHIN).await;
+        gate.stop_waiting();
+        let told = waiting.now_or_never().expect("at once").err().unwrap();
+        let response = told.into_response(seatbelt_dialects::Dialect::OpenAi);
+        assert_eq!(response.status().as_u16(), 503);
+        assert_eq!(response.headers()["x-should-retry"], "true");
+        tracker.close();
+        tracker.wait().await;
+        let released = Asked::Release("reserve was not delivered".to_owned());
+        assert_eq!(stub.asked().last(), Some(&released));
+        assert!(begun.elapsed() < Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn what_is_being_decided_when_the_gateway_stops_is_decided() {
+        let (gate, _, _) = gate(&Arc::new(Stub::default()));
+        gate.stop_waiting();
+        assert!(gate.reserve(want()).await.is_ok());
     }
 
     #[tokio::test]

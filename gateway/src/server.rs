@@ -1,8 +1,8 @@
 //! The gateway as a service: its start, its orderly end.
 //!
-//! Takes its listeners and its shutdown as arguments. At shutdown it accepts nothing new, lets
-//! requests and settles in progress end within the drain time, then cuts the rest short, which still
-//! gives every reservation its one end.
+//! Takes its listeners and its shutdown as arguments. At shutdown it accepts nothing new, sends those
+//! who only wait for room to another gateway, lets requests and settles in progress end within the drain
+//! time, then cuts the rest short, which still gives every reservation its one end.
 
 use std::{
     future::IntoFuture,
@@ -221,6 +221,8 @@ fn app(
 /// Waits for all that is in progress; cuts it short in time for its settles before the drain time is over.
 async fn drain(app: &App, server: &mut JoinHandle<()>) {
     app.draining.store(true, Relaxed);
+    // they have nothing to lose here: nothing is held for them, and another gateway serves them sooner
+    app.gate.stop_waiting();
     app.tracker.close();
     let abort = server.abort_handle();
     let all = async {

@@ -121,6 +121,29 @@ async fn requests_in_progress_end_before_the_gateway_does() {
     stack.served.await.unwrap().unwrap();
 }
 
+/// Nothing is held for it, and another gateway serves it sooner.
+#[tokio::test]
+async fn whoever_waits_for_room_is_sent_away_when_the_gateway_stops() {
+    let cap = tokens(60, Window::Balance);
+    let stack = Stack::start_with(cap, |config| config.budget_wait = Duration::from_secs(60)).await;
+    stack.upstream.plays(Script::Held(chat_stream()));
+    let mut first = stack.chat(&hi_stream(20)).send().await.unwrap();
+    read_until(&mut first, "hel").await;
+    let waiting = tokio::spawn(stack.chat(&hi(20)).send());
+    planned(&stack, 2).await;
+    stack.shutdown.cancel();
+    let told = waiting.await.unwrap().unwrap();
+    assert_eq!(told.status().as_u16(), 503);
+    assert_eq!(told.headers()["x-should-retry"], "true");
+    assert!(told.text().await.unwrap().contains("stopping"));
+    assert!(!stack.served.is_finished(), "the other goes on");
+    stack.upstream.go_on.notify_one();
+    read_until(&mut first, "[DONE]").await;
+    let cap = stack.cap().await;
+    stack.served.await.unwrap().unwrap();
+    assert_eq!((cap.spent, cap.held), (15, 0));
+}
+
 #[tokio::test]
 async fn a_drain_that_takes_too_long_is_cut_and_still_settled() {
     let cap = tokens(1000, Window::Balance);
