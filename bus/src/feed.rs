@@ -6,7 +6,10 @@
 //! alone would not do: where somebody else appends meanwhile, a later message of a call that comes
 //! late could find its sequence by chance, and land without those before it. Derived from the journal.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use async_nats::{
     HeaderMap, HeaderValue,
@@ -20,6 +23,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use seatbelt_schemas::names::Names;
+use serde::Deserialize;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -38,6 +42,8 @@ use crate::kept::{StoreError, WriteError};
 const LIMITS: [&str; 4] = ["max_msgs", "max_bytes", "max_age", "max_msgs_per_subject"];
 /// How long one append may take, all its messages together.
 const APPEND_MAX: Duration = Duration::from_secs(10);
+/// How often it is seen to that the consumer for billing is there, while the feed is written.
+const BILLING_EVERY: Duration = Duration::from_secs(2);
 /// Most messages of one append: all are on their way at once.
 pub const FEED_APPEND_MAX: usize = 1024;
 
@@ -72,12 +78,24 @@ pub struct FeedState {
     pub trimmed: bool,
 }
 
+/// When a consumer was looked after, and when the server says that it was made.
+type Looked = Option<(Instant, Option<String>)>;
+
+/// What the server says of a consumer.
+#[derive(Debug, Deserialize)]
+struct Made {
+    /// When it was made.
+    created: String,
+}
+
 /// The stream of the feed. Clones share the connection.
 #[derive(Debug, Clone)]
 pub struct FeedStream {
     nats: Nats,
     stream: Arc<str>,
     settings: Arc<Settings>,
+    /// When the consumer for billing was last looked after, and when the server made it.
+    billing: Arc<Mutex<Looked>>,
 }
 
 impl FeedStream {
@@ -87,6 +105,7 @@ impl FeedStream {
             nats: nats.clone(),
             stream: names.feed_stream().into(),
             settings: Arc::new(Settings::feed(names, replicas)),
+            billing: Arc::default(),
         };
         feed.make().await?;
         Ok(feed)
@@ -95,6 +114,13 @@ impl FeedStream {
     /// Makes what is missing, with the consumer that billing reads with: it may make none itself.
     async fn make(&self) -> Result<(), ProvisionError> {
         self.settings.ensure(&self.nats).await?;
+        self.make_for_billing().await;
+        Ok(())
+    }
+
+    /// Makes the consumer that billing reads with, where it is missing: whoever bills may make none, and
+    /// would wait for ever.
+    async fn make_for_billing(&self) {
         let subject = format!("CONSUMER.CREATE.{}.{BILLING_CONSUMER}", self.stream);
         let body = serde_json::json!({
             "stream_name": &*self.stream,
@@ -109,10 +135,36 @@ impl FeedStream {
             },
         });
         // nothing here relies on it, and an operator may have made another one
-        if let Err(error) = ask::<serde_json::Value>(&self.nats, subject, &body).await {
-            debug!(%error, "the consumer for billing is not made");
+        let created = match ask::<Made>(&self.nats, subject, &body).await {
+            Ok(Made { created }) => Some(created),
+            Err(error) => {
+                debug!(%error, "the consumer for billing is not made");
+                None
+            }
+        };
+        let mut billing = self.billing();
+        let before = billing.take().and_then(|(_, created)| created);
+        let anew = before.is_some() && created.is_some() && before != created;
+        *billing = Some((Instant::now(), created.or(before)));
+        if anew {
+            warn!(
+                consumer = BILLING_CONSUMER,
+                "the consumer for billing was gone: made again, from the start of the feed"
+            );
         }
-        Ok(())
+    }
+
+    /// The same, at most every [`BILLING_EVERY`].
+    async fn look_after_billing(&self) {
+        let looked = self.billing().as_ref().map(|(at, _)| *at);
+        if looked.is_none_or(|at| at.elapsed() >= BILLING_EVERY) {
+            self.make_for_billing().await;
+        }
+    }
+
+    fn billing(&self) -> MutexGuard<'_, Looked> {
+        // no code panics while it holds the lock half way through a change
+        self.billing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn error(
@@ -131,7 +183,8 @@ impl FeedStream {
         Ok(self.state().await?.end)
     }
 
-    /// How the stream ends. It is derived, so one that is gone is made again, empty.
+    /// How the stream ends. It is derived, so one that is gone is made again, empty; and so is the consumer
+    /// for billing.
     pub async fn state(&self) -> Result<FeedState, StoreError> {
         let failed = |error: ApiError| self.error("read the end of", error);
         let info = match info(&self.nats, &self.stream).await {
@@ -143,6 +196,7 @@ impl FeedStream {
             }
             other => other.map_err(failed)?,
         };
+        self.look_after_billing().await;
         let trimmed = LIMITS
             .iter()
             .any(|limit| info.config[limit].as_i64().is_some_and(|limit| limit > 0));

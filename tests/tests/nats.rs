@@ -32,22 +32,28 @@ use seatbelt_ledger::{
     testing::Payer,
 };
 use seatbelt_schemas::{
+    cap::CapStanding,
     command::{
         Ack, Admin, AdminOutcome, Change, CommandError, Read, Release, Reserve, ReserveOutcome,
         Resize, Resolution, Settle, Standing,
     },
-    ids::{AccountId, Actor, CommandId, NeuronId, ReservationId},
-    meter::Amounts,
+    ids::{AccountId, Actor, CapId, CommandId, NeuronId, ReservationId},
+    meter::{Amounts, Meter},
     names::Names,
     neuron::{
         NeuronRecord,
         signature::{BodyHash, Call, NeuronSecret},
     },
     position::{Partition, Partitions, Position},
+    scope::Scope,
     usage::{NeuronUsage, Outcome, UsageEvent},
+    window::Window,
     wire,
 };
-use seatbelt_tests::nats::{PATIENCE, TestNats};
+use seatbelt_tests::{
+    nats::{PATIENCE, TestNats},
+    until,
+};
 use tokio::time::timeout;
 
 fn layout(partitions: u8) -> Layout {
@@ -241,6 +247,26 @@ fn feed_messages<'a>(headers: &'a [Vec<(&'static str, String)>]) -> Vec<FeedMess
         .iter()
         .map(|headers| message(headers.as_slice()))
         .collect()
+}
+
+/// Whoever bills may make none: it would wait for ever.
+#[tokio::test]
+async fn the_consumer_for_billing_is_made_again_while_the_feed_is_written() {
+    let nats = TestNats::start().await;
+    let (connection, names) = provisioned(&nats).await;
+    let feed = FeedStream::open(&connection, &names, 1).await.unwrap();
+    let ask = async |verb: &str| {
+        let subject = format!("$JS.API.CONSUMER.{verb}.{}.billing", names.feed_stream());
+        let reply = connection.client().request(subject, "".into()).await;
+        let reply: serde_json::Value = serde_json::from_slice(&reply.unwrap().payload).unwrap();
+        reply.get("error").is_none()
+    };
+    assert!(ask("INFO").await && ask("DELETE").await && !ask("INFO").await);
+    until("it is there again", || async {
+        feed.state().await.unwrap();
+        ask("INFO").await.then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -554,15 +580,19 @@ impl Ledger for Scripted {
     fn read(&self, query: Read) -> BoxFuture<'_, Answer<Standing>> {
         async move {
             self.calls.fetch_add(1, Ordering::SeqCst);
+            let caps = match query.account.as_str() {
+                "large" => vec![large_cap(); 4_000],
+                _ => Vec::new(),
+            };
             Ok(Standing {
                 account: query.account,
                 position: POSITION,
                 at_ms: 1,
                 open: 0,
                 multiplier_ppm: None,
-                caps: Vec::new(),
-                more: false,
+                caps,
                 live_keys: None,
+                more: false,
             })
         }
         .boxed()
@@ -570,6 +600,19 @@ impl Ledger for Scripted {
 
     fn admin(&self, _: Admin) -> BoxFuture<'_, Answer<AdminOutcome>> {
         async move { Ok(AdminOutcome { position: None }) }.boxed()
+    }
+}
+
+fn large_cap() -> CapStanding {
+    CapStanding {
+        cap: CapId::new("c".repeat(256)).unwrap(),
+        scope: Scope::Account,
+        meter: Meter::Tokens,
+        window: Window::Balance,
+        limit: 1,
+        spent: 0,
+        held: 0,
+        resets_at_ms: None,
     }
 }
 
@@ -633,6 +676,20 @@ async fn a_remote_settle_is_one_request_with_two_replies() {
     assert_eq!(taken.resolution, charged());
     assert_eq!(taken.lasting.await, Ok(charged()));
     assert_eq!(*ledger.settles.lock().unwrap(), [None]);
+}
+
+#[tokio::test]
+async fn a_reply_that_is_too_large_is_told_as_such_at_once() {
+    let nats = TestNats::start().await;
+    let ledger = Arc::<Scripted>::default();
+    let _service = host(&nats, &ledger).await;
+    let remote = remote(&nats, PATIENCE).await;
+    let answer = remote.read(read("large")).await;
+    assert!(
+        matches!(&answer, Err(CommandError::Invalid { detail }) if detail.contains("max_payload")),
+        "{answer:?}"
+    );
+    assert_eq!(ledger.calls.load(Ordering::SeqCst), 1, "asked once");
 }
 
 #[tokio::test]
