@@ -21,7 +21,7 @@ use nix::{
 };
 use seatbelt_bus::{Layout, Nats, connect, provision};
 use seatbelt_ledger::{
-    api::{Answer, CommandError, Ledger, ReserveOutcome},
+    api::{Answer, CommandError, Ledger, Read, Reserve, ReserveOutcome},
     audit::Verifier,
     cluster::ClusterLedger,
     host::HostConfig,
@@ -397,6 +397,53 @@ async fn a_host_that_stops_hands_over_and_no_request_fails() {
     went.taken_over();
     let longest = went.longest;
     assert!(longest <= TAKEOVER_MAX, "a caller waited {longest:?}");
+}
+
+/// Whoever waits for room at a host that stops goes on to wait at its successor.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_stops_waits_for_nobody_who_waits_for_room() {
+    let servers = one().await;
+    let mut other = start_other(&servers).await;
+    let nats = connect(&servers.url(), "here", PATIENCE).await.unwrap();
+    let ledger = take_part(&nats, servers.replicas(), "here").await;
+    open_account(&ledger, 0).await;
+    let held = match ledger.reserve(payer(0).reserve(600)).await.unwrap() {
+        ReserveOutcome::Reserved(grant) => grant.reservation,
+        other => panic!("{other:?}"),
+    };
+    let waits = Reserve {
+        wait_ms: 40_000,
+        ..payer(0).reserve(600)
+    };
+    let read = || Read {
+        account: payer(0).account,
+        key: None,
+    };
+    let waiter = Arc::clone(&ledger);
+    let mut waiting = tokio::spawn(async move { waiter.reserve(waits).await });
+    // these are sent after it and answered
+    for _ in 0..3 {
+        ledger.read(read()).await.unwrap();
+    }
+    let begun = Instant::now();
+    stop_host(&mut other).await;
+    until("all are hosted here", || async {
+        (ledger.hosted().len() == 4).then_some(())
+    })
+    .await;
+    let took = begun.elapsed();
+    assert!(took <= TAKEOVER_MAX, "it was handed over after {took:?}");
+    assert!(futures::poll!(&mut waiting).is_pending(), "it waits on");
+    patiently(|| ledger.release(payer(0).release(held)))
+        .await
+        .unwrap();
+    let granted = match timeout(PATIENCE, waiting).await.unwrap().unwrap() {
+        Ok(ReserveOutcome::Reserved(grant)) => grant.reservation,
+        other => panic!("{other:?}"),
+    };
+    ledger.release(payer(0).release(granted)).await.unwrap();
+    check_journals(&nats, vec![held, granted]).await;
+    ledger.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
