@@ -122,7 +122,8 @@ struct SourceArgs {
     /// Name prefix of the ledger's streams, with --nats
     #[arg(long, default_value = PREFIX_DEFAULT, conflicts_with_all = ["config", "file"])]
     prefix: String,
-    /// Take JSON lines without an end, as version 0.1.0 wrote them; that they are whole is not known then
+    /// Take an export whose end does not tell its last commits, as version 0.1.0 wrote them; that it is whole
+    /// is not known then
     #[arg(long, conflicts_with_all = ["config", "nats"])]
     allow_open_end: bool,
 }
@@ -249,9 +250,9 @@ pub enum AuditError {
         /// What is wrong with it.
         detail: String,
     },
-    /// JSON lines stop without an end: export again, or take them as they are.
+    /// An export stops without an end that tells its last commits: export again, or take it as it is.
     #[error(
-        "{} has no end: it was cut, or written by version 0.1.0; export again, or give --allow-open-end to go by what is there",
+        "{} has no end that tells its last commits: it was cut, or written by version 0.1.0; export again, or give --allow-open-end to go by what is there",
         .path.display()
     )]
     OpenEnd {
@@ -265,6 +266,14 @@ pub enum AuditError {
         path: PathBuf,
         /// What is wrong with it.
         detail: String,
+    },
+    /// A checkpoint without a partition would not guard it.
+    #[error(
+        "no checkpoint is written: the journal of partition {partition} is empty or missing; see `audit verify`, and restore or adopt it first"
+    )]
+    Incomplete {
+        /// The partition.
+        partition: Partition,
     },
     /// The journals are not those that the former checkpoint saw.
     #[error(

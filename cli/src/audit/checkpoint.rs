@@ -5,7 +5,7 @@
 //! A checkpoint is replaced only by one of a journal that still holds all that it has seen.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Read, Write},
     ops::ControlFlow,
@@ -20,8 +20,9 @@ use seatbelt_ledger::{
 };
 use seatbelt_schemas::{
     commit::{ChainHash, Commit},
+    event::Genesis,
     ids::LedgerId,
-    position::{Partition, Position},
+    position::{PARTITIONS_MAX, Partition, Position},
 };
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +70,30 @@ impl Checkpoint {
         if checkpoint.v != VERSION {
             return Err(wrong(format!("version {} is not known", checkpoint.v)));
         }
+        checkpoint.check().map_err(wrong)?;
         Ok(checkpoint)
+    }
+
+    /// Whether each mark can be one, and there are any: one that cannot would guard nothing.
+    fn check(&self) -> Result<(), String> {
+        if self.partitions.is_empty() {
+            return Err("it names no partition".to_owned());
+        }
+        let mut seen = BTreeSet::new();
+        for mark in &self.partitions {
+            let partition = Partition(mark.partition);
+            let wrong = |what| Err(format!("what it says of partition {partition} {what}"));
+            if mark.partition >= PARTITIONS_MAX || !seen.insert(mark.partition) {
+                return wrong("cannot be, or stands there twice");
+            }
+            if mark.sequence == 0 || mark.position == 0 {
+                return wrong("is before the first commit");
+            }
+            if mark.hash().is_none() {
+                return wrong("has no SHA-256");
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn ledger(&self) -> &LedgerId {
@@ -84,15 +108,13 @@ impl Checkpoint {
             .collect()
     }
 
-    /// The same, for who opens the journals; nothing of a mark that is none.
+    /// The same, for who opens the journals.
     pub(crate) fn known(&self) -> BTreeMap<Partition, Known> {
         let known = |mark: &Mark| {
-            let mut hash = [0; 32];
-            hex::decode_to_slice(&mark.sha256, &mut hash).ok()?;
             Some(Known {
                 by: "the checkpoint",
                 at: Sequence(mark.sequence),
-                hash: ChainHash(hash),
+                hash: mark.hash()?,
             })
         };
         let marks = self.partitions.iter();
@@ -153,6 +175,12 @@ impl Mark {
             sequence: at.0,
             sha256: ChainHash::of(&stored.payload).to_string(),
         })
+    }
+
+    fn hash(&self) -> Option<ChainHash> {
+        let mut hash = [0; 32];
+        hex::decode_to_slice(&self.sha256, &mut hash).ok()?;
+        Some(ChainHash(hash))
     }
 
     /// Whether this is the place.
@@ -222,7 +250,7 @@ async fn take(source: &Source, former: Option<&Checkpoint>) -> Result<Checkpoint
 #[derive(Default)]
 struct Seen {
     marks: BTreeMap<Partition, Mark>,
-    ledger: Option<LedgerId>,
+    genesis: Option<Genesis>,
     lasts: BTreeMap<Partition, Stored>,
     wrong: Option<(Partition, String)>,
 }
@@ -266,10 +294,9 @@ impl Seen {
     }
 
     fn commit(&mut self, partition: Partition, stored: Stored) {
-        if stored.sequence == Sequence(1) && self.ledger.is_none() {
+        if stored.sequence == Sequence(1) && self.genesis.is_none() {
             let first = Commit::read(&stored.payload).ok();
-            let genesis = first.as_ref().and_then(genesis);
-            self.ledger = genesis.map(|genesis| genesis.ledger.clone());
+            self.genesis = first.as_ref().and_then(genesis).cloned();
         }
         let mark = self.marks.get(&partition);
         if let Some(mark) = mark.filter(|mark| mark.is_at(stored.sequence)) {
@@ -283,9 +310,10 @@ impl Seen {
     }
 
     fn finish(self, former: Option<&Checkpoint>) -> Result<Checkpoint, AuditError> {
-        let ledger = self.ledger.ok_or_else(|| AuditError::NoLedger {
+        let genesis = self.genesis.ok_or_else(|| AuditError::NoLedger {
             detail: "no journal begins with genesis".to_owned(),
         })?;
+        let ledger = genesis.ledger;
         let other = former.filter(|former| former.ledger != ledger);
         let other = other.map(|other| format!("it is of ledger {}, not {ledger}", other.ledger));
         let shorter = self.marks.iter().find_map(|(partition, mark)| {
@@ -299,6 +327,10 @@ impl Seen {
         let wrong = wrong.map(|(partition, wrong)| format!("partition {partition}: {wrong}"));
         if let Some(detail) = other.or(wrong) {
             return Err(AuditError::NotReplaced { detail });
+        }
+        let mut all = (0..genesis.partitions).map(Partition);
+        if let Some(partition) = all.find(|partition| !self.lasts.contains_key(partition)) {
+            return Err(AuditError::Incomplete { partition });
         }
         let lasts = self.lasts.iter();
         let partitions = lasts.map(|(partition, last)| Mark::of(*partition, last));

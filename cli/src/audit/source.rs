@@ -452,7 +452,7 @@ pub(super) fn read_file(
     match reader.fill_buf().map_err(failed("read"))?.first() {
         None => Ok(()),
         Some(b'{') => read_lines(export, reader, take),
-        Some(_) => read_frames(path, reader, take),
+        Some(_) => read_frames(export, reader, take),
     }
 }
 
@@ -480,20 +480,25 @@ impl<R: Read> Read for Counted<'_, R> {
 }
 
 fn read_frames(
-    path: &Path,
+    export: &ExportFile,
     reader: impl BufRead,
     mut take: impl FnMut(Exported<'_>) -> ControlFlow<()>,
 ) -> Result<(), AuditError> {
     let mut frames = ExportReader::new(reader);
+    let path = || export.path.clone();
     loop {
-        let next = frames.next_commit().map_err(|source| {
-            let path = path.to_owned();
-            AuditError::Export { path, source }
+        let next = frames.next_commit().map_err(|source| AuditError::Export {
+            path: path(),
+            source,
         })?;
-        match next {
-            Some(commit) if take(commit).is_continue() => {}
-            _ => return Ok(()),
+        let Some(commit) = next else { break };
+        if take(commit).is_break() {
+            return Ok(());
         }
+    }
+    match frames.tells_lasts() || export.allow_open_end {
+        true => Ok(()),
+        false => Err(AuditError::OpenEnd { path: path() }),
     }
 }
 

@@ -19,7 +19,7 @@ use seatbelt_ledger::{
 use seatbelt_schemas::{
     cap::CapSpec,
     commit::Commit,
-    event::StoredEvent,
+    event::{EventBody, StoredEvent},
     ids::{AccountId, Actor},
     names::Names,
     position::{Partition, Partitions},
@@ -389,6 +389,56 @@ async fn json_lines_of_the_first_version_are_read_when_an_open_end_is_allowed() 
     let allowed = [&words[..], &["--allow-open-end"]].concat();
     let (holds, told) = audit(&allowed).await.unwrap();
     assert!(holds, "{told}");
+}
+
+/// The last commit of each partition is told by nothing there.
+#[tokio::test]
+async fn a_binary_export_of_the_first_version_is_read_when_an_open_end_is_allowed() {
+    let frames = Ledgers::small().await.frames();
+    let mut bytes = Export::binary(&frames).read();
+    let lasts = 2 * (1 + 8 + 32);
+    bytes.truncate(bytes.len() - lasts);
+    let length = bytes.len() - 4;
+    bytes[length..].fill(0);
+    bytes[..18].copy_from_slice(b"SEATBELT-EXPORT-1\n");
+    let export = Export::bytes(&bytes);
+    let words = ["verify", "--file", export.path()];
+    let refused = audit(&words).await;
+    assert!(
+        matches!(refused, Err(AuditError::OpenEnd { .. })),
+        "{refused:?}"
+    );
+    let (holds, text) = audit(&[&words[..], &["--allow-open-end"]].concat())
+        .await
+        .unwrap();
+    assert!(holds, "{text}");
+}
+
+/// A build that does not know a kind cannot say that what was decided after it holds.
+#[tokio::test]
+async fn an_event_of_an_unknown_kind_is_not_proved_and_says_so() {
+    let mut lines = Ledgers::small().await.lines();
+    let end = lines.len() - 1;
+    rewrite(&mut lines[end], |commit| {
+        let last = commit.events.last_mut().unwrap();
+        let mut event = last.event.clone();
+        event.body = EventBody::Unknown {
+            kind: "zz_settled".to_owned(),
+            data: rmpv::Value::Nil,
+        };
+        *last = StoredEvent::new(event);
+    });
+    let export = Export::of(&lines);
+    let line = Line::try_parse_from(["audit", "verify", "--file", export.path()]);
+    let mut out = Vec::new();
+    let code = run_to(line.unwrap().args, &mut out).await.unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(3)));
+    assert!(!text.contains("everything holds"), "{text}");
+    assert!(
+        text.contains("NOT everything is proved: 1 events are of kinds"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

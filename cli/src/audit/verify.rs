@@ -40,6 +40,9 @@ const BATCH_BYTES: usize = 1 << 17;
 /// Batches on their way to one partition's thread: together about 1 MiB, so that what is read is still
 /// in a processor's cache when it is proved.
 const QUEUE_MAX: usize = 6;
+/// The exit code where nothing fails, and not everything could be decided again.
+const NOT_PROVED: u8 = 3;
+
 pub(super) async fn verify(
     source: &Source,
     json: bool,
@@ -72,6 +75,7 @@ pub(super) async fn verify(
             match error {
                 Some(error) => Err(error),
                 None if report.ok => Ok(ExitCode::SUCCESS),
+                None if report.holds => Ok(ExitCode::from(NOT_PROVED)),
                 None => Ok(ExitCode::FAILURE),
             }
         }

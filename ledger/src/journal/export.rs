@@ -205,6 +205,11 @@ impl<R: BufRead> ExportReader<R> {
         }))
     }
 
+    /// Whether its end tells the last commits: one of version 1 does not, and may have lost them.
+    pub fn tells_lasts(&self) -> bool {
+        self.lasts.is_some()
+    }
+
     fn begin(&mut self) -> Result<(), ExportError> {
         if self.offset > 0 {
             return Ok(());

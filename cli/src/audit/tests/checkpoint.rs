@@ -143,3 +143,49 @@ async fn a_server_put_back_whole_from_an_older_backup_fails_a_checkpoint() {
     assert!(matches!(error, AuditError::NotReplaced { .. }), "{error}");
     server.stop().await;
 }
+
+/// What guards nothing is not taken for a checkpoint.
+#[tokio::test]
+async fn a_checkpoint_that_can_be_none_is_refused() {
+    let ledgers = Ledgers::small().await;
+    let whole = Export::binary(&ledgers.frames());
+    let (_folder, path) = noted(&whole).await;
+    let good: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let twice = serde_json::json!([good["partitions"][0], good["partitions"][0]]);
+    let changes: [(&str, Value); 6] = [
+        ("/partitions", serde_json::json!([])),
+        ("/partitions", twice),
+        ("/partitions/0/sha256", "zz".into()),
+        ("/partitions/1/sequence", 0.into()),
+        ("/partitions/1/position", 0.into()),
+        ("/partitions/1/partition", 100.into()),
+    ];
+    for (place, value) in changes {
+        let mut bad = good.clone();
+        *bad.pointer_mut(place).unwrap() = value;
+        std::fs::write(&path, bad.to_string()).unwrap();
+        let words = ["verify", "--file", whole.path(), "--checkpoint", &path];
+        let refused = audit(&words).await;
+        assert!(
+            matches!(refused, Err(AuditError::Checkpoint { .. })),
+            "{bad}: {refused:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_not_taken_without_one_of_the_journals() {
+    let ledgers = Ledgers::small().await;
+    let mut frames = ledgers.frames();
+    frames.retain(|(partition, ..)| *partition == Partition(0));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.json");
+    let half = Export::binary(&frames);
+    let refused = note("--file", half.path(), path.to_str().unwrap()).await;
+    let named = Partition(1);
+    assert!(
+        matches!(refused, Err(AuditError::Incomplete { partition }) if partition == named),
+        "{refused:?}"
+    );
+    assert!(!path.exists());
+}

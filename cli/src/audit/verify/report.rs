@@ -55,11 +55,19 @@ pub(super) struct Failure {
 
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
+    /// Everything was decided again and holds.
     pub(super) ok: bool,
+    /// Nothing that was decided again fails, but not all was.
+    #[serde(skip)]
+    pub(super) holds: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ledger: Option<String>,
     pub(super) commits: u64,
     pub(super) events: u64,
+    /// Events of kinds that this build does not know: what they do, and what was decided on them, is not
+    /// proved.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) unknown: u64,
     /// Why not everything could be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
@@ -166,8 +174,12 @@ pub(super) fn report(
     }
     let findings: Vec<Finding> = findings.into_values().collect();
     let holds = findings.iter().all(|finding| finding.failure.is_none());
+    let holds = genesis.is_some() && holds && error.is_none();
+    let unknown: u64 = findings.iter().map(|finding| finding.unknown).sum();
     Report {
-        ok: genesis.is_some() && holds && error.is_none(),
+        ok: holds && unknown == 0,
+        holds,
+        unknown,
         ledger: genesis.map(|genesis| genesis.ledger.to_string()),
         commits: findings.iter().map(|finding| finding.commits).sum(),
         events: findings.iter().map(|finding| finding.events).sum(),
@@ -245,10 +257,13 @@ pub(super) fn print(report: &Report, json: bool, out: &mut (dyn Write + Send)) -
     if let Some(error) = &report.error {
         writeln!(out, "NOT everything could be read: {error}")?;
     }
-    let verdict = if report.ok {
-        "everything holds"
-    } else {
-        "NOT everything holds"
+    let verdict = match (report.ok, report.holds) {
+        (true, _) => "everything holds".to_owned(),
+        (false, true) => format!(
+            "NOT everything is proved: {} events are of kinds that this build does not know, verify with the build that wrote them",
+            report.unknown
+        ),
+        (false, false) => "NOT everything holds".to_owned(),
     };
     let ledger = report.ledger.as_deref().unwrap_or("unknown");
     writeln!(
