@@ -5,8 +5,9 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// Most messages that one word skips: it fits a commit many times over.
-pub const SKIPPED_MAX: usize = 64;
+/// Most messages that one word skips: it fits a commit. Whoever may publish on a journal's subject can put more
+/// there; that journal is restored.
+pub const SKIPPED_MAX: usize = 512;
 
 /// An operator's word that messages are no commits of this journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

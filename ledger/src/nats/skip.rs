@@ -202,11 +202,17 @@ async fn read(
                 unreachable!("without snapshots nothing can disagree")
             }
             Err(ResumeError::Chain(_)) => {
-                let first = strays.is_empty();
-                match strays::step_over(journal, resume.head(), &stored).await? {
-                    Some(last) if first => resume.step_over(last),
-                    _ if strays.len() >= SKIPPED_MAX => return Err(SkipError::TooMany(partition)),
-                    _ => strays.push(stored),
+                // behind a message that nobody had skipped there is no word
+                let skipped = match strays.is_empty() {
+                    true => strays::step_over(journal, resume.head(), &stored).await?,
+                    false => None,
+                };
+                match skipped {
+                    Some(last) => resume.step_over(last),
+                    None if strays.len() >= SKIPPED_MAX => {
+                        return Err(SkipError::TooMany(partition));
+                    }
+                    None => strays.push(stored),
                 }
             }
         }
