@@ -5,7 +5,7 @@
 //! time: the projector sees the writers' last commits. A part that ends by itself ends the process,
 //! with its reason.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use seatbelt_bus::ServerTime;
 use seatbelt_gateway::{Gateway, GatewayError, Parts, Readiness};
@@ -17,7 +17,7 @@ use seatbelt_ledger::{
 };
 use seatbelt_neuron::{NeuronConfig, NeuronError};
 use seatbelt_projector::{Health, ProjectorError, SnapshotReader};
-use seatbelt_schemas::command::CommandError;
+use seatbelt_schemas::{command::CommandError, position::Partition};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,7 @@ mod readiness;
 mod ready;
 mod remote;
 mod store;
+mod undeclared;
 mod vital;
 mod waiting;
 
@@ -43,6 +44,7 @@ pub(crate) use bus::{embedded_options, provision};
 use parts::Running;
 pub use ready::Ready;
 use remote::Remote;
+use undeclared::Undeclared;
 
 /// How long our own neuron may take to be seen once it is registered.
 const NEURON_SEEN_MAX: Duration = Duration::from_secs(10);
@@ -196,7 +198,7 @@ async fn start(
             None => (None, None),
         };
         match (&ledger, role) {
-            (Some(ledger), Role::All) => {
+            (Some((ledger, _)), Role::All) => {
                 let ledger: Arc<dyn Ledger> = Arc::<ClusterLedger>::clone(ledger);
                 projector::start_reconcile(bus, ledger, running).await?;
             }
@@ -210,7 +212,7 @@ async fn start(
         {
             ready.neuron = Some(start_neuron(neuron, bus, running).await?);
         }
-        if let (Some(listeners), Some(ledger), Some(time)) = (listeners, ledger, time) {
+        if let (Some(listeners), Some((ledger, owed)), Some(time)) = (listeners, ledger, time) {
             gateway::warn_of_unlimited(config);
             let gateway = gateway::url(&listeners.clients);
             ready.metrics = Some(gateway::url(&listeners.metrics));
@@ -225,6 +227,7 @@ async fn start(
                 listeners,
                 ledger,
                 time,
+                owed,
                 neuron: ready.neuron.clone(),
                 ready: readiness,
             };
@@ -247,13 +250,16 @@ async fn start_time(bus: &Bus, running: &mut Running) -> Arc<ServerTime> {
     time
 }
 
+/// The partitions that have yet to hear what is declared.
+type Owed = watch::Receiver<BTreeSet<Partition>>;
+
 /// Takes part in the ledger, and makes true what the configuration declares.
 async fn start_ledger(
     config: &Config,
     bus: &Bus,
     time: &Arc<ServerTime>,
     running: &mut Running,
-) -> Result<Arc<ClusterLedger>, RoleError> {
+) -> Result<(Arc<ClusterLedger>, Owed), RoleError> {
     let host = HostConfig {
         partitions: bus.meta.partitions,
         ledger: bus.meta.ledger.clone(),
@@ -276,8 +282,8 @@ async fn start_ledger(
         writers.stop().await;
         Ok(())
     });
-    declaring::start(config, bus, &ledger, time, running).await?;
-    Ok(ledger)
+    let owed = declaring::start(config, bus, &ledger, time, running).await?;
+    Ok((ledger, owed))
 }
 
 async fn start_neuron(
@@ -304,6 +310,7 @@ struct GatewayParts {
     listeners: gateway::Listeners,
     ledger: Arc<ClusterLedger>,
     time: Arc<ServerTime>,
+    owed: Owed,
     /// The neuron of this process.
     neuron: Option<String>,
     ready: watch::Receiver<Readiness>,
@@ -328,7 +335,11 @@ async fn start_gateway(
     let parts = Parts {
         keys,
         prices,
-        ledger: Arc::<ClusterLedger>::clone(&with.ledger),
+        ledger: Arc::new(Undeclared {
+            ledger: Arc::<ClusterLedger>::clone(&with.ledger),
+            owed: with.owed,
+            partitions: bus.meta.partitions,
+        }),
         snapshots: Arc::new(SnapshotReader::new(
             Arc::new(store.map_err(BusError::from)?),
             bus.meta.partitions,

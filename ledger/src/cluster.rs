@@ -5,7 +5,7 @@
 //! alone. On a planned stop requests are finished, the last commit is made durable, and only then is
 //! the lease given back; after a kill the lease ends by its age.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use seatbelt_schemas::{
@@ -179,6 +179,14 @@ impl ClusterLedger {
             Some((slot.partition, reason?))
         });
         reasons.flatten().collect()
+    }
+
+    /// The partitions whose journals this process could not go on from, as far as it looked last: they may
+    /// have been put back from before something that it knows of.
+    pub fn troubled(&self) -> BTreeSet<Partition> {
+        let troubled = self.slots.iter();
+        let troubled = troubled.filter(|slot| matches!(slot.local.now(), Place::Trouble(_)));
+        troubled.map(|slot| slot.partition).collect()
     }
 
     /// The partitions hosted here.

@@ -1,18 +1,15 @@
-//! What the configuration declares, made true at the start, and again in a partition that comes back: its
-//! journal may have been put back from before it was declared.
+//! What the configuration declares, made true at the start, and again in a partition whose journal could not be
+//! gone on from: it may have been put back from before it was declared. Nothing else makes it declared again:
+//! another gateway may have a newer configuration, and what is declared last is in force (ADR 0045).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use seatbelt_bus::ServerTime;
 use seatbelt_gateway::Clock;
 use seatbelt_ledger::{api::Ledger, cluster::ClusterLedger};
 use seatbelt_schemas::chain::in_one_line;
 use seatbelt_schemas::position::{Partition, Partitions};
-use tokio::time::Instant;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -24,9 +21,6 @@ use crate::{
 
 /// How often it is looked whether a partition is back.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How long a partition must have been away: what is shorter is a writer that changes, and no journal is put
-/// back behind it.
-const AWAY_MIN: Duration = Duration::from_secs(10);
 /// How long declaring again may take before it is given up until the next look.
 const AGAIN_MAX: Duration = Duration::from_secs(60);
 
@@ -37,7 +31,7 @@ pub(super) async fn start(
     ledger: &Arc<ClusterLedger>,
     time: &Arc<ServerTime>,
     running: &mut Running,
-) -> Result<(), RoleError> {
+) -> Result<watch::Receiver<BTreeSet<Partition>>, RoleError> {
     let troubled = ledger.ready().await;
     for (partition, reason) in &troubled {
         error!(%partition, reason, "partition is not served: its accounts get 503 until its journal is restored or adopted");
@@ -54,13 +48,14 @@ pub(super) async fn start(
     };
     let served = |partition| !away.contains(&partition);
     declared.declare(served).await?;
-    let (stop, mut absence) = (CancellationToken::new(), Absence::of(&away));
+    let (stop, owed) = (CancellationToken::new(), Owed::of(away));
+    let told = owed.0.subscribe();
     running.add("declarations", stop.clone(), async move {
-        let watched = declared.watch(&mut absence);
+        let watched = declared.watch(&owed);
         stop.run_until_cancelled(watched).await;
         Ok(())
     });
-    Ok(())
+    Ok(told)
 }
 
 struct Declared {
@@ -88,12 +83,12 @@ impl Declared {
         declared::keys(ledger, &clock, accounts).await
     }
 
-    async fn watch(&self, absence: &mut Absence) {
+    async fn watch(&self, owed: &Owed) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let unserved = self.ledger.unserved().into_iter();
             let unserved = unserved.map(|(partition, _)| partition).collect();
-            let back = absence.back(&unserved, Instant::now());
+            let back = owed.back(&unserved, &self.ledger.troubled());
             if back.is_empty() {
                 continue;
             }
@@ -101,7 +96,7 @@ impl Declared {
             let failure = match tokio::time::timeout(AGAIN_MAX, again).await {
                 Ok(Ok(())) => {
                     info!(partitions = ?back, "partitions are back: what is declared is true there again");
-                    absence.is_over(&back);
+                    owed.is_over(&back);
                     continue;
                 }
                 Ok(Err(error)) => in_one_line(&error),
@@ -115,36 +110,33 @@ impl Declared {
     }
 }
 
-/// Since when partitions are away, and which of them have yet to hear what is declared.
-struct Absence {
-    since: BTreeMap<Partition, Instant>,
-    owed: BTreeSet<Partition>,
-}
+/// Which partitions have yet to hear what is declared: no request is let into these.
+struct Owed(watch::Sender<BTreeSet<Partition>>);
 
-impl Absence {
+impl Owed {
     /// These never heard it.
-    fn of(away: &BTreeSet<Partition>) -> Self {
-        Self {
-            since: BTreeMap::new(),
-            owed: away.clone(),
-        }
+    fn of(away: BTreeSet<Partition>) -> Self {
+        Self(watch::Sender::new(away))
     }
 
-    /// The partitions that are served again and have yet to hear.
-    fn back(&mut self, unserved: &BTreeSet<Partition>, now: Instant) -> BTreeSet<Partition> {
-        for partition in unserved {
-            let since = *self.since.entry(*partition).or_insert(now);
-            if now.saturating_duration_since(since) >= AWAY_MIN {
-                self.owed.insert(*partition);
-            }
-        }
-        self.since
-            .retain(|partition, _| unserved.contains(partition));
-        self.owed.difference(unserved).copied().collect()
+    /// The partitions that are served and have yet to hear; `troubled` are those whose journals could not be gone
+    /// on from.
+    fn back(
+        &self,
+        unserved: &BTreeSet<Partition>,
+        troubled: &BTreeSet<Partition>,
+    ) -> BTreeSet<Partition> {
+        self.0.send_if_modified(|owed| {
+            let before = owed.len();
+            owed.extend(troubled);
+            owed.len() > before
+        });
+        self.0.borrow().difference(unserved).copied().collect()
     }
 
-    fn is_over(&mut self, back: &BTreeSet<Partition>) {
-        self.owed.retain(|partition| !back.contains(partition));
+    fn is_over(&self, back: &BTreeSet<Partition>) {
+        self.0
+            .send_modify(|owed| owed.retain(|partition| !back.contains(partition)));
     }
 }
 
@@ -155,21 +147,29 @@ mod tests {
     const P: Partition = Partition(1);
 
     #[test]
-    fn who_never_heard_or_was_away_for_long_hears_once_when_it_is_back() {
+    fn who_never_heard_or_could_not_be_gone_on_from_hears_once_when_it_is_back() {
         let (none, away) = (BTreeSet::new(), BTreeSet::from([P]));
-        let (begun, after) = (Instant::now(), |s| Instant::now() + Duration::from_secs(s));
-        let mut absence = Absence::of(&away);
-        assert_eq!(absence.back(&away, begun), none, "not yet back");
-        assert_eq!(absence.back(&none, after(1)), away);
-        assert_eq!(absence.back(&none, after(2)), away, "until it has heard");
-        absence.is_over(&away);
-        assert_eq!(absence.back(&none, after(3)), none);
-        // a writer that changes
-        assert_eq!(absence.back(&away, after(4)), none);
-        assert_eq!(absence.back(&none, after(6)), none);
-        // an outage
-        assert_eq!(absence.back(&away, after(10)), none);
-        assert_eq!(absence.back(&away, after(25)), none);
-        assert_eq!(absence.back(&none, after(26)), away);
+        let owed = Owed::of(away.clone());
+        assert_eq!(owed.back(&away, &none), none, "not yet back");
+        assert_eq!(owed.back(&none, &none), away);
+        assert_eq!(owed.back(&none, &none), away, "until it has heard");
+        owed.is_over(&away);
+        assert_eq!(owed.back(&none, &none), none);
+        // its journal is in doubt
+        assert_eq!(owed.back(&away, &away), none);
+        assert!(owed.0.borrow().contains(&P), "before it is served again");
+        assert_eq!(owed.back(&none, &none), away);
+        owed.is_over(&away);
+    }
+
+    /// Another gateway may have declared something newer meanwhile, or before.
+    #[test]
+    fn an_outage_however_long_makes_nobody_declare_again() {
+        let (none, away) = (BTreeSet::new(), BTreeSet::from([P]));
+        let owed = Owed::of(none.clone());
+        for _ in 0..100 {
+            assert_eq!(owed.back(&away, &none), none);
+        }
+        assert_eq!(owed.back(&none, &none), none);
     }
 }
