@@ -86,7 +86,7 @@ impl Office {
         }
     }
 
-    fn into_inbox(&self, name: &str, heard: Heard) {
+    fn put_into_inbox(&self, name: &str, heard: Heard) {
         if let Some(inbox) = self.inboxes.lock().unwrap().get(name) {
             let _ = inbox.send(heard);
         }
@@ -106,7 +106,7 @@ impl Office {
             }
         }
         if !taken {
-            self.into_inbox(reply_to, Heard::Nobody);
+            self.put_into_inbox(reply_to, Heard::Nobody);
         }
     }
 }
@@ -128,7 +128,7 @@ fn arrivals(medium: &Medium) -> Vec<Duration> {
 }
 
 impl Wire {
-    fn send(&self, subject: String, reply_to: String, payload: Bytes) {
+    fn send(&self, subject: &str, reply_to: &str, payload: &Bytes) {
         if self.life.is_over() {
             return;
         }
@@ -140,8 +140,8 @@ impl Wire {
         for after in arrivals(&self.medium) {
             self.medium
                 .note(|| format!("{} sends {subject}: {after:?}", self.name));
-            let (medium, subject) = (Arc::clone(&self.medium), subject.clone());
-            let (reply_to, payload) = (reply_to.clone(), payload.clone());
+            let (medium, subject) = (Arc::clone(&self.medium), subject.to_owned());
+            let (reply_to, payload) = (reply_to.to_owned(), payload.clone());
             tokio::spawn(async move {
                 sleep(after).await;
                 medium.office.deliver(&subject, &reply_to, &payload);
@@ -209,7 +209,7 @@ impl Post for Wire {
                 let payload = payload.clone();
                 tokio::spawn(async move {
                     sleep(after).await;
-                    medium.office.into_inbox(&to, Heard::Reply(payload));
+                    medium.office.put_into_inbox(&to, Heard::Reply(payload));
                 });
             }
         }
@@ -260,8 +260,7 @@ impl Letters {
 
 impl Correspondence for Letters {
     fn send(&mut self, payload: Bytes) -> BoxFuture<'_, Result<(), SendError>> {
-        self.wire
-            .send(self.subject.clone(), self.inbox.clone(), payload);
+        self.wire.send(&self.subject, &self.inbox, &payload);
         std::future::ready(Ok(())).boxed()
     }
 

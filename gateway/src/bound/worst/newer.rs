@@ -397,7 +397,7 @@ fn text_body() -> impl Strategy<Value = Fields> {
     let suffix = proptest::option::of(text());
     (prompt, max, suffix, others(TEXT_FIELDS)).prop_map(|(prompt, max, suffix, others)| {
         let mut body = Map::new();
-        body.insert("prompt".to_owned(), prompt.clone());
+        body.insert("prompt".to_owned(), prompt);
         body.extend(max.map(|max| ("max_tokens".to_owned(), json!(max))));
         body.extend(suffix.map(|suffix| ("suffix".to_owned(), suffix)));
         with_others(body, others)

@@ -305,7 +305,7 @@ proptest! {
                 prop_assert_eq!(cap.held, kept, "cap {}", cap.spec.cap);
             }
             let anew = Holdings::of(&account.open, &account.runs, &account.caps);
-            prop_assert_eq!(&anew, &account.holdings);
+            prop_assert_eq!(&anew, &*account.holdings);
         }
     }
 
@@ -316,7 +316,7 @@ proptest! {
         steps.iter().for_each(|step| world.play(step));
         let open: Vec<_> = world.account.open().keys().copied().collect();
         open.into_iter().for_each(|id| world.release(id));
-        prop_assert_eq!(&world.account.holdings, &Holdings::default());
+        prop_assert_eq!(&*world.account.holdings, &Holdings::default());
     }
 }
 
