@@ -145,7 +145,11 @@ async fn declare(
     }
     for key in retired {
         let (key, reason) = (key.clone(), Some("retired by the configuration".to_owned()));
-        change(to, account, Change::RevokeKey { key, reason }).await?;
+        match change(to, account, Change::RevokeKey { key, reason }).await {
+            // a ledger that never knew it
+            Ok(()) | Err(CommandError::UnknownKey { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
     let found = look(to, account, declaration, &wanted).await?;
     // one that is no longer declared is 1 again, where nobody else can have declared it

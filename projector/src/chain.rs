@@ -286,7 +286,7 @@ mod tests {
     fn a_damaged_journal_halts_at_the_damage() {
         check(
             |second| second.sequence = Sequence(3),
-            "no commit at sequence 2",
+            "no readable commit at sequence 2",
         );
         check(
             |second| second.payload = Bytes::from_static(b"x"),

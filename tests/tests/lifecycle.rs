@@ -124,7 +124,8 @@ async fn what_another_configuration_declared_stays_until_its_key_is_retired() {
     assert_eq!(stack.chat("sk-one", 20).await.status, 429, "spent before");
     let stopped = stack.stop().await;
     // and once the key is retired, all that it declared goes
-    let retired = "[[entitlements.retired_keys]]\naccount_id = \"acct-both\"\nkey_id = \"one\"\n";
+    let retired =
+        "[[entitlements.retired_keys]]\naccount_id = \"acct-both\"\nkey_id = \"key-one\"\n";
     std::fs::write(stopped.config(), format!("{without}{retired}")).unwrap();
     let stack = stopped.start().await;
     let removed = stack.home().events_of("acct-both", "cap_removed").await;
@@ -134,7 +135,7 @@ async fn what_another_configuration_declared_stays_until_its_key_is_retired() {
         .collect();
     assert_eq!(
         removed,
-        ["account/tokens/balance", "key/one/tokens/balance"]
+        ["account/tokens/balance", "key/key-one/tokens/balance"]
     );
     assert_eq!(
         stack
