@@ -86,7 +86,7 @@ impl Cursor {
         }
     }
 
-    /// The next message; waits for one to land. Errors only after trying for [`PATIENCE`], or where
+    /// The next message; waits for one to land. Errors only after trying for `PATIENCE`, or where
     /// trying again is of no use.
     /// Nothing is lost if the caller stops waiting.
     pub async fn next(&mut self) -> Result<Item, CursorError> {
