@@ -16,7 +16,6 @@ import sys
 
 import msgpack
 import nats
-from nats.errors import TimeoutError as NothingCame
 
 BATCH = 500
 QUIET_S = 2.0
@@ -66,7 +65,7 @@ async def follow(arguments):
     while True:
         try:
             messages = await feed.fetch(BATCH, timeout=QUIET_S)
-        except NothingCame:
+        except asyncio.TimeoutError:  # of the library, and of Python below it
             if arguments.once:
                 break
             continue
