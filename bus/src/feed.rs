@@ -214,14 +214,28 @@ impl FeedStream {
 
     /// The message at one place; `None` where there is none (any more).
     pub async fn entry(&self, at: u64) -> Result<Option<FeedEntry>, StoreError> {
-        let found = message_at(&self.nats, &self.stream, at).await;
-        let found = found.map_err(|source| self.error("read", source))?;
+        let read = async || message_at(&self.nats, &self.stream, at).await;
+        let found = match read().await {
+            Err(_) => {
+                // whoever asks for one message first makes a stream that is gone again as well
+                self.state().await?;
+                read().await.map_err(|source| self.error("read", source))?
+            }
+            Ok(found) => found,
+        };
         Ok(found.map(|message| entry(at, Some(&message.headers))))
     }
 
     /// The payload of the message at one place; `None` where there is none (any more).
     pub async fn payload(&self, at: u64) -> Result<Option<Bytes>, StoreError> {
-        let found = FeedLook::at(&self.nats, &self.stream).get(at).await?;
+        let look = FeedLook::at(&self.nats, &self.stream);
+        let found = match look.get(at).await {
+            Err(_) => {
+                self.state().await?;
+                look.get(at).await?
+            }
+            Ok(found) => found,
+        };
         Ok(found.map(|message| message.payload))
     }
 
