@@ -493,6 +493,22 @@ async fn a_feed_that_loses_messages_is_filled_again_while_nothing_new_happens() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_feed_that_is_gone_is_made_again_whatever_of_it_is_asked_for_first() {
+    let server = Server::start().await;
+    let nats = server.connect("test").await;
+    let feed = FeedStream::open(&nats, &Names::default(), 1).await.unwrap();
+    for first in ["entry", "payload", "end"] {
+        nats.jetstream().delete_stream(FEED).await.unwrap();
+        match first {
+            "entry" => assert!(feed.entry(1).await.unwrap().is_none()),
+            "payload" => assert!(feed.payload(1).await.unwrap().is_none()),
+            _ => assert_eq!(feed.end().await.unwrap(), 0),
+        }
+        assert!(nats.jetstream().get_stream(FEED).await.is_ok(), "{first}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_of_snapshots_that_is_deleted_or_purged_is_filled_again() {
     for deleted in [true, false] {
         let server = Server::start().await;
