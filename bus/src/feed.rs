@@ -14,7 +14,10 @@ use std::{
 use async_nats::{
     HeaderMap, HeaderValue,
     header::{NATS_EXPECTED_LAST_MESSAGE_ID, NATS_EXPECTED_LAST_SEQUENCE, NATS_MESSAGE_ID},
-    jetstream::context::{PublishAckFuture, PublishErrorKind},
+    jetstream::{
+        context::{PublishAckFuture, PublishErrorKind},
+        message::StreamMessage,
+    },
 };
 use bytes::Bytes;
 use futures::{
@@ -31,7 +34,6 @@ use super::{
     Nats, ProvisionError,
     connect::Trouble,
     cursor::Cursor,
-    feed_look::FeedLook,
     roles::BILLING_CONSUMER,
     settings::Settings,
     stream::{ApiError, ask, info, message_at},
@@ -214,29 +216,27 @@ impl FeedStream {
 
     /// The message at one place; `None` where there is none (any more).
     pub async fn entry(&self, at: u64) -> Result<Option<FeedEntry>, StoreError> {
-        let read = async || message_at(&self.nats, &self.stream, at).await;
-        let found = match read().await {
-            Err(_) => {
-                // whoever asks for one message first makes a stream that is gone again as well
-                self.state().await?;
-                read().await.map_err(|source| self.error("read", source))?
-            }
-            Ok(found) => found,
-        };
+        let found = self.message(at).await?;
         Ok(found.map(|message| entry(at, Some(&message.headers))))
     }
 
     /// The payload of the message at one place; `None` where there is none (any more).
     pub async fn payload(&self, at: u64) -> Result<Option<Bytes>, StoreError> {
-        let look = FeedLook::at(&self.nats, &self.stream);
-        let found = match look.get(at).await {
+        let found = self.message(at).await?;
+        Ok(found.map(|message| message.payload))
+    }
+
+    /// Whoever asks for one message before the end makes a stream that is gone again as well.
+    async fn message(&self, at: u64) -> Result<Option<StreamMessage>, StoreError> {
+        let read = async || message_at(&self.nats, &self.stream, at).await;
+        let found = match read().await {
             Err(_) => {
                 self.state().await?;
-                look.get(at).await?
+                read().await
             }
-            Ok(found) => found,
+            found => found,
         };
-        Ok(found.map(|message| message.payload))
+        found.map_err(|source| self.error("read", source))
     }
 
     /// Messages after `after` up to and including `to`, in order; places that hold none are left

@@ -35,14 +35,9 @@ pub struct FeedLook {
 impl FeedLook {
     /// That of a ledger, whether it is there or not.
     pub fn of(nats: &Nats, names: &Names) -> Self {
-        Self::at(nats, &names.feed_stream())
-    }
-
-    /// That of this stream.
-    pub(crate) fn at(nats: &Nats, stream: &str) -> Self {
         Self {
             nats: nats.clone(),
-            stream: stream.to_owned(),
+            stream: names.feed_stream(),
         }
     }
 

@@ -109,18 +109,7 @@ async fn start_all(
     }
     let metrics = Arc::new(Metrics::new());
     let Loaded { served, failed } = load_models(&config, &metrics).await?;
-    let listener = TcpListener::bind(config.listen).await;
-    let listener = listener.map_err(|source| NeuronError::Listen {
-        address: config.listen,
-        source,
-    })?;
-    let address = listener
-        .local_addr()
-        .map_err(|source| NeuronError::Listen {
-            address: config.listen,
-            source,
-        })?;
-
+    let (listener, address) = listen(config.listen).await?;
     let publishing = CancellationToken::new();
     let (outbox, publisher) =
         Outbox::start(&config.outbox_dir, sink, publishing.clone()).map_err(|source| {
@@ -174,6 +163,14 @@ async fn start_all(
         shutdown,
         run,
     })
+}
+
+/// Listens there, and says where that is: port 0 is any that is free.
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), NeuronError> {
+    let failed = |source| NeuronError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let local = listener.local_addr().map_err(failed)?;
+    Ok((listener, local))
 }
 
 fn serve(listener: TcpListener, app: Arc<App>, shutdown: CancellationToken) -> JoinHandle<()> {
