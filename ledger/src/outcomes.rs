@@ -412,7 +412,9 @@ impl Outcomes {
         self.recollected.known.remove(&id);
         // what was counted is an event after all, as the last of those that were counted with it
         let counted = self.counted.known.remove(&id);
-        self.keep(id, counted.unwrap_or((fingerprint, outcome)));
+        let known = counted.unwrap_or((fingerprint, outcome));
+        self.searches.note(id, &known);
+        self.keep(id, known);
         // not this one, however old its id is: its caller has not been answered yet
         self.drop_oldest(Some(id));
     }
@@ -450,16 +452,18 @@ impl Outcomes {
                 self.recollected.keep(event.cause, Some(known));
             }
         }
+        let since = self.searches.end(trace.id);
         if self.is_cold(trace.id) {
-            self.recollected.keep(trace.id, None);
+            self.recollected.keep(trace.id, since.known);
         }
-        if let Some(position) = self.searches.end(trace.id) {
+        if let Some(position) = since.ended {
             self.end(trace.id.into(), position);
         }
     }
 
     fn end(&mut self, reservation: ReservationId, position: Position) {
         let id = CommandId::from(reservation);
+        self.searches.note_end(id, position);
         let known = match self.hot.known.get_mut(&id) {
             Some(known) => Some(known),
             None => self.recollected.known.get_mut(&id).and_then(Option::as_mut),
@@ -467,10 +471,7 @@ impl Outcomes {
         match known {
             Some((_, Outcome::Reserved { ended, .. })) => *ended = Some(position),
             Some(_) => {}
-            None => {
-                self.searches.note_end(id, position);
-                self.note_end(id, position);
-            }
+            None => self.note_end(id, position),
         }
     }
 }

@@ -1,32 +1,49 @@
-//! What happens to a reservation while the journal is searched for the command that made it.
+//! What becomes of a command while the journal is searched for it.
 //!
-//! A search reads up to what is durable when it begins. An end that was decided since, or that was not
-//! durable yet, is in none of what it brings: it is noted here, so that nobody is told of a hold that it
-//! is open after it has ended.
+//! A search reads up to what is durable when it begins. What was decided since, or was not durable yet, is
+//! in none of what it brings, and need not be hot any more when it comes: it is noted here. So nothing is
+//! carried out again because a search came too early for it, and nobody is told of a hold that it is open
+//! after it has ended.
 
 use std::collections::BTreeMap;
 
 use seatbelt_schemas::{ids::CommandId, position::Position};
 
-/// Commands that are being looked for, and where what they reserved has ended since. No more than there
-/// are commands that wait.
+use super::Known;
+
+/// What became of a command since it is being looked for.
 #[derive(Debug, Default)]
-pub(super) struct Searches(BTreeMap<CommandId, Option<Position>>);
+pub(super) struct Since {
+    /// Its outcome, where it was carried out.
+    pub(super) known: Option<Known>,
+    /// Where what it reserved has ended.
+    pub(super) ended: Option<Position>,
+}
+
+/// Commands that are being looked for. No more than there are commands that wait.
+#[derive(Debug, Default)]
+pub(super) struct Searches(BTreeMap<CommandId, Since>);
 
 impl Searches {
     pub(super) fn begin(&mut self, id: CommandId) {
         self.0.entry(id).or_default();
     }
 
-    pub(super) fn note_end(&mut self, id: CommandId, position: Position) {
-        if let Some(ended) = self.0.get_mut(&id) {
-            *ended = Some(position);
+    pub(super) fn note(&mut self, id: CommandId, known: &Known) {
+        if let Some(since) = self.0.get_mut(&id) {
+            since.known = Some(known.clone());
         }
     }
 
-    /// It has been found, or cannot be looked for; where it has ended meanwhile.
-    pub(super) fn end(&mut self, id: CommandId) -> Option<Position> {
-        self.0.remove(&id).flatten()
+    pub(super) fn note_end(&mut self, id: CommandId, position: Position) {
+        if let Some(since) = self.0.get_mut(&id) {
+            since.ended = Some(position);
+        }
+    }
+
+    /// It has been found, or cannot be looked for.
+    pub(super) fn end(&mut self, id: CommandId) -> Since {
+        self.0.remove(&id).unwrap_or_default()
     }
 }
 
@@ -55,7 +72,7 @@ mod tests {
         scope::Scopes,
     };
 
-    use crate::outcomes::{Outcomes, Trace};
+    use crate::outcomes::{Fingerprint, Outcome, Outcomes, Recall, Trace};
 
     fn id() -> CommandId {
         CommandId::from_parts(5, 1)
@@ -73,6 +90,10 @@ mod tests {
     }
 
     fn reserved() -> Event {
+        event(3, id(), reserved_as(id()))
+    }
+
+    fn reserved_as(id: CommandId) -> EventBody {
         let scopes = Scopes {
             key: KeyId::new("k").unwrap(),
             team: None,
@@ -81,7 +102,7 @@ mod tests {
             end_user: None,
         };
         let data = Reserved {
-            reservation: id().into(),
+            reservation: id.into(),
             scopes: Arc::new(scopes),
             asked: Asked {
                 input_tokens: 1,
@@ -97,7 +118,7 @@ mod tests {
             budget: None,
             caps: Vec::new(),
         };
-        event(3, id(), data.into())
+        data.into()
     }
 
     fn released(position: u64) -> Event {
@@ -141,5 +162,39 @@ mod tests {
         outcomes.give_up_search(id());
         outcomes.apply(&released(4));
         assert!(outcomes.searches.0.is_empty());
+    }
+
+    /// Pushes everything out that has an older id: so small is what stays hot here.
+    fn push_out(outcomes: &mut Outcomes) {
+        for position in 10..20 {
+            let id = CommandId::from_parts(100 + position, 1);
+            outcomes.apply(&event(position, id, reserved_as(id)));
+        }
+    }
+
+    #[test]
+    fn what_was_decided_during_a_search_is_no_new_command_to_it() {
+        let mut outcomes = cold();
+        outcomes.search_for(id());
+        outcomes.apply(&reserved());
+        push_out(&mut outcomes);
+        assert!(outcomes.is_cold(id()));
+        search(&mut outcomes, Vec::new());
+        let fingerprint = Fingerprint::of_event(&reserved()).unwrap();
+        let known = outcomes.recall(id(), fingerprint);
+        assert!(
+            matches!(known, Recall::Same(Outcome::Reserved { ended: None, .. })),
+            "{known:?}"
+        );
+    }
+
+    #[test]
+    fn what_was_decided_and_ended_during_a_search_has_ended() {
+        let mut outcomes = cold();
+        outcomes.search_for(id());
+        outcomes.apply(&reserved());
+        outcomes.apply(&released(4));
+        push_out(&mut outcomes);
+        assert_eq!(search(&mut outcomes, Vec::new()), Some(Position(4)));
     }
 }
