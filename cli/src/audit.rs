@@ -11,6 +11,7 @@ mod account;
 pub(crate) mod checkpoint;
 mod copied;
 mod export;
+mod live;
 mod progress;
 mod reach;
 mod replay;

@@ -20,7 +20,7 @@ use futures::{
 use seatbelt_bus::{Nats, NatsRole, ProvisionError};
 use seatbelt_ledger::{
     journal::{
-        Journal, ReadError, Sequence, Stored,
+        Journal, Sequence, Stored,
         export::{END, ExportReader, Exported, Lasts, MESSAGE_BYTES_MAX},
     },
     nats::{Doubt, NatsJournal, OpenError, Witnesses},
@@ -30,7 +30,7 @@ use seatbelt_schemas::{
     event::{EventBody, Genesis},
     ids::AccountId,
     names::Names,
-    position::{PARTITIONS_MAX, Partition, Partitions},
+    position::{Partition, Partitions},
 };
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -38,6 +38,7 @@ use tokio::sync::mpsc;
 
 use super::{
     AuditError, SourceArgs, copied,
+    live::{self, journal_commits, partitions_on},
     reach::{Reached, reach, reach_at, start},
     sieve::without_skipped,
 };
@@ -152,14 +153,14 @@ impl Source {
         let witnesses = witnesses(&nats, names, partitions).await;
         let mut journals = Vec::new();
         for partition in partitions.iter() {
-            match NatsJournal::open_existing(&nats, names, partition).await {
+            match live::open(&nats, names, partition).await {
                 Ok(journal) if only_reads => {
                     journals.push((partition, journal.without_consumers()));
                 }
                 Ok(journal) => journals.push((partition, journal)),
                 // whether a missing journal matters is the audit's to say
                 Err(ProvisionError::Missing { .. }) => {}
-                Err(source) => return Err(open_error(partition, source)),
+                Err(source) => return Err(live::open_error(partition, source)),
             }
         }
         Ok(Self::Server {
@@ -302,51 +303,6 @@ impl Source {
     }
 }
 
-/// How many partitions the ledger on a server has: what the genesis of any journal says, or META where none can
-/// be read.
-async fn partitions_on(nats: &Nats, names: &Names) -> Result<Partitions, AuditError> {
-    let mut first = None;
-    for partition in (0..PARTITIONS_MAX).map(Partition) {
-        match of_journal(nats, names, partition).await {
-            Ok(partitions) => return Ok(partitions),
-            Err(error @ AuditError::Open { .. }) => return Err(error),
-            Err(error) => drop(first.get_or_insert(error)),
-        }
-    }
-    let known = seatbelt_bus::meta(nats, names)
-        .await
-        .map(|meta| meta.partitions);
-    known.map_err(|_| first.expect("there is no ledger without a partition"))
-}
-
-/// What one journal says of it; [`AuditError::NoLedger`] where it is not there or empty.
-async fn of_journal(
-    nats: &Nats,
-    names: &Names,
-    partition: Partition,
-) -> Result<Partitions, AuditError> {
-    let journal = match NatsJournal::open_existing(nats, names, partition).await {
-        Ok(journal) => journal,
-        Err(error @ ProvisionError::Missing { .. }) => {
-            let detail = error.to_string();
-            return Err(AuditError::NoLedger { detail });
-        }
-        Err(source) => return Err(open_error(partition, source)),
-    };
-    let at = Sequence(1);
-    match journal.get(at).await {
-        Ok(Some(stored)) => partitions_of(partition, &stored),
-        Ok(None) => Err(AuditError::NoLedger {
-            detail: "its journal is empty".to_owned(),
-        }),
-        Err(source) => Err(AuditError::Read {
-            partition,
-            at,
-            source,
-        }),
-    }
-}
-
 /// Those who may know of each journal of the ledger; nobody where META cannot be read.
 async fn witnesses(
     nats: &Nats,
@@ -363,10 +319,6 @@ async fn witnesses(
         .collect()
 }
 
-fn open_error(partition: Partition, source: ProvisionError) -> AuditError {
-    AuditError::Open { partition, source }
-}
-
 /// What genesis says.
 pub(super) fn genesis(commit: &Commit) -> Option<&Genesis> {
     match &commit.events.first()?.event.body {
@@ -375,7 +327,10 @@ pub(super) fn genesis(commit: &Commit) -> Option<&Genesis> {
     }
 }
 
-fn partitions_of(partition: Partition, stored: &Stored) -> Result<Partitions, AuditError> {
+pub(super) fn partitions_of(
+    partition: Partition,
+    stored: &Stored,
+) -> Result<Partitions, AuditError> {
     let at = stored.sequence;
     let commit = Commit::read(&stored.payload).map_err(|source| AuditError::Commit {
         partition,
@@ -388,47 +343,6 @@ fn partitions_of(partition: Partition, stored: &Stored) -> Result<Partitions, Au
         .ok_or_else(|| AuditError::NoLedger {
             detail: format!("partition {partition} does not begin with genesis"),
         })
-}
-
-fn journal_commits(
-    partition: Partition,
-    journal: &NatsJournal,
-) -> BoxStream<'_, Result<Item, AuditError>> {
-    let commits = stream::once(async move {
-        match journal.end().await {
-            Ok(end) => journal.replay(Sequence(0), end),
-            // damaged: one by one, to find where
-            Err(ReadError::Gap { .. }) => one_by_one(journal),
-            Err(error) => stream::iter([Err(error)]).boxed(),
-        }
-    });
-    commits
-        .flatten()
-        .map(move |stored| match stored {
-            Ok(stored) => Ok(Item { partition, stored }),
-            Err(source) => {
-                let (ReadError::Gap { at } | ReadError::Unreachable { at, .. }) = &source;
-                Err(AuditError::Read {
-                    partition,
-                    at: *at,
-                    source,
-                })
-            }
-        })
-        .boxed()
-}
-
-fn one_by_one(journal: &NatsJournal) -> BoxStream<'_, Result<Stored, ReadError>> {
-    stream::unfold(Some(Sequence(1)), move |at| async move {
-        let at = at?;
-        match journal.get(at).await {
-            Ok(Some(stored)) => Some((Ok(stored), Some(at.next()))),
-            Ok(None) => None,
-            Err(ReadError::Gap { .. }) => Some((Err(ReadError::Gap { at }), None)),
-            Err(error) => Some((Err(error), None)),
-        }
-    })
-    .boxed()
 }
 
 /// Reads an export in either form, one commit after the other, until `take` has seen enough. Counts
