@@ -24,7 +24,8 @@ TABLES = """
 CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS bills (
     reservation TEXT PRIMARY KEY, account TEXT NOT NULL, key TEXT NOT NULL, model TEXT,
-    tokens INTEGER NOT NULL, nano_usd INTEGER NOT NULL, at_ms INTEGER NOT NULL, kind TEXT NOT NULL
+    tokens INTEGER NOT NULL, nano_usd INTEGER NOT NULL, requests INTEGER NOT NULL, at_ms INTEGER NOT NULL,
+    kind TEXT NOT NULL
 );
 """
 
@@ -37,9 +38,11 @@ def bill(database, message_id, event):
     if kind not in ("settled", "expired"):
         return
     charge = data["charge"]
-    # a `settled` with `late` comes after the `expired` of its reservation, and replaces it
+    # a `settled` with `late` replaces the `expired` of its reservation, in whatever order the two come: what is
+    # delivered again may come behind what followed it
+    verb = "INSERT OR IGNORE" if kind == "expired" else "INSERT OR REPLACE"
     database.execute(
-        "INSERT OR REPLACE INTO bills VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        f"{verb} INTO bills VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             data["reservation"],
             event["account"],
@@ -47,6 +50,7 @@ def bill(database, message_id, event):
             data.get("model"),
             charge.get("tokens", 0),
             charge.get("cost") or 0,
+            charge.get("requests", 0),
             data["reserved_at_ms"],
             kind,
         ],
@@ -79,7 +83,7 @@ async def follow(arguments):
 
 
 def totals(database):
-    query = "SELECT account, SUM(tokens), SUM(nano_usd), COUNT(*) FROM bills GROUP BY account ORDER BY account"
+    query = "SELECT account, SUM(tokens), SUM(nano_usd), SUM(requests) FROM bills GROUP BY account ORDER BY account"
     for account, tokens, nano_usd, requests in database.execute(query):
         yield {"account": account, "tokens": tokens, "nano_usd": nano_usd, "requests": requests}
 
