@@ -10,6 +10,7 @@
 )]
 
 pub mod answer;
+pub mod example;
 pub mod faults;
 pub mod foreign;
 pub mod nats;

@@ -18,16 +18,21 @@ use crate::wait::{PATIENCE, until};
 /// Most log text kept of one process.
 const LOG_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// The binary under test, beside the running test's own.
+/// The binary under test.
 pub(crate) fn seatbelt() -> PathBuf {
+    built("seatbelt")
+}
+
+/// A program of the workspace, beside the running test's own.
+pub(crate) fn built(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
-    let found = own.ancestors().map(|folder| folder.join("seatbelt"));
+    let found = own.ancestors().map(|folder| folder.join(name));
     found
         .take(4)
         .find(|candidate| candidate.is_file())
         .unwrap_or_else(|| {
             panic!(
-                "no binary `seatbelt` above {}: run `cargo build --workspace --bins` first",
+                "no binary `{name}` above {}: run `cargo build --workspace --bins` first",
                 own.display()
             )
         })
