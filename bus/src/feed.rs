@@ -174,10 +174,7 @@ impl FeedStream {
         verb: &str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> StoreError {
-        StoreError {
-            action: format!("{verb} stream {}", self.stream),
-            source: source.into(),
-        }
+        StoreError::of_stream(verb, &self.stream, source)
     }
 
     /// Sequence of the last message; zero on an empty stream.

@@ -46,10 +46,7 @@ impl FeedLook {
         verb: &str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> StoreError {
-        StoreError {
-            action: format!("{verb} stream {}", self.stream),
-            source: source.into(),
-        }
+        StoreError::of_stream(verb, &self.stream, source)
     }
 
     /// The message at one place; `None` where there is none.

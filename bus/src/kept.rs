@@ -14,6 +14,19 @@ pub struct StoreError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
+impl StoreError {
+    pub(crate) fn of_stream(
+        verb: &str,
+        stream: &str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            action: format!("{verb} stream {stream}"),
+            source: source.into(),
+        }
+    }
+}
+
 /// Why nothing is known to be written.
 #[derive(Debug, Error)]
 pub enum WriteError {
