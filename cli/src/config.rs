@@ -191,6 +191,7 @@ impl Config {
         let neuron_prices = neuron_prices.unwrap_or_default();
         prices_agree(&root, &upstreams, &neuron_prices);
         served_once(&root, &upstreams, neuron.as_ref());
+        root.knows("include");
         root.finish();
         Self {
             nats,

@@ -374,6 +374,11 @@ impl Section {
         read(self)
     }
 
+    /// A field that was read before: it is none of those that nobody asked for, and is named among those to use.
+    pub(crate) fn knows(&mut self, name: &'static str) {
+        self.known.push(name);
+    }
+
     /// Reports all fields that nobody asked for.
     pub(crate) fn finish(self) {
         for (name, node) in &self.fields {

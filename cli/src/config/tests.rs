@@ -206,7 +206,7 @@ models = [{ id = "m", context = 10, output = 20, price = { input = 1 } }]
             "upstreams[0].models[0].output (line 17): is above the model's context, which holds input and output",
             "upstreams[0].models[0].price.input (line 17): is a number, not text: write \"...\"",
             "upstreams[0].models[0].price.output (line 17): is missing",
-            "nowhere (line 18): is not known: use one of nats, ledger, gateway, entitlements, upstreams, neuron",
+            "nowhere (line 18): is not known: use one of nats, ledger, gateway, entitlements, upstreams, neuron, include",
         ],
     );
 }
