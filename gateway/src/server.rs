@@ -139,6 +139,23 @@ impl Gateway {
     }
 }
 
+/// How inputs are counted here, and where a neuron counts them.
+fn counting(
+    client: &reqwest::Client,
+    secret: &NeuronSecret,
+    clock: &Clock,
+    catalog: &Arc<Catalog>,
+) -> (Arc<Recipes>, Counter) {
+    let recipes = Recipes::new(client.clone(), secret.clone(), Arc::clone(clock));
+    let counter = Counter {
+        client: client.clone(),
+        catalog: Arc::clone(catalog),
+        secret: secret.clone(),
+        clock: Arc::clone(clock),
+    };
+    (recipes, counter)
+}
+
 /// Puts the tools together.
 fn app(
     config: GatewayConfig,
@@ -166,6 +183,7 @@ fn app(
         Arc::clone(&metrics),
         cut.clone(),
     ));
+    let (recipes, counter) = counting(&client, &parts.neuron_secret, &parts.clock, &catalog);
     Ok(App {
         receiver: Receiver::new(
             Arc::clone(&keyring),
@@ -176,17 +194,8 @@ fn app(
         planner: Planner {
             catalog: Arc::clone(&catalog),
             gate: Arc::clone(&gate),
-            recipes: Recipes::new(
-                client.clone(),
-                parts.neuron_secret.clone(),
-                Arc::clone(&parts.clock),
-            ),
-            counter: Counter {
-                client: client.clone(),
-                catalog: Arc::clone(&catalog),
-                secret: parts.neuron_secret.clone(),
-                clock: Arc::clone(&parts.clock),
-            },
+            recipes,
+            counter,
             metrics: Arc::clone(&metrics),
         },
         runner: Runner {

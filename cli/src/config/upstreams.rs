@@ -20,6 +20,11 @@ use super::{
 
 /// Words for the class that is pinned where none is asked for.
 const PINNED: [&str; 4] = ["default", "standard", "standard_only", "global"];
+/// What carries the output maximum, as upstreams name it.
+const MAX_FIELDS: [(&str, MaxField); 2] = [
+    ("max_tokens", MaxField::MaxTokens),
+    ("max_completion_tokens", MaxField::MaxCompletionTokens),
+];
 
 pub(super) fn read(root: &mut Section, context: &Context<'_>) -> Vec<UpstreamConfig> {
     let (mut names, mut ids) = (BTreeSet::new(), BTreeSet::new());
@@ -175,10 +180,6 @@ fn read_model(
             "is above the model's context, which holds input and output",
         );
     }
-    let max_fields = [
-        ("max_tokens", MaxField::MaxTokens),
-        ("max_completion_tokens", MaxField::MaxCompletionTokens),
-    ];
     let allowance = |section: &mut Section, name| {
         let (least, most) = ALLOWANCE_TOKENS_BOUNDS;
         section.number(name, least, most)
@@ -194,7 +195,7 @@ fn read_model(
     {
         section.mistake("output_default", "is above the model's output");
     }
-    let max_field = section.word("max_field", &max_fields);
+    let max_field = section.word("max_field", &MAX_FIELDS);
     let output_is_visible = section.flag("output_is_visible").unwrap_or(false);
     let allow_fields = section.texts("allow_fields", FIELDS_MAX);
     let answers_as = section.texts("answers_as", FIELDS_MAX);
