@@ -20,9 +20,9 @@ use tracing::warn;
 
 use super::{
     Nats, ProvisionError,
-    publish::{NOBODY, Published, SILENCE, publish},
+    publish::{Acceptance, NOBODY, SILENCE, publish},
     settings::{Settings, bucket_stream},
-    stream::{ApiError, ask, delete, get_subject, is_passing, present, provision_error},
+    stream::{JetStreamError, ask, delete, get_subject, is_passing, present, provision_error},
 };
 use crate::kept::{Kept, Revision, StoreError, WriteError};
 
@@ -236,7 +236,7 @@ impl Bucket {
     }
 
     /// Subjects from the one numbered `offset`, as many as the server tells at once.
-    async fn page(&self, filter: &str, offset: usize) -> Result<Page, ApiError> {
+    async fn page(&self, filter: &str, offset: usize) -> Result<Page, JetStreamError> {
         let subject = format!("STREAM.INFO.{}", self.stream());
         let body = serde_json::json!({ "subjects_filter": filter, "offset": offset });
         ask(&self.nats, subject, &body).await
@@ -254,16 +254,16 @@ impl Bucket {
             headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, expected);
         }
         match publish(&self.nats, &self.subject(key), headers, value, WRITE_MAX).await {
-            Published::Acknowledged(ack) => Ok(Revision(ack.sequence)),
-            Published::WrongPlace => Err(WriteError::Moved),
-            Published::Refused(detail) => Err(self.error("write", key, detail).into()),
-            Published::Silence => Err(self.error("write", key, SILENCE).into()),
-            Published::Nobody => {
+            Acceptance::Acknowledged(ack) => Ok(Revision(ack.sequence)),
+            Acceptance::WrongPlace => Err(WriteError::Moved),
+            Acceptance::Refused(detail) => Err(self.error("write", key, detail).into()),
+            Acceptance::Silence => Err(self.error("write", key, SILENCE).into()),
+            Acceptance::Nobody => {
                 let mended = self.mend().await;
                 mended.map_err(|error| self.error("make again for", key, error))?;
                 Err(self.error("write", key, NOBODY).into())
             }
-            Published::Unknown(source) => Err(self.error("write", key, source).into()),
+            Acceptance::Unknown(source) => Err(self.error("write", key, source).into()),
         }
     }
 }

@@ -22,8 +22,8 @@ mod troubles;
 use identity::Login;
 pub use identity::{Identity, InvalidLogin};
 pub use troubles::Denied;
+pub use troubles::{NoAnswer, Troubles};
 use troubles::{Signals, note};
-pub use troubles::{Trouble, Troubles};
 
 /// How long the server may take to accept a connection.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);

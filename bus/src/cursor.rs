@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::{
     Nats, Pauses,
-    connect::{Trouble, Troubles},
+    connect::{NoAnswer, Troubles},
     stream::{info, kept_after},
 };
 
@@ -101,8 +101,8 @@ impl Cursor {
                 biased;
                 message = open.messages.next() => message,
                 trouble = open.troubles.about(&open.asks) => match trouble {
-                    Trouble::Lost => None,
-                    Trouble::Denied(denied) => return Err(denied.into()),
+                    NoAnswer::Lost => None,
+                    NoAnswer::Denied(denied) => return Err(denied.into()),
                 },
             };
             let Some(Ok(message)) = message else {

@@ -32,11 +32,11 @@ use tracing::{debug, warn};
 
 use super::{
     Nats, ProvisionError,
-    connect::Trouble,
+    connect::NoAnswer,
     cursor::Cursor,
     roles::BILLING_CONSUMER,
     settings::Settings,
-    stream::{ApiError, ask, info, message_at},
+    stream::{JetStreamError, ask, info, message_at},
 };
 use crate::kept::{StoreError, WriteError};
 
@@ -185,7 +185,7 @@ impl FeedStream {
     /// How the stream ends. It is derived, so one that is gone is made again, empty; and so is the consumer
     /// for billing.
     pub async fn state(&self) -> Result<FeedState, StoreError> {
-        let failed = |error: ApiError| self.error("read the end of", error);
+        let failed = |error: JetStreamError| self.error("read the end of", error);
         let info = match info(&self.nats, &self.stream).await {
             Err(error) if error.is_missing() => {
                 warn!(stream = &*self.stream, "the feed is gone: made again");
@@ -318,8 +318,8 @@ impl FeedStream {
             biased;
             done = append => done.map_err(|elapsed| self.error("append to", elapsed))?,
             trouble = troubles.about_any(&subjects) => Err(match trouble {
-                Trouble::Lost => self.error("append to", "the connection was lost"),
-                Trouble::Denied(denied) => self.error("append to", denied),
+                NoAnswer::Lost => self.error("append to", "the connection was lost"),
+                NoAnswer::Denied(denied) => self.error("append to", denied),
             }
             .into()),
         }

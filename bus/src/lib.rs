@@ -48,6 +48,6 @@ pub use report::UsageReports;
 pub use roles::{NatsRole, Permissions};
 pub use server_time::ServerTime;
 pub use settings::Settings;
-pub use store_look::{Look, StoreLook, Stored, Writes};
+pub use store_look::{StoreFill, StoreLook, StoreSeen, Writes};
 pub use stream::ProvisionError;
 pub use usage::{NatsUsageEvents, follow_usage, usage_end};

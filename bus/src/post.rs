@@ -13,7 +13,7 @@ use tracing::debug;
 
 use super::{
     Nats,
-    connect::{Trouble, Troubles},
+    connect::{NoAnswer, Troubles},
     kept::StoreError,
 };
 
@@ -57,7 +57,7 @@ pub enum SendError {
 
 /// A request as it was received.
 #[derive(Debug)]
-pub struct Asked {
+pub struct IncomingRequest {
     /// Where it was sent to.
     pub subject: String,
     /// Where replies go; none where nobody waits for one.
@@ -88,10 +88,10 @@ pub async fn request(nats: &Nats, subject: &str, payload: Bytes, within: Duratio
     }
 }
 
-fn in_vain(trouble: Trouble) -> Heard {
+fn in_vain(trouble: NoAnswer) -> Heard {
     match trouble {
-        Trouble::Lost => Heard::Nobody,
-        Trouble::Denied(denied) => Heard::Denied(denied.to_string()),
+        NoAnswer::Lost => Heard::Nobody,
+        NoAnswer::Denied(denied) => Heard::Denied(denied.to_string()),
     }
 }
 
@@ -207,9 +207,9 @@ impl Received {
     }
 
     /// The next one; none once nothing more comes. Nothing is lost if the caller stops waiting.
-    pub async fn next(&mut self) -> Option<Asked> {
+    pub async fn next(&mut self) -> Option<IncomingRequest> {
         let message = self.requests.next().await?;
-        Some(Asked {
+        Some(IncomingRequest {
             subject: message.subject.into_string(),
             reply_to: message.reply.map(async_nats::Subject::into_string),
             payload: message.payload,

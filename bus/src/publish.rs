@@ -11,7 +11,7 @@ use async_nats::{
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::{Nats, connect::Trouble, stream::is_passing};
+use super::{Nats, connect::NoAnswer, stream::is_passing};
 
 /// Why nobody knows, where nothing was heard.
 pub const SILENCE: &str = "no acknowledgement came in time";
@@ -21,7 +21,7 @@ pub const NOBODY: &str = "no stream listens on its subject";
 
 /// What came of publishing.
 #[derive(Debug)]
-pub enum Published {
+pub enum Acceptance {
     /// It is stored, or the server took it for a duplicate and says so.
     Acknowledged(PublishAck),
     /// The stream or subject is not where the message expected it; nothing was written.
@@ -45,7 +45,7 @@ pub async fn publish(
     headers: HeaderMap,
     payload: Bytes,
     patience: Duration,
-) -> Published {
+) -> Acceptance {
     let request = Request::new()
         .headers(headers)
         .payload(payload)
@@ -59,17 +59,17 @@ pub async fn publish(
             Ok(Ok(message)) => acknowledged(&message.payload),
             Ok(Err(error)) => match error.kind() {
                 RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
-                    Published::Refused(error.to_string())
+                    Acceptance::Refused(error.to_string())
                 }
-                RequestErrorKind::TimedOut => Published::Silence,
-                RequestErrorKind::NoResponders => Published::Nobody,
-                _ => Published::Unknown(error.into()),
+                RequestErrorKind::TimedOut => Acceptance::Silence,
+                RequestErrorKind::NoResponders => Acceptance::Nobody,
+                _ => Acceptance::Unknown(error.into()),
             },
-            Err(_) => Published::Silence,
+            Err(_) => Acceptance::Silence,
         },
         trouble = troubles.about(subject) => match trouble {
-            Trouble::Lost => Published::Unknown("the connection was lost".into()),
-            Trouble::Denied(denied) => Published::Refused(denied.to_string()),
+            NoAnswer::Lost => Acceptance::Unknown("the connection was lost".into()),
+            NoAnswer::Denied(denied) => Acceptance::Refused(denied.to_string()),
         },
     }
 }
@@ -82,33 +82,33 @@ pub async fn publish_after(
     expected: u64,
     payload: Bytes,
     patience: Duration,
-) -> Published {
+) -> Acceptance {
     let mut headers = HeaderMap::new();
     headers.insert(NATS_EXPECTED_LAST_SEQUENCE, HeaderValue::from(expected));
     headers.insert(NATS_EXPECTED_STREAM, stream);
     publish(nats, subject, headers, payload, patience).await
 }
 
-fn acknowledged(payload: &[u8]) -> Published {
+fn acknowledged(payload: &[u8]) -> Acceptance {
     match serde_json::from_slice::<Response<PublishAck>>(payload) {
-        Ok(Response::Ok(ack)) => Published::Acknowledged(ack),
+        Ok(Response::Ok(ack)) => Acceptance::Acknowledged(ack),
         Ok(Response::Err { error }) => refusal(&error),
-        Err(error) => Published::Unknown(error.into()),
+        Err(error) => Acceptance::Unknown(error.into()),
     }
 }
 
 /// The codes are those of nats-server's `errors.json`.
-fn refusal(error: &jetstream::Error) -> Published {
+fn refusal(error: &jetstream::Error) -> Acceptance {
     /// As 10071, without the sequence: raised for a message that is still being replicated.
     const WRONG_LAST_SEQUENCE_CONSTANT: ErrorCode = ErrorCode(10164);
     let code = error.error_code();
     if code == ErrorCode::STREAM_WRONG_LAST_SEQUENCE || code == WRONG_LAST_SEQUENCE_CONSTANT {
-        return Published::WrongPlace;
+        return Acceptance::WrongPlace;
     }
     if is_passing(code) {
-        return Published::Unknown(error.clone().into());
+        return Acceptance::Unknown(error.clone().into());
     }
-    Published::Refused(error.to_string())
+    Acceptance::Refused(error.to_string())
 }
 
 #[cfg(test)]
@@ -118,10 +118,12 @@ mod tests {
     #[track_caller]
     fn check(reply: &str, expected: &str) {
         let outcome = match acknowledged(reply.as_bytes()) {
-            Published::Acknowledged(ack) => format!("at {}", ack.sequence),
-            Published::WrongPlace => "wrong place".to_owned(),
-            Published::Silence | Published::Nobody | Published::Unknown(_) => "unknown".to_owned(),
-            Published::Refused(detail) => detail,
+            Acceptance::Acknowledged(ack) => format!("at {}", ack.sequence),
+            Acceptance::WrongPlace => "wrong place".to_owned(),
+            Acceptance::Silence | Acceptance::Nobody | Acceptance::Unknown(_) => {
+                "unknown".to_owned()
+            }
+            Acceptance::Refused(detail) => detail,
         };
         assert_eq!(outcome, expected);
     }

@@ -9,7 +9,7 @@ use seatbelt_schemas::{ids::NeuronId, names::Names};
 use super::{
     Nats, ProvisionError,
     kept::StoreError,
-    publish::{NOBODY, Published, SILENCE, publish},
+    publish::{Acceptance, NOBODY, SILENCE, publish},
     settings::Settings,
 };
 
@@ -45,13 +45,13 @@ impl UsageReports {
         headers.insert(NATS_MESSAGE_ID, id);
         let published = publish(&self.nats, &self.subject, headers, event, REPORT_MAX).await;
         let source = match published {
-            Published::Acknowledged(_) => return Ok(()),
+            Acceptance::Acknowledged(_) => return Ok(()),
             // no place is ever asked for
-            Published::WrongPlace => "the stream expects it elsewhere".into(),
-            Published::Refused(detail) => detail.into(),
-            Published::Silence => SILENCE.into(),
-            Published::Nobody => NOBODY.into(),
-            Published::Unknown(source) => source,
+            Acceptance::WrongPlace => "the stream expects it elsewhere".into(),
+            Acceptance::Refused(detail) => detail.into(),
+            Acceptance::Silence => SILENCE.into(),
+            Acceptance::Nobody => NOBODY.into(),
+            Acceptance::Unknown(source) => source,
         };
         let action = format!("publish to {}", self.subject);
         Err(StoreError { action, source })

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::{
     Bucket, Nats, ProvisionError,
     buckets::lease_bucket,
-    publish::{Published, publish},
+    publish::{Acceptance, publish},
 };
 
 /// How long a write may take, and any other question.
@@ -44,7 +44,7 @@ pub enum Writes {
 
 /// How full a store is, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoreFill {
     /// What it keeps.
     pub used: u64,
     /// What it may keep.
@@ -53,11 +53,11 @@ pub struct Stored {
 
 /// What was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Look {
+pub struct StoreSeen {
     /// Whether it takes anything.
     pub writes: Writes,
     /// How full it is, where the server tells and has a limit.
-    pub stored: Option<Stored>,
+    pub stored: Option<StoreFill>,
     /// The largest message that the server takes.
     pub payload_max: usize,
 }
@@ -84,9 +84,9 @@ impl StoreLook {
     }
 
     /// Looks once; takes a few seconds at the most.
-    pub async fn look(&self) -> Look {
+    pub async fn look(&self) -> StoreSeen {
         let (writes, stored) = futures::future::join(self.write(), self.stored()).await;
-        Look {
+        StoreSeen {
             writes,
             stored,
             payload_max: payload_max(&self.nats),
@@ -96,11 +96,11 @@ impl StoreLook {
     async fn write(&self) -> Writes {
         let (headers, payload) = (HeaderMap::new(), Bytes::from_static(b"look"));
         match publish(&self.nats, &self.subject, headers, payload, WRITE_MAX).await {
-            Published::Acknowledged(_) | Published::WrongPlace => Writes::Taken,
-            Published::Refused(detail) => Writes::Refused(detail),
-            Published::Unknown(error) => Writes::Unreached(error.to_string()),
-            Published::Nobody => Writes::Unreached("it is only starting".to_owned()),
-            Published::Silence => match timeout(ASK_MAX, self.nats.settled()).await {
+            Acceptance::Acknowledged(_) | Acceptance::WrongPlace => Writes::Taken,
+            Acceptance::Refused(detail) => Writes::Refused(detail),
+            Acceptance::Unknown(error) => Writes::Unreached(error.to_string()),
+            Acceptance::Nobody => Writes::Unreached("it is only starting".to_owned()),
+            Acceptance::Silence => match timeout(ASK_MAX, self.nats.settled()).await {
                 Ok(true) => Writes::Silence,
                 Ok(false) | Err(_) => Writes::Unreached("it does not answer".to_owned()),
             },
@@ -108,7 +108,7 @@ impl StoreLook {
     }
 
     /// The fuller one of what the server and what the account may keep.
-    async fn stored(&self) -> Option<Stored> {
+    async fn stored(&self) -> Option<StoreFill> {
         let asked = self.nats.client().request(SERVICE, Bytes::new());
         let answer = timeout(ASK_MAX, asked).await.ok().and_then(Result::ok);
         let of_server = answer.and_then(|answer| server_stored(&answer.payload));
@@ -117,9 +117,9 @@ impl StoreLook {
         let of_account = account.and_then(|account| {
             let max = u64::try_from(account.limits.max_storage?).ok()?;
             let used = account.storage;
-            (max > 0).then_some(Stored { used, max })
+            (max > 0).then_some(StoreFill { used, max })
         });
-        let left = |stored: &Stored| stored.max.saturating_sub(stored.used);
+        let left = |stored: &StoreFill| stored.max.saturating_sub(stored.used);
         [of_server, of_account]
             .into_iter()
             .flatten()
@@ -160,7 +160,7 @@ pub fn payload_max(nats: &Nats) -> usize {
     nats.client().server_info().max_payload
 }
 
-fn server_stored(payload: &[u8]) -> Option<Stored> {
+fn server_stored(payload: &[u8]) -> Option<StoreFill> {
     #[derive(Deserialize)]
     struct Answer {
         data: Data,
@@ -178,7 +178,7 @@ fn server_stored(payload: &[u8]) -> Option<Stored> {
     let Data { storage, config } = serde_json::from_slice::<Answer>(payload).ok()?.data;
     let max = u64::try_from(config?.max_storage).ok()?;
     let used = storage;
-    (max > 0).then_some(Stored { used, max })
+    (max > 0).then_some(StoreFill { used, max })
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ pub struct StreamInfo {
 
 /// A request to the JetStream API that has no good answer.
 #[derive(Debug, Error)]
-pub enum ApiError {
+pub enum JetStreamError {
     /// The request failed, or nobody answered.
     #[error("{0}")]
     Server(jetstream::context::RequestError),
@@ -97,7 +97,7 @@ pub enum ApiError {
     Denied(#[from] Denied),
 }
 
-impl ApiError {
+impl JetStreamError {
     /// The server's reason, where it gave one.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
@@ -129,13 +129,13 @@ pub async fn ask<T: for<'de> Deserialize<'de>>(
     nats: &Nats,
     subject: String,
     body: &Value,
-) -> Result<T, ApiError> {
+) -> Result<T, JetStreamError> {
     let denied = format!("$JS.API.{subject}");
     let asking = nats.jetstream().request(subject, body);
     match nats.unless_denied(&denied, asking).await? {
         Ok(Response::Ok(answer)) => Ok(answer),
-        Ok(Response::Err { error }) => Err(ApiError::Refused(error)),
-        Err(error) => Err(ApiError::Server(error)),
+        Ok(Response::Err { error }) => Err(JetStreamError::Refused(error)),
+        Err(error) => Err(JetStreamError::Server(error)),
     }
 }
 
@@ -145,7 +145,7 @@ pub fn get_subject(stream: &str) -> String {
 }
 
 /// What the stream's leader knows about it.
-pub async fn info(nats: &Nats, stream: &str) -> Result<StreamInfo, ApiError> {
+pub async fn info(nats: &Nats, stream: &str) -> Result<StreamInfo, JetStreamError> {
     ask(
         nats,
         format!("STREAM.INFO.{stream}"),
@@ -175,7 +175,7 @@ pub async fn kept_after(
     stream: &str,
     last: u64,
     to: u64,
-) -> Result<Option<u64>, ApiError> {
+) -> Result<Option<u64>, JetStreamError> {
     #[derive(Deserialize)]
     struct Info {
         state: State,
@@ -268,7 +268,7 @@ async fn make(
 }
 
 /// Takes a stream out, with all that it holds: for what is made again.
-pub async fn delete(nats: &Nats, stream: &str) -> Result<(), ApiError> {
+pub async fn delete(nats: &Nats, stream: &str) -> Result<(), JetStreamError> {
     let subject = format!("STREAM.DELETE.{stream}");
     match ask::<Value>(nats, subject, &serde_json::json!({})).await {
         Err(error) if error.code() == Some(ErrorCode::STREAM_NOT_FOUND) => Ok(()),
@@ -326,33 +326,35 @@ async fn inspected(
 }
 
 /// What a failed request means for whoever needs the stream.
-pub fn provision_error(stream: &str, error: ApiError) -> ProvisionError {
+pub fn provision_error(stream: &str, error: JetStreamError) -> ProvisionError {
     let stream = stream.to_owned();
     match error {
-        ApiError::Refused(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+        JetStreamError::Refused(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
             ProvisionError::Missing { stream }
         }
         // 10008 and its like pass: the cluster is electing a leader
-        ApiError::Refused(error) if is_passing(error.error_code()) => ProvisionError::Unreachable {
-            stream,
-            source: error.into(),
-        },
-        ApiError::Refused(error) => ProvisionError::Refused {
+        JetStreamError::Refused(error) if is_passing(error.error_code()) => {
+            ProvisionError::Unreachable {
+                stream,
+                source: error.into(),
+            }
+        }
+        JetStreamError::Refused(error) => ProvisionError::Refused {
             stream,
             detail: error.to_string(),
         },
-        ApiError::Server(error) if error.kind() == RequestErrorKind::NoResponders => {
+        JetStreamError::Server(error) if error.kind() == RequestErrorKind::NoResponders => {
             let detail = "nobody answers for jetstream: is it enabled, and may this user use it?";
             ProvisionError::Refused {
                 stream,
                 detail: detail.to_owned(),
             }
         }
-        ApiError::Server(error) => ProvisionError::Unreachable {
+        JetStreamError::Server(error) => ProvisionError::Unreachable {
             stream,
             source: error.into(),
         },
-        ApiError::Denied(denied) => ProvisionError::Refused {
+        JetStreamError::Denied(denied) => ProvisionError::Refused {
             stream,
             detail: denied.to_string(),
         },

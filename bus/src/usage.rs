@@ -40,7 +40,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Hands usage events to who waits for them. Clones share one reader, which ends with the last.
 #[derive(Clone)]
 pub struct NatsUsageEvents {
-    waiting: Arc<Mutex<Waiting>>,
+    waiting: Arc<Mutex<UsageWaiters>>,
     _reader: Arc<AbortOnDropHandle<()>>,
 }
 
@@ -49,7 +49,7 @@ impl NatsUsageEvents {
     pub async fn start(nats: &Nats, names: &Names) -> Result<Self, StoreError> {
         let stream = names.usage_stream();
         let end = usage_end(nats, names).await?;
-        let waiting = Arc::<Mutex<Waiting>>::default();
+        let waiting = Arc::<Mutex<UsageWaiters>>::default();
         let reader = tokio::spawn(read(nats.clone(), stream, end, Arc::clone(&waiting)));
         Ok(Self {
             waiting,
@@ -66,11 +66,11 @@ impl NatsUsageEvents {
     ) -> BoxFuture<'static, Option<UsageEvent>> {
         let ticket = lock(&self.waiting).enter(reservation);
         let place = match ticket {
-            Ticket::There(event) => return async move { Some(event) }.boxed(),
-            Ticket::Full => return async { None }.boxed(),
-            Ticket::Wait(receiver, number) => (
+            Admittance::There(event) => return async move { Some(event) }.boxed(),
+            Admittance::Full => return async { None }.boxed(),
+            Admittance::Wait(receiver, number) => (
                 receiver,
-                Place {
+                Attendance {
                     waiting: Arc::clone(&self.waiting),
                     reservation,
                     number,
@@ -135,7 +135,7 @@ async fn next_event(cursor: &mut Cursor) -> Result<(u64, UsageEvent), CursorErro
     }
 }
 
-async fn read(nats: Nats, stream: String, end: u64, waiting: Arc<Mutex<Waiting>>) {
+async fn read(nats: Nats, stream: String, end: u64, waiting: Arc<Mutex<UsageWaiters>>) {
     let mut last = end;
     loop {
         if info(&nats, &stream)
@@ -162,14 +162,14 @@ async fn read(nats: Nats, stream: String, end: u64, waiting: Arc<Mutex<Waiting>>
     }
 }
 
-fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
+fn lock(waiting: &Mutex<UsageWaiters>) -> MutexGuard<'_, UsageWaiters> {
     // no code panics while it holds the lock half way through a change
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Who waits, and what came recently.
 #[derive(Default)]
-struct Waiting {
+struct UsageWaiters {
     waiters: HashMap<ReservationId, Vec<(u64, oneshot::Sender<UsageEvent>)>>,
     count: usize,
     next_number: u64,
@@ -177,19 +177,19 @@ struct Waiting {
     order: VecDeque<ReservationId>,
 }
 
-enum Ticket {
+enum Admittance {
     There(UsageEvent),
     Wait(oneshot::Receiver<UsageEvent>, u64),
     Full,
 }
 
-impl Waiting {
-    fn enter(&mut self, reservation: ReservationId) -> Ticket {
+impl UsageWaiters {
+    fn enter(&mut self, reservation: ReservationId) -> Admittance {
         if let Some(event) = self.recent.get(&reservation) {
-            return Ticket::There(event.clone());
+            return Admittance::There(event.clone());
         }
         if self.count >= USAGE_WAITERS_MAX {
-            return Ticket::Full;
+            return Admittance::Full;
         }
         let (sender, receiver) = oneshot::channel();
         let number = self.next_number;
@@ -197,7 +197,7 @@ impl Waiting {
         self.count += 1;
         let waiters = self.waiters.entry(reservation).or_default();
         waiters.push((number, sender));
-        Ticket::Wait(receiver, number)
+        Admittance::Wait(receiver, number)
     }
 
     fn leave(&mut self, reservation: ReservationId, number: u64) {
@@ -234,13 +234,13 @@ impl Waiting {
 }
 
 /// A caller's place; left when dropped.
-struct Place {
-    waiting: Arc<Mutex<Waiting>>,
+struct Attendance {
+    waiting: Arc<Mutex<UsageWaiters>>,
     reservation: ReservationId,
     number: u64,
 }
 
-impl Drop for Place {
+impl Drop for Attendance {
     fn drop(&mut self) {
         lock(&self.waiting).leave(self.reservation, self.number);
     }
@@ -251,7 +251,7 @@ mod tests {
     use super::*;
     use seatbelt_schemas::{
         ids::NeuronId,
-        usage::{NeuronUsage, Outcome},
+        usage::{NeuronOutcome, NeuronUsage},
     };
 
     fn id(number: u128) -> ReservationId {
@@ -268,7 +268,7 @@ mod tests {
             neuron: NeuronId::new("n").unwrap(),
             device: "cpu".to_owned(),
             usage: NeuronUsage::default(),
-            outcome: Outcome::Completed,
+            outcome: NeuronOutcome::Completed,
             queued_ms: 0,
             prefill_ms: 0,
             decode_ms: 0,
@@ -278,23 +278,23 @@ mod tests {
 
     #[test]
     fn an_event_reaches_who_waits_and_who_comes_late() {
-        let mut waiting = Waiting::default();
-        let Ticket::Wait(mut receiver, _) = waiting.enter(id(1)) else {
+        let mut waiting = UsageWaiters::default();
+        let Admittance::Wait(mut receiver, _) = waiting.enter(id(1)) else {
             panic!("nothing came yet");
         };
         waiting.deliver(event(id(1)));
         assert_eq!(receiver.try_recv().unwrap(), event(id(1)));
-        assert!(matches!(waiting.enter(id(1)), Ticket::There(_)));
+        assert!(matches!(waiting.enter(id(1)), Admittance::There(_)));
         assert_eq!(waiting.count, 0);
     }
 
     #[test]
     fn who_leaves_leaves_nothing_behind() {
-        let mut waiting = Waiting::default();
-        let Ticket::Wait(_first, one) = waiting.enter(id(1)) else {
+        let mut waiting = UsageWaiters::default();
+        let Admittance::Wait(_first, one) = waiting.enter(id(1)) else {
             panic!("nothing came yet");
         };
-        let Ticket::Wait(_second, two) = waiting.enter(id(1)) else {
+        let Admittance::Wait(_second, two) = waiting.enter(id(1)) else {
             panic!("nothing came yet");
         };
         waiting.leave(id(1), one);
@@ -305,12 +305,12 @@ mod tests {
 
     #[test]
     fn recent_events_are_bounded() {
-        let mut waiting = Waiting::default();
+        let mut waiting = UsageWaiters::default();
         for number in 0..=USAGE_RECENT_MAX as u128 {
             waiting.deliver(event(id(number)));
         }
         assert_eq!(waiting.recent.len(), USAGE_RECENT_MAX);
-        assert!(matches!(waiting.enter(id(0)), Ticket::Wait(..)));
-        assert!(matches!(waiting.enter(id(1)), Ticket::There(_)));
+        assert!(matches!(waiting.enter(id(0)), Admittance::Wait(..)));
+        assert!(matches!(waiting.enter(id(1)), Admittance::There(_)));
     }
 }

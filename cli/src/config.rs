@@ -29,8 +29,8 @@ mod tree;
 mod upstreams;
 mod users;
 
-pub use entitlements::{AccountTerms, Entitlements, Key, Policy, RetiredKey};
-pub use nats::{Durability, Nats};
+pub use entitlements::{AccountTerms, DeclaredKey, Entitlements, Policy, RetiredKey};
+pub use nats::NatsConfig;
 pub use reader::Mistake;
 use reader::{Mistakes, Section};
 pub use users::{LoginSource, Users};
@@ -39,13 +39,13 @@ pub use users::{LoginSource, Users};
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where events are kept.
-    pub nats: Nats,
+    pub nats: NatsConfig,
     /// The ledger's writers.
     pub ledger: LedgerSettings,
     /// The gateway, but for what it serves.
     pub gateway: GatewayConfig,
     /// The declared keys.
-    pub keys: Vec<Key>,
+    pub keys: Vec<DeclaredKey>,
     /// Accounts that pay by a multiplier.
     pub accounts: Vec<AccountTerms>,
     /// Keys that were declared and are revoked.
@@ -116,7 +116,7 @@ impl Config {
 
     /// Reads `[nats]` of a file alone: who audits a ledger or repairs it needs no secret of a provider,
     /// and is not stopped by a mistake elsewhere.
-    pub fn load_nats(path: &Path) -> Result<Nats, ConfigError> {
+    pub fn load_nats(path: &Path) -> Result<NatsConfig, ConfigError> {
         let file = File::read(path)?;
         Self::nats_from_text(&file.text, &environment(), file.folder())
     }
@@ -125,7 +125,7 @@ impl Config {
         text: &str,
         environment: &BTreeMap<String, String>,
         folder: &Path,
-    ) -> Result<Nats, ConfigError> {
+    ) -> Result<NatsConfig, ConfigError> {
         let of_nats = environment
             .iter()
             .filter(|(name, _)| name.starts_with("SEATBELT__NATS__"))
@@ -137,7 +137,7 @@ impl Config {
             with_secrets: true,
         };
         read(text, &of_nats, None, |mut root| {
-            Nats::read(root.section("nats"), &context)
+            NatsConfig::read(root.section("nats"), &context)
         })
     }
 
@@ -176,7 +176,7 @@ impl Config {
 
     fn read(mut root: Section, context: &Context<'_>) -> Self {
         let has_neuron = root.has("neuron");
-        let nats = Nats::read(root.section("nats"), context);
+        let nats = NatsConfig::read(root.section("nats"), context);
         let ledger = ledger::read(root.section("ledger"));
         let gateway = gateway::read(root.section("gateway"));
         let Entitlements {
@@ -207,8 +207,8 @@ impl Config {
     }
 
     /// The declared keys that nothing declared here limits: their requests are not metered.
-    pub fn unlimited(&self) -> Vec<&Key> {
-        let limited = |key: &Key| {
+    pub fn unlimited(&self) -> Vec<&DeclaredKey> {
+        let limited = |key: &DeclaredKey| {
             let scopes = Scopes {
                 key: key.key.clone(),
                 team: key.team.clone(),

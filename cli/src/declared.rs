@@ -23,7 +23,7 @@ use seatbelt_schemas::{
 use thiserror::Error;
 use tokio::task::JoinSet;
 
-use crate::config::{AccountTerms, Key, RetiredKey};
+use crate::config::{AccountTerms, DeclaredKey, RetiredKey};
 
 /// Accounts made ready at the same time.
 const ACCOUNTS_AT_ONCE: usize = 64;
@@ -48,7 +48,7 @@ struct To {
 /// What an account is to have, by one configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Declaration {
-    keys: Vec<Key>,
+    keys: Vec<DeclaredKey>,
     retired: Vec<KeyId>,
     multiplier_ppm: Option<u64>,
 }
@@ -93,7 +93,7 @@ pub async fn keys(
 
 /// What each account is to have.
 pub fn by_account(
-    keys: &[Key],
+    keys: &[DeclaredKey],
     retired: &[RetiredKey],
     terms: &[AccountTerms],
 ) -> BTreeMap<AccountId, Declaration> {

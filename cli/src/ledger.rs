@@ -185,7 +185,7 @@ fn by(command: &str) -> String {
 /// One journal of the ledger that a configuration means.
 async fn one_journal(
     connected: &seatbelt_bus::Nats,
-    config: &crate::config::Nats,
+    config: &crate::config::NatsConfig,
     asked: u8,
     command: &str,
 ) -> Result<Adoption, LedgerError> {
@@ -205,7 +205,7 @@ async fn one_journal(
 
 async fn skip_message(
     connected: &seatbelt_bus::Nats,
-    config: &crate::config::Nats,
+    config: &crate::config::NatsConfig,
     asked: u8,
     sequences: &[u64],
     give_up: bool,
@@ -221,7 +221,7 @@ async fn skip_message(
 
 async fn tell_message(
     connected: &seatbelt_bus::Nats,
-    config: &crate::config::Nats,
+    config: &crate::config::NatsConfig,
     asked: u8,
 ) -> Result<ExitCode, LedgerError> {
     let journal = one_journal(connected, config, asked, "skip-message").await?;
@@ -255,7 +255,7 @@ async fn tell_message(
 
 async fn rebuild_meta(
     connected: &seatbelt_bus::Nats,
-    config: &crate::config::Nats,
+    config: &crate::config::NatsConfig,
     yes: bool,
 ) -> Result<ExitCode, LedgerError> {
     let mut out = io::stdout();
@@ -314,7 +314,7 @@ async fn prove(
 
 async fn adopt_journal(
     connected: &seatbelt_bus::Nats,
-    config: &crate::config::Nats,
+    config: &crate::config::NatsConfig,
     asked: u8,
     yes: bool,
     server: Option<&mut NatsServer>,

@@ -49,7 +49,7 @@ pub enum LoginError {
 
 /// Who a role is on an existing server; `None` where it is who the address says.
 pub(crate) fn configured(
-    nats: &config::Nats,
+    nats: &config::NatsConfig,
     role: NatsRole,
 ) -> Result<Option<Identity>, LoginError> {
     let Some(source) = nats.users.of(role) else {
@@ -103,7 +103,7 @@ pub enum DialError {
 
 /// The connections of a process, one for each user that it is.
 pub(crate) struct Dialler<'a> {
-    from: &'a config::Nats,
+    from: &'a config::NatsConfig,
     server: Option<&'a NatsServer>,
     /// By what the server's own tools list them.
     name: &'a str,
@@ -114,7 +114,7 @@ pub(crate) struct Dialler<'a> {
 
 impl<'a> Dialler<'a> {
     pub(crate) fn new(
-        from: &'a config::Nats,
+        from: &'a config::NatsConfig,
         server: Option<&'a NatsServer>,
         name: &'a str,
         patience: Duration,

@@ -116,7 +116,10 @@ pub async fn run(args: NatsArgs) -> Result<ExitCode, NatsCommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn server_configuration(nats: &config::Nats, keys: &Path) -> Result<String, NatsCommandError> {
+fn server_configuration(
+    nats: &config::NatsConfig,
+    keys: &Path,
+) -> Result<String, NatsCommandError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(keys);
     made.map_err(failed("make", keys))?;
     let mut users = Vec::new();

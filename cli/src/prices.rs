@@ -13,7 +13,7 @@ use std::{
 use clap::{Args, Subcommand, ValueEnum};
 use seatbelt_gateway::{Dialect, UpstreamConfig};
 use seatbelt_pricing::{
-    Change, Day, Difference, Format, List, Origin, ReadError, Running, Selection,
+    Day, Difference, Format, List, ListError, Origin, PriceChange, Running, Selection,
 };
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -102,7 +102,7 @@ pub enum PricesError {
         path: PathBuf,
         /// Why not.
         #[source]
-        source: ReadError,
+        source: ListError,
     },
     /// Set the clock, or give the day.
     #[error("the clock is before 1970: set it, or give --day")]
@@ -213,9 +213,9 @@ fn diff(args: ListArgs, config: &Path, out: &mut dyn Write) -> Result<bool, Pric
 }
 
 /// What costs something else by the list: now, and there.
-fn told(changes: &[Change]) -> String {
+fn told(changes: &[PriceChange]) -> String {
     let each = changes.iter();
-    let each = each.map(|Change { what, now, listed }| format!("{what} {now} -> {listed}"));
+    let each = each.map(|PriceChange { what, now, listed }| format!("{what} {now} -> {listed}"));
     each.collect::<Vec<_>>().join(", ")
 }
 

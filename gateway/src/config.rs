@@ -160,7 +160,7 @@ pub struct UpstreamModel {
     /// ([`TOOLS_ALLOWANCE_DEFAULT`]).
     pub tools_allowance: Option<u64>,
     /// Its tokenizer, where that is known. Then the input bound is what it counts, and the allowances.
-    pub tokenizer: Option<Tokenizer>,
+    pub tokenizer: Option<TokenizerName>,
     /// The output maximum that is written where the client sends none; [`Self::output`] where not given.
     pub output_default: Option<u64>,
     /// Which field carries the output maximum when the client sent none.
@@ -182,7 +182,7 @@ pub struct UpstreamModel {
 
 /// How a model's tokens are counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tokenizer {
+pub enum TokenizerName {
     /// One of OpenAI's encodings.
     Encoding(Encoding),
     /// A `tokenizer.json`; a chat template may lie beside it.

@@ -27,7 +27,7 @@ mod upstream;
 pub use clock::{Clock, system_clock};
 pub use config::{
     Aspect, Class, Dialect, GatewayConfig, KeyEntry, KeySecret, KeyTable, MaxField, OnDisconnect,
-    PricedClass, Prices, Profile, Provided, Tokenizer, UpstreamConfig, UpstreamModel,
+    PricedClass, Prices, Profile, Provided, TokenizerName, UpstreamConfig, UpstreamModel,
 };
 pub use ready::{Cause, Readiness, Reason, Room};
 pub use server::{Gateway, GatewayError, Parts};

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use seatbelt_schemas::{
     claim::{self, Claim},
     command::CommandError,
-    commit::{ChainHash, Header, Unread},
+    commit::{ChainHash, Header, UnreadCommit},
     event::{Event, EventBody, EventOf, RefusalReason},
     ids::{AccountId, CommandId},
     position::{Partition, Position},
@@ -383,7 +383,7 @@ impl From<Unresolved> for VerifyError {
     }
 }
 
-type Read<'a> = (Unread<'a>, Vec<(&'a [u8], EventOf<Claim>)>);
+type Read<'a> = (UnreadCommit<'a>, Vec<(&'a [u8], EventOf<Claim>)>);
 
 /// Reads a commit that continues the journal, all of it before anything is applied: a message that is no
 /// commit changes nothing.
@@ -508,10 +508,10 @@ fn decide_reserve(
     account: &Account,
     context: Context<'_>,
     event: &EventOf<()>,
-    claimed: &claim::Request,
-    recorded: Option<&claim::Refused>,
+    claimed: &claim::ReserveClaim,
+    recorded: Option<&claim::RefusedClaim>,
 ) -> Result<EventBody, String> {
-    let claim::Request {
+    let claim::ReserveClaim {
         reservation,
         scopes,
         asked,

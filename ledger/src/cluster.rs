@@ -32,7 +32,7 @@ mod place;
 mod seat;
 
 use ground::Ground;
-use place::{Place, Places};
+use place::{Places, WriterPlace};
 use seat::Seat;
 
 /// How long a call is tried again while a partition changes hands; a takeover takes two seconds.
@@ -47,7 +47,7 @@ const SEAT_PAUSE: Duration = Duration::from_millis(20);
 
 /// What its partitions share, beside the ground that it stands on.
 #[derive(Debug, Clone)]
-pub struct Part {
+pub struct ClusterPart {
     /// What its writers share. `host.writer` must be unique among all processes.
     pub host: HostConfig,
     /// Names of streams and subjects.
@@ -87,7 +87,9 @@ async fn probe(
 ) {
     let probing = async {
         loop {
-            local.until(|place| matches!(place, Place::Elsewhere)).await;
+            local
+                .until(|place| matches!(place, WriterPlace::Elsewhere))
+                .await;
             let answer = remote.read(Read {
                 account: AccountId::system(),
                 key: None,
@@ -108,7 +110,7 @@ async fn probe(
 
 impl ClusterLedger {
     /// Begins to take part: every partition that nobody hosts will be hosted here.
-    pub fn take_part<G: Ground>(ground: &G, leases: &Leases, part: &Part) -> Arc<Self> {
+    pub fn take_part<G: Ground>(ground: &G, leases: &Leases, part: &ClusterPart) -> Arc<Self> {
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let slots = part.host.partitions.iter().map(|partition| {
             let local = Arc::new(Places::default());
@@ -168,13 +170,13 @@ impl ClusterLedger {
     pub fn unserved(&self) -> Vec<(Partition, String)> {
         let reasons = self.slots.iter().map(|slot| {
             let reason = match slot.local.now() {
-                Place::Here(handle) => match handle.status() {
+                WriterPlace::Here(handle) => match handle.status() {
                     PartitionStatus::Serving => None,
                     PartitionStatus::Recovering => Some("its journal is being read".to_owned()),
                     PartitionStatus::Stopped(reason) => Some(reason),
                 },
-                Place::Elsewhere => slot.elsewhere.borrow().clone(),
-                Place::Trouble(reason) => Some(reason),
+                WriterPlace::Elsewhere => slot.elsewhere.borrow().clone(),
+                WriterPlace::Unserved(reason) => Some(reason),
             };
             Some((slot.partition, reason?))
         });
@@ -185,7 +187,7 @@ impl ClusterLedger {
     /// have been put back from before something that it knows of.
     pub fn troubled(&self) -> BTreeSet<Partition> {
         let troubled = self.slots.iter();
-        let troubled = troubled.filter(|slot| matches!(slot.local.now(), Place::Trouble(_)));
+        let troubled = troubled.filter(|slot| matches!(slot.local.now(), WriterPlace::Unserved(_)));
         troubled.map(|slot| slot.partition).collect()
     }
 
@@ -194,7 +196,7 @@ impl ClusterLedger {
         let here = self
             .slots
             .iter()
-            .filter(|slot| matches!(slot.local.now(), Place::Here(_)));
+            .filter(|slot| matches!(slot.local.now(), WriterPlace::Here(_)));
         here.map(|slot| slot.partition).collect()
     }
 
@@ -221,10 +223,10 @@ impl Slot {
             });
             tokio::select! {
                 biased;
-                place = self.local.until(|place| !matches!(place, Place::Elsewhere)) => {
+                place = self.local.until(|place| !matches!(place, WriterPlace::Elsewhere)) => {
                     return match place {
-                        Place::Trouble(reason) => Err(reason),
-                        Place::Here(_) | Place::Elsewhere => Ok(()),
+                        WriterPlace::Unserved(reason) => Err(reason),
+                        WriterPlace::Here(_) | WriterPlace::Elsewhere => Ok(()),
                     };
                 }
                 answer = probe => match answer {
@@ -246,9 +248,9 @@ impl Slot {
     ) -> Answer<T> {
         for _ in 0..LOCAL_TRIES_MAX {
             let handle = match self.local.now() {
-                Place::Here(handle) => handle,
-                Place::Elsewhere => break,
-                Place::Trouble(reason) => return Err(CommandError::unavailable(reason)),
+                WriterPlace::Here(handle) => handle,
+                WriterPlace::Elsewhere => break,
+                WriterPlace::Unserved(reason) => return Err(CommandError::unavailable(reason)),
             };
             match call(&handle).await {
                 Err(CommandError::Unavailable { .. })
@@ -312,7 +314,7 @@ impl Ledger for ClusterLedger {
             let mut outcome = Ok(AdminOutcome { position: None });
             for slot in &self.slots {
                 // a partition in trouble decides nothing: it needs no price now
-                if !matches!(slot.local.now(), Place::Trouble(_)) {
+                if !matches!(slot.local.now(), WriterPlace::Unserved(_)) {
                     // one that does not answer keeps it from nobody else; the caller tries again
                     let answer = slot.call(|ledger| ledger.admin(command.clone())).await;
                     outcome = outcome.and(answer);
@@ -325,9 +327,9 @@ impl Ledger for ClusterLedger {
     fn clock_offsets_ms(&self) -> Vec<(Partition, i64)> {
         let known = self.slots.iter().map(|slot| {
             let offset_ms = match slot.local.now() {
-                Place::Here(handle) => handle.clock_offset_ms(),
-                Place::Trouble(_) => *slot.offset_ms.borrow(),
-                Place::Elsewhere => None,
+                WriterPlace::Here(handle) => handle.clock_offset_ms(),
+                WriterPlace::Unserved(_) => *slot.offset_ms.borrow(),
+                WriterPlace::Elsewhere => None,
             };
             Some((slot.partition, offset_ms?))
         });

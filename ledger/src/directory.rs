@@ -315,7 +315,7 @@ async fn put(store: &dyn SnapshotStore, key: &str, value: Bytes) -> Result<(), D
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::memory::{Fault, MemorySnapshots};
+    use crate::store::memory::{MemorySnapshots, StoreFault};
 
     const P: Partition = Partition(3);
 
@@ -363,7 +363,8 @@ mod tests {
         for dies_at in 0..60 {
             let changed = changes((0..50).map(|number| (number, 2 + dies_at)));
             let writes = usize::try_from(dies_at).unwrap();
-            let faults = std::iter::repeat_n(Fault::None, writes).chain([Fault::Unacknowledged]);
+            let faults =
+                std::iter::repeat_n(StoreFault::None, writes).chain([StoreFault::Unacknowledged]);
             store.script(faults);
             if let Ok(stepped) = directory.step(&store, &changed).await {
                 (directory, good) = (stepped, 2 + dies_at);

@@ -21,7 +21,7 @@ use crate::{
         Settle, Standing, Taken,
     },
     journal::Journal,
-    recovery::{Base, Source},
+    recovery::{Base, RecoverySource},
     shares::Shares,
     store::SnapshotStore,
     writer::WriterConfig,
@@ -128,7 +128,7 @@ impl HostedPartition {
             settle_linger_ms: bounds.settle_linger_ms,
             commit_events_max: bounds.commit_events_max,
         };
-        let source = Source {
+        let source = RecoverySource {
             journal: Arc::new(journal),
             snapshots,
             partition,

@@ -72,12 +72,12 @@ pub trait LeaseStore: Debug + Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<(), WriteError>>;
 
     /// What stands under all keys, and then what is written. After an error it is of no more use.
-    fn watch(&self) -> BoxStream<'static, Result<Change, StoreError>>;
+    fn watch(&self) -> BoxStream<'static, Result<LeaseChange, StoreError>>;
 }
 
 /// A key as it was written.
 #[derive(Debug, Clone)]
-pub struct Change {
+pub struct LeaseChange {
     /// Which.
     pub key: String,
     /// Its new revision.
@@ -401,7 +401,7 @@ fn seen_now(value: &[u8], revision: Revision) -> Seen {
     }
 }
 
-fn note(table: &mut Table, change: &Change) {
+fn note(table: &mut Table, change: &LeaseChange) {
     let Ok(partition) = change.key.parse().map(Partition) else {
         return;
     };

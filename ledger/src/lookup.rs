@@ -20,7 +20,7 @@ use seatbelt_schemas::{
 use crate::{
     decide::validate::{CLOCK_SKEW_MS_MAX, COMMAND_AGE_MS_MAX},
     journal::{Journal, ReadError, Sequence, Stored},
-    outcomes::{Outcomes, Trace, ahead::Unread, ended_by},
+    outcomes::{Outcomes, Trace, ahead::Unsearched, ended_by},
     writer::waiting::WAIT_MS_MAX,
 };
 
@@ -70,11 +70,11 @@ pub async fn trace_past<J: Journal>(
 /// commits tell nothing.
 pub async fn above<J: Journal>(
     journal: &J,
-    unread: Unread,
+    unread: Unsearched,
     max: usize,
     skipped: &[u64],
 ) -> Result<Outcomes, ReadError> {
-    let Unread { floor, from_ms, to } = unread;
+    let Unsearched { floor, from_ms, to } = unread;
     let from = first_at(journal, from_ms, to, skipped).await?;
     let mut outcomes = Outcomes::after(None, max);
     let mut commits = journal.replay(from, to);

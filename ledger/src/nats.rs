@@ -18,7 +18,7 @@ mod snapshots;
 mod usage;
 
 pub use begin::begin_journals;
-pub use begun::{Doubt, Known, OpenError, Witnesses};
+pub use begun::{Doubt, OpenError, Sighting, Witnesses};
 pub use cluster::ClusterConfig;
 pub use journal::NatsJournal;
 pub use leases::LeaseBucket;

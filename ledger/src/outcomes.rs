@@ -44,7 +44,7 @@ pub const COUNTED_MAX: usize = HOT_MAX / 16;
 pub const HOT_BYTES_MAX: usize = 256 << 20;
 
 /// A node of a tree has room for 11 entries and holds 5 at least.
-const ENTRY_BYTES: usize = size_of::<(CommandId, Known)>() * 11 / 5;
+const ENTRY_BYTES: usize = size_of::<(CommandId, KnownOutcome)>() * 11 / 5;
 /// A refusal beside its entry, with the texts of its cap.
 const REFUSAL_BYTES: usize = size_of::<Refusal>() + 128;
 const _: () = assert!(
@@ -306,7 +306,7 @@ pub enum Recall<'a> {
     Other,
 }
 
-type Known = (Fingerprint, Outcome);
+type KnownOutcome = (Fingerprint, Outcome);
 
 /// What became of the commands of one partition.
 #[derive(Debug)]
@@ -367,14 +367,14 @@ impl Outcomes {
     }
 
     /// The outcome of a command, hot or recollected; `Some(None)` where the journal has none.
-    fn known(&self, id: CommandId) -> Option<Option<&Known>> {
+    fn known(&self, id: CommandId) -> Option<Option<&KnownOutcome>> {
         match self.hot(id) {
             Some(known) => Some(Some(known)),
             None => self.recollected.known.get(&id).map(Option::as_ref),
         }
     }
 
-    fn hot(&self, id: CommandId) -> Option<&Known> {
+    fn hot(&self, id: CommandId) -> Option<&KnownOutcome> {
         let parts = [&self.hot, &self.refused, &self.counted];
         parts.into_iter().find_map(|part| part.known.get(&id))
     }
@@ -428,7 +428,7 @@ impl Outcomes {
         }
     }
 
-    fn keep(&mut self, id: CommandId, known: Known) {
+    fn keep(&mut self, id: CommandId, known: KnownOutcome) {
         match known.1 {
             Outcome::Refused(_) => self.refused.keep(id, known),
             _ => self.hot.keep(id, known),
@@ -476,7 +476,7 @@ impl Outcomes {
     }
 }
 
-fn known_by(event: &Event) -> Option<Known> {
+fn known_by(event: &Event) -> Option<KnownOutcome> {
     Some((Fingerprint::of_event(event)?, Outcome::of_event(event)?))
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use seatbelt_schemas::{
-    commit::{ChainHash, Commit, CommitError, Header, Unread},
+    commit::{ChainHash, Commit, CommitError, Header, UnreadCommit},
     event::{Event, EventBody, WriterStarted},
     ids::{AccountId, LedgerId},
     position::{Epoch, Partition, Position},
@@ -177,8 +177,8 @@ impl Head {
 
     /// Reads a stored commit's header and checks that it continues the journal. The times of its
     /// events are for [`Head::in_time`].
-    pub fn check_header<'a>(&self, payload: &'a [u8]) -> Result<Unread<'a>, ChainError> {
-        let unread = Unread::of(payload).map_err(|source| self.unreadable(source))?;
+    pub fn check_header<'a>(&self, payload: &'a [u8]) -> Result<UnreadCommit<'a>, ChainError> {
+        let unread = UnreadCommit::of(payload).map_err(|source| self.unreadable(source))?;
         self.continued_by(unread.header()).map(|()| unread)
     }
 

@@ -28,7 +28,7 @@ use crate::{
     journal::{Journal, ReadError, Sequence, Stored, strays},
     partition::ChainError,
     resume::{Disagreement, Resume, ResumeError, Resumed},
-    snapshot::{AccountSnapshot, Found, PartitionRecord, Unusable},
+    snapshot::{AccountSnapshot, FoundSnapshot, PartitionRecord, Unusable},
     store::{Kept, Revision, SnapshotStore, StoreError},
 };
 
@@ -83,13 +83,13 @@ pub enum LoadError {
 }
 
 /// What stops a partition from being taken up.
-enum Trouble {
+enum Hindrance {
     Again(Box<dyn std::error::Error + Send + Sync>),
     Unusable(String),
     Stop(RecoveryError),
 }
 
-impl From<ReadError> for Trouble {
+impl From<ReadError> for Hindrance {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Unreachable { .. } => Self::Again(error.into()),
@@ -98,13 +98,13 @@ impl From<ReadError> for Trouble {
     }
 }
 
-impl From<StoreError> for Trouble {
+impl From<StoreError> for Hindrance {
     fn from(error: StoreError) -> Self {
         Self::Again(error.into())
     }
 }
 
-impl From<DirectoryError> for Trouble {
+impl From<DirectoryError> for Hindrance {
     fn from(error: DirectoryError) -> Self {
         match error {
             DirectoryError::Store(error) => error.into(),
@@ -113,7 +113,7 @@ impl From<DirectoryError> for Trouble {
     }
 }
 
-impl From<Disagreement> for Trouble {
+impl From<Disagreement> for Hindrance {
     fn from(disagreement: Disagreement) -> Self {
         if let Disagreement::Anchor { at } = disagreement {
             return Self::Stop(end::Changed::Replaced { at }.into());
@@ -123,7 +123,7 @@ impl From<Disagreement> for Trouble {
 }
 
 /// A partition's journal and snapshots, as the writer that takes it over reads them.
-pub struct Source<J> {
+pub struct RecoverySource<J> {
     /// The journal.
     pub journal: Arc<J>,
     /// The snapshots; without any, every start reads the whole journal.
@@ -134,7 +134,7 @@ pub struct Source<J> {
     pub hot_max: usize,
 }
 
-impl<J> Clone for Source<J> {
+impl<J> Clone for RecoverySource<J> {
     fn clone(&self) -> Self {
         Self {
             journal: Arc::clone(&self.journal),
@@ -151,12 +151,12 @@ pub struct Base {
     revision: Revision,
     position: Position,
     sequence: Sequence,
-    known: Arc<Known>,
+    known: Arc<Vouched>,
 }
 
 /// What is known of accounts that are not in memory: how far the snapshot of each must reach.
 #[derive(Debug, Default)]
-struct Known {
+struct Vouched {
     /// The last events that the start met between the directory's mark and the record's end.
     last: LastPositions,
     /// Messages on the journal that are no commits.
@@ -167,7 +167,7 @@ struct Known {
     directory: Mutex<Option<Directory>>,
 }
 
-impl Known {
+impl Vouched {
     fn left(&self, account: &AccountId) -> u32 {
         let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         left.get(&Entry::of(account)).copied().unwrap_or(0)
@@ -245,7 +245,7 @@ impl From<AccountSnapshot> for Loaded {
     }
 }
 
-impl<J: Journal> Source<J> {
+impl<J: Journal> RecoverySource<J> {
     /// Takes the partition up. Waits for a journal or a bucket that cannot be reached; ends with an
     /// error only where what stands in the journal is wrong. Snapshots that cannot be used, or that
     /// disagree with the journal, are told of and not used.
@@ -254,13 +254,13 @@ impl<J: Journal> Source<J> {
         loop {
             match self.attempt(with_snapshots).await {
                 Ok(recovered) => return Ok(recovered),
-                Err(Trouble::Stop(error)) => return Err(error),
-                Err(Trouble::Unusable(reason)) => {
+                Err(Hindrance::Stop(error)) => return Err(error),
+                Err(Hindrance::Unusable(reason)) => {
                     let partition = self.partition;
                     error!(%partition, reason, "snapshots cannot be used: reading the whole journal instead");
                     with_snapshots = false;
                 }
-                Err(Trouble::Again(error)) => {
+                Err(Hindrance::Again(error)) => {
                     warn!(partition = %self.partition, %error, "partition cannot be read, trying again");
                     tokio::time::sleep(RETRY).await;
                 }
@@ -268,7 +268,7 @@ impl<J: Journal> Source<J> {
         }
     }
 
-    async fn attempt(&self, with_snapshots: bool) -> Result<(Resumed, Base), Trouble> {
+    async fn attempt(&self, with_snapshots: bool) -> Result<(Resumed, Base), Hindrance> {
         let (mut resume, mut base, directory) = match self.record(with_snapshots).await? {
             None => {
                 let resume = Resume::from_start(self.partition, self.hot_max);
@@ -285,7 +285,7 @@ impl<J: Journal> Source<J> {
             false => self.seen_by_the_record().await?,
         };
         let end = self.journal.end().await?;
-        end::reaches(end, saw).map_err(Trouble::Stop)?;
+        end::reaches(end, saw).map_err(Hindrance::Stop)?;
         let mut commits = self.journal.replay(resume.tail(), end);
         while resume.tail() < end {
             let Some(stored) = commits.next().await else {
@@ -300,7 +300,7 @@ impl<J: Journal> Source<J> {
         if base.sequence == Sequence(0) && with_snapshots && self.snapshots.is_some() {
             self.told_lost(&resume, end);
         }
-        base.known = Arc::new(Known {
+        base.known = Arc::new(Vouched {
             last: resume.take_last(),
             skipped: resume.head().skipped.clone(),
             left: Mutex::default(),
@@ -319,7 +319,7 @@ impl<J: Journal> Source<J> {
     }
 
     /// The partition record, if there is one that can be used.
-    async fn record(&self, wanted: bool) -> Result<Option<(PartitionRecord, Base)>, Trouble> {
+    async fn record(&self, wanted: bool) -> Result<Option<(PartitionRecord, Base)>, Hindrance> {
         let Some(store) = self.snapshots.as_ref().filter(|_| wanted) else {
             return Ok(None);
         };
@@ -329,17 +329,17 @@ impl<J: Journal> Source<J> {
             return Ok(None);
         };
         let record = PartitionRecord::decode(&value)
-            .map_err(|error| Trouble::Unusable(error.to_string()))?;
+            .map_err(|error| Hindrance::Unusable(error.to_string()))?;
         if record.head.partition != self.partition {
             let detail = format!("its record is of partition {}", record.head.partition);
-            return Err(Trouble::Unusable(detail));
+            return Err(Hindrance::Unusable(detail));
         }
         if record.sequence == 0 {
             return Ok(None);
         }
         if record.directory.is_none() && record.history.newer.sequence > 0 {
             let detail = "its record names no directory of accounts";
-            return Err(Trouble::Unusable(detail.to_owned()));
+            return Err(Hindrance::Unusable(detail.to_owned()));
         }
         let base = Base {
             revision,
@@ -352,7 +352,7 @@ impl<J: Journal> Source<J> {
 
     /// How far a record saw the journal go that nothing else is taken from: what it vouches for is lost, and
     /// the journal may be so too.
-    async fn seen_by_the_record(&self) -> Result<Sequence, Trouble> {
+    async fn seen_by_the_record(&self) -> Result<Sequence, Hindrance> {
         let Some(store) = &self.snapshots else {
             return Ok(Sequence(0));
         };
@@ -369,7 +369,7 @@ impl<J: Journal> Source<J> {
         stored: &Stored,
         base: &Base,
         directory: &Directory,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Hindrance> {
         let at = stored.sequence;
         if resume.skips(at) {
             resume.step_over(at);
@@ -380,7 +380,7 @@ impl<J: Journal> Source<J> {
             Err(ResumeError::Disagrees(disagreement)) => return Err(disagreement.into()),
             Err(ResumeError::Chain(source)) => {
                 let last = strays::step_over(&*self.journal, resume.head(), stored).await?;
-                let stop = Trouble::Stop(RecoveryError::Chain { at, source });
+                let stop = Hindrance::Stop(RecoveryError::Chain { at, source });
                 resume.step_over(last.ok_or(stop)?);
                 return Ok(());
             }
@@ -399,12 +399,12 @@ impl<J: Journal> Source<J> {
                 .await;
                 let (kept, last) = (kept?, last?);
                 let held_to = |kept| AccountSnapshot::held_to(kept, last, base.position);
-                Ok::<_, Trouble>((account, kept.and_then(held_to)))
+                Ok::<_, Hindrance>((account, kept.and_then(held_to)))
             })
             .buffer_unordered(SNAPSHOTS_IN_FLIGHT_MAX);
         while let Some((account, found)) = loaded.try_next().await? {
             let snapshot = found.map_err(|unusable| {
-                Trouble::Unusable(format!("the snapshot of account {account}: {unusable}"))
+                Hindrance::Unusable(format!("the snapshot of account {account}: {unusable}"))
             })?;
             resume.move_in(account, snapshot);
         }
@@ -436,7 +436,9 @@ impl<J: Journal> Source<J> {
             return Ok(Ok(None));
         };
         let vouched = (base.revision, base.position);
-        Ok(Found::read(&**store, account, vouched).await?.snapshot)
+        Ok(FoundSnapshot::read(&**store, account, vouched)
+            .await?
+            .snapshot)
     }
 
     /// Which of these accounts have, in snapshots that the bucket vouches for by now, the versions

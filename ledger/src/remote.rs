@@ -69,7 +69,7 @@ impl Verb {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Request<T> {
+struct RequestFrame<T> {
     v: u8,
     within_ms: u64,
     body: T,
@@ -87,7 +87,7 @@ struct SettleBody {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Reply<T> {
+struct ReplyFrame<T> {
     v: u8,
     #[serde(skip_serializing_if = "Option::is_none", default = "none")]
     ok: Option<T>,
@@ -125,12 +125,12 @@ fn encode_reply<T: Serialize>(answer: Result<T, CommandError>) -> Vec<u8> {
     wire::encode(&reply(answer, false))
 }
 
-fn reply<T>(answer: Result<T, CommandError>, lasting: bool) -> Reply<T> {
+fn reply<T>(answer: Result<T, CommandError>, lasting: bool) -> ReplyFrame<T> {
     let (ok, error) = match answer {
         Ok(outcome) => (Some(outcome), None),
         Err(error) => (None, Some(error)),
     };
-    Reply {
+    ReplyFrame {
         v: VERSION,
         ok,
         error,
@@ -148,7 +148,7 @@ fn decode_one_of_two<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, bool), Com
         // the command may have been carried out all the same
         CommandError::unavailable(format!("the writer's reply cannot be read: {detail}"))
     };
-    let reply: Reply<T> =
+    let reply: ReplyFrame<T> =
         decode("ledger reply", bytes).map_err(|error| unreadable(error.to_string()))?;
     match (reply.ok, reply.error) {
         (_, Some(error)) => Err(error),
@@ -183,12 +183,12 @@ mod tests {
 
     #[test]
     fn another_version_is_told_as_such() {
-        let request = wire::encode(&Request {
+        let request = wire::encode(&RequestFrame {
             v: 2,
             within_ms: 1,
             body: (),
         });
-        let found = decode::<Request<()>>("ledger request", &request).err();
+        let found = decode::<RequestFrame<()>>("ledger request", &request).err();
         let message = found.map(|error| error.to_string()).unwrap_or_default();
         assert!(message.contains("version 2"), "{message}");
     }

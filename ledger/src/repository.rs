@@ -147,7 +147,7 @@ impl Aggregate for AccountAggregate {
 
 /// Why the store cannot do what it was asked.
 #[derive(Debug, Error)]
-pub enum StoreError {
+pub enum RepositoryError {
     /// The account has moved on: load it again and decide anew.
     #[error("account {account} is at version {found}, not {expected}")]
     Conflict {
@@ -175,7 +175,7 @@ pub enum StoreError {
     Uncountable(Position),
 }
 
-impl ConflictError for StoreError {
+impl ConflictError for RepositoryError {
     fn is_conflict_error(&self) -> bool {
         matches!(
             self,
@@ -200,7 +200,7 @@ impl<J: Journal> JournalStore<J> {
     }
 
     /// Every event so far with the account version it led to, and the fold of all.
-    async fn load(&self) -> Result<(Vec<Placed>, PartitionState, Sequence), StoreError> {
+    async fn load(&self) -> Result<(Vec<Placed>, PartitionState, Sequence), RepositoryError> {
         let mut state = PartitionState::new(self.partition);
         let end = self.journal.end().await?;
         let mut placed = Vec::new();
@@ -226,13 +226,13 @@ impl<J: Journal> JournalStore<J> {
         account: AccountId,
         version: Expected,
         events: Vec<Event>,
-    ) -> Result<u32, StoreError> {
+    ) -> Result<u32, RepositoryError> {
         let (_, state, end) = self.load().await?;
         let found = state.account(&account).map_or(0, Account::version);
         if let Expected::Exact(expected) = version
             && expected != found
         {
-            return Err(StoreError::Conflict {
+            return Err(RepositoryError::Conflict {
                 account,
                 expected,
                 found,
@@ -262,24 +262,25 @@ impl<J: Journal> JournalStore<J> {
             events: stored.collect(),
         };
         let added = u32::try_from(commit.events.len())
-            .map_err(|_| StoreError::Uncountable(first_position))?;
+            .map_err(|_| RepositoryError::Uncountable(first_position))?;
         self.journal.append(end, commit.encode()).await?;
         found
             .checked_add(added)
-            .ok_or(StoreError::Uncountable(first_position))
+            .ok_or(RepositoryError::Uncountable(first_position))
     }
 }
 
 /// Numbers each event within its own account.
-fn versioned(events: Vec<Event>) -> Result<Vec<Placed>, StoreError> {
+fn versioned(events: Vec<Event>) -> Result<Vec<Placed>, RepositoryError> {
     let mut versions = std::collections::HashMap::<AccountId, u32>::new();
     let number = |event: Event| {
         let position = event.position;
         let version = versions.entry(event.account.clone()).or_default();
         *version = version
             .checked_add(1)
-            .ok_or(StoreError::Uncountable(position))?;
-        let sequence = u32::try_from(position.0).map_err(|_| StoreError::Uncountable(position))?;
+            .ok_or(RepositoryError::Uncountable(position))?;
+        let sequence =
+            u32::try_from(position.0).map_err(|_| RepositoryError::Uncountable(position))?;
         let account = event.account.clone();
         Ok(Persisted::from(account, event)
             .version(*version)
@@ -291,14 +292,14 @@ fn versioned(events: Vec<Event>) -> Result<Vec<Placed>, StoreError> {
 impl<J: Journal> EventStore for JournalStore<J> {
     type SourceId = AccountId;
     type Event = Event;
-    type Error = StoreError;
+    type Error = RepositoryError;
 
     fn append(
         &mut self,
         source_id: AccountId,
         version: Expected,
         events: Vec<Event>,
-    ) -> BoxFuture<'_, Result<u32, StoreError>> {
+    ) -> BoxFuture<'_, Result<u32, RepositoryError>> {
         self.place(source_id, version, events).boxed()
     }
 
@@ -306,7 +307,7 @@ impl<J: Journal> EventStore for JournalStore<J> {
         &self,
         source_id: AccountId,
         select: Select,
-    ) -> BoxFuture<'_, Result<EventStream<'_, Self>, StoreError>> {
+    ) -> BoxFuture<'_, Result<EventStream<'_, Self>, RepositoryError>> {
         let wanted = move |placed: &Placed| *placed.source_id() == source_id;
         self.load()
             .map_ok(move |(placed, ..)| selected(placed, select, wanted))
@@ -316,14 +317,14 @@ impl<J: Journal> EventStore for JournalStore<J> {
     fn stream_all(
         &self,
         select: Select,
-    ) -> BoxFuture<'_, Result<EventStream<'_, Self>, StoreError>> {
+    ) -> BoxFuture<'_, Result<EventStream<'_, Self>, RepositoryError>> {
         self.load()
             .map_ok(move |(placed, ..)| selected(placed, select, |_| true))
             .boxed()
     }
 
-    fn remove(&mut self, source_id: AccountId) -> BoxFuture<'_, Result<(), StoreError>> {
-        futures::future::ready(Err(StoreError::Remove(source_id))).boxed()
+    fn remove(&mut self, source_id: AccountId) -> BoxFuture<'_, Result<(), RepositoryError>> {
+        futures::future::ready(Err(RepositoryError::Remove(source_id))).boxed()
     }
 }
 
@@ -331,7 +332,7 @@ fn selected<'a>(
     placed: Vec<Placed>,
     select: Select,
     wanted: impl Fn(&Placed) -> bool + Send + 'a,
-) -> BoxStream<'a, Result<Placed, StoreError>> {
+) -> BoxStream<'a, Result<Placed, RepositoryError>> {
     let after = match select {
         Select::All => 0,
         Select::From(version) => version,

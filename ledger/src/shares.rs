@@ -17,7 +17,7 @@ pub(crate) struct Shares {
 
 /// A place taken by an account, until dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct Share {
     shares: Arc<Shares>,
     account: AccountId,
 }
@@ -32,14 +32,14 @@ impl Shares {
     }
 
     /// A place for an account; `None` where it has its share already.
-    pub(crate) fn take(self: &Arc<Self>, account: &AccountId) -> Option<Place> {
+    pub(crate) fn take(self: &Arc<Self>, account: &AccountId) -> Option<Share> {
         let mut taken = self.taken();
         let count = taken.entry(account.clone()).or_default();
         if *count >= self.each_max {
             return None;
         }
         *count += 1;
-        Some(Place {
+        Some(Share {
             shares: Arc::clone(self),
             account: account.clone(),
         })
@@ -51,7 +51,7 @@ impl Shares {
     }
 }
 
-impl Drop for Place {
+impl Drop for Share {
     fn drop(&mut self) {
         let mut taken = self.shares.taken();
         if let Some(count) = taken.get_mut(&self.account) {

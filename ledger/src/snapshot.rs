@@ -7,7 +7,7 @@
 //!   one's snapshot must reach.
 //! - `account.<id>`, [`AccountSnapshot`]: one account, at its own `position`, which may be past the
 //!   partition's when the projector died between the two: events of that account up to its own
-//!   position are already in it. Of an account with many keys, caps or reservations, [a head](pieces::Head), which
+//!   position are already in it. Of an account with many keys, caps or reservations, [a head](pieces::PiecesHead), which
 //!   names the [`pieces`] that hold them, `account.<id>.<n>`.
 //!
 //! Snapshots are for reading and for starting faster, never the gate; all of them can be thrown away.
@@ -38,7 +38,7 @@ use crate::{
     store::{Kept, Revision},
 };
 
-pub use kept::{Found, Terms};
+pub use kept::{AccountOutline, FoundSnapshot};
 pub use pieces::Written;
 
 /// Version of the partition record.

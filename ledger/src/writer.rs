@@ -53,9 +53,9 @@ use cold::Parked;
 use doubts::Doubts;
 use pending::{Pending, Queue};
 use replies::{Replies, TurnedAway};
-use tally::{Counted, SINGLE_REFUSALS_PER_SECOND, Tallies};
+use tally::{CountedRefusals, SINGLE_REFUSALS_PER_SECOND, Tallies};
 pub use waiting::WAITERS_PER_ACCOUNT_MAX;
-use waiting::Waiting;
+use waiting::Waiters;
 
 /// Most decisions that wait for their commit; beyond it commands are turned away as unavailable.
 pub const PENDING_EVENTS_MAX: usize = 1 << 14;
@@ -219,7 +219,7 @@ pub struct Writer<T> {
     parked: Parked<T>,
     /// The command being carried out, so that its events need not be digested to know it.
     carrying_out: Option<(CommandId, Fingerprint)>,
-    waiting: Waiting<T>,
+    waiting: Waiters<T>,
     /// Whether another host takes over: nobody waits here any more.
     handing_over: bool,
     tallies: Tallies,
@@ -275,7 +275,7 @@ impl<T: Caller> Writer<T> {
             parked: Parked::watching(open).and_reading(outcomes.unread()),
             outcomes,
             carrying_out: None,
-            waiting: Waiting::default(),
+            waiting: Waiters::default(),
             handing_over: false,
             linger_until_ms: None,
             in_flight: None,
@@ -388,7 +388,7 @@ impl<T: Caller> Writer<T> {
     }
 
     fn write_counted(&mut self, now_ms: u64, account: &AccountId) {
-        for Counted { cause, data } in self.tallies.drain(account) {
+        for CountedRefusals { cause, data } in self.tallies.drain(account) {
             // the clock may have been set back since it was decided
             let now_ms = data.decided_at_ms.map_or(now_ms, |at_ms| now_ms.max(at_ms));
             let actor = Actor::key(&data.scopes.key);

@@ -16,7 +16,7 @@ use seatbelt_ledger::{
     host::{CHANNEL_SHARE_MAX, HostConfig, LedgerHost, PartitionStatus, now_ms},
     journal::{
         AppendError, Journal, ReadError, Sequence, Stored,
-        memory::{Fault, MemoryJournal},
+        memory::{JournalFault, MemoryJournal},
     },
     repository::{AccountAction, AccountAggregate, AccountCommand, JournalStore},
     testing::{Payer, balance, command_id, one_partition},
@@ -127,10 +127,10 @@ async fn a_hold_is_taken_settled_and_survives_a_restart() {
 #[tokio::test]
 async fn an_append_of_unknown_outcome_is_resolved_and_answered_once() {
     for fault in [
-        Fault::UnknownLanded,
-        Fault::UnknownLost,
-        Fault::UnknownDelayed,
-        Fault::Replicating,
+        JournalFault::UnknownLanded,
+        JournalFault::UnknownLost,
+        JournalFault::UnknownDelayed,
+        JournalFault::Replicating,
     ] {
         let journal = MemoryJournal::default();
         let host = host(&journal);
@@ -175,7 +175,7 @@ async fn a_journal_that_refuses_appends_is_tried_again_and_nothing_is_free_meanw
     let journal = MemoryJournal::default();
     let host = host(&journal);
     with_cap(&host, 100).await;
-    journal.script([Fault::Refused]);
+    journal.script([JournalFault::Refused]);
     assert!(matches!(
         host.reserve(reserve(10)).await,
         Err(CommandError::Unavailable { .. })
@@ -195,7 +195,7 @@ async fn a_price_goes_to_every_partition_but_those_in_trouble() {
     };
     let host = LedgerHost::start(&config, journals.clone());
     host.ready().await.unwrap();
-    journals[0].script([Fault::Refused]);
+    journals[0].script([JournalFault::Refused]);
     let price = Price::of(ModelId::new("m").unwrap(), Rates::flat(1, 2));
     let mut set = payer().admin(Change::SetPrice(price));
     set.account = AccountId::system();
@@ -249,7 +249,7 @@ async fn a_hold_that_nobody_is_there_to_receive_is_given_back() {
     let host = host(&journal);
     with_cap(&host, 100).await;
     // the decision is made at once and its commit is held up: the caller leaves in between
-    journal.script([Fault::UnknownLost; 4]);
+    journal.script([JournalFault::UnknownLost; 4]);
     let left = tokio::time::timeout(Duration::from_millis(5), host.reserve(reserve(80))).await;
     assert!(left.is_err(), "it must still be on its way");
     until("the release", async || stands(&host).await == (0, 0)).await;
@@ -281,7 +281,7 @@ async fn a_settle_is_told_taken_and_later_that_it_lasts() {
     let host = host(&journal);
     with_cap(&host, 100).await;
     let first = granted(&host, 80).await;
-    journal.script([Fault::UnknownLost; 4]);
+    journal.script([JournalFault::UnknownLost; 4]);
     let taken = host.settle_early(payer().settle(first, 10)).await.unwrap();
     let mut lasting = taken.lasting;
     assert!(
@@ -555,7 +555,7 @@ async fn what_needs_no_journal_is_answered_while_an_append_is_tried_again() {
     let journal = MemoryJournal::new();
     let host = host(&journal);
     with_cap(&host, 100).await;
-    journal.script([Fault::UnknownLost; 6]);
+    journal.script([JournalFault::UnknownLost; 6]);
     let first = tokio::spawn({
         let host = Arc::clone(&host);
         async move { granted(&host, 1).await }

@@ -26,8 +26,8 @@ use seatbelt_ledger::{
     journal::memory::MemoryJournal,
     partition::PartitionState,
     snapshot::{
-        AccountSnapshot, Found, History, Mark, PartitionRecord, RECORD_VERSION, Terms, Unusable,
-        Written, pieces::Head,
+        AccountOutline, AccountSnapshot, FoundSnapshot, History, Mark, PartitionRecord,
+        RECORD_VERSION, Unusable, Written, pieces::PiecesHead,
     },
     store::{Kept, Revision, SnapshotStore, StoreError, WriteError, memory::MemorySnapshots},
     testing::{Payer, balance, command_id, one_partition},
@@ -113,16 +113,16 @@ impl World {
         self.state().account(&account()).unwrap().clone()
     }
 
-    async fn found(&self) -> Found {
+    async fn found(&self) -> FoundSnapshot {
         let nothing = (Revision(u64::MAX), Position(0));
-        let found = Found::read(&self.snapshots, &account(), nothing).await;
+        let found = FoundSnapshot::read(&self.snapshots, &account(), nothing).await;
         found.unwrap()
     }
 
     /// Writes the account's snapshot, the directory, and then the record.
     async fn project(&self) {
         let state = self.state();
-        let Found { kept, head, .. } = self.found().await;
+        let FoundSnapshot { kept, head, .. } = self.found().await;
         let (position, at_ms, of) = (state.position(), state.at_ms(), account());
         let known = state.account(&of).unwrap();
         let written = Written::of(&of, position, at_ms, known, head.as_ref());
@@ -164,9 +164,9 @@ impl World {
         self.snapshots.overwrite(&key, record.encode());
     }
 
-    fn head(&self) -> Head {
+    fn head(&self) -> PiecesHead {
         let key = Names::snapshot_account_key(&account());
-        Head::decode(&self.snapshots.peek(&key).unwrap()).unwrap()
+        PiecesHead::decode(&self.snapshots.peek(&key).unwrap()).unwrap()
     }
 
     /// Everything that stands for the account, its head first.
@@ -253,7 +253,7 @@ async fn what_callers_are_told_is_read_without_reservations() {
     let world = World::holding(SOME).await;
     world.project().await;
     let reads = world.snapshots.reads();
-    let terms = Terms::read(&world.snapshots, &account()).await;
+    let terms = AccountOutline::read(&world.snapshots, &account()).await;
     let terms = terms.unwrap().unwrap();
     let (at_ms, truth) = (terms.at_ms, world.truth());
     assert_eq!((terms.open, terms.account), (SOME, account()));
@@ -360,7 +360,9 @@ async fn any_combination_of_lost_stale_and_torn_pieces_is_told() {
             aged.harm(&bucket, key, harm_of(nth));
         }
         let vouched = (Revision(u64::MAX), position);
-        let found = Found::read(&bucket, &account(), vouched).await.unwrap();
+        let found = FoundSnapshot::read(&bucket, &account(), vouched)
+            .await
+            .unwrap();
         let held = found.snapshot;
         let held = held.and_then(|held| AccountSnapshot::held_to(held, Some(position), position));
         match held {
@@ -406,7 +408,8 @@ impl Overtaken {
         let _alone = self.one_at_a_time.lock().await;
         let (any, of) = ((Revision(u64::MAX), Position(0)), account());
         for state in &self.states {
-            let Found { kept, head, .. } = Found::read(&self.bucket, &of, any).await.unwrap();
+            let FoundSnapshot { kept, head, .. } =
+                FoundSnapshot::read(&self.bucket, &of, any).await.unwrap();
             let written = Written::of(&of, Position(9), 1, state, head.as_ref());
             let written = written.write(&self.bucket, &of, kept.revision).await;
             written.unwrap();
@@ -453,7 +456,7 @@ async fn a_snapshot_that_is_written_anew_while_it_is_read_is_read_again() {
             left: AtomicU32::new(times),
             one_at_a_time: Mutex::default(),
         };
-        let found = Found::read(&store, &of, any).await.unwrap();
+        let found = FoundSnapshot::read(&store, &of, any).await.unwrap();
         let state = found.snapshot.unwrap().unwrap().state;
         assert_eq!(state, store.states[1], "overtaken {times} times");
     }
@@ -470,7 +473,9 @@ async fn a_head_of_another_account_is_not_taken() {
     let key = Names::snapshot_account_key(&other);
     world.snapshots.overwrite(&key, head.unwrap());
     let any = (Revision(u64::MAX), Position(0));
-    let found = Found::read(&world.snapshots, &other, any).await.unwrap();
+    let found = FoundSnapshot::read(&world.snapshots, &other, any)
+        .await
+        .unwrap();
     assert!(matches!(found.snapshot, Err(Unusable::Account { .. })));
 }
 
@@ -483,7 +488,7 @@ async fn a_snapshot_that_somebody_else_has_written_meanwhile_stays() {
         account(),
         aged.world.state().position(),
     );
-    let Found { kept, head, .. } = aged.world.found().await;
+    let FoundSnapshot { kept, head, .. } = aged.world.found().await;
     let host = aged.world.host().await;
     reserve(&host, 30).await;
     host.stop().await;
@@ -502,7 +507,7 @@ async fn a_snapshot_that_somebody_else_has_written_meanwhile_stays() {
 /// A writer that dies at any write of a snapshot leaves the one before it or the new one.
 #[tokio::test]
 async fn a_snapshot_that_is_cut_short_leaves_the_one_before() {
-    use seatbelt_ledger::store::memory::Fault;
+    use seatbelt_ledger::store::memory::StoreFault;
     let world = World::holding(SOME).await;
     world.project().await;
     let before = world.truth();
@@ -513,10 +518,11 @@ async fn a_snapshot_that_is_cut_short_leaves_the_one_before() {
     let (mut old, mut new) = (0, 0);
     for dies_at in 0..20 {
         let world = world.copy();
-        let Found { kept, head, .. } = world.found().await;
+        let FoundSnapshot { kept, head, .. } = world.found().await;
         let (of, known) = (account(), state.account(&account()).unwrap());
         let written = Written::of(&of, state.position(), state.at_ms(), known, head.as_ref());
-        let faults = std::iter::repeat_n(Fault::None, dies_at).chain([Fault::Unacknowledged]);
+        let faults =
+            std::iter::repeat_n(StoreFault::None, dies_at).chain([StoreFault::Unacknowledged]);
         world.snapshots.script(faults);
         let done = written.write(&world.snapshots, &of, kept.revision).await;
         let found = world.found().await.snapshot.unwrap().unwrap().state;

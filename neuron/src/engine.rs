@@ -137,7 +137,7 @@ impl Generation {
 }
 
 /// A request that was not taken, with its ticket.
-pub(crate) enum Refused {
+pub(crate) enum NotQueued {
     /// As many wait as may.
     QueueFull(Box<Ticket>),
     /// The engine has stopped.
@@ -145,12 +145,12 @@ pub(crate) enum Refused {
 }
 
 enum Command {
-    Run(Box<Waiting>),
+    Run(Box<QueuedJob>),
     AbortAll,
     Stop,
 }
 
-struct Waiting {
+struct QueuedJob {
     job: Job,
     since: Instant,
     events: UnboundedSender<Event>,
@@ -239,17 +239,17 @@ impl Engine {
     }
 
     /// Puts a request in line.
-    pub(crate) fn submit(&self, job: Job) -> Result<Generation, Refused> {
+    pub(crate) fn submit(&self, job: Job) -> Result<Generation, NotQueued> {
         let admitted = &self.load.admitted;
         let room = |now: usize| (now < self.room).then_some(now + 1);
         if admitted
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, room)
             .is_err()
         {
-            return Err(Refused::QueueFull(Box::new(job.ticket)));
+            return Err(NotQueued::QueueFull(Box::new(job.ticket)));
         }
         let (events, generation) = unbounded_channel();
-        let waiting = Box::new(Waiting {
+        let waiting = Box::new(QueuedJob {
             job,
             since: self.clock.now(),
             events,
@@ -258,7 +258,7 @@ impl Engine {
             Ok(()) => Ok(Generation(generation)),
             Err(mpsc::SendError(Command::Run(waiting))) => {
                 admitted.fetch_sub(1, Ordering::AcqRel);
-                Err(Refused::Stopped(Box::new(waiting.job.ticket)))
+                Err(NotQueued::Stopped(Box::new(waiting.job.ticket)))
             }
             Err(_) => unreachable!("a failed send gives back what was sent"),
         }
@@ -326,7 +326,7 @@ struct Worker {
     decoder: Box<dyn Decoder>,
     voice: Voice,
     inbox: mpsc::Receiver<Command>,
-    waiting: VecDeque<Box<Waiting>>,
+    waiting: VecDeque<Box<QueuedJob>>,
     slots: Vec<Option<Running>>,
     load: Arc<Load>,
     metrics: EngineMetrics,
@@ -542,7 +542,7 @@ impl Worker {
         running.end(reason);
     }
 
-    fn end_waiting(&mut self, waiting: Waiting, reason: EndReason) {
+    fn end_waiting(&mut self, waiting: QueuedJob, reason: EndReason) {
         self.load.admitted.fetch_sub(1, Ordering::AcqRel);
         running::end_waiting(waiting, reason);
     }

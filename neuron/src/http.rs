@@ -34,7 +34,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 pub(crate) use self::access::Used;
-use self::{error::ApiError, request::Dialect};
+use self::{error::ErrorAnswer, request::Dialect};
 use crate::{
     config::{Access, Device},
     engine::{Engine, Health},
@@ -110,10 +110,10 @@ impl App {
     }
 
     /// What is said of a model that is not served.
-    fn absent(&self, name: &str) -> ApiError {
+    fn absent(&self, name: &str) -> ErrorAnswer {
         match self.failed.iter().any(|failed| failed.id.as_str() == name) {
-            true => ApiError::model_failed(name),
-            false => ApiError::unknown_model(name),
+            true => ErrorAnswer::model_failed(name),
+            false => ErrorAnswer::unknown_model(name),
         }
     }
 
@@ -166,7 +166,7 @@ async fn completions(State(app): State<Arc<App>>, request: Request) -> Response 
 }
 
 async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Response {
-    generate::refuse(&app, request, ApiError::no_embeddings()).await
+    generate::refuse(&app, request, ErrorAnswer::no_embeddings()).await
 }
 
 async fn models(State(app): State<Arc<App>>) -> Json<Value> {
@@ -287,9 +287,9 @@ async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
 }
 
 async fn no_route() -> Response {
-    ApiError::no_route().into_response()
+    ErrorAnswer::no_route().into_response()
 }
 
 async fn no_method() -> Response {
-    ApiError::no_method().into_response()
+    ErrorAnswer::no_method().into_response()
 }

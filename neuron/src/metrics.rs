@@ -12,7 +12,7 @@ use prometheus_client::{
 };
 use seatbelt_schemas::{
     ids::ModelId,
-    usage::{NeuronUsage, Outcome},
+    usage::{NeuronOutcome, NeuronUsage},
 };
 
 /// Of the text.
@@ -24,12 +24,12 @@ const BUCKETS_S: [f64; 18] = [
 ];
 /// The same of rows in a step.
 const BUCKETS_ROWS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
-const OUTCOMES: [(Outcome, &str); 5] = [
-    (Outcome::Completed, "completed"),
-    (Outcome::Aborted, "aborted"),
-    (Outcome::Expired, "expired"),
-    (Outcome::Rejected, "rejected"),
-    (Outcome::Failed, "failed"),
+const OUTCOMES: [(NeuronOutcome, &str); 5] = [
+    (NeuronOutcome::Completed, "completed"),
+    (NeuronOutcome::Aborted, "aborted"),
+    (NeuronOutcome::Expired, "expired"),
+    (NeuronOutcome::Rejected, "rejected"),
+    (NeuronOutcome::Failed, "failed"),
 ];
 
 /// Why a call was not let in.
@@ -167,7 +167,12 @@ impl Metrics {
     }
 
     /// A request ended, which named this model if any.
-    pub(crate) fn request(&self, outcome: Outcome, model: Option<&ModelId>, usage: NeuronUsage) {
+    pub(crate) fn request(
+        &self,
+        outcome: NeuronOutcome,
+        model: Option<&ModelId>,
+        usage: NeuronUsage,
+    ) {
         let at = OUTCOMES
             .iter()
             .position(|(known, _)| *known == outcome)
@@ -286,9 +291,9 @@ mod tests {
             output_tokens: 3,
         };
         let model = ModelId::new("m").unwrap();
-        metrics.request(Outcome::Completed, Some(&model), usage);
-        metrics.request(Outcome::Completed, Some(&model), usage);
-        metrics.request(Outcome::Rejected, None, NeuronUsage::default());
+        metrics.request(NeuronOutcome::Completed, Some(&model), usage);
+        metrics.request(NeuronOutcome::Completed, Some(&model), usage);
+        metrics.request(NeuronOutcome::Rejected, None, NeuronUsage::default());
         let engine = metrics.of_engine(&model);
         engine.prefill.took(Duration::from_millis(20));
         engine.batch(3);

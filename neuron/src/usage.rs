@@ -16,7 +16,7 @@ use bytes::Bytes;
 use seatbelt_bus::UsageReports;
 use seatbelt_schemas::{
     ids::{AccountId, KeyId, ModelId, NeuronId},
-    usage::{NeuronUsage, Outcome, UsageEvent},
+    usage::{NeuronOutcome, NeuronUsage, UsageEvent},
 };
 use ulid::Ulid;
 
@@ -97,7 +97,7 @@ impl TicketOffice {
             neuron: self.neuron.clone(),
             device: Device::Cpu.as_str().to_owned(),
             usage: NeuronUsage::default(),
-            outcome: Outcome::Aborted,
+            outcome: NeuronOutcome::Aborted,
             queued_ms: 0,
             prefill_ms: 0,
             decode_ms: 0,
@@ -144,7 +144,7 @@ impl Ticket {
         };
         let lost = UsageEvent {
             usage,
-            outcome: Outcome::Failed,
+            outcome: NeuronOutcome::Failed,
             at_ms: unix_ms(),
             ..self.event.clone()
         };
@@ -162,24 +162,24 @@ impl Ticket {
     }
 
     /// The request is over.
-    pub(crate) fn end(mut self, outcome: Outcome, times: Times) -> Durable {
+    pub(crate) fn end(mut self, outcome: NeuronOutcome, times: Times) -> Durable {
         self.close(outcome, times)
     }
 
     /// The request is turned away: nothing was run.
     pub(crate) fn reject(self) -> Durable {
-        self.end(Outcome::Rejected, Times::default())
+        self.end(NeuronOutcome::Rejected, Times::default())
     }
 
     /// The request came after its deadline: nothing was run.
     pub(crate) fn expire(self) -> Durable {
-        self.end(Outcome::Expired, Times::default())
+        self.end(NeuronOutcome::Expired, Times::default())
     }
 
-    fn close(&mut self, outcome: Outcome, times: Times) -> Durable {
+    fn close(&mut self, outcome: NeuronOutcome, times: Times) -> Durable {
         self.ended = true;
         self.event.outcome = outcome;
-        if outcome == Outcome::Rejected {
+        if outcome == NeuronOutcome::Rejected {
             // The reservation may be used elsewhere, and has its event from there. Nor is any ledger to be
             // asked of this one.
             self.event.reservation.clone_from(&self.request);
@@ -209,9 +209,9 @@ impl Drop for Ticket {
         if !self.ended {
             // Before it ran, only a caller who left drops a ticket; later, only an engine that broke.
             let outcome = if self.begun.is_some() {
-                Outcome::Failed
+                NeuronOutcome::Failed
             } else {
-                Outcome::Aborted
+                NeuronOutcome::Aborted
             };
             drop(self.close(outcome, Times::default()));
         }
@@ -277,7 +277,7 @@ pub(crate) mod tests {
     fn a_dropped_ticket_reports_what_it_knows() {
         let mut office = Office::new();
         drop(office.office.open(caller()));
-        assert_eq!(office.next().outcome, Outcome::Aborted);
+        assert_eq!(office.next().outcome, NeuronOutcome::Aborted);
         let mut ticket = office.office.open(caller());
         ticket.begin(9, 50);
         ticket.read(9);
@@ -290,7 +290,7 @@ pub(crate) mod tests {
                 event.usage.input_tokens,
                 event.usage.output_tokens
             ),
-            (Outcome::Failed, 9, 1)
+            (NeuronOutcome::Failed, 9, 1)
         );
     }
 
@@ -304,7 +304,7 @@ pub(crate) mod tests {
             office
                 .office
                 .open(caller())
-                .end(Outcome::Completed, Times::default()),
+                .end(NeuronOutcome::Completed, Times::default()),
         );
         assert_eq!(office.ids(2), [own, "r-1".to_owned()]);
     }
@@ -323,7 +323,7 @@ pub(crate) mod tests {
         let mut office = Office::new();
         let ticket = office.office.open(Caller::default());
         let own = ticket.request().to_owned();
-        drop(ticket.end(Outcome::Completed, Times::default()));
+        drop(ticket.end(NeuronOutcome::Completed, Times::default()));
         let event = office.next();
         assert_eq!(event.reservation, own);
     }

@@ -1,6 +1,6 @@
 //! Writes a price book: TOML that `include` reads, with where it comes from and what it does not say.
 
-use crate::{Day, Limits, List, Listed, NotImported, StatedRates, Terms};
+use crate::{Day, Limits, List, Listed, ListedTerms, NotImported, StatedRates};
 
 /// Longest comment; what a list says may be of any length.
 const COMMENT_CHARS_MAX: usize = 300;
@@ -81,7 +81,7 @@ fn line(book: &mut String, key: &str, value: &str) {
     book.push_str(&format!("{key} = {value}\n"));
 }
 
-fn price(terms: &Terms) -> String {
+fn price(terms: &ListedTerms) -> String {
     let mut parts = rates(&terms.rates);
     let tiers = terms.tiers.iter().map(|(above, tier)| {
         let parts = [vec![format!("above_input_tokens = {above}")], rates(tier)].concat();

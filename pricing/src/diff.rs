@@ -23,7 +23,7 @@ pub struct Running {
 
 /// One thing that costs something else.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub struct PriceChange {
     /// Such as `input` or `output above 200000 input tokens`.
     pub what: String,
     /// What it costs now, USD (per million tokens, or per request).
@@ -38,9 +38,9 @@ pub enum Difference {
     /// The list has a model that is not served, of a provider that is.
     New(String),
     /// The list asks for more, in some way at least: less would be charged than is paid.
-    Dearer(ModelId, Vec<Change>),
+    Dearer(ModelId, Vec<PriceChange>),
     /// The list asks for less.
-    Cheaper(ModelId, Vec<Change>),
+    Cheaper(ModelId, Vec<PriceChange>),
     /// The list has no price of it, for this reason.
     Gone(ModelId, String),
 }
@@ -88,8 +88,9 @@ fn find<'a>(running: &Running, list: &'a List) -> Result<(&'a str, Price), Strin
             .rsplit_once('+')
             .and_then(|(model, class)| Some((model, class.split_once('=')?)))
     };
-    let price =
-        |terms: &crate::Terms| terms.price(running.price.model.clone(), running.writes_cost_more);
+    let price = |terms: &crate::ListedTerms| {
+        terms.price(running.price.model.clone(), running.writes_cost_more)
+    };
     match (&named(whole)[..], as_class()) {
         ([listed], _) => Ok((&listed.name.provider, price(&listed.terms))),
         ([], Some((model, (field, value)))) => match &named(model)[..] {
@@ -156,7 +157,7 @@ fn difference(now: &Price, listed: &Price) -> Option<Difference> {
                 } else {
                     format!("{what} above {above} input tokens")
                 };
-                changes.push(Change {
+                changes.push(PriceChange {
                     what,
                     now: decimal(now, 6),
                     listed: decimal(listed, 6),
@@ -168,7 +169,7 @@ fn difference(now: &Price, listed: &Price) -> Option<Difference> {
     if fee(now) != fee(listed) {
         is_dearer |= fee(listed) > fee(now);
         let (now, listed) = (usd_text(fee(now)), usd_text(fee(listed)));
-        changes.push(Change {
+        changes.push(PriceChange {
             what: "per_request".to_owned(),
             now,
             listed,

@@ -7,7 +7,7 @@
 use seatbelt_schemas::amount::PRICE_MAX;
 
 use crate::{
-    Class, Day, Limits, Listed, Name, NotImported, StatedRates, Terms,
+    Day, Limits, Listed, ListedClass, ListedName, ListedTerms, NotImported, StatedRates,
     decimal::Decimal,
     json::Json,
     list::{Entry, without_searching},
@@ -48,7 +48,7 @@ pub(crate) fn read(providers: &[Json], day: Day) -> Vec<Entry> {
             continue;
         };
         for model in provider.get("models").and_then(Json::list).unwrap_or(&[]) {
-            let name = Name {
+            let name = ListedName {
                 provider: id.to_owned(),
                 model: model
                     .get("id")
@@ -64,7 +64,7 @@ pub(crate) fn read(providers: &[Json], day: Day) -> Vec<Entry> {
     entries
 }
 
-fn read_model(model: &Json, name: Name, day: Day) -> Result<Listed, String> {
+fn read_model(model: &Json, name: ListedName, day: Day) -> Result<Listed, String> {
     let prices = model.get("prices").ok_or("has no prices")?;
     let variants = model
         .get("price_variants")
@@ -82,7 +82,7 @@ fn read_model(model: &Json, name: Name, day: Day) -> Result<Listed, String> {
         match class(prices, variants, &days, (field, &value)) {
             Err(problem) => notes.push(format!("{field} = {value}: {problem}")),
             Ok(class) if class == terms => {}
-            Ok(class) if class.is_never_cheaper(&terms) => classes.push(Class {
+            Ok(class) if class.is_never_cheaper(&terms) => classes.push(ListedClass {
                 field,
                 value,
                 terms: class,
@@ -174,7 +174,7 @@ fn prices_of(part: &Json) -> Result<&Json, String> {
         .ok_or("has a price without prices".to_owned())
 }
 
-fn dearest(standard: &[&Json], notes: &mut Vec<String>) -> Result<Terms, String> {
+fn dearest(standard: &[&Json], notes: &mut Vec<String>) -> Result<ListedTerms, String> {
     let mut all = Vec::new();
     for prices in standard {
         let flat: Vec<_> = prices
@@ -238,8 +238,8 @@ fn class(
     variants: &[Json],
     days: &[Day],
     asked: (&str, &str),
-) -> Result<Terms, String> {
-    let mut dearest: Option<Terms> = None;
+) -> Result<ListedTerms, String> {
+    let mut dearest: Option<ListedTerms> = None;
     let is_asked = |variant: &&Json| {
         let when = variant.get("when").map_or(&[][..], Json::members);
         matches!(when, [(name, Json::Text(value))] if (name.as_str(), value.as_str()) == asked)
@@ -340,7 +340,7 @@ impl Tiered {
     }
 }
 
-fn terms(prices: &[(&str, &Json)], notes: &mut Vec<String>) -> Result<Terms, String> {
+fn terms(prices: &[(&str, &Json)], notes: &mut Vec<String>) -> Result<ListedTerms, String> {
     let get = |key: &str| {
         let found = prices
             .iter()
@@ -379,7 +379,7 @@ fn terms(prices: &[(&str, &Json)], notes: &mut Vec<String>) -> Result<Terms, Str
         .collect();
     above.sort_unstable();
     above.dedup();
-    Ok(Terms {
+    Ok(ListedTerms {
         rates: rates(None).with_long_writes(),
         tiers: above
             .into_iter()

@@ -18,11 +18,11 @@ mod terms;
 
 pub use book::{Origin, write};
 pub use day::{Day, InvalidDay};
-pub use diff::{Change, Difference, Running, compare};
+pub use diff::{Difference, PriceChange, Running, compare};
 pub use list::{
-    Class, Format, Limits, List, Listed, Name, NotImported, ReadError, Selection, read,
+    Format, Limits, List, ListError, Listed, ListedClass, ListedName, NotImported, Selection, read,
 };
-pub use terms::{StatedRates, Terms};
+pub use terms::{ListedTerms, StatedRates};
 
 #[cfg(test)]
 mod tests;

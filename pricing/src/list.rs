@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use thiserror::Error;
 
-use crate::{Day, Terms, genai, json::Json, litellm};
+use crate::{Day, ListedTerms, genai, json::Json, litellm};
 
 /// Largest list that is read; the largest known has 3.5 MB.
 pub(crate) const LIST_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -29,14 +29,14 @@ impl fmt::Display for Format {
 
 /// A model of a provider: the same name may cost something else at another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Name {
+pub struct ListedName {
     /// As the list names it.
     pub provider: String,
     /// As the provider's API names it.
     pub model: String,
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for ListedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.provider, self.model)
     }
@@ -53,26 +53,26 @@ pub struct Limits {
 
 /// A class of service that a request may ask for, and what it costs then.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Class {
+pub struct ListedClass {
     /// `service_tier`, `speed` or `inference_geo`.
     pub field: &'static str,
     /// What the field says.
     pub value: String,
     /// What it costs then: never less than the model.
-    pub terms: Terms,
+    pub terms: ListedTerms,
 }
 
 /// A model with its price.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
     /// Which.
-    pub name: Name,
+    pub name: ListedName,
     /// Its limits.
     pub limits: Limits,
     /// What it costs.
-    pub terms: Terms,
+    pub terms: ListedTerms,
     /// Its dearer classes.
-    pub classes: Vec<Class>,
+    pub classes: Vec<ListedClass>,
     /// What else the list says of its price, that this price does not.
     pub notes: Vec<String>,
 }
@@ -81,7 +81,7 @@ pub struct Listed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotImported {
     /// Which.
-    pub name: Name,
+    pub name: ListedName,
     /// What was not understood, or is missing.
     pub reason: String,
 }
@@ -99,7 +99,7 @@ pub struct List {
 
 /// Why a list cannot be read at all.
 #[derive(Debug, Error)]
-pub enum ReadError {
+pub enum ListError {
     /// It is longer than any price list.
     #[error("the price list has {0} bytes, and {LIST_BYTES_MAX} are read at most")]
     TooLong(usize),
@@ -117,12 +117,12 @@ pub enum ReadError {
 }
 
 /// Reads a list; without `format` its top tells: genai-prices is an array, LiteLLM's list an object.
-pub fn read(bytes: &[u8], format: Option<Format>, day: Day) -> Result<List, ReadError> {
+pub fn read(bytes: &[u8], format: Option<Format>, day: Day) -> Result<List, ListError> {
     if bytes.len() > LIST_BYTES_MAX {
-        return Err(ReadError::TooLong(bytes.len()));
+        return Err(ListError::TooLong(bytes.len()));
     }
-    let text = std::str::from_utf8(bytes).map_err(|_| ReadError::NotText)?;
-    let json = Json::parse(text.trim_start_matches('\u{feff}')).map_err(ReadError::NotJson)?;
+    let text = std::str::from_utf8(bytes).map_err(|_| ListError::NotText)?;
+    let json = Json::parse(text.trim_start_matches('\u{feff}')).map_err(ListError::NotJson)?;
     let found = match json {
         Json::Object(_) => Format::LiteLlm,
         _ => Format::GenaiPrices,
@@ -134,7 +134,7 @@ pub fn read(bytes: &[u8], format: Option<Format>, day: Day) -> Result<List, Read
         _ => Vec::new(),
     };
     if entries.is_empty() {
-        return Err(ReadError::OtherFormat(format));
+        return Err(ListError::OtherFormat(format));
     }
     Ok(once(format, entries))
 }
@@ -161,8 +161,8 @@ pub(crate) fn without_searching(listed: Listed) -> Entry {
 
 /// Each model once: one that is listed twice at different prices has none.
 fn once(format: Format, entries: Vec<Entry>) -> List {
-    let mut models: BTreeMap<Name, Listed> = BTreeMap::new();
-    let mut left_out: BTreeMap<Name, String> = BTreeMap::new();
+    let mut models: BTreeMap<ListedName, Listed> = BTreeMap::new();
+    let mut left_out: BTreeMap<ListedName, String> = BTreeMap::new();
     for entry in entries {
         match entry {
             Ok(listed) => match models.get(&listed.name) {
@@ -212,7 +212,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    fn wants(&self, name: &Name) -> bool {
+    fn wants(&self, name: &ListedName) -> bool {
         let among = |all: &[String], one: &String| all.is_empty() || all.contains(one);
         among(&self.providers, &name.provider) && among(&self.models, &name.model)
     }

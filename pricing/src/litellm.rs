@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use seatbelt_schemas::amount::{PRICE_MAX, TOKENS_PER_REQUEST_MAX};
 
 use crate::{
-    Class, Limits, Listed, Name, NotImported, StatedRates, Terms,
+    Limits, Listed, ListedClass, ListedName, ListedTerms, NotImported, StatedRates,
     decimal::Decimal,
     json::Json,
     list::{Entry, without_searching},
@@ -137,7 +137,7 @@ fn read_model(key: &str, model: &Json) -> Entry {
     let own = key
         .strip_prefix(provider)
         .and_then(|rest| rest.strip_prefix('/'));
-    let name = Name {
+    let name = ListedName {
         provider: provider.to_owned(),
         model: own.unwrap_or(key).to_owned(),
     };
@@ -145,7 +145,7 @@ fn read_model(key: &str, model: &Json) -> Entry {
     read.and_then(without_searching)
 }
 
-fn read_prices(name: Name, model: &Json) -> Result<Listed, String> {
+fn read_prices(name: ListedName, model: &Json) -> Result<Listed, String> {
     let mode = model.get("mode").and_then(Json::text).unwrap_or("(none)");
     if !MODES.contains(&mode) {
         return Err(format!(
@@ -367,7 +367,7 @@ fn parts(field: &str) -> (&str, u64, Option<(&'static str, Option<&'static str>)
     (kind, above, class)
 }
 
-fn terms(sheet: &Sheet, has_no_output: bool) -> Result<Terms, String> {
+fn terms(sheet: &Sheet, has_no_output: bool) -> Result<ListedTerms, String> {
     let base = sheet.get(&0).cloned().unwrap_or_default();
     let rates = |prices: &BTreeMap<Kind, u64>| -> Result<StatedRates, String> {
         let get = |kind| prices.get(&kind).copied();
@@ -398,14 +398,14 @@ fn terms(sheet: &Sheet, has_no_output: bool) -> Result<Terms, String> {
         }
         tiers.push((*above, rates(prices)?));
     }
-    Ok(Terms {
+    Ok(ListedTerms {
         rates: rates(&base)?,
         tiers,
         per_request: 0,
     })
 }
 
-fn off_peak(fields: &mut Fields, terms: Terms) -> Terms {
+fn off_peak(fields: &mut Fields, terms: ListedTerms) -> ListedTerms {
     let own = fields.own.get(&0).cloned().unwrap_or_default();
     let off_peak = fields.off_peak.get(&0).cloned().unwrap_or_default();
     fields
@@ -418,22 +418,24 @@ fn off_peak(fields: &mut Fields, terms: Terms) -> Terms {
     }
 }
 
-fn classes(fields: &mut Fields, of: &Terms) -> Vec<Class> {
+fn classes(fields: &mut Fields, of: &ListedTerms) -> Vec<ListedClass> {
     let mut classes = Vec::new();
-    let mut add =
-        |field, value: String, terms: Result<Terms, String>, notes: &mut Vec<String>| match terms {
-            Ok(terms) if terms.problem(false).is_none() && terms.is_never_cheaper(of) => {
-                classes.push(Class {
-                    field,
-                    value,
-                    terms,
-                });
-            }
-            Ok(_) => notes.push(format!(
-                "{field} = {value}: costs less in some way, and may be served as the model"
-            )),
-            Err(problem) => notes.push(format!("{field} = {value}: {problem}")),
-        };
+    let mut add = |field,
+                   value: String,
+                   terms: Result<ListedTerms, String>,
+                   notes: &mut Vec<String>| match terms {
+        Ok(terms) if terms.problem(false).is_none() && terms.is_never_cheaper(of) => {
+            classes.push(ListedClass {
+                field,
+                value,
+                terms,
+            });
+        }
+        Ok(_) => notes.push(format!(
+            "{field} = {value}: costs less in some way, and may be served as the model"
+        )),
+        Err(problem) => notes.push(format!("{field} = {value}: {problem}")),
+    };
     for (class, sheet) in std::mem::take(&mut fields.classes) {
         if fields.unpriced.contains(class) {
             fields.notes.push(format!(
@@ -456,7 +458,7 @@ fn classes(fields: &mut Fields, of: &Terms) -> Vec<Class> {
 }
 
 /// What a class costs. Where it says nothing of a tier that its model has, it may be served at either.
-fn class_terms(sheet: &Sheet, of: &Terms) -> Result<Terms, String> {
+fn class_terms(sheet: &Sheet, of: &ListedTerms) -> Result<ListedTerms, String> {
     let terms = terms(sheet, false)?;
     let silent = |above: &u64| !terms.tiers.iter().any(|(known, _)| known == above);
     let tiers = terms
@@ -467,14 +469,14 @@ fn class_terms(sheet: &Sheet, of: &Terms) -> Result<Terms, String> {
             false => (above, *terms.at(above)),
         });
     let tiers = tiers.collect();
-    Ok(Terms {
+    Ok(ListedTerms {
         tiers,
         per_request: of.per_request,
         ..terms
     })
 }
 
-fn times(of: &Terms, ppm: u64) -> Option<Terms> {
+fn times(of: &ListedTerms, ppm: u64) -> Option<ListedTerms> {
     let rate = |rate: u64| {
         let rate = u128::from(rate)
             .checked_mul(ppm.into())?
@@ -485,7 +487,7 @@ fn times(of: &Terms, ppm: u64) -> Option<Terms> {
         .tiers
         .iter()
         .map(|(above, rates)| Some((*above, rates.each(rate)?)));
-    Some(Terms {
+    Some(ListedTerms {
         rates: of.rates.each(rate)?,
         tiers: tiers.collect::<Option<_>>()?,
         per_request: rate(of.per_request)?,

@@ -118,7 +118,7 @@ impl StatedRates {
 
 /// What a model costs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Terms {
+pub struct ListedTerms {
     /// The rates.
     pub rates: StatedRates,
     /// Other rates for a whole request whose input has more tokens than this, ascending.
@@ -127,7 +127,7 @@ pub struct Terms {
     pub per_request: u64,
 }
 
-impl Terms {
+impl ListedTerms {
     /// Why a price cannot be this; none where it can.
     pub(crate) fn problem(&self, has_no_output: bool) -> Option<String> {
         let rates =
@@ -241,9 +241,9 @@ mod tests {
         )
     }
 
-    fn terms() -> impl Strategy<Value = Terms> {
+    fn terms() -> impl Strategy<Value = ListedTerms> {
         let tiers = proptest::collection::btree_map(1..1_000u64, rates(), 0..4);
-        (rates(), tiers, 0..100u64).prop_map(|(rates, tiers, per_request)| Terms {
+        (rates(), tiers, 0..100u64).prop_map(|(rates, tiers, per_request)| ListedTerms {
             rates,
             tiers: tiers.into_iter().collect(),
             per_request,
@@ -267,7 +267,7 @@ mod tests {
             };
             let dearer = one.dearer(&two);
             prop_assert!(dearer.is_never_cheaper(&one) && dearer.is_never_cheaper(&two));
-            let cost = |terms: &Terms| terms.price(model(), writes_cost_more).cost(&usage).unwrap();
+            let cost = |terms: &ListedTerms| terms.price(model(), writes_cost_more).cost(&usage).unwrap();
             if writes_cost_more {
                 // where neither states what a write costs, the operator's kind of upstream decides for all alike
                 prop_assume!([&one, &two, &dearer].iter().all(|terms| {

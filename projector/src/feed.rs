@@ -34,7 +34,7 @@ use tracing::warn;
 
 use self::{
     claim::{Claim, Verdict},
-    message::{FeedMessage, Source},
+    message::{EventSource, FeedMessage},
     writer::{FEED_CHECK_EVERY, FeedError, FeedWriter, Published},
 };
 use crate::{
@@ -203,7 +203,7 @@ impl<J: Journal> Feed<J> {
         let Some(ledger) = mark.head.ledger.clone() else {
             return Ok(());
         };
-        let source = Source { ledger, partition };
+        let source = EventSource { ledger, partition };
         let published = self.writer.published(&source, mark.published()).await?;
         if published.position >= mark.head.position {
             self.tail = Tail {
@@ -252,7 +252,7 @@ impl<J: Journal> Feed<J> {
         };
         self.settle(&self.tail.clone(), &[]).await?;
         let partition = self.tail.partition();
-        let source = Source { ledger, partition };
+        let source = EventSource { ledger, partition };
         let there = self.writer.check(&source, self.published).await?;
         if there.position < self.tail.head.position {
             return Err(NotFed::Behind(there));
@@ -322,7 +322,7 @@ impl<J: Journal> Feed<J> {
 
     async fn claim(&self, ledger: LedgerId) -> Result<Claim, NotFed> {
         let partition = self.tail.partition();
-        let source = Source { ledger, partition };
+        let source = EventSource { ledger, partition };
         let published = self.writer.published(&source, self.published).await?;
         Ok(Claim {
             position: published.last,
@@ -337,7 +337,7 @@ impl<J: Journal> Feed<J> {
             return Ok(());
         };
         let (ledger, partition) = (ledger.clone(), tail.partition());
-        let source = Source { ledger, partition };
+        let source = EventSource { ledger, partition };
         let messages: Vec<_> = events
             .iter()
             .map(|stored| FeedMessage::new(&self.names, &source, stored))

@@ -43,7 +43,7 @@ use self::{
 };
 
 /// What a projector is made of.
-pub struct Parts<J> {
+pub struct ProjectorParts<J> {
     /// Names of subjects and keys.
     pub names: Names,
     /// This projector, unique among all that run.
@@ -79,7 +79,7 @@ pub type Opening<J> = Arc<dyn Fn() -> BoxFuture<'static, Result<Arc<J>, String>>
 
 /// A projector that is to be run.
 pub struct Projector<J> {
-    parts: Parts<J>,
+    parts: ProjectorParts<J>,
     openings: BTreeMap<Partition, Opening<J>>,
     health: Health,
     pace: Pace,
@@ -87,7 +87,7 @@ pub struct Projector<J> {
 
 impl<J: Journal> Projector<J> {
     /// Of these parts.
-    pub fn new(parts: Parts<J>) -> Self {
+    pub fn new(parts: ProjectorParts<J>) -> Self {
         Self {
             parts,
             openings: BTreeMap::new(),
@@ -157,7 +157,7 @@ impl<J: Journal> Projector<J> {
 
 /// As [`Projector::run`], with nothing special.
 pub async fn run<J: Journal>(
-    parts: Parts<J>,
+    parts: ProjectorParts<J>,
     shutdown: CancellationToken,
 ) -> Result<(), ProjectorError> {
     Projector::new(parts).run(shutdown).await
@@ -165,7 +165,7 @@ pub async fn run<J: Journal>(
 
 /// As [`run`], with so many events between two marks of a partition's history.
 pub async fn run_marking<J: Journal>(
-    parts: Parts<J>,
+    parts: ProjectorParts<J>,
     mark_every: u64,
     shutdown: CancellationToken,
 ) -> Result<(), ProjectorError> {

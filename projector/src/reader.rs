@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::{FutureExt, future::BoxFuture};
 use seatbelt_ledger::{
     api::{SnapshotError, SnapshotStanding, Snapshots, Standing},
-    snapshot::{PartitionRecord, Terms},
+    snapshot::{AccountOutline, PartitionRecord},
 };
 use seatbelt_schemas::{
     ids::{AccountId, KeyId},
@@ -38,7 +38,7 @@ impl SnapshotReader {
         // the partition first: what it vouches for is then in the account's snapshot, which is
         // written before it and read after it
         let vouched = self.store.read(&partition).await?;
-        let Some(snapshot) = Terms::read(&*self.store, account).await? else {
+        let Some(snapshot) = AccountOutline::read(&*self.store, account).await? else {
             return Ok(None);
         };
         let vouched = vouched

@@ -26,7 +26,7 @@ use seatbelt_schemas::{
     ids::{Actor, CommandId, ReservationId},
     names::Names,
     position::{Partition, Partitions},
-    usage::{Outcome, UsageEvent},
+    usage::{NeuronOutcome, UsageEvent},
     wire,
 };
 use serde::{Deserialize, Serialize};
@@ -406,11 +406,11 @@ fn command_id(reservation: ReservationId) -> CommandId {
 fn report(event: &UsageEvent) -> Report {
     let first_byte_ms = event.queued_ms.saturating_add(event.prefill_ms);
     let finish = match event.outcome {
-        Outcome::Completed => "completed",
-        Outcome::Aborted => "aborted",
-        Outcome::Expired => "expired",
-        Outcome::Rejected => "rejected",
-        Outcome::Failed => "failed",
+        NeuronOutcome::Completed => "completed",
+        NeuronOutcome::Aborted => "aborted",
+        NeuronOutcome::Expired => "expired",
+        NeuronOutcome::Rejected => "rejected",
+        NeuronOutcome::Failed => "failed",
     };
     Report {
         usage: event.usage.into(),

@@ -28,8 +28,8 @@ use seatbelt_ledger::{
     journal::{Journal, ReadError, Sequence, Stored},
     recovery::open::open_accounts,
     snapshot::{
-        AccountSnapshot, Found, History, MARK_EVERY_EVENTS, OPEN_ACCOUNTS_MAX, PartitionRecord,
-        RECORD_VERSION, Written, agrees, pieces,
+        AccountSnapshot, FoundSnapshot, History, MARK_EVERY_EVENTS, OPEN_ACCOUNTS_MAX,
+        PartitionRecord, RECORD_VERSION, Written, agrees, pieces,
     },
 };
 use seatbelt_schemas::{
@@ -87,7 +87,7 @@ struct Folded {
     loaded_at: Position,
     revision: Revision,
     /// The head that stands in the store at that revision, where the snapshot is in pieces.
-    head: Option<pieces::Head>,
+    head: Option<pieces::PiecesHead>,
 }
 
 /// The snapshots of one partition.
@@ -511,9 +511,9 @@ impl<J: Journal> Snapshots<J> {
             (self.revision, self.recorded_position),
             self.tail.head.position,
         );
-        let read = Found::read(&*self.store, &account, vouched);
+        let read = FoundSnapshot::read(&*self.store, &account, vouched);
         let (read, last) = join(read, self.last(&account)).await;
-        let Found {
+        let FoundSnapshot {
             kept,
             head,
             snapshot,

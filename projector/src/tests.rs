@@ -25,10 +25,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Halt, Parts, ProjectorError, SnapshotReader,
-    feed::message::{FeedMessage, Source},
+    Halt, ProjectorError, ProjectorParts, SnapshotReader,
+    feed::message::{EventSource, FeedMessage},
     run,
-    store::memory::{Fault, Fuse, MemoryFeed, MemorySnapshots},
+    store::memory::{Fuse, MemoryFeed, MemorySnapshots, StoreFault},
     testing::{Body, START_MS, capped, commits, commits_of, opened, reserved, settled},
 };
 
@@ -65,8 +65,8 @@ impl World {
         }
     }
 
-    fn parts(&self, projector: &str) -> Parts<MemoryJournal> {
-        Parts {
+    fn parts(&self, projector: &str) -> ProjectorParts<MemoryJournal> {
+        ProjectorParts {
             names: Names::default(),
             projector: projector.to_owned(),
             journals: vec![(PARTITION, Arc::new(self.journal.clone()))],
@@ -169,7 +169,7 @@ async fn until(mut is_so: impl FnMut() -> bool) {
 }
 
 fn expected_feed(commits: &[Commit]) -> Vec<FeedMessage> {
-    let source = Source {
+    let source = EventSource {
         ledger: LedgerId::new("ledger-1").unwrap(),
         partition: PARTITION,
     };
@@ -429,12 +429,17 @@ async fn a_snapshot_at_odds_with_the_journal_is_folded_again() {
 #[tokio::test]
 async fn faults_of_the_stores_are_waited_out() {
     let world = World::of(short_story());
-    world
-        .feed
-        .script([Fault::Lost, Fault::HalfWay, Fault::Unacknowledged]);
-    world
-        .snapshots
-        .script([Fault::None, Fault::Lost, Fault::Unacknowledged, Fault::Lost]);
+    world.feed.script([
+        StoreFault::Lost,
+        StoreFault::HalfWay,
+        StoreFault::Unacknowledged,
+    ]);
+    world.snapshots.script([
+        StoreFault::None,
+        StoreFault::Lost,
+        StoreFault::Unacknowledged,
+        StoreFault::Lost,
+    ]);
     world.catch_up("p").await;
     world.check("");
 }

@@ -21,11 +21,11 @@ use seatbelt_ledger::{
     lease::Leases,
     nats::{LeaseBucket, NatsJournal},
     outcomes::HOT_MAX,
-    recovery::Source,
-    snapshot::{Found, PartitionRecord, Unusable},
+    recovery::RecoverySource,
+    snapshot::{FoundSnapshot, PartitionRecord, Unusable},
     store::Revision,
 };
-use seatbelt_projector::{Parts, SnapshotReader, run};
+use seatbelt_projector::{ProjectorParts, SnapshotReader, run};
 use seatbelt_schemas::{
     commit::{ChainHash, Commit},
     event::{
@@ -209,7 +209,7 @@ async fn project(
             .unwrap();
         journals.push((partition, Arc::new(journal)));
     }
-    let parts = Parts {
+    let parts = ProjectorParts {
         projector: projector.to_owned(),
         journals,
         snapshots: Arc::new(snapshot_bucket(&nats, &names, 1).await.unwrap()),
@@ -553,7 +553,7 @@ async fn a_snapshot_that_is_lost_while_its_account_rests_is_put_right() {
         let events = story[..commits_there].iter().flat_map(|c| &c.events);
         let expected = events.filter(|stored| stored.event.account == home).count();
         within(async || {
-            let found = Found::read(&bucket, &home, any).await.ok()?;
+            let found = FoundSnapshot::read(&bucket, &home, any).await.ok()?;
             let state = found.snapshot.ok()??.state;
             (state.version() as usize == expected).then_some(())
         })
@@ -707,7 +707,7 @@ async fn a_large_account_is_kept_in_pieces() {
     stop.cancel();
     running.await.unwrap().unwrap();
 
-    let source = Source {
+    let source = RecoverySource {
         journal: Arc::new(journal),
         snapshots: Some(bucket.clone()),
         partition: Partition(1),
@@ -719,16 +719,16 @@ async fn a_large_account_is_kept_in_pieces() {
     println!("taken over and loaded in {:?}", began.elapsed());
     assert_eq!(loaded.open().len() as u64, OPEN);
     let vouched = (Revision(u64::MAX), Position(0));
-    let found = Found::read(&*bucket, &of, vouched).await.unwrap();
+    let found = FoundSnapshot::read(&*bucket, &of, vouched).await.unwrap();
     let lost = found.head.unwrap().pieces.open[3].number;
     let stream = nats.jetstream().get_stream("KV_SEATBELT_SNAPSHOTS").await;
     let piece = format!("$KV.SEATBELT_SNAPSHOTS.account.{of}.{lost}");
     let purged = stream.unwrap().purge().filter(piece).await.unwrap();
     assert_eq!(purged.purged, 1);
-    let found = Found::read(&*bucket, &of, vouched).await.unwrap();
+    let found = FoundSnapshot::read(&*bucket, &of, vouched).await.unwrap();
     assert!(matches!(found.snapshot, Err(Unusable::Piece { number }) if number == lost));
     let again = source.load(&of, &base).await.unwrap().unwrap().state;
     assert_eq!(again, loaded);
-    let found = Found::read(&*bucket, &of, vouched).await.unwrap();
+    let found = FoundSnapshot::read(&*bucket, &of, vouched).await.unwrap();
     assert_eq!(found.snapshot.unwrap().unwrap().state, loaded);
 }

@@ -15,7 +15,7 @@ use seatbelt_ledger::{
     testing::{Payer, balance, one_partition},
 };
 use seatbelt_projector::{
-    Parts,
+    ProjectorParts,
     store::memory::{MemoryFeed, MemorySnapshots},
 };
 use seatbelt_schemas::{ids::AccountId, names::Names, position::Partition, scope::Scope, wire};
@@ -79,7 +79,7 @@ impl World {
 
     /// Lets a projector of this release come and go.
     async fn project(&self) {
-        let parts = Parts {
+        let parts = ProjectorParts {
             names: Names::default(),
             projector: "p".to_owned(),
             journals: vec![(P, Arc::new(self.journal.clone()))],

@@ -17,9 +17,9 @@ use crate::{
 #[derive(Debug, Clone, PartialEq)]
 pub enum Claim {
     /// A hold was asked for, and taken.
-    Reserved(Request),
+    Reserved(ReserveClaim),
     /// A hold was asked for, and refused.
-    Refused(Refused),
+    Refused(RefusedClaim),
     /// A use was reported.
     Settled {
         /// The reservation.
@@ -33,7 +33,7 @@ pub enum Claim {
 
 /// What a reserve asked. Its team is the ledger's to say.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Request {
+pub struct ReserveClaim {
     /// The id that the hold has, or would have had.
     pub reservation: ReservationId,
     /// Whose it is.
@@ -47,9 +47,9 @@ pub struct Request {
 
 /// A refusal, besides what the decision gave.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Refused {
+pub struct RefusedClaim {
     /// What was asked.
-    pub request: Request,
+    pub request: ReserveClaim,
     /// How many refusals the event stands for.
     pub count: u64,
     /// When the last of them was decided, where that was before it was written.
@@ -99,11 +99,11 @@ impl Claim {
 impl Body for Claim {
     fn read<'de, D: Deserializer<'de>>(kind: &str, from: D) -> Result<Self, D::Error> {
         Ok(match kind {
-            "reserved" => Self::Reserved(Request::deserialize(from)?),
+            "reserved" => Self::Reserved(ReserveClaim::deserialize(from)?),
             "refused" => {
                 let data = RefusedFields::deserialize(from)?;
-                Self::Refused(Refused {
-                    request: Request {
+                Self::Refused(RefusedClaim {
+                    request: ReserveClaim {
                         reservation: data.reservation,
                         scopes: data.scopes,
                         asked: data.asked,

@@ -2,7 +2,7 @@
 //!
 //! `prev` chains each commit to the SHA-256 of the stored bytes of the one before. Bytes are never
 //! re-encoded before hashing. Whoever needs a commit whole reads a [`Commit`]; whoever goes through its
-//! events one by one reads [`Unread`] and keeps none of them.
+//! events one by one reads [`UnreadCommit`] and keeps none of them.
 
 use std::fmt;
 
@@ -131,7 +131,7 @@ pub struct Commit {
 
 /// A commit of which only the header has been read.
 #[derive(Debug, Clone)]
-pub struct Unread<'a> {
+pub struct UnreadCommit<'a> {
     header: Header,
     events: Vec<&'a serde_bytes::Bytes>,
 }
@@ -200,7 +200,7 @@ impl Commit {
     /// Reads stored bytes and checks the commit against itself: bounds, gapless positions, times. Its
     /// events share the bytes.
     pub fn read(payload: &Bytes) -> Result<Self, CommitError> {
-        let unread = Unread::of(payload)?;
+        let unread = UnreadCommit::of(payload)?;
         let mut events = Vec::with_capacity(unread.events.len());
         for read in unread.events() {
             let (bytes, event) = read?;
@@ -241,7 +241,7 @@ impl Commit {
     }
 }
 
-impl<'a> Unread<'a> {
+impl<'a> UnreadCommit<'a> {
     /// Reads the header of stored bytes and checks the bounds.
     pub fn of(payload: &'a [u8]) -> Result<Self, CommitError> {
         let raw: Payload<'a> = wire::decode("commit", payload).map_err(CommitError::Shape)?;

@@ -52,7 +52,7 @@ impl Usage {
 /// How a request ended on a neuron.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub enum NeuronOutcome {
     /// It ran to its end.
     Completed,
     /// The caller went away.
@@ -108,7 +108,7 @@ pub struct UsageEvent {
     /// Tokens.
     pub usage: NeuronUsage,
     /// How it ended.
-    pub outcome: Outcome,
+    pub outcome: NeuronOutcome,
     /// Time in the queue.
     pub queued_ms: u64,
     /// Time for the prompt.

@@ -28,7 +28,7 @@ use seatbelt_schemas::{
     position::{Epoch, Partition, Position},
     price::{LongContext, Price, Rates},
     scope::{Scope, Scopes},
-    usage::{NeuronUsage, Outcome, Usage, UsageEvent},
+    usage::{NeuronOutcome, NeuronUsage, Usage, UsageEvent},
     window::{Period, Window},
     wire,
 };
@@ -349,7 +349,7 @@ prop_compose! {
 prop_compose! {
     fn usage_event()(reservation in ".{1,40}", account in option::of(account()), key in option::of(key()),
         model in option::of(model()), neuron in neuron(), device in "cpu|cuda", counts in any::<[u64; 7]>(),
-        outcome in select(vec![Outcome::Completed, Outcome::Aborted, Outcome::Expired, Outcome::Rejected, Outcome::Failed]),
+        outcome in select(vec![NeuronOutcome::Completed, NeuronOutcome::Aborted, NeuronOutcome::Expired, NeuronOutcome::Rejected, NeuronOutcome::Failed]),
     ) -> UsageEvent {
         let [input_tokens, cached_input_tokens, output_tokens, queued_ms, prefill_ms, decode_ms, at_ms] = counts;
         let usage = NeuronUsage { input_tokens, cached_input_tokens, output_tokens };

@@ -10,7 +10,7 @@ use std::{
 use seatbelt_schemas::{
     names::Names,
     neuron::NeuronRecord,
-    usage::{Outcome, UsageEvent},
+    usage::{NeuronOutcome, UsageEvent},
     wire,
 };
 use seatbelt_tests::{Answer, Key, Running, Stack, nats::TestNats, stack::chat_body, until};
@@ -168,7 +168,7 @@ async fn usage_events(
         } else {
             assert_eq!(
                 event.outcome,
-                Outcome::Rejected,
+                NeuronOutcome::Rejected,
                 "whose reservation is its own"
             );
         }

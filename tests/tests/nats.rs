@@ -46,7 +46,7 @@ use seatbelt_schemas::{
     },
     position::{Partition, Partitions, Position},
     scope::Scope,
-    usage::{NeuronUsage, Outcome, UsageEvent},
+    usage::{NeuronOutcome, NeuronUsage, UsageEvent},
     window::Window,
     wire,
 };
@@ -320,7 +320,7 @@ fn usage_event(reservation: ReservationId) -> UsageEvent {
         neuron: NeuronId::new("n1").unwrap(),
         device: "cpu".to_owned(),
         usage: NeuronUsage::default(),
-        outcome: Outcome::Completed,
+        outcome: NeuronOutcome::Completed,
         queued_ms: 0,
         prefill_ms: 0,
         decode_ms: 0,

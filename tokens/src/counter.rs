@@ -10,7 +10,7 @@ use crate::{Encoding, Tokenizer, TokenizerError};
 
 /// A tokenizer that is asked for numbers alone. Cheap to clone.
 #[derive(Clone)]
-pub struct Counter(Kind);
+pub struct TextCounter(Kind);
 
 #[derive(Clone)]
 enum Kind {
@@ -24,7 +24,7 @@ struct File {
     plain: OnceLock<Tokenizer>,
 }
 
-impl Counter {
+impl TextCounter {
     /// One of OpenAI's encodings, read at once.
     pub fn encoding(encoding: Encoding) -> Self {
         encoding.load();
@@ -77,11 +77,11 @@ impl File {
     }
 }
 
-impl fmt::Debug for Counter {
+impl fmt::Debug for TextCounter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Encoding(encoding) => write!(f, "Counter({encoding:?})"),
-            Kind::File(_) => f.write_str("Counter(file)"),
+            Kind::Encoding(encoding) => write!(f, "TextCounter({encoding:?})"),
+            Kind::File(_) => f.write_str("TextCounter(file)"),
         }
     }
 }
@@ -90,9 +90,9 @@ impl fmt::Debug for Counter {
 mod tests {
     use super::*;
 
-    fn tiny() -> Counter {
+    fn tiny() -> TextCounter {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
-        Counter::file(&models.join("tiny/tokenizer.json")).unwrap()
+        TextCounter::file(&models.join("tiny/tokenizer.json")).unwrap()
     }
 
     #[test]
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(tiny().count("hi", 9), Some(2));
         assert_eq!(tiny().count("hi<|end|>", 99), Some(9));
         assert_eq!(tiny().count("hi", 1), None);
-        let encoding = Counter::encoding(Encoding::O200k);
+        let encoding = TextCounter::encoding(Encoding::O200k);
         assert!(encoding.count("<|endoftext|>", 99).unwrap() > 1);
         assert_eq!(encoding.as_encoding(), Some(Encoding::O200k));
         assert_eq!(tiny().as_encoding(), None);
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_none_is_named() {
-        let error = Counter::file(Path::new("/none/tokenizer.json")).unwrap_err();
+        let error = TextCounter::file(Path::new("/none/tokenizer.json")).unwrap_err();
         assert!(
             error.to_string().contains("/none/tokenizer.json"),
             "{error}"

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{ChatMessage, ChatTemplate, Counter};
+use crate::{ChatMessage, ChatTemplate, TextCounter};
 
 /// A text of one token in every vocabulary.
 const TEXT: &str = "x";
@@ -25,7 +25,7 @@ pub struct Framing {
 
 impl Framing {
     /// Measures a template. A chat that it refuses or cannot render tells nothing.
-    pub fn of(template: &ChatTemplate, counter: &Counter) -> Self {
+    pub fn of(template: &ChatTemplate, counter: &TextCounter) -> Self {
         let tokens = |roles: &[&str], tools: Option<Value>| {
             let messages: Vec<ChatMessage> = roles.iter().map(|role| says(role)).collect();
             let prompt = template.render_with(&messages, tools).ok()?;
@@ -76,7 +76,7 @@ mod tests {
 
     fn framing(source: &str) -> Framing {
         let template = ChatTemplate::new(source.to_owned(), SpecialTokens::default()).unwrap();
-        Framing::of(&template, &Counter::encoding(Encoding::O200k))
+        Framing::of(&template, &TextCounter::encoding(Encoding::O200k))
     }
 
     #[test]
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn the_tiny_model_frames_a_message_with_two_tokens() {
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny/tokenizer.json");
-        let counter = Counter::file(&tiny).unwrap();
+        let counter = TextCounter::file(&tiny).unwrap();
         let template = template_beside(&tiny).unwrap().unwrap();
         let framing = Framing::of(&template, &counter);
         assert_eq!(framing.message, 2 + JOINTS);

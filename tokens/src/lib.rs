@@ -16,7 +16,7 @@ mod template;
 mod tokenizer;
 
 pub use chat::{MessagesError, PromptError, chat_prompt, read_messages};
-pub use counter::Counter;
+pub use counter::TextCounter;
 pub use encoding::Encoding;
 pub use folder::{special_tokens, template_beside, template_source};
 pub use framing::Framing;

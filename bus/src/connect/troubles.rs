@@ -71,7 +71,7 @@ impl Denied {
 
 /// Why waiting for an answer is in vain.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trouble {
+pub enum NoAnswer {
     /// The connection was lost; what was sent may or may not have arrived.
     Lost,
     /// The server denied publishing; nothing was taken.
@@ -93,12 +93,12 @@ impl Troubles {
     }
 
     /// Resolves once the connection is lost, or the server denies publishing to `subject`.
-    pub async fn about(&mut self, subject: &str) -> Trouble {
+    pub async fn about(&mut self, subject: &str) -> NoAnswer {
         self.about_any(&[subject]).await
     }
 
     /// As [`Troubles::about`], for publishing to any of some subjects.
-    pub async fn about_any(&mut self, subjects: &[&str]) -> Trouble {
+    pub async fn about_any(&mut self, subjects: &[&str]) -> NoAnswer {
         let concerns = |denied: &Denied| {
             let mut subjects = subjects.iter();
             subjects.any(|subject| denied.is_about("publish", subject))
@@ -106,7 +106,7 @@ impl Troubles {
         loop {
             // the sender lives as long as the connection; without it there is none
             if self.signals.changed().await.is_err() {
-                return Trouble::Lost;
+                return NoAnswer::Lost;
             }
             let now = self.signals.borrow_and_update().clone();
             let denied = now
@@ -116,8 +116,8 @@ impl Troubles {
             let lost = now.losses != self.seen.losses;
             self.seen = now;
             match denied {
-                Some(denied) => return Trouble::Denied(denied),
-                None if lost => return Trouble::Lost,
+                Some(denied) => return NoAnswer::Denied(denied),
+                None if lost => return NoAnswer::Lost,
                 None => {}
             }
         }
@@ -208,7 +208,7 @@ mod tests {
             let words = format!("Permissions Violation for Publish to \"{subject}\"");
             note(&sender, &Event::ServerError(ServerError::Other(words)));
         }
-        let Trouble::Denied(denied) = troubles.about("a").await else {
+        let NoAnswer::Denied(denied) = troubles.about("a").await else {
             panic!("the first one was overtaken");
         };
         assert!(denied.is_about("publish", "a"));

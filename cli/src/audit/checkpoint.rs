@@ -16,7 +16,7 @@ use std::{
 
 use seatbelt_ledger::{
     journal::{Journal, ReadError, Sequence, Stored},
-    nats::Known,
+    nats::Sighting,
 };
 use seatbelt_schemas::{
     commit::{ChainHash, Commit},
@@ -109,9 +109,9 @@ impl Checkpoint {
     }
 
     /// The same, for who opens the journals.
-    pub(crate) fn known(&self) -> BTreeMap<Partition, Known> {
+    pub(crate) fn known(&self) -> BTreeMap<Partition, Sighting> {
         let known = |mark: &Mark| {
-            Some(Known {
+            Some(Sighting {
                 by: "the checkpoint",
                 at: Sequence(mark.sequence),
                 hash: mark.hash()?,

@@ -16,7 +16,7 @@ use crate::config;
 const STREAMS: &str = "jetstream";
 
 /// Copies what the server reads into a new folder of our own, gone when dropped. Says so: it takes time and room.
-pub(super) fn copy(nats: &config::Nats) -> Result<TempDir, AuditError> {
+pub(super) fn copy(nats: &config::NatsConfig) -> Result<TempDir, AuditError> {
     let folder = tempfile::Builder::new().prefix("seatbelt-audit-").tempdir();
     let folder =
         folder.map_err(|source| failed("make a folder in", &std::env::temp_dir(), source))?;

@@ -41,7 +41,10 @@ pub(super) async fn reach_at(url: &str) -> Result<Reached, AuditError> {
 }
 
 /// The server that a configuration means, as a role.
-pub(crate) async fn reach(nats: &config::Nats, role: NatsRole) -> Result<Reached, AuditError> {
+pub(crate) async fn reach(
+    nats: &config::NatsConfig,
+    role: NatsRole,
+) -> Result<Reached, AuditError> {
     if nats.url.is_none() {
         return embedded(nats, role).await;
     }
@@ -58,7 +61,7 @@ async fn dial(url: &str, patience: Duration) -> Result<Nats, AuditError> {
 }
 
 /// The running embedded server, or one started to be read.
-async fn embedded(nats: &config::Nats, role: NatsRole) -> Result<Reached, AuditError> {
+async fn embedded(nats: &config::NatsConfig, role: NatsRole) -> Result<Reached, AuditError> {
     let data_dir = nats.data_dir.clone();
     if let Some(running) = running(&data_dir, role).await {
         return Ok(running);
@@ -93,7 +96,10 @@ async fn running(data_dir: &Path, role: NatsRole) -> Option<Reached> {
 }
 
 /// A server on a folder, for as long as it is needed.
-pub(super) async fn start(nats: &config::Nats, role: NatsRole) -> Result<Reached, AuditError> {
+pub(super) async fn start(
+    nats: &config::NatsConfig,
+    role: NatsRole,
+) -> Result<Reached, AuditError> {
     // how many partitions there are says the ledger; what the configuration says may be a mistake
     let most = Partitions::try_from(PARTITIONS_MAX).expect("the most is within bounds");
     let options = NatsServerOptions {

@@ -127,7 +127,7 @@ impl Source {
         let (reached, copied) = match reach(&nats, role).await {
             Err(AuditError::Server(error)) if error.cannot_write() => {
                 let copied = copied::copy(&nats)?;
-                let of_copy = config::Nats {
+                let of_copy = config::NatsConfig {
                     data_dir: copied.path().to_owned(),
                     ..nats.clone()
                 };
@@ -358,7 +358,7 @@ pub(super) fn read_file(
         _ => File::open(path).map(|file| Box::new(file) as Box<dyn Read>),
     };
     let failed = |action| move |source| file_error(action, path, source);
-    let counted = Counted {
+    let counted = CountedReader {
         from: file.map_err(failed("open"))?,
         done,
     };
@@ -380,12 +380,12 @@ fn file_error(action: &'static str, path: &Path, source: io::Error) -> AuditErro
 }
 
 /// Counts what is read.
-struct Counted<'a, R> {
+struct CountedReader<'a, R> {
     from: R,
     done: &'a AtomicU64,
 }
 
-impl<R: Read> Read for Counted<'_, R> {
+impl<R: Read> Read for CountedReader<'_, R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.from.read(into)?;
         self.done.fetch_add(read as u64, Ordering::Relaxed);

@@ -35,7 +35,7 @@ pub struct Policy {
 
 /// A declared key.
 #[derive(Debug, Clone)]
-pub struct Key {
+pub struct DeclaredKey {
     /// What callers send.
     pub secret: SecretString,
     /// The account that pays.
@@ -95,7 +95,7 @@ pub struct RetiredKey {
 #[derive(Debug)]
 pub struct Entitlements {
     /// The keys.
-    pub keys: Vec<Key>,
+    pub keys: Vec<DeclaredKey>,
     /// Accounts that pay by a multiplier.
     pub accounts: Vec<AccountTerms>,
     /// Keys that were declared and are revoked.
@@ -147,7 +147,7 @@ struct Seen {
     scopes: BTreeMap<(AccountId, Scope), usize>,
 }
 
-fn read_key(mut section: Section, seen: &mut Seen) -> Option<Key> {
+fn read_key(mut section: Section, seen: &mut Seen) -> Option<DeclaredKey> {
     let secret = section.required("key", |section| section.text_with("key", secret));
     let account = section.required("account_id", |section| {
         section.text_with("account_id", account)
@@ -160,7 +160,7 @@ fn read_key(mut section: Section, seen: &mut Seen) -> Option<Key> {
         seen.check(&section, secret, account, key, &caps);
     }
     section.finish();
-    Some(Key {
+    Some(DeclaredKey {
         secret: secret?.into(),
         account: account?,
         key: key?,

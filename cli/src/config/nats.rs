@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
+use seatbelt_bus::Durability;
 use seatbelt_schemas::{
     names::{Names, PREFIX_DEFAULT},
     position::{PARTITIONS_MAX, Partitions},
 };
-
 use secrecy::SecretString;
 
 use super::{Context, Users, reader::Section};
@@ -14,18 +14,9 @@ use super::{Context, Users, reader::Section};
 /// Number of partitions where none is given.
 const PARTITIONS_DEFAULT: u8 = 4;
 
-/// What an acknowledgement promises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// On disk, or on a majority of three: proved at start-up.
-    Fsync,
-    /// Whatever the server does: an explicit choice.
-    Relaxed,
-}
-
 /// `[nats]`
 #[derive(Debug, Clone)]
-pub struct Nats {
+pub struct NatsConfig {
     /// An existing server; none starts an embedded one. May hold credentials.
     pub url: Option<SecretString>,
     /// Who each role is on an existing server.
@@ -50,7 +41,7 @@ pub struct Nats {
     pub names: Names,
 }
 
-impl Nats {
+impl NatsConfig {
     pub(super) fn read(mut section: Section, context: &Context<'_>) -> Self {
         let url = section.text("url");
         let partitions = section
@@ -71,9 +62,7 @@ impl Nats {
             monitor_url: section.text("monitor_url"),
             partitions: Partitions::try_from(partitions).expect("checked to be within bounds"),
             replicas: read_replicas(&mut section),
-            durability: section
-                .word("durability", &durability)
-                .unwrap_or(Durability::Fsync),
+            durability: section.word("durability", &durability).unwrap_or_default(),
             checkpoint: section.text("checkpoint").map(|path| context.path(&path)),
             names: names
                 .unwrap_or_else(|| Names::new(PREFIX_DEFAULT).expect("the default is valid")),

@@ -15,7 +15,7 @@ use seatbelt_schemas::{
 };
 
 use super::{
-    Context, Nats, cuda::read_cuda, price::read_price, reader::Section, upstreams::model_id,
+    Context, NatsConfig, cuda::read_cuda, price::read_price, reader::Section, upstreams::model_id,
 };
 
 /// Folder of usage events not yet published, inside the data folder.
@@ -25,7 +25,7 @@ const OUTBOX: &str = "neuron-outbox";
 pub(super) fn read(
     mut section: Section,
     context: &Context<'_>,
-    nats: &Nats,
+    nats: &NatsConfig,
 ) -> (NeuronConfig, Vec<Price>) {
     let id = section.text_with("id", |text| {
         NeuronId::new(text).map_err(|error| error.to_string())

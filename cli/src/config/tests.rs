@@ -1,4 +1,4 @@
-use seatbelt_gateway::{Profile, Tokenizer};
+use seatbelt_gateway::{Profile, TokenizerName};
 use seatbelt_tokens::Encoding;
 use secrecy::ExposeSecret;
 
@@ -106,7 +106,7 @@ fn the_whole_example_reads_as_it_is_meant() {
 #[test]
 fn an_empty_file_is_all_defaults() {
     let config = read("", &[]).unwrap();
-    assert_eq!(config.nats.durability, Durability::Fsync);
+    assert_eq!(config.nats.durability, seatbelt_bus::Durability::Fsync);
     assert_eq!(u8::from(config.nats.partitions), 4);
     assert!(config.gateway.require_auth && config.neuron.is_none());
 }
@@ -441,10 +441,16 @@ fn a_model_of_an_upstream_may_name_its_tokenizer() {
         let config = read(&upstream("openai", tokenizer), &[]).unwrap();
         config.upstreams[0].models[0].tokenizer.clone().unwrap()
     };
-    assert_eq!(named("o200k_base"), Tokenizer::Encoding(Encoding::O200k));
-    assert_eq!(named("cl100k_base"), Tokenizer::Encoding(Encoding::Cl100k));
+    assert_eq!(
+        named("o200k_base"),
+        TokenizerName::Encoding(Encoding::O200k)
+    );
+    assert_eq!(
+        named("cl100k_base"),
+        TokenizerName::Encoding(Encoding::Cl100k)
+    );
     let file = Path::new("/etc/seatbelt/models/q/tokenizer.json").to_owned();
-    assert_eq!(named("models/q/tokenizer.json"), Tokenizer::File(file));
+    assert_eq!(named("models/q/tokenizer.json"), TokenizerName::File(file));
     let wrong = |kind, tokenizer| mistakes(&upstream(kind, tokenizer), &[]).join("\n");
     let unknown = wrong("openai", "gpt2");
     assert!(

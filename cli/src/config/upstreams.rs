@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use seatbelt_gateway::{
-    Aspect, Class, Dialect, MaxField, PricedClass, Profile, Tokenizer, UpstreamConfig,
+    Aspect, Class, Dialect, MaxField, PricedClass, Profile, TokenizerName, UpstreamConfig,
     UpstreamModel,
     config::{ALLOWANCE_TOKENS_BOUNDS, CLASSES_MAX, FIELDS_MAX, MODELS_MAX, UPSTREAMS_MAX},
 };
@@ -305,10 +305,10 @@ fn tokenizer(
     section: &mut Section,
     context: &Context<'_>,
     kind: Option<Dialect>,
-) -> Option<Tokenizer> {
+) -> Option<TokenizerName> {
     let tokenizer = section.text_with("tokenizer", |text| match Encoding::named(text) {
-        Some(encoding) => Ok(Tokenizer::Encoding(encoding)),
-        None if text.ends_with(".json") => Ok(Tokenizer::File(context.path(text))),
+        Some(encoding) => Ok(TokenizerName::Encoding(encoding)),
+        None if text.ends_with(".json") => Ok(TokenizerName::File(context.path(text))),
         None => Err(format!(
             "{text:?} is not known: use \"o200k_base\", \"cl100k_base\" or the path of a tokenizer.json"
         )),

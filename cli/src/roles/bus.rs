@@ -10,13 +10,13 @@ use std::{
 };
 
 use seatbelt_bus::{
-    Nats, NatsRole,
+    Durability, Nats, NatsRole,
     durability::{self, DurabilityError, Proof},
     provision::{self, GenesisError, Layout, Meta, meta_of},
     store_look::{PayloadTooSmall, takes_whole_commits},
     vital::Vitals,
 };
-use seatbelt_ledger::nats::{self, Known, OpenError, Witnesses};
+use seatbelt_ledger::nats::{self, OpenError, Sighting, Witnesses};
 use seatbelt_schemas::chain::in_one_line;
 use seatbelt_schemas::{
     ids::LedgerId,
@@ -30,7 +30,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     audit::{AuditError, checkpoint::Checkpoint},
-    config::{self, Config, Durability},
+    config::{self, Config},
     login::{DialError, Dialler},
     nats_server::{LedgerOf, NatsServer, NatsServerError, NatsServerOptions, find_nats_server},
 };
@@ -262,7 +262,7 @@ impl Bus {
 }
 
 /// What a checkpoint away from the server saw of each journal.
-type Seen = BTreeMap<Partition, Known>;
+type Seen = BTreeMap<Partition, Sighting>;
 
 /// The ledger's facts and what the checkpoint saw of its journals. Makes what is missing, where this process
 /// may; `first` is who it is otherwise.
@@ -295,7 +295,7 @@ async fn find_ledger(
 }
 
 /// Makes what is missing on the server, and gives the ledger's facts.
-pub(crate) async fn provision(from: &config::Nats, nats: &Nats) -> Result<Meta, BusError> {
+pub(crate) async fn provision(from: &config::NatsConfig, nats: &Nats) -> Result<Meta, BusError> {
     let meta = make_facts(from, nats).await?;
     let seen = match &from.checkpoint {
         Some(path) => checkpoint_of(path, &meta)?,
@@ -305,7 +305,7 @@ pub(crate) async fn provision(from: &config::Nats, nats: &Nats) -> Result<Meta, 
     Ok(meta)
 }
 
-async fn make_facts(from: &config::Nats, nats: &Nats) -> Result<Meta, GenesisError> {
+async fn make_facts(from: &config::NatsConfig, nats: &Nats) -> Result<Meta, GenesisError> {
     let layout = Layout {
         partitions: from.partitions,
         replicas: from.replicas,
@@ -314,7 +314,7 @@ async fn make_facts(from: &config::Nats, nats: &Nats) -> Result<Meta, GenesisErr
 }
 
 async fn begin_journals(
-    from: &config::Nats,
+    from: &config::NatsConfig,
     nats: &Nats,
     meta: &Meta,
     seen: &Seen,
@@ -366,7 +366,7 @@ async fn embedded(config: &Config) -> Result<NatsServer, BusError> {
 
 /// The server of a ledger that has none outside.
 pub(crate) fn embedded_options(
-    from: &config::Nats,
+    from: &config::NatsConfig,
     partitions: Partitions,
 ) -> Result<NatsServerOptions, NatsServerError> {
     let binary = match &from.server {
@@ -390,15 +390,11 @@ pub(crate) fn embedded_options(
 
 async fn prove(config: &Config, nats: &Nats) -> Result<(), BusError> {
     let from = &config.nats;
-    let wanted = match from.durability {
-        Durability::Fsync => durability::Durability::Fsync,
-        Durability::Relaxed => durability::Durability::Relaxed,
-    };
     let monitor = match &from.monitor_url {
         Some(url) => vec![read_monitor(url).await?],
         None => Vec::new(),
     };
-    match durability::prove(nats, wanted, from.replicas, &monitor).await? {
+    match durability::prove(nats, from.durability, from.replicas, &monitor).await? {
         Proof::Synced => info!("durable: the server syncs before it acknowledges"),
         Proof::Replicated(copies) => info!(copies, "durable: acknowledged by a majority"),
         Proof::Relaxed => {

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tracing::warn;
 
 use super::RoleError;
-use crate::config::{self, Config, Durability};
+use crate::config::{self, Config};
 
 /// What the gateway is told at its start.
 pub(super) fn told(config: &Config) -> GatewayConfig {
@@ -16,11 +16,7 @@ pub(super) fn told(config: &Config) -> GatewayConfig {
     GatewayConfig {
         upstreams: config.upstreams.clone(),
         neuron_models: own.map(|model| model.id.clone()).collect(),
-        durability: match config.nats.durability {
-            Durability::Fsync => "fsync",
-            Durability::Relaxed => "relaxed",
-        }
-        .to_owned(),
+        durability: config.nats.durability.to_string(),
         ..config.gateway.clone()
     }
 }
@@ -37,7 +33,7 @@ pub(super) fn prices(config: &Config) -> Prices {
     prices.map(|price| (price.model, price.rates)).collect()
 }
 
-fn key(key: &config::Key) -> KeyEntry {
+fn key(key: &config::DeclaredKey) -> KeyEntry {
     KeyEntry {
         on_short: key.policy.on_short,
         on_unknown: key.policy.on_unknown,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use seatbelt_ledger::{api::Ledger, nats::NatsJournal};
 use seatbelt_projector::{
-    Health, Opening, Parts, Projector,
+    Health, Opening, Projector, ProjectorParts,
     reconcile::{RECONCILE_GRACE, Reconcile, reconcile},
     store::NatsUsage,
 };
@@ -23,7 +23,7 @@ pub(super) async fn start(
 ) -> Result<(), RoleError> {
     let store = seatbelt_bus::snapshot_bucket(&bus.projector, &bus.names, bus.replicas).await;
     let feed = seatbelt_bus::FeedStream::open(&bus.projector, &bus.names, bus.replicas).await;
-    let parts = Parts::<NatsJournal> {
+    let parts = ProjectorParts::<NatsJournal> {
         names: bus.names.clone(),
         projector: bus.process.clone(),
         journals: Vec::new(),

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use seatbelt_bus::{Look, StoreLook, Writes, store_look::PAYLOAD_BYTES_MIN};
+use seatbelt_bus::{StoreLook, StoreSeen, Writes, store_look::PAYLOAD_BYTES_MIN};
 use seatbelt_gateway::{Cause, Reason, Room};
 use seatbelt_ledger::{cluster::ClusterLedger, nats::journal::STORES_NOTHING};
 use tokio::{
@@ -107,7 +107,7 @@ fn tell(known: &mut StoreState, state: StoreState) -> bool {
     changed
 }
 
-fn judge(look: &Look, disk_free: Option<u64>, failures: u32) -> StoreState {
+fn judge(look: &StoreSeen, disk_free: Option<u64>, failures: u32) -> StoreState {
     let store = |text: String| Reason {
         cause: Cause::Store,
         text,
@@ -197,14 +197,14 @@ impl Frozen {
 
 #[cfg(test)]
 mod tests {
-    use seatbelt_bus::Stored;
+    use seatbelt_bus::StoreFill;
 
     use super::*;
 
-    fn look(writes: Writes) -> Look {
-        Look {
+    fn look(writes: Writes) -> StoreSeen {
+        StoreSeen {
             writes,
-            stored: Some(Stored { used: 1, max: 100 }),
+            stored: Some(StoreFill { used: 1, max: 100 }),
             payload_max: 1 << 20,
         }
     }
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn a_store_nearly_full_is_a_warning_and_no_reason() {
         let mut full = look(Writes::Taken);
-        full.stored = Some(Stored { used: 90, max: 100 });
+        full.stored = Some(StoreFill { used: 90, max: 100 });
         let state = judge(&full, Some(DISK_FREE_LOW - 1), 0);
         assert_eq!(
             (state.reasons.len(), state.warnings.len()),

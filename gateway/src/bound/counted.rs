@@ -4,7 +4,7 @@
 //! allowances' matter, as with bytes. What cannot be counted, or takes too long to, is bounded by its bytes.
 
 use seatbelt_dialects::{Api, Ask, Escapes, Fields, Measure, Printed};
-use seatbelt_tokens::Counter;
+use seatbelt_tokens::TextCounter;
 use serde_json::Value;
 
 use super::{Bound, by_bytes, framing, output};
@@ -30,7 +30,7 @@ pub(crate) fn by_tokens(
     ask: &Ask,
     body: &Fields,
     limits: &Limits,
-    counter: &Counter,
+    counter: &TextCounter,
 ) -> Result<Bound, ApiError> {
     let loose = by_bytes(ask, limits)?;
     let context = limits.context.saturating_mul(ask.prompts.max(1));
@@ -54,7 +54,7 @@ pub(crate) fn by_tokens(
 
 /// Measures in tokens, up to a bound.
 struct Tokens<'a> {
-    counter: &'a Counter,
+    counter: &'a TextCounter,
     escapes: Escapes,
     entry: u64,
     most: u64,
@@ -64,7 +64,7 @@ struct Tokens<'a> {
 }
 
 impl<'a> Tokens<'a> {
-    fn new(counter: &'a Counter, most: u64) -> Self {
+    fn new(counter: &'a TextCounter, most: u64) -> Self {
         // OpenAI's own servers escape no more than they must
         let (escapes, entry) = match counter.as_encoding() {
             Some(_) => (Escapes::Needed, ENTRY_TOKENS),

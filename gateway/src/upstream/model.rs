@@ -1,15 +1,15 @@
 //! A model of a foreign upstream, ready to be asked for: its tokenizer read, its limits decided.
 
-use seatbelt_tokens::{Counter, Framing, TokenizerError, template_beside};
+use seatbelt_tokens::{Framing, TextCounter, TokenizerError, template_beside};
 
-use crate::config::{Limits, Tokenizer, UpstreamConfig, UpstreamModel};
+use crate::config::{Limits, TokenizerName, UpstreamConfig, UpstreamModel};
 
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) told: UpstreamModel,
     pub(crate) limits: Limits,
     /// Counts its tokens, where its tokenizer is known.
-    pub(crate) counter: Option<Counter>,
+    pub(crate) counter: Option<TextCounter>,
 }
 
 impl Model {
@@ -17,11 +17,11 @@ impl Model {
     pub(crate) fn read(told: &UpstreamModel, of: &UpstreamConfig) -> Result<Self, TokenizerError> {
         let (counter, seen) = match &told.tokenizer {
             None => (None, Framing::default()),
-            Some(Tokenizer::Encoding(encoding)) => {
-                (Some(Counter::encoding(*encoding)), Framing::default())
+            Some(TokenizerName::Encoding(encoding)) => {
+                (Some(TextCounter::encoding(*encoding)), Framing::default())
             }
-            Some(Tokenizer::File(path)) => {
-                let counter = Counter::file(path)?;
+            Some(TokenizerName::File(path)) => {
+                let counter = TextCounter::file(path)?;
                 let template = template_beside(path)?;
                 let seen = template.map(|template| Framing::of(&template, &counter));
                 (Some(counter), seen.unwrap_or_default())

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::atomic::Ordering::SeqCst, time::Duration};
 use seatbelt_schemas::{
     ids::{ModelId, NeuronId},
     neuron::{NeuronModel, NeuronRecord},
-    usage::{NeuronUsage, Outcome, UsageEvent},
+    usage::{NeuronOutcome, NeuronUsage, UsageEvent},
     window::Window,
 };
 use seatbelt_tokens::Recipe;
@@ -60,7 +60,12 @@ pub(crate) fn tiny(mut body: Value) -> Value {
     body
 }
 
-fn event(reservation: &str, outcome: Outcome, input_tokens: u64, output_tokens: u64) -> UsageEvent {
+fn event(
+    reservation: &str,
+    outcome: NeuronOutcome,
+    input_tokens: u64,
+    output_tokens: u64,
+) -> UsageEvent {
     UsageEvent {
         v: 1,
         reservation: reservation.to_owned(),
@@ -171,7 +176,7 @@ async fn a_client_that_leaves_stops_the_neuron_and_pays_what_it_reports() {
     eventually(async || (stack.upstream.open.load(SeqCst) == 0).then_some(())).await;
     stack
         .usage
-        .publish(event(&reservation, Outcome::Aborted, 10, 3));
+        .publish(event(&reservation, NeuronOutcome::Aborted, 10, 3));
     assert_eq!(stack.spent_once_idle().await, 13);
 }
 
@@ -188,7 +193,7 @@ async fn a_neuron_that_breaks_is_settled_from_its_report() {
         .to_owned();
     stack
         .usage
-        .publish(event(&reservation, Outcome::Failed, 10, 1));
+        .publish(event(&reservation, NeuronOutcome::Failed, 10, 1));
     read_until(&mut response, "hel").await;
     stack.upstream.go_on.notify_one();
     read_until(&mut response, "upstream_connection_error").await;
@@ -242,7 +247,12 @@ async fn a_neuron_that_ran_out_of_time_is_settled_from_its_report() {
         eventually(async || (stack.upstream.hits() > hits).then_some(())).await;
         let headers = stack.upstream.last().headers;
         let reservation = headers["x-seatbelt-reservation"].to_str().unwrap();
-        let reported = event(reservation, Outcome::Expired, input_tokens, output_tokens);
+        let reported = event(
+            reservation,
+            NeuronOutcome::Expired,
+            input_tokens,
+            output_tokens,
+        );
         stack.usage.publish(reported);
         assert_eq!(asked.await.unwrap().unwrap().status().as_u16(), 504);
         assert_eq!(stack.spent_once_idle().await, spent);

@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    Part,
+    ClusterPart,
     ground::{Ground, Met, Unopened},
-    place::{Place, Places},
+    place::{Places, WriterPlace},
 };
 use crate::{
     api::Ledger,
@@ -36,7 +36,7 @@ const NOTE_MAX: Duration = Duration::from_secs(2);
 /// This process's place at one partition: waits for the lease, hosts while it holds it.
 pub(super) struct Seat<G> {
     pub(super) ground: G,
-    pub(super) part: Part,
+    pub(super) part: ClusterPart,
     pub(super) leases: Leases,
     pub(super) partition: Partition,
     pub(super) local: Arc<Places>,
@@ -90,7 +90,7 @@ impl<G: Ground> Seat<G> {
                 }
                 End::Damaged(reason) => {
                     error!(%partition, reason, "partition cannot be served");
-                    self.local.set(Place::Trouble(reason));
+                    self.local.set(WriterPlace::Unserved(reason));
                     failures += 1;
                     growing(failures)
                 }
@@ -113,7 +113,7 @@ impl<G: Ground> Seat<G> {
             lease = &mut acquired => return lease,
             () = tokio::time::sleep(ELSEWHERE_AFTER) => {}
         }
-        self.local.set(Place::Elsewhere);
+        self.local.set(WriterPlace::Elsewhere);
         acquired.await
     }
 
@@ -159,7 +159,7 @@ impl<G: Ground> Seat<G> {
         hosted.stop().await;
         self.offset_ms
             .send_replace(hosted.handle().clock_offset_ms());
-        self.local.set(Place::Elsewhere);
+        self.local.set(WriterPlace::Elsewhere);
         // nobody who takes over waits for what only a later opening reads
         lease.release().await;
         self.remember(&journal).await;
@@ -212,7 +212,7 @@ impl<G: Ground> Seat<G> {
             Err(failure) => return (End::SteppedDown(failure.to_string()), None),
         };
         info!(partition = %self.partition, "hosting");
-        self.local.set(Place::Here(handle.clone()));
+        self.local.set(WriterPlace::Here(handle.clone()));
         let serving = async {
             let end = tokio::select! {
                 biased;
@@ -221,7 +221,7 @@ impl<G: Ground> Seat<G> {
                 () = self.shutdown.cancelled() => End::Shutdown,
             };
             if !matches!(end, End::Shutdown) {
-                self.local.set(Place::Elsewhere);
+                self.local.set(WriterPlace::Elsewhere);
             }
             end
         };

@@ -2,7 +2,7 @@
 
 use seatbelt_schemas::command::ReserveOutcome;
 
-use super::{handle::Waiting, task::Task};
+use super::{handle::Asker, task::Task};
 use crate::{
     journal::Journal,
     writer::{Reply, Writer},
@@ -11,12 +11,12 @@ use crate::{
 impl<J: Journal> Task<J> {
     /// Gives out the answers that are due; takes back a hold that nobody is there to receive. Of a reserve
     /// that was sent again, one caller who hears of the hold is enough to keep it, now or earlier.
-    pub(super) fn deliver(&self, writer: &mut Writer<Waiting>) {
+    pub(super) fn deliver(&self, writer: &mut Writer<Asker>) {
         let told = writer.told();
         let answers: Vec<_> = writer.answers().collect();
         let (mut received, mut returned) = (Vec::new(), Vec::new());
         for (waiting, answer) in answers {
-            let Waiting {
+            let Asker {
                 sender, account, ..
             } = waiting;
             let grant = match &answer {

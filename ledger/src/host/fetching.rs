@@ -9,12 +9,12 @@ use seatbelt_schemas::ids::AccountId;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use super::{clock::HostClock, handle::Waiting, skew::Look, task::Task, timepiece::Looked};
+use super::{clock::HostClock, handle::Asker, skew::ClockLook, task::Task, timepiece::Looked};
 use crate::{
     journal::{Journal, Sequence},
     lookup,
-    outcomes::{HOT_MAX, ahead::Unread},
-    recovery::{Base, Source, open::open_accounts},
+    outcomes::{HOT_MAX, ahead::Unsearched},
+    recovery::{Base, RecoverySource, open::open_accounts},
     writer::{
         Next, StepDown, Writer,
         cold::{Fetch, Fetched},
@@ -35,7 +35,7 @@ const CLEAR_EVERY: Duration = Duration::from_secs(1);
 impl<J: Journal> Task<J> {
     /// Begins to fetch what the writer wants, up to its bound at once, and now and then looks
     /// which accounts could leave memory.
-    pub(super) fn begin_fetches(&mut self, writer: &mut Writer<Waiting>) {
+    pub(super) fn begin_fetches(&mut self, writer: &mut Writer<Asker>) {
         while self.fetches.len() < self.fetches_max
             && let Some(fetch) = writer.take_fetch()
         {
@@ -66,7 +66,7 @@ impl<J: Journal> Task<J> {
     /// Takes in what comes back; why the writer is over, where that shows it.
     pub(super) fn bring(
         &mut self,
-        writer: &mut Writer<Waiting>,
+        writer: &mut Writer<Asker>,
         brought: Brought,
     ) -> Option<StepDown> {
         match brought {
@@ -104,7 +104,7 @@ impl<J: Journal> Task<J> {
     /// Why the writer has lost its place, where the journal's end shows that.
     fn lost_its_place(
         &mut self,
-        writer: &Writer<Waiting>,
+        writer: &Writer<Asker>,
         Ends { least, end }: Ends,
     ) -> Option<StepDown> {
         self.short_looks = match end < least {
@@ -130,12 +130,12 @@ pub(super) enum Brought {
 }
 
 /// Looks at the server's clock.
-pub(super) async fn look<J: Journal>(source: Source<J>, clock: HostClock) -> Looked {
+pub(super) async fn look<J: Journal>(source: RecoverySource<J>, clock: HostClock) -> Looked {
     let asked = clock.read();
     let told = source.journal.server_ms().await;
     let heard = clock.read();
     match told {
-        Ok(Some(server_ms)) => Looked::At(Look {
+        Ok(Some(server_ms)) => Looked::At(ClockLook {
             asked,
             heard,
             server_ms,
@@ -158,7 +158,11 @@ pub(super) struct Ends {
 
 /// The same, and where the journal ends by now: a writer that has nothing to write would not hear that it
 /// was overtaken, or that the journal has lost its end.
-async fn look_around<J: Journal>(source: Source<J>, clock: HostClock, least: Sequence) -> Brought {
+async fn look_around<J: Journal>(
+    source: RecoverySource<J>,
+    clock: HostClock,
+    least: Sequence,
+) -> Brought {
     let looked = look(source.clone(), clock).await;
     let end = source.journal.end().await.ok();
     Brought::Looked(looked, end.map(|end| Ends { least, end }))
@@ -166,7 +170,7 @@ async fn look_around<J: Journal>(source: Source<J>, clock: HostClock, least: Seq
 
 /// Fetches one thing; tries for a while, as callers wait for it.
 async fn fetched<J: Journal>(
-    source: Source<J>,
+    source: RecoverySource<J>,
     base: Base,
     fetch: Fetch,
     end: Sequence,
@@ -203,7 +207,7 @@ async fn fetched<J: Journal>(
 /// Finds the accounts with open reservations up to `end`, beside the task of the partition; tries for as
 /// long as the writer lives, as their deadlines are watched by nobody else.
 pub(super) async fn opened<J: Journal>(
-    source: Source<J>,
+    source: RecoverySource<J>,
     end: Sequence,
     clock: HostClock,
 ) -> Brought {
@@ -227,9 +231,9 @@ pub(super) async fn opened<J: Journal>(
 
 /// Reads a piece of the journal that may be long, beside the task of the partition.
 async fn read_above<J: Journal>(
-    source: &Source<J>,
+    source: &RecoverySource<J>,
     base: &Base,
-    unread: Unread,
+    unread: Unsearched,
 ) -> Result<Fetched, String> {
     let (journal, base) = (Arc::clone(&source.journal), base.clone());
     let reading = async move { lookup::above(&*journal, unread, HOT_MAX, base.skipped()).await };

@@ -19,7 +19,7 @@ use crate::{
         Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, Resize, Resolution,
         Settle, Standing, Taken,
     },
-    shares::{Place, Shares},
+    shares::{Share, Shares},
     writer::{Caller, Reply, Request},
 };
 
@@ -29,14 +29,14 @@ use crate::{
     reason = "nearly every message is a command"
 )]
 pub(super) enum Message {
-    Command(Request, Waiting, Option<Place>),
+    Command(Request, Asker, Option<Share>),
     /// Someone has left: see [`Handed::left`].
     Left,
 }
 
 /// Someone in this process who waits for an answer.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct Asker {
     pub(super) sender: oneshot::Sender<Answer<Reply>>,
     /// Whose hold it would be, for a reserve.
     pub(super) account: Option<AccountId>,
@@ -44,7 +44,7 @@ pub(super) struct Waiting {
     pub(super) lasting: Option<oneshot::Sender<Answer<Reply>>>,
 }
 
-impl Caller for Waiting {
+impl Caller for Asker {
     fn is_gone(&self) -> bool {
         self.sender.is_closed()
     }
@@ -157,7 +157,7 @@ impl PartitionHandle {
             Some(account) => Some(self.place(account)?),
             None => None,
         };
-        let waiting = Waiting {
+        let waiting = Asker {
             sender,
             account,
             lasting,
@@ -170,7 +170,7 @@ impl PartitionHandle {
         }
     }
 
-    fn place(&self, account: &AccountId) -> Result<Place, CommandError> {
+    fn place(&self, account: &AccountId) -> Result<Share, CommandError> {
         self.handed.shares.take(account).ok_or_else(|| {
             let most = CHANNEL_SHARE_MAX;
             self.unavailable(&format!(

@@ -45,7 +45,7 @@ impl Reading {
 
 /// One look at the server's clock.
 #[derive(Debug, Clone, Copy)]
-pub struct Look {
+pub struct ClockLook {
     /// When it was asked.
     pub asked: Reading,
     /// When its answer was there.
@@ -54,7 +54,7 @@ pub struct Look {
     pub server_ms: u64,
 }
 
-impl Look {
+impl ClockLook {
     /// How far the host is ahead of the server.
     pub fn skew(&self) -> Skew {
         let server_ms = signed(self.server_ms);
@@ -124,7 +124,7 @@ mod tests {
             wall_ms: SERVER_MS.checked_add_signed(off_ms).unwrap(),
             at: Instant::now(),
         };
-        let look = Look {
+        let look = ClockLook {
             asked: reading(asked_ms),
             heard: reading(heard_ms),
             server_ms: SERVER_MS,

@@ -18,12 +18,12 @@ use super::{
     appending::{Ended, RETRY_FIRST, RETRY_LONGEST, append},
     clock::HostClock,
     fetching::{Brought, look, opened},
-    handle::{Handed, Message, Waiting},
+    handle::{Asker, Handed, Message},
     timepiece::{Looked, Timepiece},
 };
 use crate::{
     journal::{AppendError, Journal},
-    recovery::{Base, RecoveryError, Source},
+    recovery::{Base, RecoveryError, RecoverySource},
     writer::{Next, PENDING_EVENTS_MAX, StepDown, Writer, WriterConfig},
 };
 
@@ -39,7 +39,7 @@ const FLUSH_MAX: Duration = Duration::from_secs(10);
 /// The task of one partition.
 pub(super) struct Task<J> {
     pub(super) config: WriterConfig,
-    pub(super) source: Source<J>,
+    pub(super) source: RecoverySource<J>,
     /// What accounts that are not in memory are loaded from.
     pub(super) base: Base,
     pub(super) fetches: FuturesUnordered<BoxFuture<'static, Brought>>,
@@ -172,7 +172,7 @@ impl<J: Journal> Task<J> {
     }
 
     /// Serves: one thing at a time, what is due before what is new. An append goes on beside it.
-    async fn work(&mut self, writer: &mut Writer<Waiting>) -> End {
+    async fn work(&mut self, writer: &mut Writer<Asker>) -> End {
         let mut work = Work::new(self.clock());
         loop {
             if let Some(end) = self.prepare(writer, &mut work) {
@@ -215,7 +215,7 @@ impl<J: Journal> Task<J> {
     }
 
     /// Does what is due and begins what may begin; the end, where it has come.
-    fn prepare(&mut self, writer: &mut Writer<Waiting>, work: &mut Work) -> Option<End> {
+    fn prepare(&mut self, writer: &mut Writer<Asker>, work: &mut Work) -> Option<End> {
         if work.appending.is_none()
             && let Some(off) = self.time.off()
         {
@@ -251,7 +251,7 @@ impl<J: Journal> Task<J> {
     }
 
     /// Begins the next append, if there is one.
-    fn begin_append(&self, writer: &mut Writer<Waiting>, work: &mut Work) -> bool {
+    fn begin_append(&self, writer: &mut Writer<Asker>, work: &mut Work) -> bool {
         let Some((expected, payload)) = writer.take_append() else {
             return false;
         };
@@ -263,7 +263,7 @@ impl<J: Journal> Task<J> {
     }
 
     /// Tells the writer what came of its append; why it is over, if it is.
-    fn appended(&self, writer: &mut Writer<Waiting>, ended: Ended) -> Option<StepDown> {
+    fn appended(&self, writer: &mut Writer<Asker>, ended: Ended) -> Option<StepDown> {
         let next = match ended {
             Ended::Landed(sequence) => writer.appended(Ok(sequence)),
             Ended::Found(payload) => writer.read_back(Some(&payload)),
@@ -286,7 +286,7 @@ impl<J: Journal> Task<J> {
     }
 
     /// How long until time makes something due, as far as is known now.
-    fn until_due(&self, writer: &Writer<Waiting>) -> Option<Duration> {
+    fn until_due(&self, writer: &Writer<Asker>) -> Option<Duration> {
         let due = writer.next_wake_ms().map(|at_ms| {
             let left = Duration::from_millis(at_ms.saturating_sub(self.time.ms()));
             left.min(SLEEP_MAX)
@@ -299,7 +299,7 @@ impl<J: Journal> Task<J> {
     }
 
     /// The time, once the writer knows by how much the clock was set.
-    pub(super) fn now_ms(&mut self, writer: &mut Writer<Waiting>) -> u64 {
+    pub(super) fn now_ms(&mut self, writer: &mut Writer<Asker>) -> u64 {
         let (now_ms, step_ms) = self.time.read();
         if step_ms != 0 {
             warn!(partition = %self.config.partition, step_ms, "the clock was set");
@@ -309,7 +309,7 @@ impl<J: Journal> Task<J> {
     }
 
     /// Does what time has made due and what callers left behind, a bounded piece of it at a time.
-    fn tend(&mut self, writer: &mut Writer<Waiting>) {
+    fn tend(&mut self, writer: &mut Writer<Asker>) {
         let now_ms = self.now_ms(writer);
         let left = std::mem::take(&mut *self.handed.left());
         for account in &left {
@@ -321,7 +321,7 @@ impl<J: Journal> Task<J> {
         self.deliver(writer);
     }
 
-    fn take_burst(&mut self, writer: &mut Writer<Waiting>, first: Message) {
+    fn take_burst(&mut self, writer: &mut Writer<Asker>, first: Message) {
         let until = self.time.clock().instant() + BURST_TIME_MAX;
         let mut next = Some(first);
         let mut taken = 0;
@@ -374,12 +374,12 @@ impl Work {
     }
 
     /// Whether more may be decided while the append goes on.
-    fn has_room(&self, writer: &Writer<Waiting>) -> bool {
+    fn has_room(&self, writer: &Writer<Asker>) -> bool {
         self.appending.is_none() || writer.pending() < PENDING_EVENTS_MAX / 2
     }
 
     /// How long commands may still wait for what is fetched, where they hold up the end.
-    fn until_nothing_is_fetched(&self, writer: &Writer<Waiting>) -> Option<Duration> {
+    fn until_nothing_is_fetched(&self, writer: &Writer<Asker>) -> Option<Duration> {
         if writer.parked() == 0 {
             return None;
         }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     clock::{HostClock, signed, whole_ms},
-    skew::{ClockOff, Look, Reading, Skew},
+    skew::{ClockLook, ClockOff, Reading, Skew},
 };
 
 /// Steps of the wall clock below this are taken as its going: what a machine's time service does to keep
@@ -26,7 +26,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) enum Looked {
     /// Its time.
-    At(Look),
+    At(ClockLook),
     /// That it has none: the journal is kept in this process.
     NoClock,
     /// Nothing, this time.
@@ -182,7 +182,7 @@ mod tests {
 
     fn look(time: &mut Timepiece, server_ms: u64) {
         let now = time.clock().read();
-        time.looked(&Looked::At(Look {
+        time.looked(&Looked::At(ClockLook {
             asked: now,
             heard: now,
             server_ms,

@@ -21,7 +21,7 @@ use crate::host::clock::HostClock;
 /// What befalls one append. An append at the wrong place is refused whatever the script says, as a
 /// server would.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum JournalFault {
     /// It goes well.
     None,
     /// It lands, and the caller never learns: the acknowledgement is lost.
@@ -40,7 +40,7 @@ pub enum Fault {
 #[derive(Debug, Default)]
 struct Log {
     commits: Vec<Bytes>,
-    faults: VecDeque<Fault>,
+    faults: VecDeque<JournalFault>,
     delayed: Option<(Sequence, Bytes)>,
 }
 
@@ -72,22 +72,22 @@ impl Log {
             expected,
             source: source.to_owned().into(),
         };
-        match self.faults.pop_front().unwrap_or(Fault::None) {
-            Fault::None => self.push_if(expected, payload),
-            Fault::UnknownLanded => {
+        match self.faults.pop_front().unwrap_or(JournalFault::None) {
+            JournalFault::None => self.push_if(expected, payload),
+            JournalFault::UnknownLanded => {
                 self.push_if(expected, payload)?;
                 Err(unknown("the acknowledgement was lost"))
             }
-            Fault::UnknownLost => Err(unknown("the append was lost")),
-            Fault::UnknownDelayed => {
+            JournalFault::UnknownLost => Err(unknown("the append was lost")),
+            JournalFault::UnknownDelayed => {
                 self.delayed = Some((expected, payload));
                 Err(unknown("the append is late"))
             }
-            Fault::Replicating => {
+            JournalFault::Replicating => {
                 self.delayed = Some((expected, payload));
                 Err(AppendError::WrongSequence { expected })
             }
-            Fault::Refused => Err(AppendError::Refused {
+            JournalFault::Refused => Err(AppendError::Refused {
                 detail: "refused by script".to_owned(),
             }),
         }
@@ -139,7 +139,7 @@ impl MemoryJournal {
     }
 
     /// Scripts what befalls the next appends, after those scripted before.
-    pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
+    pub fn script(&self, faults: impl IntoIterator<Item = JournalFault>) {
         self.lock().faults.extend(faults);
     }
 
@@ -238,7 +238,7 @@ mod tests {
     #[tokio::test]
     async fn a_lost_acknowledgement_leaves_the_commit_there() {
         let journal = MemoryJournal::new();
-        journal.script([Fault::UnknownLanded]);
+        journal.script([JournalFault::UnknownLanded]);
         let outcome = journal.append(Sequence(0), bytes("a")).await;
         assert!(matches!(outcome, Err(AppendError::Unknown { .. })));
         assert_eq!(journal.commits(), [bytes("a")]);
@@ -247,7 +247,7 @@ mod tests {
     #[tokio::test]
     async fn a_lost_or_refused_append_leaves_nothing() {
         let journal = MemoryJournal::new();
-        journal.script([Fault::UnknownLost, Fault::Refused]);
+        journal.script([JournalFault::UnknownLost, JournalFault::Refused]);
         let lost = journal.append(Sequence(0), bytes("a")).await;
         assert!(matches!(lost, Err(AppendError::Unknown { .. })));
         let refused = journal.append(Sequence(0), bytes("a")).await;
@@ -258,7 +258,7 @@ mod tests {
     #[tokio::test]
     async fn a_delayed_append_takes_its_place_before_its_own_retry() {
         let journal = MemoryJournal::new();
-        journal.script([Fault::UnknownDelayed]);
+        journal.script([JournalFault::UnknownDelayed]);
         let late = journal.append(Sequence(0), bytes("a")).await;
         assert!(matches!(late, Err(AppendError::Unknown { .. })));
         assert!(journal.commits().is_empty());

@@ -7,7 +7,7 @@
 
 use futures::TryStreamExt;
 use seatbelt_schemas::{
-    commit::{Commit, Unread},
+    commit::{Commit, UnreadCommit},
     event::EventBody,
     skipped::{SKIPPED_MAX, Skipped, Stray},
 };
@@ -141,7 +141,7 @@ pub enum Kind {
 
 /// Tells by its header what a message is that does not continue the journal after `head`.
 pub fn kind(head: &Head, payload: &[u8]) -> Kind {
-    let Ok(unread) = Unread::of(payload) else {
+    let Ok(unread) = UnreadCommit::of(payload) else {
         return Kind::Foreign;
     };
     let (header, next) = (unread.header(), head.position.next());
@@ -157,7 +157,7 @@ pub fn kind(head: &Head, payload: &[u8]) -> Kind {
 
 /// What becomes of the messages at a journal's end that do not continue it, as far as their bytes tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum StrayVerdict {
     /// None of them was ever a commit of this journal.
     Strays,
     /// One stands where the next commit belongs, or says that it stands later and contradicts itself: most likely
@@ -170,18 +170,18 @@ pub enum Verdict {
 
 /// Judges the messages behind `head`. A writer appends behind the commit before and nowhere else, so that one of
 /// a later place with nothing between that may be damaged is none of this journal.
-pub fn judge(head: &Head, messages: &[Stored]) -> Verdict {
-    let mut verdict = Verdict::Strays;
+pub fn judge(head: &Head, messages: &[Stored]) -> StrayVerdict {
+    let mut verdict = StrayVerdict::Strays;
     let mut may_be_damaged = false;
     for message in messages {
         let is_whole = Commit::read(&message.payload).is_ok();
         match kind(head, &message.payload) {
-            Kind::Later if may_be_damaged => return Verdict::Middle(message.sequence),
-            Kind::Later if !is_whole => verdict = Verdict::Damaged,
-            Kind::Damaged => verdict = Verdict::Damaged,
+            Kind::Later if may_be_damaged => return StrayVerdict::Middle(message.sequence),
+            Kind::Later if !is_whole => verdict = StrayVerdict::Damaged,
+            Kind::Damaged => verdict = StrayVerdict::Damaged,
             Kind::Later | Kind::Foreign | Kind::Copy => {}
         }
-        may_be_damaged |= !is_whole || verdict == Verdict::Damaged;
+        may_be_damaged |= !is_whole || verdict == StrayVerdict::Damaged;
     }
     verdict
 }

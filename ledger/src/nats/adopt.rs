@@ -21,7 +21,7 @@ use super::{Doubt, NatsJournal, OpenError, Witnesses};
 use crate::{
     host::now_ms,
     journal::{AppendError, Journal, ReadError, Sequence},
-    recovery::{RecoveryError, Source},
+    recovery::{RecoveryError, RecoverySource},
     resume::Resumed,
     store::StoreError,
     writer::{Caller, Word, Writer, WriterConfig},
@@ -173,7 +173,7 @@ impl Adoption {
         end: Sequence,
         reason: String,
     ) -> Result<(Sequence, ChainHash), AdoptError> {
-        let source = Source {
+        let source = RecoverySource {
             journal: Arc::new(journal.clone()),
             snapshots: None,
             partition: self.partition,

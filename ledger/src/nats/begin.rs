@@ -6,7 +6,7 @@ use seatbelt_bus::{GenesisError, Meta, Nats, ProvisionError};
 use seatbelt_schemas::{names::Names, position::Partition};
 use tracing::debug;
 
-use super::{Known, OpenError, Witnesses};
+use super::{OpenError, Sighting, Witnesses};
 
 /// Begins every journal that nobody ever saw, so that those who append to journals and those who read
 /// them need make none. One that is in doubt is left as it is: whoever opens it next says why. `seen` is
@@ -16,7 +16,7 @@ pub async fn begin_journals(
     names: &Names,
     meta: &Meta,
     replicas: u8,
-    seen: &BTreeMap<Partition, Known>,
+    seen: &BTreeMap<Partition, Sighting>,
 ) -> Result<(), GenesisError> {
     for partition in meta.partitions.iter() {
         let witnesses = Witnesses::new(nats, names, partition, &meta.ledger);

@@ -71,7 +71,7 @@ struct Mark {
 
 /// A commit that somebody has seen on the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Known {
+pub struct Sighting {
     /// Who, for people.
     pub by: &'static str,
     /// Its place.
@@ -210,7 +210,7 @@ impl OpenError {
 
 /// What is on record about a journal.
 struct Record {
-    known: Vec<Known>,
+    known: Vec<Sighting>,
     fed: Option<Fed>,
 }
 
@@ -224,7 +224,7 @@ impl Record {
     fn nothing_there<T>(&self, partition: Partition) -> Result<T, OpenError> {
         let most = self.known.iter().max_by_key(|known| known.at);
         match (most, &self.fed) {
-            (Some(&Known { by, at, .. }), _) => Err(Doubt::Lost { partition, by, at }.into()),
+            (Some(&Sighting { by, at, .. }), _) => Err(Doubt::Lost { partition, by, at }.into()),
             (None, Some(fed)) => {
                 let at = fed.position;
                 Err(Doubt::LostOnFeed { partition, at }.into())
@@ -242,7 +242,7 @@ pub struct Witnesses {
     partition: Partition,
     ledger: LedgerId,
     /// What was seen away from the server.
-    checkpoint: Option<Known>,
+    checkpoint: Option<Sighting>,
 }
 
 impl Witnesses {
@@ -259,13 +259,17 @@ impl Witnesses {
 
     /// The same, with what a checkpoint saw of the journal, away from the server.
     #[must_use]
-    pub fn and_checkpoint(self, checkpoint: Option<Known>) -> Self {
+    pub fn and_checkpoint(self, checkpoint: Option<Sighting>) -> Self {
         Self { checkpoint, ..self }
     }
 
     /// Opens the journal to append to it. It is made only where nobody ever saw one; `own` is what this
     /// process itself saw.
-    pub async fn open(&self, replicas: u8, own: Option<Known>) -> Result<NatsJournal, OpenError> {
+    pub async fn open(
+        &self,
+        replicas: u8,
+        own: Option<Sighting>,
+    ) -> Result<NatsJournal, OpenError> {
         let (nats, names, partition) = (&self.nats, &self.names, self.partition);
         let mut record = self.record(Reach::Near).await?;
         record.known.extend(own);
@@ -467,7 +471,7 @@ impl Witnesses {
     }
 }
 
-fn missed(partition: Partition, found: String, seen: Known) -> Doubt {
+fn missed(partition: Partition, found: String, seen: Sighting) -> Doubt {
     let at = seen.at;
     Doubt::Checkpoint {
         partition,
@@ -491,9 +495,9 @@ fn begun(first: ByteBuf, end: Sequence, last: ChainHash) -> bytes::Bytes {
     wire::encode(&begun).into()
 }
 
-fn seen(by: &'static str, at: u64, hash: &[u8]) -> Option<Known> {
+fn seen(by: &'static str, at: u64, hash: &[u8]) -> Option<Sighting> {
     let hash = ChainHash(hash.try_into().ok()?);
-    (at > 0).then_some(Known {
+    (at > 0).then_some(Sighting {
         by,
         at: Sequence(at),
         hash,
@@ -511,7 +515,7 @@ async fn compare(
     journal: &impl Journal,
     partition: Partition,
     ledger: &LedgerId,
-    known: &[Known],
+    known: &[Sighting],
 ) -> Result<(), OpenError> {
     let first = journal.get(Sequence(1)).await?;
     let genesis = first.and_then(|first| genesis_of(&first.payload));
@@ -526,7 +530,7 @@ async fn compare(
     }
     let end = journal.end().await?;
     let most = known.iter().max_by_key(|known| known.at);
-    if let Some(&Known { by, at, .. }) = most.filter(|most| most.at > end) {
+    if let Some(&Sighting { by, at, .. }) = most.filter(|most| most.at > end) {
         return Err(Doubt::Shorter {
             partition,
             end,
@@ -535,7 +539,7 @@ async fn compare(
         }
         .into());
     }
-    for &Known { by, at, hash } in known {
+    for &Sighting { by, at, hash } in known {
         let stored = journal.get(at).await?.ok_or(ReadError::Gap { at })?;
         if ChainHash::of(&stored.payload) != hash {
             return Err(Doubt::Replaced { partition, by, at }.into());

@@ -6,10 +6,10 @@ use futures::{FutureExt, future::BoxFuture};
 use seatbelt_bus::{Bucket, Nats, ProvisionError, snapshot_bucket};
 use seatbelt_schemas::{chain::in_one_line, names::Names, position::Partition};
 
-use super::{Known, LeaseBucket, NatsJournal, OpenError, Witnesses};
+use super::{LeaseBucket, NatsJournal, OpenError, Sighting, Witnesses};
 use crate::{
     cluster::{
-        ClusterLedger, Part,
+        ClusterLedger, ClusterPart,
         ground::{Ground, Met, Unopened},
     },
     host::{HostConfig, bounds::Bounds},
@@ -27,7 +27,7 @@ pub struct ClusterConfig {
     /// Copies of every stream.
     pub replicas: u8,
     /// What a checkpoint that is kept away from the server saw of each journal.
-    pub checkpoint: BTreeMap<Partition, Known>,
+    pub checkpoint: BTreeMap<Partition, Sighting>,
 }
 
 impl ClusterLedger {
@@ -37,7 +37,7 @@ impl ClusterLedger {
         let snapshots = snapshot_bucket(nats, names, replicas).await?;
         let leases = LeaseBucket::open(nats, names, replicas).await?;
         let leases = Leases::start(Arc::new(leases), &config.host.writer);
-        let part = Part {
+        let part = ClusterPart {
             host: config.host.clone(),
             names: names.clone(),
             bounds: Bounds::default(),
@@ -90,7 +90,7 @@ impl Ground for NatsGround {
     ) -> BoxFuture<'_, Result<NatsJournal, Unopened>> {
         async move {
             let by = "this process";
-            let own = own.map(|(at, hash)| Known { by, at, hash });
+            let own = own.map(|(at, hash)| Sighting { by, at, hash });
             let opened = self
                 .witnesses(partition)
                 .open(self.config.replicas, own)

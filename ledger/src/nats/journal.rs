@@ -15,9 +15,9 @@ use futures::{
 use seatbelt_bus::{
     Nats, ProvisionError, Settings,
     cursor::{Cursor, CursorError, Item},
-    publish::{NOBODY, Published, SILENCE, publish_after},
+    publish::{Acceptance, NOBODY, SILENCE, publish_after},
     settings::JOURNAL_DESCRIPTION,
-    stream::{ApiError, StreamInfo, ask, info, message_at, provision_error},
+    stream::{JetStreamError, StreamInfo, ask, info, message_at, provision_error},
 };
 use seatbelt_schemas::{names::Names, position::Partition};
 use tokio::time::timeout;
@@ -126,7 +126,7 @@ impl NatsJournal {
         updated.map(drop).map_err(failed)
     }
 
-    async fn publish(&self, expected: Sequence, payload: Bytes, patience: Duration) -> Published {
+    async fn publish(&self, expected: Sequence, payload: Bytes, patience: Duration) -> Acceptance {
         let (stream, subject) = (&self.stream, &self.subject);
         publish_after(&self.nats, stream, subject, expected.0, payload, patience).await
     }
@@ -145,7 +145,7 @@ impl NatsJournal {
             return unknown;
         }
         let probe = self.publish(NOWHERE, Bytes::new(), PROBE_MAX).await;
-        if !matches!(probe, Published::WrongPlace) {
+        if !matches!(probe, Acceptance::WrongPlace) {
             return unknown;
         }
         match timeout(PROBE_MAX, self.end()).await {
@@ -184,7 +184,7 @@ impl NatsJournal {
 impl Journal for NatsJournal {
     async fn append(&self, expected: Sequence, payload: Bytes) -> Result<Sequence, AppendError> {
         match self.publish(expected, payload, APPEND_MAX).await {
-            Published::Acknowledged(ack) => {
+            Acceptance::Acknowledged(ack) => {
                 let landed = Sequence(ack.sequence);
                 // no id is ever sent, so a duplicate would be somebody else's message
                 if landed == expected.next() && !ack.duplicate {
@@ -192,25 +192,25 @@ impl Journal for NatsJournal {
                 }
                 Err(AppendError::WrongSequence { expected })
             }
-            Published::WrongPlace => Err(AppendError::WrongSequence { expected }),
-            Published::Refused(detail) => Err(AppendError::Refused { detail }),
+            Acceptance::WrongPlace => Err(AppendError::WrongSequence { expected }),
+            Acceptance::Refused(detail) => Err(AppendError::Refused { detail }),
             // nobody listens on the subject of a stream that was deleted: the fence is gone with it
-            Published::Nobody | Published::Unknown(_)
+            Acceptance::Nobody | Acceptance::Unknown(_)
                 if expected > Sequence(0) && self.is_gone().await =>
             {
                 Err(AppendError::WrongSequence { expected })
             }
-            Published::Unknown(source) => Err(AppendError::Unknown { expected, source }),
-            Published::Nobody => Err(AppendError::Unknown {
+            Acceptance::Unknown(source) => Err(AppendError::Unknown { expected, source }),
+            Acceptance::Nobody => Err(AppendError::Unknown {
                 expected,
                 source: NOBODY.into(),
             }),
-            Published::Silence => Err(self.after_silence(expected).await),
+            Acceptance::Silence => Err(self.after_silence(expected).await),
         }
     }
 
     async fn end(&self) -> Result<Sequence, ReadError> {
-        let unreachable = |error: ApiError| ReadError::Unreachable {
+        let unreachable = |error: JetStreamError| ReadError::Unreachable {
             at: Sequence(0),
             source: error.into(),
         };

@@ -11,7 +11,7 @@ use seatbelt_schemas::names::Names;
 use tracing::warn;
 
 use crate::{
-    lease::{Change, LeaseStore},
+    lease::{LeaseChange, LeaseStore},
     store::{Kept, Revision, StoreError, WriteError},
 };
 
@@ -31,7 +31,7 @@ impl LeaseBucket {
         })
     }
 
-    async fn next(&self, cursor: &mut Cursor) -> Result<Change, StoreError> {
+    async fn next(&self, cursor: &mut Cursor) -> Result<LeaseChange, StoreError> {
         let item = match cursor.next().await {
             Ok(item) => item,
             Err(source) => {
@@ -46,7 +46,7 @@ impl LeaseBucket {
         let message = item.message.message;
         let prefix = self.bucket.subject_prefix();
         let key = message.subject.strip_prefix(&prefix).unwrap_or_default();
-        Ok(Change {
+        Ok(LeaseChange {
             key: key.to_owned(),
             revision: Revision(item.sequence),
             value: message.payload,
@@ -76,7 +76,7 @@ impl LeaseStore for LeaseBucket {
         self.bucket.delete(key, expected).boxed()
     }
 
-    fn watch(&self) -> BoxStream<'static, Result<Change, StoreError>> {
+    fn watch(&self) -> BoxStream<'static, Result<LeaseChange, StoreError>> {
         let cursor = Cursor::after(self.nats.clone(), self.bucket.stream(), 0);
         stream::unfold((self.clone(), cursor), |(store, mut cursor)| async move {
             let change = store.next(&mut cursor).await;

@@ -10,7 +10,7 @@ use seatbelt_bus::{
 };
 
 use crate::{
-    remote::post::{Asked, Correspondence, Heard, Listens, Post, Requests, SendError},
+    remote::post::{Correspondence, Heard, IncomingRequest, Listens, Post, Requests, SendError},
     store::StoreError,
 };
 
@@ -63,7 +63,7 @@ impl Correspondence for Letters {
 }
 
 impl Requests for Received {
-    fn next(&mut self) -> BoxFuture<'_, Option<Asked>> {
+    fn next(&mut self) -> BoxFuture<'_, Option<IncomingRequest>> {
         Received::next(self).boxed()
     }
 

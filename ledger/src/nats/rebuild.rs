@@ -30,7 +30,7 @@ use super::{
 use crate::{
     journal::{AppendError, Journal, ReadError, Sequence},
     outcomes::HOT_MAX,
-    recovery::{RecoveryError, Source},
+    recovery::{RecoveryError, RecoverySource},
     store::{Kept, Revision, StoreError, WriteError},
     writer::Word,
 };
@@ -220,7 +220,7 @@ async fn say(nats: &Nats, adoption: &Adoption) -> Result<Option<String>, Rebuild
     }
     let (names, partition) = (&adoption.names, adoption.partition);
     let journal = NatsJournal::reopen(nats, names, partition, adoption.replicas).await?;
-    let source = Source {
+    let source = RecoverySource {
         journal: Arc::new(journal.clone()),
         snapshots: None,
         partition,

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     journal::{
         AppendError, Journal, ReadError, Sequence, Stored,
-        strays::{self, Verdict},
+        strays::{self, StrayVerdict},
     },
     outcomes::HOT_MAX,
     recovery::RecoveryError,
@@ -64,7 +64,7 @@ pub enum SkipError {
         /// The partition.
         partition: Partition,
         /// What is there.
-        found: Places,
+        found: Sequences,
     },
     /// Its events would be given up.
     #[error(
@@ -108,9 +108,9 @@ impl From<ReadError> for SkipError {
 
 /// Sequences, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places(pub Vec<u64>);
+pub struct Sequences(pub Vec<u64>);
 
-impl fmt::Display for Places {
+impl fmt::Display for Sequences {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let places: Vec<String> = self.0.iter().map(u64::to_string).collect();
         f.write_str(&places.join(", "))
@@ -119,7 +119,7 @@ impl fmt::Display for Places {
 
 /// What stands at a journal's end and is no commit.
 #[derive(Debug)]
-pub struct Found {
+pub struct FoundStrays {
     /// The last commit before it.
     pub after: Sequence,
     /// Each message.
@@ -130,7 +130,7 @@ pub struct Found {
 }
 
 /// Looks at what stands at the journal's end and is no commit; changes nothing.
-pub async fn find(nats: &Nats, adoption: &Adoption) -> Result<Found, SkipError> {
+pub async fn find(nats: &Nats, adoption: &Adoption) -> Result<FoundStrays, SkipError> {
     let partition = adoption.partition;
     let journal = NatsJournal::open_existing(nats, &adoption.names, partition).await?;
     let (resume, strays) = read(&journal, partition).await?;
@@ -142,9 +142,9 @@ pub async fn find(nats: &Nats, adoption: &Adoption) -> Result<Found, SkipError> 
         return Err(SkipError::Empty(partition));
     }
     let looks_so = match strays::judge(resume.head(), &strays) {
-        Verdict::Strays => false,
-        Verdict::Damaged => true,
-        Verdict::Middle(at) => return Err(SkipError::Middle { partition, at }),
+        StrayVerdict::Strays => false,
+        StrayVerdict::Damaged => true,
+        StrayVerdict::Middle(at) => return Err(SkipError::Middle { partition, at }),
     };
     let seen = look(nats, adoption).await?.filter(|(at, _)| *at >= first);
     let damaged = match seen {
@@ -154,13 +154,13 @@ pub async fn find(nats: &Nats, adoption: &Adoption) -> Result<Found, SkipError> 
     Ok(found(resume, &strays, damaged))
 }
 
-fn found(mut resume: Resume, strays: &[Stored], damaged: Option<&'static str>) -> Found {
+fn found(mut resume: Resume, strays: &[Stored], damaged: Option<&'static str>) -> FoundStrays {
     let after = resume.tail();
     if let Some(last) = strays.last() {
         resume.step_over(last.sequence);
     }
     let message = |stray: &Stored| Stray::of(stray.sequence.0, &stray.payload);
-    Found {
+    FoundStrays {
         after,
         messages: strays.iter().map(message).collect(),
         damaged,
@@ -232,7 +232,7 @@ pub async fn skip(
     let found = find(nats, adoption).await?;
     let places: Vec<u64> = found.messages.iter().map(|stray| stray.sequence).collect();
     if places != asked {
-        let found = Places(places);
+        let found = Sequences(places);
         return Err(SkipError::Others { partition, found });
     }
     let at = found.after.next();
@@ -256,7 +256,7 @@ pub async fn skip(
 async fn say(
     adoption: &Adoption,
     journal: &NatsJournal,
-    found: Found,
+    found: FoundStrays,
 ) -> Result<(Sequence, ChainHash), SkipError> {
     let reason = match found.damaged {
         None => "a message that is no commit".to_owned(),

@@ -16,7 +16,7 @@ use crate::{decide::validate::CLOCK_SKEW_MS_MAX, journal::Sequence};
 
 /// What is to be read of the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Unread {
+pub struct Unsearched {
     /// Ids above this are looked for.
     pub floor: CommandId,
     /// From the first commit at or after this time, unix ms.
@@ -28,7 +28,7 @@ pub struct Unread {
 /// The ids that may have been carried out above the floor.
 #[derive(Debug)]
 pub(super) struct Ahead {
-    unread: Unread,
+    unread: Unsearched,
     newest: CommandId,
     /// Where reservations among them have ended since.
     ended: BTreeMap<CommandId, Position>,
@@ -49,7 +49,7 @@ impl Outcomes {
         let Some(newest) = newest.filter(|newest| *newest > floor) else {
             return Self::after(newest, max);
         };
-        let unread = Unread {
+        let unread = Unsearched {
             floor,
             from_ms: at_ms.saturating_sub(CLOCK_SKEW_MS_MAX),
             to,
@@ -65,12 +65,12 @@ impl Outcomes {
     }
 
     /// What of the journal would tell which ids above the floor were carried out; none once that is known.
-    pub fn unread(&self) -> Option<Unread> {
+    pub fn unread(&self) -> Option<Unsearched> {
         self.ahead.as_ref().map(|ahead| ahead.unread)
     }
 
     /// That, where it would tell of this id.
-    pub fn unread_of(&self, id: CommandId) -> Option<Unread> {
+    pub fn unread_of(&self, id: CommandId) -> Option<Unsearched> {
         let ahead = self.ahead.as_ref().filter(|ahead| ahead.covers(id))?;
         Some(ahead.unread)
     }

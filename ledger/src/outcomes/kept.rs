@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 
 use seatbelt_schemas::ids::CommandId;
 
-use super::{Known, RECOLLECTED_MAX};
+use super::{KnownOutcome, RECOLLECTED_MAX};
 
 /// Commands with the newest ids.
 #[derive(Debug)]
 pub(super) struct Newest {
-    pub(super) known: BTreeMap<CommandId, Known>,
+    pub(super) known: BTreeMap<CommandId, KnownOutcome>,
     pub(super) max: usize,
 }
 
@@ -22,7 +22,7 @@ impl Newest {
     }
 
     /// Keeps a command, unless it is known.
-    pub(super) fn keep(&mut self, id: CommandId, known: Known) {
+    pub(super) fn keep(&mut self, id: CommandId, known: KnownOutcome) {
         self.known.entry(id).or_insert(known);
     }
 
@@ -42,12 +42,12 @@ impl Newest {
 /// Older commands, as the journal told of them; the first asked for are let go first.
 #[derive(Debug, Default)]
 pub(super) struct Recollected {
-    pub(super) known: BTreeMap<CommandId, Option<Known>>,
+    pub(super) known: BTreeMap<CommandId, Option<KnownOutcome>>,
     order: VecDeque<CommandId>,
 }
 
 impl Recollected {
-    pub(super) fn keep(&mut self, id: CommandId, known: Option<Known>) {
+    pub(super) fn keep(&mut self, id: CommandId, known: Option<KnownOutcome>) {
         if self.known.contains_key(&id) {
             return;
         }

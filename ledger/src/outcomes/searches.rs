@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 
 use seatbelt_schemas::{ids::CommandId, position::Position};
 
-use super::Known;
+use super::KnownOutcome;
 
 /// What became of a command since it is being looked for.
 #[derive(Debug, Default)]
 pub(super) struct Since {
     /// Its outcome, where it was carried out.
-    pub(super) known: Option<Known>,
+    pub(super) known: Option<KnownOutcome>,
     /// Where what it reserved has ended.
     pub(super) ended: Option<Position>,
 }
@@ -29,7 +29,7 @@ impl Searches {
         self.0.entry(id).or_default();
     }
 
-    pub(super) fn note(&mut self, id: CommandId, known: &Known) {
+    pub(super) fn note(&mut self, id: CommandId, known: &KnownOutcome) {
         if let Some(since) = self.0.get_mut(&id) {
             since.known = Some(known.clone());
         }

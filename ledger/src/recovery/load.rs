@@ -8,13 +8,13 @@ use seatbelt_schemas::{
 };
 use tracing::{error, info, warn};
 
-use super::{Base, LoadError, Loaded, RETRY, RecoveryError, Source};
+use super::{Base, LoadError, Loaded, RETRY, RecoveryError, RecoverySource};
 use crate::{
     account::Account,
     directory::{DirectoryError, Entry},
     journal::{Journal, Sequence, strays},
     partition::{Head, PartitionState},
-    snapshot::{AccountSnapshot, Found, PartitionRecord, RECORD_VERSION, Written},
+    snapshot::{AccountSnapshot, FoundSnapshot, PartitionRecord, RECORD_VERSION, Written},
     store::{Kept, SnapshotStore, WriteError},
 };
 
@@ -33,7 +33,7 @@ enum Look {
     WentBack,
 }
 
-impl<J: Journal> Source<J> {
+impl<J: Journal> RecoverySource<J> {
     /// An account that no event since `base` touches, as it stands; `None` where there is none. A
     /// snapshot that cannot be used is told of, folded again from the journal, and put right.
     pub async fn load(
@@ -77,8 +77,12 @@ impl<J: Journal> Source<J> {
     ) -> Result<Look, LoadError> {
         let record = Names::snapshot_partition_key(self.partition);
         let vouched = (base.revision, base.position);
-        let (read, record) = join(Found::read(store, account, vouched), store.read(&record)).await;
-        let Found { kept, snapshot, .. } = read?;
+        let (read, record) = join(
+            FoundSnapshot::read(store, account, vouched),
+            store.read(&record),
+        )
+        .await;
+        let FoundSnapshot { kept, snapshot, .. } = read?;
         *found = kept;
         let snapshot = match snapshot {
             Ok(snapshot) => snapshot,

@@ -2,13 +2,13 @@
 
 use tracing::warn;
 
-use super::Source;
+use super::RecoverySource;
 use crate::{
     journal::{Journal, Sequence},
     resume::Resume,
 };
 
-impl<J: Journal> Source<J> {
+impl<J: Journal> RecoverySource<J> {
     /// Says that everything was folded again from the journal's beginning, and how much that was.
     pub(super) fn told_lost(&self, resume: &Resume, end: Sequence) {
         if let Some(lost) = Lost::of(resume.accounts(), end) {

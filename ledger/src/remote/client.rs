@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use super::{
-    Request, SettleBody, VERSION, Verb, decode_reply,
+    RequestFrame, SettleBody, VERSION, Verb, decode_reply,
     post::{Heard, Post},
     twice,
 };
@@ -78,7 +78,7 @@ impl Inner {
     ) -> Answer<R> {
         let subject = self.names.ledger_subject(self.partition, verb.name());
         let deadline = Instant::now() + self.patience + waits;
-        let mut request = Request {
+        let mut request = RequestFrame {
             v: VERSION,
             within_ms: 0,
             body,

@@ -5,7 +5,7 @@ use std::{fmt::Debug, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-pub use seatbelt_bus::post::{Asked, Heard, Listens, SendError};
+pub use seatbelt_bus::post::{Heard, IncomingRequest, Listens, SendError};
 use seatbelt_schemas::ids::CommandId;
 
 use crate::store::StoreError;
@@ -55,7 +55,7 @@ pub trait Correspondence: Send {
 /// Requests of others, in the order in which they come.
 pub trait Requests: Send {
     /// The next one; none once nothing more comes. Nothing is lost if the caller stops waiting.
-    fn next(&mut self) -> BoxFuture<'_, Option<Asked>>;
+    fn next(&mut self) -> BoxFuture<'_, Option<IncomingRequest>>;
 
     /// Receives no more: once this resolves, whoever sends hears that nobody is there.
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;

@@ -26,8 +26,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
 use super::{
-    REQUEST_BYTES_MAX, Request, SettleBody, Verb, WITHIN_MAX, decode, encode_reply,
-    post::{Asked, Listens, Post, Requests, SendError},
+    REQUEST_BYTES_MAX, RequestFrame, SettleBody, Verb, WITHIN_MAX, decode, encode_reply,
+    post::{IncomingRequest, Listens, Post, Requests, SendError},
     reserving::{Reserving, Try},
     twice::{self, Lasting},
 };
@@ -151,7 +151,7 @@ struct Desk {
 }
 
 impl Desk {
-    async fn answer(self: Arc<Self>, message: Asked, slot: OwnedSemaphorePermit) {
+    async fn answer(self: Arc<Self>, message: IncomingRequest, slot: OwnedSemaphorePermit) {
         let mut after = After::default();
         let first = self.work(&message, &mut after).await;
         if let Some(granted) = after.granted {
@@ -244,7 +244,7 @@ impl Desk {
     }
 
     /// The reply to a request, and what there is to do once it is sent.
-    async fn work<'a>(&'a self, message: &Asked, after: &mut After<'a>) -> Vec<u8> {
+    async fn work<'a>(&'a self, message: &IncomingRequest, after: &mut After<'a>) -> Vec<u8> {
         let verb = message.subject.rsplit('.').next().unwrap_or_default();
         let Some(verb) = Verb::named(verb) else {
             let detail = format!(
@@ -335,7 +335,7 @@ where
         let detail = format!("{} bytes, at most {REQUEST_BYTES_MAX}", bytes.len());
         return encode_reply::<R>(Err(CommandError::invalid(detail)));
     }
-    let request: Request<T> = match decode("ledger request", bytes) {
+    let request: RequestFrame<T> = match decode("ledger request", bytes) {
         Ok(request) => request,
         Err(error) => return encode_reply::<R>(Err(CommandError::invalid(error.to_string()))),
     };

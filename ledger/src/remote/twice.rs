@@ -15,7 +15,7 @@ use seatbelt_schemas::{
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{
-    Request, SettleBody, VERSION, Verb, WITHIN_MAX,
+    RequestFrame, SettleBody, VERSION, Verb, WITHIN_MAX,
     client::{AGAIN_FIRST, Inner, PAUSE_MAX, PAUSE_MIN},
     decode_one_of_two,
     post::{Correspondence, Heard as News, SendError},
@@ -93,7 +93,7 @@ impl Call {
     /// Sends the command until the first reply, which may say that it lasts already.
     async fn taken(&mut self, command: Settle) -> Answer<(Resolution, bool)> {
         let deadline = Instant::now() + self.inner.patience;
-        let mut request = Request {
+        let mut request = RequestFrame {
             v: VERSION,
             within_ms: 0,
             body: SettleBody {

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     AccountSnapshot, SNAPSHOT_VERSION, Unusable, in_place, in_time,
-    pieces::{HEAD_VERSION, Head, OwnedEntry, PieceRef, Written},
+    pieces::{HEAD_VERSION, OwnedEntry, PieceRef, PiecesHead, Written},
 };
 use crate::{
     account::{Account, Sections},
@@ -27,18 +27,18 @@ const READ_TRIES_MAX: u32 = 8;
 
 /// What the bucket has of an account.
 #[derive(Debug)]
-pub struct Found {
+pub struct FoundSnapshot {
     /// What stands under its key.
     pub kept: Kept,
     /// That as a head, where the snapshot is in pieces, all of which are there.
-    pub head: Option<Head>,
+    pub head: Option<PiecesHead>,
     /// The snapshot; `None` where the account never had one.
     pub snapshot: Result<Option<AccountSnapshot>, Unusable>,
 }
 
 /// An account without its reservations: what a caller is told of it.
 #[derive(Debug)]
-pub struct Terms {
+pub struct AccountOutline {
     /// The account.
     pub account: AccountId,
     /// Every event of the account up to here is in it, and none after.
@@ -54,7 +54,7 @@ pub struct Terms {
 /// The two forms of a snapshot.
 enum Form {
     Whole(AccountSnapshot),
-    Pieces(Head),
+    Pieces(PiecesHead),
 }
 
 impl Form {
@@ -65,7 +65,7 @@ impl Form {
         }
         let Version { v } = wire::decode("account snapshot", bytes)?;
         match v {
-            HEAD_VERSION => Head::decode(bytes).map(Self::Pieces),
+            HEAD_VERSION => PiecesHead::decode(bytes).map(Self::Pieces),
             _ => AccountSnapshot::decode(bytes).map(Self::Whole),
         }
     }
@@ -103,7 +103,7 @@ impl From<StoreError> for Broken {
     }
 }
 
-impl Found {
+impl FoundSnapshot {
     /// Reads what there is of an account. `vouched` is the partition's record as far as it matters: its
     /// revision, and the position it vouches for.
     pub async fn read(
@@ -142,7 +142,7 @@ impl Found {
         }
     }
 
-    fn in_pieces(kept: Kept, head: Head, sections: Sections) -> Self {
+    fn in_pieces(kept: Kept, head: PiecesHead, sections: Sections) -> Self {
         let snapshot = AccountSnapshot {
             v: SNAPSHOT_VERSION,
             account: head.account.clone(),
@@ -159,7 +159,7 @@ impl Found {
     }
 }
 
-impl Terms {
+impl AccountOutline {
     /// Reads what a caller is told of an account; of one in pieces, not those of reservations.
     pub async fn read(
         store: &dyn SnapshotStore,
@@ -189,7 +189,7 @@ impl Terms {
         Err(in_flux(account).into())
     }
 
-    fn in_pieces(head: &Head, sections: Sections) -> Self {
+    fn in_pieces(head: &PiecesHead, sections: Sections) -> Self {
         Self {
             account: head.account.clone(),
             position: head.position,
@@ -200,7 +200,7 @@ impl Terms {
     }
 }
 
-impl From<AccountSnapshot> for Terms {
+impl From<AccountSnapshot> for AccountOutline {
     fn from(whole: AccountSnapshot) -> Self {
         Self {
             account: whole.account,
@@ -220,7 +220,7 @@ fn in_flux(account: &AccountId) -> StoreError {
 }
 
 /// Everything that a head names.
-async fn sections(store: &dyn SnapshotStore, head: &Head) -> Result<Sections, Broken> {
+async fn sections(store: &dyn SnapshotStore, head: &PiecesHead) -> Result<Sections, Broken> {
     let of = &head.account;
     let open = entries::<OwnedEntry<_, _>>(store, of, &head.pieces.open).await?;
     let expired = entries::<OwnedEntry<_, _>>(store, of, &head.pieces.expired).await?;
@@ -232,7 +232,7 @@ async fn sections(store: &dyn SnapshotStore, head: &Head) -> Result<Sections, Br
 }
 
 /// What a head names besides reservations.
-async fn terms(store: &dyn SnapshotStore, head: &Head) -> Result<Sections, Broken> {
+async fn terms(store: &dyn SnapshotStore, head: &PiecesHead) -> Result<Sections, Broken> {
     let of = &head.account;
     let runs = entries::<OwnedEntry<_, _>>(store, of, &head.pieces.runs).await?;
     Ok(Sections {

@@ -126,7 +126,7 @@ impl<T> Lists<T> {
 
 /// What stands under the key of an account whose snapshot is in pieces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
+pub struct PiecesHead {
     /// Version of this shape.
     pub v: u8,
     /// The account.
@@ -152,7 +152,7 @@ pub struct Head {
     pub multiplier_ppm: Option<u64>,
 }
 
-impl Head {
+impl PiecesHead {
     /// Reads a head and checks its digest.
     pub fn decode(bytes: &[u8]) -> Result<Self, Unusable> {
         let head: Self = wire::decode("head of an account snapshot", bytes)?;
@@ -274,7 +274,7 @@ impl Lists<Bytes> {
 
     /// Gives each piece the number under which it stands already, or a free one, under which it is to
     /// be written.
-    fn place(self, standing: Option<&Head>) -> (Lists<PieceRef>, Vec<(u32, Bytes)>) {
+    fn place(self, standing: Option<&PiecesHead>) -> (Lists<PieceRef>, Vec<(u32, Bytes)>) {
         let named = || standing.iter().flat_map(|head| head.pieces.all());
         let known: HashMap<&[u8], u32> = named()
             .map(|piece| (piece.digest.as_slice(), piece.number))
@@ -309,7 +309,7 @@ pub struct Written {
     /// What then goes under the account's key.
     pub value: Bytes,
     /// The head, where the value is one.
-    pub head: Option<Head>,
+    pub head: Option<PiecesHead>,
     /// Bytes of the whole snapshot, those that stand already included.
     pub size: usize,
 }
@@ -322,7 +322,7 @@ impl Written {
         position: Position,
         at_ms: u64,
         state: &Account,
-        standing: Option<&Head>,
+        standing: Option<&PiecesHead>,
     ) -> Self {
         if state.entries() <= WHOLE_ENTRIES_MAX {
             let value = AccountSnapshot::encode(account, position, at_ms, state);
@@ -337,7 +337,7 @@ impl Written {
         account: &AccountId,
         (position, at_ms): (Position, u64),
         state: &Account,
-        standing: Option<&Head>,
+        standing: Option<&PiecesHead>,
         pieces_max: usize,
     ) -> Self {
         let cut = Lists::cut(state);
@@ -347,7 +347,7 @@ impl Written {
         }
         let turn = standing.map_or(0, |head| head.turn.saturating_add(1));
         let (named, pieces) = cut.place(standing);
-        let mut head = Head {
+        let mut head = PiecesHead {
             v: HEAD_VERSION,
             account: account.clone(),
             position,

@@ -16,7 +16,7 @@ use super::{Kept, Revision, SnapshotStore, StoreError, WriteError};
 
 /// What befalls one write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum StoreFault {
     /// It goes well.
     None,
     /// It is not written, and the caller is told nothing.
@@ -100,7 +100,7 @@ struct Bucket {
     revision: u64,
     writes: Vec<String>,
     reads: u64,
-    faults: VecDeque<Fault>,
+    faults: VecDeque<StoreFault>,
 }
 
 /// Snapshots in memory. Clones share one bucket.
@@ -119,7 +119,7 @@ impl MemorySnapshots {
     }
 
     /// Scripts what befalls the next writes.
-    pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
+    pub fn script(&self, faults: impl IntoIterator<Item = StoreFault>) {
         lock(&self.0).faults.extend(faults);
     }
 
@@ -201,8 +201,8 @@ impl Bucket {
         expected: Revision,
         value: Bytes,
     ) -> Result<Revision, WriteError> {
-        let fault = self.faults.pop_front().unwrap_or(Fault::None);
-        if fault == Fault::Lost {
+        let fault = self.faults.pop_front().unwrap_or(StoreFault::None);
+        if fault == StoreFault::Lost {
             return Err(unreachable("write").into());
         }
         let found = self
@@ -214,7 +214,7 @@ impl Bucket {
         }
         let revision = self.put(key, value);
         match fault {
-            Fault::None => Ok(revision),
+            StoreFault::None => Ok(revision),
             _ => Err(unreachable("write").into()),
         }
     }

@@ -13,7 +13,7 @@ use seatbelt_schemas::{
 use super::Request;
 use crate::{
     journal::Sequence,
-    outcomes::{Outcomes, Trace, ahead::Unread},
+    outcomes::{Outcomes, Trace, ahead::Unsearched},
     recovery::Loaded,
 };
 
@@ -25,7 +25,7 @@ pub enum Fetch {
     /// What the journal tells of a command, up to its end.
     Command(CommandId),
     /// What the journal tells of ids that were ahead of their time.
-    Above(Unread),
+    Above(Unsearched),
     /// Where the journal ends by now.
     End,
 }
@@ -38,7 +38,7 @@ pub enum Fetched {
     /// A command.
     Command(Trace),
     /// Those that were ahead of their time.
-    Above(Unread, Box<Outcomes>),
+    Above(Unsearched, Box<Outcomes>),
     /// The journal's end.
     End(Sequence),
     /// Nothing, this time.
@@ -60,7 +60,7 @@ pub(super) struct Parked<T> {
     /// the journal only then.
     commands: VecDeque<(Position, CommandId)>,
     /// What of the journal is to be read at once, whether or not anybody waits for it.
-    unread: Option<Unread>,
+    unread: Option<Unsearched>,
     /// Accounts that are wanted for their deadlines, whether or not anybody waits for them.
     watched: HashSet<AccountId>,
     /// Accounts that are being fetched: a second fetch of one could bring back what it was before it
@@ -83,7 +83,7 @@ impl<T> Parked<T> {
     }
 
     /// The same, and this of the journal is to be read.
-    pub(super) fn and_reading(self, unread: Option<Unread>) -> Self {
+    pub(super) fn and_reading(self, unread: Option<Unsearched>) -> Self {
         Self { unread, ..self }
     }
 

@@ -24,12 +24,12 @@ type Kind = (KeyId, CapId, RefusalReason);
 struct Tally {
     began_ms: u64,
     singles: u32,
-    counted: Option<Counted>,
+    counted: Option<CountedRefusals>,
 }
 
 /// Counted refusals, to be written as one event.
 #[derive(Debug)]
-pub(super) struct Counted {
+pub(super) struct CountedRefusals {
     /// The last command that was counted.
     pub(super) cause: CommandId,
     /// Its refusal, with the count of all.
@@ -81,12 +81,12 @@ impl Tallies {
             count: before.saturating_add(1),
             ..data
         };
-        tally.counted = Some(Counted { cause, data });
+        tally.counted = Some(CountedRefusals { cause, data });
         true
     }
 
     /// Takes out what is counted for an account, in a fixed order, to be written now.
-    pub(super) fn drain(&mut self, account: &AccountId) -> Vec<Counted> {
+    pub(super) fn drain(&mut self, account: &AccountId) -> Vec<CountedRefusals> {
         let Some(kinds) = self.accounts.get_mut(account) else {
             return Vec::new();
         };

@@ -99,7 +99,7 @@ impl<T> Queue<T> {
 
 /// All waiters of a partition.
 #[derive(Debug)]
-pub(super) struct Waiting<T> {
+pub(super) struct Waiters<T> {
     queues: HashMap<AccountId, Queue<T>>,
     ids: HashMap<CommandId, (AccountId, Ticket)>,
     wakes: BTreeSet<(u64, AccountId, Due)>,
@@ -108,7 +108,7 @@ pub(super) struct Waiting<T> {
     last: Ticket,
 }
 
-impl<T> Default for Waiting<T> {
+impl<T> Default for Waiters<T> {
     fn default() -> Self {
         Self {
             queues: HashMap::new(),
@@ -120,7 +120,7 @@ impl<T> Default for Waiting<T> {
     }
 }
 
-impl<T> Waiting<T> {
+impl<T> Waiters<T> {
     /// The waiter of a command that was sent before.
     pub(super) fn find(&mut self, id: CommandId) -> Option<&mut Waiter<T>> {
         let (account, ticket) = self.ids.get(&id)?;

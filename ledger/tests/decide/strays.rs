@@ -10,12 +10,12 @@ use seatbelt_ledger::{
     journal::{
         Sequence,
         memory::MemoryJournal,
-        strays::{Kind, Verdict, judge, kind},
+        strays::{Kind, StrayVerdict, judge, kind},
     },
     lookup,
     outcomes::HOT_MAX,
     partition::PartitionState,
-    recovery::Source,
+    recovery::RecoverySource,
     repository::JournalStore,
     writer::{Word, Writer},
 };
@@ -38,8 +38,8 @@ fn honest() -> (Vec<Bytes>, CommandId) {
     (story.journal.clone(), call.id)
 }
 
-fn source(journal: &[Bytes]) -> Source<MemoryJournal> {
-    Source {
+fn source(journal: &[Bytes]) -> RecoverySource<MemoryJournal> {
+    RecoverySource {
         journal: Arc::new(MemoryJournal::with_commits(journal.iter().cloned())),
         snapshots: None,
         partition: Partition(0),
@@ -259,12 +259,12 @@ fn a_commit_of_a_later_place_is_a_stray_where_nothing_before_it_can_have_been_da
     contradicts[end..].fill(0xc1);
     let whole: &[u8] = last;
 
-    assert_eq!(judged(&[whole]), Verdict::Strays);
-    assert_eq!(judged(&[whole, whole]), Verdict::Strays);
-    assert_eq!(judged(&[&journal[1], whole]), Verdict::Strays);
-    assert_eq!(judged(&[&contradicts]), Verdict::Damaged);
-    assert_eq!(judged(&[&damaged]), Verdict::Damaged);
-    let middle = Verdict::Middle(Sequence(first + 1));
+    assert_eq!(judged(&[whole]), StrayVerdict::Strays);
+    assert_eq!(judged(&[whole, whole]), StrayVerdict::Strays);
+    assert_eq!(judged(&[&journal[1], whole]), StrayVerdict::Strays);
+    assert_eq!(judged(&[&contradicts]), StrayVerdict::Damaged);
+    assert_eq!(judged(&[&damaged]), StrayVerdict::Damaged);
+    let middle = StrayVerdict::Middle(Sequence(first + 1));
     assert_eq!(judged(&[&damaged, whole]), middle);
     assert_eq!(judged(&[b"hello", whole]), middle);
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use seatbelt_ledger::{
     account::Account,
     journal::{Sequence, Stored},
-    outcomes::{Outcomes, Trace, ahead::Unread},
+    outcomes::{Outcomes, Trace, ahead::Unsearched},
     partition::PartitionState,
     recovery::Loaded,
     resume::{Resume, Resumed},
@@ -178,7 +178,7 @@ pub(crate) fn trace(journal: &[Bytes], to: Sequence, id: CommandId) -> Trace {
 }
 
 /// What the journal tells of ids above a floor: a full scan.
-pub(crate) fn above(journal: &[Bytes], unread: Unread, hot_max: usize) -> Outcomes {
+pub(crate) fn above(journal: &[Bytes], unread: Unsearched, hot_max: usize) -> Outcomes {
     let mut outcomes = Outcomes::after(None, hot_max);
     for payload in &journal[..unread.to.0 as usize] {
         let Ok(commit) = Commit::decode(payload) else {

@@ -4,11 +4,11 @@
 
 use std::{ops::Range, time::Instant};
 
-use seatbelt_schemas::usage::Outcome;
+use seatbelt_schemas::usage::NeuronOutcome;
 use seatbelt_tokens::TextStream;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{EndReason, Ending, Event, Row, Voice, Waiting, pace::cut};
+use super::{EndReason, Ending, Event, QueuedJob, Row, Voice, pace::cut};
 use crate::{
     clock::{Clock, millis},
     metrics::EngineMetrics,
@@ -52,12 +52,12 @@ pub(super) struct Running {
 
 impl Running {
     pub(super) fn new(
-        waiting: Waiting,
+        waiting: QueuedJob,
         voice: &Voice,
         clock: Clock,
         metrics: EngineMetrics,
     ) -> Self {
-        let Waiting { job, since, events } = waiting;
+        let QueuedJob { job, since, events } = waiting;
         let text = match job.continues {
             true => TextStream::after(voice.tokenizer.clone(), &job.prompt),
             false => TextStream::new(voice.tokenizer.clone()),
@@ -202,7 +202,7 @@ impl Running {
 }
 
 /// Ends a request that never had a slot.
-pub(super) fn end_waiting(waiting: Waiting, reason: EndReason) {
+pub(super) fn end_waiting(waiting: QueuedJob, reason: EndReason) {
     let times = Times {
         queued_ms: millis(waiting.since.elapsed()),
         ..Times::default()
@@ -215,12 +215,12 @@ pub(super) fn end_waiting(waiting: Waiting, reason: EndReason) {
     }));
 }
 
-fn outcome(reason: &EndReason) -> Outcome {
+fn outcome(reason: &EndReason) -> NeuronOutcome {
     match reason {
-        EndReason::Stop | EndReason::Length => Outcome::Completed,
-        EndReason::Expired => Outcome::Expired,
-        EndReason::Left | EndReason::Stopping => Outcome::Aborted,
-        EndReason::NotRun => Outcome::Rejected,
-        EndReason::Failed(_) => Outcome::Failed,
+        EndReason::Stop | EndReason::Length => NeuronOutcome::Completed,
+        EndReason::Expired => NeuronOutcome::Expired,
+        EndReason::Left | EndReason::Stopping => NeuronOutcome::Aborted,
+        EndReason::NotRun => NeuronOutcome::Rejected,
+        EndReason::Failed(_) => NeuronOutcome::Failed,
     }
 }

@@ -112,7 +112,7 @@ impl Rig {
         }
     }
 
-    fn submit(&self, job: Job) -> Result<Generation, Refused> {
+    fn submit(&self, job: Job) -> Result<Generation, NotQueued> {
         self.engine.submit(job)
     }
 
@@ -161,7 +161,7 @@ fn job(office: &TicketOffice, prompt: usize, max_output: usize) -> Job {
     }
 }
 
-fn taken(submitted: Result<Generation, Refused>) -> Generation {
+fn taken(submitted: Result<Generation, NotQueued>) -> Generation {
     submitted.unwrap_or_else(|_| panic!("the request was refused"))
 }
 
@@ -194,7 +194,10 @@ fn an_answer_runs_to_its_ceiling_and_is_reported_exactly() {
         (report.usage.input_tokens, report.usage.output_tokens),
         (3, 5)
     );
-    assert_eq!(report.outcome, seatbelt_schemas::usage::Outcome::Completed);
+    assert_eq!(
+        report.outcome,
+        seatbelt_schemas::usage::NeuronOutcome::Completed
+    );
 }
 
 #[test]
@@ -202,7 +205,7 @@ fn no_more_wait_than_may_and_a_place_is_free_again_after_an_end() {
     let mut rig = Rig::new(1, 1);
     let mut first = taken(rig.submit(rig.job(1, 2)));
     let mut second = taken(rig.submit(rig.job(1, 1)));
-    let Err(Refused::QueueFull(ticket)) = rig.submit(rig.job(1, 1)) else {
+    let Err(NotQueued::QueueFull(ticket)) = rig.submit(rig.job(1, 1)) else {
         panic!("a third was taken")
     };
     drop(ticket.reject());
@@ -337,7 +340,7 @@ fn an_engine_that_breaks_down_reports_all_it_had_and_takes_no_more() {
     while rig.engine.health() != Health::Dead {
         std::thread::yield_now();
     }
-    let Err(Refused::Stopped(_)) = rig.submit(rig.job(1, 1)) else {
+    let Err(NotQueued::Stopped(_)) = rig.submit(rig.job(1, 1)) else {
         panic!("it was taken")
     };
     drop(bomb);
@@ -354,7 +357,7 @@ fn a_stop_ends_all_with_a_report_each() {
     assert_eq!(read(&mut runs).1, EndReason::Stopping);
     assert_eq!(read(&mut waits).1, EndReason::NotRun);
     assert_eq!(rig.engine.health(), Health::Dead);
-    let Err(Refused::Stopped(ticket)) = rig.submit(rig.job(1, 1)) else {
+    let Err(NotQueued::Stopped(ticket)) = rig.submit(rig.job(1, 1)) else {
         panic!("it was taken")
     };
     drop(ticket);

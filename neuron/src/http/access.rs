@@ -23,7 +23,7 @@ use seatbelt_schemas::{
     },
 };
 
-use super::{App, error::ApiError, headers::number};
+use super::{App, error::ErrorAnswer, headers::number};
 use crate::{clock::unix_ms, config::Access, metrics::TurnedAway};
 
 /// Served to anybody.
@@ -71,7 +71,7 @@ fn signed(
     neuron: &NeuronId,
     request: &Request,
     now_ms: u64,
-) -> Result<Signed, ApiError> {
+) -> Result<Signed, ErrorAnswer> {
     let headers = request.headers();
     let told = |name| {
         headers
@@ -84,16 +84,19 @@ fn signed(
         request.uri().path(),
         told,
     );
-    let signature = told(HEADER_SIGNATURE).ok_or_else(ApiError::unsigned)?;
+    let signature = told(HEADER_SIGNATURE).ok_or_else(ErrorAnswer::unsigned)?;
     let body = secret
         .verify(&call, signature)
-        .ok_or_else(ApiError::unsigned)?;
+        .ok_or_else(ErrorAnswer::unsigned)?;
     let deadline_ms = number(headers, HEADER_DEADLINE_MS)?.unwrap_or(0);
     if deadline_ms > now_ms.saturating_add(AHEAD_MS_MAX) {
-        return Err(ApiError::invalid_header(HEADER_DEADLINE_MS, "within a day"));
+        return Err(ErrorAnswer::invalid_header(
+            HEADER_DEADLINE_MS,
+            "within a day",
+        ));
     }
     if deadline_ms.saturating_add(LATE_MS_MAX) <= now_ms {
-        return Err(ApiError::expired());
+        return Err(ErrorAnswer::expired());
     }
     Ok(Signed { body, deadline_ms })
 }
@@ -103,7 +106,7 @@ pub(super) fn take(
     app: &App,
     signed: Option<&Signed>,
     headers: &HeaderMap,
-) -> Result<(), ApiError> {
+) -> Result<(), ErrorAnswer> {
     let (Some(signed), Some(reservation)) = (signed, headers.get(HEADER_RESERVATION)) else {
         return Ok(());
     };
@@ -111,10 +114,10 @@ pub(super) fn take(
     let taken = app.used.take(reservation.as_bytes(), until_ms, unix_ms());
     taken.map_err(|refused| {
         let (why, error) = match refused {
-            NotTaken::Served => (TurnedAway::Repeated, ApiError::served_before()),
+            NotTaken::Served => (TurnedAway::Repeated, ErrorAnswer::served_before()),
             NotTaken::Full => (
                 TurnedAway::Full,
-                ApiError::closed("too many calls are remembered"),
+                ErrorAnswer::closed("too many calls are remembered"),
             ),
         };
         app.office.metrics.turned_away(why);
@@ -131,10 +134,10 @@ enum NotTaken {
 
 /// The reservations that were served, each until its deadline and a little more.
 #[derive(Debug, Default)]
-pub(crate) struct Used(Mutex<Known>);
+pub(crate) struct Used(Mutex<Reservations>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct Reservations {
     reservations: HashSet<Arc<[u8]>>,
     /// The same by their ends.
     ends: BTreeSet<(u64, Arc<[u8]>)>,
@@ -158,7 +161,7 @@ impl Used {
     }
 }
 
-impl Known {
+impl Reservations {
     fn forget(&mut self, now_ms: u64) {
         while self
             .ends
@@ -214,7 +217,7 @@ mod tests {
             .body(Body::empty())
             .unwrap();
         let signed = signed(&secret, &neuron, &request, NOW);
-        let status = |error: ApiError| error.into_response().status().as_u16();
+        let status = |error: ErrorAnswer| error.into_response().status().as_u16();
         signed.map(|signed| signed.deadline_ms).map_err(status)
     }
 

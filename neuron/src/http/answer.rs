@@ -14,7 +14,7 @@ use axum::{
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{error::ApiError, request::Dialect};
+use super::{error::ErrorAnswer, request::Dialect};
 use crate::{
     clock::unix_ms,
     engine::{EndReason, Ending, Event, Generation},
@@ -140,28 +140,28 @@ fn event(value: &Value) -> Bytes {
 }
 
 /// How an answer closes: the finish reason, or an error. Waits until the usage is on disk.
-async fn closing(ending: Ending) -> Result<(&'static str, usize), ApiError> {
+async fn closing(ending: Ending) -> Result<(&'static str, usize), ErrorAnswer> {
     let durable = ending.durable.wait().await;
     let reason = match ending.reason {
         EndReason::Stop => "stop",
         EndReason::Length => "length",
-        EndReason::Expired => return Err(ApiError::expired()),
-        EndReason::NotRun => return Err(ApiError::closed("the neuron is stopping")),
-        EndReason::Left | EndReason::Stopping => return Err(ApiError::broken_off()),
+        EndReason::Expired => return Err(ErrorAnswer::expired()),
+        EndReason::NotRun => return Err(ErrorAnswer::closed("the neuron is stopping")),
+        EndReason::Left | EndReason::Stopping => return Err(ErrorAnswer::broken_off()),
         EndReason::Failed(detail) => {
             tracing::error!(%detail, "a step failed");
-            return Err(ApiError::engine("the model could not be run"));
+            return Err(ErrorAnswer::engine("the model could not be run"));
         }
     };
     if durable {
         Ok((reason, ending.output_tokens))
     } else {
-        Err(ApiError::not_recorded())
+        Err(ErrorAnswer::not_recorded())
     }
 }
 
-fn engine_died() -> ApiError {
-    ApiError::engine("the engine stopped in the middle of the request")
+fn engine_died() -> ErrorAnswer {
+    ErrorAnswer::engine("the engine stopped in the middle of the request")
 }
 
 /// The whole answer in one piece.

@@ -18,7 +18,7 @@ const API: &str = "api_error";
 
 /// An error answer.
 #[derive(Debug)]
-pub(super) struct ApiError {
+pub(super) struct ErrorAnswer {
     status: StatusCode,
     kind: &'static str,
     code: &'static str,
@@ -29,7 +29,7 @@ pub(super) struct ApiError {
     unused: bool,
 }
 
-impl ApiError {
+impl ErrorAnswer {
     fn new(
         status: StatusCode,
         kind: &'static str,
@@ -258,7 +258,7 @@ impl ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
+impl IntoResponse for ErrorAnswer {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.json())).into_response();
         if let Some(seconds) = self.retry_after_s {

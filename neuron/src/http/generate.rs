@@ -21,14 +21,14 @@ use super::{
     App, Served,
     access::{self, Signed},
     answer,
-    error::ApiError,
+    error::ErrorAnswer,
     headers::{self, Limits},
     request::{Dialect, Prompt, Wish},
 };
 use crate::{
     clock::moment,
     config::{BODY_BYTES_MAX, BODY_TIME_MAX},
-    engine::{Job, Refused},
+    engine::{Job, NotQueued},
     sampler::Sampling,
     usage::Ticket,
 };
@@ -52,7 +52,7 @@ pub(super) async fn serve(app: &Arc<App>, dialect: Dialect, request: Request) ->
 }
 
 /// Refuses a request that could cost something, whatever its body.
-pub(super) async fn refuse(app: &App, request: Request, error: ApiError) -> Response {
+pub(super) async fn refuse(app: &App, request: Request, error: ErrorAnswer) -> Response {
     let ticket = match open(app, &request) {
         Ok(ticket) => ticket,
         Err(error) => return error.into_response(),
@@ -63,7 +63,7 @@ pub(super) async fn refuse(app: &App, request: Request, error: ApiError) -> Resp
 
 /// The ticket of a request that has its reservation for itself. Where another had it, there is none: the
 /// reservation has its one event from the other.
-fn open(app: &App, request: &Request) -> Result<Ticket, ApiError> {
+fn open(app: &App, request: &Request) -> Result<Ticket, ErrorAnswer> {
     let (headers, signed) = (request.headers(), request.extensions().get::<Signed>());
     access::take(app, signed, headers)?;
     Ok(app.office.open(headers::caller(headers)))
@@ -85,10 +85,10 @@ async fn prepare(
     dialect: Dialect,
     request: Request,
     ticket: &mut Ticket,
-) -> Result<Plan, ApiError> {
+) -> Result<Plan, ErrorAnswer> {
     let signed = request.extensions().get::<Signed>().copied();
     if let Some(reason) = app.closed() {
-        return Err(ApiError::closed(reason));
+        return Err(ErrorAnswer::closed(reason));
     }
     let limits = headers::limits(request.headers())?;
     // Before anything takes its time: the wall clock may be set meanwhile.
@@ -99,7 +99,7 @@ async fn prepare(
     let (at, served) = find(app, &wish.model)?;
     ticket.of_model(&served.id, served.device);
     if let Some(reason) = app.closed_for(served) {
-        return Err(ApiError::closed(reason));
+        return Err(ErrorAnswer::closed(reason));
     }
     let stand_in = Prompt::Tokens(Vec::new());
     let prompt = std::mem::replace(&mut wish.prompt, stand_in);
@@ -125,20 +125,20 @@ async fn prepare(
 }
 
 /// The body, if it is neither too large nor too slow, and the one that was signed.
-pub(super) async fn read_body(body: Body, signed: Option<Signed>) -> Result<Bytes, ApiError> {
+pub(super) async fn read_body(body: Body, signed: Option<Signed>) -> Result<Bytes, ErrorAnswer> {
     let read = axum::body::to_bytes(body, BODY_BYTES_MAX);
     let Ok(read) = tokio::time::timeout(BODY_TIME_MAX, read).await else {
-        return Err(ApiError::body_too_slow());
+        return Err(ErrorAnswer::body_too_slow());
     };
     let body = read.map_err(|error| {
         let source = std::error::Error::source(&error);
         match source.is_some_and(|source| source.is::<LengthLimitError>()) {
-            true => ApiError::body_too_large(BODY_BYTES_MAX),
-            false => ApiError::invalid_body("the body ended early"),
+            true => ErrorAnswer::body_too_large(BODY_BYTES_MAX),
+            false => ErrorAnswer::invalid_body("the body ended early"),
         }
     })?;
     match signed {
-        Some(signed) if signed.body != BodyHash::of(&body) => Err(ApiError::other_body()),
+        Some(signed) if signed.body != BodyHash::of(&body) => Err(ErrorAnswer::other_body()),
         _ => Ok(body),
     }
 }
@@ -148,7 +148,7 @@ pub(super) async fn prompt_tokens(
     app: &Arc<App>,
     wish: Wish,
     size: usize,
-) -> Result<Vec<u32>, ApiError> {
+) -> Result<Vec<u32>, ErrorAnswer> {
     let (at, _) = find(app, &wish.model)?;
     tokens(app, at, wish.prompt, size).await
 }
@@ -159,7 +159,7 @@ pub(super) async fn aside<T: Send + 'static>(
     app: &App,
     size: usize,
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
+) -> Result<T, ErrorAnswer> {
     if size <= INLINE_BYTES_MAX {
         return Ok(work());
     }
@@ -171,11 +171,11 @@ pub(super) async fn aside<T: Send + 'static>(
         drop(place);
         done
     });
-    let broke = |error| ApiError::engine(format!("reading the request broke off: {error}"));
+    let broke = |error| ErrorAnswer::engine(format!("reading the request broke off: {error}"));
     done.await.map_err(broke)
 }
 
-fn find<'a>(app: &'a App, name: &str) -> Result<(usize, &'a Served), ApiError> {
+fn find<'a>(app: &'a App, name: &str) -> Result<(usize, &'a Served), ErrorAnswer> {
     let found = app
         .models
         .iter()
@@ -190,28 +190,28 @@ async fn tokens(
     at: usize,
     prompt: Prompt,
     size: usize,
-) -> Result<Vec<u32>, ApiError> {
+) -> Result<Vec<u32>, ErrorAnswer> {
     let model = &app.models[at].model;
     if model.tokenizer.fewest(prompt.bytes()) >= model.context {
-        return Err(ApiError::over_context(model.context));
+        return Err(ErrorAnswer::over_context(model.context));
     }
     let shared = Arc::clone(app);
     let tokens = aside(app, size, move || prompt.tokens(&shared.models[at].model)).await?;
     let tokens = tokens.map_err(prompt_error)?;
     if tokens.is_empty() || tokens.iter().any(|token| *token >= model.vocab) {
-        return Err(ApiError::no_prompt(
+        return Err(ErrorAnswer::no_prompt(
             "the prompt must have at least one token, and only tokens of this model",
         ));
     }
     Ok(tokens)
 }
 
-fn prompt_error(error: PromptError) -> ApiError {
+fn prompt_error(error: PromptError) -> ErrorAnswer {
     match error {
         PromptError::NoTemplate | PromptError::Template(_) => {
-            ApiError::no_prompt(error.to_string())
+            ErrorAnswer::no_prompt(error.to_string())
         }
-        PromptError::Tokenizer(error) => ApiError::engine(error.to_string()),
+        PromptError::Tokenizer(error) => ErrorAnswer::engine(error.to_string()),
     }
 }
 
@@ -221,13 +221,13 @@ fn ceiling(
     limits: &Limits,
     wish: &Wish,
     prompt: usize,
-) -> Result<usize, ApiError> {
+) -> Result<usize, ErrorAnswer> {
     let model = &served.model;
     if let Some(most) = limits.input_tokens.filter(|most| prompt > *most) {
-        return Err(ApiError::over_reservation(most, prompt));
+        return Err(ErrorAnswer::over_reservation(most, prompt));
     }
     if prompt >= model.context {
-        return Err(ApiError::over_context(model.context));
+        return Err(ErrorAnswer::over_context(model.context));
     }
     let asked = [limits.output_tokens, wish.max_output];
     let room = model.output.min(model.context - prompt);
@@ -241,7 +241,7 @@ async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Res
         .is_some_and(|deadline| Instant::now() >= deadline)
     {
         ticket.expire().wait().await;
-        return ApiError::expired().into_response();
+        return ErrorAnswer::expired().into_response();
     }
     let prompt_tokens = plan.prompt.len();
     ticket.begin(prompt_tokens, plan.max_output);
@@ -256,9 +256,11 @@ async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Res
     };
     let generation = match app.models[plan.served].engine().submit(job) {
         Ok(generation) => generation,
-        Err(Refused::QueueFull(ticket)) => return turn_away(*ticket, ApiError::queue_full()).await,
-        Err(Refused::Stopped(ticket)) => {
-            return turn_away(*ticket, ApiError::closed("the engine has stopped")).await;
+        Err(NotQueued::QueueFull(ticket)) => {
+            return turn_away(*ticket, ErrorAnswer::queue_full()).await;
+        }
+        Err(NotQueued::Stopped(ticket)) => {
+            return turn_away(*ticket, ErrorAnswer::closed("the engine has stopped")).await;
         }
     };
     let style = answer::Style::new(
@@ -275,7 +277,7 @@ async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Res
     }
 }
 
-async fn turn_away(ticket: Ticket, error: ApiError) -> Response {
+async fn turn_away(ticket: Ticket, error: ErrorAnswer) -> Response {
     // The refusal stands even if its report could not be written: nothing was used.
     ticket.reject().wait().await;
     error.into_response()

@@ -6,7 +6,7 @@ use seatbelt_schemas::neuron::{
     HEADER_MAX_OUTPUT_TOKENS, HEADER_RESERVATION,
 };
 
-use super::error::ApiError;
+use super::error::ErrorAnswer;
 use crate::usage::Caller;
 
 /// Longest reservation id: it becomes a message id.
@@ -34,7 +34,7 @@ pub(super) fn caller(headers: &HeaderMap) -> Caller {
 }
 
 /// The bounds, or what is wrong with any of the headers.
-pub(super) fn limits(headers: &HeaderMap) -> Result<Limits, ApiError> {
+pub(super) fn limits(headers: &HeaderMap) -> Result<Limits, ErrorAnswer> {
     let caller = caller(headers);
     let sound = [
         (HEADER_RESERVATION, caller.reservation.is_some()),
@@ -43,7 +43,7 @@ pub(super) fn limits(headers: &HeaderMap) -> Result<Limits, ApiError> {
     ];
     for (name, read) in sound {
         if headers.contains_key(name) && !read {
-            return Err(ApiError::invalid_header(name, "an id"));
+            return Err(ErrorAnswer::invalid_header(name, "an id"));
         }
     }
     let tokens = |name| {
@@ -55,7 +55,7 @@ pub(super) fn limits(headers: &HeaderMap) -> Result<Limits, ApiError> {
         deadline_ms: number(headers, HEADER_DEADLINE_MS)?,
     };
     if limits.output_tokens == Some(0) {
-        return Err(ApiError::invalid_header(
+        return Err(ErrorAnswer::invalid_header(
             HEADER_MAX_OUTPUT_TOKENS,
             "at least 1",
         ));
@@ -67,13 +67,13 @@ fn is_reservation(id: &str) -> bool {
     (1..=RESERVATION_LEN_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-pub(super) fn number(headers: &HeaderMap, name: &'static str) -> Result<Option<u64>, ApiError> {
+pub(super) fn number(headers: &HeaderMap, name: &'static str) -> Result<Option<u64>, ErrorAnswer> {
     let Some(value) = headers.get(name) else {
         return Ok(None);
     };
     let read = value.to_str().ok().and_then(|text| text.parse().ok());
     read.map(Some)
-        .ok_or_else(|| ApiError::invalid_header(name, "a whole number"))
+        .ok_or_else(|| ErrorAnswer::invalid_header(name, "a whole number"))
 }
 
 #[cfg(test)]

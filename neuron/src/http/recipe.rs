@@ -12,7 +12,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{App, access::Signed, error::ApiError, generate::read_body};
+use super::{App, access::Signed, error::ErrorAnswer, generate::read_body};
 
 pub(super) async fn recipe(State(app): State<Arc<App>>, request: Request) -> Response {
     hand_out(&app, request)
@@ -25,14 +25,14 @@ struct Wanted {
     name: String,
 }
 
-async fn hand_out(app: &App, request: Request) -> Result<Response, ApiError> {
+async fn hand_out(app: &App, request: Request) -> Result<Response, ErrorAnswer> {
     let signed = request.extensions().get::<Signed>().copied();
     let body = read_body(request.into_body(), signed).await?;
     let wanted: Wanted = serde_json::from_slice(&body)
-        .map_err(|error| ApiError::invalid_body(format!("the body names no recipe: {error}")))?;
+        .map_err(|error| ErrorAnswer::invalid_body(format!("the body names no recipe: {error}")))?;
     let mut served = app.models.iter().map(|served| &served.model.recipe);
     let found = served.find(|recipe| recipe.name == wanted.name);
-    let recipe = found.ok_or_else(ApiError::unknown_recipe)?;
+    let recipe = found.ok_or_else(ErrorAnswer::unknown_recipe)?;
     let kind = [(header::CONTENT_TYPE, "application/json")];
     Ok((kind, recipe.encoded.clone()).into_response())
 }

@@ -6,7 +6,7 @@
 use seatbelt_tokens::{ChatMessage, MessagesError, PromptError, read_messages};
 use serde_json::{Map, Value};
 
-use super::error::ApiError;
+use super::error::ErrorAnswer;
 use crate::model::Model;
 
 mod unserved;
@@ -69,11 +69,11 @@ pub(super) struct Wish {
 
 impl Wish {
     /// Reads a body.
-    pub(super) fn read(dialect: Dialect, body: &[u8]) -> Result<Self, ApiError> {
+    pub(super) fn read(dialect: Dialect, body: &[u8]) -> Result<Self, ErrorAnswer> {
         let value: Value = serde_json::from_slice(body)
-            .map_err(|error| ApiError::invalid_body(format!("the body is not JSON: {error}")))?;
+            .map_err(|error| ErrorAnswer::invalid_body(format!("the body is not JSON: {error}")))?;
         let Value::Object(body) = value else {
-            return Err(ApiError::invalid_body("the body is not a JSON object"));
+            return Err(ErrorAnswer::invalid_body("the body is not a JSON object"));
         };
         let body = Fields(&body);
         body.refuse_unserved()?;
@@ -104,31 +104,34 @@ impl<'a> Fields<'a> {
         self.0.get(name).filter(|value| !value.is_null())
     }
 
-    fn model(&self) -> Result<String, ApiError> {
+    fn model(&self) -> Result<String, ErrorAnswer> {
         match self.get("model") {
             Some(Value::String(name)) if !name.is_empty() => Ok(name.clone()),
-            Some(_) => Err(ApiError::invalid_value("model", "a string")),
-            None => Err(ApiError::missing_model()),
+            Some(_) => Err(ErrorAnswer::invalid_value("model", "a string")),
+            None => Err(ErrorAnswer::missing_model()),
         }
     }
 
-    fn refuse_unserved(&self) -> Result<(), ApiError> {
+    fn refuse_unserved(&self) -> Result<(), ErrorAnswer> {
         if self.whole("n")?.is_some_and(|n| n != 1)
             || self.whole("best_of")?.is_some_and(|n| n != 1)
         {
-            return Err(ApiError::unsupported(
+            return Err(ErrorAnswer::unsupported(
                 "n",
                 "only one answer per request is served: n must be 1",
             ));
         }
         if self.flag("echo")? == Some(true) {
-            return Err(ApiError::unsupported("echo", "echo is not served"));
+            return Err(ErrorAnswer::unsupported("echo", "echo is not served"));
         }
         if self
             .get("logprobs")
             .is_some_and(|value| *value != Value::Bool(false))
         {
-            return Err(ApiError::unsupported("logprobs", "logprobs are not served"));
+            return Err(ErrorAnswer::unsupported(
+                "logprobs",
+                "logprobs are not served",
+            ));
         }
         let lists = [
             ("tools", "tools are not served"),
@@ -139,14 +142,14 @@ impl<'a> Fields<'a> {
                 .get(name)
                 .is_some_and(|value| value.as_array().is_none_or(|list| !list.is_empty()))
             {
-                return Err(ApiError::unsupported(name, message));
+                return Err(ErrorAnswer::unsupported(name, message));
             }
         }
         let format = self
             .get("response_format")
             .and_then(|format| format.get("type"));
         if format.is_some_and(|kind| kind != "text") {
-            return Err(ApiError::unsupported(
+            return Err(ErrorAnswer::unsupported(
                 "response_format",
                 "only the response format text is served",
             ));
@@ -154,31 +157,36 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    fn whole(&self, name: &'static str) -> Result<Option<u64>, ApiError> {
+    fn whole(&self, name: &'static str) -> Result<Option<u64>, ErrorAnswer> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
         value
             .as_u64()
             .map(Some)
-            .ok_or_else(|| ApiError::invalid_value(name, "a whole number"))
+            .ok_or_else(|| ErrorAnswer::invalid_value(name, "a whole number"))
     }
 
-    fn flag(&self, name: &'static str) -> Result<Option<bool>, ApiError> {
+    fn flag(&self, name: &'static str) -> Result<Option<bool>, ErrorAnswer> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
         value
             .as_bool()
             .map(Some)
-            .ok_or_else(|| ApiError::invalid_value(name, "true or false"))
+            .ok_or_else(|| ErrorAnswer::invalid_value(name, "true or false"))
     }
 
     #[expect(
         clippy::cast_possible_truncation,
         reason = "the value is within a small range, and f32 is what is used"
     )]
-    fn number(&self, name: &'static str, least: f64, most: f64) -> Result<Option<f32>, ApiError> {
+    fn number(
+        &self,
+        name: &'static str,
+        least: f64,
+        most: f64,
+    ) -> Result<Option<f32>, ErrorAnswer> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
@@ -186,20 +194,20 @@ impl<'a> Fields<'a> {
             .as_f64()
             .filter(|number| (least..=most).contains(number));
         let number = number.ok_or_else(|| {
-            ApiError::invalid_value(name, &format!("a number from {least} to {most}"))
+            ErrorAnswer::invalid_value(name, &format!("a number from {least} to {most}"))
         })?;
         Ok(Some(number as f32))
     }
 
     /// The smaller of the two spellings.
-    fn max_output(&self) -> Result<Option<usize>, ApiError> {
+    fn max_output(&self) -> Result<Option<usize>, ErrorAnswer> {
         let mut least: Option<usize> = None;
         for name in ["max_tokens", "max_completion_tokens"] {
             let Some(tokens) = self.whole(name)? else {
                 continue;
             };
             if tokens == 0 {
-                return Err(ApiError::invalid_value(name, "at least 1"));
+                return Err(ErrorAnswer::invalid_value(name, "at least 1"));
             }
             let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
             least = Some(least.map_or(tokens, |least| least.min(tokens)));
@@ -207,7 +215,7 @@ impl<'a> Fields<'a> {
         Ok(least)
     }
 
-    fn seed(&self) -> Result<Option<u64>, ApiError> {
+    fn seed(&self) -> Result<Option<u64>, ErrorAnswer> {
         let Some(value) = self.get("seed") else {
             return Ok(None);
         };
@@ -215,12 +223,12 @@ impl<'a> Fields<'a> {
             .as_u64()
             .or_else(|| value.as_i64().map(i64::cast_unsigned));
         seed.map(Some)
-            .ok_or_else(|| ApiError::invalid_value("seed", "a whole number"))
+            .ok_or_else(|| ErrorAnswer::invalid_value("seed", "a whole number"))
     }
 
-    fn stops(&self) -> Result<Vec<String>, ApiError> {
+    fn stops(&self) -> Result<Vec<String>, ErrorAnswer> {
         let wanted = || {
-            ApiError::invalid_value("stop", "a string or up to 4 strings of 1 to 512 bytes each")
+            ErrorAnswer::invalid_value("stop", "a string or up to 4 strings of 1 to 512 bytes each")
         };
         let stops = match self.get("stop") {
             None => return Ok(Vec::new()),
@@ -241,29 +249,29 @@ impl<'a> Fields<'a> {
         if sound { Ok(stops) } else { Err(wanted()) }
     }
 
-    fn include_usage(&self) -> Result<bool, ApiError> {
+    fn include_usage(&self) -> Result<bool, ErrorAnswer> {
         match self.get("stream_options") {
             None => Ok(false),
             Some(Value::Object(options)) => {
                 Ok(Fields(options).flag("include_usage")?.unwrap_or(false))
             }
-            Some(_) => Err(ApiError::invalid_value("stream_options", "an object")),
+            Some(_) => Err(ErrorAnswer::invalid_value("stream_options", "an object")),
         }
     }
 
-    fn messages(&self) -> Result<Vec<ChatMessage>, ApiError> {
+    fn messages(&self) -> Result<Vec<ChatMessage>, ErrorAnswer> {
         let list = self.get("messages").and_then(Value::as_array);
         list.into_iter()
             .flatten()
             .try_for_each(unserved::refuse_tools)?;
         read_messages(self.get("messages")).map_err(|error| match error {
-            MessagesError::Invalid(wanted) => ApiError::invalid_value("messages", wanted),
-            MessagesError::Unsupported(problem) => ApiError::unsupported("messages", problem),
+            MessagesError::Invalid(wanted) => ErrorAnswer::invalid_value("messages", wanted),
+            MessagesError::Unsupported(problem) => ErrorAnswer::unsupported("messages", problem),
         })
     }
 
-    fn prompt(&self) -> Result<Prompt, ApiError> {
-        let wanted = || ApiError::invalid_value("prompt", "one string or one list of tokens");
+    fn prompt(&self) -> Result<Prompt, ErrorAnswer> {
+        let wanted = || ErrorAnswer::invalid_value("prompt", "one string or one list of tokens");
         match self.get("prompt") {
             Some(Value::String(text)) => Ok(Prompt::Text(text.clone())),
             Some(Value::Array(list)) => match list.as_slice() {
@@ -290,7 +298,7 @@ mod tests {
 
     use super::*;
 
-    fn read(body: &Value) -> Result<Wish, ApiError> {
+    fn read(body: &Value) -> Result<Wish, ErrorAnswer> {
         Wish::read(Dialect::Chat, body.to_string().as_bytes())
     }
 

@@ -15,7 +15,7 @@ use serde_json::json;
 use super::{
     App,
     access::Signed,
-    error::ApiError,
+    error::ErrorAnswer,
     generate::{aside, prompt_tokens, read_body},
     request::{Dialect, Wish},
 };
@@ -26,7 +26,7 @@ pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> R
         .unwrap_or_else(IntoResponse::into_response)
 }
 
-async fn count(app: &Arc<App>, request: Request) -> Result<Response, ApiError> {
+async fn count(app: &Arc<App>, request: Request) -> Result<Response, ErrorAnswer> {
     let signed = request.extensions().get::<Signed>().copied();
     let body = read_body(request.into_body(), signed).await?;
     let size = body.len();
@@ -42,7 +42,7 @@ async fn count(app: &Arc<App>, request: Request) -> Result<Response, ApiError> {
     )
 }
 
-fn read(body: &[u8]) -> Result<Wish, ApiError> {
+fn read(body: &[u8]) -> Result<Wish, ErrorAnswer> {
     let chat = serde_json::from_slice::<serde_json::Value>(body)
         .is_ok_and(|body| body.get("messages").is_some());
     let dialect = match chat {

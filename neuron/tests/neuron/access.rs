@@ -8,7 +8,7 @@ use seatbelt_schemas::{
         HEADER_DEADLINE_MS, HEADER_MAX_OUTPUT_TOKENS, HEADER_RESERVATION,
         signature::{BodyHash, Call, HEADER_SIGNATURE, NeuronSecret},
     },
-    usage::Outcome,
+    usage::NeuronOutcome,
 };
 use serde_json::{Value, json};
 
@@ -188,6 +188,9 @@ async fn a_call_holds_until_its_deadline_and_for_a_day_at_most() {
         .into_iter()
         .map(|(id, event)| (id, event.outcome))
         .collect();
-    let late = ("late".to_owned(), Outcome::Expired);
-    assert_eq!(told, [late, ("in-time".to_owned(), Outcome::Completed)]);
+    let late = ("late".to_owned(), NeuronOutcome::Expired);
+    assert_eq!(
+        told,
+        [late, ("in-time".to_owned(), NeuronOutcome::Completed)]
+    );
 }

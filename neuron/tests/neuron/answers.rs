@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use futures::future::join_all;
-use seatbelt_schemas::usage::Outcome;
+use seatbelt_schemas::usage::NeuronOutcome;
 use seatbelt_tokens::{ChatCounter, Recipe, template_source};
 use serde_json::{Value, json};
 
@@ -374,7 +374,7 @@ async fn models_health_and_metrics_are_told() {
 
     neuron.says("Hi", 7).await;
     neuron.reports.exactly(1).await;
-    assert_eq!(neuron.reports.count(Outcome::Completed), 1);
+    assert_eq!(neuron.reports.count(NeuronOutcome::Completed), 1);
     let text = neuron.get("/metrics").await.body;
     for line in [
         "seatbelt_neuron_requests_total{outcome=\"completed\"} 1",

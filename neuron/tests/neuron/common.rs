@@ -16,7 +16,7 @@ use seatbelt_neuron::{
 use seatbelt_schemas::{
     ids::{ModelId, NeuronId},
     neuron::signature::NeuronSecret,
-    usage::{Outcome, UsageEvent},
+    usage::{NeuronOutcome, UsageEvent},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -59,7 +59,7 @@ impl Reports {
         }
     }
 
-    pub(crate) fn count(&self, outcome: Outcome) -> usize {
+    pub(crate) fn count(&self, outcome: NeuronOutcome) -> usize {
         self.all()
             .iter()
             .filter(|(_, event)| event.outcome == outcome)

@@ -14,7 +14,7 @@ use seatbelt_schemas::{
     names::Names,
     neuron::NeuronRecord,
     position::Partitions,
-    usage::{Outcome, UsageEvent},
+    usage::{NeuronOutcome, UsageEvent},
     wire,
 };
 use tempfile::TempDir;
@@ -167,7 +167,7 @@ async fn usage_is_on_the_stream_under_its_reservation() {
     );
     assert_eq!(
         (event.outcome, event.usage.output_tokens),
-        (Outcome::Completed, 3)
+        (NeuronOutcome::Completed, 3)
     );
     neuron.stop().await;
 }

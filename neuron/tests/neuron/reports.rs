@@ -1,7 +1,7 @@
 //! One usage event for every request, however it ends, and none lost.
 
 use futures::future::join_all;
-use seatbelt_schemas::usage::Outcome;
+use seatbelt_schemas::usage::NeuronOutcome;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
@@ -42,7 +42,7 @@ async fn a_report_names_who_paid_and_counts_what_was_run() {
     );
     assert_eq!(
         (event.outcome, event.usage.cached_input_tokens),
-        (Outcome::Completed, 0)
+        (NeuronOutcome::Completed, 0)
     );
 }
 
@@ -71,7 +71,7 @@ async fn a_request_turned_away_is_reported_once_under_its_own_id() {
     .await;
     let reports = neuron.reports.exactly(bodies.len() + 1).await;
     for (id, event) in &reports {
-        assert_eq!(event.outcome, Outcome::Rejected);
+        assert_eq!(event.outcome, NeuronOutcome::Rejected);
         assert_eq!(
             (event.usage.input_tokens, event.usage.output_tokens),
             (0, 0)
@@ -159,7 +159,7 @@ async fn a_deadline_that_has_passed_is_an_error_and_an_expired_report() {
         );
     }
     neuron.reports.exactly(2).await;
-    assert_eq!(neuron.reports.count(Outcome::Expired), 2);
+    assert_eq!(neuron.reports.count(NeuronOutcome::Expired), 2);
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn a_client_that_hangs_up_is_reported_as_aborted_with_what_was_run() {
     let event = &reports[0].1;
     assert_eq!(
         (event.outcome, event.reservation.as_str()),
-        (Outcome::Aborted, "runs")
+        (NeuronOutcome::Aborted, "runs")
     );
     assert!((1..1000).contains(&event.usage.output_tokens), "{event:?}");
     // The slot is free again.
@@ -211,7 +211,7 @@ async fn a_client_that_hangs_up_while_it_waits_costs_nothing() {
         if let Some((_, event)) = reports.iter().find(|(id, _)| id == "waits") {
             assert_eq!(
                 (event.outcome, event.usage.input_tokens),
-                (Outcome::Aborted, 0)
+                (NeuronOutcome::Aborted, 0)
             );
             break;
         }
@@ -236,7 +236,7 @@ async fn a_deadline_in_the_middle_ends_the_stream_with_an_error() {
     assert!(streamed || answer.status == 504, "{answer:?}");
     assert!(!answer.body.contains("[DONE]"));
     let event = neuron.reports.exactly(1).await.remove(0).1;
-    assert_eq!(event.outcome, Outcome::Expired);
+    assert_eq!(event.outcome, NeuronOutcome::Expired);
     assert!(event.usage.output_tokens < 1000);
 }
 
@@ -263,8 +263,8 @@ async fn a_full_neuron_says_when_to_come_back_and_reports_all() {
         );
     }
     neuron.reports.exactly(answers.len()).await;
-    assert_eq!(neuron.reports.count(Outcome::Rejected), refused.len());
-    assert_eq!(neuron.reports.count(Outcome::Completed), served);
+    assert_eq!(neuron.reports.count(NeuronOutcome::Rejected), refused.len());
+    assert_eq!(neuron.reports.count(NeuronOutcome::Completed), served);
 }
 
 #[tokio::test]
@@ -314,9 +314,9 @@ async fn what_a_crash_leaves_on_disk_is_reported_after_the_restart() {
         .collect();
     // What the third really wrote is not known: it is reported at its ceiling.
     let expected = [
-        (Outcome::Completed, 4),
-        (Outcome::Completed, 5),
-        (Outcome::Failed, 1000),
+        (NeuronOutcome::Completed, 4),
+        (NeuronOutcome::Completed, 5),
+        (NeuronOutcome::Failed, 1000),
     ];
     assert_eq!(seen, expected);
 }
@@ -337,7 +337,7 @@ async fn a_stop_lets_running_requests_end_and_takes_no_more() {
     let reports = reports.all();
     assert_eq!(
         (reports.len(), reports[0].1.outcome),
-        (1, Outcome::Completed)
+        (1, NeuronOutcome::Completed)
     );
 }
 
@@ -357,5 +357,8 @@ async fn a_stop_without_drain_time_aborts_with_an_error_and_a_report() {
         "{rest}"
     );
     let reports = reports.all();
-    assert_eq!((reports.len(), reports[0].1.outcome), (1, Outcome::Aborted));
+    assert_eq!(
+        (reports.len(), reports[0].1.outcome),
+        (1, NeuronOutcome::Aborted)
+    );
 }

@@ -1,7 +1,7 @@
 //! What is written and asked for: books, selections, lists that are none.
 
 use super::{book, day, genai, litellm};
-use crate::{Format, ReadError, Selection, read};
+use crate::{Format, ListError, Selection, read};
 
 #[test]
 fn a_book_says_where_it_is_from_and_what_it_lacks() {
@@ -80,17 +80,17 @@ fn what_is_no_list_is_told() {
     let error = |text: &[u8], format| read(text, format, day()).unwrap_err();
     assert!(matches!(
         error(b"{}", None),
-        ReadError::OtherFormat(Format::LiteLlm)
+        ListError::OtherFormat(Format::LiteLlm)
     ));
-    assert!(matches!(error(b"3", None), ReadError::OtherFormat(_)));
+    assert!(matches!(error(b"3", None), ListError::OtherFormat(_)));
     assert!(matches!(
         error(b"[]", Some(Format::LiteLlm)),
-        ReadError::OtherFormat(Format::LiteLlm)
+        ListError::OtherFormat(Format::LiteLlm)
     ));
-    assert!(matches!(error(b"[", None), ReadError::NotJson(_)));
-    assert!(matches!(error(b"\xff", None), ReadError::NotText));
+    assert!(matches!(error(b"[", None), ListError::NotJson(_)));
+    assert!(matches!(error(b"\xff", None), ListError::NotText));
     assert!(matches!(
         error(br#"{"a": {}, "a": {}}"#, None),
-        ReadError::NotJson(_)
+        ListError::NotJson(_)
     ));
 }

@@ -1,7 +1,7 @@
 //! How a list differs from the prices in force.
 
 use super::{day, genai};
-use crate::{Change, Difference, List, Running, compare, read};
+use crate::{Difference, List, PriceChange, Running, compare, read};
 use seatbelt_schemas::{
     ids::ModelId,
     price::{LongContext, Price, Rates},
@@ -18,8 +18,8 @@ fn running(model: &str, input: u64, output: u64) -> Running {
     }
 }
 
-fn change(what: &str, now: &str, listed: &str) -> Change {
-    Change {
+fn change(what: &str, now: &str, listed: &str) -> PriceChange {
+    PriceChange {
         what: what.to_owned(),
         now: now.to_owned(),
         listed: listed.to_owned(),

@@ -17,14 +17,14 @@ use seatbelt_schemas::{
 
 /// The partition of one ledger: the first two parts of every `ce-id`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct EventSource {
     /// The ledger.
     pub ledger: LedgerId,
     /// The partition.
     pub partition: Partition,
 }
 
-impl Source {
+impl EventSource {
     /// The id of the event at `position`.
     pub fn id(&self, position: Position) -> String {
         format!("{self}/{position}")
@@ -37,7 +37,7 @@ pub fn parse_id(id: &str) -> Option<(&str, Position)> {
     Some((source, Position(position.parse().ok()?)))
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for EventSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.ledger, self.partition)
     }
@@ -60,7 +60,7 @@ pub struct FeedMessage {
 
 impl FeedMessage {
     /// The message of one event.
-    pub fn new(names: &Names, source: &Source, stored: &StoredEvent) -> Self {
+    pub fn new(names: &Names, source: &EventSource, stored: &StoredEvent) -> Self {
         let event = &stored.event;
         let id = source.id(event.position);
         let kind = token(event.body.kind());
@@ -109,8 +109,8 @@ mod tests {
     use super::*;
     use crate::testing::{commits, opened};
 
-    fn source() -> Source {
-        Source {
+    fn source() -> EventSource {
+        EventSource {
             ledger: LedgerId::new("ledger-1").unwrap(),
             partition: Partition(0),
         }

@@ -20,7 +20,7 @@ use tracing::warn;
 
 pub use super::standing::Published;
 use super::{
-    message::{FeedMessage, Source, parse_id},
+    message::{EventSource, FeedMessage, parse_id},
     standing::Standing,
 };
 use crate::store::{
@@ -82,7 +82,7 @@ impl FeedWriter {
     /// it, only what follows is read, else everything.
     pub async fn published(
         &self,
-        source: &Source,
+        source: &EventSource,
         hint: Published,
     ) -> Result<Published, StoreError> {
         let mut known = self.known.lock().await;
@@ -93,7 +93,7 @@ impl FeedWriter {
     /// The bytes of the source's last message, if it can still be had.
     pub async fn last_event(
         &self,
-        source: &Source,
+        source: &EventSource,
         published: Published,
     ) -> Result<Option<Bytes>, StoreError> {
         let there = self.id_at(published.sequence).await?;
@@ -105,7 +105,11 @@ impl FeedWriter {
 
     /// As [`Self::published`], after a look at the stream if the last one is [`FEED_CHECK_EVERY`]
     /// ago: it may have lost messages that nobody appends after.
-    pub async fn check(&self, source: &Source, hint: Published) -> Result<Published, StoreError> {
+    pub async fn check(
+        &self,
+        source: &EventSource,
+        hint: Published,
+    ) -> Result<Published, StoreError> {
         let mut known = self.known.lock().await;
         let fresh = |at: Instant| at.elapsed() < FEED_CHECK_EVERY;
         if !known.checked_at.is_some_and(fresh) {
@@ -118,7 +122,7 @@ impl FeedWriter {
     /// Appends what is not there yet of `messages`, which are of `source` and in order.
     pub async fn publish(
         &self,
-        source: &Source,
+        source: &EventSource,
         hint: Published,
         messages: &[FeedMessage],
     ) -> Result<Published, FeedError> {
@@ -154,7 +158,7 @@ impl FeedWriter {
     async fn append(
         &self,
         known: &mut OnStream,
-        source: &Source,
+        source: &EventSource,
         messages: &[FeedMessage],
     ) -> Result<(), StoreError> {
         known.in_doubt = true;
@@ -173,7 +177,7 @@ impl FeedWriter {
     async fn learn(
         &self,
         known: &mut OnStream,
-        source: &Source,
+        source: &EventSource,
         hint: Published,
     ) -> Result<(), StoreError> {
         if known.in_doubt {
@@ -261,7 +265,7 @@ impl FeedWriter {
     /// Whether the source's last message stands where it stood, and no message was lost since.
     async fn still_there(
         &self,
-        source: &Source,
+        source: &EventSource,
         hint: Published,
         end: FeedEnd,
     ) -> Result<bool, StoreError> {
@@ -305,7 +309,7 @@ impl OnStream {
     }
 
     /// From one source's last message on.
-    fn after(source: &Source, published: Published) -> Self {
+    fn after(source: &EventSource, published: Published) -> Self {
         Self {
             end: FeedPlace {
                 sequence: published.sequence,
@@ -316,7 +320,7 @@ impl OnStream {
         }
     }
 
-    fn of(&mut self, source: &Source) -> &Standing {
+    fn of(&mut self, source: &EventSource) -> &Standing {
         let removed = self.removed;
         let standing = self.sources.entry(source.to_string()).or_default();
         standing.saw_removed(removed);
@@ -338,7 +342,7 @@ impl OnStream {
     }
 
     /// Notes an own append that was acknowledged.
-    fn landed(&mut self, source: &Source, messages: &[FeedMessage], end: FeedSequence) {
+    fn landed(&mut self, source: &EventSource, messages: &[FeedMessage], end: FeedSequence) {
         let standing = self.sources.entry(source.to_string()).or_default();
         let first = end.0 - messages.len() as u64;
         for (sequence, message) in (first + 1..).zip(messages) {

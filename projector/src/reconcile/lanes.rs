@@ -310,7 +310,7 @@ impl Met {
 mod tests {
     use seatbelt_schemas::{
         ids::NeuronId,
-        usage::{NeuronUsage, Outcome},
+        usage::{NeuronOutcome, NeuronUsage},
     };
 
     use super::*;
@@ -329,7 +329,7 @@ mod tests {
             neuron: NeuronId::new("n").unwrap(),
             device: "cpu".to_owned(),
             usage: NeuronUsage::default(),
-            outcome: Outcome::Completed,
+            outcome: NeuronOutcome::Completed,
             queued_ms: 0,
             prefill_ms: 0,
             decode_ms: 0,

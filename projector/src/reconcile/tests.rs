@@ -18,7 +18,7 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use super::*;
 use crate::{
-    Parts, run,
+    ProjectorParts, run,
     store::memory::{MemoryFeed, MemorySnapshots},
 };
 
@@ -113,7 +113,7 @@ impl World {
             ledger.admin(admin).await.unwrap();
         }
         let (snapshots, stop) = (MemorySnapshots::default(), CancellationToken::new());
-        let parts = Parts {
+        let parts = ProjectorParts {
             names: Names::default(),
             projector: "p".to_owned(),
             journals: vec![(Partition(0), Arc::new(journal.clone()))],
@@ -221,7 +221,7 @@ pub(super) fn usage_event(
             cached_input_tokens: 0,
             output_tokens: 5,
         },
-        outcome: Outcome::Aborted,
+        outcome: NeuronOutcome::Aborted,
         queued_ms: 1,
         prefill_ms: 2,
         decode_ms: 3,
@@ -332,7 +332,9 @@ async fn a_second_report_lowers_no_charge() {
     until(|| world.events("expired").len() == 1).await;
     for reservation in [open, expired] {
         world.report(&reservation);
-        for (output_tokens, outcome) in [(1, Outcome::Completed), (0, Outcome::Rejected)] {
+        for (output_tokens, outcome) in
+            [(1, NeuronOutcome::Completed), (0, NeuronOutcome::Rejected)]
+        {
             let mut second = usage_event(&reservation, account(), key());
             second.neuron = NeuronId::new("neuron-2").unwrap();
             second.usage = NeuronUsage {

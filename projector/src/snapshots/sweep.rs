@@ -15,7 +15,7 @@ use seatbelt_ledger::{
     account::Account,
     directory::{Entry, LastPositions},
     journal::Journal,
-    snapshot::{AccountSnapshot, Found, Unusable, pieces},
+    snapshot::{AccountSnapshot, FoundSnapshot, Unusable, pieces},
 };
 use seatbelt_schemas::{chain::in_one_line, ids::AccountId, names::Names, position::Position};
 use tokio::time::Instant;
@@ -59,7 +59,7 @@ pub(super) struct Look {
 struct Seen {
     account: AccountId,
     revision: Revision,
-    head: Option<pieces::Head>,
+    head: Option<pieces::PiecesHead>,
     /// Why it is not the account's snapshot.
     lost: Option<Unusable>,
 }
@@ -184,11 +184,11 @@ impl<J: Journal> Snapshots<J> {
 
     async fn look_at(&self, account: AccountId, last: Position) -> Result<Seen, NotKept> {
         let vouched = (self.revision, self.recorded_position);
-        let Found {
+        let FoundSnapshot {
             kept,
             head,
             snapshot,
-        } = Found::read(&*self.store, &account, vouched).await?;
+        } = FoundSnapshot::read(&*self.store, &account, vouched).await?;
         let tail = self.tail.head.position;
         let held = snapshot.and_then(|found| AccountSnapshot::held_to(found, Some(last), tail));
         Ok(Seen {

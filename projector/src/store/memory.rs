@@ -12,7 +12,7 @@ use futures::{
     future::BoxFuture,
     stream::{self, BoxStream},
 };
-pub use seatbelt_ledger::store::memory::{Fault, Fuse, MemorySnapshots};
+pub use seatbelt_ledger::store::memory::{Fuse, MemorySnapshots, StoreFault};
 
 use super::{FeedEnd, FeedEntry, FeedPlace, FeedSequence, FeedStore, StoreError, WriteError};
 use crate::feed::message::FeedMessage;
@@ -33,7 +33,7 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Stream {
     /// By place; `None` where the message was removed.
     messages: Vec<Option<FeedMessage>>,
-    faults: VecDeque<Fault>,
+    faults: VecDeque<StoreFault>,
 }
 
 impl Stream {
@@ -46,21 +46,21 @@ impl Stream {
         after: &FeedPlace,
         messages: &[FeedMessage],
     ) -> Result<FeedSequence, WriteError> {
-        let fault = self.faults.pop_front().unwrap_or(Fault::None);
+        let fault = self.faults.pop_front().unwrap_or(StoreFault::None);
         let ends_so = self.end() == after.sequence
             && (after.id.is_none() || self.id_at(after.sequence.0) == after.id);
         if !ends_so {
             return Err(WriteError::Moved);
         }
         let landed = match fault {
-            Fault::Lost => 0,
-            Fault::HalfWay => messages.len().min(1),
-            Fault::None | Fault::Unacknowledged => messages.len(),
+            StoreFault::Lost => 0,
+            StoreFault::HalfWay => messages.len().min(1),
+            StoreFault::None | StoreFault::Unacknowledged => messages.len(),
         };
         self.messages
             .extend(messages[..landed].iter().cloned().map(Some));
         match fault {
-            Fault::None => Ok(self.end()),
+            StoreFault::None => Ok(self.end()),
             _ => Err(unreachable("append").into()),
         }
     }
@@ -88,7 +88,7 @@ impl MemoryFeed {
     }
 
     /// Scripts what befalls the next appends.
-    pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
+    pub fn script(&self, faults: impl IntoIterator<Item = StoreFault>) {
         lock(&self.0).faults.extend(faults);
     }
 

@@ -18,7 +18,7 @@ async fn a_feed_that_lost_its_end_while_running_is_completed() {
 /// A feed that lost all but `keep` messages, and then got as many of somebody else's.
 fn overtaken(world: &World, keep: usize, others: u64) {
     world.feed.cut(keep);
-    let source = Source {
+    let source = EventSource {
         ledger: LedgerId::new("ledger-1").unwrap(),
         partition: Partition(1),
     };

@@ -113,7 +113,7 @@ async fn a_journal_that_was_cut_is_not_followed() {
 }
 
 /// Starts a projector that tells how it gets on.
-fn telling(parts: Parts<MemoryJournal>) -> (Running, Health) {
+fn telling(parts: ProjectorParts<MemoryJournal>) -> (Running, Health) {
     let (stop, health) = (CancellationToken::new(), Health::default());
     let projector = Projector::new(parts).telling(health.clone());
     let task = tokio::spawn(projector.run(stop.clone()));
@@ -213,7 +213,7 @@ impl FeedStore for Silent {
 #[tokio::test(start_paused = true)]
 async fn a_feed_that_never_answers_is_told_and_keeps_nobody_from_ending() {
     let world = World::of(short_story());
-    let parts = Parts {
+    let parts = ProjectorParts {
         feed: Arc::new(Silent),
         ..world.parts("p")
     };

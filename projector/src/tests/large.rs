@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use seatbelt_ledger::{
     account::Account,
-    snapshot::{Found, Written, pieces::Head},
+    snapshot::{FoundSnapshot, Written, pieces::PiecesHead},
 };
 
 use super::*;
@@ -44,7 +44,9 @@ impl World {
     async fn large(&self) -> Account {
         let any = (Revision(u64::MAX), Position(0));
         let bucket = self.snapshots.copy();
-        let found = Found::read(&bucket, &account("a"), any).await.unwrap();
+        let found = FoundSnapshot::read(&bucket, &account("a"), any)
+            .await
+            .unwrap();
         found.snapshot.unwrap().unwrap().state
     }
 
@@ -56,8 +58,8 @@ impl World {
         state.account(&account("a")).unwrap().clone()
     }
 
-    fn head(&self) -> Head {
-        Head::decode(&self.snapshots.peek("account.a").unwrap()).unwrap()
+    fn head(&self) -> PiecesHead {
+        PiecesHead::decode(&self.snapshots.peek("account.a").unwrap()).unwrap()
     }
 
     fn reader(&self) -> SnapshotReader {
@@ -155,7 +157,9 @@ async fn a_lost_piece_of_an_account_at_rest_is_written_again() {
         let (any, of) = ((Revision(u64::MAX), Position(0)), account("a"));
         let waited = async {
             loop {
-                let found = Found::read(&world.snapshots, &of, any).await.unwrap();
+                let found = FoundSnapshot::read(&world.snapshots, &of, any)
+                    .await
+                    .unwrap();
                 if let Ok(Some(whole)) = found.snapshot {
                     return assert_eq!(whole.state, truth);
                 }

@@ -13,14 +13,14 @@ use futures::{FutureExt, future::BoxFuture};
 use seatbelt_ledger::{
     api::Ledger,
     cluster::{
-        ClusterLedger, Part,
+        ClusterLedger, ClusterPart,
         ground::{Ground, Met, Unopened},
     },
     host::{HostConfig, HostedPartition, bounds::Bounds, clock::HostClock},
     lease::Leases,
     store::SnapshotStore,
 };
-use seatbelt_projector::Parts;
+use seatbelt_projector::ProjectorParts;
 use seatbelt_schemas::{
     commit::Commit,
     event::{EventBody, StoredEvent},
@@ -155,7 +155,7 @@ impl Hosts {
         let (life, name, offset_ms) = self.born();
         let wire = self.wire(&life, name.clone());
         let leases = Leases::start(Arc::new(wire.clone()), &name);
-        let part = Part {
+        let part = ClusterPart {
             host: self.config(&name, &offset_ms),
             names: names(),
             bounds: self.bounds.clone(),
@@ -252,7 +252,7 @@ impl Hosts {
             let life = Life::new();
             *lives.lock().unwrap() = Arc::clone(&life);
             let wire = self.wire(&life, name.to_owned());
-            let parts = Parts {
+            let parts = ProjectorParts {
                 names: names(),
                 projector: name.to_owned(),
                 journals: vec![(Partition(0), Arc::new(wire.clone()))],

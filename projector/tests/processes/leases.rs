@@ -14,7 +14,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use seatbelt_ledger::{
-    lease::{Change, LeaseStore},
+    lease::{LeaseChange, LeaseStore},
     store::{Kept, Revision, StoreError, WriteError},
 };
 use tokio::{sync::Notify, time::sleep};
@@ -35,7 +35,7 @@ pub(crate) struct Desk {
 #[derive(Default)]
 struct State {
     kept: BTreeMap<String, Kept>,
-    changes: Vec<Change>,
+    changes: Vec<LeaseChange>,
 }
 
 impl Desk {
@@ -63,7 +63,7 @@ impl Desk {
             revision,
         };
         state.kept.insert(key.to_owned(), kept);
-        state.changes.push(Change {
+        state.changes.push(LeaseChange {
             key: key.to_owned(),
             revision,
             value,
@@ -145,7 +145,7 @@ impl Wire {
         Err(self.store_error("write a lease").into())
     }
 
-    async fn next_change(&self, at: usize) -> Result<Change, StoreError> {
+    async fn next_change(&self, at: usize) -> Result<LeaseChange, StoreError> {
         let desk = &self.medium.desk;
         loop {
             let changed = desk.changed.notified();
@@ -187,7 +187,7 @@ impl LeaseStore for Wire {
         deleted.map(|deleted| deleted.map(drop)).boxed()
     }
 
-    fn watch(&self) -> BoxStream<'static, Result<Change, StoreError>> {
+    fn watch(&self) -> BoxStream<'static, Result<LeaseChange, StoreError>> {
         // there is one partition: the last change is what stands there
         let from = self.medium.desk.state().changes.len().saturating_sub(1);
         stream::unfold((self.clone(), from), |(wire, at)| async move {

@@ -21,11 +21,11 @@ use seatbelt_ledger::{
     host::clock::TimeSource,
     journal::{
         AppendError, Journal, ReadError, Sequence, Stored,
-        memory::{Fault, MemoryJournal},
+        memory::{JournalFault, MemoryJournal},
     },
     store::{
         Kept, Revision, SnapshotStore, StoreError, WriteError,
-        memory::{Fault as WriteFault, MemorySnapshots},
+        memory::{MemorySnapshots, StoreFault},
     },
 };
 use seatbelt_projector::store::memory::MemoryFeed;
@@ -351,19 +351,19 @@ impl Wire {
     }
 
     /// What befalls an append that is sent now.
-    fn fate(&self) -> Fault {
+    fn fate(&self) -> JournalFault {
         if self.medium.frozen.load(Ordering::Relaxed) {
-            return Fault::Refused;
+            return JournalFault::Refused;
         }
         if !self.medium.strikes(8) {
-            return Fault::None;
+            return JournalFault::None;
         }
         *self.medium.chance.pick(&[
-            Fault::UnknownLanded,
-            Fault::UnknownLost,
-            Fault::UnknownDelayed,
-            Fault::Replicating,
-            Fault::Refused,
+            JournalFault::UnknownLanded,
+            JournalFault::UnknownLost,
+            JournalFault::UnknownDelayed,
+            JournalFault::Replicating,
+            JournalFault::Refused,
         ])
     }
 }
@@ -458,8 +458,8 @@ impl SnapshotStore for Wire {
                 true => *self
                     .medium
                     .chance
-                    .pick(&[WriteFault::Lost, WriteFault::Unacknowledged]),
-                false => WriteFault::None,
+                    .pick(&[StoreFault::Lost, StoreFault::Unacknowledged]),
+                false => StoreFault::None,
             };
             self.medium
                 .note(|| format!("{} writes {key}: {fate:?}", self.name));

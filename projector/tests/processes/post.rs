@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use seatbelt_ledger::{
-    remote::post::{Asked, Correspondence, Heard, Listens, Post, Requests, SendError},
+    remote::post::{Correspondence, Heard, IncomingRequest, Listens, Post, Requests, SendError},
     store::StoreError,
 };
 use seatbelt_schemas::ids::CommandId;
@@ -48,7 +48,7 @@ struct Receiver {
     /// What its subjects begin with.
     subjects: String,
     life: Arc<Life>,
-    to: UnboundedSender<Asked>,
+    to: UnboundedSender<IncomingRequest>,
 }
 
 impl Office {
@@ -97,7 +97,7 @@ impl Office {
         let mut taken = false;
         for receiver in self.receivers.lock().unwrap().iter() {
             if subject.starts_with(&receiver.subjects) && !receiver.life.is_over() {
-                let asked = Asked {
+                let asked = IncomingRequest {
                     subject: subject.to_owned(),
                     reply_to: Some(reply_to.to_owned()),
                     payload: payload.clone(),
@@ -281,11 +281,11 @@ impl Drop for Letters {
 struct Received {
     wire: Wire,
     number: u64,
-    asked: UnboundedReceiver<Asked>,
+    asked: UnboundedReceiver<IncomingRequest>,
 }
 
 impl Requests for Received {
-    fn next(&mut self) -> BoxFuture<'_, Option<Asked>> {
+    fn next(&mut self) -> BoxFuture<'_, Option<IncomingRequest>> {
         self.asked.recv().boxed()
     }
 

@@ -19,7 +19,7 @@ use seatbelt_schemas::{
     price::{LongContext, Price, Rates},
     scope::{Scope, Scopes},
     skipped::{Skipped, Stray},
-    usage::{NeuronUsage, Outcome, Usage, UsageEvent},
+    usage::{NeuronOutcome, NeuronUsage, Usage, UsageEvent},
     window::{Period, Window},
 };
 use serde_json::json;
@@ -63,7 +63,7 @@ pub(crate) fn usage_events() -> Vec<Case<UsageEvent>> {
         neuron: NeuronId::new("neuron-1").unwrap(),
         device: "cpu".to_owned(),
         usage: NeuronUsage::default(),
-        outcome: Outcome::Rejected,
+        outcome: NeuronOutcome::Rejected,
         queued_ms: 0,
         prefill_ms: 0,
         decode_ms: 0,
@@ -80,7 +80,7 @@ pub(crate) fn usage_events() -> Vec<Case<UsageEvent>> {
             cached_input_tokens: 1000,
             output_tokens: 345,
         },
-        outcome: Outcome::Completed,
+        outcome: NeuronOutcome::Completed,
         queued_ms: 3,
         prefill_ms: 45,
         decode_ms: 678,

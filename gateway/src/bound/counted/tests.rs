@@ -13,30 +13,32 @@ use crate::config::REQUEST_ALLOWANCE_GENERIC;
 /// What is one token of its own in a prompt; texts beside it are tokenized each by itself.
 const SPECIAL: char = '\u{10ffff}';
 
-static O200K: LazyLock<Counter> = LazyLock::new(|| Counter::encoding(Encoding::O200k));
-static CL100K: LazyLock<Counter> = LazyLock::new(|| Counter::encoding(Encoding::Cl100k));
+static O200K: LazyLock<TextCounter> = LazyLock::new(|| TextCounter::encoding(Encoding::O200k));
+static CL100K: LazyLock<TextCounter> = LazyLock::new(|| TextCounter::encoding(Encoding::Cl100k));
 /// A byte-level tokenizer that brings text into NFKC first: the worst that a file can hold.
-static NFKC: LazyLock<Counter> = LazyLock::new(|| {
+static NFKC: LazyLock<TextCounter> = LazyLock::new(|| {
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny/tokenizer.json");
     let mut file: Value = serde_json::from_slice(&std::fs::read(tiny).unwrap()).unwrap();
     file["normalizer"] = json!({"type": "NFKC"});
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     std::fs::write(&path, file.to_string()).unwrap();
-    Counter::file(&path).unwrap()
+    TextCounter::file(&path).unwrap()
 });
 
 /// Those of real models, from a folder of folders that `SEATBELT_TOKENIZERS` names.
-static REAL: LazyLock<Vec<Counter>> = LazyLock::new(|| {
+static REAL: LazyLock<Vec<TextCounter>> = LazyLock::new(|| {
     let Some(folder) = std::env::var_os("SEATBELT_TOKENIZERS") else {
         return Vec::new();
     };
     let folders = std::fs::read_dir(folder).unwrap();
     let files = folders.map(|folder| folder.unwrap().path().join("tokenizer.json"));
-    files.map(|file| Counter::file(&file).unwrap()).collect()
+    files
+        .map(|file| TextCounter::file(&file).unwrap())
+        .collect()
 });
 
-fn model(counter: &Counter) -> Limits {
+fn model(counter: &TextCounter) -> Limits {
     let mut limits = Limits::new(1 << 20, 4096);
     if counter.as_encoding().is_none() {
         limits.framing.request = REQUEST_ALLOWANCE_GENERIC;
@@ -48,7 +50,7 @@ fn object(value: &Value) -> Fields {
     value.as_object().unwrap().clone()
 }
 
-fn bounds(api: Api, body: &Value, counter: &Counter) -> (u64, u64) {
+fn bounds(api: Api, body: &Value, counter: &TextCounter) -> (u64, u64) {
     let (body, model) = (object(body), model(counter));
     let ask = api.ask(&body).unwrap();
     let tight = by_tokens(api, &ask, &body, &model, counter).unwrap();
@@ -58,7 +60,7 @@ fn bounds(api: Api, body: &Value, counter: &Counter) -> (u64, u64) {
     )
 }
 
-fn tokens(prompt: &str, counter: &Counter) -> u64 {
+fn tokens(prompt: &str, counter: &TextCounter) -> u64 {
     let specials = prompt.matches(SPECIAL).count() as u64;
     let texts = prompt.split(SPECIAL).filter(|text| !text.is_empty());
     specials

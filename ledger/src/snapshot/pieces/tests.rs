@@ -93,7 +93,7 @@ fn cap(id: &str, scope: Scope, window: Window) -> CapSpec {
     }
 }
 
-fn written(state: &Account, standing: Option<&Head>) -> Written {
+fn written(state: &Account, standing: Option<&PiecesHead>) -> Written {
     let position = Position(u64::from(state.version()));
     Written::of(&account(), position, AT_MS, state, standing)
 }

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::super::error::ApiError;
+use super::super::error::ErrorAnswer;
 
 /// What a field may say without changing the answer.
 enum Neutral {
@@ -67,10 +67,10 @@ impl Neutral {
 }
 
 /// Refuses the first field of a body that would have to be obeyed.
-pub(super) fn refuse(body: &Map<String, Value>) -> Result<(), ApiError> {
+pub(super) fn refuse(body: &Map<String, Value>) -> Result<(), ErrorAnswer> {
     for (name, neutral) in &FIELDS {
         if body.get(*name).is_some_and(|value| !neutral.holds(value)) {
-            return Err(ApiError::unsupported(
+            return Err(ErrorAnswer::unsupported(
                 name,
                 format!("{name} is not served: leave it out"),
             ));
@@ -80,13 +80,13 @@ pub(super) fn refuse(body: &Map<String, Value>) -> Result<(), ApiError> {
 }
 
 /// Refuses a message of a chat that calls tools or is the answer of one.
-pub(super) fn refuse_tools(message: &Value) -> Result<(), ApiError> {
+pub(super) fn refuse_tools(message: &Value) -> Result<(), ErrorAnswer> {
     let told = ["tool_calls", "function_call"]
         .iter()
         .filter_map(|name| message.get(name))
         .any(|value| !Neutral::Empty.holds(value));
     if told {
-        return Err(ApiError::unsupported(
+        return Err(ErrorAnswer::unsupported(
             "messages",
             "tools are not served: a message of the history calls one",
         ));

@@ -32,7 +32,7 @@ use seatbelt_ledger::{
     writer::{Caller, Next, Request, Writer, WriterConfig},
 };
 use seatbelt_projector::{
-    Parts,
+    ProjectorParts,
     feed::message::FeedMessage,
     store::{FeedEnd, FeedEntry, FeedPlace, FeedSequence, FeedStore, StoreError, WriteError},
 };
@@ -238,7 +238,7 @@ async fn project(nats: &Nats, commits: u64) {
     let names = Names::new(PREFIX).unwrap();
     let journal = NatsJournal::open_existing(nats, &names, P).await.unwrap();
     let snapshots = Arc::new(snapshot_bucket(nats, &names, 1).await.unwrap());
-    let parts = Parts {
+    let parts = ProjectorParts {
         names,
         projector: "bench".to_owned(),
         journals: vec![(P, Arc::new(journal))],

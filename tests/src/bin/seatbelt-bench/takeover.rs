@@ -9,7 +9,7 @@ use seatbelt_ledger::{
     api::Ledger, host::LedgerHost, journal::Journal, nats::NatsJournal, snapshot::PartitionRecord,
     store::SnapshotStore,
 };
-use seatbelt_projector::Parts;
+use seatbelt_projector::ProjectorParts;
 use seatbelt_schemas::{
     commit::Commit,
     names::Names,
@@ -30,7 +30,7 @@ pub(crate) async fn measure() {
     let names = Names::new(PREFIX).unwrap();
     let journal = open(&nats, PREFIX).await;
     let bucket = Arc::new(snapshot_bucket(&nats, &names, 1).await.unwrap());
-    let parts = Parts {
+    let parts = ProjectorParts {
         names: names.clone(),
         projector: "bench".to_owned(),
         journals: vec![(P, Arc::new(journal.clone()))],
