@@ -34,6 +34,7 @@ struct Stream {
     /// By place; `None` where the message was removed.
     messages: Vec<Option<FeedMessage>>,
     faults: VecDeque<StoreFault>,
+    payloads_read: u64,
 }
 
 impl Stream {
@@ -98,6 +99,11 @@ impl MemoryFeed {
         stream.messages.iter().flatten().cloned().collect()
     }
 
+    /// How often somebody asked what a message says.
+    pub fn payloads_read(&self) -> u64 {
+        lock(&self.0).payloads_read
+    }
+
     /// Loses all but the first `keep` messages, as a server does that dies before it has synced.
     pub fn cut(&self, keep: usize) {
         lock(&self.0).messages.truncate(keep);
@@ -146,7 +152,8 @@ impl FeedStore for MemoryFeed {
 
     fn payload(&self, at: FeedSequence) -> BoxFuture<'_, Result<Option<Bytes>, StoreError>> {
         let payload = move || {
-            let stream = lock(&self.0);
+            let mut stream = lock(&self.0);
+            stream.payloads_read += 1;
             let index = usize::try_from(at.0).ok().and_then(|at| at.checked_sub(1));
             let place = index.and_then(|index| stream.messages.get(index));
             Ok(place.and_then(|message| Some(message.as_ref()?.payload.clone())))

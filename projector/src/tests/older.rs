@@ -59,8 +59,10 @@ async fn a_journal_that_went_on_otherwise_than_its_feed_halts_it() {
 #[tokio::test]
 async fn a_journal_that_is_only_late_is_waited_for() {
     let mut world = put_back(2, true).await;
+    let before = world.feed.payloads_read();
     let running = world.start("q");
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // it holds the journal's end against what the feed has of its last event
+    until(|| world.feed.payloads_read() > before).await;
     world.append(&short_story()[2..]).await;
     world.until_current().await;
     running.end().await.unwrap();
