@@ -194,7 +194,14 @@ async fn look(
     };
     for key in declaration.read_as() {
         let account = account.clone();
-        let standing = to.ledger.read(Read { account, key }).await?;
+        let standing = to
+            .ledger
+            .read(Read {
+                account,
+                key,
+                run: None,
+            })
+            .await?;
         found.alone = standing.live_keys == Some(declaration.keys.len() as u64);
         found.multiplier_ppm = standing.multiplier_ppm.unwrap_or(MULTIPLIER_ONE_PPM);
         let undeclared = standing.caps.into_iter();

@@ -251,6 +251,7 @@ impl Gate {
         let query = Read {
             account: key.account.clone(),
             key: of,
+            run: None,
         };
         let late = || ApiError::ledger_unavailable("read was not answered in time");
         timeout(self.ledger_timeout, self.ledger.read(query))
@@ -281,6 +282,7 @@ impl Gate {
             on_short: want.on_short,
             on_unknown: want.on_unknown,
             budget: None,
+            within: None,
         }
     }
 

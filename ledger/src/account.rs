@@ -25,7 +25,7 @@ mod sections;
 pub use caps::{Cap, Matching};
 use caps::{each_matching, range_of};
 use holdings::Holdings;
-pub use run::{Run, deciding};
+pub use run::{RUN_DEPTH_MAX, Run, deciding};
 pub use sections::Sections;
 
 /// How long an expired reservation can still be settled late: 24 hours.
@@ -212,10 +212,11 @@ impl Account {
     }
 
     /// The caps as callers see them at `at_ms`; only those that apply to `key` where one is given,
-    /// those of its open runs included.
+    /// those of its open runs included; only those of `run` where one is given.
     pub fn standings<'a>(
         &'a self,
         key: Option<&'a KeyId>,
+        run: Option<&'a RunId>,
         at_ms: u64,
     ) -> impl Iterator<Item = CapStanding> + 'a {
         let team = key
@@ -230,9 +231,13 @@ impl Account {
             }
             _ => false,
         };
-        self.caps
+        let own = match run {
+            Some(run) => range_of(&self.caps, Scope::sort_key_of_run(run)),
+            None => 0..self.caps.len(),
+        };
+        self.caps[own]
             .iter()
-            .filter(move |cap| applies(&cap.spec.scope))
+            .filter(move |cap| run.is_some() || applies(&cap.spec.scope))
             .map(move |cap| cap.standing(at_ms))
     }
 

@@ -516,6 +516,7 @@ fn decide_reserve(
         scopes,
         asked,
         budget,
+        within,
     } = claimed;
     let (reservation, asked) = (*reservation, *asked);
     let request = ReserveRequest {
@@ -526,6 +527,7 @@ fn decide_reserve(
         end_user: scopes.end_user.as_ref(),
         asked,
         budget: budget.as_ref(),
+        within: within.as_ref(),
     };
     let taken = account.open().contains_key(&reservation);
     if Check::OwnId.finds(taken || event.cause != reservation.into()) {

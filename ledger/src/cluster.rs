@@ -93,6 +93,7 @@ async fn probe(
             let answer = remote.read(Read {
                 account: AccountId::system(),
                 key: None,
+                run: None,
             });
             told.send_replace(match answer.await {
                 Err(error @ CommandError::Unavailable { .. }) => Some(error.to_string()),
@@ -220,6 +221,7 @@ impl Slot {
             let probe = self.remote.read(Read {
                 account: AccountId::system(),
                 key: None,
+                run: None,
             });
             tokio::select! {
                 biased;

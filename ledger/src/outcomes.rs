@@ -87,13 +87,17 @@ impl Fingerprint {
             run,
             end_user,
             budget,
+            within,
             ..
         } = command;
         Self::of_asked(
             account,
             key,
             (model.as_ref(), run.as_ref(), end_user.as_ref()),
-            (&asked(command), budget.as_ref()),
+            (
+                &asked(command),
+                budget.as_ref().map(|budget| (budget, within.as_ref())),
+            ),
         )
     }
 
@@ -101,7 +105,7 @@ impl Fingerprint {
         account: &AccountId,
         key: &KeyId,
         scopes: (Option<&ModelId>, Option<&RunId>, Option<&EndUserId>),
-        asked: (&Asked, Option<&Budget>),
+        asked: (&Asked, Option<(&Budget, Option<&RunId>)>),
     ) -> Self {
         Self::of(("reserve", account, key, scopes, asked))
     }
@@ -171,10 +175,14 @@ impl Fingerprint {
         };
         match &event.body {
             EventBody::Reserved(data) => {
-                Some(of_scopes(&data.scopes, (&data.asked, data.budget.as_ref())))
+                let budget = data.budget.as_ref();
+                let budget = budget.map(|budget| (budget, data.within.as_ref()));
+                Some(of_scopes(&data.scopes, (&data.asked, budget)))
             }
             EventBody::Refused(data) => {
-                Some(of_scopes(&data.scopes, (&data.asked, data.budget.as_ref())))
+                let budget = data.budget.as_ref();
+                let budget = budget.map(|budget| (budget, data.within.as_ref()));
+                Some(of_scopes(&data.scopes, (&data.asked, budget)))
             }
             EventBody::Resized(data) => Some(Self::of((
                 "resize",

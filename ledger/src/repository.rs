@@ -86,6 +86,7 @@ impl AccountAggregate {
                     end_user: reserve.end_user.as_ref(),
                     asked: outcomes::asked(reserve),
                     budget: reserve.budget.as_ref(),
+                    within: reserve.within.as_ref(),
                 };
                 Ok(match decide::reserve(account, context, request, true)? {
                     Verdict::Reserve(data) => Some(data.into()),

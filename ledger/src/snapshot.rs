@@ -375,12 +375,12 @@ pub fn agrees(account: &Account, event: &Event) -> bool {
     };
     match &event.body {
         EventBody::Reserved(data) => {
-            let scopes = deciding(&data.scopes, data.budget.as_ref());
+            let scopes = deciding(&data.scopes, data.budget.as_ref(), data.within.as_ref());
             met(&scopes, &data.caps, event.at_ms)
         }
         EventBody::Refused(data) => {
             let at_ms = data.decided_at_ms.unwrap_or(event.at_ms);
-            let scopes = deciding(&data.scopes, data.budget.as_ref());
+            let scopes = deciding(&data.scopes, data.budget.as_ref(), data.within.as_ref());
             met(&scopes, &data.caps, at_ms)
         }
         EventBody::Resized(data) => account

@@ -82,6 +82,7 @@ impl Payer {
             on_short: OnShort::Refuse,
             on_unknown: OnUnknown::ChargeHold,
             budget: None,
+            within: None,
         }
     }
 

@@ -490,5 +490,6 @@ fn request_of(command: &Reserve) -> ReserveRequest<'_> {
         end_user: command.end_user.as_ref(),
         asked: outcomes::asked(command),
         budget: command.budget.as_ref(),
+        within: command.within.as_ref(),
     }
 }

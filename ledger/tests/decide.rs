@@ -23,6 +23,8 @@ mod many_runs;
 mod multiplier;
 #[path = "decide/mutants.rs"]
 mod mutants;
+#[path = "decide/nested_runs.rs"]
+mod nested_runs;
 #[path = "decide/rests.rs"]
 mod rests;
 #[path = "decide/runs.rs"]

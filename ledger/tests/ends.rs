@@ -312,7 +312,14 @@ async fn a_host_that_hands_over_lets_nobody_wait() {
     granted(handle, payer().reserve(1)).await;
     assert!(begun.elapsed() < Duration::from_secs(1), "nobody waited");
     let account = payer().account;
-    let standing = handle.read(Read { account, key: None }).await.unwrap();
+    let standing = handle
+        .read(Read {
+            account,
+            key: None,
+            run: None,
+        })
+        .await
+        .unwrap();
     assert_eq!((standing.open, standing.caps[0].held), (3, 602));
     host.stop().await;
 }

@@ -75,6 +75,7 @@ async fn stands(host: &LedgerHost) -> (u64, u64) {
         .read(Read {
             account: payer().account,
             key: None,
+            run: None,
         })
         .await
         .unwrap();

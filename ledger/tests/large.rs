@@ -209,7 +209,12 @@ async fn reserve(host: &LedgerHost, count: u64) {
 
 async fn standing(host: &LedgerHost) -> Result<Standing, CommandError> {
     let (account, key) = (account(), None);
-    host.read(Read { account, key }).await
+    host.read(Read {
+        account,
+        key,
+        run: None,
+    })
+    .await
 }
 
 #[tokio::test]
@@ -258,7 +263,7 @@ async fn what_callers_are_told_is_read_without_reservations() {
     let (at_ms, truth) = (terms.at_ms, world.truth());
     assert_eq!((terms.open, terms.account), (SOME, account()));
     let key = payer().key;
-    let standings = |state: &Account| state.standings(Some(&key), at_ms).collect::<Vec<_>>();
+    let standings = |state: &Account| state.standings(Some(&key), None, at_ms).collect::<Vec<_>>();
     assert_eq!(standings(&terms.state), standings(&truth));
     // the head, one piece of keys, one of caps
     assert_eq!(world.snapshots.reads() - reads, 3);

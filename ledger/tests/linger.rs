@@ -98,6 +98,7 @@ impl Desk {
             on_short: OnShort::Refuse,
             on_unknown: OnUnknown::ChargeHold,
             budget: None,
+            within: None,
         };
         self.writer
             .submit(START_MS, Request::Reserve(command), Nobody);

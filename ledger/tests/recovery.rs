@@ -204,7 +204,12 @@ async fn spend(host: &LedgerHost, name: &str, tokens: u64) -> (Reserve, Settle) 
 
 async fn standing(host: &LedgerHost, name: &str) -> Result<Standing, CommandError> {
     let account = account(name);
-    host.read(Read { account, key: None }).await
+    host.read(Read {
+        account,
+        key: None,
+        run: None,
+    })
+    .await
 }
 
 async fn spent(host: &LedgerHost, name: &str) -> u64 {

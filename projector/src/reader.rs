@@ -54,8 +54,9 @@ impl SnapshotReader {
             at_ms: snapshot.at_ms,
             open: snapshot.open,
             multiplier_ppm: snapshot.state.multiplier_ppm(),
-            caps: snapshot.state.standings(key, at_ms).collect(),
+            caps: snapshot.state.standings(key, None, at_ms).collect(),
             live_keys: None,
+            run: None,
             more: false,
         };
         let age_ms = at_ms.saturating_sub(current_ms.max(snapshot.at_ms));

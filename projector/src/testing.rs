@@ -138,6 +138,7 @@ pub(crate) fn reserved(id: &str, number: u64, tokens: u64) -> Body {
         price: None,
         multiplier_ppm: None,
         budget: None,
+        within: None,
         caps: Vec::new(),
     };
     (account(id), reserved.into())

@@ -680,6 +680,7 @@ fn reserved(at_ms: u64, number: u64) -> Reserved {
         price: None,
         multiplier_ppm: None,
         budget: None,
+        within: None,
         caps: Vec::new(),
     }
 }

@@ -131,7 +131,13 @@ impl World {
 
     async fn spent_by(&self, host: &LedgerHost, name: &str) -> Answer<u64> {
         let account = AccountId::new(name).unwrap();
-        let standing = host.read(Read { account, key: None }).await?;
+        let standing = host
+            .read(Read {
+                account,
+                key: None,
+                run: None,
+            })
+            .await?;
         Ok(standing.caps[0].spent)
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use crate::{
     budget::Budget,
     event::{Asked, Body, EventBody, Report, Timings, UsageSource},
-    ids::ReservationId,
+    ids::{ReservationId, RunId},
     scope::Scopes,
     usage::Usage,
 };
@@ -43,6 +43,9 @@ pub struct ReserveClaim {
     /// What was asked for a run to have of its own.
     #[serde(default)]
     pub budget: Option<Budget>,
+    /// The run that it was to be taken out of.
+    #[serde(default)]
+    pub within: Option<RunId>,
 }
 
 /// A refusal, besides what the decision gave.
@@ -64,6 +67,7 @@ struct RefusedFields {
     scopes: Scopes,
     asked: Asked,
     budget: Option<Budget>,
+    within: Option<RunId>,
     terms: Option<IgnoredAny>,
     #[serde(default = "one")]
     count: u64,
@@ -108,6 +112,7 @@ impl Body for Claim {
                         scopes: data.scopes,
                         asked: data.asked,
                         budget: data.budget,
+                        within: data.within,
                     },
                     count: data.count,
                     decided_at_ms: data.decided_at_ms,

@@ -54,6 +54,11 @@ pub struct Reserve {
     /// the rest back, and so does its deadline, whatever `on_unknown` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+    /// A request must be within this open run, which is its own `run`; a budget is taken out of it.
+    /// [`CommandError::RunEnded`] where that run, or one that it is within, is not open: without this a
+    /// run that has ended is a plain label, and the key pays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<RunId>,
 }
 
 #[expect(
@@ -259,7 +264,34 @@ pub struct Read {
     pub account: AccountId,
     /// Only the caps that apply to this key; all where absent.
     pub key: Option<KeyId>,
+    /// How this run stands too, and only its own caps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
 }
+
+/// How a run stands that is open with a budget of its own. What it spent and holds is told by its caps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunStanding {
+    /// The reservation that is its budget: released, the run closes.
+    pub reservation: ReservationId,
+    /// The key that opened it.
+    pub key: KeyId,
+    /// What was set aside for it.
+    pub budget: Budget,
+    /// When it was opened, unix ms.
+    pub opened_at_ms: u64,
+    /// When it ends by itself, unix ms.
+    pub deadline_ms: u64,
+    /// The runs that it is within, the innermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub within: Vec<RunId>,
+    /// Open runs within it, the innermost first; at most [`STANDING_RUNS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inside: Vec<RunId>,
+}
+
+/// Most runs in one answer of a writer.
+pub const STANDING_RUNS_MAX: usize = 256;
 
 /// How an account stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -284,6 +316,9 @@ pub struct Standing {
     /// tell it yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live_keys: Option<u64>,
+    /// The run that was asked for, where it is open with a budget of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<Box<RunStanding>>,
 }
 
 /// Most caps in one answer of a writer: it is one message, and has to stay below what a NATS server lets
@@ -333,6 +368,14 @@ pub enum CommandError {
     KeyRevoked {
         /// The key.
         key: KeyId,
+    },
+    /// The run is not open, or one that it is within is not.
+    #[error(
+        "run {run} is not open: it was closed, its time is up, or a run that it is within has ended; open another one"
+    )]
+    RunEnded {
+        /// The run that is not open.
+        run: RunId,
     },
     /// There is no such cap.
     #[error("cap {cap} is not known: set it first")]

@@ -114,6 +114,7 @@ fn written_today() -> Vec<(String, Bytes)> {
     ]);
     let events = events
         .chain(cases::budgets())
+        .chain(cases::nested_budgets())
         .chain(cases::priced_in_full())
         .chain(cases::tool_calls())
         .chain(cases::multiplied());

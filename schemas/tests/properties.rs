@@ -178,8 +178,8 @@ fn budget() -> impl Strategy<Value = Budget> {
 
 prop_compose! {
     fn reserved()(reservation in reservation(), scopes in scopes(), asked in asked(), hold in amounts(),
-        (price, multiplier_ppm) in any::<(Option<u32>, Option<u64>)>(), budget in option::of(budget()), caps in vec(evidence(), 0..5)) -> Reserved {
-        Reserved { reservation, scopes: scopes.into(), asked, hold, price, multiplier_ppm, budget, caps }
+        (price, multiplier_ppm) in any::<(Option<u32>, Option<u64>)>(), budget in option::of(budget()), within in option::of(run()), caps in vec(evidence(), 0..5)) -> Reserved {
+        Reserved { reservation, scopes: scopes.into(), asked, hold, price, multiplier_ppm, budget, within, caps }
     }
 }
 
@@ -187,9 +187,9 @@ prop_compose! {
     fn refused()(reserved in reserved(), cap in cap(), resets_at_ms in any::<Option<u64>>(), count in any::<u64>(),
         reason in select(vec![RefusalReason::Spent, RefusalReason::Unsatisfiable, RefusalReason::Held, RefusalReason::Unpriced]),
     ) -> Refused {
-        let Reserved { reservation, scopes, asked, hold: want, price, multiplier_ppm, budget, caps } = reserved;
+        let Reserved { reservation, scopes, asked, hold: want, price, multiplier_ppm, budget, within, caps } = reserved;
         let fields = serde_json::json!({
-            "reservation": reservation, "scopes": scopes, "asked": asked, "want": want, "price": price, "budget": budget,
+            "reservation": reservation, "scopes": scopes, "asked": asked, "want": want, "price": price, "budget": budget, "within": within,
             "multiplier_ppm": multiplier_ppm,
             "reason": reason, "cap": cap, "resets_at_ms": resets_at_ms, "caps": caps, "count": count,
             "decided_at_ms": resets_at_ms,

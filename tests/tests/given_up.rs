@@ -117,7 +117,11 @@ impl World {
 
     async fn open(&self) -> u64 {
         let account = self.payer.account.clone();
-        let read = self.remote.read(Read { account, key: None });
+        let read = self.remote.read(Read {
+            account,
+            key: None,
+            run: None,
+        });
         read.await.unwrap().open
     }
 }

@@ -592,6 +592,7 @@ impl Ledger for Scripted {
                 multiplier_ppm: None,
                 caps,
                 live_keys: None,
+                run: None,
                 more: false,
             })
         }
@@ -624,6 +625,7 @@ fn read(name: &str) -> Read {
     Read {
         account: account(name),
         key: None,
+        run: None,
     }
 }
 
@@ -643,6 +645,7 @@ fn reserve(name: &str, wait_ms: u64) -> Reserve {
         on_short: seatbelt_schemas::event::OnShort::Refuse,
         on_unknown: seatbelt_schemas::event::OnUnknown::ChargeHold,
         budget: None,
+        within: None,
     }
 }
 

@@ -91,7 +91,7 @@ struct Shown<'a> {
 
 impl Shown<'_> {
     fn caps(&self) -> Vec<CapStanding> {
-        self.state.standings(None, self.at_ms).collect()
+        self.state.standings(None, None, self.at_ms).collect()
     }
 
     fn json(&self) -> Value {

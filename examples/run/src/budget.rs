@@ -80,6 +80,7 @@ impl Run {
             key,
             run: Some(self.id.clone()),
             budget: Some(budget),
+            within: None,
             deadline_ms: u64::try_from(deadline_ms)?,
             // for others to give back what they hold
             wait_ms: 1000,
@@ -121,6 +122,7 @@ impl Run {
         let read = Read {
             account: self.account.clone(),
             key: None,
+            run: None,
         };
         let caps = self.ledger.read(read).await?.caps;
         let own = Scope::Run(self.id.clone());

@@ -149,6 +149,7 @@ impl Ledger for Stub {
             multiplier_ppm: None,
             caps: self.caps.clone(),
             live_keys: None,
+            run: None,
             more: self.more,
         };
         async move { Ok(standing) }.boxed()

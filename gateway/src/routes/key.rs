@@ -80,6 +80,7 @@ async fn read(app: &App, caller: &KeyEntry) -> Result<SnapshotStanding, ApiError
     let query = Read {
         account: caller.account.clone(),
         key: Some(caller.key.clone()),
+        run: None,
     };
     match timeout(LOOK_MAX, app.gate.ledger().read(query)).await {
         Ok(Ok(standing)) => Ok(SnapshotStanding {

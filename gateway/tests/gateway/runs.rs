@@ -36,6 +36,7 @@ async fn open(stack: &Stack, run: &str, amount: u64) -> ReservationId {
         on_short: OnShort::Refuse,
         on_unknown: OnUnknown::ChargeHold,
         budget: Some(Budget::new([(Meter::Tokens, amount)]).unwrap()),
+        within: None,
     });
     match outcome.await.unwrap() {
         ReserveOutcome::Reserved(grant) => grant.reservation,

@@ -422,7 +422,7 @@ impl Snapshots for TestSnapshots {
                 return Err(SnapshotError { account, source });
             }
             if !self.frozen.load(SeqCst) {
-                let standing = self.host.read(Read { account, key }).await.unwrap();
+                let standing = self.host.read(Read { account, key, run: None }).await.unwrap();
                 *self.last.lock().unwrap() = Some(standing);
             }
             self.looked.notify_one();
@@ -597,6 +597,7 @@ impl Stack {
         let read = Read {
             account: account(),
             key: Some(key()),
+            run: None,
         };
         self.ledger.host.read(read).await.unwrap().caps.remove(0)
     }

@@ -7,6 +7,7 @@
 use seatbelt_schemas::{
     budget::{Budget, is_run_cap_id},
     cap::CapSpec,
+    command::{RunStanding, STANDING_RUNS_MAX},
     event::Reserved,
     ids::{ReservationId, RunId},
     meter::{Amounts, Meter},
@@ -17,17 +18,21 @@ use serde::{Deserialize, Serialize};
 use super::{Account, Cap, each_matching, range_of};
 
 /// Whose caps decide a reserve and stand in its evidence. A request is met by all that match it; what
-/// opens a run, by its payer's alone, whatever caps stand on the run already.
-pub fn deciding(scopes: &Scopes, budget: Option<&Budget>) -> Scopes {
+/// opens a run, by its payer's and those of the run that it is taken out of, whatever caps stand on the
+/// new run already.
+pub fn deciding(scopes: &Scopes, budget: Option<&Budget>, within: Option<&RunId>) -> Scopes {
     let run = match budget {
-        None => scopes.run.clone(),
-        Some(_) => None,
+        None => scopes.run.as_ref(),
+        Some(_) => within,
     };
     Scopes {
-        run,
+        run: run.cloned(),
         ..scopes.clone()
     }
 }
+
+/// How deep runs may lie within each other.
+pub const RUN_DEPTH_MAX: usize = 8;
 
 /// An open run with a budget.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +43,10 @@ pub struct Run {
     pub payer: Scopes,
     /// What was set aside.
     pub budget: Budget,
+    /// The runs that it was opened within, the innermost first: all of them must be open for it to be
+    /// spent from, and what is left of it goes back to the first that is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub within: Vec<RunId>,
 }
 
 impl Run {
@@ -73,17 +82,86 @@ pub(super) fn left(caps: &[Cap], run: &RunId) -> Amounts {
     left
 }
 
+/// What of a closing run nobody spent or holds, by meter: it goes to the run that it was within.
+fn unused(caps: &[Cap], run: &RunId) -> Vec<(Meter, u64)> {
+    let own = &caps[range_of(caps, Scope::sort_key_of_run(run))];
+    let own = own.iter().filter(|cap| is_of_run(&cap.spec, run));
+    own.map(|cap| {
+        let unspent = cap.limit().saturating_sub(cap.spent(0));
+        (cap.spec.meter, unspent.saturating_sub(cap.held))
+    })
+    .collect()
+}
+
 /// Runs in the account's own state.
 impl Account {
-    /// Sets a run's budget aside: its payer's caps hold it, the run's own caps divide it up.
+    /// Whether a run is open and so is every run that it is within; the first that is not.
+    pub fn run_ended<'a>(&'a self, run: &'a RunId) -> Option<&'a RunId> {
+        let Some(open) = self.runs.get(run) else {
+            return Some(run);
+        };
+        open.within
+            .iter()
+            .find(|outer| !self.runs.contains_key(*outer))
+    }
+
+    /// How a run stands, where it is open.
+    pub fn run_standing(&self, id: &RunId) -> Option<RunStanding> {
+        let run = self.runs.get(id)?;
+        let open = self.open.get(&run.reservation)?;
+        let mut inside: Vec<_> = self
+            .runs
+            .iter()
+            .filter(|(_, inner)| inner.within.contains(id))
+            .collect();
+        inside.sort_by_key(|(_, inner)| std::cmp::Reverse(inner.within.len()));
+        let inside = inside.into_iter().take(STANDING_RUNS_MAX);
+        Some(RunStanding {
+            reservation: run.reservation,
+            key: run.payer.key.clone(),
+            budget: run.budget,
+            opened_at_ms: open.at_ms,
+            deadline_ms: open.asked.deadline_ms,
+            within: run.within.clone(),
+            inside: inside.map(|(inner, _)| inner.clone()).collect(),
+        })
+    }
+
+    /// Changes the limits of an open run's own caps; what it holds for its requests follows.
+    fn change_limits(&mut self, id: &RunId, change: impl Fn(&mut Cap)) {
+        let scopes = self.runs.get(id).map(|run| Scopes {
+            run: Some(id.clone()),
+            ..run.payer.clone()
+        });
+        let Some(scopes) = scopes else { return };
+        self.within_run(&scopes, |account| {
+            let own = range_of(&account.caps, Scope::sort_key_of_run(id));
+            let own = account.caps[own].iter_mut();
+            own.filter(|cap| is_of_run(&cap.spec, id)).for_each(change);
+        });
+    }
+
+    /// Sets a run's budget aside: its payer's caps hold it, the run's own caps divide it up. What is taken
+    /// out of another run is not that run's any more.
     pub(super) fn open_run(&mut self, data: &Reserved, budget: Budget, at_ms: u64) {
         let Some(id) = data.scopes.run.clone() else {
             return;
         };
+        let mut within = Vec::new();
+        if let Some(outer) = &data.within {
+            self.change_limits(outer, |cap| {
+                let amount = budget.amount(cap.spec.meter).unwrap_or(0);
+                cap.spec.limit = cap.spec.limit.saturating_sub(amount);
+            });
+            within.push(outer.clone());
+            let outside = self.runs.get(outer).map(|outer| &outer.within);
+            within.extend(outside.into_iter().flatten().cloned());
+        }
         let run = Run {
             reservation: data.reservation,
-            payer: deciding(&data.scopes, Some(&budget)),
+            payer: deciding(&data.scopes, Some(&budget), None),
             budget,
+            within,
         };
         self.each_matching(&run.payer, |cap| {
             let amount = budget.amount(cap.spec.meter).unwrap_or(0);
@@ -95,10 +173,12 @@ impl Account {
         budget.caps(&id).for_each(|spec| self.set_cap(&spec, at_ms));
     }
 
-    /// Gives what is left of a run's budget back and removes its caps. Requests that are still open
-    /// hold by themselves from here on, within what the run held for them.
+    /// Gives what is left of a run's budget back and removes its caps: to the innermost run around it that
+    /// is open, else to its payer. Requests that are still open hold by themselves from here on, within
+    /// what the run held for them.
     pub(super) fn close_run(&mut self, id: &RunId) {
         let left = left(&self.caps, id);
+        let unused = unused(&self.caps, id);
         let Some(run) = self.runs.remove(id) else {
             return;
         };
@@ -123,6 +203,14 @@ impl Account {
                 if run.covers(&cap.spec) {
                     cap.take(&request.hold);
                 }
+            });
+        }
+        let outer = run.within.iter().find(|id| self.runs.contains_key(*id));
+        if let Some(outer) = outer {
+            self.change_limits(outer, |cap| {
+                let back = unused.iter().find(|(meter, _)| *meter == cap.spec.meter);
+                let back = back.map_or(0, |(_, amount)| *amount);
+                cap.spec.limit = cap.spec.limit.saturating_add(back);
             });
         }
     }

@@ -200,6 +200,7 @@ mod tests {
             price: None,
             multiplier_ppm: None,
             budget: None,
+            within: None,
             caps: Vec::new(),
         }
         .into()
@@ -214,6 +215,7 @@ mod tests {
             price: None,
             multiplier_ppm: None,
             budget: None,
+            within: None,
             reason: RefusalReason::Spent,
             cap: CapId::new("cap").unwrap(),
             resets_at_ms: None,

@@ -33,6 +33,8 @@ pub struct ReserveRequest<'a> {
     pub asked: Asked,
     /// The budget to open the run with.
     pub budget: Option<&'a Budget>,
+    /// The open run that a request must be in, or that the budget is taken out of.
+    pub within: Option<&'a RunId>,
 }
 
 /// The decision on a reserve.
@@ -54,6 +56,7 @@ pub fn reserve(
     last_call: bool,
 ) -> Result<Verdict, CommandError> {
     let scopes = Arc::new(scopes_of(account, &request)?);
+    run::is_open(account, &request)?;
     let price = request
         .model
         .and_then(|model| context.prices.current(model))
@@ -79,6 +82,7 @@ pub fn reserve(
         price: price.map(|terms| terms.price.version),
         multiplier_ppm: price.and_then(|terms| terms.account_ppm),
         budget: request.budget.copied(),
+        within: out_of(&request).cloned(),
         caps: survey.evidence,
     }))
 }
@@ -119,8 +123,9 @@ fn short(
         },
     };
     // among those that apply, which are few, however many caps the account has
+    let decided_by = deciding(&scopes, request.budget, request.within);
     let refused_by = account
-        .matching(&scopes)
+        .matching(&decided_by)
         .find(|cap| cap.spec.cap == shortage.cap);
     let terms = refused_by.map(|cap| cap.terms(context.at_ms));
     Verdict::Refuse(Refused {
@@ -132,6 +137,7 @@ fn short(
         price: price.map(|terms| terms.price.version),
         multiplier_ppm: price.and_then(|terms| terms.account_ppm),
         budget: request.budget.copied(),
+        within: out_of(&request).cloned(),
         reason: shortage.reason,
         cap: shortage.cap,
         resets_at_ms: shortage.resets_at_ms,
@@ -158,7 +164,13 @@ fn limiting<'a>(account: &'a Account, scopes: &'a Scopes) -> impl Iterator<Item 
         .filter(move |cap| run.is_none_or(|run| !run.covers(&cap.spec)))
 }
 
-/// A budget against the caps of its payer: it is no request, of no model, and not yet in a run.
+/// The run that a budget is taken out of.
+fn out_of<'a>(request: &ReserveRequest<'a>) -> Option<&'a RunId> {
+    request.budget.and(request.within)
+}
+
+/// A budget against the caps of its payer, and of the run that it is taken out of: it is no request, of
+/// no model, and not yet in the run that it opens.
 fn survey_budget(
     account: &Account,
     context: Context<'_>,
@@ -167,8 +179,12 @@ fn survey_budget(
     budget: &Budget,
 ) -> Result<(Amounts, Survey), CommandError> {
     let run = run::admit(account, request, budget)?;
-    let payer = deciding(scopes, Some(budget));
-    let need = |cap: &Cap| Some(budget.amount(cap.spec.meter).unwrap_or(0));
+    let payer = deciding(scopes, Some(budget), request.within);
+    let outer = account.run_of(&payer);
+    let need = |cap: &Cap| match outer {
+        Some(outer) if outer.covers(&cap.spec) => Some(0), // it holds there already what it gives
+        _ => Some(budget.amount(cap.spec.meter).unwrap_or(0)),
+    };
     let survey = Survey::of(account.matching(&payer), need, context.at_ms);
     if survey.fits() {
         run::unused(account, run, budget)?;
@@ -182,12 +198,12 @@ pub(crate) fn contested(
     data: &Reserved,
     blocked: impl Fn(&CapId) -> bool,
 ) -> Vec<CapId> {
-    let scopes = deciding(&data.scopes, data.budget.as_ref());
-    let takes = |cap: &CapSpec| match &data.budget {
-        Some(budget) => budget.amount(cap.meter).is_some(),
-        None => account
-            .run_of(&data.scopes)
-            .is_none_or(|run| !run.covers(cap)),
+    let scopes = deciding(&data.scopes, data.budget.as_ref(), data.within.as_ref());
+    let run = account.run_of(&scopes);
+    let takes = |cap: &CapSpec| {
+        let held_already = run.is_some_and(|run| run.covers(cap));
+        let budget = data.budget.as_ref();
+        !held_already && budget.is_none_or(|budget| budget.amount(cap.meter).is_some())
     };
     account
         .matching(&scopes)
@@ -211,9 +227,12 @@ pub(crate) fn scopes_of(
             key: request.key.clone(),
         });
     }
+    // the room that a run gives an inner one is its payer's, whatever the key's team is by now
+    let outer = out_of(request).and_then(|outer| account.runs().get(outer));
+    let team = outer.map_or(&key.team, |outer| &outer.payer.team);
     Ok(Scopes {
         key: key.key.clone(),
-        team: key.team.clone(),
+        team: team.clone(),
         model: request.model.cloned(),
         run: request.run.cloned(),
         end_user: request.end_user.cloned(),

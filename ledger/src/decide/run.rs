@@ -11,7 +11,7 @@ use seatbelt_schemas::{
 };
 
 use super::ReserveRequest;
-use crate::account::{Account, Reservation};
+use crate::account::{Account, RUN_DEPTH_MAX, Reservation};
 
 /// Checks what can be told without looking at open reservations; returns the run to open.
 pub(super) fn admit<'a>(
@@ -44,8 +44,65 @@ pub(super) fn admit<'a>(
             open.reservation
         )));
     }
+    if let Some(within) = request.within {
+        out_of(account, request, budget, within)?;
+    }
     room_for_caps(account, run, budget.iter().count())?;
     Ok(run)
+}
+
+/// Refuses what must be within an open run where that, or one around it, has ended.
+pub(super) fn is_open(account: &Account, request: &ReserveRequest<'_>) -> Result<(), CommandError> {
+    let Some(within) = request.within else {
+        return Ok(());
+    };
+    if request.budget.is_none() && request.run != Some(within) {
+        return Err(CommandError::invalid(
+            "a request is within its own run: give the same id as run and as within",
+        ));
+    }
+    match account.run_ended(within) {
+        None => Ok(()),
+        Some(run) => Err(CommandError::RunEnded { run: run.clone() }),
+    }
+}
+
+/// What a budget that is taken out of an open run must keep to: the run's own key, its time, and every
+/// meter in which it is limited itself, or more could be spent inside than the run has.
+fn out_of(
+    account: &Account,
+    request: &ReserveRequest<'_>,
+    budget: &Budget,
+    within: &RunId,
+) -> Result<(), CommandError> {
+    let ended = || CommandError::RunEnded {
+        run: within.clone(),
+    };
+    let outer = account.runs().get(within).ok_or_else(ended)?;
+    let open = account.open().get(&outer.reservation).ok_or_else(ended)?;
+    if outer.payer.key != *request.key {
+        return Err(CommandError::invalid(format!(
+            "run {within} was opened by another key: only that one opens runs within it"
+        )));
+    }
+    if outer.within.len() + 1 >= RUN_DEPTH_MAX {
+        return Err(CommandError::invalid(format!(
+            "run {within} lies {RUN_DEPTH_MAX} deep already: open the run further out"
+        )));
+    }
+    if request.asked.deadline_ms > open.asked.deadline_ms {
+        return Err(CommandError::invalid(format!(
+            "run {within} ends before: give a deadline_ms of at most {}",
+            open.asked.deadline_ms
+        )));
+    }
+    let mut limited = outer.budget.iter().map(|(meter, _)| meter);
+    match limited.find(|meter| budget.amount(*meter).is_none()) {
+        None => Ok(()),
+        Some(meter) => Err(CommandError::invalid(format!(
+            "run {within} has a budget in {meter}: give an amount of {meter} too"
+        ))),
+    }
 }
 
 fn room_for_caps(account: &Account, run: &RunId, more: usize) -> Result<(), CommandError> {

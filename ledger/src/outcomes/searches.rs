@@ -116,6 +116,7 @@ mod tests {
             price: None,
             multiplier_ppm: None,
             budget: None,
+            within: None,
             caps: Vec::new(),
         };
         data.into()

@@ -233,6 +233,7 @@ impl Desk {
         let query = Read {
             account: account.clone(),
             key: None,
+            run: None,
         };
         let read = self.since.get_or_try_init(async || {
             let standing = self.ledger.read(query).await?;

@@ -46,7 +46,7 @@ pub const PIECES_MAX: usize = 10_000;
 // The widest that an entry of each kind is written: a test writes them.
 const KEY_BYTES_MAX: usize = 256;
 const CAP_BYTES_MAX: usize = 5_120;
-const RUN_BYTES_MAX: usize = 512;
+const RUN_BYTES_MAX: usize = 1_024;
 const OPEN_BYTES_MAX: usize = 1_280;
 const EXPIRED_BYTES_MAX: usize = 1_536;
 const PIECE_REF_BYTES_MAX: usize = 56;

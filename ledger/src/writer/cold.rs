@@ -199,6 +199,7 @@ mod tests {
         let read = Read {
             account: account(),
             key: None,
+            run: None,
         };
         parked.park(fetch(), Position(0), Request::Read(read), caller);
     }

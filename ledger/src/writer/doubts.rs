@@ -20,6 +20,7 @@ pub(super) fn denies(answer: &Answer<Reply>) -> bool {
         CommandError::UnknownAccount { .. }
         | CommandError::UnknownKey { .. }
         | CommandError::KeyRevoked { .. }
+        | CommandError::RunEnded { .. }
         | CommandError::UnknownCap { .. }
         | CommandError::UnknownReservation { .. }
         | CommandError::Short { .. } => true,

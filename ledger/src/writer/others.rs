@@ -18,7 +18,8 @@ impl<T: Caller> Writer<T> {
         let at_ms = self.event_ms(now_ms);
         let position = self.state.position();
         let standing = self.account(&query.account).map(|state| {
-            let mut standings = state.standings(query.key.as_ref(), at_ms);
+            let (key, run) = (query.key.as_ref(), query.run.as_ref());
+            let mut standings = state.standings(key, run, at_ms);
             Reply::Standing(Standing {
                 account: query.account.clone(),
                 position,
@@ -28,6 +29,7 @@ impl<T: Caller> Writer<T> {
                 caps: standings.by_ref().take(STANDING_CAPS_MAX).collect(),
                 more: standings.next().is_some(),
                 live_keys: Some(state.keys().iter().filter(|key| !key.revoked).count() as u64),
+                run: run.and_then(|run| state.run_standing(run)).map(Box::new),
             })
         });
         self.answer(caller, standing);

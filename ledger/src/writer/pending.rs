@@ -246,6 +246,7 @@ mod tests {
             price: Some(u32::MAX),
             multiplier_ppm: None,
             budget: None,
+            within: None,
             caps: vec![met; SCOPES * CAPS_PER_SCOPE_MAX],
         };
         assert!(

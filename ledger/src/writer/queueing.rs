@@ -5,6 +5,7 @@
 //! others from being served. What is left over is looked at in the next ticks.
 
 use seatbelt_schemas::{
+    command::Reserve,
     event::{Event, EventBody},
     ids::{AccountId, ReservationId},
 };
@@ -16,7 +17,7 @@ use super::{
     waiting::{Due, Ticket, Waiter},
 };
 use crate::{
-    account::Account,
+    account::{Account, deciding},
     decide::{self, Verdict, validate},
 };
 
@@ -157,7 +158,9 @@ impl<T: Caller> Writer<T> {
         let at_ms = self.event_ms(now_ms);
         let account = waiter.command.account.clone();
         let ages = self.state.account(&account).and_then(|state| {
+            let Reserve { budget, within, .. } = &waiter.command;
             let scopes = decide::scopes_of(state, &request_of(&waiter.command)).ok()?;
+            let scopes = deciding(&scopes, budget.as_ref(), within.as_ref());
             let caps = state.matching(&scopes);
             let short = caps.filter(|cap| waiter.short.contains(&cap.spec.cap));
             let ages = short.map(|cap| {

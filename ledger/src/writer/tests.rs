@@ -136,7 +136,7 @@ impl Desk {
 
     fn stands(&self) -> (u64, u64) {
         let account = self.writer.state().account(&self.payer.account).unwrap();
-        let first = account.standings(None, self.now_ms).next().unwrap();
+        let first = account.standings(None, None, self.now_ms).next().unwrap();
         (first.spent, first.held)
     }
 

@@ -21,11 +21,14 @@ struct Who {
     clamps: bool,
     releases: bool,
     waits: bool,
+    /// The run must be open.
+    strict: bool,
 }
 
 #[derive(Debug, Clone)]
 enum Step {
     Open(Who, &'static str, u64),
+    Nest(&'static str, &'static str, u64, bool),
     Ask(Who, u64, u64),
     Settle(Index, u64),
     Resize(Index, u64),
@@ -64,14 +67,20 @@ fn cap(words: &str, limit: u64) -> String {
 }
 
 fn who() -> impl Strategy<Value = Who> {
-    let run = prop_oneof![3 => Just(Some("r")), 1 => Just(Some("s")), 1 => Just(None)];
+    let run = prop_oneof![
+        3 => Just(Some("r")),
+        2 => Just(Some("s")),
+        1 => Just(Some("u")),
+        1 => Just(None),
+    ];
     let key = prop_oneof![3 => Just("k"), 1 => Just("l")];
-    (run, key, any::<[bool; 3]>()).prop_map(|(run, key, [clamps, releases, waits])| Who {
+    (run, key, any::<[bool; 4]>()).prop_map(|(run, key, [clamps, releases, waits, strict])| Who {
         run,
         key,
         clamps,
         releases,
         waits,
+        strict,
     })
 }
 
@@ -85,6 +94,8 @@ fn step() -> impl Strategy<Value = Step> {
     let team = prop_oneof![Just(Some("t")), Just(Some("u")), Just(None)];
     prop_oneof![
         3 => (who(), budget, 1..80u64).prop_map(|(who, meter, amount)| Step::Open(who, meter, amount)),
+        3 => (inner(), 1..40u64, any::<bool>())
+            .prop_map(|((run, outer), amount, by_other)| Step::Nest(run, outer, amount, by_other)),
         8 => (who(), 1..15u64, 0..30u64).prop_map(|(who, input, output)| Step::Ask(who, input, output)),
         5 => (any::<Index>(), 0..50u64).prop_map(|(which, output)| Step::Settle(which, output)),
         2 => (any::<Index>(), 0..50u64).prop_map(|(which, output)| Step::Resize(which, output)),
@@ -97,10 +108,16 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// A run and the one that it is opened within, which may not be open.
+fn inner() -> impl Strategy<Value = (&'static str, &'static str)> {
+    prop_oneof![3 => Just(("s", "r")), 2 => Just(("u", "s")), 1 => Just(("r", "u"))]
+}
+
 fn asks(who: Who, ask: &Ask) -> Ask {
     Ask {
         key: who.key,
         run: who.run,
+        within: who.run.filter(|_| who.strict),
         on_short: if who.clamps {
             OnShort::Clamp
         } else {
@@ -124,8 +141,18 @@ fn play(story: &mut Story, calls: &mut Vec<Call>, step: &Step) {
             let budget = opens("r", &format!("{meter} {amount}"));
             let asked = Ask {
                 on_short: OnShort::Refuse,
+                within: None,
                 life_ms: 120_000,
                 ..asks(*who, &budget)
+            };
+            calls.push(story.reserve(&asked));
+        }
+        Step::Nest(run, outer, amount, in_two) => {
+            let more = if *in_two { " requests 3" } else { "" };
+            let asked = Ask {
+                within: Some(outer),
+                life_ms: 60_000,
+                ..opens(run, &format!("tokens {amount}{more}"))
             };
             calls.push(story.reserve(&asked));
         }

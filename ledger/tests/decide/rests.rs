@@ -28,6 +28,7 @@ fn read(story: &mut Story) -> Call {
     let query = Read {
         account: account(),
         key: None,
+        run: None,
     };
     story.send(id, Request::Read(query))
 }

@@ -938,7 +938,7 @@ fn a_runs_caps_are_among_the_standings_of_the_key_that_opened_it() {
     story.reserve(&opens("r", "tokens 50"));
     let standings = |key: &str| {
         let key = KeyId::new(key).unwrap();
-        let caps = story.account().standings(Some(&key), story.now_ms);
+        let caps = story.account().standings(Some(&key), None, story.now_ms);
         let caps: Vec<_> = caps.collect();
         let ids: Vec<String> = caps.iter().map(|cap| cap.cap.to_string()).collect();
         assert!(caps.iter().all(|cap| cap.window == Window::Balance));

@@ -57,6 +57,7 @@ pub(crate) struct Ask {
     pub(crate) on_short: OnShort,
     pub(crate) on_unknown: OnUnknown,
     pub(crate) budget: Option<Budget>,
+    pub(crate) within: Option<&'static str>,
 }
 
 /// A request of key `k` that does not wait.
@@ -73,6 +74,7 @@ pub(crate) fn ask(input: u64, output: u64) -> Ask {
         on_short: OnShort::Refuse,
         on_unknown: OnUnknown::ChargeHold,
         budget: None,
+        within: None,
     }
 }
 
@@ -388,6 +390,7 @@ impl Story {
             on_short: ask.on_short,
             on_unknown: ask.on_unknown,
             budget: ask.budget,
+            within: ask.within.map(|run| RunId::new(run).unwrap()),
         }
     }
 

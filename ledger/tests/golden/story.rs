@@ -213,6 +213,7 @@ impl Story {
             on_short: OnShort::Refuse,
             on_unknown: OnUnknown::ChargeHold,
             budget: None,
+            within: None,
         }
     }
 

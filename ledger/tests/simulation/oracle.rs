@@ -37,6 +37,8 @@ struct Taken {
     budget: Option<Budget>,
     /// The opening of the run that it is in.
     opening: Option<ReservationId>,
+    /// Where it opened a run, the openings of those that it was taken out of, the innermost first.
+    within: Vec<ReservationId>,
 }
 
 /// A charge, and the position at which its reservation ended.
@@ -52,7 +54,7 @@ pub(crate) struct Books {
     open: BTreeMap<ReservationId, Taken>,
     charges: BTreeMap<ReservationId, Charge>,
     ends: BTreeMap<ReservationId, &'static str>,
-    /// What late settles gave back to the payers of open runs.
+    /// What late settles gave back to the payers of open runs, and what runs within them have.
     given_back: BTreeMap<(ReservationId, Meter), u64>,
     pub(crate) causes: BTreeMap<CommandId, Vec<Event>>,
     pub(crate) events: Vec<Event>,
@@ -214,6 +216,7 @@ impl Books {
             at_ms: event.at_ms,
             budget: data.budget,
             opening,
+            within: self.outer(&event.account, data.within.as_ref()),
         };
         for evidence in &data.caps {
             self.says(event, evidence)?;
@@ -223,6 +226,7 @@ impl Books {
             if opening.is_some() {
                 return Err(format!("run {run} is opened twice"));
             }
+            self.move_out(&taken, budget);
             for meter in Budget::METERS {
                 let Some(limit) = budget.amount(meter) else {
                     continue;
@@ -266,6 +270,7 @@ impl Books {
             at_ms: event.at_ms,
             budget: data.budget,
             opening: self.opening(&event.account, data.scopes.run.as_ref()),
+            within: self.outer(&event.account, data.within.as_ref()),
         };
         let id = (event.account.clone(), data.cap.clone());
         let cap = self.caps.get(&id).ok_or("refused by no cap")?;
@@ -276,13 +281,63 @@ impl Books {
             .want
             .held_in(cap.spec.meter)
             .is_some_and(|need| spent + i128::from(held) + i128::from(need) <= i128::from(limit));
-        if fits || !self.holds_in(&taken, &cap.spec) {
+        if fits || !self.takes_from(&taken, &cap.spec) {
             return Err(format!(
                 "position {}: cap {} refuses without reason",
                 event.position, data.cap
             ));
         }
         Ok(())
+    }
+
+    /// The openings of a run and of those around it, the innermost first.
+    fn outer(&self, account: &AccountId, within: Option<&RunId>) -> Vec<ReservationId> {
+        let Some(outer) = self.opening(account, within) else {
+            return Vec::new();
+        };
+        let mut all = vec![outer];
+        all.extend(&self.open[&outer].within);
+        all
+    }
+
+    /// What a run gets out of another one is not that one's any more.
+    fn move_out(&mut self, taken: &Taken, budget: &Budget) {
+        let Some(outer) = taken.within.first() else {
+            return;
+        };
+        let limited = self.open.get(outer).and_then(|outer| outer.budget);
+        for meter in Budget::METERS {
+            let amount = budget.amount(meter).unwrap_or(0);
+            if limited.is_some_and(|limited| limited.amount(meter).is_some()) {
+                *self.given_back.entry((*outer, meter)).or_default() += amount;
+            }
+        }
+    }
+
+    /// What nobody spent or holds of a run that ends goes to the innermost one around it that is open.
+    fn move_back(&mut self, reservation: ReservationId) {
+        let Some(taken) = self.open.get(&reservation).cloned() else {
+            return;
+        };
+        let outer = taken.within.iter().find(|id| self.open.contains_key(id));
+        let (Some(outer), Some(run), Some(budget)) = (outer, &taken.scopes.run, taken.budget)
+        else {
+            return;
+        };
+        for meter in Budget::METERS {
+            let cap = CapId::new(format!("run:{run}:{meter}")).unwrap();
+            let limited = self.open[outer]
+                .budget
+                .and_then(|outer| outer.amount(meter));
+            if budget.amount(meter).is_none() || limited.is_none() {
+                continue;
+            }
+            let (spent, held) = self.stands(&taken.account, &cap, u64::MAX, None);
+            let limit = i128::from(self.limit(&taken.account, &cap));
+            let unused = (limit - spent - i128::from(held)).max(0);
+            let moved = self.given_back.entry((*outer, meter)).or_default();
+            *moved -= u64::try_from(unused).unwrap();
+        }
     }
 
     /// The reservation that opened a run, while it is open.
@@ -301,6 +356,7 @@ impl Books {
         how: &'static str,
         amounts: Amounts,
     ) -> Result<(), String> {
+        self.move_back(reservation);
         let Some(taken) = self.open.remove(&reservation) else {
             return Err(format!(
                 "{reservation} is {how} but not open: {:?}",
@@ -350,7 +406,7 @@ impl Books {
         reservation: ReservationId,
     ) -> Result<(), String> {
         for ((account, id), Cap { spec, .. }) in &self.caps {
-            if *account != event.account || !spec.hard || !self.holds_in(taken, spec) {
+            if *account != event.account || !spec.hard || !self.takes_from(taken, spec) {
                 continue;
             }
             let need = match taken.budget {
@@ -443,6 +499,21 @@ impl Books {
         let opening = run.and_then(|run| self.opening(account, Some(run)));
         let back = opening.and_then(|opening| self.given_back.get(&(opening, spec.meter)));
         spec.limit + credits - back.unwrap_or(&0)
+    }
+
+    /// Whether a reserve takes something from such a cap. What a run takes out of another one it takes from
+    /// that one's caps, which hold it in all others already.
+    fn takes_from(&self, taken: &Taken, spec: &CapSpec) -> bool {
+        let outer = taken.within.first().and_then(|outer| self.open.get(outer));
+        let (Some(outer), Some(budget)) = (outer, taken.budget) else {
+            return self.holds_in(taken, spec);
+        };
+        let of_outer = match (&spec.scope, &outer.scopes.run) {
+            (Scope::Run(run), Some(outer)) => run == outer,
+            _ => false,
+        };
+        (of_outer && budget.amount(spec.meter).is_some())
+            || (self.holds_in(taken, spec) && !self.holds_in(outer, spec))
     }
 
     /// Whether a reservation holds in such a cap: a budget in its meters under its key, a request of

@@ -421,7 +421,11 @@ impl World {
             7 => self.release(),
             8 => self.resize(),
             _ if self.runs_much() || self.random.one_in(3) => self.change(account),
-            _ => Request::Read(Read { account, key: None }),
+            _ => Request::Read(Read {
+                account,
+                key: None,
+                run: None,
+            }),
         };
         self.send(host, request);
     }
@@ -459,6 +463,7 @@ impl World {
                 OnUnknown::ChargeHold
             },
             budget: None,
+            within: None,
         })
     }
 
@@ -869,7 +874,14 @@ impl World {
     fn read_all(&mut self) {
         for name in ACCOUNTS {
             let account = AccountId::new(name).unwrap();
-            self.send(0, Request::Read(Read { account, key: None }));
+            self.send(
+                0,
+                Request::Read(Read {
+                    account,
+                    key: None,
+                    run: None,
+                }),
+            );
         }
         self.settle_down();
     }

@@ -146,6 +146,7 @@ impl World {
             on_short: OnShort::Refuse,
             on_unknown: OnUnknown::ChargeHold,
             budget: None,
+            within: None,
         };
         match self.ledger.reserve(reserve).await.unwrap() {
             ReserveOutcome::Reserved(grant) => grant.reservation,

@@ -104,7 +104,11 @@ pub(crate) async fn stops_without_reading(hosts: &Hosts, payers: &Payers, host: 
             ..reserve(payers, "brief", 9_000, 0)
         };
         tokio::spawn(async move {
-            let query = Read { account, key: None };
+            let query = Read {
+                account,
+                key: None,
+                run: None,
+            };
             tokio::join!(ledger.read(query), ledger.reserve(older))
         })
     });

@@ -194,6 +194,7 @@ async fn readers(payers: &Payers, host: &Host) {
     let query = Read {
         account: vocabulary::account("crowd"),
         key: None,
+        run: None,
     };
     let read = async |reader: usize| {
         for _ in 0..EACH_READS {

@@ -150,6 +150,7 @@ impl Payers {
         let query = Read {
             account: account.clone(),
             key: None,
+            run: None,
         };
         let asked = self.ask(async |host| host.ledger.read(query.clone()).await);
         match asked.await {

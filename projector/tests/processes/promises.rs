@@ -223,6 +223,7 @@ fn error_is_right(books: &Books, failed: &Failed) -> Result<(), String> {
         | CommandError::UnknownAccount { .. }
         | CommandError::UnknownKey { .. }
         | CommandError::KeyRevoked { .. }
+        | CommandError::RunEnded { .. }
         | CommandError::WrongPartition { .. } => false,
         CommandError::UnknownCap { .. }
         | CommandError::Invalid { .. }

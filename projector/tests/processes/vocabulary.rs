@@ -164,6 +164,7 @@ pub(crate) fn reserve(id: CommandId, account: &AccountId, medium: &Medium) -> Re
             OnUnknown::Release,
         ]),
         budget: None,
+        within: None,
     }
 }
 

@@ -8,7 +8,7 @@ use super::is_default;
 use crate::{
     budget::Budget,
     cap::{CapEvidence, CapTerms},
-    ids::{CapId, KeyId, ReservationId},
+    ids::{CapId, KeyId, ReservationId, RunId},
     meter::Amounts,
     scope::Scopes,
 };
@@ -75,6 +75,9 @@ pub struct Reserved {
     /// The budget with which this opens the run that `scopes` names; the hold is the same amounts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+    /// The open run that the budget was taken out of; out of what the key may spend where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<RunId>,
     /// Every matching cap, as the decision met it.
     pub caps: Vec<CapEvidence>,
 }
@@ -138,6 +141,9 @@ pub struct Refused {
     /// The budget with which it would have opened the run that `scopes` names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+    /// The open run that the budget would have been taken out of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<RunId>,
     /// Why.
     pub reason: RefusalReason,
     /// The cap that refused.

@@ -346,6 +346,7 @@ fn basic() -> Vec<EventBody> {
             price: None,
             multiplier_ppm: None,
             budget: None,
+            within: None,
             caps: Vec::new(),
         }
         .into(),
@@ -468,6 +469,7 @@ fn full() -> Vec<EventBody> {
             price: Some(3),
             multiplier_ppm: None,
             budget: None,
+            within: None,
             caps: evidence_in_full(),
         }
         .into(),
@@ -689,6 +691,7 @@ pub(crate) fn tool_calls() -> Vec<Case<Event>> {
         price: Some(3),
         multiplier_ppm: None,
         budget: None,
+        within: None,
         caps: evidence(),
     };
     let refused = Refused {
@@ -728,6 +731,7 @@ pub(crate) fn multiplied() -> Vec<Case<Event>> {
         price: Some(3),
         multiplier_ppm,
         budget: None,
+        within: None,
         caps: evidence(),
     };
     let refused = Refused {
@@ -779,6 +783,7 @@ pub(crate) fn budgets() -> Vec<Case<Event>> {
         price: None,
         multiplier_ppm: None,
         budget: Some(budget),
+        within: None,
         caps: evidence(),
     };
     let refused = Refused {
@@ -792,4 +797,24 @@ pub(crate) fn budgets() -> Vec<Case<Event>> {
         ("reserved-budget".to_owned(), event(105, reserved.into())),
         ("refused-budget".to_owned(), event(106, refused.into())),
     ]
+}
+
+/// The same taken out of another run.
+pub(crate) fn nested_budgets() -> Vec<Case<Event>> {
+    let within = Some(RunId::new("run-0").unwrap());
+    let nested = |(name, event): Case<Event>| {
+        let body = match event.body {
+            EventBody::Reserved(mut data) => {
+                data.within.clone_from(&within);
+                data.into()
+            }
+            EventBody::Refused(mut data) => {
+                data.within.clone_from(&within);
+                data.into()
+            }
+            other => other,
+        };
+        (format!("{name}-within"), Event { body, ..event })
+    };
+    budgets().into_iter().map(nested).collect()
 }

@@ -131,6 +131,7 @@ impl World {
             hold,
             price: None,
             budget,
+            within: None,
             caps: Vec::new(),
             multiplier_ppm: None,
         });

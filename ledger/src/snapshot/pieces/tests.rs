@@ -14,7 +14,7 @@ use seatbelt_schemas::{
 };
 
 use super::*;
-use crate::account::{Cap, Key};
+use crate::account::{Cap, Key, RUN_DEPTH_MAX};
 
 const AT_MS: u64 = 1_700_000_000_000;
 
@@ -61,6 +61,7 @@ fn reserve(state: &mut Account, number: u64) {
         price: Some(1),
         multiplier_ppm: None,
         budget: None,
+        within: None,
         caps: Vec::new(),
     };
     apply(state, reserved);
@@ -280,6 +281,7 @@ fn widest_run() -> Run {
             ..widest_scopes()
         },
         budget: Budget::new(meters).unwrap(),
+        within: vec![RunId::new("r".repeat(64)).unwrap(); RUN_DEPTH_MAX - 1],
     }
 }
 

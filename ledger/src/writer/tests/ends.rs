@@ -164,6 +164,7 @@ fn an_account_of_another_partition_is_sent_there() {
     let read = Read {
         account: elsewhere.unwrap(),
         key: None,
+        run: None,
     };
     desk.send(Request::Read(read));
     let answer = desk.answer();

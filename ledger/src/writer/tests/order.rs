@@ -228,6 +228,7 @@ fn a_read_shows_what_is_decided_and_is_told_once_that_lasts() {
     let read = Read {
         account: desk.payer.account.clone(),
         key: None,
+        run: None,
     };
     desk.send(Request::Read(read));
     assert!(desk.answers().is_empty());
@@ -254,7 +255,11 @@ fn a_read_has_its_bounds_and_says_that_there_is_more() {
     (1..STANDING_CAPS_MAX).for_each(|user| set(&mut desk, user));
     let read = |desk: &mut Desk, key| {
         let account = desk.payer.account.clone();
-        desk.send(Request::Read(Read { account, key }));
+        desk.send(Request::Read(Read {
+            account,
+            key,
+            run: None,
+        }));
         match desk.answer() {
             Ok(Reply::Standing(standing)) => standing,
             other => panic!("{other:?}"),

@@ -356,6 +356,7 @@ async fn load(ledger: &Arc<dyn Ledger>, numbers: std::ops::Range<usize>) -> Hist
             let query = Read {
                 account: account(number),
                 key: None,
+                run: None,
             };
             let begun = Instant::now();
             ledger.read(query).await.unwrap();

@@ -356,6 +356,7 @@ impl Maker {
             on_short: OnShort::Refuse,
             on_unknown: OnUnknown::ChargeHold,
             budget: None,
+            within: None,
         };
         self.submit(Request::Reserve(command), account);
     }
