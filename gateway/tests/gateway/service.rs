@@ -71,7 +71,10 @@ async fn health_says_what_it_is_ready_for() {
     });
     let (status, body) = stack.get("/health/ready").await;
     assert_eq!(status, 503);
-    assert_eq!(body["reasons"], json!(["partition 1 is gone"]));
+    assert_eq!(
+        (&body["ready"], &body["reasons"]),
+        (&json!(false), &json!(["partition 1 is gone"]))
+    );
     assert_eq!(body["warnings"], json!(["the store is nearly full"]));
     let metrics = stack.client.get(&stack.metrics).send().await.unwrap();
     let metrics = metrics.text().await.unwrap();
