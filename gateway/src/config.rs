@@ -7,10 +7,11 @@
 use std::{collections::HashMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 pub use seatbelt_dialects::{Aspect, Class, Dialect, MaxField, Provided, allow::Profile};
+use seatbelt_ledger::decide::validate::{CLOCK_SKEW_MS_MAX, DEADLINE_MS_MAX};
 use seatbelt_schemas::{
     amount::TOKENS_PER_REQUEST_MAX,
     event::{OnShort, OnUnknown},
-    ids::{AccountId, KeyId, ModelId},
+    ids::{AccountId, KeyId, ModelId, RunId},
     price::{Price, Rates},
     setting::Setting,
 };
@@ -43,6 +44,12 @@ pub const FIELDS_MAX: usize = 256;
 pub const REQUESTS: Setting = Setting::new(1, 1_000_000, 4096);
 /// Connections of clients at once. The default is twice the requests, for those between two.
 pub const CONNECTIONS: Setting = Setting::new(1, 1_000_000, 2 * REQUESTS.default());
+/// How long a run lives whose opener does not say it, and may at most, seconds: like every reservation.
+pub const RUN_TTL_S: Setting = Setting::new(1, DEADLINE_MS_MAX / 1000, 3600);
+/// No reservation lives longer, by the clock of the ledger, which may be behind.
+pub(crate) const RUN_LIFE_MS_MAX: u64 = DEADLINE_MS_MAX - CLOCK_SKEW_MS_MAX;
+/// Longest label of a run: with what makes it unique it is an id.
+pub const RUN_LABEL_MAX: usize = 32;
 /// How much of what all share one account may take, in percent.
 pub const ACCOUNT_SHARE_PERCENT: Setting = Setting::new(1, 100, 50);
 /// Tokens that framing adds to what a request says.
@@ -72,6 +79,10 @@ impl KeySecret {
     pub fn from_sha256(hash: [u8; 32]) -> Self {
         Self(hash)
     }
+
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 impl fmt::Debug for KeySecret {
@@ -93,6 +104,17 @@ pub struct KeyEntry {
     pub on_short: OnShort,
     /// How a reservation ends whose usage nobody reported.
     pub on_unknown: OnUnknown,
+    /// The run that it can spend within, and nowhere else: of a key that was handed out for a run.
+    pub within: Option<Within>,
+}
+
+/// The run that a key was handed out for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Within {
+    /// The run.
+    pub run: RunId,
+    /// When it ends by itself, unix ms.
+    pub deadline_ms: u64,
 }
 
 impl KeyEntry {
@@ -104,18 +126,23 @@ impl KeyEntry {
             key,
             on_short: OnShort::default(),
             on_unknown: OnUnknown::default(),
+            within: None,
         }
     }
 }
 
 /// The keys that a gateway knows, by their hashed secrets.
 #[derive(Debug, Clone, Default)]
-pub struct KeyTable(HashMap<KeySecret, Arc<KeyEntry>>);
+pub struct KeyTable {
+    by_secret: HashMap<KeySecret, Arc<KeyEntry>>,
+    /// A key may have more than one secret.
+    by_id: HashMap<(AccountId, KeyId), Vec<Arc<KeyEntry>>>,
+}
 
 impl KeyTable {
     /// All keys, or every mistake in them, in words.
     pub fn new(keys: Vec<KeyEntry>) -> Result<Self, Vec<String>> {
-        let (mut table, mut found) = (HashMap::new(), Vec::new());
+        let (mut table, mut found) = (Self::default(), Vec::new());
         for entry in keys.into_iter().map(Arc::new) {
             if entry.account.is_system() {
                 found.push(format!(
@@ -123,7 +150,9 @@ impl KeyTable {
                     entry.key
                 ));
             }
-            if let Some(other) = table.insert(entry.secret, Arc::clone(&entry)) {
+            let id = (entry.account.clone(), entry.key.clone());
+            table.by_id.entry(id).or_default().push(Arc::clone(&entry));
+            if let Some(other) = table.by_secret.insert(entry.secret, Arc::clone(&entry)) {
                 found.push(format!(
                     "keys {} and {} have the same secret: give each its own",
                     other.key, entry.key
@@ -131,13 +160,18 @@ impl KeyTable {
             }
         }
         match found.is_empty() {
-            true => Ok(Self(table)),
+            true => Ok(table),
             false => Err(found),
         }
     }
 
     pub(crate) fn get(&self, secret: &KeySecret) -> Option<Arc<KeyEntry>> {
-        self.0.get(secret).map(Arc::clone)
+        self.by_secret.get(secret).map(Arc::clone)
+    }
+
+    /// The key of that id, once for each of its secrets.
+    pub(crate) fn of_id(&self, account: AccountId, key: KeyId) -> &[Arc<KeyEntry>] {
+        self.by_id.get(&(account, key)).map_or(&[], Vec::as_slice)
     }
 }
 

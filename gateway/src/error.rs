@@ -15,7 +15,10 @@ use axum::{
     response::Response,
 };
 use seatbelt_dialects::{Dialect, ErrorBody, Fault, FieldError};
-use seatbelt_schemas::{command::CommandError, ids::ModelId};
+use seatbelt_schemas::{
+    command::CommandError,
+    ids::{ModelId, RunId},
+};
 use serde_json::{Map, Value};
 
 pub(crate) mod ratelimit;
@@ -174,6 +177,24 @@ impl ApiError {
         )
     }
 
+    /// A run that is over, and so is whatever was handed out for it.
+    pub(crate) fn run_ended(run: &RunId, why: &str) -> Self {
+        Self::new(
+            Case::RunEnded,
+            format!("run {run} has ended: {why}; whoever handed out this key can open another run"),
+        )
+    }
+
+    pub(crate) fn run_not_found(run: &str) -> Self {
+        let run: String = run.chars().take(ECHO_CHARS_MAX).collect();
+        Self::new(
+            Case::RunNotFound,
+            format!(
+                "run '{run}' is not one of this key's that are open: it is closed, its time is up, or it never was"
+            ),
+        )
+    }
+
     /// What was asked cannot be bounded, so it cannot be held.
     pub(crate) fn unbounded(param: &str, problem: &str) -> Self {
         Self::new(
@@ -323,6 +344,7 @@ impl ApiError {
             CommandError::UnknownAccount { .. }
             | CommandError::UnknownKey { .. }
             | CommandError::KeyRevoked { .. } => Self::invalid_key().log(error.to_string()),
+            CommandError::RunEnded { run } => Self::run_ended(run, "it is not open any more"),
             CommandError::Unavailable { .. } => Self::ledger_unavailable(error.to_string()),
             CommandError::Invalid { detail } => {
                 Self::invalid_body(format_args!("the ledger does not accept it: {detail}"))

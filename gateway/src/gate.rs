@@ -33,6 +33,7 @@ use crate::{
 
 mod follow_up;
 mod reservation;
+pub(crate) mod runs;
 mod settling;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -56,6 +57,8 @@ pub(crate) struct Want {
     pub(crate) key: KeyId,
     pub(crate) model: ModelId,
     pub(crate) run: Option<RunId>,
+    /// It must be in this open run, which is the one above.
+    pub(crate) within: Option<RunId>,
     pub(crate) end_user: Option<EndUserId>,
     pub(crate) input_tokens: u64,
     pub(crate) output_tokens: u64,
@@ -153,7 +156,7 @@ impl Gate {
         let command = self.reserve_command(&want);
         let deadline_ms = command.deadline_ms;
         let of_key = self.metrics.of_key(&want.account, &want.key);
-        match self.decided(&want, command).await? {
+        match self.decided(command).await? {
             ReserveOutcome::Reserved(grant) => {
                 self.mark(&want.account, grant.position);
                 self.metrics.held(&grant.hold);
@@ -188,20 +191,17 @@ impl Gate {
 
     /// The ledger's decision. Where none is known, because the caller left or the ledger did not
     /// answer, what may have been held is released.
-    async fn decided(
-        self: &Arc<Self>,
-        want: &Want,
-        command: Reserve,
-    ) -> Result<ReserveOutcome, ApiError> {
+    async fn decided(self: &Arc<Self>, command: Reserve) -> Result<ReserveOutcome, ApiError> {
         let asked_at = Instant::now();
+        let (account, key) = (command.account.clone(), command.key.clone());
         let mut undelivered = Undelivered {
             gate: self,
-            account: &want.account,
-            key: &want.key,
+            account: &account,
+            key: &key,
             id: command.id.into(),
             armed: true,
         };
-        let patience = self.wait(want) + self.ledger_timeout;
+        let patience = Duration::from_millis(command.wait_ms) + self.ledger_timeout;
         let answer = tokio::select! {
             biased;
             answer = timeout(patience, self.ledger.reserve(command)) => answer,
@@ -248,11 +248,13 @@ impl Gate {
     }
 
     async fn standing(&self, key: &KeyEntry, of: Option<KeyId>) -> Result<Standing, ApiError> {
-        let query = Read {
-            account: key.account.clone(),
-            key: of,
-            run: None,
-        };
+        let account = key.account.clone();
+        let (key, run) = (of, None);
+        self.read(Read { account, key, run }).await
+    }
+
+    /// Asks the ledger how something stands.
+    async fn read(&self, query: Read) -> Result<Standing, ApiError> {
         let late = || ApiError::ledger_unavailable("read was not answered in time");
         timeout(self.ledger_timeout, self.ledger.read(query))
             .await
@@ -282,7 +284,7 @@ impl Gate {
             on_short: want.on_short,
             on_unknown: want.on_unknown,
             budget: None,
-            within: None,
+            within: want.within.clone(),
         }
     }
 

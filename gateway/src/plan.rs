@@ -271,6 +271,7 @@ impl Plan {
                 None => self.model.clone(),
             },
             run: self.caller.run.clone(),
+            within: key.within.as_ref().map(|within| within.run.clone()),
             end_user: self.ask.end_user.clone(),
             input_tokens: self.bound.input_tokens,
             output_tokens,

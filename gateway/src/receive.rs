@@ -25,6 +25,7 @@ pub(crate) mod aside;
 pub(crate) mod body;
 pub(crate) mod caller;
 mod encoding;
+pub(crate) mod run_secret;
 mod scan;
 pub(crate) mod shares;
 
@@ -142,7 +143,7 @@ impl Receiver {
             id: id.map(|id| id.0.clone()).unwrap_or_default(),
             caller: Caller {
                 on_short: on_short(&parts.headers, key.as_deref())?,
-                run: run(&parts.headers)?,
+                run: run(&parts.headers, key.as_deref())?,
                 wait: wait(&parts.headers)?,
                 key,
             },
@@ -169,15 +170,22 @@ fn on_short(headers: &HeaderMap, caller: Option<&KeyEntry>) -> Result<OnShort, A
     }
 }
 
-/// The run that a client names.
-fn run(headers: &HeaderMap) -> Result<Option<RunId>, ApiError> {
+/// The run that a client names, or that its key was handed out for.
+fn run(headers: &HeaderMap, key: Option<&KeyEntry>) -> Result<Option<RunId>, ApiError> {
     let problem = "must be a run id: 1 to 64 characters of A-Z a-z 0-9 _ -";
+    let own = key.and_then(|key| key.within.as_ref());
+    let own = own.map(|within| within.run.clone());
     let Some(value) = headers.get(X_RUN) else {
-        return Ok(None);
+        return Ok(own);
     };
-    let run = value.to_str().ok().and_then(|text| RunId::new(text).ok());
-    run.map(Some)
-        .ok_or_else(|| ApiError::invalid_field(X_RUN, problem))
+    let named = value.to_str().ok().and_then(|text| RunId::new(text).ok());
+    let named = named.ok_or_else(|| ApiError::invalid_field(X_RUN, problem))?;
+    if own.is_some_and(|own| own != named) {
+        let problem =
+            "names another run than the one that the key was handed out for: leave it out";
+        return Err(ApiError::invalid_field(X_RUN, problem));
+    }
+    Ok(Some(named))
 }
 
 /// How long a client says that it waits for room.
@@ -198,12 +206,17 @@ fn wait(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
-    use seatbelt_schemas::ids::{AccountId, KeyId};
-
+    use seatbelt_schemas::{
+        ids::{AccountId, KeyId},
+        neuron::signature::NeuronSecret,
+    };
     use tokio::sync::watch;
 
     use super::*;
-    use crate::config::{KeySecret, KeyTable};
+    use crate::{
+        config::{KeySecret, KeyTable},
+        receive::run_secret::RunSecrets,
+    };
 
     fn receiver(requests: usize) -> Receiver {
         let entry = KeyEntry {
@@ -215,7 +228,8 @@ mod tests {
             )
         };
         let keys = watch::channel(KeyTable::new(vec![entry]).unwrap()).1;
-        let keyring = Arc::new(Keyring::new(keys, true));
+        let of_runs = RunSecrets::new(NeuronSecret::new([7; 32]), Arc::new(|| 0));
+        let keyring = Arc::new(Keyring::new(keys, true, of_runs));
         let config = GatewayConfig {
             requests,
             body_bytes: 64,

@@ -27,6 +27,7 @@ mod health;
 mod key;
 mod models;
 mod nowhere;
+mod runs;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The same where Anthropic's SDKs look for it.
@@ -45,6 +46,9 @@ pub(crate) fn table(app: Arc<App>) -> Router {
         .route("/v1/models", get(models::all))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/key", get(key::key))
+        .route("/v1/runs", post(runs::open))
+        .route("/v1/runs/{id}", get(runs::one))
+        .route("/v1/runs/{id}/close", post(runs::close))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/v1/responses/{*rest}", any(nowhere::not_served))
@@ -85,7 +89,7 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
 
 /// The route as a label: a fixed set, whatever is asked for.
 fn known_route(path: &str) -> &'static str {
-    const ROUTES: [&str; 12] = [
+    const ROUTES: [&str; 15] = [
         "/v1/chat/completions",
         "/v1/messages",
         "/v1/messages/count_tokens",
@@ -96,6 +100,9 @@ fn known_route(path: &str) -> &'static str {
         "/v1/models",
         "/v1/models/{*id}",
         "/v1/key",
+        "/v1/runs",
+        "/v1/runs/{id}",
+        "/v1/runs/{id}/close",
         "/health/live",
         "/health/ready",
     ];

@@ -32,7 +32,7 @@ use crate::{
     metrics::Metrics,
     plan::Planner,
     ready::Readiness,
-    receive::{Receiver, caller::Keyring},
+    receive::{Receiver, caller::Keyring, run_secret::RunSecrets},
     routes,
     run::Runner,
     upstream::{
@@ -162,7 +162,8 @@ fn app(
     parts: Parts,
     client: reqwest::Client,
 ) -> Result<App, UnreadTokenizer> {
-    let keyring = Arc::new(Keyring::new(parts.keys, config.require_auth));
+    let of_runs = RunSecrets::new(parts.neuron_secret.clone(), Arc::clone(&parts.clock));
+    let keyring = Arc::new(Keyring::new(parts.keys, config.require_auth, of_runs));
     let metrics = Arc::new(Metrics::new(config.metrics_by_key));
     let ledger = Arc::clone(&parts.ledger);
     metrics.ask_clocks(Box::new(move || ledger.clock_offsets_ms()));

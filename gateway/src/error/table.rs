@@ -12,6 +12,8 @@ pub(crate) enum Case {
     WindowUnsatisfiable,
     Held,
     InvalidApiKey,
+    RunEnded,
+    RunNotFound,
     ModelNotFound,
     ServiceUnavailable,
     LedgerUnavailable,
@@ -49,12 +51,14 @@ pub(super) struct Row {
 
 impl Case {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 21] = [
+    pub(super) const ALL: [Self; 23] = [
         Self::BalanceSpent,
         Self::WindowSpent,
         Self::WindowUnsatisfiable,
         Self::Held,
         Self::InvalidApiKey,
+        Self::RunEnded,
+        Self::RunNotFound,
         Self::ModelNotFound,
         Self::ServiceUnavailable,
         Self::LedgerUnavailable,
@@ -98,6 +102,8 @@ impl Case {
                 Some(false),
             ),
             Self::InvalidApiKey => (S::UNAUTHORIZED, INVALID, "invalid_api_key", None),
+            Self::RunEnded => (S::FORBIDDEN, INVALID, "run_ended", None),
+            Self::RunNotFound => (S::NOT_FOUND, INVALID, "run_not_found", None),
             Self::ModelNotFound => (S::NOT_FOUND, INVALID, "model_not_found", None),
             Self::ServiceUnavailable => (
                 S::SERVICE_UNAVAILABLE,

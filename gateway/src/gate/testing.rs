@@ -209,6 +209,7 @@ pub(crate) fn want() -> Want {
         key: key.key,
         model: ModelId::new("m").unwrap(),
         run: None,
+        within: None,
         end_user: None,
         input_tokens: 5,
         output_tokens: 10,

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use crate::{
     config::{KeyEntry, KeySecret, KeyTable},
     error::ApiError,
+    receive::run_secret::RunSecrets,
 };
 
 /// The headers in which the SDKs of Anthropic and of Azure send the key.
@@ -17,25 +18,44 @@ const PLAIN: [&str; 2] = ["x-api-key", "api-key"];
 pub(crate) struct Keyring {
     keys: watch::Receiver<KeyTable>,
     require_auth: bool,
+    /// Those that were handed out for runs.
+    pub(crate) of_runs: RunSecrets,
 }
 
 impl Keyring {
-    pub(crate) fn new(keys: watch::Receiver<KeyTable>, require_auth: bool) -> Self {
-        Self { keys, require_auth }
+    pub(crate) fn new(
+        keys: watch::Receiver<KeyTable>,
+        require_auth: bool,
+        of_runs: RunSecrets,
+    ) -> Self {
+        Self {
+            keys,
+            require_auth,
+            of_runs,
+        }
     }
 
     /// The caller's key; `None` for a request without one where that is allowed. A wrong key is
     /// never taken for none.
     pub(crate) fn caller(&self, headers: &HeaderMap) -> Result<Option<Arc<KeyEntry>>, ApiError> {
         match secret(headers) {
-            Some(secret) => self
-                .keys
-                .borrow()
-                .get(&KeySecret::hash(secret))
-                .map(Some)
-                .ok_or_else(ApiError::invalid_key),
+            Some(secret) => self.known(secret).map(Some),
             None if self.require_auth || names_a_key(headers) => Err(ApiError::invalid_key()),
             None => Ok(None),
+        }
+    }
+}
+
+impl Keyring {
+    /// A key that is declared, else one that was handed out for a run.
+    fn known(&self, secret: &str) -> Result<Arc<KeyEntry>, ApiError> {
+        let keys = self.keys.borrow();
+        match keys.get(&KeySecret::hash(secret)) {
+            Some(key) => Ok(key),
+            None => self
+                .of_runs
+                .caller(secret, &keys)
+                .unwrap_or_else(|| Err(ApiError::invalid_key())),
         }
     }
 }
@@ -58,7 +78,10 @@ fn names_a_key(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use seatbelt_schemas::ids::{AccountId, KeyId};
+    use seatbelt_schemas::{
+        ids::{AccountId, KeyId},
+        neuron::signature::NeuronSecret,
+    };
 
     use super::*;
 
@@ -73,7 +96,9 @@ mod tests {
             headers.insert(*name, value.parse().unwrap());
         }
         let keys = watch::channel(KeyTable::new(vec![entry]).unwrap()).1;
-        let found = Keyring::new(keys, require_auth).caller(&headers).ok()?;
+        let of_runs = RunSecrets::new(NeuronSecret::new([7; 32]), Arc::new(|| 0));
+        let keyring = Keyring::new(keys, require_auth, of_runs);
+        let found = keyring.caller(&headers).ok()?;
         Some(found.map(|entry| entry.key.to_string()))
     }
 

@@ -35,6 +35,14 @@ pub(super) async fn key(State(app): State<Arc<App>>, headers: HeaderMap) -> Resp
 }
 
 async fn standing(app: &App, caller: &KeyEntry) -> Result<SnapshotStanding, ApiError> {
+    // whoever has the key of a run is shown what that has, and nothing of the key that opened it
+    if let Some(within) = &caller.within {
+        let standing = app.gate.run(caller, &within.run).await?.standing;
+        return Ok(SnapshotStanding {
+            standing,
+            age_ms: 0,
+        });
+    }
     let wanted = app.gate.marked(&caller.account);
     let until = Instant::now() + OWN_WRITES_WAIT;
     loop {
@@ -105,6 +113,9 @@ fn key_body(caller: &KeyEntry, found: &SnapshotStanding) -> Value {
     });
     if let Some(ppm) = found.standing.multiplier_ppm {
         told["multiplier_ppm"] = json!(ppm);
+    }
+    if let Some(within) = &caller.within {
+        told["run"] = json!(within.run);
     }
     told
 }

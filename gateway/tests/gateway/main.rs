@@ -16,6 +16,7 @@ mod provided;
 mod requests;
 mod responses;
 mod runs;
+mod runs_http;
 mod service;
 mod streams;
 mod support;

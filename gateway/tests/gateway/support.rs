@@ -422,7 +422,15 @@ impl Snapshots for TestSnapshots {
                 return Err(SnapshotError { account, source });
             }
             if !self.frozen.load(SeqCst) {
-                let standing = self.host.read(Read { account, key, run: None }).await.unwrap();
+                let standing = self
+                    .host
+                    .read(Read {
+                        account,
+                        key,
+                        run: None,
+                    })
+                    .await
+                    .unwrap();
                 *self.last.lock().unwrap() = Some(standing);
             }
             self.looked.notify_one();

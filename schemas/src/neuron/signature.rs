@@ -66,6 +66,19 @@ impl NeuronSecret {
         Some(body)
     }
 
+    /// A code over other parts, hex, for a purpose of its own. Nothing that is signed for one purpose, and no
+    /// call, is anything for another.
+    pub fn code(&self, purpose: &str, parts: &[&[u8]]) -> String {
+        hex::encode(hmac::sign(&self.key(), &told(purpose, parts)))
+    }
+
+    /// Whether a code is the one over these parts.
+    pub fn vouches(&self, purpose: &str, parts: &[&[u8]], code: &str) -> bool {
+        let mut told_code = [0; 32];
+        hex::decode_to_slice(code, &mut told_code).is_ok()
+            && hmac::verify(&self.key(), &told(purpose, parts), &told_code).is_ok()
+    }
+
     fn key(&self) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, &self.0)
     }
@@ -75,6 +88,16 @@ impl fmt::Debug for NeuronSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("NeuronSecret(..)")
     }
+}
+
+/// The purpose and each part with its length before it. A call's text begins with another byte.
+fn told(purpose: &str, parts: &[&[u8]]) -> Vec<u8> {
+    let mut text = vec![0xff];
+    for part in [purpose.as_bytes()].iter().chain(parts) {
+        text.extend((part.len() as u64).to_be_bytes());
+        text.extend(*part);
+    }
+    text
 }
 
 /// SHA-256 of a body.
@@ -155,6 +178,21 @@ mod tests {
 
     fn signed() -> String {
         secret().sign(&call(&neuron(), "/p", &values()), &BodyHash::of(b"body"))
+    }
+
+    #[test]
+    fn a_code_is_for_its_purpose_and_its_parts_alone() {
+        let code = secret().code("runs", &[b"ab", b"c"]);
+        let vouches = |purpose, parts: &[&[u8]]| secret().vouches(purpose, parts, &code);
+        assert!(vouches("runs", &[b"ab", b"c"]));
+        assert!(!vouches("runs", &[b"a", b"bc"]));
+        assert!(!vouches("runs", &[b"abc"]));
+        assert!(!vouches("run", &[b"ab", b"c"]));
+        let other = NeuronSecret::new([8; 32]);
+        assert!(!other.vouches("runs", &[b"ab", b"c"], &code));
+        for odd in ["", "00", &code[1..], "x"] {
+            assert!(!secret().vouches("runs", &[b"ab", b"c"], odd), "{odd:?}");
+        }
     }
 
     #[test]

@@ -1,0 +1,131 @@
+//! Runs at the ledger: opened with a budget out of what a key may spend, looked at, and closed.
+//!
+//! Whether a run fits, and whether it is still open, is decided there. A key sees and closes its own runs; one
+//! that was handed out for a run sees and closes that one and those inside it.
+
+use std::{sync::Arc, time::Duration};
+
+use seatbelt_ledger::api::{CommandError, Read, Reserve, ReserveOutcome};
+use seatbelt_schemas::{
+    budget::Budget,
+    command::{Grant, RunStanding, Standing},
+    event::{OnShort, OnUnknown},
+    ids::{ReservationId, RunId},
+};
+use tokio::time::timeout;
+
+use super::Gate;
+use crate::{clock::ms, config::KeyEntry, error::ApiError};
+
+/// How often runs are looked for inside one that is being closed: each look closes as many as it is told of.
+const LOOKS_MAX: usize = 64;
+
+/// What to open.
+pub(crate) struct Opening {
+    pub(crate) run: RunId,
+    pub(crate) budget: Budget,
+    pub(crate) deadline_ms: u64,
+    /// The run to take it out of.
+    pub(crate) within: Option<RunId>,
+    /// How long to wait for room; as configured where it says nothing.
+    pub(crate) wait: Option<Duration>,
+}
+
+/// A run that is open, with its caps.
+pub(crate) struct Found {
+    pub(crate) standing: Standing,
+    pub(crate) run: RunStanding,
+}
+
+impl Gate {
+    /// Opens a run. Dropping the future gives up the wait, and the run if it was opened.
+    pub(crate) async fn open_run(
+        self: &Arc<Self>,
+        key: &KeyEntry,
+        opening: Opening,
+    ) -> Result<Grant, ApiError> {
+        let command = Reserve {
+            id: self.command_id(),
+            account: key.account.clone(),
+            key: key.key.clone(),
+            model: None,
+            run: Some(opening.run),
+            end_user: None,
+            input_tokens: 0,
+            output_tokens: 0,
+            tool_calls: 0,
+            deadline_ms: opening.deadline_ms,
+            wait_ms: ms(opening.wait.unwrap_or(self.budget_wait)),
+            on_short: OnShort::Refuse,
+            on_unknown: OnUnknown::Release,
+            budget: Some(opening.budget),
+            within: opening.within,
+        };
+        match self.decided(command).await? {
+            ReserveOutcome::Reserved(grant) => {
+                self.mark(&key.account, grant.position);
+                Ok(grant)
+            }
+            ReserveOutcome::Refused(refusal) => {
+                self.mark(&key.account, refusal.position);
+                self.metrics.refused(refusal.reason);
+                Err(ApiError::refused(&refusal, (self.clock)()))
+            }
+        }
+    }
+
+    /// An open run that the key may see.
+    pub(crate) async fn run(&self, key: &KeyEntry, run: &RunId) -> Result<Found, ApiError> {
+        let query = Read {
+            account: key.account.clone(),
+            key: None,
+            run: Some(run.clone()),
+        };
+        let mut standing = self.read(query).await?;
+        let found = standing.run.take().filter(|found| is_own(key, run, found));
+        let run = *found.ok_or_else(|| ApiError::run_not_found(run.as_str()))?;
+        Ok(Found { standing, run })
+    }
+
+    /// Closes a run with all that are inside it, the innermost first: what is left of each goes to the one
+    /// around it. How it stood before.
+    pub(crate) async fn close_run(&self, key: &KeyEntry, run: &RunId) -> Result<Found, ApiError> {
+        let mut found = self.run(key, run).await?;
+        for _ in 0..LOOKS_MAX {
+            let Some(inner) = found.run.inside.first() else {
+                break;
+            };
+            // one that ended meanwhile is closed
+            if let Ok(inner) = self.run(key, inner).await {
+                self.end_run(key, inner.run.reservation).await?;
+            }
+            found = self.run(key, run).await?;
+        }
+        self.end_run(key, found.run.reservation).await?;
+        Ok(found)
+    }
+
+    async fn end_run(&self, key: &KeyEntry, run: ReservationId) -> Result<(), ApiError> {
+        let release = self.release_command(&key.account, &key.key, run, "run closed");
+        let answer = timeout(self.ledger_timeout, self.ledger.release(release)).await;
+        match answer {
+            Ok(Ok(resolution)) => self.mark(&key.account, resolution.position),
+            Ok(Err(CommandError::AlreadyResolved { position, .. })) => {
+                self.mark(&key.account, position);
+            }
+            Ok(Err(error)) => return Err(ApiError::from_command(&error)),
+            Err(_) => {
+                return Err(ApiError::ledger_unavailable(
+                    "release was not answered in time",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a run is the key's to see: opened by it, and where the key is a run's own, that run or inside it.
+fn is_own(key: &KeyEntry, id: &RunId, found: &RunStanding) -> bool {
+    let within = key.within.as_ref().map(|within| &within.run);
+    found.key == key.key && within.is_none_or(|own| own == id || found.within.contains(own))
+}
