@@ -189,6 +189,37 @@ mod tests {
         check(Period::Month, 31 * DAY_MS - 1, 0, 31 * DAY_MS);
     }
 
+    /// Day after day by the rule that everybody knows, which shares nothing with the arithmetic above.
+    #[test]
+    fn months_are_as_long_as_they_are_for_four_hundred_years() {
+        let mut day = 0;
+        for year in 1970..2371_u64 {
+            let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+            let lengths = [
+                31,
+                28 + u64::from(is_leap),
+                31,
+                30,
+                31,
+                30,
+                31,
+                31,
+                30,
+                31,
+                30,
+                31,
+            ];
+            for (month, days) in (1..).zip(lengths) {
+                let (start, end) = (day * DAY_MS, (day + days) * DAY_MS);
+                check(Period::Month, start, start, end);
+                check(Period::Month, end - 1, start, end);
+                assert_eq!(civil_date(day), (year, month, 1));
+                assert_eq!(civil_date(day + days - 1), (year, month, days));
+                day += days;
+            }
+        }
+    }
+
     fn windows() -> impl Strategy<Value = Window> {
         use Period::{Day, Hour, Month, Week};
         prop_oneof![

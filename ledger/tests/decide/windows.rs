@@ -2,6 +2,8 @@
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
+use seatbelt_schemas::window::{Period, Window};
+
 use crate::story::{START_MS, Story, ask};
 
 /// Spends `(ms after the one before, tokens)` under one cap, then asks for `need`. A refusal must fit at
@@ -93,6 +95,61 @@ fn calendar_windows_reset_at_their_borders_in_utc() {
     resets("month", (10 * 24 + 12) * hour);
     resets("rolling:3600", 3_660_000);
     resets("rolling:1", 1017);
+}
+
+/// What is spent in the last millisecond before a border counts until then and not after; what is spent at the
+/// border counts to the other side.
+#[track_caller]
+fn begins_anew(window: &str, border_ms: u64) {
+    let border = border_ms - START_MS;
+    let mut story = Story::new(&[&format!("w account tokens {window} 10")]);
+    story.at(border - 1);
+    story.spend(&ask(10, 0), 10, 0);
+    story.skip();
+    story.reserve(&ask(1, 0));
+    story.then(&[&format!("refused spent by w until {border}")]);
+    story.at(border);
+    assert_eq!(story.stands("w"), (0, 0), "{window} at {border_ms}");
+    story.spend(&ask(10, 0), 10, 0);
+    story.skip();
+    story.reserve(&ask(1, 0));
+    let length = Window::Calendar {
+        period: period(window),
+    }
+    .length_ms(border_ms);
+    let next = border + length.expect("it ends");
+    story.then(&[&format!("refused spent by w until {next}")]);
+    story.at(next - 1);
+    assert_eq!(story.stands("w"), (10, 0), "{window} before {next}");
+    story.at(next);
+    assert_eq!(story.stands("w"), (0, 0), "{window} at {next}");
+}
+
+fn period(window: &str) -> Period {
+    match window {
+        "day" => Period::Day,
+        "week" => Period::Week,
+        "month" => Period::Month,
+        other => panic!("no period {other}"),
+    }
+}
+
+/// By UTC, so that nobody's summer time makes a day of 23 or 25 hours.
+#[test]
+fn windows_begin_anew_at_the_ends_of_months_and_years_and_when_clocks_change() {
+    begins_anew("month", 1_796_083_200_000); // 2026-12-01: the end of the story's own month
+    begins_anew("month", 1_798_761_600_000); // 2027-01-01: the end of a year
+    begins_anew("month", 1_801_440_000_000); // 2027-02-01: 31 days
+    begins_anew("month", 1_803_859_200_000); // 2027-03-01: February
+    begins_anew("month", 1_835_481_600_000); // 2028-03-01: February of a leap year
+    begins_anew("month", 4_107_542_400_000); // 2100-03-01: a century that is no leap year
+    begins_anew("month", 13_574_649_600_000); // 2400-03-01: a century that is one
+    begins_anew("week", 1_861_920_000_000); // 2029-01-01: a week that ends with a year, on a Sunday
+    begins_anew("day", 1_835_395_200_000); // 2028-02-29: the 29th of February begins
+    begins_anew("day", 1_835_481_600_000); // 2028-03-01: and ends
+    begins_anew("day", 1_805_068_800_000); // 2027-03-15: clocks of New York went forward in it
+    begins_anew("day", 1_806_278_400_000); // 2027-03-29: clocks of Berlin did in it
+    begins_anew("day", 1_825_027_200_000); // 2027-11-01: and went back in it
 }
 
 #[test]
