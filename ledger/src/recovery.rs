@@ -5,6 +5,7 @@
 pub mod end;
 mod load;
 mod lost;
+pub mod newer;
 pub mod open;
 
 use std::{
@@ -57,6 +58,9 @@ pub enum RecoveryError {
     /// It is not the journal that it was.
     #[error(transparent)]
     Changed(#[from] end::Changed),
+    /// A later release wrote what this one would leave out of what is spent.
+    #[error(transparent)]
+    Newer(#[from] newer::Newer),
 }
 
 /// Why an account could not be loaded.
@@ -385,6 +389,8 @@ impl<J: Journal> RecoverySource<J> {
                 return Ok(());
             }
         };
+        newer::knows_all_of(&commit, resume.written_by())
+            .map_err(|newer| Hindrance::Stop(newer.into()))?;
         let missing = resume.missing(stored, &commit);
         let missing: Vec<_> = missing
             .into_iter()

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use seatbelt_schemas::{
     commit::{ChainHash, Commit},
+    event::EventBody,
     ids::AccountId,
     position::{Partition, Position},
 };
@@ -92,6 +93,8 @@ pub struct Resume {
     moved_in: HashMap<AccountId, Position>,
     /// The last positions, up to the base, of the accounts in the commits read before it.
     last: LastPositions,
+    /// The release of the last writer that was met.
+    written_by: Option<String>,
 }
 
 impl Resume {
@@ -103,6 +106,7 @@ impl Resume {
             link: None,
             moved_in: HashMap::new(),
             last: LastPositions::new(),
+            written_by: None,
         }
     }
 
@@ -123,6 +127,7 @@ impl Resume {
             link: None,
             moved_in: HashMap::new(),
             last: LastPositions::new(),
+            written_by: None,
         }
     }
 
@@ -145,6 +150,11 @@ impl Resume {
     /// The last commit taken; the one after it comes next.
     pub fn tail(&self) -> Sequence {
         self.resumed.tail
+    }
+
+    /// The release of the writer that the last commit taken is from, where that was met.
+    pub fn written_by(&self) -> Option<&str> {
+        self.written_by.as_deref()
     }
 
     /// Reads the next commit and checks that it continues the journal.
@@ -215,6 +225,9 @@ impl Resume {
         let hash = ChainHash::of(&stored.payload);
         for event in commit.events.iter().map(|stored| &stored.event) {
             self.resumed.outcomes.apply(event);
+            if let EventBody::WriterStarted(started) = &event.body {
+                self.written_by = Some(started.version.clone());
+            }
             if stored.sequence <= self.base {
                 directory::note(&mut self.last, event);
                 continue;

@@ -30,11 +30,11 @@ use seatbelt_ledger::{
 use seatbelt_schemas::{
     cap::CapSpec,
     command::Change,
-    commit::Commit,
-    event::EventBody,
+    commit::{ChainHash, Commit},
+    event::{Event, EventBody, StoredEvent, WriterStarted},
     ids::{AccountId, Actor, CapId, CommandId},
     names::Names,
-    position::Partition,
+    position::{Partition, Position},
     scope::Scope,
     wire,
 };
@@ -162,6 +162,40 @@ impl World {
         let damaged = commits.len() - good;
         for commit in &mut commits[..damaged] {
             *commit = Bytes::from_static(b"not read");
+        }
+        MemoryJournal::with_commits(commits)
+    }
+
+    /// The journal as a writer of a later release went on with it: its last event, once more, is of a kind
+    /// that this release does not know.
+    fn and_one_of_a_later_release(&self) -> MemoryJournal {
+        let mut commits = self.journal.commits();
+        let last = Commit::decode(commits.last().unwrap()).unwrap();
+        let settled = last.events.last().unwrap().event.clone();
+        let started = EventBody::WriterStarted(WriterStarted {
+            epoch: last.epoch,
+            writer: "later".to_owned(),
+            version: "9.9.9".to_owned(),
+            adopted: None,
+            skipped: None,
+        });
+        let system = Event {
+            account: AccountId::system(),
+            body: started,
+            ..settled.clone()
+        };
+        for event in [system, settled] {
+            let before = Commit::decode(commits.last().unwrap()).unwrap();
+            let position = Position(before.last_position().0 + 1);
+            let event = StoredEvent::new(Event { position, ..event });
+            let event = StoredEvent::read(as_unknown(&event.bytes)).unwrap();
+            let commit = Commit {
+                first_position: position,
+                prev: ChainHash::of(commits.last().unwrap()),
+                events: vec![event],
+                ..before
+            };
+            commits.push(commit.encode());
         }
         MemoryJournal::with_commits(commits)
     }
@@ -843,6 +877,46 @@ async fn a_running_writer_that_meets_a_newer_record_says_that_it_must_be_upgrade
         .put_back(&Names::snapshot_partition_key(P), good);
     assert_eq!(spent(&host, "a").await, 30);
     host.stop().await;
+}
+
+/// The same bytes with another kind, where they are a settle's.
+fn as_unknown(event: &Bytes) -> Bytes {
+    let (kind, unknown) = (b"settled", b"untried");
+    let at = event.windows(kind.len()).position(|bytes| bytes == kind);
+    let mut bytes = event.to_vec();
+    if let Some(at) = at {
+        bytes[at..at + kind.len()].copy_from_slice(unknown);
+    }
+    bytes.into()
+}
+
+/// What a later release wrote counts: left out, what is spent would be less than it is.
+#[tokio::test]
+async fn a_writer_does_not_start_on_an_event_that_it_does_not_know() {
+    let world = World::new().await;
+    let later = world.and_one_of_a_later_release();
+    for from_snapshots in [false, true] {
+        if from_snapshots {
+            world.project().await;
+        }
+        let host = world.host_of(later.clone());
+        let told = host.ready().await.unwrap_err().to_string();
+        let (own, kind) = (env!("CARGO_PKG_VERSION"), "untried");
+        for part in [
+            own,
+            kind,
+            "start release 9.9.9, which wrote it, or a later one",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        host.stop().await;
+    }
+    let commits = later.commits().len();
+    assert_eq!(
+        commits,
+        world.journal.commits().len() + 2,
+        "nothing is written"
+    );
 }
 
 /// It puts a lost snapshot right as far as it knows the journal. What it does not know must not be lost to

@@ -230,7 +230,9 @@ async fn say(nats: &Nats, adoption: &Adoption) -> Result<Option<String>, Rebuild
         Ok(recovered) => recovered,
         Err(error @ RecoveryError::Chain { .. }) => return Ok(Some(error.to_string())),
         Err(RecoveryError::Damaged(error)) => return Err(error.into()),
-        Err(error @ RecoveryError::Changed(_)) => return Ok(Some(error.to_string())),
+        Err(error @ (RecoveryError::Changed(_) | RecoveryError::Newer(_))) => {
+            return Ok(Some(error.to_string()));
+        }
     };
     let reason = "bucket META was lost and is made again from genesis".to_owned();
     let word = Word {

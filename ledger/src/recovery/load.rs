@@ -3,12 +3,11 @@
 
 use futures::{StreamExt, future::join};
 use seatbelt_schemas::{
-    commit::ChainHash, event::EventBody, ids::AccountId, names::Names, position::Position,
-    wire::WireError,
+    commit::ChainHash, ids::AccountId, names::Names, position::Position, wire::WireError,
 };
 use tracing::{error, info, warn};
 
-use super::{Base, LoadError, Loaded, RETRY, RecoveryError, RecoverySource};
+use super::{Base, LoadError, Loaded, RETRY, RecoveryError, RecoverySource, newer};
 use crate::{
     account::Account,
     directory::{DirectoryError, Entry},
@@ -153,9 +152,8 @@ impl<J: Journal> RecoverySource<J> {
             };
             for stored in &commit.events {
                 chain.pass(&stored.event);
-                let unseen =
-                    state.version() == 0 && matches!(stored.event.body, EventBody::Unknown { .. });
-                if stored.event.account == *account && !unseen {
+                if stored.event.account == *account {
+                    newer::knows(&stored.event).map_err(RecoveryError::from)?;
                     state.apply(&stored.event);
                 }
             }
