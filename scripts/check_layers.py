@@ -4,8 +4,10 @@ that the ledger's decisions are pure.
 
 Directions are read from `cargo metadata` as resolved, over normal, build and dev dependencies and
 transitively, and must stay within ALLOWED. What the gateway's modules `use` of each other must stay within
-ROOMS. Decision code must not name anything that has a clock, a client or an await. `--self-test` breaks each
-rule on purpose and fails if that is not noticed.
+ROOMS. Decision code must not name anything that has a clock, a client or an await. The crate map of
+ARCHITECTURE.md is held against the code (crate_map.py), files and functions to their length (sizes.py), and names
+of types to one meaning (words.py).
+`--self-test` breaks each rule on purpose and fails if that is not noticed.
 """
 
 import json
@@ -13,6 +15,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+import crate_map
+import sizes
+import words
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERYTHING = {"schemas", "bus", "tokens", "dialects", "pricing", "ledger", "gateway", "projector", "neuron", "cli"}
@@ -94,6 +100,9 @@ def main():
     gateway = ROOT / "gateway" / "src"
     rooms = {path.relative_to(gateway): path.read_text() for path in sorted(gateway.rglob("*.rs"))}
     problems = wrong_directions(direct) + wrong_owners(outside) + wrong_names(direct, untested) + test_code(turned_on) + wrong_rooms(rooms) + impurities(sources)
+    every = {str(path.relative_to(ROOT)): path.read_text() for member in ALLOWED for path in sorted(folder(member).rglob("*.rs"))}
+    problems += crate_map.named_absent(every) + sizes.too_long(every) + words.twice(every)
+    problems += crate_map.wrong_rows((ROOT / "ARCHITECTURE.md").read_text(), {name for name in ALLOWED if not is_example(name)}, every)
     if Path("ledger/src/decide.rs") not in sources:
         problems.append("ledger/src/decide.rs is not there: the check of decision code would prove nothing")
     for problem in problems:
@@ -126,6 +135,14 @@ def members():
 
 def short(name):
     return name.removeprefix("seatbelt-")
+
+
+def is_example(member):
+    return member.startswith("example-")
+
+
+def folder(member):
+    return ROOT / member.replace("example-", "examples/")
 
 
 def wrong_directions(direct):
@@ -315,6 +332,9 @@ def self_test():
         noticed(line, impurities({Path("decide.rs"): line}), "decide.rs:1")
     if impurities({Path("decide.rs"): "// no async here\nfn instantly() {}\nlet asynchronous = 1;"}):
         raise SystemExit("layers: self-test: words in comments or longer names are taken for impure code")
+    crate_map.self_test(noticed)
+    sizes.self_test(noticed)
+    words.self_test(noticed)
     print("layers: self-test: every broken rule is noticed")
     return 0
 
