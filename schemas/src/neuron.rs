@@ -31,6 +31,36 @@ pub const HEADER_DEADLINE_MS: &str = "x-seatbelt-deadline-ms";
 /// On a refusal: nothing was done for the request, and its reservation may be used at another neuron.
 pub const HEADER_UNUSED: &str = "x-seatbelt-unused";
 
+/// Why gateways cannot call a neuron at this address, if so: it has to be `http://HOST:PORT`, or `https`, and may
+/// have a path in front of the neuron's own.
+pub fn url_mistake(url: &str) -> Option<&'static str> {
+    let plain = |letter: char| letter.is_ascii_graphic() && letter != '\\';
+    let after = |scheme| url.strip_prefix(scheme);
+    let Some(rest) = after("http://").or_else(|| after("https://")) else {
+        return Some("does not begin with http:// or https://");
+    };
+    if !rest.chars().all(plain) {
+        return Some("has a character that no address has");
+    }
+    if rest.contains(['?', '#', '@']) {
+        return Some("has more than a host, a port and a path");
+    }
+    let authority = rest.split('/').next().unwrap_or_default();
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    match port {
+        _ if host.is_empty() => Some("names no host"),
+        _ if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) => {
+            Some("names an IPv6 address without brackets")
+        }
+        Some(port) if !is_port(port) => Some("has a port that is none"),
+        _ => None,
+    }
+}
+
 /// A model that a neuron serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NeuronModel {
@@ -85,6 +115,37 @@ pub struct NeuronRecord {
 mod tests {
     use super::*;
     use crate::wire;
+
+    #[test]
+    fn an_address_is_one_that_can_be_called() {
+        for good in [
+            "http://127.0.0.1:9100",
+            "http://gpu-box:9100/",
+            "https://gpu.example/neuron/1",
+            "http://[::1]:9100",
+            "http://[::1]",
+        ] {
+            assert_eq!(url_mistake(good), None, "{good}");
+        }
+        for (bad, says) in [
+            ("gpu-box:9100", "http://"),
+            ("", "http://"),
+            ("ftp://gpu-box", "http://"),
+            ("http://", "no host"),
+            ("http://:9100", "no host"),
+            ("http://gpu box:9100", "character"),
+            ("http://u:p@gpu-box:9100", "more than"),
+            ("http://gpu-box:9100?a=b", "more than"),
+            ("http://gpu-box:", "port"),
+            ("http://gpu-box:http", "port"),
+            ("http://gpu-box:0", "port"),
+            ("http://gpu-box:99999", "port"),
+            ("http://::1:9100", "brackets"),
+        ] {
+            let mistake = url_mistake(bad).unwrap_or_default();
+            assert!(mistake.contains(says), "{bad}: {mistake}");
+        }
+    }
 
     /// As written by a neuron that never said whether it is ready.
     const OLDER: &str = r#"{"id":"tiny","context":64,"output":32,"slots":1}"#;
