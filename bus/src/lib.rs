@@ -43,7 +43,7 @@ pub use neuron_secret::neuron_secret;
 pub use neurons::watch_neurons;
 pub use pauses::Pauses;
 pub use provision::{GenesisError, Layout, Meta, meta, provision};
-pub use register::Register;
+pub use register::{Register, Twin};
 pub use report::UsageReports;
 pub use roles::{NatsRole, Permissions};
 pub use server_time::ServerTime;

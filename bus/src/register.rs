@@ -3,14 +3,28 @@
 //! The registration is written again and again and dies with its neuron by the bucket's age limit; a
 //! neuron that stops in order deletes it at once. A bucket that got lost is made again by whoever
 //! watches neurons, and not here: a neuron's user on NATS may not.
+//!
+//! Each registration says which one it follows. Where another was written in between again and again, another neuron
+//! lives under the same id: both are told, and neither takes back what the other wrote.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use seatbelt_schemas::{ids::NeuronId, names::Names, neuron::NeuronRecord, wire};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::{Bucket, Nats, ProvisionError, buckets::neuron_bucket, neurons::NEURON_TTL};
+use super::{
+    Bucket, Nats, ProvisionError,
+    buckets::neuron_bucket,
+    kept::{Revision, WriteError},
+    neurons::NEURON_TTL,
+};
 
 /// Time between two registrations.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -20,11 +34,27 @@ const _: () = assert!(
     "two late registrations must not cost a neuron its place"
 );
 
+/// Heartbeats in a row that find another's registration: once, a bucket may have been made again or a word lost.
+const TWIN_FROM: u32 = 2;
+
+/// Whether another neuron registers under the same id.
+#[derive(Debug, Clone, Default)]
+pub struct Twin(Arc<AtomicBool>);
+
+impl Twin {
+    /// That it does, for people, with the remedy.
+    pub fn warning(&self) -> Option<String> {
+        let text = "another neuron registers under this neuron's id: gateways see one of them at a time; give each its own neuron.id";
+        self.0.load(Ordering::Relaxed).then(|| text.to_owned())
+    }
+}
+
 /// The place of one neuron.
 #[derive(Debug)]
 pub struct Register {
     bucket: Bucket,
     neuron: NeuronId,
+    twin: Twin,
 }
 
 impl Register {
@@ -39,7 +69,13 @@ impl Register {
         Ok(Self {
             bucket: Bucket::at(nats, &names.neuron_bucket()),
             neuron: neuron.clone(),
+            twin: Twin::default(),
         })
+    }
+
+    /// Tells whether another neuron has the same id.
+    pub fn twin(&self) -> Twin {
+        self.twin.clone()
     }
 
     /// Writes what `record` gives, now and at every heartbeat, until `stop`; then takes it back.
@@ -49,18 +85,109 @@ impl Register {
         stop: CancellationToken,
     ) {
         let mut beat = tokio::time::interval(HEARTBEAT);
+        let mut last = Last::default();
         loop {
             tokio::select! {
                 _ = beat.tick() => {}
                 () = stop.cancelled() => break,
             }
-            let value = wire::encode(&record()).into();
-            if let Err(error) = self.bucket.overwrite(self.neuron.as_str(), value).await {
+            if let Err(error) = self.write(&mut last, &record()).await {
                 warn!(%error, "the neuron's registration was not written, the next heartbeat tries again");
             }
         }
-        if let Err(error) = self.bucket.remove(self.neuron.as_str()).await {
-            warn!(%error, "the neuron's registration was not taken back, it ends by its age");
+        self.take_back(last).await;
+    }
+
+    async fn write(&self, last: &mut Last, record: &NeuronRecord) -> Result<(), WriteError> {
+        let (key, value) = (
+            self.neuron.as_str(),
+            bytes::Bytes::from(wire::encode(record)),
+        );
+        if let Some(revision) = last.revision {
+            match self.bucket.write(key, revision, value.clone()).await {
+                Ok(revision) => {
+                    last.followed(revision);
+                    self.tell(last.is_doubled());
+                    return Ok(());
+                }
+                Err(WriteError::Moved) => last.another(),
+                Err(error) => return Err(error),
+            }
+            self.tell(last.is_doubled());
         }
+        last.revision = Some(self.bucket.overwrite(key, value).await?);
+        Ok(())
+    }
+
+    /// Says it where it is news.
+    fn tell(&self, doubled: bool) {
+        let was = self.twin.0.swap(doubled, Ordering::Relaxed);
+        match self.twin.warning() {
+            Some(text) if !was => warn!(neuron = %self.neuron, "{text}"),
+            None if was => {
+                info!(neuron = %self.neuron, "no other neuron registers under this id any more")
+            }
+            _ => {}
+        }
+    }
+
+    /// Deletes what was written last, and nothing else.
+    async fn take_back(self, last: Last) {
+        let Some(revision) = last.revision else {
+            return;
+        };
+        match self.bucket.delete(self.neuron.as_str(), revision).await {
+            Ok(()) => {}
+            Err(WriteError::Moved) => {
+                warn!(neuron = %self.neuron, "the registration is another neuron's by now, and stays");
+            }
+            Err(error) => {
+                warn!(%error, "the neuron's registration was not taken back, it ends by its age");
+            }
+        }
+    }
+}
+
+/// What was written last, and how often another's registration was found in a row since.
+#[derive(Debug, Default)]
+struct Last {
+    revision: Option<Revision>,
+    others: u32,
+}
+
+impl Last {
+    fn followed(&mut self, revision: Revision) {
+        *self = Self {
+            revision: Some(revision),
+            others: 0,
+        };
+    }
+
+    fn another(&mut self) {
+        self.others = self.others.saturating_add(1);
+    }
+
+    fn is_doubled(&self) -> bool {
+        self.others >= TWIN_FROM
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_is_there_where_it_is_found_again_and_again() {
+        let mut last = Last::default();
+        assert!(!last.is_doubled());
+        last.another();
+        assert!(!last.is_doubled(), "the bucket may have been made again");
+        last.followed(Revision(7));
+        last.another();
+        assert!(!last.is_doubled());
+        last.another();
+        assert!(last.is_doubled());
+        last.followed(Revision(9));
+        assert!(!last.is_doubled());
     }
 }
