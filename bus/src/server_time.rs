@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{Nats, stream};
+use crate::{Nats, settings::bucket_stream, stream};
 
 /// How often the server's clock is looked at, and how soon again where it did not answer.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -32,6 +32,8 @@ const TOLD_FROM_MS: u64 = 1_000;
 /// What the server's clock shows now, as far as it is known.
 #[derive(Debug)]
 pub struct ServerTime {
+    /// Any of these tells it.
+    streams: Vec<String>,
     began: Instant,
     /// The server's time when this began, unix ms.
     at_began_ms: AtomicU64,
@@ -74,14 +76,24 @@ impl ServerTime {
         partitions: Partitions,
         own_ms: u64,
     ) -> Arc<Self> {
+        Self::told_by(nats, streams(names, partitions), own_ms).await
+    }
+
+    /// As [`ServerTime::start_from`], for a neuron, which may look at no stream of the ledger.
+    pub async fn start_at_neuron(nats: &Nats, names: &Names, own_ms: u64) -> Arc<Self> {
+        let streams = vec![bucket_stream(&names.neuron_bucket()), names.usage_stream()];
+        Self::told_by(nats, streams, own_ms).await
+    }
+
+    async fn told_by(nats: &Nats, streams: Vec<String>, own_ms: u64) -> Arc<Self> {
         let time = Arc::new(Self {
+            streams,
             began: Instant::now(),
             at_began_ms: AtomicU64::new(own_ms),
             ahead_ms: AtomicI64::new(0),
         });
-        let streams = streams(names, partitions);
         let first = timeout(FIRST_MAX, async {
-            while !time.look(nats, &streams).await {
+            while !time.look(nats).await {
                 sleep(LOOK_EVERY / 8).await;
             }
         });
@@ -115,17 +127,10 @@ impl ServerTime {
     }
 
     /// Looks at the server's clock from time to time.
-    pub async fn follow(
-        &self,
-        nats: &Nats,
-        names: &Names,
-        partitions: Partitions,
-        stop: &CancellationToken,
-    ) {
-        let streams = streams(names, partitions);
+    pub async fn follow(&self, nats: &Nats, stop: &CancellationToken) {
         let mut off = false;
         while stop.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
-            let looked = stop.run_until_cancelled(self.look(nats, &streams)).await;
+            let looked = stop.run_until_cancelled(self.look(nats)).await;
             if looked == Some(true) {
                 off = self.tell(off);
             }
@@ -145,8 +150,8 @@ impl ServerTime {
     }
 
     /// Whether the server told its time. Any of the ledger's streams will do: one may be gone.
-    async fn look(&self, nats: &Nats, streams: &[String]) -> bool {
-        for stream in streams {
+    async fn look(&self, nats: &Nats) -> bool {
+        for stream in &self.streams {
             let asked_ms = ms(self.began.elapsed());
             let told = timeout(LOOK_MAX, stream::info(nats, stream)).await;
             match told {
@@ -210,6 +215,7 @@ mod tests {
 
     fn reckoning(at_began_ms: u64) -> ServerTime {
         ServerTime {
+            streams: Vec::new(),
             began: Instant::now(),
             at_began_ms: AtomicU64::new(at_began_ms),
             ahead_ms: AtomicI64::new(0),

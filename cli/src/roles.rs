@@ -244,7 +244,7 @@ async fn start_time(bus: &Bus, running: &mut Running) -> Arc<ServerTime> {
     let time = ServerTime::start(&nats, &names, partitions).await;
     let (stop, followed) = (CancellationToken::new(), Arc::clone(&time));
     running.add("time", stop.clone(), async move {
-        followed.follow(&nats, &names, partitions, &stop).await;
+        followed.follow(&nats, &stop).await;
         Ok(())
     });
     time

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use seatbelt_bus::{Layout, Nats, ServerTime, connect, provision};
+use seatbelt_bus::{Layout, Nats, ServerTime, connect, neuron_bucket, provision};
 use seatbelt_ledger::{
     api::{Answer, Ledger, ReserveOutcome},
     cluster::ClusterLedger,
@@ -125,6 +125,23 @@ async fn a_gateway_goes_by_the_servers_time_whatever_its_machine_shows() {
     for off_ms in [-HOUR_MS, HOUR_MS] {
         let own_ms = now_ms().saturating_add_signed(off_ms);
         let time = ServerTime::start_from(&nats, &names, partitions, own_ms).await;
+        let apart_ms = time.now_ms().abs_diff(now_ms());
+        assert!(apart_ms < 2_000, "{apart_ms}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_neuron_goes_by_the_servers_time_too_with_what_it_may_look_at() {
+    let server = TestNats::start().await;
+    let nats = connect(&server.server.url(), "neuron", PATIENCE)
+        .await
+        .unwrap();
+    let names = Names::default();
+    // what a neuron makes sure of before
+    neuron_bucket(&nats, &names, 1).await.unwrap();
+    for off_ms in [-25 * HOUR_MS, HOUR_MS / 5, 2 * HOUR_MS] {
+        let own_ms = now_ms().saturating_add_signed(off_ms);
+        let time = ServerTime::start_at_neuron(&nats, &names, own_ms).await;
         let apart_ms = time.now_ms().abs_diff(now_ms());
         assert!(apart_ms < 2_000, "{apart_ms}");
     }
