@@ -17,12 +17,15 @@ use super::{
     Bucket, Nats, ProvisionError,
     buckets::neuron_bucket,
     cursor::{Cursor, Item},
+    stream,
 };
 
 /// A neuron not heard of for so long is gone.
 pub const NEURON_TTL: Duration = Duration::from_secs(10);
 /// Most neurons known at once; more are not taken up.
 pub const NEURONS_MAX: usize = 4096;
+/// How long a start waits for those that are registered to be read.
+const FIRST_MAX: Duration = Duration::from_secs(1);
 /// Pause before the bucket is opened again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -33,7 +36,9 @@ pub async fn watch_neurons(
     replicas: u8,
 ) -> Result<watch::Receiver<Vec<NeuronRecord>>, ProvisionError> {
     let bucket = neuron_bucket(nats, names, replicas).await?;
-    let (sender, receiver) = watch::channel(Vec::new());
+    let registered = stream::info(nats, &bucket.stream()).await;
+    let registered = registered.map_or(0, |info| info.state.messages);
+    let (sender, mut receiver) = watch::channel(Vec::new());
     let (nats, names) = (nats.clone(), names.clone());
     tokio::spawn(async move {
         let mut alive = Alive::default();
@@ -42,6 +47,10 @@ pub async fn watch_neurons(
             () = keep_watching(&nats, &names, replicas, bucket, &mut alive, &sender) => {}
         }
     });
+    // who asks at once would be told that nobody serves what neurons do; a word of one that left is none
+    let all = |records: &Vec<NeuronRecord>| records.len() as u64 >= registered;
+    let read = tokio::time::timeout(FIRST_MAX, receiver.wait_for(all)).await;
+    drop(read);
     Ok(receiver)
 }
 
