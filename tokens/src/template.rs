@@ -10,8 +10,31 @@ use thiserror::Error;
 
 use crate::{builtins, source::without_marks};
 
-/// Instructions one rendering may take. The longest body allowed needs well under a tenth of it.
-const FUEL: u64 = 20_000_000;
+/// What one rendering may take: about one for each instruction, and for each 64 bytes that it makes, so that this
+/// bounds its memory too. A few messages get [`FUEL_LEAST`], 32 MB; more of them, and longer ones, get more.
+const FUEL_LEAST: u64 = 500_000;
+/// Of each message. Templates that look back from each message at those before it stay well below.
+const FUEL_PER_MESSAGE: u64 = 2_000;
+/// Of each byte: what is copied 16 times over takes a quarter of it.
+const FUEL_PER_BYTE: u64 = 1;
+/// The longest body allowed needs well under a tenth of it.
+const FUEL_MAX: u64 = 20_000_000;
+
+const _: () = assert!(FUEL_LEAST < FUEL_MAX);
+
+/// What rendering these may take.
+fn fuel(messages: &[ChatMessage], tools: Option<&serde_json::Value>) -> u64 {
+    let texts = messages
+        .iter()
+        .map(|message| message.content.len())
+        .sum::<usize>();
+    let tools = tools.map_or(0, |tools| tools.to_string().len());
+    let of = |count: usize, each: u64| (count as u64).saturating_mul(each);
+    FUEL_LEAST
+        .saturating_add(of(messages.len(), FUEL_PER_MESSAGE))
+        .saturating_add(of(texts.saturating_add(tools), FUEL_PER_BYTE))
+        .min(FUEL_MAX)
+}
 /// Depth of nested calls one rendering may take.
 const RECURSION_MAX: usize = 200;
 const NAME: &str = "chat";
@@ -73,7 +96,6 @@ impl ChatTemplate {
     /// Compiles a template.
     pub fn new(source: String, tokens: SpecialTokens) -> Result<Self, TemplateError> {
         let mut environment = Environment::new();
-        environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_MAX);
         // As the Python library that templates are written for renders them.
         environment.set_syntax(
@@ -102,13 +124,30 @@ impl ChatTemplate {
         self.render_with(messages, None)
     }
 
+    /// Renders the plainest chats, of which a template that works takes one at least: none has roles or orders of
+    /// its own there.
+    pub fn try_plain(&self) -> Result<(), TemplateError> {
+        let says = |role: &str| ChatMessage {
+            role: role.to_owned(),
+            content: "hi".to_owned(),
+            name: None,
+        };
+        let with_system = self.render(&[says("system"), says("user")]);
+        with_system
+            .or_else(|_| self.render(&[says("user")]))
+            .map(drop)
+    }
+
     /// The same with tools.
     pub(crate) fn render_with(
         &self,
         messages: &[ChatMessage],
         tools: Option<serde_json::Value>,
     ) -> Result<String, TemplateError> {
-        let template = self.environment.get_template(NAME).map_err(explain)?;
+        // what is compiled is shared by its copies
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(fuel(messages, tools.as_ref())));
+        let template = environment.get_template(NAME).map_err(explain)?;
         let values = context! {
             tools => tools.map_or(Value::UNDEFINED, |tools| Value::from(Serde(tools))),
             messages => messages.iter().map(ChatMessage::value).collect::<Vec<Value>>(),
@@ -235,6 +274,36 @@ mod tests {
         let source = "{% for a in range(10000) %}{% for b in range(10000) %}{{ a * b }}{% endfor %}{% endfor %}";
         let error = template(source).render(&[says("user", "hi")]).unwrap_err();
         assert!(matches!(error, TemplateError::Broken(words) if words.contains("fuel")));
+    }
+
+    #[test]
+    fn a_short_chat_makes_no_long_text() {
+        let doubled = "{% set ns = namespace(s='0123456789abcdef') %}{% for i in range(60) %}\
+                       {% set ns.s = ns.s ~ ns.s %}{% if ns.s | length > 40000000 %}{{ raise_exception('too far') }}{% endif %}{% endfor %}";
+        let error = template(doubled).render(&[says("user", "hi")]).unwrap_err();
+        assert!(matches!(error, TemplateError::Broken(words) if words.contains("fuel")));
+    }
+
+    #[test]
+    fn long_chats_are_rendered_in_time_and_memory() {
+        // as many templates do: each message looks at the one before, and the texts are trimmed and joined
+        let plain = "{% set ns = namespace(last='') %}{% for m in messages %}{% if not loop.first and messages[loop.index0 - 1].role == m.role %}x{% endif %}\
+                     {% set content = m.content | trim %}<|{{ m.role }}|>{{ content ~ eos_token }}{% set ns.last = m.role %}{% endfor %}";
+        let many: Vec<ChatMessage> = (0..9_000).map(|_| says("user", "hi")).collect();
+        assert!(template(plain).render(&many).is_ok());
+        let long = says("user", &"x".repeat(4 << 20));
+        assert!(template(plain).render(&[long]).is_ok());
+    }
+
+    #[test]
+    fn a_template_that_takes_no_chat_at_all_is_found_out() {
+        let plain = |source: &str| template(source).try_plain();
+        assert!(plain("{{ messages[0].content }}").is_ok());
+        let no_system =
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x";
+        assert!(plain(no_system).is_ok());
+        assert!(plain("{{ raise_exception('never') }}").is_err());
+        assert!(plain("{{ messages | nofilter }}").is_err());
     }
 
     #[test]
