@@ -141,6 +141,11 @@ fn load(folder: &Path, config: &ModelConfig) -> Result<Model, String> {
     });
     let template = source.map(|source| ChatTemplate::new(source, special));
     let template = template.transpose().map_err(|error| error.to_string())?;
+    if let Some(Err(error)) = template.as_ref().map(ChatTemplate::try_plain) {
+        return Err(format!(
+            "the chat template takes no chat, not even one of a single message: {error}; repair it, or take it away and only /v1/completions is served"
+        ));
+    }
     Ok(Model {
         graph: genai.model.decoder.graph(folder),
         context,
