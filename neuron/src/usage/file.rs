@@ -10,6 +10,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -23,6 +24,8 @@ const FILE: &str = "usage.outbox";
 const FRESH_FILE: &str = "usage.outbox.new";
 const LOCK_FILE: &str = "usage.lock";
 const CHECK_BYTES: usize = 8;
+/// Largest record: an event is some hundred bytes, and its ids and names are bounded.
+const RECORD_BYTES_MAX: usize = 64 * 1024;
 const HEAD_BYTES: usize = 4 + CHECK_BYTES;
 /// A file as large as this is written anew with only what is pending, if that is less than half of it:
 /// so what is written anew was written once before, on average.
@@ -61,21 +64,13 @@ pub(super) struct OutboxFile {
     sound: bool,
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) next: u64,
-    _lock: File,
+    lock: File,
 }
 
 impl OutboxFile {
     /// Opens the outbox in `folder`. A request that had begun and never ended counts as ended.
     pub(super) fn open(folder: &Path) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(folder.join(LOCK_FILE))?;
-        lock.try_lock().map_err(|_| {
-            io::Error::new(io::ErrorKind::WouldBlock, "another neuron uses this outbox")
-        })?;
+        let lock = locked(folder)?;
         let mut pending = BTreeMap::new();
         let next = replay(folder, &mut pending)?;
         for event in pending.values_mut() {
@@ -90,7 +85,7 @@ impl OutboxFile {
             sound: true,
             pending,
             next,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -108,6 +103,10 @@ impl OutboxFile {
             frame(record, &mut bytes);
         }
         self.sound = false;
+        if is_deleted(&self.file)? {
+            tracing::warn!(folder = %self.folder.display(), "the usage outbox was deleted beneath this neuron: it is written anew");
+            return self.renew();
+        }
         self.file.write_all(&bytes)?;
         if sync {
             self.file.sync_data()?;
@@ -130,11 +129,33 @@ impl OutboxFile {
     }
 
     fn renew(&mut self) -> io::Result<()> {
+        if is_deleted(&self.lock)? {
+            self.lock = locked(&self.folder)?;
+        }
         let (file, bytes) = write_fresh(&self.folder, &self.pending)?;
         (self.file, self.bytes, self.fresh_bytes) = (file, bytes, bytes);
         self.sound = true;
         Ok(())
     }
+}
+
+/// The folder, made where it is missing, for this process alone.
+fn locked(folder: &Path) -> io::Result<File> {
+    fs::create_dir_all(folder)?;
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(folder.join(LOCK_FILE))?;
+    lock.try_lock().map_err(|_| {
+        io::Error::new(io::ErrorKind::WouldBlock, "another neuron uses this outbox")
+    })?;
+    Ok(lock)
+}
+
+/// Whether an open file has no name any more: what is written to it nobody will find.
+fn is_deleted(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.nlink() == 0)
 }
 
 /// Reads the file into `pending`; gives the next free number.
@@ -145,21 +166,46 @@ fn replay(folder: &Path, pending: &mut BTreeMap<u64, Pending>) -> io::Result<u64
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(error),
     };
-    let mut rest = bytes.as_slice();
-    let mut next = 0;
-    while let Some((record, after)) = parse(rest) {
+    let (mut rest, mut next) = (bytes.as_slice(), 0);
+    let mut damaged = Vec::new();
+    while !rest.is_empty() {
+        let Some((record, after)) = parse(rest) else {
+            let lost = rest.len() - behind_damage(rest).len();
+            damaged.extend_from_slice(&rest[..lost]);
+            rest = &rest[lost..];
+            continue;
+        };
         next = next.max(number(&record) + 1);
         apply(record, pending);
         rest = after;
     }
-    if !rest.is_empty() {
-        // A crash in the middle of a write leaves a torn end, which nobody was told of. Keep it for
-        // whoever wants to look, in case it is something else.
-        let aside = folder.join(format!("{FILE}.torn-{}", unix_ms()));
-        fs::write(&aside, rest)?;
-        tracing::warn!(bytes = rest.len(), kept = %aside.display(), "the usage outbox had a torn end");
+    if !damaged.is_empty() {
+        put_aside(folder, &damaged)?;
     }
     Ok(next)
+}
+
+/// Keeps what cannot be read for whoever wants to look. A crash in the middle of a write leaves a torn end, which
+/// nobody was told of; damage before the end may be an event that is never reported.
+fn put_aside(folder: &Path, damaged: &[u8]) -> io::Result<()> {
+    let aside = folder.join(format!("{FILE}.torn-{}", unix_ms()));
+    fs::write(&aside, damaged).inspect_err(|_| {
+        // On a disk that is full each start would leave another, and empty.
+        let _ = fs::remove_file(&aside);
+    })?;
+    tracing::warn!(
+        bytes = damaged.len(), kept = %aside.display(),
+        "the usage outbox had parts that cannot be read: after a crash a torn end is nothing; else see to the disk, since a usage event may be lost, and its reservation is then charged at its hold"
+    );
+    Ok(())
+}
+
+/// What follows the damage that these bytes begin with: from the next record that is whole. Nothing else passes
+/// its check by chance.
+fn behind_damage(bytes: &[u8]) -> &[u8] {
+    let starts = (1..bytes.len()).map(|at| &bytes[at..]);
+    let mut whole = starts.filter(|rest| parse(rest).is_some());
+    whole.next().unwrap_or_default()
 }
 
 fn write_fresh(folder: &Path, pending: &BTreeMap<u64, Pending>) -> io::Result<(File, u64)> {
@@ -220,6 +266,7 @@ fn number(record: &Record) -> u64 {
 
 fn frame(record: &Record, to: &mut Vec<u8>) {
     let body = rmp_serde::to_vec_named(record).expect("a record encodes to MessagePack");
+    assert!(body.len() <= RECORD_BYTES_MAX, "ids and names are bounded");
     let length = u32::try_from(body.len()).expect("a record is far below 4 GiB");
     to.extend_from_slice(&length.to_le_bytes());
     to.extend_from_slice(&check(&body));
@@ -231,6 +278,9 @@ fn parse(bytes: &[u8]) -> Option<(Record, &[u8])> {
     let (head, rest) = bytes.split_at_checked(HEAD_BYTES)?;
     let (length, expected) = head.split_at(4);
     let length = usize::try_from(u32::from_le_bytes(length.try_into().ok()?)).ok()?;
+    if length > RECORD_BYTES_MAX {
+        return None;
+    }
     let (body, after) = rest.split_at_checked(length)?;
     if check(body) != expected {
         return None;
@@ -289,6 +339,50 @@ mod tests {
         let file = OutboxFile::open(folder.path()).unwrap();
         assert_eq!(file.pending.keys().copied().collect::<Vec<_>>(), [1]);
         assert_eq!(file.next, 2);
+    }
+
+    #[test]
+    fn damage_in_the_middle_costs_no_other_record() {
+        for (damaged, lost) in [(20, 1), (0, 1), (3, 1), (5, 1)] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut file = OutboxFile::open(folder.path()).unwrap();
+            let mut record = Vec::new();
+            frame(&ended(0), &mut record);
+            let records: Vec<Record> = (0..9).map(ended).collect();
+            file.append(&records, true).unwrap();
+            drop(file);
+            let path = folder.path().join(FILE);
+            let mut bytes = fs::read(&path).unwrap();
+            // within the second record: its body, its length, its check
+            bytes[record.len() + damaged] ^= 0x10;
+            fs::write(&path, bytes).unwrap();
+            let file = OutboxFile::open(folder.path()).unwrap();
+            let left: Vec<u64> = file.pending.keys().copied().collect();
+            assert_eq!(left.len(), 9 - lost, "{damaged}: {left:?}");
+            assert!(!left.contains(&1) && file.next == 9);
+            let names = fs::read_dir(folder.path()).unwrap();
+            let aside = names.filter(|entry| {
+                let name = entry.as_ref().unwrap().file_name();
+                name.to_string_lossy().contains(".torn-")
+            });
+            assert_eq!(aside.count(), 1);
+        }
+    }
+
+    #[test]
+    fn an_outbox_that_is_deleted_beneath_its_neuron_is_written_anew() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("data/outbox");
+        let mut file = OutboxFile::open(&folder).unwrap();
+        file.append(&[begun(0), ended(1)], true).unwrap();
+        fs::remove_dir_all(parent.path().join("data")).unwrap();
+        file.append(&[ended(0)], true).unwrap();
+        assert!(OutboxFile::open(&folder).is_err(), "it is locked again");
+        file.append(&[Record::Taken { n: 1 }], false).unwrap();
+        drop(file);
+        let file = OutboxFile::open(&folder).unwrap();
+        assert_eq!(file.pending.keys().copied().collect::<Vec<_>>(), [0]);
+        assert!(file.pending[&0].event.len() == 40);
     }
 
     #[test]
