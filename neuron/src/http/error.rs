@@ -2,6 +2,8 @@
 //!
 //! The text is for the client. What is for the log is logged where it happens.
 
+use std::borrow::Cow;
+
 use axum::{
     Json,
     http::{HeaderName, HeaderValue, StatusCode, header},
@@ -23,7 +25,7 @@ pub(super) struct ErrorAnswer {
     kind: &'static str,
     code: &'static str,
     message: String,
-    param: Option<&'static str>,
+    param: Option<Cow<'static, str>>,
     retry_after_s: Option<u64>,
     /// Nothing was done for the request: its reservation may be used elsewhere.
     unused: bool,
@@ -92,28 +94,31 @@ impl ErrorAnswer {
 
     pub(super) fn missing_model() -> Self {
         Self {
-            param: Some("model"),
+            param: Some("model".into()),
             ..Self::bad("missing_model_field", "you must provide a model parameter")
         }
     }
 
     pub(super) fn invalid_value(param: &'static str, wanted: &str) -> Self {
         Self {
-            param: Some(param),
+            param: Some(param.into()),
             ..Self::bad("invalid_value", format!("{param} must be {wanted}"))
         }
     }
 
-    pub(super) fn unsupported(param: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn unsupported(
+        param: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+    ) -> Self {
         Self {
-            param: Some(param),
+            param: Some(param.into()),
             ..Self::bad("unsupported_parameter", message)
         }
     }
 
     pub(super) fn invalid_header(name: &'static str, wanted: &str) -> Self {
         Self {
-            param: Some(name),
+            param: Some(name.into()),
             ..Self::bad("invalid_header", format!("header {name} must be {wanted}"))
         }
     }
@@ -147,7 +152,7 @@ impl ErrorAnswer {
         let name: String = name.chars().take(80).collect();
         let message = format!("the model {name:?} is not served here");
         Self {
-            param: Some("model"),
+            param: Some("model".into()),
             ..Self::new(StatusCode::NOT_FOUND, INVALID, "model_not_found", message)
         }
     }
@@ -166,7 +171,7 @@ impl ErrorAnswer {
 
     pub(super) fn no_prompt(message: impl Into<String>) -> Self {
         Self {
-            param: Some("messages"),
+            param: Some("messages".into()),
             ..Self::bad("invalid_prompt", message)
         }
     }

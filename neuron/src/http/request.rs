@@ -1,7 +1,7 @@
 //! Request bodies: JSON to a [`Wish`], or to an error that names the field.
 //!
-//! Unknown fields are ignored. A known field that would change the answer and is not served is
-//! refused rather than ignored.
+//! A field that would change the answer and is not served is refused, and so is one that is not known: to ignore it
+//! would be an answer to another request.
 
 use seatbelt_tokens::{ChatMessage, MessagesError, PromptError, read_messages};
 use serde_json::{Map, Value};
@@ -144,15 +144,6 @@ impl<'a> Fields<'a> {
             {
                 return Err(ErrorAnswer::unsupported(name, message));
             }
-        }
-        let format = self
-            .get("response_format")
-            .and_then(|format| format.get("type"));
-        if format.is_some_and(|kind| kind != "text") {
-            return Err(ErrorAnswer::unsupported(
-                "response_format",
-                "only the response format text is served",
-            ));
         }
         Ok(())
     }
@@ -318,7 +309,7 @@ mod tests {
                 { "role": "user", "content": "hi", "name": "ann" },
             ],
             "max_tokens": 9, "max_completion_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": -1,
-            "stop": ["a", "b"], "stream": true, "stream_options": { "include_usage": true }, "n": 1, "made_up": {},
+            "stop": ["a", "b"], "stream": true, "stream_options": { "include_usage": true }, "n": 1, "made_up": null,
         });
         let wish = read(&body).unwrap();
         let Prompt::Chat(messages) = &wish.prompt else {

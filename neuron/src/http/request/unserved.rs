@@ -1,20 +1,63 @@
 //! Fields that other servers obey and this one does not. To leave them aside in silence would be an
-//! answer to another request; what changes nothing anyway is let by.
+//! answer to another request; what changes nothing anyway is let by, and what nobody knows is refused.
 
 use serde_json::{Map, Value};
 
 use super::super::error::ErrorAnswer;
+
+/// Most characters of a field's name that are shown.
+const NAME_CHARS_MAX: usize = 80;
 
 /// What a field may say without changing the answer.
 enum Neutral {
     Nothing,
     Numbers(&'static [f64]),
     False,
+    True,
     Empty,
+    /// An object of one of these types.
+    Kinds(&'static [&'static str]),
     Words(&'static [&'static str]),
 }
 
-const FIELDS: [(&str, Neutral); 26] = [
+/// Fields that are obeyed, each read where it is used.
+const OBEYED: [&str; 17] = [
+    "model",
+    "messages",
+    "prompt",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "stream",
+    "stream_options",
+    "n",
+    "best_of",
+    "echo",
+    "logprobs",
+    "tools",
+    "functions",
+];
+
+/// Fields that say nothing of the answer: who asks, what is kept or cached of it, and who comes first.
+const BESIDE: [&str; 11] = [
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+    "priority",
+    "request_id",
+    "cache_prompt",
+];
+
+/// Fields that other servers obey. Any that is not listed here at all is refused: nobody can say what it would change.
+const FIELDS: [(&str, Neutral); 57] = [
     ("frequency_penalty", Neutral::Numbers(&[0.0])),
     ("presence_penalty", Neutral::Numbers(&[0.0])),
     ("repetition_penalty", Neutral::Numbers(&[1.0])),
@@ -42,6 +85,37 @@ const FIELDS: [(&str, Neutral); 26] = [
     ("tool_choice", Neutral::Words(&["none", "auto"])),
     ("function_call", Neutral::Words(&["none", "auto"])),
     ("modalities", Neutral::Words(&["text"])),
+    ("response_format", Neutral::Kinds(&["text"])),
+    ("thinking", Neutral::Kinds(&["disabled"])),
+    ("verbosity", Neutral::Words(&["medium"])),
+    ("do_sample", Neutral::True),
+    ("add_generation_prompt", Neutral::True),
+    ("skip_special_tokens", Neutral::True),
+    ("continue_final_message", Neutral::False),
+    ("early_stopping", Neutral::False),
+    ("include_stop_str_in_output", Neutral::False),
+    ("return_tokens_as_token_ids", Neutral::False),
+    ("raw", Neutral::False),
+    ("mirostat", Neutral::Numbers(&[0.0])),
+    ("mirostat_mode", Neutral::Numbers(&[0.0])),
+    ("top_a", Neutral::Numbers(&[0.0])),
+    ("tfs_z", Neutral::Numbers(&[1.0])),
+    ("dry_multiplier", Neutral::Numbers(&[0.0])),
+    ("xtc_probability", Neutral::Numbers(&[0.0])),
+    ("no_repeat_ngram_size", Neutral::Numbers(&[0.0])),
+    ("repeat_penalty", Neutral::Numbers(&[1.0])),
+    ("num_beams", Neutral::Numbers(&[1.0])),
+    ("beam_width", Neutral::Numbers(&[1.0])),
+    ("stop_sequences", Neutral::Empty),
+    ("allowed_token_ids", Neutral::Empty),
+    ("logits_processors", Neutral::Empty),
+    ("documents", Neutral::Empty),
+    ("grammar", Neutral::Empty),
+    ("format", Neutral::Empty),
+    ("system", Neutral::Empty),
+    ("options", Neutral::Empty),
+    ("prefix", Neutral::Empty),
+    ("response_prefix", Neutral::Empty),
 ];
 
 impl Neutral {
@@ -56,6 +130,11 @@ impl Neutral {
                 (value.as_f64()).is_some_and(|number| numbers.contains(&number))
             }
             (Self::False, value) => *value == Value::Bool(false),
+            (Self::True, value) => *value == Value::Bool(true),
+            (Self::Kinds(kinds), value) => {
+                let kind = value.get("type");
+                kind.is_some_and(|kind| word(kinds, kind))
+            }
             (Self::Empty, Value::Array(list)) => list.is_empty(),
             (Self::Empty, Value::Object(fields)) => fields.is_empty(),
             (Self::Empty, Value::String(text)) => text.is_empty(),
@@ -66,17 +145,27 @@ impl Neutral {
     }
 }
 
-/// Refuses the first field of a body that would have to be obeyed.
+/// Refuses the first field of a body that would have to be obeyed, or that nobody knows.
 pub(super) fn refuse(body: &Map<String, Value>) -> Result<(), ErrorAnswer> {
-    for (name, neutral) in &FIELDS {
-        if body.get(*name).is_some_and(|value| !neutral.holds(value)) {
-            return Err(ErrorAnswer::unsupported(
-                name,
-                format!("{name} is not served: leave it out"),
-            ));
-        }
+    let refused = body.iter().find(|(name, value)| !is_served(name, value));
+    let Some((name, _)) = refused else {
+        return Ok(());
+    };
+    let shown: String = name.chars().take(NAME_CHARS_MAX).collect();
+    let why = match FIELDS.iter().any(|(known, _)| *known == name) {
+        true => "is not served",
+        false => "is not known here",
+    };
+    let message = format!("{shown} {why}: leave it out");
+    Err(ErrorAnswer::unsupported(shown, message))
+}
+
+fn is_served(name: &str, value: &Value) -> bool {
+    let neutral = FIELDS.iter().find(|(known, _)| *known == name);
+    match neutral {
+        Some((_, neutral)) => neutral.holds(value),
+        None => value.is_null() || OBEYED.contains(&name) || BESIDE.contains(&name),
     }
-    Ok(())
 }
 
 /// Refuses a message of a chat that calls tools or is the answer of one.
@@ -133,6 +222,18 @@ mod tests {
             ("modalities", json!(["text", "audio"])),
             ("prediction", json!({ "type": "content" })),
             ("tool_choice", json!("required")),
+            ("response_format", json!("json_object")),
+            ("response_format", json!({ "json_schema": {} })),
+            ("response_format", json!({ "type": null })),
+            ("thinking", json!({ "type": "enabled" })),
+            ("do_sample", json!(false)),
+            ("verbosity", json!("low")),
+            ("grammar", json!("root ::= x")),
+            ("mirostat", json!(2)),
+            ("n_predict", json!(400)),
+            ("max_new_tokens", json!(5)),
+            ("chat_template", json!("{{ 1 }}")),
+            ("made_up", json!({})),
         ] {
             assert_eq!(refused(name, &value).as_deref(), Some(name), "{value}");
         }
@@ -153,6 +254,12 @@ mod tests {
             ("modalities", json!(["text"])),
             ("tool_choice", json!("auto")),
             ("user", json!("ann")),
+            ("metadata", json!({ "a": "b" })),
+            ("store", json!(true)),
+            ("response_format", json!({ "type": "text" })),
+            ("thinking", json!({ "type": "disabled" })),
+            ("do_sample", json!(true)),
+            ("made_up", json!(null)),
         ] {
             assert_eq!(refused(name, &value), None, "{name} {value}");
         }
