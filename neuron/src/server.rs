@@ -12,7 +12,6 @@ use std::{
     },
 };
 
-use axum::serve::ListenerExt;
 use seatbelt_bus::{Nats, Register, UsageReports};
 use seatbelt_schemas::{
     names::Names,
@@ -31,6 +30,10 @@ use crate::{
     metrics::Metrics,
     usage::{Outbox, TicketOffice, UsageSink},
 };
+
+mod door;
+
+use door::Door;
 
 /// A neuron that serves.
 #[derive(Debug)]
@@ -140,7 +143,8 @@ async fn start_all(
         draining: AtomicBool::new(false),
         since_s: unix_ms() / 1000,
     });
-    let server = serve(listener, Arc::clone(&app), shutdown.clone());
+    let routes = http::router(Arc::clone(&app));
+    let server = tokio::spawn(Door::new().serve(listener, routes, shutdown.clone()));
     let registration = register.map(|register| {
         let (app, record) = (Arc::clone(&app), record_of(&config, address));
         let now = Arc::new(move || with_load(&app, &record));
@@ -171,22 +175,6 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Neuron
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let local = listener.local_addr().map_err(failed)?;
     Ok((listener, local))
-}
-
-fn serve(listener: TcpListener, app: Arc<App>, shutdown: CancellationToken) -> JoinHandle<()> {
-    let listener = listener.tap_io(|stream| {
-        // Without it a small event can wait 40 ms for the answer to the one before.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY was not set");
-        }
-    });
-    let service =
-        axum::serve(listener, http::router(app)).with_graceful_shutdown(shutdown.cancelled_owned());
-    tokio::spawn(async move {
-        if let Err(error) = service.await {
-            tracing::error!(%error, "the neuron's server ended");
-        }
-    })
 }
 
 fn cores() -> usize {
