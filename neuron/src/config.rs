@@ -239,6 +239,9 @@ impl NeuronConfig {
         if self.queue == 0 {
             found.push("queue is 0: allow at least one request to wait".to_owned());
         }
+        if let Some(mistake) = self.url.as_deref().and_then(url_mistake) {
+            found.push(format!("url {mistake}: write http://HOST:PORT"));
+        }
         let (least, most) = SLOTS_BOUNDS;
         for (n, model) in self.models.iter().enumerate() {
             let slots = model.slots.map(|slots| slots as u64);
@@ -265,6 +268,17 @@ impl NeuronConfig {
             }
         }
         found
+    }
+}
+
+/// Why gateways on other machines cannot call a neuron at this url, if so.
+pub fn url_mistake(url: &str) -> Option<&'static str> {
+    let everywhere = ["//0.0.0.0", "//[::]"];
+    match seatbelt_schemas::neuron::url_mistake(url) {
+        None if everywhere.iter().any(|host| url.contains(host)) => {
+            Some("names no machine, but every address of whoever calls it")
+        }
+        mistake => mistake,
     }
 }
 
@@ -308,6 +322,22 @@ mod tests {
         assert!(found[0].contains("slots is 0"), "{found:?}");
         assert!(found[1].contains("configured twice"), "{found:?}");
         assert_eq!(config(vec![]).mistakes().len(), 1);
+    }
+
+    #[test]
+    fn a_url_that_nobody_can_call_is_a_mistake() {
+        let of = |url: &str| {
+            let config = NeuronConfig {
+                url: Some(url.to_owned()),
+                ..config(vec![model("a", 1)])
+            };
+            config.mistakes().len()
+        };
+        assert_eq!((of("gpu-box:9100"), of("http://0.0.0.0:9100")), (1, 1));
+        assert_eq!(
+            (of("http://gpu-box:9100"), of("https://h/neuron/1")),
+            (0, 0)
+        );
     }
 
     #[test]

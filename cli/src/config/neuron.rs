@@ -6,7 +6,7 @@ use seatbelt_neuron::{
     Device, ModelConfig, NeuronConfig,
     config::{
         CACHE_BYTES_BOUNDS, CONTEXT_TOKENS_BOUNDS, DRAIN_MS, MODELS_MAX, OUTPUT_TOKENS_BOUNDS,
-        QUEUE, SLOTS_BOUNDS, THREADS_BOUNDS,
+        QUEUE, SLOTS_BOUNDS, THREADS_BOUNDS, url_mistake,
     },
 };
 use seatbelt_schemas::{
@@ -31,7 +31,11 @@ pub(super) fn read(
         NeuronId::new(text).map_err(|error| error.to_string())
     });
     let plain = NeuronConfig::new(nats.data_dir.join(OUTBOX));
-    let (listen, url) = (section.address("listen", plain.listen), section.text("url"));
+    let listen = section.address("listen", plain.listen);
+    let url = section.text_with("url", |text| match url_mistake(text) {
+        None => Ok(text.to_owned()),
+        Some(mistake) => Err(format!("{mistake}: write http://HOST:PORT")),
+    });
     let open = section.flag("open").unwrap_or(plain.open);
     let onnxruntime = section.text("onnxruntime").map(|path| context.path(&path));
     let threads = number(&mut section, "threads", THREADS_BOUNDS).unwrap_or(plain.threads);
