@@ -13,9 +13,12 @@
 //! once (`access`), unless the neuron is configured as open. Every answer to a generation carries
 //! `x-request-id`; its usage is reported before its last byte is sent.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
 };
 
 use axum::{
@@ -26,6 +29,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use seatbelt_bus::Twin;
 use seatbelt_schemas::{
     ids::ModelId,
     neuron::{NeuronModel, PATH_RECIPE},
@@ -33,9 +37,10 @@ use seatbelt_schemas::{
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-pub(crate) use self::access::Used;
+pub(crate) use self::{access::Used, doubts::Doubts};
 use self::{error::ErrorAnswer, request::Dialect};
 use crate::{
+    clock::SharedTime,
     config::{Access, Device},
     engine::{Engine, Health},
     load::{Failed, Seat},
@@ -46,6 +51,7 @@ use crate::{
 
 mod access;
 mod answer;
+mod doubts;
 mod error;
 mod generate;
 mod headers;
@@ -93,7 +99,14 @@ impl Served {
 /// Everything a handler needs.
 pub(crate) struct App {
     pub(crate) access: Access,
+    /// What deadlines are told in.
+    pub(crate) time: SharedTime,
     pub(crate) used: Used,
+    pub(crate) doubts: Doubts,
+    /// What an operator was told at the start.
+    pub(crate) notices: Vec<String>,
+    /// Whether another neuron registers under the same id; none where nothing is registered.
+    pub(crate) twin: Option<Twin>,
     pub(crate) models: Vec<Served>,
     /// Configured, but not loaded.
     pub(crate) failed: Vec<Failed>,
@@ -241,7 +254,12 @@ fn warnings(app: &App) -> Vec<String> {
         let reason = served.closed()?;
         Some(format!("model {}: {reason}", served.id))
     });
-    failed.chain(closed).collect()
+    let doubts = app.doubts.warnings(Instant::now());
+    let doubts = doubts.into_iter().map(str::to_owned);
+    let twin = app.twin.as_ref().and_then(Twin::warning);
+    let found = failed.chain(closed).chain(app.notices.iter().cloned());
+    let found = found.chain(app.time.warning()).chain(twin);
+    found.chain(doubts).collect()
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {

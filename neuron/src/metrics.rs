@@ -35,16 +35,19 @@ const OUTCOMES: [(NeuronOutcome, &str); 5] = [
 /// Why a call was not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TurnedAway {
-    /// No gateway of this deployment signed it, or not for now.
+    /// No gateway of this deployment signed it.
     Unsigned,
+    /// Its deadline lies where none can.
+    Untimely,
     /// Its reservation was served before.
     Repeated,
     /// No more reservations can be remembered.
     Full,
 }
 
-const TURNED_AWAY: [(TurnedAway, &str); 3] = [
+const TURNED_AWAY: [(TurnedAway, &str); 4] = [
     (TurnedAway::Unsigned, "unsigned"),
+    (TurnedAway::Untimely, "untimely"),
     (TurnedAway::Repeated, "repeated"),
     (TurnedAway::Full, "full"),
 ];

@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use seatbelt_bus::{Nats, Register, UsageReports};
+use seatbelt_bus::{Nats, Register, ServerTime, UsageReports};
 use seatbelt_schemas::{
     names::Names,
     neuron::{NeuronRecord, signature::NeuronSecret},
@@ -21,11 +21,11 @@ use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock::unix_ms,
+    clock::{SharedTime, unix_ms},
     config::{Access, FLUSH_MAX, NeuronConfig},
     engine::Engine,
     error::NeuronError,
-    http::{self, App, Served, Used},
+    http::{self, App, Doubts, Served, Used},
     load::{Loaded, keep_loaded, load_models},
     metrics::Metrics,
     usage::{Outbox, TicketOffice, UsageSink},
@@ -79,14 +79,17 @@ pub async fn start(
     let (replicas, id) = (config.replicas, &config.id);
     let reports = UsageReports::open(&nats, &names, replicas, id).await?;
     let register = Register::open(&nats, &names, replicas, id).await?;
-    start_all(
-        config,
-        secret,
-        Some(Arc::new(reports)),
-        Some(register),
-        shutdown,
-    )
-    .await
+    let time = ServerTime::start_at_neuron(&nats, &names, unix_ms()).await;
+    let (stop, followed) = (shutdown.clone(), Arc::clone(&time));
+    let ties = Ties {
+        sink: Some(Arc::new(reports)),
+        register: Some(register),
+        time: SharedTime::Server(time),
+        following: Some(tokio::spawn(async move {
+            followed.follow(&nats, &stop).await;
+        })),
+    };
+    start_all(config, secret, ties, shutdown).await
 }
 
 /// Starts a neuron that reports to any sink and registers nowhere.
@@ -96,16 +99,36 @@ pub async fn start_with_sink(
     sink: Option<Arc<dyn UsageSink>>,
     shutdown: CancellationToken,
 ) -> Result<RunningNeuron, NeuronError> {
-    start_all(config, secret, sink, None, shutdown).await
+    let ties = Ties {
+        sink,
+        register: None,
+        time: SharedTime::Own,
+        following: None,
+    };
+    start_all(config, secret, ties, shutdown).await
+}
+
+/// What ties a neuron to the rest.
+struct Ties {
+    sink: Option<Arc<dyn UsageSink>>,
+    register: Option<Register>,
+    time: SharedTime,
+    /// Keeps the time; ends with the shutdown.
+    following: Option<JoinHandle<()>>,
 }
 
 async fn start_all(
     config: NeuronConfig,
     secret: NeuronSecret,
-    sink: Option<Arc<dyn UsageSink>>,
-    register: Option<Register>,
+    ties: Ties,
     shutdown: CancellationToken,
 ) -> Result<RunningNeuron, NeuronError> {
+    let Ties {
+        sink,
+        register,
+        time,
+        following,
+    } = ties;
     let mistakes = config.mistakes();
     if !mistakes.is_empty() {
         return Err(NeuronError::Config(mistakes));
@@ -133,9 +156,17 @@ async fn start_all(
     if config.open {
         tracing::warn!(neuron = %config.id, "neuron is open: whoever reaches it is served, and not metered");
     }
+    let notices = notices_of(&config, address);
+    for notice in &notices {
+        tracing::warn!(neuron = %config.id, "{notice}");
+    }
     let app = Arc::new(App {
         access,
+        notices,
+        twin: register.as_ref().map(Register::twin),
+        time,
         used: Used::default(),
+        doubts: Doubts::default(),
         models: served,
         failed,
         office,
@@ -157,6 +188,7 @@ async fn start_all(
         app,
         server,
         registration,
+        following,
         publisher,
         publishing,
         config,
@@ -179,6 +211,17 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Neuron
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// What an operator should look at although the neuron starts.
+fn notices_of(config: &NeuronConfig, address: SocketAddr) -> Vec<String> {
+    let nowhere = config.url.is_none() && address.ip().is_unspecified();
+    let notice = || {
+        format!(
+            "gateways on other machines cannot reach http://{address}, under which this neuron registers: set neuron.url to the address by which they can"
+        )
+    };
+    nowhere.then(notice).into_iter().collect()
 }
 
 fn record_of(config: &NeuronConfig, address: SocketAddr) -> NeuronRecord {
@@ -224,6 +267,7 @@ struct Life {
     loading: JoinHandle<()>,
     server: JoinHandle<()>,
     registration: Option<JoinHandle<()>>,
+    following: Option<JoinHandle<()>>,
     publisher: Option<JoinHandle<()>>,
     publishing: CancellationToken,
     config: NeuronConfig,
@@ -237,6 +281,10 @@ impl Life {
         if let Some(registration) = self.registration.take() {
             // It ends by itself; a dead NATS must not hold up the rest.
             drop(tokio::time::timeout(FLUSH_MAX, registration).await);
+        }
+        if let Some(following) = self.following.take() {
+            // it ends with the shutdown, at once
+            drop(following.await);
         }
         if tokio::time::timeout(self.config.drain, &mut self.server)
             .await
@@ -285,5 +333,25 @@ impl Life {
         }
         self.publishing.cancel();
         drop(publisher.await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_only_this_machine_can_call_is_told() {
+        let of = |listen: &str, url: Option<&str>| {
+            let config = NeuronConfig {
+                url: url.map(str::to_owned),
+                ..NeuronConfig::new("outbox".into())
+            };
+            notices_of(&config, listen.parse().unwrap()).len()
+        };
+        assert_eq!(of("0.0.0.0:9100", None), 1);
+        assert_eq!(of("[::]:9100", None), 1);
+        assert_eq!(of("0.0.0.0:9100", Some("http://gpu-box:9100")), 0);
+        assert_eq!(of("127.0.0.1:9100", None), 0);
     }
 }

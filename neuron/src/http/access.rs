@@ -1,12 +1,14 @@
 //! Who is served: whoever shows that a gateway of this deployment sent him, once for each reservation.
 //!
 //! A stranger is turned away before his body is read, and leaves no usage event: he names reservations
-//! that are not his. What machines look at (health, metrics, the list of models) is open. Known only
+//! that are not his. Since nothing was done, his answer says so: a gateway with another secret, or one that shares
+//! no time with this neuron, asks another neuron on the same reservation. What machines look at (health, metrics, the list of models) is open. Known only
 //! until this process ends: which reservations were served.
 
 use std::{
     collections::{BTreeSet, HashSet},
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use axum::{
@@ -23,8 +25,8 @@ use seatbelt_schemas::{
     },
 };
 
-use super::{App, error::ErrorAnswer, headers::number};
-use crate::{clock::unix_ms, config::Access, metrics::TurnedAway};
+use super::{App, doubts::Doubt, error::ErrorAnswer, headers::number};
+use crate::{config::Access, metrics::TurnedAway};
 
 /// Served to anybody.
 const OPEN_PATHS: [&str; 4] = ["/models", "/health/live", "/health/ready", "/metrics"];
@@ -54,15 +56,49 @@ pub(super) async fn guard(
     if OPEN_PATHS.contains(&request.uri().path()) {
         return next.run(request).await;
     }
-    match signed(secret, &app.office.neuron, &request, unix_ms()) {
+    match signed(secret, &app.office.neuron, &request, app.time.now_ms()) {
         Ok(signed) => {
             request.extensions_mut().insert(signed);
             next.run(request).await
         }
-        Err(error) => {
-            app.office.metrics.turned_away(TurnedAway::Unsigned);
-            error.into_response()
+        Err(not_let_in) => {
+            let (why, doubt) = not_let_in.told();
+            app.office.metrics.turned_away(why);
+            if let Some(doubt) = doubt {
+                app.doubts.note(doubt, Instant::now());
+            }
+            not_let_in.error().into_response()
         }
+    }
+}
+
+/// Why a call was not let in, before a byte of its body was read.
+#[derive(Debug)]
+enum NotLetIn {
+    /// Nobody signed it.
+    Unsigned,
+    /// Somebody did, with another secret or for another neuron.
+    OtherSecret,
+    /// Its deadline is none, or too far off, or long past.
+    Untimely(ErrorAnswer),
+}
+
+impl NotLetIn {
+    fn told(&self) -> (TurnedAway, Option<Doubt>) {
+        match self {
+            Self::Unsigned => (TurnedAway::Unsigned, None),
+            Self::OtherSecret => (TurnedAway::Unsigned, Some(Doubt::OtherSecret)),
+            Self::Untimely(_) => (TurnedAway::Untimely, Some(Doubt::Untimely)),
+        }
+    }
+
+    fn error(self) -> ErrorAnswer {
+        let error = match self {
+            Self::Unsigned => ErrorAnswer::unsigned(),
+            Self::OtherSecret => ErrorAnswer::other_secret(),
+            Self::Untimely(error) => error,
+        };
+        error.unused()
     }
 }
 
@@ -71,7 +107,7 @@ fn signed(
     neuron: &NeuronId,
     request: &Request,
     now_ms: u64,
-) -> Result<Signed, ErrorAnswer> {
+) -> Result<Signed, NotLetIn> {
     let headers = request.headers();
     let told = |name| {
         headers
@@ -84,19 +120,18 @@ fn signed(
         request.uri().path(),
         told,
     );
-    let signature = told(HEADER_SIGNATURE).ok_or_else(ErrorAnswer::unsigned)?;
+    let signature = told(HEADER_SIGNATURE).ok_or(NotLetIn::Unsigned)?;
     let body = secret
         .verify(&call, signature)
-        .ok_or_else(ErrorAnswer::unsigned)?;
-    let deadline_ms = number(headers, HEADER_DEADLINE_MS)?.unwrap_or(0);
+        .ok_or(NotLetIn::OtherSecret)?;
+    let deadline_ms = number(headers, HEADER_DEADLINE_MS).map_err(NotLetIn::Untimely)?;
+    let deadline_ms = deadline_ms.unwrap_or(0);
     if deadline_ms > now_ms.saturating_add(AHEAD_MS_MAX) {
-        return Err(ErrorAnswer::invalid_header(
-            HEADER_DEADLINE_MS,
-            "within a day",
-        ));
+        let error = ErrorAnswer::invalid_header(HEADER_DEADLINE_MS, "within a day");
+        return Err(NotLetIn::Untimely(error));
     }
     if deadline_ms.saturating_add(LATE_MS_MAX) <= now_ms {
-        return Err(ErrorAnswer::expired());
+        return Err(NotLetIn::Untimely(ErrorAnswer::expired()));
     }
     Ok(Signed { body, deadline_ms })
 }
@@ -111,7 +146,9 @@ pub(super) fn take(
         return Ok(());
     };
     let until_ms = signed.deadline_ms.saturating_add(LATE_MS_MAX);
-    let taken = app.used.take(reservation.as_bytes(), until_ms, unix_ms());
+    let taken = app
+        .used
+        .take(reservation.as_bytes(), until_ms, app.time.now_ms());
     taken.map_err(|refused| {
         let (why, error) = match refused {
             NotTaken::Served => (TurnedAway::Repeated, ErrorAnswer::served_before()),
@@ -217,8 +254,33 @@ mod tests {
             .body(Body::empty())
             .unwrap();
         let signed = signed(&secret, &neuron, &request, NOW);
-        let status = |error: ErrorAnswer| error.into_response().status().as_u16();
+        let status = |not_let_in: NotLetIn| {
+            let error = not_let_in.error();
+            assert!(error.is_unused(), "another neuron may be asked");
+            error.into_response().status().as_u16()
+        };
         signed.map(|signed| signed.deadline_ms).map_err(status)
+    }
+
+    #[test]
+    fn whoever_is_not_let_in_may_go_elsewhere_and_only_who_signed_is_a_doubt() {
+        let neuron = NeuronId::new("n").unwrap();
+        let call = Call::new(&neuron, "POST", "/p", |_| None);
+        let signature = NeuronSecret::new([8; 32]).sign(&call, &BodyHash::of(b""));
+        let asked = |signature: Option<&str>| {
+            let mut request = Request::post("/p").body(Body::empty()).unwrap();
+            if let Some(signature) = signature {
+                let value = HeaderValue::try_from(signature).unwrap();
+                request.headers_mut().insert(HEADER_SIGNATURE, value);
+            }
+            let refused = signed(&NeuronSecret::new([7; 32]), &neuron, &request, NOW).unwrap_err();
+            let (_, doubt) = refused.told();
+            let error = refused.error();
+            assert!(error.is_unused());
+            (error.into_response().status().as_u16(), doubt)
+        };
+        assert_eq!(asked(None), (401, None));
+        assert_eq!(asked(Some(&signature)), (401, Some(Doubt::OtherSecret)));
     }
 
     #[test]

@@ -49,6 +49,20 @@ impl ErrorAnswer {
         }
     }
 
+    /// The same, sure that nothing was done: its reservation may be used elsewhere.
+    pub(super) fn unused(self) -> Self {
+        Self {
+            unused: true,
+            ..self
+        }
+    }
+
+    /// Whether nothing was done, for sure.
+    #[cfg(test)]
+    pub(super) fn is_unused(&self) -> bool {
+        self.unused
+    }
+
     fn bad(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, INVALID, code, message)
     }
@@ -125,6 +139,16 @@ impl ErrorAnswer {
 
     pub(super) fn unsigned() -> Self {
         let message = "this neuron serves the gateways of its deployment: ask one of them, or set open = true in [neuron] for who should be served without";
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            INVALID,
+            "invalid_signature",
+            message,
+        )
+    }
+
+    pub(super) fn other_secret() -> Self {
+        let message = "the call is signed with another secret than this neuron's, or for another neuron: its log says what to do";
         Self::new(
             StatusCode::UNAUTHORIZED,
             INVALID,

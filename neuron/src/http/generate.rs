@@ -26,7 +26,6 @@ use super::{
     request::{Dialect, Prompt, Wish},
 };
 use crate::{
-    clock::moment,
     config::{BODY_BYTES_MAX, BODY_TIME_MAX},
     engine::{Job, NotQueued},
     sampler::Sampling,
@@ -92,7 +91,7 @@ async fn prepare(
     }
     let limits = headers::limits(request.headers())?;
     // Before anything takes its time: the wall clock may be set meanwhile.
-    let deadline = limits.deadline_ms.and_then(moment);
+    let deadline = limits.deadline_ms.and_then(|at_ms| app.time.moment(at_ms));
     let body = read_body(request.into_body(), signed).await?;
     let size = body.len();
     let mut wish = aside(app, size, move || Wish::read(dialect, &body)).await??;
@@ -138,7 +137,7 @@ pub(super) async fn read_body(body: Body, signed: Option<Signed>) -> Result<Byte
         }
     })?;
     match signed {
-        Some(signed) if signed.body != BodyHash::of(&body) => Err(ErrorAnswer::other_body()),
+        Some(signed) if signed.body != BodyHash::of(&body) => Err(ErrorAnswer::other_body().unused()),
         _ => Ok(body),
     }
 }
