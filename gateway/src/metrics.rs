@@ -23,6 +23,8 @@ use seatbelt_schemas::{
     usage::Usage,
 };
 
+use crate::upstream::{neuron::Undone, standing::Fault};
+
 mod keys;
 
 use keys::Keys;
@@ -99,6 +101,14 @@ impl GivenUp {
     }
 }
 
+/// How neurons did nothing for a request, and the words for it.
+const UNDONE: [(Undone, &str); 4] = [
+    (Undone::Busy, "busy"),
+    (Undone::Fault(Fault::Unreachable), "unreachable"),
+    (Undone::Fault(Fault::TurnsUsAway), "turns_us_away"),
+    (Undone::Fault(Fault::NotThere), "not_there"),
+];
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answered {
     route: &'static str,
@@ -114,6 +124,7 @@ pub(crate) struct Metrics {
     ledger_unavailable: Counter,
     settles_given_up: [Counter; GivenUp::ALL.len()],
     other_class: [Counter; Aspect::ALL.len()],
+    neuron_faults: [Counter; UNDONE.len()],
     settles_kept: Gauge,
     held_requests: Gauge,
     held_tokens: Gauge,
@@ -153,6 +164,12 @@ impl Metrics {
                 "Answers served in another class than was priced, charged at the hold at least, by what differs",
                 "by",
                 Aspect::ALL.map(Aspect::as_str),
+            ),
+            neuron_faults: all.counters(
+                "neuron_faults",
+                "Neurons that did nothing for a request, by why; another is asked where there is one",
+                "why",
+                UNDONE.map(|(_, word)| word),
             ),
             settles_kept: all.level("settles_kept", "Settles that are not known to last yet"),
             ledger_unavailable: all.counter(
@@ -224,6 +241,12 @@ impl Metrics {
     pub(crate) fn other_class(&self, aspect: Aspect) {
         if let Some(n) = Aspect::ALL.iter().position(|one| *one == aspect) {
             self.other_class[n].inc();
+        }
+    }
+
+    pub(crate) fn neuron_fault(&self, why: Undone) {
+        if let Some(n) = UNDONE.iter().position(|(one, _)| *one == why) {
+            self.neuron_faults[n].inc();
         }
     }
 

@@ -33,7 +33,7 @@ use crate::{
     receive::shares::Share,
     upstream::{
         Attempt, Candidate,
-        catalog::Catalog,
+        catalog::{Catalog, Size},
         neuron::{Held, Pass},
     },
 };
@@ -154,6 +154,10 @@ impl Runner {
         }
         let api = plan.api;
         api.set_max(&mut body, max, candidate.max_field());
+        let size = Size {
+            input_tokens: bound.input_tokens,
+            output_tokens: Some(max),
+        };
         let deadline_ms = (self.clock)().saturating_add(ms(self.request_timeout));
         let pass = pass(&self.neuron_secret, reservation.as_ref(), deadline_ms);
         let attempt = Attempt::new(
@@ -172,7 +176,7 @@ impl Runner {
             ping: self.ping,
             usage_event: self.usage_event(&candidate, reservation.as_ref()),
             reservation,
-            elsewhere: self.elsewhere(&candidate, &attempt, deadline_ms),
+            elsewhere: self.elsewhere(&candidate, &attempt, size, deadline_ms),
             attempt: Some(attempt),
             upstream: candidate.name(),
             api,
@@ -200,6 +204,10 @@ impl Runner {
             ends_with_client: is_neuron || cancels || !is_metered,
             deadline: began + self.request_timeout,
             cut: self.cut.clone(),
+            lost: match candidate {
+                Candidate::Neuron(neuron) => neuron.lost.clone(),
+                Candidate::Foreign(..) => CancellationToken::new(),
+            },
         }
     }
 
@@ -207,13 +215,16 @@ impl Runner {
         &self,
         candidate: &Candidate,
         attempt: &Attempt,
+        size: Size,
         deadline_ms: u64,
     ) -> Option<Elsewhere> {
         matches!(candidate, Candidate::Neuron(_)).then(|| Elsewhere {
             catalog: Arc::clone(&self.catalog),
             secret: self.neuron_secret.clone(),
             body: attempt.body.clone(),
+            size,
             deadline_ms,
+            asked: Vec::new(),
         })
     }
 
@@ -275,11 +286,11 @@ fn grant_headers(grant: &Grant, now_ms: u64, headers: &mut HeaderMap) {
 /// Drives a request to its end.
 async fn drive(mut job: Job, mut head: Head) {
     let mut answered = job.dispatch(&mut head).await;
-    if job.turns_elsewhere(&answered) {
+    while job.turns_elsewhere(&answered) {
         drop(answered); // a connection that is not read to its end is not used again
         answered = job.dispatch(&mut head).await;
-        job.room.shrink_to(0);
     }
+    job.room.shrink_to(0);
     let response = match answered {
         Ok(answer) if job.is_stream(&answer) => return job.relay(answer, head).await,
         Ok(answer) => job.whole(answer, &mut head).await,

@@ -40,6 +40,7 @@ use crate::{
         client::client,
         count::Counter,
         recipes::Recipes,
+        silent,
     },
 };
 
@@ -123,6 +124,8 @@ impl Gateway {
         let metrics_task = tokio::spawn(metrics_server.into_future());
         let recipes = Arc::clone(&app.planner.recipes);
         tokio::spawn(recipes.follow(app.neurons.clone(), shutdown.clone()));
+        let (catalog, client) = (Arc::clone(&app.catalog), app.runner.client.clone());
+        tokio::spawn(silent::watch(catalog, client, shutdown.clone()));
         let table = routes::table(Arc::clone(&app));
         let connections = Connections::new(&app.config);
         let mut server = tokio::spawn(connections.serve(listener, table, shutdown.clone()));

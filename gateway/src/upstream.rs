@@ -21,6 +21,8 @@ pub(crate) mod count;
 pub(crate) mod model;
 pub(crate) mod neuron;
 pub(crate) mod recipes;
+pub(crate) mod silent;
+pub(crate) mod standing;
 
 use choose::ChosenNeuron;
 use model::Model;

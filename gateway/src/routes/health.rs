@@ -27,10 +27,12 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
+    let mut warnings = found.warnings.clone();
+    warnings.extend(app.catalog.fleet().warnings);
     let body = json!({
         "ready": ready,
         "reasons": found.texts(),
-        "warnings": found.warnings,
+        "warnings": warnings,
         "draining": draining,
         "durability": app.config.durability,
         "require_auth": app.config.require_auth,
@@ -43,6 +45,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let kind = [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)];
     let mut text = app.metrics.text();
     let written = app.ready.borrow().write_metrics(&mut text);
+    let written = written.and_then(|()| app.catalog.fleet().write_metrics(&mut text));
     written.expect("writing to a string does not fail");
     text.push_str(metrics::END);
     (kind, text).into_response()

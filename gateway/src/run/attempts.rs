@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Head, Job};
 use crate::{clock::ms, metrics::Stage};
 
+const LOST: &str = "it is not registered any more and does not answer";
+
 /// What may end a request before its upstream does.
 pub(super) struct Limits {
     /// The upstream's work ends when the client leaves.
@@ -18,6 +20,8 @@ pub(super) struct Limits {
     pub(super) deadline: Instant,
     /// The gateway may not wait any longer.
     pub(super) cut: CancellationToken,
+    /// Nothing is to be heard from the upstream any more.
+    pub(super) lost: CancellationToken,
 }
 
 /// Why the upstream was not heard to its end.
@@ -79,6 +83,7 @@ impl Limits {
             () = gone, if self.ends_with_client => Err(Stop::ClientLeft),
             () = sleep_until(self.deadline) => Err(Stop::Deadline),
             () = self.cut.cancelled() => Err(Stop::Cut),
+            () = self.lost.cancelled() => Err(Stop::Broke(LOST.to_owned())),
         }
     }
 
@@ -128,6 +133,7 @@ mod tests {
             ends_with_client,
             deadline: Instant::now() + Duration::from_secs(3600),
             cut: CancellationToken::new(),
+            lost: CancellationToken::new(),
         }
     }
 

@@ -1,82 +1,110 @@
-//! A second neuron for a request of which the first did nothing: it could not be reached, or said so with its
-//! refusal. The reservation stays as it is. Of what was or may have been begun nothing is sent again.
+//! Another neuron for a request of which one did nothing: it could not be reached, or said so with its refusal. The
+//! reservation stays as it is. Of what was or may have been begun nothing is sent again.
 
-use std::sync::Arc;
-
-use axum::http::StatusCode;
-use bytes::Bytes;
-use seatbelt_schemas::{
-    ids::{ModelId, NeuronId},
-    neuron::{HEADER_UNUSED, signature::NeuronSecret},
+use std::{
+    sync::{Arc, LazyLock},
+    time::Instant,
 };
 
+use bytes::Bytes;
+use seatbelt_schemas::{ids::NeuronId, neuron::signature::NeuronSecret};
+
 use super::{Job, attempts::Stop, pass};
-use crate::upstream::{Attempt, Candidate, catalog::Catalog, choose::ChosenNeuron};
+use crate::{
+    error::Seldom,
+    upstream::{
+        Attempt, Candidate,
+        catalog::{Catalog, Size},
+        neuron::Undone,
+        standing::Fault,
+    },
+};
+
+/// Neurons that are asked for one request, at most: each that cannot be reached may cost the time to connect.
+const ASKED_MAX: usize = 3;
 
 /// What it takes to ask another neuron.
 pub(super) struct Elsewhere {
     pub(super) catalog: Arc<Catalog>,
     pub(super) secret: NeuronSecret,
     pub(super) body: Bytes,
+    /// What the body may use.
+    pub(super) size: Size,
     /// Unix ms, for a request that is not metered.
     pub(super) deadline_ms: u64,
+    /// Those that were asked.
+    pub(super) asked: Vec<NeuronId>,
 }
 
 impl Job {
-    /// Turns to another neuron if `first` is no answer to stay with. False if it is, or there is none.
-    pub(super) fn turns_elsewhere(&mut self, first: &Result<reqwest::Response, Stop>) -> bool {
-        let Some(elsewhere) = self.elsewhere.take().filter(|_| is_unused(first)) else {
-            self.room.shrink_to(0);
+    /// Turns to another neuron if what the last one answered is nothing to stay with. False if it is, or there is
+    /// no other.
+    pub(super) fn turns_elsewhere(&mut self, answered: &Result<reqwest::Response, Stop>) -> bool {
+        let Candidate::Neuron(last) = &self.candidate else {
             return false;
         };
-        let Some(other) = elsewhere.other(&self.candidate) else {
+        let undone = undone(answered);
+        match (undone, answered) {
+            (Some(Undone::Fault(fault)), Err(Stop::Unreachable(detail))) => {
+                last.failed(fault, detail);
+            }
+            (Some(Undone::Fault(fault)), Ok(answer)) => {
+                last.failed(fault, answer.status().as_str());
+            }
+            (_, Ok(_)) => last.took_a_call(),
+            // one that broke off is neither well nor known to be away
+            (_, Err(_)) => {}
+        }
+        if let Some(undone) = undone {
+            self.metrics.neuron_fault(undone);
+        }
+        let Some(mut elsewhere) = self.elsewhere.take().filter(|_| undone.is_some()) else {
             return false;
         };
-        tracing::warn!(
-            neuron = %self.upstream, instead = %other.neuron,
-            "a neuron did nothing for a request: another one is asked"
-        );
+        let (model, last) = (last.model.clone(), last.neuron.clone());
+        elsewhere.asked.push(last);
+        if elsewhere.asked.len() >= ASKED_MAX {
+            return false;
+        }
+        let (asked, size) = (&elsewhere.asked, elsewhere.size);
+        let Some(other) = elsewhere.catalog.other_neuron(&model, asked, size) else {
+            return false;
+        };
+        self.note(undone, &other.neuron);
+        self.limits.lost = other.lost.clone();
         self.candidate = Candidate::Neuron(other);
         self.upstream = self.candidate.name();
-        let pass = pass(
-            &elsewhere.secret,
-            self.reservation.as_ref(),
-            elsewhere.deadline_ms,
-        );
-        let body = elsewhere.body.to_vec();
-        let headers = axum::http::HeaderMap::new();
-        self.attempt = Some(Attempt::new(
-            &self.candidate,
-            self.api,
-            &pass,
-            &headers,
-            body,
-        ));
+        self.attempt = Some(self.again(&elsewhere));
+        self.elsewhere = Some(elsewhere);
         true
     }
-}
 
-impl Elsewhere {
-    /// Another neuron that reads and holds the request as the first would.
-    fn other(&self, first: &Candidate) -> Option<ChosenNeuron> {
-        let Candidate::Neuron(first) = first else {
-            return None;
-        };
-        let (model, apart_from): (&ModelId, [NeuronId; 1]) =
-            (&first.model.id, [first.neuron.clone()]);
-        let other = self.catalog.neuron(model, &apart_from)?;
-        (other.model.recipe == first.model.recipe && other.model.context >= first.model.context)
-            .then_some(other)
+    /// The same request, for the neuron that is chosen now.
+    fn again(&self, elsewhere: &Elsewhere) -> Attempt {
+        let (secret, deadline_ms) = (&elsewhere.secret, elsewhere.deadline_ms);
+        let pass = pass(secret, self.reservation.as_ref(), deadline_ms);
+        let body = elsewhere.body.to_vec();
+        let headers = axum::http::HeaderMap::new();
+        Attempt::new(&self.candidate, self.api, &pass, &headers, body)
+    }
+
+    fn note(&self, undone: Option<Undone>, instead: &NeuronId) {
+        static TOLD: LazyLock<Seldom> = LazyLock::new(Seldom::default);
+        let cause = format!("{} {undone:?}", self.upstream);
+        if let Some(left_out) = TOLD.note(&cause, Instant::now()) {
+            tracing::warn!(
+                neuron = %self.upstream, why = ?undone, %instead, left_out,
+                "a neuron did nothing for a request: another one is asked"
+            );
+        }
     }
 }
 
-/// Whether nothing was done for the request, for certain.
-fn is_unused(first: &Result<reqwest::Response, Stop>) -> bool {
-    match first {
-        Ok(answer) => {
-            answer.status() == StatusCode::SERVICE_UNAVAILABLE
-                && answer.headers().contains_key(HEADER_UNUSED)
-        }
-        Err(stop) => matches!(stop, Stop::Unreachable(_)),
+/// How a neuron did nothing for a request, if that is certain.
+fn undone(answered: &Result<reqwest::Response, Stop>) -> Option<Undone> {
+    match answered {
+        Ok(answer) => Undone::by(answer),
+        Err(Stop::Unreachable(_)) => Some(Undone::Fault(Fault::Unreachable)),
+        Err(_) => None,
     }
 }

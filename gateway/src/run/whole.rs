@@ -19,6 +19,7 @@ use super::{
 use crate::{
     error::{ApiError, BY_UPSTREAM, X_CHARGED, X_POSITION, X_REFUSED_BY, X_SHOULD_RETRY, is_final},
     metrics::Stage,
+    upstream::neuron::Undone,
 };
 
 /// Largest answer that is not a stream.
@@ -42,6 +43,7 @@ impl Job {
     ) -> Result<Response, ApiError> {
         let status = answer.status();
         let headers = passed_headers(answer.headers());
+        let undone = Undone::by(&answer).filter(|_| self.is_neurons());
         let (body, stop) = match unreadable(&answer) {
             None => self.limits.collect(&mut answer, head).await,
             Some(problem) => (Bytes::new(), Some(Stop::Broke(problem))),
@@ -53,7 +55,15 @@ impl Job {
         let unread = || Told::unread(self.api, self.sent, &body);
         if !status.is_success() {
             let told = read.unwrap_or_else(unread);
-            self.end_error(status, told).await?;
+            self.end_error(status, undone, told).await?;
+            if let Some(Undone::Fault(fault)) = undone {
+                // the operator's matter, and not the client's
+                let log = format!(
+                    "neuron {} takes no call: {fault:?}, {status}",
+                    self.upstream
+                );
+                return Err(ApiError::upstream_refused(&self.upstream, log));
+            }
             return self.upstream_error(status, headers, body, stop);
         }
         if let Some(stop) = stop {
@@ -133,8 +143,14 @@ impl Job {
 
     /// Gives the hold of an error its end, whatever came of its body. Without usage in it nothing was used,
     /// unless it is one that comes after work, which ends as the key says of unknown usage.
-    async fn end_error(&mut self, status: StatusCode, told: Told) -> Result<(), ApiError> {
-        if told.usage.is_none() && told.least.is_nothing() && !self.worked(status) {
+    async fn end_error(
+        &mut self,
+        status: StatusCode,
+        undone: Option<Undone>,
+        told: Told,
+    ) -> Result<(), ApiError> {
+        let worked = undone.is_none() && self.worked(status);
+        if told.usage.is_none() && told.least.is_nothing() && !worked {
             let reason = format!("upstream answered {}", status.as_u16());
             self.release(&reason).await;
             return Ok(());

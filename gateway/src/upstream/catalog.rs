@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use reqwest::Url;
 use seatbelt_ledger::api::Neurons;
 use seatbelt_schemas::{
     ids::{ModelId, NeuronId},
@@ -20,8 +21,11 @@ use super::{
     Candidate, Upstream,
     choose::{ChosenNeuron, Loads},
     model::Model,
+    standing::Standing,
 };
 use crate::{config::UpstreamConfig, error::ApiError};
+
+mod fleet;
 
 /// Most models of neurons that are remembered.
 const REMEMBERED_MAX: usize = 4096;
@@ -33,6 +37,26 @@ pub(crate) struct Listed {
     pub(crate) owner: String,
     pub(crate) context: u64,
     pub(crate) output: u64,
+}
+
+/// What a request takes of a neuron's context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) input_tokens: u64,
+    /// The output that was asked for; what is left of the context where none was.
+    pub(crate) output_tokens: Option<u64>,
+}
+
+impl Size {
+    /// Most output of such a request there.
+    fn room(self, served: &NeuronModel) -> u64 {
+        let left = served.context.saturating_sub(self.input_tokens);
+        left.min(served.output)
+    }
+
+    fn fits(self, served: &NeuronModel) -> bool {
+        self.room(served) >= self.output_tokens.unwrap_or(1).max(1)
+    }
 }
 
 /// A tokenizer that the configuration names cannot be read.
@@ -114,7 +138,24 @@ impl Catalog {
         if records.iter().any(serves) {
             self.remember(model);
         }
-        self.loads.least(&records, model, apart_from)
+        self.loads.least(&records, model, apart_from, |_| true)
+    }
+
+    /// Another neuron that reads a request as `like` would, and holds it.
+    pub(crate) fn other_neuron(
+        &self,
+        like: &NeuronModel,
+        apart_from: &[NeuronId],
+        size: Size,
+    ) -> Option<ChosenNeuron> {
+        let fits = |served: &NeuronModel| served.recipe == like.recipe && size.fits(served);
+        let records = self.neurons.borrow();
+        self.loads.least(&records, &like.id, apart_from, fits)
+    }
+
+    /// Neurons with requests that are not registered any more.
+    pub(super) fn left_behind(&self) -> Vec<(Arc<Standing>, Url)> {
+        self.loads.left_behind(&self.neurons.borrow())
     }
 
     fn remember(&self, id: &ModelId) {
@@ -125,6 +166,13 @@ impl Catalog {
         if remembered.len() < REMEMBERED_MAX && !remembered.contains(id) {
             remembered.insert(id.clone());
         }
+    }
+
+    /// Those that neurons serve, or should.
+    fn remembered(&self) -> Vec<ModelId> {
+        let remembered = self.remembered.lock();
+        let remembered = remembered.expect("no holder of the lock panics");
+        remembered.iter().cloned().collect()
     }
 
     /// Every model served now, each once.

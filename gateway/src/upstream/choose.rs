@@ -1,24 +1,26 @@
-//! Which neuron takes a request: the least loaded of those that serve its model and say that they are ready.
+//! Which neuron takes a request: the least loaded of those that serve its model, say that they are ready, and hold it.
 //!
 //! The load is what a neuron last said of itself, and what this gateway has there. Which of several
-//! gateways sent the rest is not known, nor needed: what they sent is in what the neuron says next.
+//! gateways sent the rest is not known, nor needed: what they sent is in what the neuron says next. One that took no
+//! call lately is passed over for a while (`standing`), and one whose address is none is never asked.
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
 };
 
 use reqwest::Url;
 use seatbelt_schemas::{
     ids::{ModelId, NeuronId},
-    neuron::{NeuronModel, NeuronRecord, PATH_CHAT, PATH_COMPLETIONS, PATH_TOKENIZE},
+    neuron::{NeuronModel, NeuronRecord, PATH_CHAT, PATH_COMPLETIONS, PATH_TOKENIZE, url_mistake},
 };
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-/// Most neurons whose load is counted before those without one are forgotten.
-const COUNTED_MAX: usize = 4096;
+use super::standing::{Fault, Standing};
+
+/// Most neurons whose standing is kept before those with nothing there are forgotten.
+const KNOWN_MAX: usize = 4096;
 
 /// A neuron that was chosen for a request. Counts as busy while this lives.
 #[derive(Debug)]
@@ -28,69 +30,135 @@ pub(crate) struct ChosenNeuron {
     pub(crate) completions_url: Url,
     pub(crate) tokenize_url: Url,
     pub(crate) model: NeuronModel,
-    busy: Arc<AtomicU64>,
+    /// As registered.
+    url: String,
+    /// Ends when nothing is to be heard from there any more.
+    pub(crate) lost: CancellationToken,
+    standing: Arc<Standing>,
+}
+
+impl ChosenNeuron {
+    /// It took a call, whatever it answered.
+    pub(crate) fn took_a_call(&self) {
+        if self.standing.took_a_call() {
+            tracing::info!(neuron = %self.neuron, "the neuron takes calls again");
+        }
+    }
+
+    /// It took none.
+    pub(crate) fn failed(&self, fault: Fault, detail: &str) {
+        let now = Instant::now();
+        if self.standing.failed(&self.url, fault, detail, now) {
+            let told = self.standing.told(&self.neuron, &self.url);
+            tracing::warn!("{}; others are asked first", told.unwrap_or_default());
+        }
+    }
 }
 
 impl Drop for ChosenNeuron {
     fn drop(&mut self) {
-        self.busy.fetch_sub(1, Relaxed);
+        self.standing.busy.fetch_sub(1, Relaxed);
     }
 }
 
-/// What this gateway has at each neuron.
+/// Where a neuron's routes begin, if its address is one.
+pub(super) fn base_of(record: &NeuronRecord) -> Option<Url> {
+    if url_mistake(&record.url).is_some() {
+        return None;
+    }
+    let base = record.url.trim_end_matches('/');
+    let base = Url::parse(&format!("{base}/")).ok();
+    base.filter(Url::has_host)
+}
+
+/// A route below such a beginning.
+pub(super) fn below(base: &Url, path: &str) -> Option<Url> {
+    base.join(path.trim_start_matches('/')).ok()
+}
+
+/// How this gateway stands with each neuron.
 #[derive(Default)]
-pub(super) struct Loads(Mutex<HashMap<NeuronId, Arc<AtomicU64>>>);
+pub(super) struct Loads(Mutex<HashMap<NeuronId, Arc<Standing>>>);
 
 impl Loads {
-    /// The least loaded neuron that serves `model`, apart from those in `apart_from`.
+    /// The least loaded neuron that serves `model` as it is wanted, apart from those in `apart_from`.
     pub(super) fn least(
         &self,
         records: &[NeuronRecord],
         model: &ModelId,
         apart_from: &[NeuronId],
+        fits: impl Fn(&NeuronModel) -> bool,
     ) -> Option<ChosenNeuron> {
-        let serving = records.iter().filter_map(|record| {
-            let served = record.models.iter().find(|served| served.id == *model)?;
-            served.ready.then_some((record, served))
-        });
-        let (record, served) = serving
-            .filter(|(record, _)| !apart_from.contains(&record.neuron))
-            .min_by_key(|(record, served)| self.load(record, served))?;
-        self.choose(record, served)
+        let now = Instant::now();
+        let (record, served, base) = serving(records, model)
+            .filter(|(record, served)| !apart_from.contains(&record.neuron) && fits(served))
+            .filter_map(|(record, served)| Some((record, served, base_of(record)?)))
+            .min_by_key(|(record, served, _)| self.rank(record, served, now))?;
+        self.choose(record, served, &base, now)
     }
 
-    /// Requests waiting and running per slot, in thousandths: what the neuron last said, and what this
-    /// gateway has there, which its next word may or may not include.
-    fn load(&self, record: &NeuronRecord, served: &NeuronModel) -> u64 {
+    /// Those passed over last, then by requests waiting and running per slot, in thousandths: what the neuron last
+    /// said, and what this gateway has there, which its next word may or may not include.
+    fn rank(&self, record: &NeuronRecord, served: &NeuronModel, now: Instant) -> (bool, u64) {
+        let standing = self.of(&record.neuron);
         let said = u64::from(record.active) + u64::from(record.queued);
-        let sent = self.busy(&record.neuron).load(Relaxed);
-        (said + sent) * 1000 / u64::from(served.slots.max(1))
+        let load = (said + standing.load()) * 1000 / u64::from(served.slots.max(1));
+        (standing.is_passed_over(&record.url, now), load)
     }
 
-    fn busy(&self, neuron: &NeuronId) -> Arc<AtomicU64> {
-        let mut busy = self.0.lock().expect("no holder of the lock panics");
-        if busy.len() > COUNTED_MAX {
-            busy.retain(|_, count| count.load(Relaxed) > 0);
+    /// Those with requests that are not registered any more, and where they were.
+    pub(super) fn left_behind(&self, records: &[NeuronRecord]) -> Vec<(Arc<Standing>, Url)> {
+        let known = self.0.lock().expect("no holder of the lock panics");
+        let is_there = |neuron: &NeuronId| records.iter().any(|record| record.neuron == *neuron);
+        let left = known.iter();
+        let left = left.filter(|(neuron, standing)| standing.load() > 0 && !is_there(neuron));
+        left.filter_map(|(_, standing)| Some((Arc::clone(standing), standing.called_at()?)))
+            .collect()
+    }
+
+    /// How this gateway stands with one.
+    pub(super) fn of(&self, neuron: &NeuronId) -> Arc<Standing> {
+        let mut known = self.0.lock().expect("no holder of the lock panics");
+        if known.len() > KNOWN_MAX {
+            known.retain(|_, standing| standing.load() > 0);
         }
-        Arc::clone(busy.entry(neuron.clone()).or_default())
+        Arc::clone(known.entry(neuron.clone()).or_default())
     }
 
-    fn choose(&self, record: &NeuronRecord, served: &NeuronModel) -> Option<ChosenNeuron> {
-        let base = Url::parse(&record.url).ok().filter(Url::has_host)?;
-        let chat_url = base.join(PATH_CHAT).ok()?;
-        let completions_url = base.join(PATH_COMPLETIONS).ok()?;
-        let tokenize_url = base.join(PATH_TOKENIZE).ok()?;
-        let busy = self.busy(&record.neuron);
-        busy.fetch_add(1, Relaxed);
+    fn choose(
+        &self,
+        record: &NeuronRecord,
+        served: &NeuronModel,
+        base: &Url,
+        now: Instant,
+    ) -> Option<ChosenNeuron> {
+        let (chat_url, completions_url) = (below(base, PATH_CHAT)?, below(base, PATH_COMPLETIONS)?);
+        let tokenize_url = below(base, PATH_TOKENIZE)?;
+        let standing = self.of(&record.neuron);
+        standing.is_called(&record.url, base, now);
+        standing.busy.fetch_add(1, Relaxed);
         Some(ChosenNeuron {
             neuron: record.neuron.clone(),
             chat_url,
             completions_url,
             tokenize_url,
             model: served.clone(),
-            busy,
+            url: record.url.clone(),
+            lost: standing.lost(),
+            standing,
         })
     }
+}
+
+/// The neurons that serve a model and say that they are ready.
+pub(super) fn serving<'a>(
+    records: &'a [NeuronRecord],
+    model: &'a ModelId,
+) -> impl Iterator<Item = (&'a NeuronRecord, &'a NeuronModel)> {
+    records.iter().filter_map(move |record| {
+        let served = record.models.iter().find(|served| served.id == *model)?;
+        served.ready.then_some((record, served))
+    })
 }
 
 #[cfg(test)]
@@ -126,7 +194,7 @@ mod tests {
             .iter()
             .map(|neuron| NeuronId::new(*neuron).unwrap())
             .collect();
-        loads.least(records, &id("tiny"), &apart_from)
+        loads.least(records, &id("tiny"), &apart_from, |_| true)
     }
 
     #[test]
@@ -177,9 +245,43 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_none_is_not_called() {
-        let mut odd = record("a", 0, 1, "tiny");
-        odd.url = "nonsense".to_owned();
-        assert!(least(&Loads::default(), &[odd], &[]).is_none());
+    fn an_address_that_is_none_is_not_called_and_hides_no_other() {
+        let busy = record("b", 9, 1, "tiny");
+        for url in ["nonsense", "gpu-box:9100", "http://u@h:1", "http://h:1?a=b"] {
+            let mut odd = record("a", 0, 1, "tiny");
+            odd.url = url.to_owned();
+            let loads = Loads::default();
+            assert!(least(&loads, &[odd.clone()], &[]).is_none(), "{url}");
+            let chosen = least(&loads, &[odd, busy.clone()], &[]);
+            assert_eq!(chosen.unwrap().neuron.as_str(), "b", "{url}");
+        }
+    }
+
+    #[test]
+    fn an_address_may_have_a_path_in_front() {
+        let mut behind = record("a", 0, 1, "tiny");
+        behind.url = "https://gpu.example/one".to_owned();
+        let chosen = least(&Loads::default(), &[behind], &[]).unwrap();
+        let expected = "https://gpu.example/one/v1/chat/completions";
+        assert_eq!(chosen.chat_url.as_str(), expected);
+    }
+
+    #[test]
+    fn one_that_took_no_call_is_passed_over_unless_all_did() {
+        let records = [record("a", 0, 1, "tiny"), record("b", 9, 1, "tiny")];
+        let loads = Loads::default();
+        let chosen = |of: &[NeuronRecord]| least(&loads, of, &[]).unwrap();
+        let first = chosen(&records);
+        assert_eq!(first.neuron.as_str(), "a");
+        first.failed(Fault::Unreachable, "refused");
+        let second = chosen(&records);
+        assert_eq!(second.neuron.as_str(), "b");
+        second.failed(Fault::TurnsUsAway, "401");
+        assert_eq!(chosen(&records).neuron.as_str(), "a", "nobody is refused");
+        let mut moved = records.clone();
+        moved[1].url = "http://elsewhere:9".to_owned();
+        assert_eq!(chosen(&moved).neuron.as_str(), "b", "it came back");
+        first.took_a_call();
+        assert_eq!(chosen(&records).neuron.as_str(), "a");
     }
 }

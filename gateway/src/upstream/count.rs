@@ -2,18 +2,25 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use seatbelt_dialects::Fields;
 use seatbelt_schemas::{
     amount::TOKENS_PER_REQUEST_MAX,
+    chain::in_one_line,
     ids::ModelId,
     neuron::{PATH_TOKENIZE, signature::NeuronSecret},
 };
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::{Candidate, catalog::Catalog, choose::ChosenNeuron, neuron::Pass};
+use super::{
+    Candidate,
+    catalog::Catalog,
+    choose::ChosenNeuron,
+    neuron::{Pass, Undone},
+    standing::Fault,
+};
 use crate::{
     clock::{Clock, ms},
     config::TOKENIZE_TIMEOUT,
@@ -49,9 +56,15 @@ pub(crate) async fn count(
     let mut tried = Vec::new();
     loop {
         match ask(counter, &neuron, body).await {
-            Ok(counted) => return Ok((neuron, counted)),
+            Ok(counted) => {
+                neuron.took_a_call();
+                return Ok((neuron, counted));
+            }
             Err(NotCounted::Refused(error)) => return Err(error),
-            Err(NotCounted::Away(detail)) => {
+            Err(NotCounted::Away(fault, detail)) => {
+                if let Some(fault) = fault {
+                    neuron.failed(fault, &detail);
+                }
                 let log = format!("neuron {} cannot count: {detail}", neuron.neuron);
                 tried.push(neuron.neuron.clone());
                 neuron = match counter.catalog.candidate(model, &tried) {
@@ -67,8 +80,15 @@ pub(crate) async fn count(
 enum NotCounted {
     /// The request is at fault.
     Refused(ApiError),
-    /// The neuron is.
-    Away(String),
+    /// The neuron is; it is passed over for a while where it took no call.
+    Away(Option<Fault>, String),
+}
+
+impl NotCounted {
+    fn broke(error: &reqwest::Error) -> Self {
+        let fault = error.is_connect().then_some(Fault::Unreachable);
+        Self::Away(fault, in_one_line(error))
+    }
 }
 
 /// Asks one neuron.
@@ -78,18 +98,24 @@ async fn ask(counter: &Counter, neuron: &ChosenNeuron, body: &Fields) -> Result<
         input_tokens: u64,
     }
     let asked = timeout(TOKENIZE_TIMEOUT, call(counter, neuron, body)).await;
-    let (status, bytes) = asked
-        .unwrap_or_else(|_| Err("no answer in time".to_owned()))
-        .map_err(NotCounted::Away)?;
-    // one that does not know us by our secret is at fault itself, or we are; the request is not
-    if status.is_client_error() && status != StatusCode::UNAUTHORIZED {
+    let (answer, bytes) =
+        asked.unwrap_or_else(|_| Err(NotCounted::Away(None, "no answer in time".to_owned())))?;
+    let status = answer.status();
+    let says = || format!("it answered {status}");
+    // one that takes no call of ours is at fault itself, or we are; the request is not
+    match Undone::by(&answer) {
+        Some(Undone::Fault(fault)) => return Err(NotCounted::Away(Some(fault), says())),
+        Some(Undone::Busy) => return Err(NotCounted::Away(None, says())),
+        None => {}
+    }
+    if status.is_client_error() {
         return Err(NotCounted::Refused(ApiError::passed_on(status, &bytes)));
     }
     match serde_json::from_slice::<Counted>(&bytes) {
         Ok(counted) if status.is_success() && counted.input_tokens <= TOKENS_PER_REQUEST_MAX => {
             Ok(counted.input_tokens)
         }
-        _ => Err(NotCounted::Away(format!("it answered {status}"))),
+        _ => Err(NotCounted::Away(None, says())),
     }
 }
 
@@ -97,9 +123,8 @@ async fn call(
     counter: &Counter,
     neuron: &ChosenNeuron,
     body: &Fields,
-) -> Result<(StatusCode, Bytes), String> {
-    let text = |error: reqwest::Error| error.to_string();
-    let body = serde_json::to_vec(body).map_err(|error| error.to_string())?;
+) -> Result<(reqwest::Response, Bytes), NotCounted> {
+    let body = serde_json::to_vec(body).expect("a JSON object is written to memory");
     let pass = Pass {
         secret: &counter.secret,
         held: None,
@@ -113,22 +138,23 @@ async fn call(
         .headers(headers)
         .header(header::CONTENT_TYPE, "application/json")
         .body(body);
-    let mut answer = call.send().await.map_err(text)?;
+    let broke = |error: reqwest::Error| NotCounted::broke(&error);
+    let mut answer = call.send().await.map_err(broke)?;
     let mut bytes = BytesMut::new();
-    while let Some(chunk) = answer.chunk().await.map_err(text)? {
+    while let Some(chunk) = answer.chunk().await.map_err(broke)? {
         bytes.extend_from_slice(&chunk);
         if bytes.len() > TOKENIZE_BYTES_MAX {
-            return Err("its answer is too large".to_owned());
+            return Err(NotCounted::Away(None, "its answer is too large".to_owned()));
         }
     }
-    Ok((answer.status(), bytes.freeze()))
+    Ok((answer, bytes.freeze()))
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::IntoFuture;
 
-    use axum::{Router, routing::post};
+    use axum::{Router, http::StatusCode, routing::post};
     use seatbelt_schemas::{
         ids::NeuronId,
         neuron::{NeuronModel, NeuronRecord},

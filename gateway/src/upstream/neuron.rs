@@ -1,16 +1,18 @@
 //! What a neuron is told besides the body, so that it holds the request to its reservation, and the
 //! signature without which it serves nobody.
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use seatbelt_schemas::{
     ids::{AccountId, KeyId, NeuronId, ReservationId},
     meter::Amounts,
     neuron::{
         HEADER_ACCOUNT, HEADER_DEADLINE_MS, HEADER_KEY, HEADER_MAX_INPUT_TOKENS,
-        HEADER_MAX_OUTPUT_TOKENS, HEADER_RESERVATION,
+        HEADER_MAX_OUTPUT_TOKENS, HEADER_RESERVATION, HEADER_UNUSED,
         signature::{BodyHash, Call, HEADER_SIGNATURE, NeuronSecret},
     },
 };
+
+use super::standing::Fault;
 
 /// What a request may use at most.
 #[derive(Debug)]
@@ -60,6 +62,33 @@ impl Pass<'_> {
         let call = Call::new(neuron, "POST", path, told);
         let signature = self.secret.sign(&call, &BodyHash::of(body));
         set(headers, HEADER_SIGNATURE, signature);
+    }
+}
+
+/// How a neuron says that it did nothing for a request, so that its reservation may be used elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Undone {
+    /// It cannot take it now: it is full, or stops.
+    Busy,
+    /// Why it would take none.
+    Fault(Fault),
+}
+
+impl Undone {
+    /// By its answer. Older neurons turn a call away with a status alone: what is refused with these is so before
+    /// anybody looked at it.
+    pub(crate) fn by(answer: &reqwest::Response) -> Option<Self> {
+        let told = answer.headers().contains_key(HEADER_UNUSED);
+        match answer.status() {
+            status if status.is_success() => None,
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                Some(Self::Fault(Fault::NotThere))
+            }
+            StatusCode::UNAUTHORIZED => Some(Self::Fault(Fault::TurnsUsAway)),
+            StatusCode::SERVICE_UNAVAILABLE if told => Some(Self::Busy),
+            _ if told => Some(Self::Fault(Fault::TurnsUsAway)),
+            _ => None,
+        }
     }
 }
 

@@ -29,7 +29,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::neuron::Pass;
+use super::{
+    choose::{base_of, below},
+    neuron::Pass,
+};
 use crate::{
     clock::{Clock, ms},
     config::{RECIPE_TIMEOUT, RECIPE_WAIT},
@@ -231,8 +234,7 @@ type Wanted = BTreeMap<String, Vec<RecipeSource>>;
 fn wanted(records: &[NeuronRecord]) -> Wanted {
     let mut wanted = Wanted::new();
     for record in records {
-        let base = Url::parse(&record.url).ok().filter(Url::has_host);
-        let Some(url) = base.and_then(|base| base.join(PATH_RECIPE).ok()) else {
+        let Some(url) = base_of(record).and_then(|base| below(&base, PATH_RECIPE)) else {
             continue;
         };
         for name in record
