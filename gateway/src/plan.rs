@@ -12,9 +12,7 @@ use seatbelt_dialects::{
     allow::{Allowed, Profile, refuse_state},
     translate::{Name, Translation, between, without_our_thoughts},
 };
-use seatbelt_schemas::{
-    amount::TOKENS_PER_REQUEST_MAX, event::OnShort, ids::ModelId, neuron::NeuronModel,
-};
+use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, event::OnShort, ids::ModelId};
 use seatbelt_tokens::{ChatCounter, CountError, MessagesError};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -28,7 +26,7 @@ use crate::{
     receive::{Caller, Received, aside::Aside, shares::Share},
     upstream::{
         Candidate,
-        catalog::Catalog,
+        catalog::{Catalog, Size},
         choose::ChosenNeuron,
         count::{Counter, count},
         model::Model,
@@ -203,8 +201,9 @@ impl Planner {
         };
         match self.recipe(&neuron, api, &read.body).await {
             Some(counter) => {
-                let limits = neuron.model.clone();
-                let (bound, read) = neuron_bound(api, counter, limits, read).await?;
+                let most = self.catalog.context_max(&neuron.model);
+                let (input_tokens, read) = counted(api, counter, most, read).await?;
+                let (neuron, bound) = self.fitting(neuron, input_tokens, &read.ask)?;
                 Ok((Candidate::Neuron(neuron), bound, read))
             }
             None => self.asked_bound(caller, model, neuron, read).await,
@@ -247,8 +246,25 @@ impl Planner {
             return Ok((Candidate::Neuron(neuron), bound, read));
         }
         let (neuron, input_tokens) = count(&self.counter, model, neuron, &read.body).await?;
-        let bound = exactly(&read.ask, input_tokens, context, output)?;
+        let (neuron, bound) = self.fitting(neuron, input_tokens, &read.ask)?;
         Ok((Candidate::Neuron(neuron), bound, read))
+    }
+
+    /// The neuron that holds a request of so many tokens, and the bound that its limits give.
+    fn fitting(
+        &self,
+        neuron: ChosenNeuron,
+        input_tokens: u64,
+        ask: &Ask,
+    ) -> Result<(ChosenNeuron, Bound), ApiError> {
+        let size = Size {
+            input_tokens,
+            output_tokens: ask.max,
+        };
+        let neuron = self.catalog.fitting(neuron, size);
+        let (context, output) = (neuron.model.context, neuron.model.output);
+        let bound = exactly(ask, input_tokens, context, output)?;
+        Ok((neuron, bound))
     }
 }
 
@@ -327,29 +343,29 @@ async fn foreign_bound(api: Api, model: Arc<Model>, read: Read) -> Result<(Bound
     aside.work(counting).await
 }
 
-/// By the tokenizer and the template of the neuron's model, exactly.
-async fn neuron_bound(
+/// The tokens of a prompt, by the tokenizer and the template of the neuron's model, exactly.
+async fn counted(
     api: Api,
     counter: Arc<ChatCounter>,
-    limits: NeuronModel,
+    context: u64,
     read: Read,
-) -> Result<(Bound, Read), ApiError> {
+) -> Result<(u64, Read), ApiError> {
     let aside = Aside::to_count(read.ask.text);
     let counting = move || {
-        let counted = match read.body.get("prompt") {
+        let (field, counted) = match read.body.get("prompt") {
             Some(Value::String(text)) if api == Api::Completions => {
-                counter.count_text(text, limits.context)
+                ("prompt", counter.count_text(text, context))
             }
-            _ => counter.count(read.body.get("messages"), limits.context),
+            _ if api == Api::Completions => {
+                ("prompt", counter.count(read.body.get("messages"), context))
+            }
+            _ => (
+                "messages",
+                counter.count(read.body.get("messages"), context),
+            ),
         };
-        let prompt = if api == Api::Completions {
-            "prompt"
-        } else {
-            "messages"
-        };
-        let input_tokens = counted.map_err(|error| not_counted(&error, prompt, limits.context))?;
-        let bound = exactly(&read.ask, input_tokens, limits.context, limits.output)?;
-        Ok((bound, read))
+        let tokens = counted.map_err(|error| not_counted(&error, field, context))?;
+        Ok((tokens, read))
     };
     aside.work(counting).await
 }

@@ -15,8 +15,9 @@ use seatbelt_dialects::{
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::{Planner, Read, allowed, foreign_bound, model_id, neuron_bound, read};
+use super::{Planner, Read, allowed, counted, foreign_bound, model_id, read};
 use crate::{
+    bound::exactly,
     clock::ms,
     error::ApiError,
     receive::Received,
@@ -117,7 +118,9 @@ impl Planner {
             }
             Candidate::Neuron(neuron) => {
                 if let Some(counter) = self.recipe(&neuron, api, &read.body).await {
-                    let (bound, _) = neuron_bound(api, counter, neuron.model.clone(), read).await?;
+                    let most = self.catalog.context_max(&neuron.model);
+                    let (tokens, read) = counted(api, counter, most, read).await?;
+                    let bound = exactly(&read.ask, tokens, most, most)?;
                     return Ok(TokenCount::here(client, "exact", bound.input_tokens));
                 }
                 let (_, tokens) = count(&self.counter, &model, neuron, &read.body).await?;

@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use super::{
     Candidate, Upstream,
-    choose::{ChosenNeuron, Loads},
+    choose::{ChosenNeuron, Loads, serving},
     model::Model,
     standing::Standing,
 };
@@ -153,9 +153,35 @@ impl Catalog {
         self.loads.least(&records, &like.id, apart_from, fits)
     }
 
+    /// Who takes a request of this size, once that is known: `first` where it holds it, else the least loaded one
+    /// that does, else the one with the most room.
+    pub(crate) fn fitting(&self, first: ChosenNeuron, size: Size) -> ChosenNeuron {
+        if size.fits(&first.model) {
+            return first;
+        }
+        if let Some(other) = self.other_neuron(&first.model, &[], size) {
+            return other;
+        }
+        let (like, records) = (first.model.clone(), self.neurons.borrow());
+        let room = |served: &NeuronModel| (served.recipe == like.recipe).then(|| size.room(served));
+        let most = serving(&records, &like.id).filter_map(|(_, served)| room(served));
+        let most = most.max().filter(|most| *most > size.room(&first.model));
+        let roomiest = |served: &NeuronModel| most.is_some() && room(served) == most;
+        let other = self.loads.least(&records, &like.id, &[], roomiest);
+        other.unwrap_or(first)
+    }
+
     /// Neurons with requests that are not registered any more.
     pub(super) fn left_behind(&self) -> Vec<(Arc<Standing>, Url)> {
         self.loads.left_behind(&self.neurons.borrow())
+    }
+
+    /// The widest context of those that read a request as `like` would.
+    pub(crate) fn context_max(&self, like: &NeuronModel) -> u64 {
+        let records = self.neurons.borrow();
+        let alike = serving(&records, &like.id).filter(|(_, served)| served.recipe == like.recipe);
+        let widest = alike.map(|(_, served)| served.context).max();
+        widest.unwrap_or(0).max(like.context)
     }
 
     fn remember(&self, id: &ModelId) {
@@ -254,6 +280,40 @@ mod tests {
             Candidate::Neuron(chosen) => chosen,
             Candidate::Foreign(..) => panic!("not a neuron"),
         }
+    }
+
+    /// Which of `a` (context 100), `b` (1000, busy) and `c` (500, busier) takes it.
+    fn fits(input_tokens: u64, output_tokens: Option<u64>) -> String {
+        let with_context = |neuron: &str, active: u32, context: u64| {
+            let mut record = record(neuron, active, "tiny");
+            (record.models[0].context, record.models[0].output) = (context, context - 1);
+            record
+        };
+        let records = vec![
+            with_context("a", 0, 100),
+            with_context("b", 5, 1000),
+            with_context("c", 9, 500),
+        ];
+        let (_sender, neurons) = watch::channel(records);
+        let catalog = Catalog::new(&[], &[], neurons).unwrap();
+        let size = Size {
+            input_tokens,
+            output_tokens,
+        };
+        let first = chosen(&catalog);
+        assert_eq!(catalog.context_max(&first.model), 1000);
+        catalog.fitting(first, size).neuron.to_string()
+    }
+
+    #[test]
+    fn who_holds_a_request_takes_it_before_who_has_less_to_do() {
+        assert_eq!(fits(50, Some(50)), "a");
+        assert_eq!(fits(50, None), "a", "what is left is what it gets");
+        assert_eq!(fits(50, Some(51)), "b");
+        assert_eq!(fits(100, None), "b");
+        assert_eq!(fits(400, Some(100)), "b");
+        assert_eq!(fits(900, Some(900)), "b", "nobody holds it all");
+        assert_eq!(fits(2000, None), "a", "nobody holds any of it");
     }
 
     #[test]
