@@ -162,9 +162,9 @@ impl Allowed<'_> {
         match unlisted {
             None => Ok(()),
             Some(beta) => {
+                let beta = echo(beta);
                 let why = format!(
-                    "'{}' is not known to leave the cost as it is; leave it out, or have the operator allow it",
-                    echo(beta)
+                    "'{beta}' is not known to leave the cost as it is; leave it out, or have the operator list it: allow_fields = [\"anthropic-beta={beta}\"]"
                 );
                 Err(FieldError::unbounded("anthropic-beta", why))
             }
@@ -184,10 +184,9 @@ impl Allowed<'_> {
         match unlisted.next() {
             None => Ok(()),
             Some(version) => {
-                let known = listed.unwrap_or_default().join("' or '");
+                let (known, version) = (listed.unwrap_or_default().join("' or '"), echo(version));
                 let why = format!(
-                    "'{}' is not known to cost the same; write '{known}', or have the operator allow it",
-                    echo(version)
+                    "'{version}' is not known to cost the same; write '{known}', or have the operator list it: allow_fields = [\"anthropic-version={version}\"]"
                 );
                 Err(FieldError::unbounded("anthropic-version", why))
             }

@@ -437,7 +437,7 @@ fn a_version_that_is_not_listed_is_refused() {
         };
         allowed.check_versions([version].into_iter()).is_ok()
     };
-    for known in ["2023-06-01", " 2023-06-01", "2030-01-01"] {
+    for known in ["2026-10-21", "2023-06-01", " 2023-06-01", "2030-01-01"] {
         assert!(check(Api::Messages, known), "{known}");
     }
     for unknown in ["2099-01-01", "", "?", "2023-06-01, 2099-01-01"] {

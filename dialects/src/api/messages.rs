@@ -18,7 +18,9 @@ mod allowed;
 
 /// Where an upstream serves it: its base URL has no `/v1`.
 pub(super) const PATH: &str = "v1/messages";
-pub(super) const VERSIONS: Option<&[&str]> = Some(&["2023-06-01", "2023-01-01"]);
+/// Each is known: a version says how fields are named and an answer is written, and what a metered body may
+/// hold is listed whatever its version. The first is what Anthropic's own SDKs send.
+pub(super) const VERSIONS: Option<&[&str]> = Some(&["2026-10-21", "2023-06-01", "2023-01-01"]);
 pub(super) const BETAS: Option<&[&str]> = Some(allowed::BETAS);
 pub(super) const USAGE_HAS_TO_BE_ASKED: bool = false;
 pub(super) use allowed::WHY;
