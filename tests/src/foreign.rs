@@ -1,5 +1,5 @@
-//! A foreign upstream in the test's own process: speaks OpenAI's chat dialect, counts who reached
-//! it, and answers 10 + 5 tokens.
+//! A foreign upstream in the test's own process: speaks OpenAI's chat dialect and Anthropic's messages,
+//! counts who reached it, and answers 10 + 5 tokens.
 //!
 //! It can hold its answers until told, to keep requests in flight.
 
@@ -64,6 +64,8 @@ impl Foreign {
         });
         let app = Router::new()
             .route("/v1/chat/completions", post(chat))
+            .route("/v1/messages", post(messages))
+            .route("/v1/messages/count_tokens", post(count_tokens))
             .with_state(Arc::clone(&shared));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -80,6 +82,11 @@ impl Foreign {
     /// Its address as the OpenAI SDKs write it.
     pub fn base_url(&self) -> String {
         format!("http://{}/v1", self.address)
+    }
+
+    /// Its address as Anthropic's SDKs write it.
+    pub fn anthropic_url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// How many requests reached it.
@@ -114,19 +121,68 @@ impl Drop for Foreign {
     }
 }
 
+impl Shared {
+    /// Takes a request in, and waits until it may be answered.
+    async fn asked(&self, body: &Bytes) -> Value {
+        self.hits.fetch_add(1, Ordering::SeqCst);
+        let asked: Value = serde_json::from_slice(body).unwrap_or_default();
+        *self.last.lock().unwrap() = Some(asked.clone());
+        let mut open = self.open.subscribe();
+        let let_go = open.wait_for(|open| *open).await.is_ok();
+        assert!(let_go, "the sender lives as long as the state");
+        self.answered.fetch_add(1, Ordering::SeqCst);
+        asked
+    }
+}
+
 async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
-    shared.hits.fetch_add(1, Ordering::SeqCst);
-    let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
-    *shared.last.lock().unwrap() = Some(asked.clone());
-    let mut open = shared.open.subscribe();
-    let let_go = open.wait_for(|open| *open).await.is_ok();
-    assert!(let_go, "the sender lives as long as the state");
-    shared.answered.fetch_add(1, Ordering::SeqCst);
+    let asked = shared.asked(&body).await;
     if asked["stream"] == true {
         streamed(&asked)
     } else {
         Json(completion()).into_response()
     }
+}
+
+async fn messages(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    let asked = shared.asked(&body).await;
+    if asked["stream"] == true {
+        streamed_message()
+    } else {
+        let text = json!([{"type": "text", "text": "all is well"}]);
+        Json(message(&text, &json!("end_turn"), COMPLETION_TOKENS)).into_response()
+    }
+}
+
+async fn count_tokens(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    shared.asked(&body).await;
+    Json(json!({ "input_tokens": PROMPT_TOKENS })).into_response()
+}
+
+fn message(content: &Value, stop_reason: &Value, output_tokens: u64) -> Value {
+    json!({
+        "id": "msg_test", "type": "message", "role": "assistant", "model": MODEL, "content": content,
+        "stop_reason": stop_reason, "stop_sequence": null,
+        "usage": {"input_tokens": PROMPT_TOKENS, "output_tokens": output_tokens},
+    })
+}
+
+fn streamed_message() -> Response {
+    let events = [
+        json!({"type": "message_start", "message": message(&json!([]), &Value::Null, 1)}),
+        json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
+        json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "all is well"}}),
+        json!({"type": "content_block_stop", "index": 0}),
+        json!({"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": null},
+            "usage": {"output_tokens": COMPLETION_TOKENS}}),
+        json!({"type": "message_stop"}),
+    ];
+    let lines = events.map(|event| {
+        let kind = event["type"].as_str().unwrap_or_default();
+        format!("event: {kind}\ndata: {event}\n\n")
+    });
+    let body = Body::from_stream(stream::iter(lines.map(Ok::<_, Infallible>)));
+    ([("content-type", "text/event-stream")], body).into_response()
 }
 
 fn usage() -> Value {

@@ -127,6 +127,18 @@ impl Stack {
         self
     }
 
+    /// With an upstream that speaks Anthropic's API.
+    #[must_use]
+    pub fn anthropic(mut self, foreign: &Foreign) -> Self {
+        let _ = writeln!(
+            self.upstreams,
+            "[[upstreams]]\nname = \"anthropic\"\nkind = \"anthropic\"\nbase_url = {:?}\n\
+             models = [{{ id = {MODEL:?}, context = 8192, output = 4096, price = {{ input = \"3\", output = \"15\" }} }}]\n",
+            foreign.anthropic_url(),
+        );
+        self
+    }
+
     /// With a neuron that serves the tiny model.
     #[must_use]
     pub fn neuron(mut self) -> Self {

@@ -4,8 +4,12 @@
 
 use futures::StreamExt as _;
 use seatbelt_schemas::{event::Event, names::Names, usage::UsageEvent};
-use seatbelt_tests::{Key, Running, Stack, python, until};
-use serde_json::Value;
+use seatbelt_tests::{
+    Foreign, Key, Running, Stack,
+    foreign::{COMPLETION_TOKENS, MODEL, PROMPT_TOKENS},
+    python, until,
+};
+use serde_json::{Value, json};
 
 const LIMIT: u64 = 10_000;
 
@@ -115,6 +119,26 @@ async fn the_anthropic_sdk_is_served_and_charged() {
     let spent = |cap: &Value| cap["spent"] == used && cap["held"] == 0;
     stack
         .cap("sk-sdk", "both requests are charged", spent)
+        .await;
+    stack.home().verify().await;
+}
+
+#[tokio::test]
+async fn the_anthropic_sdk_of_today_reaches_a_provider_of_its_own_dialect() {
+    let foreign = Foreign::start().await;
+    let key = Key::new("sdk").hard_cap(LIMIT);
+    let stack = Stack::new().anthropic(&foreign).key(key).start().await;
+    let arguments = [&stack.gateway, "sk-sdk", MODEL];
+    let seen = python::run("anthropic_messages.py", &arguments).await;
+    let expected = json!({"input_tokens": PROMPT_TOKENS, "output_tokens": COMPLETION_TOKENS});
+    assert_eq!((&seen["whole"], &seen["streamed"]), (&expected, &expected));
+    let counted = python::run("anthropic_beta.py", &arguments).await;
+    assert_eq!(counted["whole"], expected, "{counted}");
+    assert_eq!(counted["counted"], PROMPT_TOKENS, "{counted}");
+    let used = 3 * (PROMPT_TOKENS + COMPLETION_TOKENS);
+    let spent = |cap: &Value| cap["spent"] == used && cap["held"] == 0;
+    stack
+        .cap("sk-sdk", "what has a price is charged", spent)
         .await;
     stack.home().verify().await;
 }
