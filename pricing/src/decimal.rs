@@ -3,7 +3,7 @@
 /// Most digits of a number; longer ones are no prices.
 const DIGITS_MAX: usize = 30;
 /// Largest power of ten, either way, that a number is written with.
-const POWER_MAX: i32 = 40;
+const POWER_MAX: u32 = 40;
 
 /// `digits` times ten to the `power`.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +22,11 @@ impl Decimal {
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
         let digits = [whole, fraction].concat();
         let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
-        if whole.is_empty() || !plain || digits.len() > DIGITS_MAX || power.abs() > POWER_MAX {
+        if whole.is_empty()
+            || !plain
+            || digits.len() > DIGITS_MAX
+            || power.unsigned_abs() > POWER_MAX
+        {
             return None;
         }
         Some(Self {
@@ -91,6 +95,8 @@ mod tests {
             "1e99",
             "1e",
             "1e-999999999999",
+            "1e-2147483648",
+            "1e2147483647",
             "NaN",
             "0x1",
             "1_0",

@@ -38,25 +38,42 @@ const LIKE_OUTPUT: [&str; 5] = [
     "output_text_mtok",
     "output_citation_mtok",
 ];
+/// Stands for the id of what has none.
+const WITHOUT_ID: &str = "(without id)";
 /// Fields that ask for a class of service.
 const CLASS_FIELDS: [&str; 3] = ["service_tier", "speed", "inference_geo"];
 
 pub(crate) fn read(providers: &[Json], day: Day) -> Vec<Entry> {
     let mut entries = Vec::new();
     for provider in providers {
-        let Some(id) = provider.get("id").and_then(Json::text) else {
+        let id = provider.get("id").and_then(Json::text);
+        let provider_name = id.unwrap_or(WITHOUT_ID).to_owned();
+        let models = provider.get("models").and_then(Json::list);
+        let (Some(_), Some(models)) = (id, models) else {
+            let what = if id.is_none() {
+                "an id"
+            } else {
+                "a list of models"
+            };
+            entries.push(Err(NotImported {
+                name: ListedName {
+                    provider: provider_name,
+                    model: "(all)".to_owned(),
+                },
+                reason: format!("the provider has not {what}"),
+            }));
             continue;
         };
-        for model in provider.get("models").and_then(Json::list).unwrap_or(&[]) {
+        for model in models {
+            let id = model.get("id").and_then(Json::text);
             let name = ListedName {
-                provider: id.to_owned(),
-                model: model
-                    .get("id")
-                    .and_then(Json::text)
-                    .unwrap_or("(without id)")
-                    .to_owned(),
+                provider: provider_name.clone(),
+                model: id.unwrap_or(WITHOUT_ID).to_owned(),
             };
-            let read = read_model(model, name.clone(), day);
+            let read = match id {
+                Some(_) => read_model(model, name.clone(), day),
+                None => Err("has no id".to_owned()),
+            };
             let read = read.map_err(|reason| NotImported { name, reason });
             entries.push(read.and_then(without_searching));
         }
@@ -66,10 +83,7 @@ pub(crate) fn read(providers: &[Json], day: Day) -> Vec<Entry> {
 
 fn read_model(model: &Json, name: ListedName, day: Day) -> Result<Listed, String> {
     let prices = model.get("prices").ok_or("has no prices")?;
-    let variants = model
-        .get("price_variants")
-        .and_then(Json::list)
-        .unwrap_or(&[]);
+    let variants = list_of(model, "price_variants")?;
     let mut notes = Vec::new();
     let days = days(prices, variants, day)?;
     let mut standard = Vec::new();
@@ -104,6 +118,14 @@ fn read_model(model: &Json, name: ListedName, day: Day) -> Result<Listed, String
         classes,
         notes,
     })
+}
+
+/// A list that may be missing; what is in its place instead is not understood.
+fn list_of<'a>(of: &'a Json, name: &str) -> Result<&'a [Json], String> {
+    match of.get(name) {
+        None => Ok(&[]),
+        Some(list) => list.list().ok_or(format!("{name} is no list")),
+    }
 }
 
 /// The days from which on something else applies: `day`, and each later one that is named.
@@ -210,7 +232,7 @@ fn asked(variants: &[Json], notes: &mut Vec<String>) -> Vec<(&'static str, Strin
             // the class that a price is for, said once more
             [_] if variant
                 .get("prices")
-                .is_some_and(|own| own.members().is_empty()) => {}
+                .is_some_and(|own| *own == Json::Object(Vec::new())) => {}
             other => {
                 let names = other
                     .iter()
@@ -304,7 +326,7 @@ impl Tiered {
             return Err(format!("{key} has parts that are not understood"));
         }
         let mut tiers = Vec::new();
-        for tier in price.get("tiers").and_then(Json::list).unwrap_or(&[]) {
+        for tier in list_of(price, "tiers").map_err(|problem| format!("{key}: {problem}"))? {
             let start = tier
                 .get("start")
                 .and_then(Json::number)
@@ -318,6 +340,9 @@ impl Tiered {
             ));
         }
         tiers.sort_by_key(|(start, _)| *start);
+        if tiers.windows(2).any(|two| two[0].0 == two[1].0) {
+            return Err(format!("{key} has two tiers with one start"));
+        }
         Ok(Self {
             base: rate(price.get("base"))?,
             tiers,

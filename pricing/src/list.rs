@@ -2,12 +2,16 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use seatbelt_schemas::ids::ModelId;
 use thiserror::Error;
 
 use crate::{Day, ListedTerms, genai, json::Json, litellm};
 
 /// Largest list that is read; the largest known has 3.5 MB.
 pub(crate) const LIST_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Most classes of a model that a configuration takes.
+const CLASSES_MAX: usize = 16;
 
 /// A format of price lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +132,7 @@ pub fn read(bytes: &[u8], format: Option<Format>, day: Day) -> Result<List, List
         _ => Format::GenaiPrices,
     };
     let format = format.unwrap_or(found);
-    let entries = match (format, &json) {
+    let entries: Vec<Entry> = match (format, &json) {
         (Format::GenaiPrices, Json::List(providers)) => genai::read(providers, day),
         (Format::LiteLlm, Json::Object(models)) => litellm::read(models),
         _ => Vec::new(),
@@ -136,7 +140,44 @@ pub fn read(bytes: &[u8], format: Option<Format>, day: Day) -> Result<List, List
     if entries.is_empty() {
         return Err(ListError::OtherFormat(format));
     }
-    Ok(once(format, entries))
+    let entries = entries.into_iter().map(|entry| entry.and_then(with_names));
+    Ok(once(format, entries.collect()))
+}
+
+/// Leaves a model out that no configuration could name: one such entry would keep all of a book from being read.
+fn with_names(mut listed: Listed) -> Entry {
+    let ListedName { provider, model } = &listed.name;
+    let problem = match ModelId::new(model) {
+        Err(error) => Some(format!("its name is none that a model can have: {error}")),
+        Ok(_) if provider.is_empty() => Some("its provider has no name".to_owned()),
+        Ok(_) if provider.contains('/') => {
+            Some("its provider's name has a slash, which parts it from the model".to_owned())
+        }
+        Ok(_) => None,
+    };
+    if let Some(reason) = problem {
+        return Err(NotImported {
+            name: listed.name,
+            reason,
+        });
+    }
+    // a class is priced under a name of its own
+    let is_named = |class: &ListedClass| {
+        ModelId::new(format!("{model}+{}={}", class.field, class.value)).is_ok()
+    };
+    let mut classes = Vec::new();
+    for class in listed.classes {
+        if is_named(&class) && classes.len() < CLASSES_MAX {
+            classes.push(class);
+        } else {
+            listed.notes.push(format!(
+                "{} = {}: its name is too long, or its model has too many",
+                class.field, class.value
+            ));
+        }
+    }
+    listed.classes = classes;
+    Ok(listed)
 }
 
 /// One model of a list: read, or left out.

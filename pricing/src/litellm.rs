@@ -73,6 +73,19 @@ const LIKE_OUTPUT: [&str; 3] = [
     "output_cost_per_audio_token",
     "output_cost_per_video_token",
 ];
+/// Words of fields that say what something costs, in whatever kind of value.
+const MONEY: [&str; 10] = [
+    "cost",
+    "pric",
+    "fee",
+    "charge",
+    "multipl",
+    "uplift",
+    "discount",
+    "markup",
+    "premium",
+    "provider_specific_entry",
+];
 /// What a provider asks for on top in some regions: an operator there writes `multiplier`.
 const UPLIFTS: [&str; 4] = [
     "regional_processing_uplift_multiplier_eu",
@@ -216,11 +229,13 @@ fn limits(model: &Json, has_no_output: bool) -> Limits {
 impl Fields {
     fn read(&mut self, field: &str, value: &Json) -> Result<(), String> {
         let is_plain = |item: &Json| matches!(item, Json::Text(_) | Json::Bool(_));
+        let may_be_price = MONEY.iter().any(|word| field.contains(word));
         match value {
-            Json::Null | Json::Bool(_) => Ok(()),
-            Json::List(items) if items.iter().all(is_plain) => Ok(()),
+            Json::Null => Ok(()),
+            Json::Bool(_) if !may_be_price => Ok(()),
+            Json::List(items) if items.iter().all(is_plain) && !may_be_price => Ok(()),
             // some numbers are written as text
-            Json::Text(text) if Decimal::parse(text).is_none() && !field.contains("cost") => Ok(()),
+            Json::Text(text) if Decimal::parse(text).is_none() && !may_be_price => Ok(()),
             _ if NO_PRICES.contains(&field) => Ok(()),
             _ if TOOL_FEES.contains(&field) => {
                 let note = format!("{field}: a fee of tools that the provider runs, not imported");
@@ -307,6 +322,9 @@ impl Fields {
     }
 
     fn read_off_peak(&mut self, value: &Json) -> Result<(), String> {
+        if !matches!(value, Json::Object(_)) {
+            return Err("off_peak_pricing is not understood".to_owned());
+        }
         for (field, value) in value
             .members()
             .iter()
@@ -327,6 +345,9 @@ impl Fields {
 
     /// Anthropic's two ways to pay more: a place, and speed.
     fn read_multipliers(&mut self, value: &Json) -> Result<(), String> {
+        if !matches!(value, Json::Object(_)) {
+            return Err("provider_specific_entry is not understood".to_owned());
+        }
         for (name, value) in value.members() {
             let field = match name.as_str() {
                 "us" => "inference_geo",
@@ -424,16 +445,17 @@ fn classes(fields: &mut Fields, of: &ListedTerms) -> Vec<ListedClass> {
                    value: String,
                    terms: Result<ListedTerms, String>,
                    notes: &mut Vec<String>| match terms {
-        Ok(terms) if terms.problem(false).is_none() && terms.is_never_cheaper(of) => {
-            classes.push(ListedClass {
+        Ok(terms) => match terms.problem(false) {
+            None if terms.is_never_cheaper(of) => classes.push(ListedClass {
                 field,
                 value,
                 terms,
-            });
-        }
-        Ok(_) => notes.push(format!(
-            "{field} = {value}: costs less in some way, and may be served as the model"
-        )),
+            }),
+            None => notes.push(format!(
+                "{field} = {value}: costs less in some way, and may be served as the model"
+            )),
+            Some(problem) => notes.push(format!("{field} = {value}: {problem}")),
+        },
         Err(problem) => notes.push(format!("{field} = {value}: {problem}")),
     };
     for (class, sheet) in std::mem::take(&mut fields.classes) {

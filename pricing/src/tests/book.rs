@@ -30,17 +30,14 @@ price = { input = \"2\", output = \"8\" }
 #[test]
 fn names_and_texts_of_a_list_cannot_write_prices() {
     let list = genai(
-        r#"{"id": "m\"\n[[prices]]\nx = \"\\", "context_window": "1\n[[prices]]\r", "prices": {"input_mtok": 2, "output_mtok": 8}},
+        r#"{"id": "m\" [[prices]] x = \"\\", "context_window": "1\n[[prices]]\r", "prices": {"input_mtok": 2, "output_mtok": 8}},
            {"id": "n\n[[prices]]", "prices": {"input_mtok\n[[prices]]": 2}}"#,
     );
     let book = book(list);
     let read: toml::Table = toml::from_str(&book).unwrap();
     let prices = read["prices"].as_array().unwrap();
     assert_eq!((read.len(), prices.len()), (1, 1), "{book}");
-    assert_eq!(
-        prices[0]["model"].as_str(),
-        Some("m\"\n[[prices]]\nx = \"\\")
-    );
+    assert_eq!(prices[0]["model"].as_str(), Some("m\" [[prices]] x = \"\\"));
 }
 
 #[test]
@@ -93,4 +90,36 @@ fn what_is_no_list_is_told() {
         error(br#"{"a": {}, "a": {}}"#, None),
         ListError::NotJson(_)
     ));
+}
+
+#[test]
+fn what_no_configuration_could_name_is_left_out_by_itself() {
+    let long = "m".repeat(240);
+    let models = ["", "a\\u0007b", &"m".repeat(300), &long, "good"].map(|id| {
+        format!(
+            r#"{{"id": "{id}", "prices": {{"input_mtok": 1, "output_mtok": 2}}, "price_variants": [
+                {{"when": {{"service_tier": "priority"}}, "prices": {{"input_mtok": 2, "output_mtok": 4}}}}]}}"#
+        )
+    });
+    let list = genai(&models.join(","));
+    let classes = list
+        .models
+        .iter()
+        .map(|listed| (listed.name.model.as_str(), listed.classes.len()));
+    assert_eq!(
+        classes.collect::<Vec<_>>(),
+        [("good", 1), (long.as_str(), 0)]
+    );
+    assert_eq!(list.left_out.len(), 3);
+    for provider in ["", "a/b"] {
+        let text = format!(
+            r#"[{{"id": "{provider}", "models": [{{"id": "m", "prices": {{"input_mtok": 1, "output_mtok": 2}}}}]}}]"#
+        );
+        let list = read(text.as_bytes(), None, day()).unwrap();
+        assert_eq!(
+            (list.models.len(), list.left_out.len()),
+            (0, 1),
+            "{provider}"
+        );
+    }
 }

@@ -1,6 +1,6 @@
 //! What is read of lists in the format of genai-prices, and what leaves a model out.
 
-use super::{book, genai, only, price, reason};
+use super::{book, day, genai, only, price, read, reason};
 use crate::StatedRates;
 
 fn model(prices: &str) -> String {
@@ -254,5 +254,58 @@ fn a_model_that_searches_by_itself_needs_a_price_for_each_request() {
                 .per_request,
             12_000_000
         );
+    }
+}
+
+#[test]
+fn what_stands_in_the_place_of_a_list_is_not_understood() {
+    let model = |rest: &str| format!(r#"{{"id": "m", {rest}}}"#);
+    for (rest, expected) in [
+        (
+            r#""prices": {"input_mtok": {"base": 1, "tiers": {}}, "output_mtok": 2}"#,
+            "tiers is no list",
+        ),
+        (
+            r#""prices": {"input_mtok": {"base": 1, "tiers": 5}, "output_mtok": 2}"#,
+            "tiers is no list",
+        ),
+        (
+            r#""prices": {"input_mtok": {"base": 1, "tiers": [{"start": 9, "price": 5}, {"start": 9, "price": 2}]},
+                "output_mtok": 2}"#,
+            "two tiers with one start",
+        ),
+        (
+            r#""price_variants": 5, "prices": {"input_mtok": 1, "output_mtok": 2}"#,
+            "price_variants is no list",
+        ),
+    ] {
+        let reason = reason(genai(&model(rest)));
+        assert!(reason.contains(expected), "{rest}: {reason}");
+    }
+    let none = genai(&model(
+        r#""price_variants": null, "prices": {"input_mtok": {"base": 1, "tiers": null}, "output_mtok": 2}"#,
+    ));
+    assert_eq!(only(none).terms.tiers, []);
+}
+
+#[test]
+fn what_has_no_name_is_told_as_left_out() {
+    let priced = r#""prices": {"input_mtok": 1, "output_mtok": 2}"#;
+    let nameless = genai(&format!("{{{priced}}}"));
+    assert_eq!(reason(nameless), "has no id");
+    for (provider, expected) in [
+        (
+            format!(r#"{{"models": [{{"id": "m", {priced}}}]}}"#),
+            "an id",
+        ),
+        (
+            format!(r#"{{"id": "p", "models": {{"id": "m", {priced}}}}}"#),
+            "a list of models",
+        ),
+        (r#"{"id": "p"}"#.to_owned(), "a list of models"),
+    ] {
+        let list = read(format!("[{provider}]").as_bytes(), None, day()).unwrap();
+        let reason = reason(list);
+        assert!(reason.contains(expected), "{provider}: {reason}");
     }
 }

@@ -232,3 +232,28 @@ fn a_model_under_two_keys_of_one_provider_is_one_where_it_costs_the_same() {
         "a prefix that is not the provider's belongs to the name"
     );
 }
+
+#[test]
+fn what_may_be_a_price_is_understood_or_the_model_is_left_out() {
+    for odd in [
+        r#""input_cost_per_token_above_200k_tokens": false"#,
+        r#""input_cost_per_token_above_200k_tokens": ["1e-6"]"#,
+        r#""surcharge": "20%""#,
+        r#""off_peak_pricing": 5"#,
+        r#""off_peak_pricing": []"#,
+        r#""provider_specific_entry": "fast""#,
+        r#""input_cost_per_token_flex": 1e-2147483648"#,
+    ] {
+        let model = format!(
+            r#""m": {{"litellm_provider": "p", "mode": "chat", "input_cost_per_token": 1e-6,
+                "output_cost_per_token": 2e-6, "max_input_tokens": 9, "max_output_tokens": 9, {odd}}}"#
+        );
+        let reason = reason(litellm(&model));
+        assert!(reason.contains("not understood"), "{odd}: {reason}");
+    }
+    let dear = r#""m": {"litellm_provider": "p", "mode": "chat", "input_cost_per_token": 1e-6,
+        "output_cost_per_token": 2e-6, "supports_vision": true, "source": "https://x/pricing",
+        "provider_specific_entry": {"fast": 1e6}}"#;
+    let notes = only(litellm(dear)).notes;
+    assert!(notes[0].contains("more than one USD a token"), "{notes:?}");
+}
