@@ -34,5 +34,5 @@ pub use fields::{Fault, FieldError, Fields};
 pub use odd::Unread;
 pub use printing::{Escapes, Printed};
 pub use provided::{Calls, Provided};
-pub use served::{Aspect, Class, Priced, Served};
+pub use served::{Aspect, CallsTold, Class, Priced, Served};
 pub use told::{Least, Part, Sent, StreamTold, Told};

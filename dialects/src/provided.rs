@@ -5,13 +5,14 @@
 //! their API has for it, which is written into every metered request. Not here: what a call costs, and what its
 //! results add to the input.
 
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use crate::{
     allow::{Holds, Holds::*, Kind, Profile, SETTING, Shape},
     api::Api,
-    fields::{FieldError, Fields},
+    fields::{FieldError, Fields, counted},
     raw::Pairs,
+    told::text,
 };
 
 /// A tool that the provider runs, as the operator priced it.
@@ -115,7 +116,7 @@ fn pin_each(priced: &[Provided], body: &mut Fields) -> Result<Calls, FieldError>
 fn calls(asked: Option<&Value>, param: &str, most: u64) -> Result<u64, FieldError> {
     match asked {
         None | Some(Value::Null) => Ok(most),
-        Some(asked) => match asked.as_u64() {
+        Some(asked) => match counted(asked) {
             Some(asked) => Ok(asked.min(most)),
             None => Err(FieldError::invalid(param, "must be a whole number")),
         },
@@ -147,6 +148,9 @@ const LOCATION: Shape = &[
 ];
 const TEXT: Holds = Only(Value::is_string, "it must be a string");
 
+/// What a message holds of a call of the provider's tools.
+const SERVER_TOOL_USE: &str = "server_tool_use";
+
 /// What a conversation holds of earlier calls, by API.
 pub(crate) fn history(api: Api) -> &'static [Kind] {
     match api {
@@ -158,7 +162,7 @@ pub(crate) fn history(api: Api) -> &'static [Kind] {
 
 const BLOCKS: &[Kind] = &[
     Kind {
-        tag: "server_tool_use",
+        tag: SERVER_TOOL_USE,
         shape: &[
             ("type", Anything),
             ("id", Anything),
@@ -210,9 +214,27 @@ const BY_THE_CLIENT: &[&str] = &[
     "apply_patch_call",
 ];
 
-/// Which of the provider's tools an item of a response is a call of.
-pub(crate) fn called<'a>(item: &Pairs<'_>, kind: &'a mut String) -> Option<&'a str> {
-    *kind = serde_json::from_str(item.last("type")?.get()).ok()?;
-    let is_ours = BY_THE_CLIENT.contains(&kind.as_str());
+/// Which of the provider's tools an item of an answer is a call of.
+pub(crate) fn called(item: &Pairs<'_>) -> Option<String> {
+    let kind = text(item.last("type"));
+    if kind == SERVER_TOOL_USE {
+        let tool = Some(text(item.last("name"))).filter(|tool| !tool.is_empty());
+        return tool.or(Some(kind));
+    }
+    called_by(&kind).map(str::to_owned)
+}
+
+/// A call's kind without what makes it one: `web_search` of `web_search_call`.
+pub(crate) fn called_by(kind: &str) -> Option<&str> {
+    let is_ours = BY_THE_CLIENT.contains(&kind);
     kind.strip_suffix("_call").filter(|_| !is_ours)
+}
+
+/// The call that an item is the result of, where that is an error.
+pub(crate) fn failed<'a>(item: &Pairs<'a>) -> Option<&'a RawValue> {
+    let kind = text(item.last("type"));
+    let content = item.last("content").map(Pairs::of)?;
+    let is_error = text(content.last("type")) == format!("{kind}_error");
+    item.last("tool_use_id")
+        .filter(|_| is_error && kind.ends_with("_tool_result"))
 }

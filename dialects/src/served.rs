@@ -4,24 +4,27 @@
 //! or place, or run tools of its own. What it says of that is gathered here and compared. Not here: what
 //! another class costs, and what to do about it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::value::RawValue;
+
+pub use calls::CallsTold;
+use calls::{Called, Names};
 
 use crate::{
     allow::Profile,
     fields::Fields,
     odd::says_nothing,
-    provided::{Provided, called},
-    raw::{Pairs, items},
+    provided::{Provided, called, failed},
+    raw::{Pairs, is_null, items},
 };
+
+mod calls;
 
 /// Most things said that are kept: one that differs is enough.
 const SAID_MAX: usize = 32;
 /// Most characters of one.
 const SAID_CHARS_MAX: usize = 256;
-/// Most calls of the provider's tools that are told apart in an answer; more than may be asked for.
-const CALLS_MAX: usize = 4096;
 
 /// What decides a price besides the tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,15 +72,14 @@ const TOOL_COUNTS: [&str; 3] = [
 ];
 /// Counts of a report that stand alone.
 const TOOL_COUNT: [&str; 2] = ["num_search_queries", "num_sources_used"];
+/// Lists of an answer in which calls of the provider's tools stand.
+const LISTS: [&str; 2] = ["output", "content"];
 
 /// What an answer says of how it was served.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Served {
     said: BTreeSet<(Aspect, String)>,
-    /// How often a tool of the provider was called, by its name, as reports count it.
-    counted: BTreeMap<String, u64>,
-    /// Calls that stand in an answer themselves, by the tool's name and their own.
-    calls: BTreeSet<(String, String)>,
+    called: Called,
 }
 
 impl Served {
@@ -85,39 +87,44 @@ impl Served {
     pub(crate) fn answer(&mut self, fields: &Pairs<'_>) {
         self.fields(fields, &[Aspect::Model]);
         self.fields(fields, &CLASSES);
-        for output in fields.all("output") {
-            for (item, place) in items(output).into_iter().zip(0u64..) {
-                self.item(&Pairs::of(item), place);
+        for list in LISTS.into_iter().flat_map(|name| fields.all(name)) {
+            let mut names = Names::default();
+            for (item, place) in items(list).into_iter().zip(0u64..) {
+                self.item_among(&Pairs::of(item), place, &mut names);
             }
         }
     }
 
-    /// Takes note of an item of an answer, in its place among them.
+    /// Takes note of an item of an answer that comes by itself, in its place among them.
     pub(crate) fn item(&mut self, item: &Pairs<'_>, place: u64) {
-        let mut kind = String::new();
-        let Some(tool) = called(item, &mut kind) else {
-            return;
-        };
-        self.say(Aspect::Tools, tool);
-        if self.calls.len() < CALLS_MAX {
-            let id = item
-                .last("id")
-                .map_or_else(|| place.to_string(), |id| id.get().to_owned());
-            let kept = |text: &str| text.chars().take(SAID_CHARS_MAX).collect::<String>();
-            self.calls.insert((kept(tool), kept(&id)));
+        self.item_among(item, place, &mut Names::default());
+    }
+
+    fn item_among(&mut self, item: &Pairs<'_>, place: u64, names: &mut Names) {
+        if let Some(tool) = called(item) {
+            self.say(Aspect::Tools, &tool);
+            self.called.see(&tool, item.last("id"), place, names);
+        }
+        if let Some(call) = failed(item) {
+            self.called.fail(Some(call));
         }
     }
 
+    /// Takes note of a call that an event tells of, without the item itself.
+    pub(crate) fn call(&mut self, tool: &str, id: Option<&RawValue>, place: u64) {
+        self.say(Aspect::Tools, tool);
+        self.called.see(tool, id, place, &mut Names::default());
+    }
+
     /// How often the provider's tools were called that have a fee.
-    pub fn charged_calls(&self, priced: &[Provided]) -> u64 {
-        let is_charged = |name: &str| {
-            let mut charged = priced.iter().filter(|tool| tool.charged);
-            charged.any(|tool| tool.is_called(name))
-        };
-        let counted = self.counted.iter().filter(|(name, _)| is_charged(name));
-        let counted = counted.fold(0u64, |sum, (_, calls)| sum.saturating_add(*calls));
-        let told = self.calls.iter().filter(|(name, _)| is_charged(name));
-        counted.max(told.count() as u64)
+    pub fn charged_calls(&self, priced: &[Provided]) -> CallsTold {
+        let mut charged = priced.iter().filter(|tool| tool.charged).peekable();
+        if charged.peek().is_none() {
+            return CallsTold::default();
+        }
+        let charged: Vec<_> = charged.collect();
+        self.called
+            .told(|name| charged.iter().any(|tool| tool.is_called(name)))
     }
 
     /// Takes note of a report of usage.
@@ -128,8 +135,9 @@ impl Served {
             for raw in fields.all(counts) {
                 let listed = Pairs::of(raw);
                 listed.iter().for_each(|(name, raw)| self.tool(name, raw));
-                if listed.is_empty() && !items(raw).is_empty() {
+                if listed.is_empty() && !says_nothing(raw.get()) {
                     self.say(Aspect::Tools, counts);
+                    self.called.odd();
                 }
             }
         }
@@ -150,16 +158,14 @@ impl Served {
     }
 
     fn tool(&mut self, name: &str, raw: &RawValue) {
-        let is_none = raw.get().parse::<f64>().is_ok_and(|count| count == 0.0);
-        if is_none || says_nothing(raw.get()) {
+        if is_null(raw) {
             return;
         }
         let tool = name.strip_suffix("_requests").unwrap_or(name);
-        self.say(Aspect::Tools, tool);
-        let known = self.counted.len() < SAID_MAX || self.counted.contains_key(tool);
-        if let (Ok(calls), true) = (raw.get().parse::<u64>(), known) {
-            let most = self.counted.entry(tool.to_owned()).or_default();
-            *most = calls.max(*most);
+        self.called.count(tool, raw);
+        let is_none = raw.get().parse::<f64>().is_ok_and(|count| count == 0.0);
+        if !is_none && !says_nothing(raw.get()) {
+            self.say(Aspect::Tools, tool);
         }
     }
 
@@ -423,11 +429,64 @@ mod tests {
             ..priced(Profile::Anthropic, "m", &[])
         };
         assert_eq!(priced.other(&served), None);
-        assert_eq!(served.charged_calls(&tools), 2);
-        assert_eq!(served.charged_calls(&[search(false)]), 0);
+        assert_eq!(served.charged_calls(&tools).least, 2);
+        assert_eq!(served.charged_calls(&[search(false)]).least, 0);
         let fetched = self::served("{}", r#"{"server_tool_use": {"web_fetch_requests": 1}}"#);
         assert_eq!(priced.other(&fetched), Some((Aspect::Tools, "web_fetch")));
-        assert_eq!(fetched.charged_calls(&tools), 0);
+        assert_eq!(fetched.charged_calls(&tools).least, 0);
+        let odd = |report: &str| self::served("{}", report);
+        for report in [
+            r#"{"server_tool_use": {"web_search_requests": "3"}}"#,
+            r#"{"server_tool_use": {"web_search_requests": {}}}"#,
+            r#"{"server_tool_use": 3}"#,
+            r#"{"server_tool_use": [3]}"#,
+        ] {
+            assert!(odd(report).charged_calls(&tools).is_odd, "{report}");
+            let free = odd(report).charged_calls(&[search(false)]);
+            assert!(!free.is_odd, "{report}: nothing of it is charged");
+        }
+        for report in [
+            r#"{"server_tool_use": {"web_search_requests": null}}"#,
+            r#"{"server_tool_use": null}"#,
+            r#"{"server_tool_use": {}}"#,
+            "{}",
+        ] {
+            let none = odd(report).charged_calls(&tools);
+            assert_eq!(none, CallsTold::default(), "{report}");
+        }
+    }
+
+    #[test]
+    fn calls_that_stand_in_a_message_are_counted_but_for_those_that_failed() {
+        let tools = [Provided {
+            kind: "web_search_20250305".to_owned(),
+            calls_max: 5,
+            input_max: 1000,
+            charged: true,
+        }];
+        let call = |id: &str| {
+            format!(r#"{{"type": "server_tool_use", "id": "{id}", "name": "web_search"}}"#)
+        };
+        let blocks = [
+            call("a"),
+            r#"{"type": "web_search_tool_result", "tool_use_id": "a", "content": []}"#.to_owned(),
+            call("b"),
+            r#"{"type": "web_search_tool_result", "tool_use_id": "b", "content":
+                {"type": "web_search_tool_result_error", "error_code": "unavailable"}}"#
+                .to_owned(),
+            call("c"),
+            r#"{"type": "tool_use", "id": "d", "name": "web_search"}"#.to_owned(),
+        ];
+        let answer = format!(r#"{{"content": [{}]}}"#, blocks.join(","));
+        let served = served(&answer, "{}");
+        assert_eq!(served.charged_calls(&tools).least, 2);
+        let none = priced(Profile::Anthropic, "m", &[]);
+        assert_eq!(none.other(&served), Some((Aspect::Tools, "web_search")));
+        let unnamed = self::served(r#"{"content": [{"type": "server_tool_use"}]}"#, "{}");
+        assert_eq!(
+            none.other(&unnamed),
+            Some((Aspect::Tools, "server_tool_use"))
+        );
     }
 
     #[test]
@@ -441,19 +500,19 @@ mod tests {
         let output = r#"{"output": [{"type": "web_search_call", "id": "a"}, {"type": "function_call", "id": "f"},
             {"type": "web_search_call", "id": "b"}, {"type": "web_search_call"}, {"type": 7}, 8]}"#;
         let mut all = served(output, "{}");
-        assert_eq!(all.charged_calls(&tools), 3);
+        assert_eq!(all.charged_calls(&tools).least, 3);
         for (item, place) in [
             (r#"{"type": "web_search_call", "id": "a"}"#, 0),
             (r#"{"type": "web_search_call"}"#, 3),
         ] {
             all.item(&Pairs::read(item).unwrap(), place);
         }
-        assert_eq!(all.charged_calls(&tools), 3);
+        assert_eq!(all.charged_calls(&tools).least, 3);
         all.item(
             &Pairs::read(r#"{"type": "web_search_call", "id": "c"}"#).unwrap(),
             6,
         );
-        assert_eq!(all.charged_calls(&tools), 4);
+        assert_eq!(all.charged_calls(&tools).least, 4);
         let none = priced(Profile::OpenAi, "m", &[]);
         assert_eq!(none.other(&all), Some((Aspect::Tools, "web_search")));
     }

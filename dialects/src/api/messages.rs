@@ -154,6 +154,10 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
         told.content_since = false;
     }
     if kind.starts_with("content_block") {
+        let place = body.0.last("index").and_then(|raw| raw.get().parse().ok());
+        for block in body.0.all("content_block").map(Pairs::of) {
+            told.served.item(&block, place.unwrap_or(0));
+        }
         for name in ["content_block", "delta"] {
             body.0.all(name).for_each(|raw| told.content(raw));
         }

@@ -13,6 +13,7 @@ use crate::{
     ask::{Ask, Measure},
     ends::{named_error, of_unread},
     fields::{self, FieldError, Fields, flag, whole},
+    provided::called_by,
     raw::Pairs,
     sse::SseEvent,
     told::{Body, Counts, Odd, Part, Report, StreamTold, finish, status_named, text},
@@ -188,12 +189,7 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
     let response = body.0.last("response").map(Pairs::of).unwrap_or_default();
     told.served.answer(&response);
     reported |= told.reports(&response);
-    if let "response.output_item.added" | "response.output_item.done" = kind.as_str() {
-        let place = body.0.last("output_index");
-        let place = place.and_then(|raw| raw.get().parse().ok()).unwrap_or(0);
-        let items = body.0.all("item").map(Pairs::of);
-        items.for_each(|item| told.served.item(&item, place));
-    }
+    calls(told, &kind, &body.0);
     if kind.ends_with(".delta") {
         body.0.all("delta").for_each(|raw| told.content(raw));
     }
@@ -209,6 +205,21 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
         "error" => failed(told, &body),
         _ if named_error(event) => failed(told, &body),
         _ => Part::Content,
+    }
+}
+
+/// Takes note of a call of the provider's tools: its item comes when it begins and again when it ends, and each
+/// step between has an event of its own (`response.web_search_call.searching`).
+fn calls(told: &mut StreamTold, kind: &str, event: &Pairs<'_>) {
+    let place = event.last("output_index");
+    let place = place.and_then(|raw| raw.get().parse().ok()).unwrap_or(0);
+    if let "response.output_item.added" | "response.output_item.done" = kind {
+        let items = event.all("item").map(Pairs::of);
+        items.for_each(|item| told.served.item(&item, place));
+    }
+    let step = kind.strip_prefix("response.").unwrap_or_default();
+    if let Some(tool) = step.split('.').next().and_then(called_by) {
+        told.served.call(tool, event.last("item_id"), place);
     }
 }
 

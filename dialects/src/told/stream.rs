@@ -236,6 +236,7 @@ impl StreamTold {
     /// An event that cannot be read may be anything but a report.
     pub(crate) fn unread(&mut self, event: &SseEvent) {
         for raw in reports_within(&String::from_utf8_lossy(&event.data)) {
+            self.served.report(raw);
             self.at_least(raw, None);
         }
         if !event.data.trim_ascii().is_empty() {

@@ -159,10 +159,12 @@ impl Told {
         let text = String::from_utf8_lossy(body);
         let mut told = StreamTold::new(api, sent);
         for raw in reports_within(&text) {
+            told.served.report(raw);
             told.report(raw, None);
         }
         Self {
             least: told.least(),
+            served: told.served,
             ..Self::default()
         }
     }

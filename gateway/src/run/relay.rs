@@ -95,6 +95,7 @@ impl Job {
             .and_then(|code| StatusCode::from_u16(code).ok());
         !self.is_neurons()
             && told.used_nothing()
+            && self.is_nothing(&told.least(), &told.served)
             && !status.is_some_and(|status| self.worked(status))
     }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::LazyLock, time::Instant};
 
-use seatbelt_dialects::{Least, Served};
+use seatbelt_dialects::{CallsTold, Least, Served};
 use seatbelt_schemas::{
     amount::TOOL_CALLS_MAX,
     event::{OnUnknown, Report, Timings, UsageSource},
@@ -44,7 +44,7 @@ struct Terms {
     other_class: bool,
     /// Calls of the provider's tools with a fee: those that were held, and those that the answer tells.
     calls_held: u64,
-    calls_told: u64,
+    calls_told: CallsTold,
     on_unknown: OnUnknown,
 }
 
@@ -138,6 +138,12 @@ impl Job {
         Ok(Some(position))
     }
 
+    /// Whether nothing was told that could be charged: no tokens, and no call that has a fee.
+    pub(super) fn is_nothing(&self, least: &Least, served: &Served) -> bool {
+        let calls = served.charged_calls(self.candidate.tools());
+        least.is_nothing() && calls.least == 0
+    }
+
     /// Whether an answer was served in another class than was priced: counted, and told once a second for
     /// each upstream and what differs.
     fn is_other_class(&self, served: &Served) -> bool {
@@ -171,14 +177,16 @@ impl Job {
 /// that has no price ends at the hold, or at what was told where that is more.
 fn account_for(hold: &Amounts, known: &Known, event: Option<&UsageEvent>, terms: Terms) -> End {
     let with_told = |usage| Usage {
-        tool_calls: terms.calls_told.min(TOOL_CALLS_MAX),
+        tool_calls: terms.calls_told.least.min(TOOL_CALLS_MAX),
         ..usage
     };
     let least = Least {
         usage: with_told(known.least.usage),
         ..known.least
     };
-    if let Some(usage) = known.usage.filter(|_| !terms.other_class).map(with_told) {
+    // calls are part of a report: where they are odd, nothing of it is believed
+    let is_believed = !terms.other_class && !terms.calls_told.is_odd;
+    if let Some(usage) = known.usage.filter(|_| is_believed).map(with_told) {
         let source = match terms.from_neuron {
             true => UsageSource::Neuron,
             false => UsageSource::Upstream,
@@ -233,12 +241,17 @@ mod tests {
         }
     }
 
+    const NO_CALLS: CallsTold = CallsTold {
+        least: 0,
+        is_odd: false,
+    };
+
     const TERMS: Terms = Terms {
         from_neuron: false,
         visible: None,
         other_class: false,
         calls_held: 0,
-        calls_told: 0,
+        calls_told: NO_CALLS,
         on_unknown: OnUnknown::ChargeHold,
     };
 
@@ -269,9 +282,12 @@ mod tests {
 
     #[test]
     fn calls_of_the_providers_tools_are_charged_as_told_or_as_held() {
-        let terms = |calls_told| Terms {
+        let terms = |least| Terms {
             calls_held: 5,
-            calls_told,
+            calls_told: CallsTold {
+                least,
+                is_odd: false,
+            },
             ..TERMS
         };
         let calls = |known: &Known, terms| match end(known, terms) {
@@ -298,6 +314,50 @@ mod tests {
             ..terms(2)
         };
         assert_eq!(calls(&counted, seen), (5, UsageSource::Counted));
+    }
+
+    #[test]
+    fn where_calls_are_odd_nothing_of_their_report_is_believed() {
+        let odd = |least, on_unknown| Terms {
+            calls_held: 5,
+            calls_told: CallsTold {
+                least,
+                is_odd: true,
+            },
+            on_unknown,
+            ..TERMS
+        };
+        let reported = Known {
+            output_bytes: None,
+            ..told(usage(7, 3))
+        };
+        let with_calls = |usage, tool_calls| Usage {
+            tool_calls,
+            ..usage
+        };
+        for (least, on_unknown, expected, source) in [
+            (
+                0,
+                OnUnknown::ChargeHold,
+                with_calls(usage(100, 50), 5),
+                UsageSource::Hold,
+            ),
+            (
+                9,
+                OnUnknown::ChargeHold,
+                with_calls(usage(100, 50), 9),
+                UsageSource::Counted,
+            ),
+            (
+                2,
+                OnUnknown::Release,
+                with_calls(usage(7, 3), 2),
+                UsageSource::Counted,
+            ),
+        ] {
+            let end = end(&reported, odd(least, on_unknown));
+            assert_eq!(end, End::Used(expected, source), "{least}");
+        }
     }
 
     #[test]
@@ -447,7 +507,7 @@ mod tests {
                 visible: sees_all.then_some(sent.choices),
                 other_class: tier == Some("priority"),
                 calls_held: 0,
-                calls_told: 0,
+                calls_told: NO_CALLS,
                 on_unknown: if releases { OnUnknown::Release } else { OnUnknown::ChargeHold },
             };
             let usage = match end(&known, terms) {

@@ -70,6 +70,7 @@ impl Job {
             let told = unread();
             let known = Known {
                 least: told.least,
+                served: told.served,
                 ..Known::default()
             };
             return Err(self.stopped(stop, known).await);
@@ -100,7 +101,7 @@ impl Job {
     /// not known.
     async fn not_answered(&mut self, problem: &str, read: Told) -> ApiError {
         let ended = match read.usage {
-            None if read.is_error && read.least.is_nothing() => {
+            None if read.is_error && self.is_nothing(&read.least, &read.served) => {
                 self.release("upstream answered with an error").await;
                 Ok(None)
             }
@@ -150,7 +151,8 @@ impl Job {
         told: Told,
     ) -> Result<(), ApiError> {
         let worked = undone.is_none() && self.worked(status);
-        if told.usage.is_none() && told.least.is_nothing() && !worked {
+        let is_nothing = told.usage.is_none() && self.is_nothing(&told.least, &told.served);
+        if is_nothing && !worked {
             let reason = format!("upstream answered {}", status.as_u16());
             self.release(&reason).await;
             return Ok(());

@@ -192,6 +192,84 @@ async fn searches_of_a_message_are_limited_each_and_charged_as_told() {
     assert_eq!(stack.spent_once_idle().await, 15 * TOKEN + 2 * CALL);
 }
 
+fn message(status: u16, content: &Value, usage: &Value) -> Script {
+    let answer = json!({"id": "m", "type": "message", "role": "assistant", "model": "test-model",
+        "content": content, "stop_reason": "end_turn", "usage": usage});
+    Script::Whole(status, "application/json", answer.to_string())
+}
+
+#[tokio::test]
+async fn calls_are_read_as_strictly_as_tokens_whatever_came_of_the_answer() {
+    let stack = stack(Dialect::Anthropic, &[("web_search_20250305", true)]).await;
+    let body = json!({"model": "test-model", "max_tokens": 20,
+        "tools": [{"type": "web_search_20250305", "name": "web_search"}],
+        "messages": [{"role": "user", "content": "hi"}]});
+    let text = json!([{"type": "text", "text": "hi"}]);
+    let used =
+        |calls: Value| json!({"input_tokens": 10, "output_tokens": 5, "server_tool_use": calls});
+    let call =
+        |n: u64| json!({"type": "server_tool_use", "id": format!("s{n}"), "name": "web_search"});
+    let calls = json!([call(0), call(1), {"type": "text", "text": "hi"}]);
+    let plain = json!({"input_tokens": 10, "output_tokens": 5});
+    let broken = format!(
+        "{{\"usage\": {}}}x",
+        used(json!({"web_search_requests": 9}))
+    );
+    let only_calls = json!({"type": "error", "error": {"type": "invalid_request_error", "message": "no"},
+        "usage": {"server_tool_use": {"web_search_requests": 5}}});
+    let whole = |status, body: &str| Script::Whole(status, "application/json", body.to_owned());
+    let mut before = 0;
+    for (script, calls_at_least, status) in [
+        (
+            message(200, &text, &used(json!({"web_search_requests": "2"}))),
+            3,
+            200,
+        ),
+        (
+            message(200, &text, &used(json!({"web_search_requests": 2.0}))),
+            3,
+            200,
+        ),
+        (
+            message(
+                200,
+                &text,
+                &used(json!({"web_search_requests": 1u64 << 41})),
+            ),
+            3,
+            200,
+        ),
+        (message(200, &calls, &plain), 2, 200),
+        (whole(200, &broken), 9, 502),
+        (whole(400, &only_calls.to_string()), 5, 400),
+    ] {
+        stack.upstream.plays(script);
+        let (answered, answer) = status_and_body(stack.post("/v1/messages", &body)).await;
+        assert_eq!(answered, status, "{answer}");
+        let spent = stack.spent_once_idle().await;
+        assert_eq!((spent - before) / CALL, calls_at_least, "{answer}");
+        before = spent;
+    }
+}
+
+#[tokio::test]
+async fn a_call_counts_that_only_its_steps_tell_of() {
+    let stack = stack(Dialect::OpenAi, &[("web_search", true)]).await;
+    let step = |kind: &str, n: u64| {
+        let data = json!({"type": format!("response.web_search_call.{kind}"), "output_index": n, "item_id": ""});
+        format!("data: {data}\n\n")
+    };
+    let ended = json!({"type": "response.completed", "response": {"status": "completed", "model": "test-model",
+        "usage": {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}}});
+    let mut pieces = vec![step("in_progress", 0), step("searching", 0)];
+    pieces.extend([step("in_progress", 1), format!("data: {ended}\n\n")]);
+    stack.upstream.plays(Script::Stream(pieces));
+    let body = asks_to_search(&json!({"stream": true, "max_tool_calls": 2.0}));
+    stream_text(stack.post("/v1/responses", &body)).await;
+    assert_eq!(stack.upstream.last().body["max_tool_calls"], 2);
+    assert_eq!(stack.spent_once_idle().await, 15 * TOKEN + 2 * CALL);
+}
+
 #[tokio::test]
 async fn an_account_with_a_multiplier_pays_by_it_and_is_told() {
     let stack = stack(Dialect::OpenAi, &[("web_search", true)]).await;
