@@ -98,6 +98,7 @@ pub(super) fn counts(report: &Report<'_>) -> Result<Counts, Odd> {
         all.written = all.written.saturating_add(pass.written);
         all.written_short = sum(all.written_short, pass.written_short);
         all.written_long = all.written_long.saturating_add(pass.written_long);
+        all.reasoning = all.reasoning.saturating_add(pass.reasoning);
     }
     counts.merge(all);
     Ok(counts)
@@ -110,6 +111,8 @@ fn flat(report: &Report<'_>) -> Result<Counts, Odd> {
         long = split.count("ephemeral_1h_input_tokens")?;
     }
     let split = short.unwrap_or(0) + long.unwrap_or(0);
+    let details = report.within("output_tokens_details");
+    let thought = details.map(|details| details.part("thinking_tokens"));
     Ok(Counts {
         input: report.count("input_tokens")?,
         cached: report.part("cache_read_input_tokens")?,
@@ -117,6 +120,7 @@ fn flat(report: &Report<'_>) -> Result<Counts, Odd> {
         written_short: short.or(long.map(|_| 0)),
         written_long: long.unwrap_or(0),
         output: report.count("output_tokens")?,
+        reasoning: thought.transpose()?.unwrap_or(0),
         ..Counts::default()
     })
 }

@@ -391,6 +391,11 @@ fn what_anthropic_counts_beside_the_answer_counts() {
         {"type": "message", "input_tokens": 10, "output_tokens": 1},
     ]});
     assert_eq!(anthropic(&compacted).unwrap().tokens(), 961);
+    let thought = json!({"input_tokens": 10, "output_tokens": 9, "output_tokens_details": {"thinking_tokens": 7}});
+    let usage = anthropic(&thought).unwrap();
+    assert_eq!((usage.output_tokens, usage.reasoning_tokens), (9, 7));
+    let odd = json!({"input_tokens": 10, "output_tokens": 9, "output_tokens_details": {"thinking_tokens": "7"}});
+    assert_eq!(anthropic(&odd), None);
     assert_eq!(anthropic(&json!({"input_tokens": 1})), None);
     assert_eq!(
         anthropic(&json!({"input_tokens": 1, "output_tokens": 1.0})),
