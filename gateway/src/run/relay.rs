@@ -76,7 +76,13 @@ impl Job {
             }
             taken?;
             match relay.state {
-                State::Failed => return Err(Stop::Failed),
+                State::Failed => {
+                    if !self.is_neurons() {
+                        let _ =
+                            timeout(TRAILER_WAIT, self.limits.read_on(answer, relay, last)).await;
+                    }
+                    return Err(Stop::Failed);
+                }
                 State::Ended => return Ok(()),
                 State::Open if last && relay.is_whole(self.api) => return Ok(()),
                 State::Open if last => {
@@ -150,7 +156,26 @@ fn sign_of_life(dialect: Dialect) -> &'static [u8] {
 }
 
 impl Limits {
+    /// Reads what still comes of a stream that failed: some say what they used only then. Its client has seen the
+    /// error, and nothing after it.
+    async fn read_on(&self, answer: &mut reqwest::Response, relay: &mut Relay, mut last: bool) {
+        loop {
+            relay.note_rest(last);
+            if last {
+                return;
+            }
+            match self.chunk(answer, std::future::pending()).await {
+                Ok(Some(chunk)) => relay.reader.push(&chunk),
+                Ok(None) | Err(_) => {
+                    relay.reader.close();
+                    last = true;
+                }
+            }
+        }
+    }
+
     async fn send(&self, relay: &mut Relay, piece: Bytes) -> Result<(), Stop> {
+        relay.sent_at = Instant::now();
         let Some(client) = &relay.client else {
             return Ok(());
         };
@@ -223,6 +248,19 @@ impl Relay {
             }
         }
         Ok(())
+    }
+
+    /// Notes what the events tell that come after an error, and of a `last` one without its blank line; of two
+    /// errors the first is what happened.
+    fn note_rest(&mut self, last: bool) {
+        let failure = self.told.failure;
+        while let Ok(Some(event)) = self.reader.next_event() {
+            self.told.note(&event);
+        }
+        if last && let Some(event) = self.reader.last_event() {
+            self.told.note(&event.completed());
+        }
+        self.told.failure = failure;
     }
 
     /// Takes the event whose blank line did not come, if there is one. It may be cut, so nothing of it is
@@ -395,5 +433,27 @@ mod tests {
         assert_eq!(take(&mut relay, &mut face, Some(error)), error);
         assert_eq!(relay.state, State::Failed);
         assert_eq!(relay.known().usage.unwrap().input_tokens, 5);
+    }
+
+    #[test]
+    fn what_is_told_after_an_error_counts_and_the_first_error_is_what_happened() {
+        let (mut relay, mut face) = (relay(Api::Chat), same(Api::Chat, false));
+        let error = "data: {\"error\":{\"code\":500}}\n\n";
+        take(&mut relay, &mut face, Some(CONTENT));
+        take(&mut relay, &mut face, Some(error));
+        assert_eq!((relay.state, relay.known().usage), (State::Failed, None));
+        let later = "data: {\"error\":{\"code\":503}}\n\n";
+        for chunk in [CONTENT, later, &USAGE[..20], &USAGE[20..]] {
+            relay.reader.push(chunk.as_bytes());
+            relay.note_rest(false);
+        }
+        assert_eq!(relay.known().usage.unwrap().output_tokens, 1);
+        assert_eq!(relay.told.failure, Some(500));
+        relay
+            .reader
+            .push(USAGE.replace(":1}", ":7}").trim_end().as_bytes());
+        relay.reader.close();
+        relay.note_rest(true);
+        assert_eq!(relay.known().usage.unwrap().output_tokens, 7);
     }
 }

@@ -108,6 +108,33 @@ async fn a_message_without_its_end_ends_in_an_error_and_costs_what_was_told() {
 }
 
 #[tokio::test]
+async fn what_a_stream_tells_after_its_error_is_charged() {
+    let stack = Stack::balance(1 << 20).await;
+    let error = "data: {\"error\":{\"message\":\"busy\",\"code\":429}}\n\n".to_owned();
+    let usage = |input: u64, output: u64| {
+        format!(
+            "data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":{input},\"completion_tokens\":{output}}}}}\n\n"
+        )
+    };
+    let mut before = 0;
+    for (pieces, charged) in [
+        (
+            vec![said("a") + &usage(3, 1), error.clone(), usage(3, 15)],
+            18,
+        ),
+        (vec![error.clone() + &said("a"), usage(3, 15)], 18),
+        (vec![error.clone()], 0),
+    ] {
+        stack.upstream.plays(Script::Stream(pieces.clone()));
+        let text = stream_text(stack.chat(&hi_stream(20))).await;
+        assert!(text.ends_with(&error), "nothing is seen after it: {text}");
+        let spent = stack.spent_once_idle().await;
+        assert_eq!(spent - before, charged, "{pieces:?}");
+        before = spent;
+    }
+}
+
+#[tokio::test]
 async fn an_early_usage_chunk_holds_back_nothing_but_itself() {
     let stack = Stack::balance(1000).await;
     let usage = chat_stream().remove(3);
