@@ -11,7 +11,10 @@ use seatbelt_dialects::{
     sse::{SseEvent, SseReader, write_event},
 };
 use serde::de::IgnoredAny;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{
     Head, Job,
@@ -61,10 +64,15 @@ impl Job {
         relay: &mut Relay,
     ) -> Result<(), Stop> {
         loop {
+            // by what the client last got: much may come of which it sees nothing
+            let silent_until = relay.sent_at + self.ping;
             let next = self.limits.chunk(answer, relay.gone());
-            let Ok(chunk) = timeout(self.ping, next).await else {
+            let next = timeout_at(silent_until, next).await;
+            if next.is_err() || Instant::now() >= silent_until {
                 let sign = Bytes::from_static(sign_of_life(self.dialect));
                 self.limits.send(relay, sign).await?;
+            }
+            let Ok(chunk) = next else {
                 continue;
             };
             let chunk = chunk?;
@@ -206,6 +214,8 @@ struct Relay {
     state: State,
     /// What is held back until the settle is taken.
     end: BytesMut,
+    /// When the client last got something.
+    sent_at: Instant,
     /// None once the client is gone.
     client: Option<mpsc::Sender<Bytes>>,
 }
@@ -217,6 +227,7 @@ impl Relay {
             told,
             state: State::Open,
             end: BytesMut::new(),
+            sent_at: Instant::now(),
             client: Some(client),
         }
     }

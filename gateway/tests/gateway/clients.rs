@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     SECRET, Script, Stack, chat_answer, chat_stream, hi, hi_stream, read_until, status_and_body,
-    tokens,
+    stream_text, tokens,
 };
 
 fn zipped(text: &str) -> Vec<u8> {
@@ -139,6 +139,24 @@ async fn a_silent_stream_says_that_it_goes_on_in_its_dialect() {
     stack.upstream.go_on.notify_one();
     let all = silent + &response.text().await.unwrap();
     assert!(all.contains("message_stop"), "{all}");
+}
+
+#[tokio::test]
+async fn a_stream_is_silent_for_its_client_whatever_comes_of_its_upstream() {
+    let stack = Stack::start_with(tokens(1000, Window::Balance), |config| {
+        config.ping = Duration::from_millis(50);
+    })
+    .await;
+    let mut pieces = chat_stream();
+    let comments = std::iter::repeat_n(": nothing for a client of messages\n\n".to_owned(), 200);
+    pieces.splice(1..1, comments);
+    stack
+        .upstream
+        .plays(Script::Slow(pieces, Duration::from_millis(5)));
+    let text = stream_text(stack.post("/v1/messages", &hi_stream(20))).await;
+    let pings = text.matches("event: ping\n").count();
+    assert!(pings >= 2, "{pings} in a second: {text}");
+    assert_eq!(stack.spent_once_idle().await, 15);
 }
 
 #[tokio::test]

@@ -80,6 +80,8 @@ pub(crate) enum Script {
     Broken(Vec<String>),
     /// The first piece of a stream, the rest once the test says so.
     Held(Vec<String>),
+    /// Pieces of an event stream, each so long after the one before.
+    Slow(Vec<String>, Duration),
 }
 
 /// What the upstream was asked.
@@ -267,6 +269,13 @@ async fn answer(
             streamed(held(upstream, pieces.chain([broken])))
         }
         Script::Held(pieces) => streamed(held(upstream, pieces.into_iter().map(Ok))),
+        Script::Slow(pieces, apart) => {
+            let pieces = stream::iter(pieces);
+            streamed(pieces.then(move |piece| async move {
+                tokio::time::sleep(apart).await;
+                Ok(piece)
+            }))
+        }
     }
 }
 
