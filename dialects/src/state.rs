@@ -76,6 +76,9 @@ const WHY: &str =
 /// Refuses what the provider keeps, but for ids that the operator accepts by their path.
 pub fn refuse_state(body: &Fields, accepted: [&[String]; 2]) -> Result<(), FieldError> {
     for (name, value) in body.iter().filter(|(_, value)| !value.is_null()) {
+        if name == "input" {
+            refuse_kept_items(value)?;
+        }
         if folded(name) != "metadata" {
             let search = Search { accepted };
             search.field(
@@ -89,6 +92,40 @@ pub fn refuse_state(body: &Fields, accepted: [&[String]; 2]) -> Result<(), Field
         }
     }
     Ok(())
+}
+
+/// Refuses items of `/v1/responses` that stand for one which the provider keeps: each would be another tenant's
+/// just as well.
+fn refuse_kept_items(input: &Value) -> Result<(), FieldError> {
+    let items = input.as_array().into_iter().flatten();
+    for (n, item) in items.enumerate() {
+        if item.as_object().is_some_and(is_kept_item) {
+            let problem = "names what the provider keeps: send its content, with include = [\"reasoning.encrypted_content\"] of the answer before";
+            return Err(FieldError::invalid(format!("input[{n}]"), problem));
+        }
+    }
+    Ok(())
+}
+
+fn is_kept_item(item: &Fields) -> bool {
+    let says = |field: &str| {
+        let value = item.get(field).unwrap_or(&Value::Null);
+        !value.is_null() && value.as_str() != Some("")
+    };
+    match item.get("type").and_then(Value::as_str) {
+        Some("item_reference") => true,
+        // what the model thought comes along sealed; an id alone stands for what the provider keeps
+        Some("reasoning") => !item
+            .get("encrypted_content")
+            .is_some_and(|sealed| sealed.as_str().is_some_and(|sealed| !sealed.is_empty())),
+        // a search is said again without what it found
+        Some("web_search_call") => false,
+        // a reference need not say that it is one
+        _ => {
+            let names_it = |name: &str| matches!(name, "id" | "type" | "status" | "role");
+            says("id") && !item.keys().any(|name| !names_it(name) && says(name))
+        }
+    }
 }
 
 struct Search<'a> {
@@ -329,6 +366,31 @@ mod tests {
             json!({"grid": 1, "valid": true, "paid": 2, "android": {"void": 1}, "documents": [{"id": "d", "text": "t"}]}),
         ] {
             assert_eq!(refused(&body), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn an_item_that_stands_for_a_kept_one_is_refused_in_whatever_spelling() {
+        for item in [
+            json!({"type": "item_reference", "id": "x"}),
+            json!({"id": "x"}),
+            json!({"id": "x", "type": null}),
+            json!({"id": "x", "type": "", "content": null}),
+            json!({"type": "message", "id": "x", "role": "assistant", "status": "completed"}),
+            json!({"type": "image_generation_call", "id": "x"}),
+            json!({"type": "reasoning", "id": "x"}),
+            json!({"type": "reasoning", "id": "x", "summary": [], "encrypted_content": ""}),
+        ] {
+            check(&json!({"input": ["hi", item]}), "input[1]");
+        }
+        for item in [
+            json!({"type": "message", "id": "x", "role": "assistant", "content": "hi"}),
+            json!({"role": "user", "content": "hi"}),
+            json!({"type": "reasoning", "id": "x", "encrypted_content": "e"}),
+            json!({"type": "function_call", "id": "x", "name": "f", "arguments": "{}"}),
+            json!({"type": "web_search_call", "id": "x", "status": "completed"}),
+        ] {
+            assert_eq!(refused(&json!({ "input": [item] })), None, "{item}");
         }
     }
 

@@ -106,20 +106,6 @@ fn ask_item(
     let fields = item
         .as_object()
         .ok_or_else(|| FieldError::invalid(param, "must be an object"))?;
-    let kind = fields.get("type").and_then(Value::as_str);
-    let is_kept = match kind {
-        Some("item_reference") => true,
-        // what the model thought comes along sealed; an id alone stands for what the provider keeps
-        Some("reasoning") => fields
-            .get("encrypted_content")
-            .and_then(Value::as_str)
-            .is_none_or(str::is_empty),
-        _ => false,
-    };
-    if is_kept {
-        let problem = "names what the provider keeps: send its content, with include = [\"reasoning.encrypted_content\"] of the answer before";
-        return Err(FieldError::invalid(param, problem));
-    }
     ask.framed += 1;
     for (name, value) in fields {
         match (name.as_str(), value) {

@@ -5,13 +5,15 @@
 
 use std::time::Duration;
 
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use bytes::{Bytes, BytesMut};
 use seatbelt_dialects::{
     Api,
     allow::refuse_state,
     translate::{between, without_our_thoughts},
 };
+use seatbelt_schemas::amount::TOKENS_PER_REQUEST_MAX;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -21,6 +23,7 @@ use crate::{
     clock::ms,
     error::ApiError,
     receive::Received,
+    run::{is_of_no_api, not_there, passed_headers, unreadable},
     upstream::{Attempt, Candidate, count::count, neuron::Pass},
 };
 
@@ -35,6 +38,8 @@ pub(crate) struct TokenCount {
     /// `upstream`, `exact` (the model's own tokenizer) or `bound` (no more than these).
     pub(crate) by: &'static str,
     pub(crate) status: StatusCode,
+    /// What an upstream's answer says besides that is for the client.
+    pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
@@ -49,6 +54,7 @@ impl TokenCount {
         Self {
             by,
             status: StatusCode::OK,
+            headers: HeaderMap::new(),
             body: told.to_string().into(),
         }
     }
@@ -134,33 +140,51 @@ impl Planner {
             let call = self.counter.client.post(attempt.url);
             let call = call.headers(attempt.headers).body(attempt.body);
             let mut answer = call.send().await?;
+            let (status, headers) = (answer.status(), passed_headers(answer.headers()));
+            if let Some(problem) = unreadable(&answer) {
+                return Ok((status, headers, Err(problem)));
+            }
             let mut body = BytesMut::new();
             while let Some(chunk) = answer.chunk().await? {
                 body.extend_from_slice(&chunk);
                 if body.len() > ANSWER_BYTES_MAX {
-                    break;
+                    return Ok((status, headers, Err("its answer is too large".to_owned())));
                 }
             }
-            Ok::<_, reqwest::Error>((answer.status(), body.freeze()))
+            Ok::<_, reqwest::Error>((status, headers, Ok(body.freeze())))
         };
         let broke = |log: String| ApiError::upstream_broke(upstream, log);
-        let (status, body) = match timeout(COUNT_TIMEOUT, asking).await {
+        let (status, headers, body) = match timeout(COUNT_TIMEOUT, asking).await {
             Err(_) => return Err(ApiError::upstream_timeout(upstream)),
             Ok(Err(error)) => return Err(broke(error.to_string())),
-            Ok(Ok(answered)) => answered,
+            Ok(Ok((status, headers, body))) => (status, headers, body.map_err(broke)?),
         };
         let is_operators = matches!(status.as_u16(), 401..=403);
         match status {
-            _ if body.len() > ANSWER_BYTES_MAX => Err(broke("its answer is too large".to_owned())),
             _ if is_operators || status.is_redirection() || status.is_informational() => {
                 let log = format!("upstream {upstream} answered {status} to a count");
                 Err(ApiError::upstream_refused(upstream, log))
             }
+            _ if is_of_no_api(status, &body) => Err(not_there(upstream, status)),
+            _ if status.is_success() && counted(&body).is_none() => Err(broke(
+                "its answer to a count tells no number of tokens".to_owned(),
+            )),
             _ => Ok(TokenCount {
                 by: "upstream",
                 status,
+                headers,
                 body,
             }),
         }
     }
+}
+
+/// The number that an answer tells.
+fn counted(body: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Counted {
+        input_tokens: u64,
+    }
+    let counted: Counted = serde_json::from_slice(body).ok()?;
+    Some(counted.input_tokens).filter(|tokens| *tokens <= TOKENS_PER_REQUEST_MAX)
 }

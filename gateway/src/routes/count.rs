@@ -40,9 +40,12 @@ async fn counted(app: &App, request: Request, api: Api) -> Result<Response, ApiE
     let counted = app.planner.count_tokens(api, received).await?;
     let mut response = Response::new(Body::from(counted.body));
     *response.status_mut() = counted.status;
+    *response.headers_mut() = counted.headers;
     let headers = response.headers_mut();
-    let json = HeaderValue::from_static("application/json");
-    headers.insert(header::CONTENT_TYPE, json);
+    if counted.status.is_success() || !headers.contains_key(header::CONTENT_TYPE) {
+        let json = HeaderValue::from_static("application/json");
+        headers.insert(header::CONTENT_TYPE, json);
+    }
     headers.insert(X_COUNTED, HeaderValue::from_static(counted.by));
     if !counted.status.is_success() {
         headers.insert(X_REFUSED_BY, BY_UPSTREAM);

@@ -99,7 +99,7 @@ impl Limits {
 }
 
 /// Why an answer can be neither read nor shown: it is in an encoding that nobody asked for.
-pub(super) fn unreadable(answer: &reqwest::Response) -> Option<String> {
+pub(crate) fn unreadable(answer: &reqwest::Response) -> Option<String> {
     let encodings = answer.headers().get_all(header::CONTENT_ENCODING);
     let unasked = encodings.iter().find(|value| *value != "identity")?;
     Some(format!(

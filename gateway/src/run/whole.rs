@@ -193,11 +193,7 @@ impl Job {
             return Err(ApiError::upstream_refused(&self.upstream, log));
         }
         if stop.is_none() && is_of_no_api(status, &body) {
-            let log = format!(
-                "upstream {} answered {status} with what is no error of its API: look at its base_url, which ends in /v1 where kind is \"openai\", and has no path where it is \"anthropic\"",
-                self.upstream
-            );
-            return Err(ApiError::upstream_not_there(&self.upstream, log));
+            return Err(not_there(&self.upstream, status));
         }
         if let Some(stop) = stop {
             headers.remove(header::CONTENT_TYPE);
@@ -257,12 +253,20 @@ impl Limits {
 }
 
 /// Whether what answered that there is nothing speaks no API: a web server at a wrong address.
-fn is_of_no_api(status: StatusCode, body: &[u8]) -> bool {
+pub(crate) fn is_of_no_api(status: StatusCode, body: &[u8]) -> bool {
     let nothing_there = matches!(
         status,
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
     );
     nothing_there && serde_json::from_slice::<serde_json::Map<String, Value>>(body).is_err()
+}
+
+/// Says so, and where to look.
+pub(crate) fn not_there(upstream: &str, status: StatusCode) -> ApiError {
+    let log = format!(
+        "upstream {upstream} answered {status} with what is no error of its API: look at its base_url, which ends in /v1 where kind is \"openai\", and has no path where it is \"anthropic\""
+    );
+    ApiError::upstream_not_there(upstream, log)
 }
 
 /// Why a body under a status of success is no answer.
@@ -291,7 +295,8 @@ fn comes_after_work(status: StatusCode) -> bool {
     }
 }
 
-fn passed_headers(from: &HeaderMap) -> HeaderMap {
+/// What of an upstream's headers is for its client.
+pub(crate) fn passed_headers(from: &HeaderMap) -> HeaderMap {
     let mut to = HeaderMap::new();
     for name in PASSED_HEADERS {
         if let Some(value) = from.get(name) {

@@ -203,6 +203,62 @@ async fn the_input_of_a_response_is_counted_for_free() {
     let kept = json!({"model": "test-model", "input": "hi", "previous_response_id": "r"});
     let (status, _) = status_and_body(stack.post("/v1/responses/input_tokens", &kept)).await;
     assert_eq!((status, stack.upstream.hits()), (400, 1));
+    for item in [
+        json!({"type": "item_reference", "id": "x"}),
+        json!({"id": "x"}),
+        json!({"type": "reasoning", "id": "x"}),
+    ] {
+        let kept = json!({"model": "test-model", "input": [item]});
+        let (status, _) = status_and_body(stack.post("/v1/responses/input_tokens", &kept)).await;
+        assert_eq!((status, stack.upstream.hits()), (400, 1), "{kept}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_count_is_not_passed_on_as_one() {
+    let ask = json!({"model": "test-model", "input": "hi"});
+    let stack = Stack::start_with(tokens(1000, Window::Balance), |config| {
+        config.upstreams[0].responses = true;
+    })
+    .await;
+    let asked = async |status: u16, headers: &[(&str, &str)], body: &str| {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let script = Script::Head(status, headers.collect(), body.to_owned());
+        stack.upstream.plays(script);
+        stack
+            .post("/v1/responses/input_tokens", &ask)
+            .send()
+            .await
+            .unwrap()
+    };
+    for body in [
+        "",
+        "<html></html>",
+        "data: {}",
+        "{}",
+        r#"{"error": {"message": "no"}}"#,
+        r#"{"input_tokens": -1}"#,
+        r#"{"input_tokens": "7"}"#,
+        r#"{"input_tokens": 1e20}"#,
+    ] {
+        assert_eq!(asked(200, &[], body).await.status().as_u16(), 502, "{body}");
+    }
+    let encoded = asked(200, &[("content-encoding", "br")], r#"{"input_tokens": 7}"#).await;
+    assert_eq!(encoded.status().as_u16(), 502);
+    let page = asked(404, &[("content-type", "text/html")], "<html></html>").await;
+    assert_eq!(page.status().as_u16(), 502);
+    let error = r#"{"error": {"message": "slow down"}}"#;
+    let busy = asked(
+        429,
+        &[("retry-after", "7"), ("content-type", "application/json")],
+        error,
+    )
+    .await;
+    assert_eq!(busy.status().as_u16(), 429);
+    assert_eq!(busy.headers()["retry-after"], "7");
+    assert_eq!(busy.text().await.unwrap(), error);
 }
 
 #[tokio::test]
