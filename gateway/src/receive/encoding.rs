@@ -4,13 +4,16 @@ use std::io::Read;
 
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 use super::shares::Share;
 use crate::error::{ApiError, Case};
 
 /// What is decoded at once.
 const STEP_BYTES: usize = 64 * 1024;
+/// Most members of one gzip: each costs the decoder more than its bytes do, and whoever has a reason for several has
+/// few.
+const MEMBERS_MAX: usize = 64;
 /// Longest name of an encoding that is shown back.
 const NAME_CHARS_MAX: usize = 40;
 
@@ -65,22 +68,34 @@ fn not_taken(name: &str) -> ApiError {
     ApiError::new(Case::EncodingNotTaken, message)
 }
 
+/// The members of a gzip one after another; each has a head and a tail of its own.
 fn unzipped(body: &[u8], bytes_max: usize, room: &mut Share) -> Result<Bytes, ApiError> {
-    let mut decoder = MultiGzDecoder::new(body);
-    let mut decoded = Vec::new();
-    loop {
-        let before = decoded.len();
-        let step = u64::try_from(STEP_BYTES.min(bytes_max + 1 - before)).unwrap_or(u64::MAX);
-        room.grow(STEP_BYTES)?;
-        let read = decoder.by_ref().take(step).read_to_end(&mut decoded);
-        read.map_err(|error| ApiError::invalid_body(format_args!("it is no gzip: {error}")))?;
-        if decoded.len() > bytes_max {
-            return Err(super::body::too_large(bytes_max));
+    let no_gzip = |error| ApiError::invalid_body(format_args!("it is no gzip: {error}"));
+    let mut rest = body;
+    let (mut decoded, mut roomed) = (Vec::new(), 0);
+    for _ in 0..MEMBERS_MAX {
+        let mut member = GzDecoder::new(rest);
+        loop {
+            let before = decoded.len();
+            let step = u64::try_from(STEP_BYTES.min(bytes_max + 1 - before)).unwrap_or(u64::MAX);
+            room.grow(before + STEP_BYTES - roomed)?;
+            roomed = before + STEP_BYTES;
+            let read = member.by_ref().take(step).read_to_end(&mut decoded);
+            read.map_err(no_gzip)?;
+            if decoded.len() > bytes_max {
+                return Err(super::body::too_large(bytes_max));
+            }
+            if decoded.len() == before {
+                break;
+            }
         }
-        if decoded.len() == before {
+        rest = member.into_inner();
+        if rest.is_empty() {
             return Ok(decoded.into());
         }
     }
+    let problem = format_args!("it is a gzip of more than {MEMBERS_MAX} members: write one");
+    Err(ApiError::invalid_body(problem))
 }
 
 #[cfg(test)]
@@ -156,6 +171,12 @@ mod tests {
         );
         let two = [zipped(b"{"), zipped(b"}")].concat();
         assert_eq!(decoded(two, 10).unwrap(), &b"{}"[..]);
+        let members = |count: usize| zipped(b"").repeat(count);
+        assert_eq!(decoded(members(MEMBERS_MAX), 10).unwrap(), &b""[..]);
+        let many = decoded(members(MEMBERS_MAX + 1), 10).unwrap_err();
+        assert_eq!(many.code(), "invalid_body");
+        let garbage = [zipped(b"{}"), b"x".to_vec()].concat();
+        assert!(decoded(garbage, 10).is_err());
         for odd in [b"".to_vec(), b"{}".to_vec(), zipped(&text)[..20].to_vec()] {
             assert!(
                 decoded(odd.clone(), 7000).is_err_and(|error| error.code() == "invalid_body"),
