@@ -1,5 +1,7 @@
 //! `[gateway]`: where it listens and how long and how much it takes.
 
+use std::net::Ipv6Addr;
+
 use seatbelt_gateway::{
     GatewayConfig, OnDisconnect,
     config::{
@@ -63,14 +65,83 @@ pub(super) fn read(mut section: Section) -> GatewayConfig {
 fn cors_origins(section: &mut Section) -> Vec<String> {
     let origins = section.texts("cors_origins", CORS_ORIGINS_MAX);
     for origin in &origins {
-        let host = origin.split_once("://").map(|(_, host)| host);
-        let is_one = host.is_some_and(|host| !host.is_empty() && !host.contains('/'));
-        if origin != "*" && !is_one {
+        if origin != "*" && !is_origin(origin) {
             section.mistake(
                 "cors_origins",
-                format!("{origin:?} is not an origin: write it as \"https://host\" without a path, or \"*\""),
+                format!("{origin:?} is not an origin as browsers send it: write \"https://host\" or \"https://host:8443\", in lower case, without a path and without the scheme's own port, or \"*\""),
             );
         }
     }
     origins
+}
+
+/// Whether a browser may send it so: any other would be listed and never met.
+fn is_origin(origin: &str) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else {
+        return false;
+    };
+    let of = |text: &str, others: &[u8]| {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        !text.is_empty()
+            && text
+                .bytes()
+                .all(|byte| plain(byte) || others.contains(&byte))
+    };
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    let is_host = match host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+    {
+        Some(address) => address
+            .parse::<Ipv6Addr>()
+            .is_ok_and(|read| read.to_string() == address),
+        None => of(host, b"-._"),
+    };
+    let is_port = port.is_none_or(|port| {
+        let is_own = matches!((scheme, port), ("http", "80") | ("https", "443"));
+        let number = port.parse::<u16>();
+        !is_own && number.is_ok_and(|number| number > 0 && number.to_string() == port)
+    });
+    of(scheme, b"+-.") && is_host && is_port
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_origin;
+
+    #[test]
+    fn an_origin_is_taken_as_browsers_send_it_and_not_otherwise() {
+        for origin in [
+            "https://app.example",
+            "http://localhost:3000",
+            "http://[::1]:8080",
+            "https://127.0.0.1",
+            "https://xn--bcher-kva.example",
+            "chrome-extension://abcdefgh",
+        ] {
+            assert!(is_origin(origin), "{origin}");
+        }
+        for odd in [
+            "HTTPS://App.Example",
+            "https://app.example:443",
+            "http://app.example:80",
+            "https://app.example:",
+            "https://app.example:0443",
+            "https://*.example",
+            "https://a b",
+            "https://user:pw@x",
+            "https://x?q",
+            "https://x/",
+            "https://",
+            "app.example",
+            "https://b\u{fc}cher.example",
+            "https://[::0001]",
+            "null",
+        ] {
+            assert!(!is_origin(odd), "{odd}");
+        }
+    }
 }

@@ -25,8 +25,14 @@ const VARY: HeaderValue = HeaderValue::from_static("origin");
 
 /// Answers a browser that asks first, and says of every other answer which page may read it.
 pub(super) async fn cors(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let Some(origin) = allowed(&app.config.cors_origins, request.headers()) else {
-        return next.run(request).await;
+    let listed = &app.config.cors_origins;
+    let Some(origin) = allowed(listed, request.headers()) else {
+        let mut response = next.run(request).await;
+        // what is kept of it may be asked for by a page that is listed
+        if !listed.is_empty() {
+            response.headers_mut().append(header::VARY, VARY);
+        }
+        return response;
     };
     let asks_first = request.method() == Method::OPTIONS
         && request

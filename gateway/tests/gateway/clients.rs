@@ -106,6 +106,7 @@ async fn pages_of_listed_origins_may_call_and_no_others() {
     let other = asks("https://other.example").send().await.unwrap();
     assert_eq!(other.status().as_u16(), 405);
     assert!(!other.headers().contains_key("access-control-allow-origin"));
+    assert_eq!(other.headers()["vary"], "origin");
     let call = stack.chat(&hi(20)).header("origin", "https://app.example");
     let answer = call.send().await.unwrap();
     assert_eq!(answer.status().as_u16(), 200);
