@@ -77,26 +77,43 @@ pub(crate) struct TreeError {
     pub(crate) problem: String,
 }
 
+/// Where the lines of a text begin, so that the place of each of its values is found without reading it again.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        Self(breaks.map(|(at, _)| at).collect())
+    }
+
+    /// The line of a byte, from 1.
+    fn at(&self, offset: usize) -> usize {
+        1 + self.0.partition_point(|line_break| *line_break < offset)
+    }
+}
+
 /// Reads the file's text; every syntax error is returned, with what could be read.
 pub(crate) fn parse(text: &str) -> (Node, Vec<TreeError>) {
     let (table, errors) = DeTable::parse_recoverable(text);
+    let lines = Lines::of(text);
     let errors = errors.iter().map(|error| TreeError {
         place: "file".to_owned(),
-        origin: Origin::Line(line_of(text, error.span().map_or(0, |span| span.start))),
+        origin: Origin::Line(lines.at(error.span().map_or(0, |span| span.start))),
         // the message alone: the error's own display would quote the line, secrets included
         problem: error.message().to_owned(),
     });
+    let errors = errors.collect();
     let root = Node {
-        value: table_value(text, table.get_ref()),
+        value: table_value(&lines, table.get_ref()),
         origin: Origin::Line(1),
     };
-    (root, errors.collect())
+    (root, errors)
 }
 
 /// Reads one value from the environment as TOML, for fields that are lists or tables.
 pub(crate) fn parse_value(text: &str, origin: &Origin) -> Option<Node> {
     let value = DeValue::parse(text).ok()?;
-    let mut node = node("", value.get_ref(), 0);
+    let mut node = node(&Lines::of(""), value.get_ref(), 0);
     stamp(&mut node, origin);
     Some(node)
 }
@@ -110,23 +127,18 @@ fn stamp(node: &mut Node, origin: &Origin) {
     }
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
-    let before = text.as_bytes().iter().take(offset);
-    1 + before.filter(|byte| **byte == b'\n').count()
-}
-
-fn table_value(text: &str, table: &DeTable<'_>) -> Value {
+fn table_value(lines: &Lines, table: &DeTable<'_>) -> Value {
     let fields = table.iter().map(|(name, value)| {
         let start = name.span().start;
         (
             name.get_ref().to_string(),
-            node(text, value.get_ref(), start),
+            node(lines, value.get_ref(), start),
         )
     });
     Value::Table(fields.collect())
 }
 
-fn node(text: &str, value: &DeValue<'_>, start: usize) -> Node {
+fn node(lines: &Lines, value: &DeValue<'_>, start: usize) -> Node {
     let value = match value {
         DeValue::String(string) => Value::Text(string.to_string()),
         DeValue::Integer(integer) => i128::from_str_radix(integer.as_str(), integer.radix())
@@ -137,14 +149,14 @@ fn node(text: &str, value: &DeValue<'_>, start: usize) -> Node {
         DeValue::Array(items) => Value::Array(
             items
                 .iter()
-                .map(|item| node(text, item.get_ref(), item.span().start))
+                .map(|item| node(lines, item.get_ref(), item.span().start))
                 .collect(),
         ),
-        DeValue::Table(table) => table_value(text, table),
+        DeValue::Table(table) => table_value(lines, table),
     };
     Node {
         value,
-        origin: Origin::Line(line_of(text, start)),
+        origin: Origin::Line(lines.at(start)),
     }
 }
 
@@ -210,5 +222,42 @@ fn child<'a>(value: &'a mut Value, step: &str, origin: Origin) -> Result<&'a mut
         }
         Value::Table(fields) => Ok(fields.entry(step.to_owned()).or_insert(empty)),
         _ => Err(format!("{step:?} cannot be set inside a plain value")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_value_is_told_by_the_line_that_it_begins_on() {
+        let lines = Lines::of("a\n\nbc\n");
+        let found = [0, 1, 2, 3, 4, 5, 6, 9].map(|offset| lines.at(offset));
+        assert_eq!(found, [1, 1, 2, 3, 3, 3, 4, 4]);
+        let (root, errors) = parse("a = 1\n\nb = [\n  2,\n]\nc =\n");
+        let Value::Table(fields) = &root.value else {
+            panic!("{root:?}")
+        };
+        assert_eq!(fields["b"].origin, Origin::Line(3));
+        let Value::Array(items) = &fields["b"].value else {
+            panic!("{root:?}")
+        };
+        assert_eq!(items[0].origin, Origin::Line(4));
+        assert_eq!(errors[0].origin, Origin::Line(6));
+    }
+
+    #[test]
+    fn a_large_text_takes_no_longer_for_each_of_its_values() {
+        let text = "[[prices]]\nmodel = \"m\"\nprice = { input = \"1\" }\n".repeat(50_000);
+        let began = Instant::now();
+        let (root, errors) = parse(&text);
+        let Value::Table(fields) = &root.value else {
+            panic!("{errors:?}")
+        };
+        assert!(matches!(&fields["prices"].value, Value::Array(items) if items.len() == 50_000));
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(20), "{took:?}: it was minutes");
     }
 }
