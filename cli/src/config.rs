@@ -30,6 +30,7 @@ mod upstreams;
 mod users;
 
 pub use entitlements::{AccountTerms, DeclaredKey, Entitlements, Policy, RetiredKey};
+pub(crate) use include::PRICES_MAX;
 pub use nats::NatsConfig;
 pub use reader::Mistake;
 use reader::{Mistakes, Section};
@@ -156,6 +157,15 @@ impl Config {
             Some(context.folder),
             |mut root| upstreams::read(&mut root, &context),
         )
+    }
+
+    /// Which entry of a price book each model of a file's upstreams takes its price from, by the model's id:
+    /// provider and model there. Mistakes are for whoever reads the upstreams.
+    pub fn load_references(path: &Path) -> Result<BTreeMap<String, (String, String)>, ConfigError> {
+        let file = File::read(path)?;
+        let (mut root, _) = tree::parse(&file.text);
+        let _ = tree::override_from(&mut root, &environment());
+        Ok(include::references(&mut root))
     }
 
     /// Reads text, with `environment` laid over it; paths are relative to `folder`.

@@ -3,6 +3,7 @@
 //! Nothing is ever applied by itself: a book is written to standard output, for a person to read and include.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Read, Write},
     path::{Path, PathBuf},
@@ -18,7 +19,7 @@ use seatbelt_pricing::{
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, PRICES_MAX};
 
 /// Largest list that is read into memory; one byte more than the reader takes.
 const LIST_BYTES_MAX: u64 = 64 * 1024 * 1024 + 1;
@@ -104,6 +105,11 @@ pub enum PricesError {
         #[source]
         source: ListError,
     },
+    /// Name some of the providers.
+    #[error(
+        "the list prices {0} models, and a book has {PRICES_MAX} at most: choose some with --provider or --model"
+    )]
+    TooMany(usize),
     /// Set the clock, or give the day.
     #[error("the clock is before 1970: set it, or give --day")]
     Clock,
@@ -152,6 +158,9 @@ fn import(
 ) -> Result<bool, PricesError> {
     let (list, origin) = read(args)?;
     let list = selection.of(list);
+    if list.models.len() > PRICES_MAX {
+        return Err(PricesError::TooMany(list.models.len()));
+    }
     out.write_all(seatbelt_pricing::write(&list, &origin).as_bytes())?;
     let missing = selection.missing(&list);
     tell(&list, &missing, errors)?;
@@ -183,7 +192,7 @@ fn diff(args: ListArgs, config: &Path, out: &mut dyn Write) -> Result<bool, Pric
         ..Selection::default()
     };
     let list = selection.of(list);
-    let running = running(&upstreams, &list);
+    let running = running(&upstreams, &Config::load_references(config)?, &list);
     let differences = seatbelt_pricing::compare(&running, &list);
     let mut counts = [0; 4];
     for difference in &differences {
@@ -219,18 +228,27 @@ fn told(changes: &[PriceChange]) -> String {
     each.collect::<Vec<_>>().join(", ")
 }
 
-/// The configured prices of upstreams. One that has a provider's name is of that provider.
-fn running(upstreams: &[UpstreamConfig], list: &List) -> Vec<Running> {
+/// The configured prices of upstreams, each looked up under the name that it was taken from a book by. One of an
+/// upstream, or of a book, that has a provider's name is of that provider.
+fn running(
+    upstreams: &[UpstreamConfig],
+    references: &BTreeMap<String, (String, String)>,
+    list: &List,
+) -> Vec<Running> {
+    let names_one = |provider: &&String| {
+        let mut listed = list.models.iter();
+        listed.any(|listed| listed.name.provider == **provider)
+    };
     let mut running = Vec::new();
     for upstream in upstreams {
-        let is_listed = list
-            .models
-            .iter()
-            .any(|listed| listed.name.provider == upstream.name);
         for model in &upstream.models {
+            let (of, listed_as) = references.get(model.id.as_str()).cloned().unzip();
+            let provider = [of.as_ref(), Some(&upstream.name)].into_iter().flatten();
+            let provider = provider.into_iter().find(names_one).cloned();
             let classes = model.classes.iter().map(|class| &class.price);
             running.extend(model.price.iter().chain(classes).map(|price| Running {
-                provider: is_listed.then(|| upstream.name.clone()),
+                provider: provider.clone(),
+                listed_as: listed_as.clone(),
                 price: price.clone(),
                 writes_cost_more: upstream.kind == Dialect::Anthropic,
             }));

@@ -15,10 +15,24 @@ use crate::{List, Listed, NotImported, book::decimal};
 pub struct Running {
     /// Whose list it is looked up in; whoever lists the model where not known.
     pub provider: Option<String>,
+    /// What the list calls the model, where that is not its own id.
+    pub listed_as: Option<String>,
     /// The price, of a model or of one of its classes (`model+field=value`).
     pub price: Price,
     /// What is not stated of writes to the cache costs more than input.
     pub writes_cost_more: bool,
+}
+
+impl Running {
+    /// What it is looked up by: the model's name in the list, and the class behind it.
+    fn name_in_list(&self) -> String {
+        let own = self.price.model.as_str();
+        let class = own.rfind('+').filter(|at| own[*at..].contains('='));
+        match &self.listed_as {
+            Some(listed) => format!("{listed}{}", class.map_or("", |at| &own[at..])),
+            None => own.to_owned(),
+        }
+    }
 }
 
 /// One thing that costs something else.
@@ -59,7 +73,7 @@ pub fn compare(running: &[Running], list: &List) -> Vec<Difference> {
         }
     }
     let is_new = |listed: &&Listed| {
-        let served = |one: &Running| one.price.model.as_str() == listed.name.model;
+        let served = |one: &Running| one.name_in_list() == listed.name.model;
         providers.contains(listed.name.provider.as_str()) && !running.iter().any(served)
     };
     let new = list.models.iter().filter(is_new);
@@ -69,7 +83,8 @@ pub fn compare(running: &[Running], list: &List) -> Vec<Difference> {
 
 /// The listed price of a model or class, and whose list it is in.
 fn find<'a>(running: &Running, list: &'a List) -> Result<(&'a str, Price), String> {
-    let whole = running.price.model.as_str();
+    let whole = running.name_in_list();
+    let whole = whole.as_str();
     let is_asked = |provider: &str| {
         running
             .provider

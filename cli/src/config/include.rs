@@ -26,7 +26,7 @@ use super::{
 /// Most included files.
 const FILES_MAX: usize = 64;
 /// Most models of one file.
-const PRICES_MAX: usize = 10_000;
+pub(crate) const PRICES_MAX: usize = 10_000;
 /// Largest file; LiteLLM's whole list makes a book of 1 MB.
 const BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Fields of a book's entry that a model takes over where it has none itself.
@@ -51,13 +51,8 @@ pub(super) fn apply(root: &mut Node, folder: &Path, mistakes: &Mistakes) {
         }
     }
     if let Some(upstreams) = fields.get_mut("upstreams") {
-        each(upstreams, "upstreams", &mut |place, upstream| {
-            if let Some(models) = upstream.get_mut("models") {
-                let place = format!("{place}.models");
-                each(models, &place, &mut |place, model| {
-                    take_over(place, model, &books, mistakes);
-                });
-            }
+        each_model(upstreams, &mut |place, model| {
+            take_over(place, model, &books, mistakes);
         });
     }
 }
@@ -116,6 +111,10 @@ fn files(
 }
 
 fn text(path: &Path) -> io::Result<String> {
+    // a pipe would keep the start waiting for whoever writes it
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
     let mut text = String::new();
     File::open(path)?
         .take(BYTES_MAX + 1)
@@ -206,25 +205,68 @@ fn read_entry(mut entry: Section) -> Option<(String, String)> {
     Some((provider?, model?.as_str().to_owned()))
 }
 
+/// What a model says instead of a price.
+struct Reference {
+    /// The model's own id.
+    id: String,
+    /// Provider and model, as a book names them.
+    named: (String, String),
+    origin: Origin,
+}
+
+impl Reference {
+    fn of(model: &BTreeMap<String, Node>) -> Option<Self> {
+        let price = model.get("price")?;
+        let (Value::Text(named) | Value::Override(named)) = &price.value else {
+            return None;
+        };
+        // a variable may hold the price itself
+        if named.trim_start().starts_with('{') {
+            return None;
+        }
+        let id = match model.get("id").map(|node| &node.value) {
+            Some(Value::Text(id) | Value::Override(id)) => id.clone(),
+            _ => String::new(),
+        };
+        let (provider, listed) = named.split_once('/').unwrap_or((named, &id));
+        Some(Self {
+            named: (provider.to_owned(), listed.to_owned()),
+            origin: price.origin.clone(),
+            id,
+        })
+    }
+}
+
+/// Which entry of a book each model takes its price from, by the model's id: provider and model there.
+pub(super) fn references(root: &mut Node) -> BTreeMap<String, (String, String)> {
+    let mut found = BTreeMap::new();
+    let Value::Table(fields) = &mut root.value else {
+        return found;
+    };
+    if let Some(upstreams) = fields.get_mut("upstreams") {
+        each_model(upstreams, &mut |_, model| {
+            found.extend(Reference::of(model).map(|reference| (reference.id, reference.named)));
+        });
+    }
+    found
+}
+
+/// Each model of each upstream, with its place.
+fn each_model(upstreams: &mut Node, act: &mut dyn FnMut(&str, &mut BTreeMap<String, Node>)) {
+    each(upstreams, "upstreams", &mut |place, upstream| {
+        if let Some(models) = upstream.get_mut("models") {
+            each(models, &format!("{place}.models"), act);
+        }
+    });
+}
+
 /// Puts a book's entry in the place of a model that refers to it.
 fn take_over(place: &str, model: &mut BTreeMap<String, Node>, books: &Books, mistakes: &Mistakes) {
-    let Some(price) = model.get("price") else {
+    let Some(Reference { named, origin, .. }) = Reference::of(model) else {
         return;
     };
-    let (Value::Text(named) | Value::Override(named)) = &price.value else {
-        return;
-    };
-    let (named, origin) = (named.clone(), price.origin.clone());
-    // a variable may hold the price itself
-    if named.trim_start().starts_with('{') {
-        return;
-    }
-    let id = match model.get("id").map(|node| &node.value) {
-        Some(Value::Text(id) | Value::Override(id)) => id.clone(),
-        _ => String::new(),
-    };
-    let (provider, listed) = named.split_once('/').unwrap_or((&named, &id));
-    let Some(entry) = books.get(&(provider.to_owned(), listed.to_owned())) else {
+    let Some(entry) = books.get(&named) else {
+        let (provider, listed) = named;
         let problem = format!(
             "names {listed:?} of {provider:?}, and no included file has its price: include one that has, or write {{ input = \"...\", ... }}"
         );

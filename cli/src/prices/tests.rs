@@ -171,3 +171,63 @@ fn the_prices_in_force_are_compared_without_a_secret_or_a_server() {
         same.out
     );
 }
+
+#[test]
+fn a_model_under_an_alias_is_compared_with_the_entry_that_it_takes_its_price_from() {
+    let list = |input: u64| {
+        format!(
+            r#"[{{"id": "openai", "models": [{{"id": "gpt", "prices": {{"input_mtok": {input}, "output_mtok": 8}}}}]}}]"#
+        )
+    };
+    let config = r#"
+include = ["one.toml"]
+[[upstreams]]
+name = "mine"
+kind = "openai"
+base_url = "https://api.openai.com/v1"
+models = [{ id = "fast", context = 100, output = 10, price = "openai/gpt" }]
+"#;
+    let folder = files(&[("list.json", &list(2)), ("seatbelt.toml", config)]);
+    let made = seatbelt(&folder, "import --from ./list.json --without-limits");
+    std::fs::write(folder.path().join("one.toml"), made.unwrap().out).unwrap();
+    let line = "diff --from ./list.json --config ./seatbelt.toml";
+    let same = seatbelt(&folder, line).unwrap();
+    assert!(same.as_asked, "{}", same.out);
+    std::fs::write(folder.path().join("list.json"), list(3)).unwrap();
+    let dearer = seatbelt(&folder, line).unwrap();
+    assert!(
+        dearer.out.starts_with("dearer: fast: input 2 -> 3"),
+        "{}",
+        dearer.out
+    );
+}
+
+#[test]
+fn a_book_of_a_list_with_odd_names_can_be_included() {
+    let priced = r#""prices": {"input_mtok": 1, "output_mtok": 2}"#;
+    let names = ["gpt", "a\\u0007b", "", &"m".repeat(300)];
+    let models = names
+        .map(|id| format!(r#"{{"id": "{id}", {priced}}}"#))
+        .join(",");
+    let list = format!(
+        r#"[{{"id": "openai", "models": [{models}]}}, {{"id": "a/b", "models": [{{"id": "m", {priced}}}]}}]"#
+    );
+    let config = r#"
+include = ["one.toml"]
+[[upstreams]]
+name = "openai"
+kind = "openai"
+base_url = "https://api.openai.com/v1"
+models = [{ id = "gpt", context = 100, output = 10, price = "openai" }]
+"#;
+    let folder = files(&[("list.json", &list), ("seatbelt.toml", config)]);
+    let made = seatbelt(&folder, "import --from ./list.json --without-limits").unwrap();
+    assert!(
+        made.told.ends_with("1 models imported, 4 not\n"),
+        "{}",
+        made.told
+    );
+    std::fs::write(folder.path().join("one.toml"), made.out).unwrap();
+    let upstreams = Config::load_upstreams(&folder.path().join("seatbelt.toml")).unwrap();
+    assert!(upstreams[0].models[0].price.is_some());
+}

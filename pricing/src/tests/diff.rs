@@ -10,6 +10,7 @@ use seatbelt_schemas::{
 fn running(model: &str, input: u64, output: u64) -> Running {
     Running {
         provider: None,
+        listed_as: None,
         price: Price::of(
             ModelId::new(model).unwrap(),
             Rates::flat(input * 1_000_000, output * 1_000_000),
@@ -127,4 +128,29 @@ fn a_model_of_two_providers_is_not_guessed_at() {
         ..running("m", 2, 8)
     };
     assert_eq!(compare(&[named], &list), []);
+}
+
+#[test]
+fn an_alias_is_compared_with_what_it_stands_for_and_with_nothing_of_its_own_name() {
+    let alias = |id: &str, listed: &str, input, output| Running {
+        listed_as: Some(listed.to_owned()),
+        ..running(id, input, output)
+    };
+    let same = compare(&[alias("fast", "same", 2, 8)], &list());
+    assert!(
+        !same
+            .iter()
+            .any(|one| matches!(one, Difference::Gone(..) | Difference::Dearer(..)))
+    );
+    let of_another_name = compare(&[alias("more", "same", 2, 8)], &list());
+    assert!(
+        !of_another_name
+            .iter()
+            .any(|one| matches!(one, Difference::Dearer(..)))
+    );
+    let dearer = compare(&[alias("fast", "same", 1, 8)], &list());
+    let Difference::Dearer(model, _) = &dearer[0] else {
+        panic!("{dearer:?}")
+    };
+    assert_eq!(model.as_str(), "fast");
 }
