@@ -10,6 +10,7 @@
 mod ask;
 mod crowd;
 mod disk;
+mod lanes;
 mod oracle;
 mod provider;
 mod random;
@@ -88,6 +89,11 @@ impl Plan {
             plant: self.plant,
         }
     }
+
+    /// How many homes a row has side by side.
+    fn lanes(&self, kind: &rows::Kind) -> u32 {
+        if self.short { 1 } else { kind.lanes }
+    }
 }
 
 /// What one row may do.
@@ -136,24 +142,15 @@ pub async fn run(plan: &Plan, told: impl Fn(&Row)) -> Report {
         let told = &told;
         async move {
             let begun = Instant::now();
-            let mut row = Guarded(tokio::spawn((kind.run)(plan.room(kind))));
-            let went = (&mut row.0).await;
+            let went = lanes::run(kind, plan.room(kind), plan.lanes(kind)).await;
             let row = Row::new(kind.name, begun.elapsed(), went);
             told(&row);
             row
         }
     });
-    let rows = stream::iter(rows).buffered(plan.at_once.max(1));
-    Report {
-        rows: rows.collect().await,
-    }
-}
-
-/// A row's task, ended when whoever waits for it is gone.
-struct Guarded(tokio::task::JoinHandle<Went>);
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    // in whatever order they end: a long row keeps no other from its start
+    let rows = stream::iter(rows).buffer_unordered(plan.at_once.max(1));
+    let mut rows: Vec<Row> = rows.collect().await;
+    rows.sort_by_key(Row::place);
+    Report { rows }
 }

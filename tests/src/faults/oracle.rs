@@ -67,6 +67,18 @@ impl Counts {
         self.lost + self.doubled + self.over + self.phantom == 0
     }
 
+    /// Adds what another lane of the row counted.
+    pub(super) fn add(&mut self, other: Self) {
+        self.acknowledged += other.acknowledged;
+        self.at_hold += other.at_hold;
+        self.lost += other.lost;
+        self.doubled += other.doubled;
+        self.over += other.over;
+        self.phantom += other.phantom;
+        let room = FINDINGS_MAX.saturating_sub(self.findings.len());
+        self.findings.extend(other.findings.into_iter().take(room));
+    }
+
     /// Counts so many breaches of one promise, and tells what they are.
     pub(super) fn wrong(&mut self, wrong: Wrong, times: u64, what: impl FnOnce() -> String) {
         if times == 0 {

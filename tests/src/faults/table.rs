@@ -60,6 +60,12 @@ impl Row {
         row
     }
 
+    /// Its place in the matrix.
+    pub(super) fn place(&self) -> Option<usize> {
+        let mut all = super::rows::ALL.iter();
+        all.position(|kind| kind.name == self.name)
+    }
+
     /// The first of what was found, in words.
     pub fn findings(&self) -> &[String] {
         &self.counts.findings
@@ -124,7 +130,7 @@ impl fmt::Display for Row {
 /// All rows of a run.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// In the order in which they ran.
+    /// In the order of the matrix.
     pub rows: Vec<Row>,
 }
 
