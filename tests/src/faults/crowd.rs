@@ -5,7 +5,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use futures::StreamExt as _;
@@ -45,6 +45,9 @@ pub(super) struct Sent {
     pub(super) fate: Fate,
     /// The reservation that the answer named, where one came so far.
     pub(super) reservation: Option<String>,
+    /// When it was sent and when it came to its end, unix milliseconds by the clients' clock.
+    pub(super) from_ms: u64,
+    pub(super) to_ms: u64,
 }
 
 /// What kind of requests a row sends: makes one from its number.
@@ -203,6 +206,8 @@ async fn one(http: &reqwest::Client, address: &str, secret: &str, ask: Ask) -> S
         ask,
         fate: Fate::Left,
         reservation: None,
+        from_ms: now_ms(),
+        to_ms: 0,
     };
     match ask.leave {
         Leave::MidBody => half_a_body(address, secret, &ask.body()).await,
@@ -221,7 +226,13 @@ async fn one(http: &reqwest::Client, address: &str, secret: &str, ask: Ask) -> S
             }
         }
     }
+    sent.to_ms = now_ms();
     sent
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_millis()).unwrap()
 }
 
 async fn talk(http: &reqwest::Client, address: &str, secret: &str, sent: &mut Sent) {

@@ -5,6 +5,8 @@
 //! where everything died before that was on the disk; nothing ends twice; no reserve exceeds a cap;
 //! nobody is refused who had room.
 
+mod span;
+
 use std::{
     collections::{HashMap, HashSet},
     str::FromStr,
@@ -17,13 +19,21 @@ use super::{
     provider::{Outcome, Served},
 };
 
+pub(super) use span::Span;
+
+/// How far the time of an event may be from the true time: what a writer's clock may be off
+/// (`ledger.clock_skew_max_ms`), and what a busy machine takes from one look at a clock to the next.
+const OFF_MS_MAX: u64 = 5_000 + 2_000;
+
 /// What a key may spend.
 #[derive(Debug, Clone)]
 pub(super) struct Terms {
     /// The key's public id.
     pub(super) id: String,
-    /// Tokens in all.
+    /// Tokens within its span.
     pub(super) limit: u64,
+    /// Over which time.
+    pub(super) span: Span,
     /// Requests at once.
     pub(super) at_once: Option<u64>,
     /// Whether its limits are ever met; a refusal of another key is one with room left.
@@ -140,6 +150,7 @@ impl FromStr for Plant {
 #[derive(Debug, Default)]
 struct Reservation {
     key: usize,
+    at_ms: u64,
     hold: u64,
     ends: u64,
     charge: u64,
@@ -176,6 +187,10 @@ pub(super) struct Journal {
     places: HashMap<String, usize>,
     reservations: HashMap<String, Reservation>,
     sums: Vec<Sums>,
+    /// Reservations of each key whose limit counts over a span, in their order.
+    spans: Vec<Vec<String>>,
+    /// The time of the newest event, and so the time of the writer.
+    at_ms: u64,
     counts: Counts,
     plant: Option<Plant>,
 }
@@ -188,14 +203,30 @@ impl Journal {
             terms: terms.to_vec(),
             reservations: HashMap::new(),
             sums: vec![Sums::default(); terms.len()],
+            spans: vec![Vec::new(); terms.len()],
+            at_ms: 0,
             counts: Counts::default(),
             plant,
         }
     }
 
-    /// Spent and held of a key by these sums.
+    /// Spent and held of a key by these sums, at the end of the journal.
     pub(super) fn standing(&self, key: usize) -> (u64, u64) {
-        (self.sums[key].spent, self.sums[key].held)
+        (
+            self.spent_within(key, Span::counts, self.at_ms),
+            self.sums[key].held,
+        )
+    }
+
+    /// What is spent of a key, as far as it counts at `at_ms`.
+    fn spent_within(&self, key: usize, counts: fn(Span, u64, u64) -> bool, at_ms: u64) -> u64 {
+        let span = self.terms[key].span;
+        if span == Span::Balance {
+            return self.sums[key].spent;
+        }
+        let of_key = self.spans[key].iter().map(|id| &self.reservations[id]);
+        let live = of_key.filter(|found| counts(span, found.at_ms, at_ms));
+        live.map(|found| found.charge).sum()
     }
 
     /// How many reservations have not ended.
@@ -225,6 +256,7 @@ impl Journal {
 
     fn take(&mut self, event: &Value) {
         let data = &event["data"];
+        self.at_ms = event["at_ms"].as_u64().unwrap_or(self.at_ms);
         match event["kind"].as_str().unwrap_or_default() {
             "reserved" => self.reserved(data),
             "refused" => self.refused(data),
@@ -246,18 +278,23 @@ impl Journal {
         let (Some(key), Some(hold)) = (self.place(data), data["hold"]["tokens"].as_u64()) else {
             return;
         };
+        let spent = self.spent_within(key, Span::counts, self.at_ms);
         let (terms, sums) = (&self.terms[key], &mut self.sums[key]);
-        let fits = sums.spent.saturating_add(sums.held).saturating_add(hold) <= terms.limit;
+        let fits = spent.saturating_add(sums.held).saturating_add(hold) <= terms.limit;
         let alone = terms.at_once.is_none_or(|most| sums.open < most);
         self.counts
             .wrong(Wrong::Over, u64::from(!fits || !alone), || {
-                format!("{sums:?} and {hold} above {terms:?}")
+                format!("{spent} spent, {sums:?} and {hold} above {terms:?}")
             });
         sums.held += hold;
         sums.open += 1;
         sums.reserved += 1;
+        if terms.span != Span::Balance {
+            self.spans[key].push(id(data));
+        }
         let made = Reservation {
             key,
+            at_ms: self.at_ms,
             hold,
             ..Reservation::default()
         };
@@ -324,11 +361,13 @@ impl Journal {
         let mut caps = data["caps"].as_array().into_iter().flatten();
         let evidence = caps.find(|cap| cap["cap"] == data["cap"]);
         let number = |value: &Value| value.as_u64().unwrap_or(0);
+        let at_ms = data["decided_at_ms"].as_u64().unwrap_or(self.at_ms);
+        let most = self.spent_within(key, Span::may_count, at_ms);
         let claimed = evidence.is_some_and(|cap| {
             let (spent, held) = (number(&cap["spent"]), number(&cap["held"]));
             let held = if data["reason"] == "held" { held } else { 0 };
             let wanted = number(&data["want"]["tokens"]);
-            spent + held + wanted > number(&cap["limit"]) && spent <= self.sums[key].spent
+            spent + held + wanted > number(&cap["limit"]) && spent <= most
         });
         self.counts
             .wrong(Wrong::Phantom, u64::from(!claimed), || data.to_string());
@@ -340,7 +379,7 @@ fn id(data: &Value) -> String {
 }
 
 /// What clients and provider know.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Witness {
     pub(super) sent: Vec<Sent>,
     pub(super) served: HashMap<u64, Served>,
@@ -424,6 +463,10 @@ fn acknowledged(found: Option<&Reservation>, sent: &Sent, tokens: u64, counts: &
         return counts.wrong(Wrong::Lost, 1, what);
     };
     counts.wrong(Wrong::Lost, u64::from(found.charge < tokens), what);
+    // by a time that is not the true one a window would be left too early, or never
+    let early = found.at_ms + OFF_MS_MAX < sent.from_ms;
+    let late = sent.to_ms + OFF_MS_MAX < found.at_ms;
+    counts.wrong(Wrong::Over, u64::from(early || late), what);
     match found.end {
         End::Hold => counts.at_hold += 1,
         End::Reported => counts.wrong(Wrong::Doubled, u64::from(found.charge > tokens), what),

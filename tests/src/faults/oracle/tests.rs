@@ -7,12 +7,19 @@ fn terms() -> Vec<Terms> {
     let key = |id: &str, limit, short| Terms {
         id: id.to_owned(),
         limit,
+        span: Span::Balance,
         at_once: None,
         short,
+    };
+    let within = |id: &str, span| Terms {
+        span,
+        ..key(id, 150, true)
     };
     vec![
         key("key-wide", 1_000_000, false),
         key("key-tight", 150, true),
+        within("key-rolling", Span::Rolling(60_000)),
+        within("key-daily", Span::Day),
     ]
 }
 
@@ -48,6 +55,8 @@ fn sent(number: u64, fate: Fate, reservation: &str) -> Sent {
         ask,
         fate,
         reservation: (!reservation.is_empty()).then(|| reservation.to_owned()),
+        from_ms: 0,
+        to_ms: 10,
     }
 }
 
@@ -191,4 +200,73 @@ fn a_refusal_whose_evidence_leaves_room_is_a_phantom() {
     let mut story = Story::told();
     story.events.push(refused("held", 0, 51));
     assert!(story.judged(None).kept());
+}
+
+fn at(at_ms: u64, mut event: Value) -> Value {
+    event["at_ms"] = at_ms.into();
+    event
+}
+
+/// Two requests of 100 tokens on a key whose limit is 150 within its span.
+#[track_caller]
+fn two_within(key: &str, first_ms: u64, second_ms: u64, over: u64) {
+    let mut story = Story::told();
+    for (id, at_ms) in [("res-a", first_ms), ("res-b", second_ms)] {
+        story.events.push(at(at_ms, reserved(key, id, 100)));
+        story.events.push(at(at_ms + 5, settled(key, id, 100)));
+    }
+    assert_eq!(
+        story.judged(None).over,
+        over,
+        "{key} at {first_ms} and {second_ms}"
+    );
+}
+
+#[test]
+fn what_is_spent_within_a_span_counts_there_and_nowhere_else() {
+    const DAY_MS: u64 = 86_400_000;
+    two_within("key-rolling", 1_000, 60_999, 1);
+    two_within("key-rolling", 1_000, 61_000, 0);
+    two_within("key-daily", 1_000, DAY_MS - 1, 1);
+    two_within("key-daily", DAY_MS - 1, DAY_MS, 0);
+    two_within("key-tight", 1_000, 9 * DAY_MS, 1);
+}
+
+#[test]
+fn a_refusal_may_rest_on_a_slot_that_has_not_left_as_a_whole() {
+    let phantoms = |at_ms: u64| {
+        let mut story = Story::told();
+        story
+            .events
+            .push(at(1_000, reserved("key-rolling", "res-a", 100)));
+        story
+            .events
+            .push(at(1_001, settled("key-rolling", "res-a", 100)));
+        let mut refused = refused("spent", 100, 0);
+        refused["data"]["scopes"]["key"] = "key-rolling".into();
+        refused["data"]["decided_at_ms"] = at_ms.into();
+        // it is written later than it was decided
+        story.events.push(at(at_ms + 90_000, refused));
+        story.judged(None).phantom
+    };
+    assert_eq!(phantoms(61_999), 0);
+    assert_eq!(phantoms(62_000), 1);
+}
+
+#[test]
+fn an_event_whose_time_is_not_the_true_one_is_over_the_cap() {
+    let moved = |first_ms: u64| {
+        let mut story = Story::told();
+        for sent in &mut story.witness.sent {
+            (sent.from_ms, sent.to_ms) = (43_200_000, 43_200_010);
+        }
+        for event in &mut story.events {
+            event["at_ms"] = 43_200_005.into();
+        }
+        story.events[0]["at_ms"] = first_ms.into();
+        story.judged(None)
+    };
+    assert!(moved(43_200_005).kept());
+    assert_eq!(moved(43_190_000).over, 1);
+    assert_eq!(moved(43_210_000).over, 1);
 }

@@ -1,17 +1,35 @@
 //! The clock of the whole process is set forward and back while it runs, by `libfaketime`; the server,
 //! the provider and the clients keep the true time. A writer whose clock is wrong gives its partitions
-//! back, so requests may end in the middle; a settle made by such a clock may be charged at its hold.
+//! back, so requests may end in the middle. Nothing of the product dies, so the sums must agree to the
+//! token all the same, and no window may be left early or never.
 
 use std::path::{Path, PathBuf};
 
 use super::{
-    super::{Room, Went, random::Random, scene::Scene},
-    kill_all::menu,
+    super::{
+        Room, Went,
+        ask::Ask,
+        random::Random,
+        scene::{DAILY, ROLLING, Scene},
+    },
+    kill_all,
 };
 use crate::{Running, until};
 
 /// By how many seconds.
 const SET_BY: [i64; 6] = [40, -40, 600, -600, 90_000, -90_000];
+
+/// As where everything is killed, and half of it on keys with windows.
+fn menu(random: &mut Random, number: u64) -> Ask {
+    let ask = kill_all::menu(random, number);
+    if random.percent(50) {
+        return ask;
+    }
+    Ask {
+        key: random.of(&[ROLLING, ROLLING, DAILY]),
+        ..ask
+    }
+}
 
 /// Where Debian's package puts it, or where it was unpacked without installing it.
 fn library() -> Option<PathBuf> {
@@ -63,10 +81,10 @@ pub(super) async fn run(room: Room) -> Went {
         scene.crowd.acknowledged(random.between(10, 40)).await;
         set(random.of(&SET_BY));
         // whether it serves by a wrong clock or turns all away is its own affair
-        scene.crowd.asked(random.of(&[20, 300, 2000])).await;
+        scene.crowd.asked(random.of(&[20, 200, 600])).await;
         set(0);
         rounds += 1;
     }
     scene.crowd.acknowledged(10).await;
-    scene.judge(&stack, rounds, false).await
+    scene.judge(&stack, rounds, true).await
 }
