@@ -1,4 +1,4 @@
-//! The disk fills up under load until nothing is served, is freed, and everything starts again; then
+//! The disk fills up under load until nothing is served, and is freed: it serves again by itself. Then
 //! the folder is made read-only, on which a start must refuse.
 
 use std::{fs::File, io::Write as _, path::Path};
@@ -40,6 +40,7 @@ pub(super) async fn run(room: Room) -> Went {
         fill(&filling);
         scene.crowd.turned_away(TURNED_AWAY).await;
         std::fs::remove_file(&filling).unwrap();
+        scene.crowd.acknowledged(random.between(3, 30)).await;
         let stopped = stack.kill_all().await;
         disk.read_only(true).await;
         let started = stopped.try_start().await;
