@@ -109,6 +109,8 @@ pub struct ClusterOptions {
     pub cluster_port: u16,
     /// Cluster ports of the other nodes on 127.0.0.1.
     pub routes: Vec<u16>,
+    /// Port on 127.0.0.1 that it tells other nodes of in place of `cluster_port`, where something lies between.
+    pub told_port: Option<u16>,
     /// Password of clients and nodes alike, so that a client may move from node to node.
     pub secret: Password,
 }

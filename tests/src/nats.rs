@@ -1,5 +1,7 @@
 //! A real `nats-server` for a test: on a free port, in a temporary folder, gone when dropped.
 
+mod cables;
+
 use std::{net::TcpListener, path::PathBuf, time::Duration};
 
 use seatbelt_bus::{Nats, connect};
@@ -7,6 +9,8 @@ use seatbelt_cli::nats_server::{
     ClusterOptions, NatsServer, NatsServerOptions, Password, find_nats_server,
 };
 use tempfile::TempDir;
+
+use cables::Cables;
 
 /// How long anything about the server may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -55,6 +59,7 @@ impl TestNats {
 pub struct TestCluster {
     /// The servers; each may be killed and started again.
     pub nodes: Vec<NatsServer>,
+    cables: Cables,
     // dropped after the servers, which write into it
     _folder: TempDir,
 }
@@ -64,11 +69,12 @@ impl TestCluster {
     pub async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let ports = free_ports();
+        let cables = Cables::between(&ports).await;
         let mut nodes = Vec::new();
         for index in 0..ports.len() {
             let data_dir = folder.path().join(format!("node-{index}"));
             let mut options = NatsServerOptions::new(program(), data_dir);
-            options.cluster = Some(member(&ports, index));
+            options.cluster = Some(member(&ports, index, &cables));
             let node = NatsServer::start(options).await;
             nodes.push(node.expect("nats-server starts"));
         }
@@ -78,8 +84,14 @@ impl TestCluster {
         }
         Self {
             nodes,
+            cables,
             _folder: folder,
         }
+    }
+
+    /// Cuts one node off from the others, or no longer. Its clients still reach it.
+    pub fn cut_off(&self, node: usize, cut: bool) {
+        self.cables.cut_off(node, cut);
     }
 
     /// The addresses of all three.
@@ -95,13 +107,16 @@ impl TestCluster {
     }
 }
 
-fn member(ports: &[u16], index: usize) -> ClusterOptions {
-    let others = ports.iter().filter(|port| **port != ports[index]);
+/// Nodes reach each other through cables only: what a node tells of its own place leads nowhere.
+const NOWHERE: u16 = 1;
+
+fn member(ports: &[u16], index: usize, cables: &Cables) -> ClusterOptions {
     ClusterOptions {
         name: "test".to_owned(),
         server_name: format!("node-{index}"),
         cluster_port: ports[index],
-        routes: others.copied().collect(),
+        routes: cables.from(index),
+        told_port: Some(NOWHERE),
         secret: Password::new("onlyfortests").expect("letters"),
     }
 }

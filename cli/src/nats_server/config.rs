@@ -73,17 +73,19 @@ fn cluster_section(cluster: &ClusterOptions) -> Result<String, NatsServerError> 
     let secret = cluster.secret.expose();
     let route = |port: &u16| format!("\"nats-route://{USER}:{secret}@127.0.0.1:{port}\"");
     let routes: Vec<String> = cluster.routes.iter().map(route).collect();
+    let told = |port| format!("  advertise: \"127.0.0.1:{port}\"\n");
     Ok(format!(
         "server_name: \"{server_name}\"\n\
          cluster {{\n\
          \x20 name: \"{name}\"\n\
-         \x20 listen: \"127.0.0.1:{port}\"\n\
+         \x20 listen: \"127.0.0.1:{port}\"\n{told}\
          \x20 authorization {{ user: {USER}, password: \"{secret}\" }}\n\
          \x20 routes: [ {routes} ]\n\
          }}\n",
         server_name = plain("server", &cluster.server_name)?,
         name = plain("cluster", &cluster.name)?,
         port = cluster.cluster_port,
+        told = cluster.told_port.map(told).unwrap_or_default(),
         routes = routes.join(", "),
     ))
 }

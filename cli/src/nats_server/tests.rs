@@ -356,6 +356,7 @@ async fn three_nodes_keep_a_message_three_times() -> Outcome {
             name: "three".into(),
             server_name: format!("node-{index}"),
             cluster_port,
+            told_port: None,
             routes: ports
                 .iter()
                 .copied()

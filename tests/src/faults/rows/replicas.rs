@@ -1,4 +1,5 @@
-//! Three servers with three copies of everything: each in turn is killed, or frozen for a while.
+//! Three servers with three copies of everything: each in turn is killed, frozen for a while, or cut off
+//! from the others, while who is connected to it still reaches it.
 
 use nix::sys::signal::Signal;
 
@@ -31,18 +32,29 @@ pub(super) async fn run(room: Room) -> Went {
     let mut rounds = 0;
     for round in room.rounds() {
         scene.crowd.acknowledged(random.between(10, 40)).await;
-        let node = &mut cluster.nodes[usize::try_from(round / 2 % 3).unwrap()];
-        if round % 2 == 0 {
-            node.kill().await;
-            scene.crowd.acknowledged(random.between(10, 40)).await;
-            node.restart().await.unwrap();
-        } else {
-            let frozen = node.pid().unwrap();
-            signal(frozen, Signal::SIGSTOP);
-            scene.crowd.acknowledged(random.between(10, 40)).await;
-            signal(frozen, Signal::SIGCONT);
+        let turn = usize::try_from(round / 3 % 3).unwrap();
+        match round % 3 {
+            0 => {
+                cluster.nodes[turn].kill().await;
+                scene.crowd.acknowledged(random.between(10, 40)).await;
+                cluster.nodes[turn].restart().await.unwrap();
+            }
+            1 => {
+                let frozen = cluster.nodes[turn].pid().unwrap();
+                signal(frozen, Signal::SIGSTOP);
+                scene.crowd.acknowledged(random.between(10, 40)).await;
+                signal(frozen, Signal::SIGCONT);
+            }
+            _ => {
+                cluster.cut_off(turn, true);
+                // a gateway that is connected there serves nothing meanwhile, and must not
+                scene.crowd.asked(random.of(&[4, 12, 40])).await;
+                cluster.cut_off(turn, false);
+                scene.crowd.acknowledged(random.between(3, 10)).await;
+            }
         }
-        node.jetstream_ready(PATIENCE).await.unwrap();
+        let ready = cluster.nodes[turn].jetstream_ready(PATIENCE).await;
+        ready.unwrap();
         rounds += 1;
     }
     scene.crowd.acknowledged(10).await;
