@@ -17,11 +17,14 @@ pub(crate) mod keys;
 mod locate;
 mod orphan_guard;
 mod stale;
+mod stuck;
 #[cfg(test)]
 mod tests;
 mod users;
 
+use std::collections::BTreeSet;
 use std::fs::File;
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -38,6 +41,7 @@ pub use users::LedgerOf;
 
 use folder::DataFolder;
 use orphan_guard::OrphanGuard;
+use stuck::Kept;
 use users::Users;
 
 /// How long a start may take unless told otherwise; JetStream reads its stores before it listens.
@@ -192,15 +196,18 @@ impl NatsServer {
     }
 
     async fn start_again(&mut self) -> Result<(), NatsServerError> {
+        self.spawn_again().await?;
+        self.come_up().await
+    }
+
+    async fn spawn_again(&mut self) -> Result<(), NatsServerError> {
         let alive = stale::stop_servers_of(&self.folder).await?;
         let options = NatsServerOptions {
             port: self.port,
             ..self.options.clone()
         };
-        let (child, guard) = spawn(&options, &self.folder, alive, &self.users)?;
-        self.child = child;
-        self.guard = guard;
-        self.come_up().await
+        (self.child, self.guard) = spawn(&options, &self.folder, alive, &self.users)?;
+        Ok(())
     }
 
     /// Address with user and password, for clients.
@@ -299,6 +306,7 @@ impl NatsServer {
         let within = self.options.start_within;
         let deadline = Instant::now() + within;
         let mut tell_at = Instant::now() + TELL_EVERY;
+        let mut reading = BTreeSet::new();
         self.port = loop {
             if let Some(port) = self.folder.announced_port(self.child.id()) {
                 break port;
@@ -306,6 +314,11 @@ impl NatsServer {
             self.still_starting(deadline, within, "it listens")?;
             if Instant::now() >= tell_at {
                 tell_at += TELL_EVERY;
+                let before = mem::replace(&mut reading, self.being_read());
+                if self.is_stuck_on(&reading, &before) {
+                    self.begin_without(&reading).await?;
+                    continue;
+                }
                 let log = self.folder.log_path();
                 tracing::warn!(log = %log.display(), "nats-server does not listen yet: its log says what it reads; a derived stream that it cannot read may be deleted as docs/recovery.md says");
             }
@@ -320,6 +333,26 @@ impl NatsServer {
         self.folder.announce_address(&self.url(), &of_roles)?;
         tracing::info!(url = self.host_url(), pid = self.pid(), "nats-server is up");
         Ok(())
+    }
+
+    fn being_read(&self) -> BTreeSet<Kept> {
+        stuck::being_read(&self.folder.said_since_begun())
+    }
+
+    /// Whether it reads nothing but streams that it should have read in no time, for [`TELL_EVERY`] by now.
+    fn is_stuck_on(&self, reading: &BTreeSet<Kept>, before: &BTreeSet<Kept>) -> bool {
+        let names = self.options.ledger.as_ref().map(|ledger| &ledger.names);
+        reading == before && names.is_some_and(|names| stuck::may_be_set_aside(reading, names))
+    }
+
+    /// Begins anew without these streams, of which the server cannot read what it kept.
+    async fn begin_without(&mut self, streams: &BTreeSet<Kept>) -> Result<(), NatsServerError> {
+        self.kill().await;
+        for stream in streams {
+            let aside = stuck::set_aside(&self.folder, stream)?;
+            tracing::error!(stream = stream.name(), aside = %aside.display(), "nats-server does not get through what it kept of a stream that only says who is alive: set aside, and made again");
+        }
+        self.spawn_again().await
     }
 
     async fn jetstream_answers(&self) -> bool {

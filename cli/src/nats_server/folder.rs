@@ -18,6 +18,8 @@ const PASSWORD_BYTES: usize = 32;
 /// How much of the log's end an error shows.
 const TAIL_BYTES_MAX: u64 = 4096;
 const TAIL_LINES_MAX: usize = 12;
+/// Two lines for each of a hundred streams and more.
+const SAID_BYTES_MAX: u64 = 1024 * 1024;
 
 #[derive(Debug)]
 pub(super) struct DataFolder {
@@ -180,6 +182,19 @@ impl DataFolder {
             tail(&self.complaints_path(), 0),
         ];
         said.join("\n").trim().to_owned()
+    }
+
+    /// What its log says since it was begun last, as far as is of use: it tells of its streams at once.
+    pub(super) fn said_since_begun(&self) -> String {
+        let from = self.log_from.load(Ordering::Relaxed);
+        let read = || -> io::Result<Vec<u8>> {
+            let mut file = File::open(self.log_path())?;
+            file.seek(SeekFrom::Start(from))?;
+            let mut bytes = Vec::new();
+            file.take(SAID_BYTES_MAX).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
     }
 
     /// For other tools: with all rights, and with those of some roles where they have users.

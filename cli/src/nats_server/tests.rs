@@ -10,12 +10,13 @@ use std::time::Duration;
 use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, Stream};
 use futures::StreamExt as _;
+use seatbelt_schemas::{names::Names, position::Partitions};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::orphan_guard::OrphanGuard;
 use super::{
-    ClusterOptions, NatsServer, NatsServerError, NatsServerOptions, Password, command,
+    ClusterOptions, LedgerOf, NatsServer, NatsServerError, NatsServerOptions, Password, command,
     find_nats_server,
 };
 
@@ -331,6 +332,54 @@ async fn a_start_that_fails_shows_the_end_of_the_log() -> Outcome {
         "{failed}"
     );
     assert!(!folder.path().join("data/nats.json").exists());
+    Ok(())
+}
+
+/// A server as one whose leases are damaged: it never gets through them.
+fn stuck_on_leases(folder: &TempDir) -> Result<PathBuf, Box<dyn Error>> {
+    let (path, data) = (
+        folder.path().join("stuck-server"),
+        folder.path().join("data"),
+    );
+    let text = format!(
+        "#!/bin/sh\n\
+         if [ -d '{data}/jetstream/SEATBELT/streams/KV_SEATBELT_LEASES' ]; then\n\
+         echo \"[1] [INF]   Starting restore for stream 'SEATBELT > KV_SEATBELT_LEASES'\" >> '{data}/nats-server.log'\n\
+         exec sleep 600\n\
+         fi\n\
+         exec '{program}' \"$@\"\n",
+        data = data.display(),
+        program = program().display(),
+    );
+    fs::write(&path, text)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
+    Ok(path)
+}
+
+#[tokio::test]
+async fn a_server_that_never_gets_through_its_leases_begins_without_them() -> Outcome {
+    let folder = TempDir::new()?;
+    let damaged = folder
+        .path()
+        .join("data/jetstream/SEATBELT/streams/KV_SEATBELT_LEASES");
+    fs::create_dir_all(damaged.join("msgs"))?;
+    let server = NatsServer::start(NatsServerOptions {
+        binary: stuck_on_leases(&folder)?,
+        ledger: Some(LedgerOf {
+            names: Names::default(),
+            partitions: Partitions::try_from(1)?,
+        }),
+        ..options(&folder)
+    })
+    .await?;
+    connect(&server.url()).await?;
+    assert!(!damaged.exists());
+    assert!(
+        folder
+            .path()
+            .join("data/damaged/KV_SEATBELT_LEASES/msgs")
+            .is_dir()
+    );
     Ok(())
 }
 
