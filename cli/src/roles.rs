@@ -5,19 +5,19 @@
 //! time: the projector sees the writers' last commits. A part that ends by itself ends the process,
 //! with its reason.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use seatbelt_bus::ServerTime;
 use seatbelt_gateway::{Gateway, GatewayError, Parts, Readiness};
 use seatbelt_ledger::{
     api::{Ledger, Neurons},
-    cluster::ClusterLedger,
+    cluster::{ClusterLedger, owed::Owed},
     host::{HostConfig, clock::HostClock},
     nats::ClusterConfig,
 };
 use seatbelt_neuron::{NeuronConfig, NeuronError};
 use seatbelt_projector::{Health, ProjectorError, SnapshotReader};
-use seatbelt_schemas::{command::CommandError, position::Partition};
+use seatbelt_schemas::command::CommandError;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +34,6 @@ mod readiness;
 mod ready;
 mod remote;
 mod store;
-mod undeclared;
 mod vital;
 mod waiting;
 
@@ -44,7 +43,6 @@ pub(crate) use bus::{embedded_options, provision};
 use parts::Running;
 pub use ready::Ready;
 use remote::Remote;
-use undeclared::Undeclared;
 
 /// How long our own neuron may take to be seen once it is registered.
 const NEURON_SEEN_MAX: Duration = Duration::from_secs(10);
@@ -198,7 +196,7 @@ async fn start(
             None => (None, None),
         };
         match (&ledger, role) {
-            (Some((ledger, _)), Role::All) => {
+            (Some(ledger), Role::All) => {
                 let ledger: Arc<dyn Ledger> = Arc::<ClusterLedger>::clone(ledger);
                 projector::start_reconcile(bus, ledger, running).await?;
             }
@@ -212,7 +210,7 @@ async fn start(
         {
             ready.neuron = Some(start_neuron(neuron, bus, running).await?);
         }
-        if let (Some(listeners), Some((ledger, owed)), Some(time)) = (listeners, ledger, time) {
+        if let (Some(listeners), Some(ledger), Some(time)) = (listeners, ledger, time) {
             gateway::warn_of_unlimited(config);
             let gateway = gateway::url(&listeners.clients);
             ready.metrics = Some(gateway::url(&listeners.metrics));
@@ -227,7 +225,6 @@ async fn start(
                 listeners,
                 ledger,
                 time,
-                owed,
                 neuron: ready.neuron.clone(),
                 ready: readiness,
             };
@@ -250,16 +247,13 @@ async fn start_time(bus: &Bus, running: &mut Running) -> Arc<ServerTime> {
     time
 }
 
-/// The partitions that have yet to hear what is declared.
-type Owed = watch::Receiver<BTreeSet<Partition>>;
-
 /// Takes part in the ledger, and makes true what the configuration declares.
 async fn start_ledger(
     config: &Config,
     bus: &Bus,
     time: &Arc<ServerTime>,
     running: &mut Running,
-) -> Result<(Arc<ClusterLedger>, Owed), RoleError> {
+) -> Result<Arc<ClusterLedger>, RoleError> {
     let host = HostConfig {
         partitions: bus.meta.partitions,
         ledger: bus.meta.ledger.clone(),
@@ -273,6 +267,7 @@ async fn start_ledger(
         names: bus.names.clone(),
         replicas: bus.replicas,
         checkpoint: bus.checkpoint.clone(),
+        owed: Owed::by_who_declares(),
     };
     let ledger = ClusterLedger::start(&bus.nats, cluster).await;
     let ledger = ledger.map_err(BusError::from)?;
@@ -282,8 +277,8 @@ async fn start_ledger(
         writers.stop().await;
         Ok(())
     });
-    let owed = declaring::start(config, bus, &ledger, time, running).await?;
-    Ok((ledger, owed))
+    declaring::start(config, bus, &ledger, time, running).await?;
+    Ok(ledger)
 }
 
 async fn start_neuron(
@@ -310,7 +305,6 @@ struct GatewayParts {
     listeners: gateway::Listeners,
     ledger: Arc<ClusterLedger>,
     time: Arc<ServerTime>,
-    owed: Owed,
     /// The neuron of this process.
     neuron: Option<String>,
     ready: watch::Receiver<Readiness>,
@@ -335,11 +329,7 @@ async fn start_gateway(
     let parts = Parts {
         keys,
         prices,
-        ledger: Arc::new(Undeclared {
-            ledger: Arc::<ClusterLedger>::clone(&with.ledger),
-            owed: with.owed,
-            partitions: bus.meta.partitions,
-        }),
+        ledger: with.ledger,
         snapshots: Arc::new(SnapshotReader::new(
             Arc::new(store.map_err(BusError::from)?),
             bus.meta.partitions,

@@ -5,7 +5,7 @@
 //! alone. On a planned stop requests are finished, the last commit is made durable, and only then is
 //! the lease given back; after a kill the lease ends by its age.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use seatbelt_schemas::{
@@ -28,10 +28,12 @@ use crate::{
 };
 
 pub mod ground;
+pub mod owed;
 mod place;
 mod seat;
 
 use ground::Ground;
+use owed::Owed;
 use place::{Places, WriterPlace};
 use seat::Seat;
 
@@ -54,6 +56,8 @@ pub struct ClusterPart {
     pub names: Names,
     /// Bounds of each writer.
     pub bounds: Bounds,
+    /// What it has yet to declare.
+    pub owed: Owed,
 }
 
 /// The ledger as one process takes part in it.
@@ -61,6 +65,7 @@ pub struct ClusterPart {
 pub struct ClusterLedger {
     partitions: Partitions,
     slots: Vec<Slot>,
+    owed: Owed,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -148,6 +153,7 @@ impl ClusterLedger {
         Arc::new(Self {
             partitions: part.host.partitions,
             slots,
+            owed: part.owed.clone(),
             shutdown,
             tasks,
         })
@@ -184,12 +190,10 @@ impl ClusterLedger {
         reasons.flatten().collect()
     }
 
-    /// The partitions whose journals this process could not go on from, as far as it looked last: they may
+    /// The partitions whose journals this process could not go on from, until it has declared to them: they may
     /// have been put back from before something that it knows of.
-    pub fn troubled(&self) -> BTreeSet<Partition> {
-        let troubled = self.slots.iter();
-        let troubled = troubled.filter(|slot| matches!(slot.local.now(), WriterPlace::Unserved(_)));
-        troubled.map(|slot| slot.partition).collect()
+    pub fn owed(&self) -> &Owed {
+        &self.owed
     }
 
     /// The partitions hosted here.
@@ -272,7 +276,10 @@ impl Slot {
 impl Ledger for ClusterLedger {
     fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
         let slot = self.of(&command.account);
-        Box::pin(async move { slot.call(|ledger| ledger.reserve(command.clone())).await })
+        Box::pin(async move {
+            self.owed.lets_in(slot.partition)?;
+            slot.call(|ledger| ledger.reserve(command.clone())).await
+        })
     }
 
     fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use seatbelt_bus::{Layout, Nats, ServerTime, connect, neuron_bucket, provision};
 use seatbelt_ledger::{
     api::{Answer, Ledger, ReserveOutcome},
-    cluster::ClusterLedger,
+    cluster::{ClusterLedger, owed::Owed},
     host::{HostConfig, clock::HostClock, now_ms},
     nats::ClusterConfig,
     testing::{Payer, balance, clock::OwnClock, one_partition},
@@ -21,6 +21,15 @@ use seatbelt_tests::{
 const HOUR_MS: i64 = 3_600_000;
 
 async fn take_part(server: &TestNats, name: &str, clock: &OwnClock) -> (Nats, Arc<ClusterLedger>) {
+    take_part_owing(server, name, clock, Owed::default()).await
+}
+
+async fn take_part_owing(
+    server: &TestNats,
+    name: &str,
+    clock: &OwnClock,
+    owed: Owed,
+) -> (Nats, Arc<ClusterLedger>) {
     let url = server.server.url();
     let nats = connect(&url, name, PATIENCE).await.unwrap();
     let host = one_partition(name);
@@ -39,6 +48,7 @@ async fn take_part(server: &TestNats, name: &str, clock: &OwnClock) -> (Nats, Ar
         names,
         replicas: 1,
         checkpoint: Default::default(),
+        owed,
     };
     let ledger = ClusterLedger::start(&nats, config).await.unwrap();
     (nats, ledger)
@@ -106,6 +116,40 @@ async fn whoever_is_right_leads_and_whoever_is_not_says_why() {
     .await;
     let offset_ms = second.clock_offsets_ms()[0].1;
     assert!((offset_ms + HOUR_MS).abs() < 1_000, "{offset_ms}");
+    second.stop().await;
+}
+
+/// What could not be gone on from, as for a clock here, is declared to before anybody is let in: also those who
+/// come by another process, which saw no trouble.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_let_into_a_partition_before_its_host_has_declared_again() {
+    let server = TestNats::start().await;
+    let clock = OwnClock::ahead_by(HOUR_MS);
+    let (_nats, first) = take_part_owing(&server, "first", &clock, Owed::by_who_declares()).await;
+    assert!(says_why(&first.ready().await));
+    clock.set_by(-HOUR_MS);
+    until("it hosts", || async {
+        (!first.hosted().is_empty()).then_some(())
+    })
+    .await;
+
+    let (_nats, second) = take_part(&server, "second", &OwnClock::ahead_by(0)).await;
+    assert_eq!(second.ready().await, []);
+    for change in payer().changes(balance("cap", Scope::Account, 1000)) {
+        // declaring is let in
+        let command = payer().admin(change);
+        patiently(async || second.admin(command.clone()).await).await;
+    }
+    for ledger in [&first, &second] {
+        let refused = ledger.reserve(payer().reserve(1)).await.unwrap_err();
+        let said = refused.to_string();
+        assert!(said.contains("what is declared is not true yet"), "{said}");
+    }
+    assert!(second.hosted().is_empty(), "it asked the first");
+    first.owed().settle(&first.owed().now());
+    pays(&first).await;
+    pays(&second).await;
+    first.stop().await;
     second.stop().await;
 }
 

@@ -150,6 +150,7 @@ async fn a_process_that_was_fenced_finds_its_way_back() {
         names,
         replicas: 1,
         checkpoint: Default::default(),
+        owed: Default::default(),
     };
     let cluster = ClusterLedger::start(&one, config).await.unwrap();
     assert_eq!(cluster.ready().await, Vec::new());

@@ -103,6 +103,7 @@ async fn take_part(nats: &Nats, replicas: u8, name: &str) -> Arc<ClusterLedger> 
         names,
         replicas,
         checkpoint: Default::default(),
+        owed: Default::default(),
     };
     ClusterLedger::start(nats, config).await.unwrap()
 }

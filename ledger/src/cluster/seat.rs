@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 use super::{
     ClusterPart,
     ground::{Ground, Met, Unopened},
+    owed::Door,
     place::{Places, WriterPlace},
 };
 use crate::{
@@ -90,6 +91,8 @@ impl<G: Ground> Seat<G> {
                 }
                 End::Damaged(reason) => {
                     error!(%partition, reason, "partition cannot be served");
+                    // before anybody can find it served again
+                    self.part.owed.owes(partition);
                     self.local.set(WriterPlace::Unserved(reason));
                     failures += 1;
                     growing(failures)
@@ -203,7 +206,11 @@ impl<G: Ground> Seat<G> {
         if let Err(refused) = ready {
             return (End::Damaged(refused.to_string()), None);
         }
-        let ledger: Arc<dyn Ledger> = Arc::new(handle.clone());
+        let ledger: Arc<dyn Ledger> = Arc::new(Door {
+            ledger: handle.clone(),
+            partition: self.partition,
+            owed: self.part.owed.clone(),
+        });
         let service =
             LedgerService::start(self.ground.post(), &self.part.names, self.partition, ledger)
                 .await;

@@ -11,6 +11,7 @@ use crate::{
     cluster::{
         ClusterLedger, ClusterPart,
         ground::{Ground, Met, Unopened},
+        owed::Owed,
     },
     host::{HostConfig, bounds::Bounds},
     lease::Leases,
@@ -28,6 +29,8 @@ pub struct ClusterConfig {
     pub replicas: u8,
     /// What a checkpoint that is kept away from the server saw of each journal.
     pub checkpoint: BTreeMap<Partition, Sighting>,
+    /// What this process has yet to declare.
+    pub owed: Owed,
 }
 
 impl ClusterLedger {
@@ -41,6 +44,7 @@ impl ClusterLedger {
             host: config.host.clone(),
             names: names.clone(),
             bounds: Bounds::default(),
+            owed: config.owed.clone(),
         };
         let ground = NatsGround {
             nats: nats.clone(),

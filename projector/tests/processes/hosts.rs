@@ -159,6 +159,7 @@ impl Hosts {
             host: self.config(&name, &offset_ms),
             names: names(),
             bounds: self.bounds.clone(),
+            owed: Default::default(),
         };
         let cluster = ClusterLedger::take_part(&wire, &leases, &part);
         let host = Arc::new(Host {
