@@ -3,7 +3,11 @@
 //! Reads go to the stream's leader: what was written and acknowledged is read. Not here: what the
 //! values mean, and history.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use async_nats::{
     HeaderMap, HeaderValue,
@@ -14,12 +18,13 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
-use seatbelt_schemas::{ids::AccountId, names::Names};
+use seatbelt_schemas::{chain::in_one_line, ids::AccountId, names::Names};
 use serde::Deserialize;
 use tracing::warn;
 
 use super::{
     Nats, ProvisionError,
+    ailing::Ailing,
     publish::{Acceptance, NOBODY, SILENCE, publish},
     settings::{Settings, bucket_stream},
     stream::{JetStreamError, ask, delete, get_subject, is_passing, present, provision_error},
@@ -39,6 +44,7 @@ pub struct Bucket {
     name: Arc<str>,
     /// How it is made again where it is gone; only what is derived is.
     derived: Option<Arc<Settings>>,
+    ailing: Arc<Mutex<Ailing>>,
 }
 
 impl Bucket {
@@ -51,6 +57,7 @@ impl Bucket {
             nats: nats.clone(),
             name,
             derived: settings.is_derived().then(|| Arc::new(settings)),
+            ailing: Arc::default(),
         })
     }
 
@@ -67,6 +74,7 @@ impl Bucket {
             nats: nats.clone(),
             name: name.into(),
             derived: None,
+            ailing: Arc::default(),
         }
     }
 
@@ -95,6 +103,34 @@ impl Bucket {
         );
         settings.ensure(&self.nats).await?;
         Ok(true)
+    }
+
+    /// Notes how the server fared that was asked something at `begun`. A bucket that it has and keeps nothing in
+    /// any more is made again, where its values are not worth keeping.
+    async fn fared<T>(&self, begun: Instant, answer: Result<T, &StoreError>) {
+        let Some(settings) = self.derived.as_ref().filter(|kept| kept.is_renewed()) else {
+            return;
+        };
+        let error = {
+            // no code panics while it holds the lock half way through a change
+            let mut ailing = self.ailing.lock().unwrap_or_else(PoisonError::into_inner);
+            match answer {
+                Ok(_) => return ailing.is_well(),
+                Err(_) if !ailing.failed(begun, Instant::now()) => return,
+                Err(error) => in_one_line(error),
+            }
+        };
+        // a server that is away, or has it not, says nothing of what it keeps
+        if settings.inspect(&self.nats).await.is_err() {
+            return;
+        }
+        warn!(
+            bucket = &*self.name,
+            error, "the server keeps nothing in the bucket any more: it is made again"
+        );
+        if let Err(error) = Self::open_anew(&self.nats, Settings::clone(settings)).await {
+            warn!(bucket = &*self.name, %error, "the bucket is not made again yet");
+        }
     }
 
     /// Takes the bucket out and makes it again, empty: for one that the server cannot read or write any more.
@@ -132,6 +168,17 @@ impl Bucket {
 
     /// The value of a key, deleted or not; revision zero where there never was one.
     pub async fn read(&self, key: &str) -> Result<Kept, StoreError> {
+        let begun = Instant::now();
+        let kept = self.get(key).await;
+        if let Err(error) = &kept
+            && is_damage(error)
+        {
+            self.fared(begun, Err::<(), _>(error)).await;
+        }
+        kept
+    }
+
+    async fn get(&self, key: &str) -> Result<Kept, StoreError> {
         let none = Kept {
             value: None,
             revision: Revision(0),
@@ -243,6 +290,23 @@ impl Bucket {
     }
 
     async fn put(
+        &self,
+        key: &str,
+        expected: Option<Revision>,
+        headers: HeaderMap,
+        value: Bytes,
+    ) -> Result<Revision, WriteError> {
+        let begun = Instant::now();
+        let put = self.send(key, expected, headers, value).await;
+        let answer = match &put {
+            Ok(_) | Err(WriteError::Moved) => Ok(()),
+            Err(WriteError::Unreachable(error)) => Err(error),
+        };
+        self.fared(begun, answer).await;
+        put
+    }
+
+    async fn send(
         &self,
         key: &str,
         expected: Option<Revision>,

@@ -7,6 +7,7 @@
 //! is ever part of an error or a log line. Not here: any decision, and what a journal is.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod ailing;
 pub mod bucket;
 pub mod buckets;
 pub mod connect;

@@ -225,6 +225,8 @@ impl<'a> Grants<'a> {
             self.follow(&kv(&bucket));
         }
         self.publish(&keys(&names.lease_bucket(), ">"));
+        // one that is damaged is made again
+        self.api(&format!("STREAM.DELETE.{}", kv(&names.lease_bucket())));
         // where it is lost while requests are served
         self.make(&names.usage_stream());
         self.follow(&names.usage_stream());

@@ -67,6 +67,7 @@ pub struct Settings {
     config: Config,
     relied_on: Vec<&'static str>,
     derived: bool,
+    renewed: bool,
 }
 
 impl Settings {
@@ -88,6 +89,7 @@ impl Settings {
             },
             relied_on: JOURNAL_RELIED_ON.to_vec(),
             derived: false,
+            renewed: false,
         }
     }
 
@@ -108,6 +110,7 @@ impl Settings {
             },
             relied_on: vec!["subjects", "storage", "persist_mode"],
             derived: false,
+            renewed: false,
         }
     }
 
@@ -123,6 +126,7 @@ impl Settings {
             },
             relied_on: vec!["subjects", "storage"],
             derived: true,
+            renewed: false,
         }
     }
 
@@ -146,6 +150,7 @@ impl Settings {
         Self::bucket(&names.lease_bucket(), replicas)
             .derived()
             .for_at_most(LEASE_MAX_AGE)
+            .renewed()
     }
 
     /// Which neurons are alive.
@@ -168,6 +173,7 @@ impl Settings {
             },
             relied_on: vec!["subjects", "max_msgs_per_subject"],
             derived: false,
+            renewed: false,
         }
     }
 
@@ -184,6 +190,13 @@ impl Settings {
         self
     }
 
+    fn renewed(self) -> Self {
+        Self {
+            renewed: true,
+            ..self
+        }
+    }
+
     /// The stream's name.
     pub fn stream(&self) -> &str {
         &self.config.name
@@ -197,6 +210,11 @@ impl Settings {
     /// Whether it can be made again from the journals, or from what others write anew.
     pub fn is_derived(&self) -> bool {
         self.derived
+    }
+
+    /// Whether who writes there may take it out and make it again: no value is worth keeping.
+    pub(crate) fn is_renewed(&self) -> bool {
+        self.renewed
     }
 
     /// Makes the stream if it is missing, and compares what is relied on if it is there.
