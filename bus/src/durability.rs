@@ -8,12 +8,13 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use seatbelt_schemas::{names::Names, position::Partitions};
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 
-use super::Nats;
+use super::{Nats, stream::info};
 
 /// System service that every server answers for itself.
 const SERVICE: &str = "$SYS.REQ.SERVER.PING.JSZ";
@@ -75,6 +76,18 @@ pub enum DurabilityError {
         /// What is missing.
         detail: String,
     },
+    /// A journal has fewer copies than would make it durable without a sync.
+    #[error(
+        "stream {stream} has {found} of the {wanted} copies that nats.replicas asks for: set nats.replicas = {found}, as for the other processes of this ledger, or give every stream of the ledger {wanted} copies"
+    )]
+    Copies {
+        /// The journal's stream.
+        stream: String,
+        /// How many it has.
+        found: u64,
+        /// How many are configured.
+        wanted: u8,
+    },
 }
 
 /// What one server says about itself.
@@ -110,6 +123,32 @@ pub async fn prove(
         reports = ask_servers(nats).await;
     }
     judge(nats.servers(), &connected, &reports)
+}
+
+/// Whether the journals that there are have as many copies as configured: what the configuration says of them
+/// proves nothing, and another process may have made them. Who may not ask appends to none.
+pub async fn check_copies(
+    nats: &Nats,
+    names: &Names,
+    partitions: Partitions,
+    replicas: u8,
+) -> Result<(), DurabilityError> {
+    for partition in partitions.iter() {
+        let stream = names.journal_stream(partition);
+        let Ok(found) = info(nats, &stream).await else {
+            continue;
+        };
+        let found = found.config["num_replicas"].as_u64().unwrap_or_default();
+        if found < u64::from(replicas) {
+            let wanted = replicas;
+            return Err(DurabilityError::Copies {
+                stream,
+                found,
+                wanted,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn judge(

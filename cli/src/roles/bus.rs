@@ -394,6 +394,7 @@ async fn prove(config: &Config, nats: &Nats) -> Result<(), BusError> {
         Some(url) => vec![read_monitor(url).await?],
         None => Vec::new(),
     };
+    durability::check_copies(nats, &from.names, from.partitions, from.replicas).await?;
     match durability::prove(nats, from.durability, from.replicas, &monitor).await? {
         Proof::Synced => info!("durable: the server syncs before it acknowledges"),
         Proof::Replicated(copies) => info!(copies, "durable: acknowledged by a majority"),
