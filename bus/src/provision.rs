@@ -114,6 +114,14 @@ pub enum GenesisError {
         /// The bucket.
         bucket: String,
     },
+    /// Somebody deleted the facts: make them again from the journals.
+    #[error(
+        "key {META_KEY} of bucket {bucket} was deleted: where there are journals, `seatbelt ledger rebuild-meta` makes it again from them; where there are none, purge the bucket or use another name prefix"
+    )]
+    Deleted {
+        /// The bucket.
+        bucket: String,
+    },
     /// A stream or bucket cannot be used.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
@@ -201,7 +209,13 @@ async fn read(bucket: &Bucket, name: &str) -> Result<Option<Meta>, GenesisError>
         kept => kept?,
     };
     let Some(bytes) = kept.value else {
-        return Ok(None);
+        // a key that was never written has no revision: only that one is ours to write
+        return match kept.revision {
+            Revision(0) => Ok(None),
+            _ => Err(GenesisError::Deleted {
+                bucket: name.to_owned(),
+            }),
+        };
     };
     let unreadable = |source| GenesisError::Unreadable {
         bucket: name.to_owned(),

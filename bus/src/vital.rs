@@ -57,6 +57,7 @@ impl Vitals {
             Ok(Ok(found)) if found == self.meta => return None,
             Ok(Ok(found)) => format!("names ledger {} and not {}", found.ledger, self.meta.ledger),
             Ok(Err(GenesisError::Missing { .. })) => "is gone".to_owned(),
+            Ok(Err(GenesisError::Deleted { .. })) => "was emptied".to_owned(),
             Ok(Err(error @ GenesisError::Unreadable { .. })) => {
                 format!("cannot be read ({})", in_one_line(&error))
             }

@@ -19,9 +19,9 @@ use async_nats::jetstream::stream::PersistenceMode;
 use bytes::Bytes;
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
 use seatbelt_bus::{
-    ConnectError, Durability, DurabilityError, FeedMessage, FeedStream, GenesisError, Layout, Nats,
-    NatsUsageEvents, Proof, connect, meta, neuron_secret, prove, provision, snapshot_bucket,
-    watch_neurons,
+    Bucket, ConnectError, Durability, DurabilityError, FeedMessage, FeedStream, GenesisError,
+    Layout, Nats, NatsUsageEvents, Proof, Settings, connect, durability::check_copies, meta,
+    neuron_secret, prove, provision, snapshot_bucket, watch_neurons,
 };
 use seatbelt_ledger::{
     api::{Answer, Ledger, Taken},
@@ -126,6 +126,45 @@ async fn wrong_credentials_are_told_apart_from_a_server_that_is_away() {
     for error in [format!("{denied} {denied:?}"), format!("{away} {away:?}")] {
         assert!(!error.contains("hunter2"), "{error}");
     }
+}
+
+/// A key that somebody deleted is not one that was never written: to make another ledger in its place would
+/// grant every cap again.
+#[tokio::test]
+async fn facts_that_were_deleted_are_not_made_anew_and_their_remedy_is_told() {
+    let nats = TestNats::start().await;
+    let (connection, names) = provisioned(&nats).await;
+    let bucket = Bucket::at(&connection, &names.meta_bucket());
+    let kept = bucket.read("ledger").await.unwrap();
+    bucket.delete("ledger", kept.revision).await.unwrap();
+    let told = [
+        meta(&connection, &names).await.unwrap_err(),
+        provision(&connection, &names, layout(4)).await.unwrap_err(),
+    ];
+    for error in told {
+        let said = error.to_string();
+        assert!(matches!(error, GenesisError::Deleted { .. }), "{said}");
+        assert!(said.contains("`seatbelt ledger rebuild-meta`"), "{said}");
+    }
+}
+
+/// What a process is configured with says nothing of the streams that another one made.
+#[tokio::test]
+async fn a_journal_with_fewer_copies_than_configured_is_named() {
+    let nats = TestNats::start().await;
+    let (connection, names) = provisioned(&nats).await;
+    let partitions = layout(4).partitions;
+    let check = async |replicas| check_copies(&connection, &names, partitions, replicas).await;
+    check(3).await.expect("no journal was made yet");
+    let journal = Settings::journal(&names, Partition(2), 1);
+    journal.ensure(&connection).await.unwrap();
+    check(1).await.unwrap();
+    let few = check(3).await.unwrap_err().to_string();
+    assert!(
+        few.contains("SEATBELT_JOURNAL_02 has 1 of the 3 copies"),
+        "{few}"
+    );
+    assert!(few.contains("set nats.replicas = 1"), "{few}");
 }
 
 #[tokio::test]
@@ -401,6 +440,27 @@ async fn leases(nats: &TestNats, holder: &str) -> Leases {
     let connection = nats.connect(holder).await;
     let kept = LeaseBucket::open(&connection, &Names::default(), 1).await;
     Leases::start(Arc::new(kept.unwrap()), holder)
+}
+
+/// As where what the server kept of it was damaged while it was down: the stream is there and keeps nothing.
+#[tokio::test]
+async fn a_bucket_of_leases_that_keeps_nothing_is_made_again() {
+    let nats = TestNats::start().await;
+    let connection = nats.connect("test").await;
+    let jetstream = async_nats::jetstream::new(connection.client().clone());
+    let settings = async_nats::jetstream::stream::Config {
+        name: "KV_SEATBELT_LEASES".to_owned(),
+        subjects: vec!["$KV.SEATBELT_LEASES.>".to_owned()],
+        max_messages_per_subject: 1,
+        no_ack: true,
+        ..Default::default()
+    };
+    jetstream.create_stream(settings).await.unwrap();
+    let leases = leases(&nats, "one").await;
+    let lease = timeout(PATIENCE, leases.acquire(Partition(0))).await;
+    lease.expect("it heals by itself").release().await;
+    let stream = jetstream.get_stream("KV_SEATBELT_LEASES").await.unwrap();
+    assert!(!stream.cached_info().config.no_ack, "made again");
 }
 
 #[tokio::test]
