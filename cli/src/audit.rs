@@ -108,7 +108,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Prove that one event is in a signed checkpoint
+    /// Prove that one event is in a signed checkpoint: not built yet, and not offered before it is
+    #[command(hide = true)]
     Prove {
         #[command(flatten)]
         source: SourceArgs,

@@ -53,6 +53,20 @@ async fn audit(words: &[&str]) -> Result<(bool, String), AuditError> {
 
 const ACCOUNTS: [&str; 4] = ["acct-cap", "alice", "bob", "carol"];
 
+#[test]
+fn what_is_not_built_is_not_offered() {
+    let audit = AuditArgs::augment_args(clap::Command::new("audit"));
+    let offered: Vec<_> = audit
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+        .map(|command| command.get_name().to_owned())
+        .collect();
+    assert_eq!(
+        offered,
+        ["verify", "checkpoint", "replay", "show", "export"]
+    );
+}
+
 fn partitions() -> Partitions {
     Partitions::try_from(2).unwrap()
 }
