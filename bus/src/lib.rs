@@ -7,30 +7,39 @@
 //! is ever part of an error or a log line. Not here: any decision, and what a journal is.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod ailing;
+// the connection, and who may do what over it
+pub mod connect;
+pub mod roles;
+
+// streams and buckets: their settings, and how each is made
 pub mod bucket;
 pub mod buckets;
-pub mod connect;
-pub mod cursor;
-pub mod durability;
-pub mod feed;
-pub mod feed_look;
 pub mod kept;
-pub mod neuron_secret;
-pub mod neurons;
+pub mod provision;
+pub mod settings;
+pub mod stream;
+
+// to write, to read, to ask, to try again
+pub mod cursor;
 pub mod pauses;
 pub mod post;
-pub mod provision;
 pub mod publish;
+
+// whether what is written stays, and by whose clock
+mod ailing;
+pub mod durability;
+pub mod server_time;
+pub mod store_look;
+pub mod vital;
+
+// what there is on NATS alone
+pub mod feed;
+pub mod feed_look;
+pub mod neuron_secret;
+pub mod neurons;
 pub mod register;
 pub mod report;
-pub mod roles;
-pub mod server_time;
-pub mod settings;
-pub mod store_look;
-pub mod stream;
 pub mod usage;
-pub mod vital;
 
 pub use bucket::Bucket;
 pub use buckets::{lease_bucket, meta_bucket, neuron_bucket, snapshot_bucket};

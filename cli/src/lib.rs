@@ -4,14 +4,20 @@
 //! about spend and speaks no dialect; reading the command line and printing errors are the binary's.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod audit;
+// what it is told
 pub mod config;
+
+// what it runs
+pub mod roles;
+
 pub mod declared;
-pub mod ledger;
 pub mod logging;
 pub mod login;
-pub mod nats;
 pub mod nats_server;
-pub mod prices;
-pub mod roles;
 pub mod signals;
+
+// what an operator asks
+pub mod audit;
+pub mod ledger;
+pub mod nats;
+pub mod prices;

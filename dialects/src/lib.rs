@@ -6,24 +6,33 @@
 //! of it.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod allow;
+// what is asked
 mod api;
 mod ask;
 mod dialect;
+
+// what may be asked at all
+pub mod allow;
+mod provided;
+mod state;
+
+// what an answer tells
 mod ends;
-mod exact;
+mod served;
+pub mod sse;
+mod told;
+
+// the way from one to another
 mod face;
+pub mod translate;
+
+// how JSON is read and written
+mod exact;
 mod fields;
 mod odd;
 mod printed;
 mod printing;
-mod provided;
 mod raw;
-mod served;
-pub mod sse;
-mod state;
-mod told;
-pub mod translate;
 
 pub use api::{Api, MaxField};
 pub use ask::{Ask, Measure};

@@ -9,20 +9,28 @@
 //! `error` and `ready` know none of them. `scripts/check_layers.py` proves who looks into whom.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod app;
+// the way of a request
+mod receive;
+
 mod bound;
+mod plan;
+mod upstream;
+
+mod gate;
+
+mod run;
+
+// who leads it there
+mod app;
+mod routes;
+mod server;
+
+// what all of them may look into
 mod clock;
 pub mod config;
 mod error;
-mod gate;
 mod metrics;
-mod plan;
 mod ready;
-mod receive;
-mod routes;
-mod run;
-mod server;
-mod upstream;
 
 pub use clock::{Clock, system_clock};
 pub use config::{

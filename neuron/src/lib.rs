@@ -9,20 +9,25 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod config;
+mod error;
 pub mod server;
 
-mod clock;
-mod engine;
-mod error;
+// the way of a request
 mod http;
-mod library;
-mod load;
-mod metrics;
 mod model;
+
+mod engine;
 mod sampler;
 mod session;
 mod stop;
+
 pub mod usage;
+
+// what they stand on
+mod clock;
+mod library;
+mod load;
+mod metrics;
 
 pub use config::{Arena, CudaOptions, Device, ModelConfig, NeuronConfig};
 pub use error::NeuronError;

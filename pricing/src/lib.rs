@@ -6,15 +6,20 @@
 //! time of day or from a day to come, the dearest is taken. Not here: files, clocks, the running configuration.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod book;
-mod day;
-mod decimal;
-mod diff;
+// the lists
 mod genai;
-mod json;
 mod list;
 mod litellm;
+
+// what they say
+mod day;
+mod decimal;
+mod json;
 mod terms;
+
+// what is made of it
+mod book;
+mod diff;
 
 pub use book::{Origin, write};
 pub use day::{Day, InvalidDay};

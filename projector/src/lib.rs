@@ -2,22 +2,30 @@
 //!
 //! Each partition is followed in order and every commit is checked before anything is made of it; a
 //! gap or a broken chain halts that partition with a [`Halt`] that names the place, and leaves the
-//! others running. One that halted is tried again, ever less often; [`Health`] says which ones stand still. Everything here can be thrown away and rebuilt. Nothing here decides about spend,
-//! and JetStream is known to the ledger alone.
+//! others running. One that halted is tried again, ever less often; [`Health`] says which ones stand still.
+//! Everything here can be thrown away and rebuilt. Nothing here decides about spend, and what NATS is the bus
+//! alone knows.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+// what is derived, and from what
 pub mod chain;
 pub mod feed;
-pub mod health;
-pub mod reader;
-pub mod reconcile;
 pub mod snapshots;
+
+// where it is kept, and who reads it
+pub mod reader;
 pub mod store;
 pub mod watch;
 
+// what neurons reported, settled where nobody else does
+pub mod reconcile;
+
+// who keeps a partition's projections, and how they get on
 mod follow;
+pub mod health;
 mod keep;
 mod seat;
+
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -65,7 +73,6 @@ pub enum ProjectorError {
     Halted {
         /// How many.
         count: usize,
-        /// The first.
         #[source]
         first: Halt,
     },

@@ -6,24 +6,31 @@
 //! clock, no decision lives here.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+// who, how much, and when
 pub mod amount;
+pub mod ids;
+pub mod meter;
+pub mod scope;
+pub mod time;
+pub mod window;
+
+// what limits, and what costs
 pub mod budget;
 pub mod cap;
-pub mod chain;
+pub mod price;
+
+// what is asked of a ledger, and what it writes
 pub mod claim;
 pub mod command;
 pub mod commit;
 pub mod event;
-pub mod ids;
-pub mod meter;
+pub mod position;
+pub mod skipped;
+pub mod usage;
+
+// how all of it is named and written
+pub mod chain;
 pub mod names;
 pub mod neuron;
-pub mod position;
-pub mod price;
-pub mod scope;
 pub mod setting;
-pub mod skipped;
-pub mod time;
-pub mod usage;
-pub mod window;
 pub mod wire;

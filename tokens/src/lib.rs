@@ -4,16 +4,23 @@
 //! number. Nothing here waits, listens or asks.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+// what a text is cut into
+mod encoding;
+mod tokenizer;
+
+// what a chat becomes
 mod builtins;
 mod chat;
+mod template;
+
+// who only counts
 mod counter;
-mod encoding;
-mod folder;
 mod framing;
 mod recipe;
+
+// where both are found
+mod folder;
 mod source;
-mod template;
-mod tokenizer;
 
 pub use chat::{MessagesError, PromptError, chat_prompt, read_messages};
 pub use counter::TextCounter;
