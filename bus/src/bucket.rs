@@ -37,7 +37,6 @@ const WRITE_MAX: Duration = Duration::from_secs(5);
 const OPERATION: &str = "KV-Operation";
 const DELETED: &str = "DEL";
 
-/// A bucket.
 #[derive(Debug, Clone)]
 pub struct Bucket {
     nats: Nats,

@@ -60,7 +60,6 @@ struct Open {
 
 /// A message of a stream and its place.
 pub struct Item {
-    /// Its place.
     pub sequence: u64,
     /// As the server gives it.
     pub message: jetstream::Message,

@@ -62,16 +62,12 @@ pub enum DurabilityError {
     #[error(
         "nats server {server} acknowledges before it syncs: set `sync_interval: always` in the jetstream section of its configuration, or nats.replicas = 3 on a cluster, or choose nats.durability = \"relaxed\""
     )]
-    NotSynced {
-        /// The server.
-        server: String,
-    },
+    NotSynced { server: String },
     /// It cannot be seen whether every server syncs.
     #[error(
         "cannot see whether nats at {servers} syncs before it acknowledges ({detail}): let this user's account ask {SERVICE}, or set nats.monitor_url to the server's monitoring port, after `sync_interval: always` is in its jetstream section; or set nats.replicas = 3 on a cluster, or choose nats.durability = \"relaxed\""
     )]
     Unproven {
-        /// Where.
         servers: String,
         /// What is missing.
         detail: String,

@@ -56,14 +56,12 @@ pub struct FeedMessage<'a> {
     pub subject: &'a str,
     /// Its headers, `Nats-Msg-Id` among them.
     pub headers: &'a [(&'static str, String)],
-    /// Its payload.
     pub payload: Bytes,
 }
 
 /// A message's place on the feed and its `Nats-Msg-Id`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeedEntry {
-    /// Its place.
     pub sequence: u64,
     /// Its id; empty where it has none, for somebody else published it.
     pub id: String,

@@ -17,7 +17,6 @@ const ASKED_AT_ONCE: u64 = 64;
 /// A message of the feed, with what it says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FedMessage {
-    /// Its place.
     pub sequence: u64,
     /// Its `Nats-Msg-Id`; empty where it has none.
     pub id: String,

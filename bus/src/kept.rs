@@ -9,7 +9,6 @@ use thiserror::Error;
 pub struct StoreError {
     /// What was attempted, and on what.
     pub action: String,
-    /// What went wrong.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }

@@ -23,7 +23,6 @@ const NOBODY_WITHIN: Duration = Duration::from_millis(500);
 /// What came of a request, or came to a correspondence.
 #[derive(Debug)]
 pub enum Heard {
-    /// A reply.
     Reply(Bytes),
     /// Nobody receives now what is sent there, or the way was lost: send it again soon.
     Nobody,

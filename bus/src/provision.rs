@@ -81,7 +81,6 @@ pub enum GenesisError {
         "key {META_KEY} of bucket {bucket} is not the facts of a ledger: where there are journals, `seatbelt ledger rebuild-meta` makes it again from them; where there are none, use another name prefix"
     )]
     Unreadable {
-        /// The bucket.
         bucket: String,
         /// What is wrong with it.
         #[source]
@@ -92,7 +91,6 @@ pub enum GenesisError {
         "key {META_KEY} of bucket {bucket} can neither be read nor written, although the server is there: where there are journals, `seatbelt ledger rebuild-meta` makes it again from them; see the log of nats-server"
     )]
     Damaged {
-        /// The bucket.
         bucket: String,
         /// What the server says.
         #[source]
@@ -102,26 +100,17 @@ pub enum GenesisError {
     #[error(
         "key {NEURON_SECRET_KEY} of bucket {bucket} is not 32 bytes: delete it, and start every gateway and neuron again"
     )]
-    NoSecret {
-        /// The bucket.
-        bucket: String,
-    },
+    NoSecret { bucket: String },
     /// There is no ledger under this prefix, and the caller only reads.
     #[error(
         "there is no ledger under bucket {bucket}: start it once, run `seatbelt nats provision`, or correct the name prefix"
     )]
-    Missing {
-        /// The bucket.
-        bucket: String,
-    },
+    Missing { bucket: String },
     /// Somebody deleted the facts: make them again from the journals.
     #[error(
         "key {META_KEY} of bucket {bucket} was deleted: where there are journals, `seatbelt ledger rebuild-meta` makes it again from them; where there are none, purge the bucket or use another name prefix"
     )]
-    Deleted {
-        /// The bucket.
-        bucket: String,
-    },
+    Deleted { bucket: String },
     /// A stream or bucket cannot be used.
     #[error(transparent)]
     Provision(#[from] ProvisionError),

@@ -27,7 +27,6 @@ pub enum ProvisionError {
         "stream {stream} has {field} = {found}, but the ledger relies on {wanted}: restore it or use another name prefix"
     )]
     Differs {
-        /// The stream.
         stream: String,
         /// The setting, as JetStream names it.
         field: &'static str,
@@ -39,23 +38,17 @@ pub enum ProvisionError {
     /// The server refuses it: act on its reason.
     #[error("the server refuses stream {stream}: {detail}")]
     Refused {
-        /// The stream.
         stream: String,
         /// The server's reason.
         detail: String,
     },
     /// It does not exist, and the caller did not ask to make it.
     #[error("stream {stream} does not exist: start the ledger once, or correct the name prefix")]
-    Missing {
-        /// The stream.
-        stream: String,
-    },
+    Missing { stream: String },
     /// Nobody answered: try again.
     #[error("cannot reach jetstream about stream {stream}")]
     Unreachable {
-        /// The stream.
         stream: String,
-        /// What went wrong.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },

@@ -172,9 +172,7 @@ pub enum AuditError {
     /// The journal is not there, or not as it must be.
     #[error("cannot open the journal of partition {partition}")]
     Open {
-        /// The partition.
         partition: Partition,
-        /// Why not.
         #[source]
         source: ProvisionError,
     },
@@ -187,20 +185,15 @@ pub enum AuditError {
     /// The journal could not be read to its end: try again, or verify to see what is damaged.
     #[error("cannot read partition {partition} at sequence {at}")]
     Read {
-        /// The partition.
         partition: Partition,
-        /// Where.
         at: Sequence,
-        /// Why not.
         #[source]
         source: ReadError,
     },
     /// A commit is not readable: verify says what else is wrong.
     #[error("cannot read the commit of partition {partition} at sequence {at}")]
     Commit {
-        /// The partition.
         partition: Partition,
-        /// Where.
         at: Sequence,
         /// What is wrong with it.
         #[source]
@@ -209,7 +202,6 @@ pub enum AuditError {
     /// An event is not readable as JSON.
     #[error("cannot print event {position} of partition {partition}")]
     Event {
-        /// The partition.
         partition: Partition,
         /// Which event.
         position: u64,
@@ -222,9 +214,7 @@ pub enum AuditError {
     File {
         /// What was attempted.
         action: &'static str,
-        /// On what.
         path: PathBuf,
-        /// Why not.
         #[source]
         source: io::Error,
     },
@@ -273,10 +263,7 @@ pub enum AuditError {
     #[error(
         "no checkpoint is written: the journal of partition {partition} is empty or missing; see `audit verify`, and restore or adopt it first"
     )]
-    Incomplete {
-        /// The partition.
-        partition: Partition,
-    },
+    Incomplete { partition: Partition },
     /// The journals are not those that the former checkpoint saw.
     #[error(
         "the checkpoint that is there is kept, for the journals do not hold what it has seen: {detail}; run `audit verify --checkpoint` and restore what is lost, or name another file"
@@ -287,16 +274,11 @@ pub enum AuditError {
     },
     /// The account never had an event.
     #[error("account {account} is not in this ledger up to there")]
-    NoAccount {
-        /// The account.
-        account: AccountId,
-    },
+    NoAccount { account: AccountId },
     /// An event cannot be applied: verify says what is wrong with the journal.
     #[error("cannot replay account {account}")]
     Account {
-        /// The account.
         account: AccountId,
-        /// Why not.
         #[source]
         source: CommandError,
     },

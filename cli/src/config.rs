@@ -45,7 +45,6 @@ pub struct Config {
     pub ledger: LedgerSettings,
     /// The gateway, but for what it serves.
     pub gateway: GatewayConfig,
-    /// The declared keys.
     pub keys: Vec<DeclaredKey>,
     /// Accounts that pay by a multiplier.
     pub accounts: Vec<AccountTerms>,
@@ -67,7 +66,6 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },

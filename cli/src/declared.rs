@@ -32,7 +32,6 @@ const ACCOUNTS_AT_ONCE: usize = 64;
 #[derive(Debug, Error)]
 #[error("cannot make true what is declared for account {account}")]
 pub struct DeclareError {
-    /// The account.
     account: AccountId,
     /// What the ledger said.
     #[source]

@@ -109,7 +109,6 @@ pub enum LedgerError {
     /// The ledger has no such partition.
     #[error("the ledger has partitions 0 to {last}: there is no partition {asked}")]
     NoPartition {
-        /// The last one.
         last: u8,
         /// What was asked for.
         asked: u8,
@@ -128,9 +127,7 @@ pub enum LedgerError {
         "the adoption of partition {partition} was written and did not hold when the server was started again: {detail}; stop everything, take the folder of stream {stream} away from nats.data_dir, and run the command again"
     )]
     DidNotHold {
-        /// The partition.
         partition: Partition,
-        /// Its stream.
         stream: String,
         /// What was found.
         detail: String,

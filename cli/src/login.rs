@@ -19,18 +19,15 @@ pub enum LoginError {
     /// Put the file there, or correct nats.users.
     #[error("cannot read the login of role {role} from {place}")]
     Unreadable {
-        /// The role.
         role: NatsRole,
         /// Where it should be.
         place: String,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
     /// Set the variable, or correct nats.users.
     #[error("the login of role {role} is in {place}, which is not set")]
     Unset {
-        /// The role.
         role: NatsRole,
         /// Where it should be.
         place: String,
@@ -38,7 +35,6 @@ pub enum LoginError {
     /// Correct it.
     #[error("the login of role {role} in {place} {source}")]
     Invalid {
-        /// The role.
         role: NatsRole,
         /// Where it is.
         place: String,

@@ -67,9 +67,7 @@ pub enum NatsCommandError {
     File {
         /// What was attempted.
         action: &'static str,
-        /// On what.
         path: PathBuf,
-        /// Why not.
         #[source]
         source: io::Error,
     },

@@ -92,7 +92,6 @@ pub enum PricesError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why not.
         #[source]
         source: io::Error,
     },
@@ -101,7 +100,6 @@ pub enum PricesError {
     List {
         /// The file.
         path: PathBuf,
-        /// Why not.
         #[source]
         source: ListError,
     },

@@ -56,9 +56,7 @@ pub enum Role {
     All,
     /// The gateway and the ledger's writers.
     Gateway,
-    /// The projector.
     Projector,
-    /// The neuron.
     Neuron,
 }
 
@@ -76,11 +74,8 @@ pub enum RoleError {
     /// Another process has the port, or the address is not this machine's.
     #[error("cannot listen on {address} ({setting})")]
     Listen {
-        /// The setting.
         setting: &'static str,
-        /// The address.
         address: SocketAddr,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -93,33 +88,22 @@ pub enum RoleError {
     /// What the configuration declares cannot be made true.
     #[error(transparent)]
     Declare(#[from] DeclareError),
-    /// The neuron.
     #[error("the neuron does not start")]
     Neuron(#[source] NeuronError),
-    /// The gateway.
     #[error("the gateway does not serve")]
     Gateway(#[source] GatewayError),
-    /// The projector.
     #[error("the projector stopped")]
     Projector(#[source] ProjectorError),
     /// A part did not end in time and was cut off; what it had not written the next start does.
     #[error("{part} did not end in time and was cut off: see the log above")]
-    Late {
-        /// Which one.
-        part: &'static str,
-    },
+    Late { part: &'static str },
     /// A part is over that should run.
     #[error("{part} ended by itself: see the log above")]
-    Ended {
-        /// Which one.
-        part: &'static str,
-    },
+    Ended { part: &'static str },
     /// A defect of this program.
     #[error("{part} crashed")]
     Crashed {
-        /// Which one.
         part: &'static str,
-        /// How.
         #[source]
         source: tokio::task::JoinError,
     },

@@ -44,7 +44,6 @@ impl Api {
         }
     }
 
-    /// Whose it is.
     pub fn dialect(self) -> Dialect {
         match self {
             Self::Chat | Self::Completions | Self::Embeddings | Self::Responses => Dialect::OpenAi,

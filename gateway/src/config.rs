@@ -274,7 +274,6 @@ pub struct UpstreamConfig {
     pub errors_are_free: bool,
     /// It speaks `/v1/responses` too.
     pub responses: bool,
-    /// Its API key.
     pub api_key: Option<SecretString>,
     /// What it serves.
     pub models: Vec<UpstreamModel>,

@@ -30,7 +30,6 @@ mod keys;
 use keys::Keys;
 pub(crate) use keys::OfKey;
 
-/// Of the text.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// The last line of the text.
 pub(crate) const END: &str = "# EOF\n";

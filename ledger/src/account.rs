@@ -36,9 +36,7 @@ pub const LATE_SETTLE_COUNT_MAX: usize = 4096;
 /// A key as the ledger knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
-    /// Its id.
     pub key: KeyId,
-    /// Its team.
     pub team: Option<TeamId>,
     /// SHA-256 of its secret, hex, where the ledger made it.
     pub secret_sha256: Option<String>,
@@ -49,9 +47,7 @@ pub struct Key {
 /// An open hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
-    /// Whose it is.
     pub scopes: Arc<Scopes>,
-    /// What was asked.
     pub asked: Asked,
     /// What is held.
     pub hold: Amounts,
@@ -120,7 +116,6 @@ impl Account {
         &self.keys
     }
 
-    /// One key.
     pub fn key(&self, key: &KeyId) -> Option<&Key> {
         let index = self
             .keys
@@ -134,7 +129,6 @@ impl Account {
         &self.caps
     }
 
-    /// One cap.
     pub fn cap(&self, cap: &CapId) -> Option<&Cap> {
         self.caps.iter().find(|known| known.spec.cap == *cap)
     }
@@ -152,7 +146,6 @@ impl Account {
         }
     }
 
-    /// Open reservations.
     pub fn open(&self) -> &BTreeMap<ReservationId, Reservation> {
         &self.open
     }

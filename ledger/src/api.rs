@@ -99,9 +99,7 @@ pub struct SnapshotStanding {
 #[derive(Debug, Error)]
 #[error("cannot read the snapshot of account {account}")]
 pub struct SnapshotError {
-    /// The account.
     pub account: AccountId,
-    /// What went wrong.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }

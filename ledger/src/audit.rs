@@ -44,7 +44,6 @@ pub enum VerifyError {
     /// A commit does not continue the journal.
     #[error("sequence {sequence}: the chain is broken")]
     Chain {
-        /// Where.
         sequence: Sequence,
         /// What does not fit.
         #[source]
@@ -55,7 +54,6 @@ pub enum VerifyError {
     Sequence {
         /// The last good one.
         after: Sequence,
-        /// The one found.
         found: Sequence,
     },
     /// An event is not what its decision gives.
@@ -65,9 +63,7 @@ pub enum VerifyError {
         sequence: Sequence,
         /// Where, as an event.
         position: Position,
-        /// Whose.
         account: AccountId,
-        /// Which kind.
         kind: String,
         /// What does not hold.
         detail: String,
@@ -77,7 +73,6 @@ pub enum VerifyError {
 /// What was proven of one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionSummary {
-    /// The partition.
     pub partition: Partition,
     /// Commits read.
     pub commits: u64,

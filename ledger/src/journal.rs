@@ -51,7 +51,6 @@ pub enum AppendError {
     Unknown {
         /// The end that the append was conditional on.
         expected: Sequence,
-        /// What went wrong.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -70,9 +69,7 @@ pub enum ReadError {
     /// Not now: try again.
     #[error("cannot read the journal at sequence {at}")]
     Unreachable {
-        /// Where.
         at: Sequence,
-        /// What went wrong.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -80,16 +77,12 @@ pub enum ReadError {
     #[error(
         "the journal has no readable commit at sequence {at} although it goes on: what the server keeps of it is damaged; restore it, or have the server cut it there as docs/recovery.md says and then go on with `seatbelt ledger adopt-journal`"
     )]
-    Gap {
-        /// Where.
-        at: Sequence,
-    },
+    Gap { at: Sequence },
 }
 
 /// A commit's stored bytes and their place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// Its sequence.
     pub sequence: Sequence,
     /// Its bytes, as stored.
     pub payload: Bytes,

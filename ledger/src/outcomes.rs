@@ -61,9 +61,7 @@ pub const RECOLLECTED_MAX: usize = 4096;
 /// order. Empty where it was never carried out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trace {
-    /// The command.
     pub id: CommandId,
-    /// Its events.
     pub events: Vec<Event>,
 }
 
@@ -110,7 +108,6 @@ impl Fingerprint {
         Self::of(("reserve", account, key, scopes, asked))
     }
 
-    /// Of a resize.
     pub fn of_resize(command: &Resize) -> Self {
         let Resize {
             account,
@@ -122,7 +119,6 @@ impl Fingerprint {
         Self::of(("resize", account, reservation, input_tokens, output_tokens))
     }
 
-    /// Of a settle.
     pub fn of_settle(command: &Settle) -> Self {
         Self::of_report(&command.account, command.reservation, &command.report)
     }
@@ -131,7 +127,6 @@ impl Fingerprint {
         Self::of(("settle", account, reservation, report))
     }
 
-    /// Of a release.
     pub fn of_release(command: &Release) -> Self {
         Self::of((
             "release",
@@ -222,7 +217,6 @@ pub fn asked(command: &Reserve) -> Asked {
 pub enum Outcome {
     /// A hold was taken.
     Reserved {
-        /// Where.
         position: Position,
         /// What was held.
         hold: Amounts,

@@ -23,7 +23,6 @@ use crate::{account::Account, prices::PriceBook};
 /// Where a partition's journal stands after its last accepted commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
-    /// The partition.
     pub partition: Partition,
     /// The ledger, once its genesis has been read.
     pub ledger: Option<LedgerId>,
@@ -36,7 +35,6 @@ pub struct Head {
     /// Hash of the last commit.
     #[serde(with = "chain_bytes")]
     pub chain: ChainHash,
-    /// The prices.
     pub prices: PriceBook,
     /// Sequences of messages on the journal that are no commits, and were skipped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -80,7 +78,6 @@ pub enum ChainError {
     /// Its bytes are not a commit.
     #[error("partition {partition}: what follows position {after} cannot be read")]
     Commit {
-        /// The partition.
         partition: Partition,
         /// The last good position.
         after: Position,
@@ -93,7 +90,6 @@ pub enum ChainError {
         "partition {partition}: the commit after position {after} belongs to partition {found}"
     )]
     Partition {
-        /// The partition.
         partition: Partition,
         /// The last good position.
         after: Position,
@@ -105,7 +101,6 @@ pub enum ChainError {
         "partition {partition}: position {expected} belongs next, the commit begins at {found}"
     )]
     Gap {
-        /// The partition.
         partition: Partition,
         /// The position that belongs next.
         expected: Position,
@@ -117,7 +112,6 @@ pub enum ChainError {
         "partition {partition}: the commit at position {at} does not chain to the one before it"
     )]
     Broken {
-        /// The partition.
         partition: Partition,
         /// Where the commit begins.
         at: Position,
@@ -127,7 +121,6 @@ pub enum ChainError {
         "partition {partition}: the writer that starts at position {at} names messages to skip that are not those before it"
     )]
     Skips {
-        /// The partition.
         partition: Partition,
         /// Where the commit begins.
         at: Position,
@@ -135,7 +128,6 @@ pub enum ChainError {
     /// Time or reign go backwards.
     #[error("partition {partition}: {what} goes backwards at position {at}")]
     Backwards {
-        /// The partition.
         partition: Partition,
         /// Where the commit begins.
         at: Position,
@@ -300,7 +292,6 @@ impl PartitionState {
         &self.head
     }
 
-    /// The partition.
     pub fn partition(&self) -> Partition {
         self.head.partition
     }
@@ -330,12 +321,10 @@ impl PartitionState {
         self.head.ledger.as_ref()
     }
 
-    /// The price book.
     pub fn prices(&self) -> &PriceBook {
         &self.head.prices
     }
 
-    /// One account.
     pub fn account(&self, account: &AccountId) -> Option<&Account> {
         self.accounts.get(account)
     }

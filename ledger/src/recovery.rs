@@ -46,7 +46,6 @@ pub enum RecoveryError {
         "the journal cannot be continued at sequence {at}: run `seatbelt audit verify`; a message that is no commit can be skipped with `seatbelt ledger skip-message`"
     )]
     Chain {
-        /// Where.
         at: Sequence,
         /// What does not fit.
         #[source]
@@ -128,11 +127,9 @@ impl From<Disagreement> for Hindrance {
 
 /// A partition's journal and snapshots, as the writer that takes it over reads them.
 pub struct RecoverySource<J> {
-    /// The journal.
     pub journal: Arc<J>,
     /// The snapshots; without any, every start reads the whole journal.
     pub snapshots: Option<Arc<dyn SnapshotStore>>,
-    /// The partition.
     pub partition: Partition,
     /// Commands whose outcome stays in memory.
     pub hot_max: usize,
@@ -234,7 +231,6 @@ impl Base {
 /// An account as it was loaded.
 #[derive(Debug)]
 pub struct Loaded {
-    /// Its state.
     pub state: Account,
     /// Every event of the account up to here is in it, and none after.
     pub position: Position,

@@ -56,9 +56,7 @@ pub enum AccountAction {
 /// A command to an account: when, by whom, what.
 #[derive(Debug, Clone)]
 pub struct AccountCommand {
-    /// The command's id.
     pub id: CommandId,
-    /// Who gives it.
     pub actor: Actor,
     /// The time of the decision, unix ms.
     pub at_ms: u64,
@@ -152,7 +150,6 @@ pub enum RepositoryError {
     /// The account has moved on: load it again and decide anew.
     #[error("account {account} is at version {found}, not {expected}")]
     Conflict {
-        /// The account.
         account: AccountId,
         /// The version that the caller decided on.
         expected: u32,

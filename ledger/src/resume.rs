@@ -56,18 +56,10 @@ impl Resumed {
 pub enum Disagreement {
     /// The journal does not have the commit that the partition record ends with.
     #[error("the partition record ends with another commit than the journal has at sequence {at}")]
-    Anchor {
-        /// Where.
-        at: Sequence,
-    },
+    Anchor { at: Sequence },
     /// An account is not what a decision says it met.
     #[error("account {account} is not what the event at position {at} met")]
-    Account {
-        /// The account.
-        account: AccountId,
-        /// Where.
-        at: Position,
-    },
+    Account { account: AccountId, at: Position },
 }
 
 /// Why a commit cannot be taken.

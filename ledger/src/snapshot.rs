@@ -131,7 +131,6 @@ pub struct PartitionRecord {
 pub struct AccountSnapshot {
     /// Version of this shape.
     pub v: u8,
-    /// The account.
     pub account: AccountId,
     /// Every event of the account up to here is in it, and none after.
     pub position: Position,
@@ -139,7 +138,6 @@ pub struct AccountSnapshot {
     pub at_ms: u64,
     /// SHA-256 over the MessagePack of the account, the position, the time and the state, as an array.
     pub digest: ByteBuf,
-    /// Its state.
     pub state: Account,
 }
 
@@ -154,10 +152,7 @@ pub enum Unusable {
     Digest,
     /// It stands under another account's key.
     #[error("it is of account {found}")]
-    Account {
-        /// Whose it is.
-        found: AccountId,
-    },
+    Account { found: AccountId },
     /// It was deleted.
     #[error("it was deleted")]
     Deleted,
@@ -185,10 +180,7 @@ pub enum Unusable {
     },
     /// A piece of it is not what its head names.
     #[error("its piece {number} is not what its head names")]
-    Piece {
-        /// Which.
-        number: u32,
-    },
+    Piece { number: u32 },
     /// Its head stands where the whole was looked for.
     #[error("it is in pieces")]
     InPieces,
@@ -207,7 +199,6 @@ pub enum Unusable {
 pub struct TooLarge {
     /// Version of this shape.
     pub v: u8,
-    /// The account.
     pub account: AccountId,
     /// Position up to which the account was folded.
     pub position: Position,

@@ -23,9 +23,7 @@ pub mod clock;
 /// An account and its key.
 #[derive(Debug, Clone)]
 pub struct Payer {
-    /// The account.
     pub account: AccountId,
-    /// Its one key.
     pub key: KeyId,
 }
 

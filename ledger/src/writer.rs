@@ -74,7 +74,6 @@ const _: () = assert!(
 /// What a writer is told once.
 #[derive(Debug, Clone)]
 pub struct WriterConfig {
-    /// Its partition.
     pub partition: Partition,
     /// How many there are.
     pub partitions: Partitions,

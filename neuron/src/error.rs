@@ -53,16 +53,13 @@ pub enum NeuronError {
     Outbox {
         /// The outbox folder.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// The address cannot be listened on: choose another.
     #[error("cannot listen on {address}")]
     Listen {
-        /// The address.
         address: SocketAddr,
-        /// Why.
         #[source]
         source: io::Error,
     },

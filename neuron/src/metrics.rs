@@ -15,7 +15,6 @@ use seatbelt_schemas::{
     usage::{NeuronOutcome, NeuronUsage},
 };
 
-/// Of the text.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Upper bounds of the buckets of every histogram, seconds: from a step of a small model to the longest prompt.
 const BUCKETS_S: [f64; 18] = [

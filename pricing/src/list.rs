@@ -51,7 +51,6 @@ impl fmt::Display for ListedName {
 pub struct Limits {
     /// Input and output together.
     pub context: Option<u64>,
-    /// Output.
     pub output: Option<u64>,
 }
 
@@ -69,9 +68,7 @@ pub struct ListedClass {
 /// A model with its price.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
-    /// Which.
     pub name: ListedName,
-    /// Its limits.
     pub limits: Limits,
     /// What it costs.
     pub terms: ListedTerms,
@@ -84,7 +81,6 @@ pub struct Listed {
 /// A model that is not imported, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotImported {
-    /// Which.
     pub name: ListedName,
     /// What was not understood, or is missing.
     pub reason: String,

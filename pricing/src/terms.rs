@@ -17,7 +17,6 @@ pub struct StatedRates {
     pub cache_write: Option<u64>,
     /// Input written to it to stay an hour or longer.
     pub cache_write_long: Option<u64>,
-    /// Output.
     pub output: u64,
     /// Output spent on reasoning.
     pub reasoning: Option<u64>,
@@ -119,7 +118,6 @@ impl StatedRates {
 /// What a model costs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ListedTerms {
-    /// The rates.
     pub rates: StatedRates,
     /// Other rates for a whole request whose input has more tokens than this, ascending.
     pub tiers: Vec<(u64, StatedRates)>,

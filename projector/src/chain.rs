@@ -27,19 +27,13 @@ pub enum Halt {
          what the server keeps of it is damaged; restore it, or have the server cut it there as docs/recovery.md \
          says and then go on with `seatbelt ledger adopt-journal --partition {partition}`"
     )]
-    Gap {
-        /// The partition.
-        partition: Partition,
-        /// Where.
-        at: Sequence,
-    },
+    Gap { partition: Partition, at: Sequence },
     /// The journal is shorter than what was already projected from it.
     #[error(
         "partition {partition} halted: the journal ends at sequence {end}, yet it was projected up to \
          sequence {at}: it was cut or replaced"
     )]
     Cut {
-        /// The partition.
         partition: Partition,
         /// Where the journal ends.
         end: Sequence,
@@ -53,7 +47,6 @@ pub enum Halt {
          `seatbelt ledger adopt-journal --partition {partition}`"
     )]
     OnFeed {
-        /// The partition.
         partition: Partition,
         /// How far the journal was read.
         at: Sequence,
@@ -64,16 +57,10 @@ pub enum Halt {
     #[error(
         "partition {partition} halted: the journal does not begin with genesis at sequence {at}"
     )]
-    NoGenesis {
-        /// The partition.
-        partition: Partition,
-        /// Where.
-        at: Sequence,
-    },
+    NoGenesis { partition: Partition, at: Sequence },
     /// A commit does not continue the journal.
     #[error("partition {partition} halted: the journal cannot be followed past sequence {at}")]
     Chain {
-        /// The partition.
         partition: Partition,
         /// Sequence of the commit.
         at: Sequence,
@@ -140,7 +127,6 @@ impl Tail {
         }
     }
 
-    /// The partition.
     pub fn partition(&self) -> Partition {
         self.head.partition
     }

@@ -102,7 +102,6 @@ enum Claimed {
     Unasked,
     /// It may hold it further on.
     Open(Claim),
-    /// It does.
     Settled,
 }
 

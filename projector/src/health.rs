@@ -55,9 +55,7 @@ impl Component {
 /// A projection that stands still.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stalled {
-    /// Whose.
     pub partition: Partition,
-    /// Which one.
     pub component: Component,
     /// Why, as far as that is known.
     pub reason: String,

@@ -140,8 +140,9 @@ impl Marks {
 /// What the reader comes upon.
 enum Step {
     /// It stands on the stream; `anew` where the stream is not the one that it knew.
-    Open { anew: bool },
-    /// An event.
+    Open {
+        anew: bool,
+    },
     Event(u64, Arc<UsageEvent>),
 }
 

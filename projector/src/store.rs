@@ -26,7 +26,6 @@ pub struct FeedSequence(pub u64);
 /// A message's place on the feed and its id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeedEntry {
-    /// Its place.
     pub sequence: FeedSequence,
     /// Its `Nats-Msg-Id`, which is its `ce-id`.
     pub id: String,

@@ -52,7 +52,6 @@ fn is_thresholds_default(thresholds: &[u8]) -> bool {
 /// A cap as a decision met it: evidence in `reserved` and `refused`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapEvidence {
-    /// The cap.
     pub cap: CapId,
     /// Its limit, credits included.
     pub limit: u64,
@@ -80,7 +79,6 @@ pub struct CapTerms {
 /// A cap as it stands, for callers: with what it is and when it frees up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapStanding {
-    /// The cap.
     pub cap: CapId,
     /// What it applies to.
     pub scope: Scope,

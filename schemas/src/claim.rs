@@ -22,7 +22,6 @@ pub enum Claim {
     Refused(RefusedClaim),
     /// A use was reported.
     Settled {
-        /// The reservation.
         reservation: ReservationId,
         /// What was used.
         report: Report,
@@ -36,9 +35,7 @@ pub enum Claim {
 pub struct ReserveClaim {
     /// The id that the hold has, or would have had.
     pub reservation: ReservationId,
-    /// Whose it is.
     pub scopes: Scopes,
-    /// What was asked.
     pub asked: Asked,
     /// What was asked for a run to have of its own.
     #[serde(default)]
@@ -51,7 +48,6 @@ pub struct ReserveClaim {
 /// A refusal, besides what the decision gave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RefusedClaim {
-    /// What was asked.
     pub request: ReserveClaim,
     /// How many refusals the event stands for.
     pub count: u64,

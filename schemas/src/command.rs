@@ -27,7 +27,6 @@ pub struct Reserve {
     pub account: AccountId,
     /// The key that pays. Its team comes from the ledger.
     pub key: KeyId,
-    /// The model.
     pub model: Option<ModelId>,
     /// The agent run: a plain label, unless it was opened with a budget.
     pub run: Option<RunId>,
@@ -72,7 +71,6 @@ fn is_none(calls: &u64) -> bool {
 /// A hold was taken: what the caller may do with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
-    /// The reservation.
     pub reservation: ReservationId,
     /// Position of its event.
     pub position: Position,
@@ -92,7 +90,6 @@ pub struct Refusal {
     pub position: Position,
     /// When it was decided, unix ms.
     pub at_ms: u64,
-    /// Why.
     pub reason: RefusalReason,
     /// The cap that refused, as the decision met it.
     pub cap: CapStanding,
@@ -115,43 +112,32 @@ pub enum ReserveOutcome {
 /// Changes an open hold: up like a reserve, down always.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Resize {
-    /// The command's id.
     pub id: CommandId,
-    /// The account.
     pub account: AccountId,
-    /// The reservation.
     pub reservation: ReservationId,
     /// New upper bound of the input.
     pub input_tokens: u64,
     /// New output maximum.
     pub output_tokens: u64,
-    /// Who asks.
     pub actor: Actor,
 }
 
 /// Replaces a hold by what was really used.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Settle {
-    /// The command's id.
     pub id: CommandId,
-    /// The account.
     pub account: AccountId,
-    /// The reservation.
     pub reservation: ReservationId,
     /// What was used.
     pub report: Report,
-    /// Who reports.
     pub actor: Actor,
 }
 
 /// Gives a hold back, nothing used.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Release {
-    /// The command's id.
     pub id: CommandId,
-    /// The account.
     pub account: AccountId,
-    /// The reservation.
     pub reservation: ReservationId,
     /// Why, in one phrase.
     pub reason: String,
@@ -193,36 +179,24 @@ pub enum Change {
     /// Issues a key, or changes its team; nothing if it is already so.
     IssueKey(KeyIssuedData),
     /// Revokes a key; nothing if it is revoked.
-    RevokeKey {
-        /// The key.
-        key: KeyId,
-        /// Why.
-        reason: Option<String>,
-    },
+    RevokeKey { key: KeyId, reason: Option<String> },
     /// Sets a cap; nothing if it is already so. Counters stay where only limit, hardness or
     /// thresholds change; another scope, meter or window is another cap and begins anew.
     SetCap(CapSpecData),
     /// Removes a cap; nothing if there is none.
-    RemoveCap {
-        /// The cap.
-        cap: CapId,
-    },
+    RemoveCap { cap: CapId },
     /// Raises a balance.
     Credit {
-        /// The cap.
         cap: CapId,
         /// By how much, in the meter's unit.
         amount: u64,
-        /// Why.
         reason: Option<String>,
     },
     /// Corrects what is spent.
     Adjust {
-        /// The cap.
         cap: CapId,
         /// Added to what is spent.
         delta: i64,
-        /// Why.
         reason: String,
     },
     /// Sets a model's price in this partition; nothing if it is already so. The version given is
@@ -240,11 +214,9 @@ pub type PriceData = Price;
 /// An operator's command.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Admin {
-    /// The command's id.
     pub id: CommandId,
     /// The account; [`AccountId::system`] for prices.
     pub account: AccountId,
-    /// Who gives it.
     pub actor: Actor,
     /// What to do.
     pub change: Change,
@@ -260,7 +232,6 @@ pub struct AdminOutcome {
 /// Asks how an account stands in the writer's own state, after all that was decided.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Read {
-    /// The account.
     pub account: AccountId,
     /// Only the caps that apply to this key; all where absent.
     pub key: Option<KeyId>,
@@ -296,7 +267,6 @@ pub const STANDING_RUNS_MAX: usize = 256;
 /// How an account stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
-    /// The account.
     pub account: AccountId,
     /// Position of the partition when it was read.
     pub position: Position,
@@ -346,29 +316,19 @@ pub enum CommandError {
         "account {account} does not belong to partition {partition:02}: send the command to its own partition"
     )]
     WrongPartition {
-        /// The account.
         account: AccountId,
         /// The partition that was asked.
         partition: u8,
     },
     /// There is no such account.
     #[error("account {account} is not known: open it first")]
-    UnknownAccount {
-        /// The account.
-        account: AccountId,
-    },
+    UnknownAccount { account: AccountId },
     /// There is no such key.
     #[error("key {key} is not known: issue it first")]
-    UnknownKey {
-        /// The key.
-        key: KeyId,
-    },
+    UnknownKey { key: KeyId },
     /// The key was revoked.
     #[error("key {key} is revoked: use another one")]
-    KeyRevoked {
-        /// The key.
-        key: KeyId,
-    },
+    KeyRevoked { key: KeyId },
     /// The run is not open, or one that it is within is not.
     #[error(
         "run {run} is not open: it was closed, its time is up, or a run that it is within has ended; open another one"
@@ -379,20 +339,13 @@ pub enum CommandError {
     },
     /// There is no such cap.
     #[error("cap {cap} is not known: set it first")]
-    UnknownCap {
-        /// The cap.
-        cap: CapId,
-    },
+    UnknownCap { cap: CapId },
     /// There is no such reservation.
     #[error("reservation {reservation} is not known: reserve first")]
-    UnknownReservation {
-        /// The reservation.
-        reservation: ReservationId,
-    },
+    UnknownReservation { reservation: ReservationId },
     /// The reservation has ended already, by another command.
     #[error("reservation {reservation} has ended already at position {position}")]
     AlreadyResolved {
-        /// The reservation.
         reservation: ReservationId,
         /// Where it ended.
         position: Position,
@@ -413,16 +366,10 @@ pub enum CommandError {
     },
     /// The same id came with another content: use a new id.
     #[error("command {id} was given before with another content: use a new id")]
-    Conflict {
-        /// The id.
-        id: CommandId,
-    },
+    Conflict { id: CommandId },
     /// Not now: try again with the same id. What became of this command may not be known.
     #[error("ledger unavailable: {detail}")]
-    Unavailable {
-        /// Why.
-        detail: String,
-    },
+    Unavailable { detail: String },
 }
 
 impl CommandError {

@@ -100,7 +100,6 @@ pub fn encode_commit(
 /// What a commit says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// Its partition.
     pub partition: Partition,
     /// The reign that wrote it.
     pub epoch: Epoch,
@@ -115,7 +114,6 @@ pub struct Header {
 /// A commit, decoded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Commit {
-    /// Its partition.
     pub partition: Partition,
     /// The reign that wrote it.
     pub epoch: Epoch,

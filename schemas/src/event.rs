@@ -47,7 +47,6 @@ pub struct EventOf<B> {
     pub cause: CommandId,
     /// Who gave that command.
     pub actor: Actor,
-    /// What happened.
     pub body: B,
 }
 

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Meter {
-    /// Requests.
     Requests,
     /// Input and output tokens together.
     Tokens,
@@ -46,13 +45,10 @@ impl fmt::Display for Meter {
 /// counts one, a charge none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Amounts {
-    /// Requests.
     pub requests: u64,
     /// Input and output tokens: their sum, except in the budget of a run, which sets each by itself.
     pub tokens: u64,
-    /// Input tokens.
     pub input_tokens: u64,
-    /// Output tokens.
     pub output_tokens: u64,
     /// Nano-USD; absent where the model has no price.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -83,7 +83,6 @@ impl Names {
         format!("{}_LEASES", self.upper)
     }
 
-    /// Bucket of snapshots.
     pub fn snapshot_bucket(&self) -> String {
         format!("{}_SNAPSHOTS", self.upper)
     }

@@ -64,7 +64,6 @@ pub fn url_mistake(url: &str) -> Option<&'static str> {
 /// A model that a neuron serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NeuronModel {
-    /// Its id.
     pub id: ModelId,
     /// Most tokens of input and output together.
     pub context: u64,
@@ -95,7 +94,6 @@ fn is_ready(ready: &bool) -> bool {
 pub struct NeuronRecord {
     /// Version of this shape: 1.
     pub v: u8,
-    /// The neuron.
     pub neuron: NeuronId,
     /// Where it listens, such as `http://127.0.0.1:9100`.
     pub url: String,

@@ -14,7 +14,6 @@ pub struct Rates {
     pub cached_input: u64,
     /// Input written to the provider's cache.
     pub cache_write: u64,
-    /// Output.
     pub output: u64,
     /// Output spent on reasoning.
     pub reasoning: u64,
@@ -66,18 +65,15 @@ const ONE: u128 = MULTIPLIER_ONE_PPM as u128;
 pub struct LongContext {
     /// The rates apply when the input has more tokens than this.
     pub above_input_tokens: u64,
-    /// The rates.
     pub rates: Rates,
 }
 
 /// One version of a model's price.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Price {
-    /// The model.
     pub model: ModelId,
     /// Grows by one with each change of this model's price.
     pub version: u32,
-    /// The rates.
     pub rates: Rates,
     /// Other rates for long inputs: the first tier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -149,7 +145,6 @@ impl Price {
 /// A price for one account.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms<'a> {
-    /// The price.
     pub price: &'a Price,
     /// What all costs of the account are multiplied by, in millionths; 1 where absent.
     pub account_ppm: Option<u64>,

@@ -12,11 +12,8 @@ use crate::ids::{EndUserId, KeyId, ModelId, RunId, TeamId};
 pub enum Scope {
     /// The whole account.
     Account,
-    /// One team.
     Team(TeamId),
-    /// One key.
     Key(KeyId),
-    /// One model.
     Model(ModelId),
     /// One agent run.
     Run(RunId),

@@ -101,7 +101,6 @@ pub struct UsageEvent {
     pub key: Option<KeyId>,
     /// The model asked for; none where the request never named a known one.
     pub model: Option<ModelId>,
-    /// The neuron.
     pub neuron: NeuronId,
     /// `cpu` or `cuda`.
     pub device: String,

@@ -28,10 +28,7 @@ pub enum Window {
         seconds: u64,
     },
     /// Starts anew with each calendar period, UTC.
-    Calendar {
-        /// Which period.
-        period: Period,
-    },
+    Calendar { period: Period },
 }
 
 /// A calendar period, UTC. Weeks start on Monday.

@@ -3,14 +3,10 @@
 use reqwest::{StatusCode, header::HeaderMap};
 use serde_json::Value;
 
-/// An answer.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// Its status.
     pub status: StatusCode,
-    /// Its headers.
     pub headers: HeaderMap,
-    /// Its body.
     pub body: String,
 }
 

@@ -58,7 +58,6 @@ impl Plan {
         }
     }
 
-    /// Only one row.
     #[must_use]
     pub fn only(mut self, row: &str) -> Self {
         self.rows.push(row.to_owned());

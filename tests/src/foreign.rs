@@ -27,7 +27,6 @@ use tokio::sync::watch;
 pub const PROMPT_TOKENS: u64 = 10;
 /// Output tokens of every answer.
 pub const COMPLETION_TOKENS: u64 = 5;
-/// Its one model.
 pub const MODEL: &str = "test-model";
 
 /// A running foreign upstream; gone when dropped.

@@ -437,7 +437,6 @@ impl Running {
         Answer::read(response).await.unwrap()
     }
 
-    /// The metrics page.
     pub async fn metrics_page(&self) -> String {
         let request = self.http.get(format!("{}/metrics", self.metrics));
         request.send().await.unwrap().text().await.unwrap()

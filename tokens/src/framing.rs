@@ -15,7 +15,6 @@ const JOINTS: u64 = 2;
 /// Tokens that a template writes around texts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Framing {
-    /// Of one message.
     pub message: u64,
     /// Of a request with one message, a system prompt of the template's own among them.
     pub request: u64,

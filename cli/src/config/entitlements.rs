@@ -33,7 +33,6 @@ pub struct Policy {
     pub on_unknown: OnUnknown,
 }
 
-/// A declared key.
 #[derive(Debug, Clone)]
 pub struct DeclaredKey {
     /// What callers send.
@@ -42,7 +41,6 @@ pub struct DeclaredKey {
     pub account: AccountId,
     /// The key's public id.
     pub key: KeyId,
-    /// Its team.
     pub team: Option<TeamId>,
     /// Its caps, and those of its account declared with it.
     pub caps: Vec<CapSpec>,
@@ -53,7 +51,6 @@ pub struct DeclaredKey {
 /// A declared account, besides its keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountTerms {
-    /// The account.
     pub account: AccountId,
     /// What all its costs are multiplied by, in millionths.
     pub multiplier_ppm: u64,
@@ -85,16 +82,13 @@ fn read_accounts(section: &mut Section) -> Vec<AccountTerms> {
 /// A key that nobody uses any more: it is revoked, and what it declared goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetiredKey {
-    /// Its account.
     pub account: AccountId,
-    /// The key.
     pub key: KeyId,
 }
 
 /// What is declared of accounts and keys.
 #[derive(Debug)]
 pub struct Entitlements {
-    /// The keys.
     pub keys: Vec<DeclaredKey>,
     /// Accounts that pay by a multiplier.
     pub accounts: Vec<AccountTerms>,

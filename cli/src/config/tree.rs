@@ -47,7 +47,6 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A value.
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
     Text(String),

@@ -18,9 +18,7 @@ pub enum LoginSource {
     File(PathBuf),
     /// In a variable of the environment, and its value if it is set.
     Variable {
-        /// Its name.
         name: String,
-        /// Its value.
         value: Option<SecretString>,
     },
 }

@@ -30,9 +30,7 @@ pub enum NatsServerError {
     Folder {
         /// What was attempted.
         action: &'static str,
-        /// On what.
         path: PathBuf,
-        /// Why not.
         #[source]
         source: io::Error,
     },
@@ -49,7 +47,6 @@ pub enum NatsServerError {
     UnusableName {
         /// What is named.
         what: &'static str,
-        /// Its name.
         name: String,
     },
     /// Mend the program file.
@@ -57,7 +54,6 @@ pub enum NatsServerError {
     Spawn {
         /// The program.
         binary: PathBuf,
-        /// Why not.
         #[source]
         source: io::Error,
     },
@@ -83,7 +79,6 @@ pub enum NatsServerError {
     Ended {
         /// How it ended.
         status: ExitStatus,
-        /// Its log.
         log: PathBuf,
         /// The last lines of the log.
         tail: String,
@@ -95,7 +90,6 @@ pub enum NatsServerError {
         condition: &'static str,
         /// For how long.
         within: Duration,
-        /// Its log.
         log: PathBuf,
         /// The last lines of the log.
         tail: String,

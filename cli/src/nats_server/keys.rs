@@ -7,7 +7,6 @@ use seatbelt_bus::{Identity, NatsRole};
 pub(crate) struct UserKey(KeyPair);
 
 impl UserKey {
-    /// A new one.
     pub(crate) fn new() -> Self {
         let mut random = [0; 32];
         getrandom::fill(&mut random).expect("the system gives random bytes");

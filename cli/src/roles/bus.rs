@@ -85,7 +85,6 @@ pub enum BusError {
     Monitor {
         /// The address.
         url: String,
-        /// Why.
         #[source]
         source: reqwest::Error,
     },

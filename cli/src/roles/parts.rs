@@ -17,7 +17,6 @@ const PARTS_MAX: usize = 16;
 /// How long each part may take to end, also where those before it took all the time there was.
 const PART_MIN: Duration = Duration::from_secs(2);
 
-/// One part.
 struct Part {
     name: &'static str,
     stop: CancellationToken,

@@ -14,7 +14,6 @@ pub struct Ready {
     pub gateway: Option<String>,
     /// The gateway's metrics.
     pub metrics: Option<String>,
-    /// The neuron.
     pub neuron: Option<String>,
     /// The NATS servers, without credentials.
     pub nats: String,

@@ -91,7 +91,6 @@ impl NotCounted {
     }
 }
 
-/// Asks one neuron.
 async fn ask(counter: &Counter, neuron: &ChosenNeuron, body: &Fields) -> Result<u64, NotCounted> {
     #[derive(Deserialize)]
     struct Counted {

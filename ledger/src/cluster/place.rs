@@ -12,7 +12,6 @@ pub(super) enum WriterPlace {
     /// In another process, or nowhere yet.
     #[default]
     Elsewhere,
-    /// Here.
     Here(PartitionHandle),
     /// It should be here, and its journal cannot be served: the reason.
     Unserved(String),

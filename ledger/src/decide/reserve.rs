@@ -23,13 +23,11 @@ pub struct ReserveRequest<'a> {
     pub reservation: ReservationId,
     /// The key that pays.
     pub key: &'a KeyId,
-    /// The model.
     pub model: Option<&'a ModelId>,
     /// The agent run.
     pub run: Option<&'a RunId>,
     /// The caller's end user.
     pub end_user: Option<&'a EndUserId>,
-    /// What is asked.
     pub asked: Asked,
     /// The budget to open the run with.
     pub budget: Option<&'a Budget>,

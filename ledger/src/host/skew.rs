@@ -93,7 +93,6 @@ impl Skew {
 /// A host's clock is too far off to lead a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClockOff {
-    /// How far.
     pub skew: Skew,
     /// How far it may be.
     pub max: Duration,

@@ -130,7 +130,6 @@ pub enum ExportError {
     Io {
         /// Where, from the start of the file.
         offset: u64,
-        /// Why not.
         #[source]
         source: io::Error,
     },
@@ -170,9 +169,7 @@ pub struct ExportReader<R> {
 /// A commit as an export has it, until the next is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exported<'a> {
-    /// Whose it is.
     pub partition: Partition,
-    /// Its sequence.
     pub sequence: Sequence,
     /// Its bytes, as stored.
     pub payload: &'a [u8],

@@ -47,7 +47,6 @@ pub struct Adoption {
     pub names: Names,
     /// The ledger's facts.
     pub meta: Meta,
-    /// The partition.
     pub partition: Partition,
     /// Copies of every stream.
     pub replicas: u8,

@@ -74,9 +74,7 @@ struct Mark {
 pub struct Sighting {
     /// Who, for people.
     pub by: &'static str,
-    /// Its place.
     pub at: Sequence,
-    /// Its hash.
     pub hash: ChainHash,
 }
 
@@ -88,11 +86,9 @@ pub enum Doubt {
         "the journal of partition {partition} is gone, but {by} saw it end at sequence {at}: restore it, or go on without it with `seatbelt ledger adopt-journal --partition {partition}`"
     )]
     Lost {
-        /// The partition.
         partition: Partition,
         /// Who saw it.
         by: &'static str,
-        /// How far.
         at: Sequence,
     },
     /// It ends earlier than it once did.
@@ -100,31 +96,23 @@ pub enum Doubt {
         "the journal of partition {partition} ends at sequence {end}, but {by} saw it go on to {at}: restore it, or go on from where it ends with `seatbelt ledger adopt-journal --partition {partition}`"
     )]
     Shorter {
-        /// The partition.
         partition: Partition,
         /// Where it ends.
         end: Sequence,
         /// Who saw more.
         by: &'static str,
-        /// How far.
         at: Sequence,
     },
     /// The stream is gone, and only the feed itself tells that there was one.
     #[error(
         "the journal of partition {partition} is gone, but the feed holds its events up to position {at}: restore it, or go on without it with `seatbelt ledger adopt-journal --partition {partition}`"
     )]
-    LostOnFeed {
-        /// The partition.
-        partition: Partition,
-        /// How far.
-        at: Position,
-    },
+    LostOnFeed { partition: Partition, at: Position },
     /// The feed holds events that come after its end.
     #[error(
         "the journal of partition {partition} ends at position {end}, but the feed holds its events up to position {at}: restore it, or go on from where it ends with `seatbelt ledger adopt-journal --partition {partition}`"
     )]
     BehindFeed {
-        /// The partition.
         partition: Partition,
         /// Position of its last event.
         end: Position,
@@ -136,11 +124,9 @@ pub enum Doubt {
         "the journal of partition {partition} has another commit at sequence {at} than {by} saw there: restore it, or go on with it as it is with `seatbelt ledger adopt-journal --partition {partition}`"
     )]
     Replaced {
-        /// The partition.
         partition: Partition,
         /// Who saw another one.
         by: &'static str,
-        /// Where.
         at: Sequence,
     },
     /// Its genesis names another ledger. It cannot be adopted.
@@ -148,7 +134,6 @@ pub enum Doubt {
         "the journal of partition {partition} belongs to ledger {found}, but META says that this is ledger {wanted}: put back whichever of the two was lost; where META was lost, `seatbelt ledger rebuild-meta` makes it again from the journals"
     )]
     Foreign {
-        /// The partition.
         partition: Partition,
         /// What genesis says.
         found: LedgerId,
@@ -160,7 +145,6 @@ pub enum Doubt {
         "the journal of partition {partition} {found}, but the checkpoint saw it go on to sequence {at}: a newer backup holds more; to go on from this one, take a checkpoint into another file with `seatbelt audit checkpoint` and name that one in nats.checkpoint"
     )]
     Checkpoint {
-        /// The partition.
         partition: Partition,
         /// What was found instead.
         found: String,
@@ -172,7 +156,6 @@ pub enum Doubt {
         "the journal of partition {partition} has no readable commit at sequence {at} although it goes on: what the server keeps of it is damaged; restore it, or have the server cut it there as docs/recovery.md says and then go on with `seatbelt ledger adopt-journal --partition {partition}`"
     )]
     Hole {
-        /// The partition.
         partition: Partition,
         /// The first commit that is missing, as far as that is known.
         at: Sequence,

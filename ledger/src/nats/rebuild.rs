@@ -49,7 +49,6 @@ pub enum RebuildError {
     /// Not all journals are there, or not all of one ledger.
     #[error("the journal of partition {partition} {detail}: restore it first")]
     Journal {
-        /// The partition.
         partition: Partition,
         /// What is wrong with it.
         detail: String,

@@ -47,12 +47,7 @@ pub enum SkipError {
     #[error(
         "sequence {at} of partition {partition} is a commit of this journal, but one before it is missing or damaged: restore the stream from a backup"
     )]
-    Middle {
-        /// The partition.
-        partition: Partition,
-        /// Where.
-        at: Sequence,
-    },
+    Middle { partition: Partition, at: Sequence },
     /// More messages than one word can name.
     #[error("more than {SKIPPED_MAX} messages of partition {0} are no commits: restore the stream")]
     TooMany(Partition),
@@ -61,7 +56,6 @@ pub enum SkipError {
         "what stands at the end of partition {partition} and is no commit: sequence {found}; name exactly these"
     )]
     Others {
-        /// The partition.
         partition: Partition,
         /// What is there.
         found: Sequences,
@@ -71,9 +65,7 @@ pub enum SkipError {
         "sequence {at} of partition {partition} was a commit that is damaged ({by} says so): restore the stream from a backup; if there is none, --give-up goes on without its events"
     )]
     Damaged {
-        /// The partition.
         partition: Partition,
-        /// Where.
         at: Sequence,
         /// Who knows.
         by: &'static str,

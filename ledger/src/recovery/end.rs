@@ -23,10 +23,7 @@ pub enum Changed {
     #[error(
         "the journal has another commit at sequence {at} than the partition record saw there: restore it, or go on with it as it is with `seatbelt ledger adopt-journal`"
     )]
-    Replaced {
-        /// Where.
-        at: Sequence,
-    },
+    Replaced { at: Sequence },
 }
 
 /// Whether a journal that ends at `end` reaches to where a record saw it.

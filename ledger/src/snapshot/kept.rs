@@ -39,7 +39,6 @@ pub struct FoundSnapshot {
 /// An account without its reservations: what a caller is told of it.
 #[derive(Debug)]
 pub struct AccountOutline {
-    /// The account.
     pub account: AccountId,
     /// Every event of the account up to here is in it, and none after.
     pub position: Position,

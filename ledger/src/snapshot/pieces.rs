@@ -87,11 +87,8 @@ pub struct PieceRef {
 /// One thing of each piece, by the kind of entry that it holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lists<T> {
-    /// Of keys.
     pub keys: Vec<T>,
-    /// Of caps.
     pub caps: Vec<T>,
-    /// Of runs.
     pub runs: Vec<T>,
     /// Of open reservations.
     pub open: Vec<T>,
@@ -129,7 +126,6 @@ impl<T> Lists<T> {
 pub struct PiecesHead {
     /// Version of this shape.
     pub v: u8,
-    /// The account.
     pub account: AccountId,
     /// Every event of the account up to here is in it, and none after.
     pub position: Position,
@@ -145,7 +141,6 @@ pub struct PiecesHead {
     pub open: u64,
     /// Which piece is written anew next time, though it has not changed.
     pub turn: u32,
-    /// The pieces.
     pub pieces: Lists<PieceRef>,
     /// What all costs are multiplied by, in millionths, where that was ever set.
     #[serde(default, skip_serializing_if = "Option::is_none")]

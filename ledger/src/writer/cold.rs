@@ -35,7 +35,6 @@ pub enum Fetch {
 pub enum Fetched {
     /// An account; `None` where there is none.
     Account(AccountId, Option<Loaded>),
-    /// A command.
     Command(Trace),
     /// Those that were ahead of their time.
     Above(Unsearched, Box<Outcomes>),

@@ -18,7 +18,6 @@ const RETRY_AFTER_S: u64 = 1;
 const INVALID: &str = "invalid_request_error";
 const API: &str = "api_error";
 
-/// An error answer.
 #[derive(Debug)]
 pub(super) struct ErrorAnswer {
     status: StatusCode,

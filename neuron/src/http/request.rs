@@ -68,7 +68,6 @@ pub(super) struct Wish {
 }
 
 impl Wish {
-    /// Reads a body.
     pub(super) fn read(dialect: Dialect, body: &[u8]) -> Result<Self, ErrorAnswer> {
         let value: Value = serde_json::from_slice(body)
             .map_err(|error| ErrorAnswer::invalid_body(format!("the body is not JSON: {error}")))?;

@@ -13,7 +13,6 @@ use crate::chain::Tail;
 /// The partition's last event on the feed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Claim {
-    /// Its position.
     pub(super) position: Position,
     /// Its bytes; `None` where they cannot be had any more.
     pub(super) event: Option<Bytes>,

@@ -18,9 +18,7 @@ use seatbelt_schemas::{
 /// The partition of one ledger: the first two parts of every `ce-id`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventSource {
-    /// The ledger.
     pub ledger: LedgerId,
-    /// The partition.
     pub partition: Partition,
 }
 

@@ -17,7 +17,6 @@ pub struct AccountOpened {
 pub struct KeyIssued {
     /// The key's public id.
     pub key: KeyId,
-    /// Its team.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub team: Option<TeamId>,
     /// SHA-256 of the secret, hex, for keys whose secret we made. Declared keys have none here: their
@@ -29,7 +28,6 @@ pub struct KeyIssued {
 /// A key reserves nothing from here on; open reservations run to their end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRevoked {
-    /// The key.
     pub key: KeyId,
     /// Why, in the operator's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,7 +37,6 @@ pub struct KeyRevoked {
 /// A cap is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapRemoved {
-    /// The cap.
     pub cap: CapId,
 }
 
@@ -69,7 +66,6 @@ pub struct Adjusted {
 /// Spend crossed a share of a limit, once per window.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ThresholdCrossed {
-    /// The cap.
     pub cap: CapId,
     /// The share, in per cent.
     pub percent: u8,

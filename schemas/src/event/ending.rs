@@ -56,7 +56,6 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "SettledFields")]
 pub struct Settled {
-    /// The reservation.
     pub reservation: ReservationId,
     /// Whose it was.
     pub scopes: Arc<Scopes>,
@@ -171,9 +170,7 @@ impl Serialize for Settled {
 /// A reservation was given back, nothing used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Released {
-    /// The reservation.
     pub reservation: ReservationId,
-    /// Its key.
     pub key: KeyId,
     /// Why, in one phrase.
     pub reason: String,
@@ -182,9 +179,7 @@ pub struct Released {
 /// A reservation ended by its deadline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expired {
-    /// The reservation.
     pub reservation: ReservationId,
-    /// Its key.
     pub key: KeyId,
     /// By which policy.
     pub policy: OnUnknown,
@@ -197,9 +192,7 @@ pub struct Expired {
 /// A settle lay above its hold. The charge is recorded in full by `settled`; this flags it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overrun {
-    /// The reservation.
     pub reservation: ReservationId,
-    /// Its key.
     pub key: KeyId,
     /// How far above, by meter.
     pub above: Amounts,

@@ -58,11 +58,8 @@ pub struct Asked {
 /// A hold was taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reserved {
-    /// Its id.
     pub reservation: ReservationId,
-    /// Whose it is.
     pub scopes: Arc<Scopes>,
-    /// What was asked.
     pub asked: Asked,
     /// What is held. Its output is below what was asked where it was clamped.
     pub hold: Amounts,
@@ -85,9 +82,7 @@ pub struct Reserved {
 /// An open hold was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resized {
-    /// The reservation.
     pub reservation: ReservationId,
-    /// Its key.
     pub key: KeyId,
     /// The hold from here on.
     pub hold: Amounts,
@@ -128,7 +123,6 @@ pub struct Refused {
     pub reservation: ReservationId,
     /// Whose it would have been.
     pub scopes: Arc<Scopes>,
-    /// What was asked.
     pub asked: Asked,
     /// What would have been held.
     pub want: Amounts,
@@ -144,7 +138,6 @@ pub struct Refused {
     /// The open run that the budget would have been taken out of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub within: Option<RunId>,
-    /// Why.
     pub reason: RefusalReason,
     /// The cap that refused.
     pub cap: CapId,

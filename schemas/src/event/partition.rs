@@ -9,7 +9,6 @@ use crate::{ids::LedgerId, position::Epoch, skipped::Skipped};
 pub struct Genesis {
     /// The ledger's id, the same in all partitions.
     pub ledger: LedgerId,
-    /// This partition.
     pub partition: u8,
     /// Number of partitions, fixed from here on.
     pub partitions: u8,

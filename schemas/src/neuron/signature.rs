@@ -105,7 +105,6 @@ fn told(purpose: &str, parts: &[&[u8]]) -> Vec<u8> {
 pub struct BodyHash([u8; 32]);
 
 impl BodyHash {
-    /// Of this body.
     pub fn of(body: &[u8]) -> Self {
         Self(Sha256::digest(body).into())
     }

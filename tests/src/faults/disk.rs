@@ -27,7 +27,6 @@ impl Disk {
         Self::mount(image, at)
     }
 
-    /// Mounts an image.
     pub(super) fn mount(image: &Path, at: &Path) -> Result<Self, String> {
         std::fs::create_dir_all(at).map_err(|error| error.to_string())?;
         let loop_device = ["-o", "loop,noatime"];
