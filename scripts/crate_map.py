@@ -7,8 +7,10 @@ import re
 CLOCK = r"(?:SystemTime|Instant)::now|UtcDateTime::now|OffsetDateTime::now|chrono::"
 WAITING = r"\basync\b|\.await\b|\btokio::"
 OUTSIDE = r"std::(?:net|process)\b|\breqwest\b|\basync_nats\b"
-# Who decides about money, and what a decision is made of.
-DECIDING = r"seatbelt_ledger::(?:\{[^;]*\b)?(?:decide|writer|host|cluster)\b"
+# Who decides about money. Bounds of what may be asked are for those who ask.
+DECIDING = r"seatbelt_ledger::(?:\{[^;]*\b)?(?:decide(?!::validate)|writer|host|cluster)\b"
+# Fields by which vendors say what a request asks for and what an answer used.
+VENDORS = "choices|usage|max_\\w+|stream\\w*|tool\\w*|input\\w*|output\\w*|content|system|delta|metadata|thinking|stop\\w*"
 # Members with what no line of theirs may name. What a member could only reach through a crate that it does not
 # depend on is proved by the directions already.
 ABSENT = {
@@ -24,8 +26,7 @@ ABSENT = {
     "ledger": [("HTTP", r"\b(?:axum|hyper|reqwest|http_body\w*)::")],
     "gateway": [
         ("decisions about money", DECIDING),
-        # one field for which model, two for what is counted, one for how a neuron says no
-        ("vendor JSON", r"\.(?:get|get_mut|remove|insert)\(\"(?!model\"|prompt\"|messages\"|error\")\w+\"|\b(?:body|answer)\[\""),
+        ("vendor JSON", rf"\.(?:get|get_mut|remove|insert)\(\"(?:{VENDORS})\""),
     ],
     "projector": [("decisions", DECIDING), ("HTTP", r"\b(?:axum|hyper|reqwest)::")],
     "neuron": [("caps and prices", r"seatbelt_schemas::(?:\{[^;]*\b)?(?:cap|budget|price|window|command|event)\b")],
