@@ -125,7 +125,7 @@ impl Register {
         match self.twin.warning() {
             Some(text) if !was => warn!(neuron = %self.neuron, "{text}"),
             None if was => {
-                info!(neuron = %self.neuron, "no other neuron registers under this id any more")
+                info!(neuron = %self.neuron, "no other neuron registers under this id any more");
             }
             _ => {}
         }
