@@ -23,8 +23,6 @@ use seatbelt_schemas::{
     usage::Usage,
 };
 
-use crate::upstream::{neuron::Undone, standing::Fault};
-
 mod keys;
 
 use keys::Keys;
@@ -100,13 +98,32 @@ impl GivenUp {
     }
 }
 
-/// How neurons did nothing for a request, and the words for it.
-const UNDONE: [(Undone, &str); 4] = [
-    (Undone::Busy, "busy"),
-    (Undone::Fault(Fault::Unreachable), "unreachable"),
-    (Undone::Fault(Fault::TurnsUsAway), "turns_us_away"),
-    (Undone::Fault(Fault::NotThere), "not_there"),
-];
+/// Why a neuron did nothing for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NothingDone {
+    Busy,
+    Unreachable,
+    TurnsUsAway,
+    NotThere,
+}
+
+impl NothingDone {
+    const ALL: [Self; 4] = [
+        Self::Busy,
+        Self::Unreachable,
+        Self::TurnsUsAway,
+        Self::NotThere,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Unreachable => "unreachable",
+            Self::TurnsUsAway => "turns_us_away",
+            Self::NotThere => "not_there",
+        }
+    }
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answered {
@@ -123,7 +140,7 @@ pub(crate) struct Metrics {
     ledger_unavailable: Counter,
     settles_given_up: [Counter; GivenUp::ALL.len()],
     other_class: [Counter; Aspect::ALL.len()],
-    neuron_faults: [Counter; UNDONE.len()],
+    neuron_faults: [Counter; NothingDone::ALL.len()],
     settles_kept: Gauge,
     held_requests: Gauge,
     held_tokens: Gauge,
@@ -168,7 +185,7 @@ impl Metrics {
                 "neuron_faults",
                 "Neurons that did nothing for a request, by why; another is asked where there is one",
                 "why",
-                UNDONE.map(|(_, word)| word),
+                NothingDone::ALL.map(NothingDone::as_str),
             ),
             settles_kept: all.level("settles_kept", "Settles that are not known to last yet"),
             ledger_unavailable: all.counter(
@@ -243,8 +260,8 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn neuron_fault(&self, why: Undone) {
-        if let Some(n) = UNDONE.iter().position(|(one, _)| *one == why) {
+    pub(crate) fn neuron_fault(&self, why: NothingDone) {
+        if let Some(n) = NothingDone::ALL.iter().position(|one| *one == why) {
             self.neuron_faults[n].inc();
         }
     }

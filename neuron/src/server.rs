@@ -137,32 +137,16 @@ async fn start_all(
     let Loaded { served, failed } = load_models(&config, &metrics).await?;
     let (listener, address) = listen(config.listen).await?;
     let publishing = CancellationToken::new();
-    let (outbox, publisher) =
-        Outbox::start(&config.outbox_dir, sink, publishing.clone()).map_err(|source| {
-            NeuronError::Outbox {
-                path: config.outbox_dir.clone(),
-                source,
-            }
-        })?;
+    let outbox = Outbox::start(&config.outbox_dir, sink, publishing.clone());
+    let (outbox, publisher) = outbox.map_err(|source| no_outbox(&config, source))?;
     let office = TicketOffice {
         neuron: config.id.clone(),
         outbox,
         metrics,
     };
-    let access = match config.open {
-        true => Access::Open,
-        false => Access::Signed(secret),
-    };
-    if config.open {
-        tracing::warn!(neuron = %config.id, "neuron is open: whoever reaches it is served, and not metered");
-    }
-    let notices = notices_of(&config, address);
-    for notice in &notices {
-        tracing::warn!(neuron = %config.id, "{notice}");
-    }
     let app = Arc::new(App {
-        access,
-        notices,
+        access: access(&config, secret),
+        notices: notices_of(&config, address),
         twin: register.as_ref().map(Register::twin),
         time,
         used: Used::default(),
@@ -182,9 +166,12 @@ async fn start_all(
         tokio::spawn(register.keep(now, shutdown.clone()))
     });
     tracing::info!(neuron = %config.id, %address, models = app.models.len(), "neuron serves");
-    let loading = keep_loaded(Arc::clone(&app), config.clone(), shutdown.clone());
     let life = Life {
-        loading: tokio::spawn(loading),
+        loading: tokio::spawn(keep_loaded(
+            Arc::clone(&app),
+            config.clone(),
+            shutdown.clone(),
+        )),
         app,
         server,
         registration,
@@ -193,12 +180,18 @@ async fn start_all(
         publishing,
         config,
     };
-    let run = tokio::spawn(life.until(shutdown.clone()));
     Ok(RunningNeuron {
         address,
+        run: tokio::spawn(life.until(shutdown.clone())),
         shutdown,
-        run,
     })
+}
+
+fn no_outbox(config: &NeuronConfig, source: std::io::Error) -> NeuronError {
+    NeuronError::Outbox {
+        path: config.outbox_dir.clone(),
+        source,
+    }
 }
 
 /// Listens there, and says where that is: port 0 is any that is free.
@@ -213,7 +206,16 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// What an operator should look at although the neuron starts.
+/// Who is served; to serve anybody is told.
+fn access(config: &NeuronConfig, secret: NeuronSecret) -> Access {
+    if !config.open {
+        return Access::Signed(secret);
+    }
+    tracing::warn!(neuron = %config.id, "neuron is open: whoever reaches it is served, and not metered");
+    Access::Open
+}
+
+/// What an operator should look at although the neuron starts, told.
 fn notices_of(config: &NeuronConfig, address: SocketAddr) -> Vec<String> {
     let nowhere = config.url.is_none() && address.ip().is_unspecified();
     let notice = || {
@@ -221,7 +223,11 @@ fn notices_of(config: &NeuronConfig, address: SocketAddr) -> Vec<String> {
             "gateways on other machines cannot reach http://{address}, under which this neuron registers: set neuron.url to the address by which they can"
         )
     };
-    nowhere.then(notice).into_iter().collect()
+    let notices: Vec<String> = nowhere.then(notice).into_iter().collect();
+    for notice in &notices {
+        tracing::warn!(neuron = %config.id, "{notice}");
+    }
+    notices
 }
 
 fn record_of(config: &NeuronConfig, address: SocketAddr) -> NeuronRecord {

@@ -56,7 +56,7 @@ impl Job {
             (_, Err(_)) => {}
         }
         if let Some(undone) = undone {
-            self.metrics.neuron_fault(undone);
+            self.metrics.neuron_fault(undone.into());
         }
         let Some(mut elsewhere) = self.elsewhere.take().filter(|_| undone.is_some()) else {
             return false;

@@ -13,6 +13,7 @@ use seatbelt_schemas::{
 };
 
 use super::standing::Fault;
+use crate::metrics::NothingDone;
 
 /// What a request may use at most.
 #[derive(Debug)]
@@ -88,6 +89,17 @@ impl Undone {
             StatusCode::SERVICE_UNAVAILABLE if told => Some(Self::Busy),
             _ if told => Some(Self::Fault(Fault::TurnsUsAway)),
             _ => None,
+        }
+    }
+}
+
+impl From<Undone> for NothingDone {
+    fn from(undone: Undone) -> Self {
+        match undone {
+            Undone::Busy => Self::Busy,
+            Undone::Fault(Fault::Unreachable) => Self::Unreachable,
+            Undone::Fault(Fault::TurnsUsAway) => Self::TurnsUsAway,
+            Undone::Fault(Fault::NotThere) => Self::NotThere,
         }
     }
 }
