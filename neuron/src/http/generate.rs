@@ -137,7 +137,9 @@ pub(super) async fn read_body(body: Body, signed: Option<Signed>) -> Result<Byte
         }
     })?;
     match signed {
-        Some(signed) if signed.body != BodyHash::of(&body) => Err(ErrorAnswer::other_body().unused()),
+        Some(signed) if signed.body != BodyHash::of(&body) => {
+            Err(ErrorAnswer::other_body().unused())
+        }
         _ => Ok(body),
     }
 }
