@@ -57,6 +57,8 @@ struct Trouble {
     detail: String,
     pause: Duration,
     until: Instant,
+    /// One request tries: what it finds is a finding of its own.
+    tried: bool,
 }
 
 impl Standing {
@@ -116,6 +118,7 @@ impl Standing {
             && now >= trouble.until
         {
             trouble.until = now + trouble.pause;
+            trouble.tried = true;
         }
     }
 
@@ -129,7 +132,8 @@ impl Standing {
         let mut trouble = self.trouble();
         let known = trouble.take().filter(|known| known.url == url);
         // what many requests found at the same time is one finding
-        let again = known.as_ref().is_some_and(|known| now < known.until);
+        let same = |known: &Trouble| now < known.until && !known.tried;
+        let again = known.as_ref().is_some_and(same);
         let pause = match &known {
             None => PAUSE_FIRST,
             Some(known) if again => known.pause,
@@ -142,6 +146,7 @@ impl Standing {
             detail: detail.to_owned(),
             pause,
             until: now + pause,
+            tried: false,
         });
         is_news
     }
@@ -193,6 +198,7 @@ mod tests {
             }
             pauses.push(pause.as_millis());
             now += pause;
+            standing.is_called(URL, &Url::parse(URL).unwrap(), now);
         }
         assert_eq!(pauses, [500, 1000, 2000, 4000, 5000, 5000]);
         assert!(!standing.is_passed_over("http://b:1", now - Duration::from_secs(1)));
