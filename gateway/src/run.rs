@@ -45,10 +45,8 @@ mod report;
 mod whole;
 
 use attempts::Limits;
-pub(crate) use attempts::unreadable;
 use elsewhere::Elsewhere;
 use report::Known;
-pub(crate) use whole::{is_of_no_api, not_there, passed_headers};
 
 /// The output maximum of one choice, where it was lowered.
 const X_CLAMPED: HeaderName = HeaderName::from_static("x-seatbelt-clamped");

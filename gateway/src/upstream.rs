@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::config::{PricedClass, UpstreamConfig};
 
+pub(crate) mod answer;
 pub(crate) mod catalog;
 pub(crate) mod choose;
 pub(crate) mod client;

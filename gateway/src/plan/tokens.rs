@@ -12,8 +12,6 @@ use seatbelt_dialects::{
     allow::refuse_state,
     translate::{between, without_our_thoughts},
 };
-use seatbelt_schemas::amount::TOKENS_PER_REQUEST_MAX;
-use serde::Deserialize;
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -23,8 +21,12 @@ use crate::{
     clock::ms,
     error::ApiError,
     receive::Received,
-    run::{is_of_no_api, not_there, passed_headers, unreadable},
-    upstream::{Attempt, Candidate, count::count, neuron::Pass},
+    upstream::{
+        Attempt, Candidate,
+        answer::{is_of_no_api, not_there, passed_headers, unreadable},
+        count::{count, number_told},
+        neuron::Pass,
+    },
 };
 
 /// Largest answer to a count.
@@ -166,7 +168,7 @@ impl Planner {
                 Err(ApiError::upstream_refused(upstream, log))
             }
             _ if is_of_no_api(status, &body) => Err(not_there(upstream, status)),
-            _ if status.is_success() && counted(&body).is_none() => Err(broke(
+            _ if status.is_success() && number_told(&body).is_none() => Err(broke(
                 "its answer to a count tells no number of tokens".to_owned(),
             )),
             _ => Ok(TokenCount {
@@ -177,14 +179,4 @@ impl Planner {
             }),
         }
     }
-}
-
-/// The number that an answer tells.
-fn counted(body: &[u8]) -> Option<u64> {
-    #[derive(Deserialize)]
-    struct Counted {
-        input_tokens: u64,
-    }
-    let counted: Counted = serde_json::from_slice(body).ok()?;
-    Some(counted.input_tokens).filter(|tokens| *tokens <= TOKENS_PER_REQUEST_MAX)
 }

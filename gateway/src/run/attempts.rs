@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{Head, Job};
-use crate::{clock::ms, metrics::Stage};
+use crate::{clock::ms, metrics::Stage, upstream::answer::unreadable};
 
 const LOST: &str = "it is not registered any more and does not answer";
 
@@ -96,15 +96,6 @@ impl Limits {
         let chunk = self.unless_stopped(answer.chunk(), gone).await?;
         chunk.map_err(|error| Stop::Broke(in_one_line(&error)))
     }
-}
-
-/// Why an answer can be neither read nor shown: it is in an encoding that nobody asked for.
-pub(crate) fn unreadable(answer: &reqwest::Response) -> Option<String> {
-    let encodings = answer.headers().get_all(header::CONTENT_ENCODING);
-    let unasked = encodings.iter().find(|value| *value != "identity")?;
-    Some(format!(
-        "its answer is encoded as {unasked:?}, which was not asked for"
-    ))
 }
 
 fn is_event_stream(answer: &reqwest::Response) -> bool {

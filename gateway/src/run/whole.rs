@@ -13,26 +13,20 @@ use serde_json::Value;
 
 use super::{
     Head, Job,
-    attempts::{Limits, Stop, unreadable},
+    attempts::{Limits, Stop},
     report::Known,
 };
 use crate::{
     error::{ApiError, BY_UPSTREAM, X_CHARGED, X_POSITION, X_REFUSED_BY, X_SHOULD_RETRY, is_final},
     metrics::Stage,
-    upstream::neuron::Undone,
+    upstream::{
+        answer::{is_of_no_api, not_there, passed_headers, unreadable},
+        neuron::Undone,
+    },
 };
 
 /// Largest answer that is not a stream.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// Upstream headers that are passed on with its answer.
-const PASSED_HEADERS: [&str; 5] = [
-    "content-type",
-    "retry-after",
-    "retry-after-ms",
-    "x-should-retry",
-    "openai-processing-ms",
-];
 
 impl Job {
     /// An answer that is no stream: read whole, settled, then shown.
@@ -252,23 +246,6 @@ impl Limits {
     }
 }
 
-/// Whether what answered that there is nothing speaks no API: a web server at a wrong address.
-pub(crate) fn is_of_no_api(status: StatusCode, body: &[u8]) -> bool {
-    let nothing_there = matches!(
-        status,
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
-    );
-    nothing_there && serde_json::from_slice::<serde_json::Map<String, Value>>(body).is_err()
-}
-
-/// Says so, and where to look.
-pub(crate) fn not_there(upstream: &str, status: StatusCode) -> ApiError {
-    let log = format!(
-        "upstream {upstream} answered {status} with what is no error of its API: look at its base_url, which ends in /v1 where kind is \"openai\", and has no path where it is \"anthropic\""
-    );
-    ApiError::upstream_not_there(upstream, log)
-}
-
 /// Why a body under a status of success is no answer.
 fn no_answer(body: &Bytes, read: Option<&Told>) -> Option<&'static str> {
     match read {
@@ -293,17 +270,6 @@ fn comes_after_work(status: StatusCode) -> bool {
         408 | 499 | 500 | 502 | 504 | 520..=528 => true,
         _ => false,
     }
-}
-
-/// What of an upstream's headers is for its client.
-pub(crate) fn passed_headers(from: &HeaderMap) -> HeaderMap {
-    let mut to = HeaderMap::new();
-    for name in PASSED_HEADERS {
-        if let Some(value) = from.get(name) {
-            to.insert(HeaderName::from_static(name), value.clone());
-        }
-    }
-    to
 }
 
 #[cfg(test)]
@@ -352,16 +318,5 @@ mod tests {
         );
         assert_eq!(problem("[1]"), None, "odd, and the client's to read");
         assert_eq!(problem(r#"{"choices":[]}"#), None);
-    }
-
-    #[test]
-    fn of_an_upstreams_headers_only_those_for_the_client_pass() {
-        let mut from = HeaderMap::new();
-        for name in ["retry-after", "set-cookie", "server", "content-type"] {
-            from.insert(name, "x".parse().unwrap());
-        }
-        let passed = passed_headers(&from);
-        assert_eq!(passed.len(), 2);
-        assert!(passed.contains_key("retry-after") && passed.contains_key("content-type"));
     }
 }

@@ -92,10 +92,6 @@ impl NotCounted {
 }
 
 async fn ask(counter: &Counter, neuron: &ChosenNeuron, body: &Fields) -> Result<u64, NotCounted> {
-    #[derive(Deserialize)]
-    struct Counted {
-        input_tokens: u64,
-    }
     let asked = timeout(TOKENIZE_TIMEOUT, call(counter, neuron, body)).await;
     let (answer, bytes) =
         asked.unwrap_or_else(|_| Err(NotCounted::Away(None, "no answer in time".to_owned())))?;
@@ -110,12 +106,20 @@ async fn ask(counter: &Counter, neuron: &ChosenNeuron, body: &Fields) -> Result<
     if status.is_client_error() {
         return Err(NotCounted::Refused(ApiError::passed_on(status, &bytes)));
     }
-    match serde_json::from_slice::<Counted>(&bytes) {
-        Ok(counted) if status.is_success() && counted.input_tokens <= TOKENS_PER_REQUEST_MAX => {
-            Ok(counted.input_tokens)
-        }
+    match number_told(&bytes) {
+        Some(tokens) if status.is_success() => Ok(tokens),
         _ => Err(NotCounted::Away(None, says())),
     }
+}
+
+/// How many tokens an answer to a count tells.
+pub(crate) fn number_told(body: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Counted {
+        input_tokens: u64,
+    }
+    let counted: Counted = serde_json::from_slice(body).ok()?;
+    Some(counted.input_tokens).filter(|tokens| *tokens <= TOKENS_PER_REQUEST_MAX)
 }
 
 async fn call(
