@@ -115,9 +115,10 @@ fn is_kept_item(item: &Fields) -> bool {
     match item.get("type").and_then(Value::as_str) {
         Some("item_reference") => true,
         // what the model thought comes along sealed; an id alone stands for what the provider keeps
-        Some("reasoning") => !item
-            .get("encrypted_content")
-            .is_some_and(|sealed| sealed.as_str().is_some_and(|sealed| !sealed.is_empty())),
+        Some("reasoning") => {
+            let sealed = item.get("encrypted_content").and_then(Value::as_str);
+            sealed.is_none_or(str::is_empty)
+        }
         // a search is said again without what it found
         Some("web_search_call") => false,
         // a reference need not say that it is one

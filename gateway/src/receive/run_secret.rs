@@ -153,11 +153,14 @@ mod tests {
     fn it_goes_with_the_time_the_key_and_the_keys_secret() {
         let parent = key("sk-parent", "k");
         let late = secrets(7).issue(&parent, &within(NOW_MS));
-        assert_eq!(code(&late, &[parent.clone()]), Some(Err("run_ended")));
+        assert_eq!(
+            code(&late, std::slice::from_ref(&parent)),
+            Some(Err("run_ended"))
+        );
         let secret = secrets(7).issue(&parent, &within(2_000));
         let rotated = key("sk-new", "k");
         let wrong = Some(Err("invalid_api_key"));
-        assert_eq!(code(&secret, &[rotated.clone()]), wrong);
+        assert_eq!(code(&secret, std::slice::from_ref(&rotated)), wrong);
         assert_eq!(code(&secret, &[key("sk-parent", "other")]), wrong);
         assert_eq!(code(&secret, &[]), wrong);
         assert!(

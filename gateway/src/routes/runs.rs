@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(body: Value, expected: Result<u64, &str>) {
+    fn check(body: &Value, expected: Result<u64, &str>) {
         let body = body.as_object().unwrap();
         let read = Asked::read(body).map(|asked| asked.ttl_s);
         let read = read.map_err(|error| error.into_response(Dialect::OpenAi).status().as_u16());
@@ -243,13 +243,13 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_within_its_bounds() {
         let budget = json!({"tokens": 5});
-        check(json!({"budget": budget}), Ok(RUN_TTL_S.default()));
+        check(&json!({"budget": budget}), Ok(RUN_TTL_S.default()));
         check(
-            json!({"budget": budget, "ttl": 60, "label": "a_b-c"}),
+            &json!({"budget": budget, "ttl": 60, "label": "a_b-c"}),
             Ok(60),
         );
         check(
-            json!({"budget": budget, "ttl": 86_400, "label": null}),
+            &json!({"budget": budget, "ttl": 86_400, "label": null}),
             Ok(86_400),
         );
         for odd in [
@@ -271,7 +271,7 @@ mod tests {
             json!({"budget": budget, "label": "l".repeat(RUN_LABEL_MAX + 1)}),
             json!({"budget": budget, "labels": "x"}),
         ] {
-            check(odd, Err("invalid"));
+            check(&odd, Err("invalid"));
         }
     }
 

@@ -2,14 +2,13 @@
 
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::Response,
 };
 use bytes::{Bytes, BytesMut};
 use seatbelt_dialects::Told;
 use seatbelt_schemas::usage::Usage;
 use serde::de::IgnoredAny;
-use serde_json::Value;
 
 use super::{
     Head, Job,

@@ -79,7 +79,7 @@ impl Owed {
     pub fn settle(&self, debt: &Debt) {
         if let Some(times) = &self.times {
             times.send_modify(|times| {
-                times.retain(|partition, often| debt.0.get(partition) != Some(often))
+                times.retain(|partition, often| debt.0.get(partition) != Some(often));
             });
         }
     }
