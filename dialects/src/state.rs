@@ -98,13 +98,20 @@ pub fn refuse_state(body: &Fields, accepted: [&[String]; 2]) -> Result<(), Field
 /// just as well.
 fn refuse_kept_items(input: &Value) -> Result<(), FieldError> {
     let items = input.as_array().into_iter().flatten();
-    for (n, item) in items.enumerate() {
-        if item.as_object().is_some_and(is_kept_item) {
-            let problem = "names what the provider keeps: send its content, with include = [\"reasoning.encrypted_content\"] of the answer before";
-            return Err(FieldError::invalid(format!("input[{n}]"), problem));
-        }
+    let mut items = items.enumerate();
+    items.try_for_each(|(n, item)| match item.as_object() {
+        Some(item) => refuse_kept_item(&format!("input[{n}]"), item),
+        None => Ok(()),
+    })
+}
+
+/// Refuses one of them.
+pub(crate) fn refuse_kept_item(param: &str, item: &Fields) -> Result<(), FieldError> {
+    if !is_kept_item(item) {
+        return Ok(());
     }
-    Ok(())
+    let problem = "names what the provider keeps: send its content, with include = [\"reasoning.encrypted_content\"] of the answer before";
+    Err(FieldError::invalid(param, problem))
 }
 
 fn is_kept_item(item: &Fields) -> bool {

@@ -16,6 +16,7 @@ use crate::{
     provided::called_by,
     raw::Pairs,
     sse::SseEvent,
+    state::refuse_kept_item,
     told::{Body, Counts, Odd, Part, Report, StreamTold, finish, status_named, text},
 };
 
@@ -106,6 +107,7 @@ fn ask_item(
     let fields = item
         .as_object()
         .ok_or_else(|| FieldError::invalid(param, "must be an object"))?;
+    refuse_kept_item(param, fields)?;
     ask.framed += 1;
     for (name, value) in fields {
         match (name.as_str(), value) {
