@@ -209,7 +209,7 @@ async fn calls_are_read_as_strictly_as_tokens_whatever_came_of_the_answer() {
         |calls: Value| json!({"input_tokens": 10, "output_tokens": 5, "server_tool_use": calls});
     let call =
         |n: u64| json!({"type": "server_tool_use", "id": format!("s{n}"), "name": "web_search"});
-    let calls = json!([call(0), call(1), {"type": "text", "text": "hi"}]);
+    let blocks = json!([call(0), call(1), {"type": "text", "text": "hi"}]);
     let plain = json!({"input_tokens": 10, "output_tokens": 5});
     let broken = format!(
         "{{\"usage\": {}}}x",
@@ -218,15 +218,19 @@ async fn calls_are_read_as_strictly_as_tokens_whatever_came_of_the_answer() {
     let only_calls = json!({"type": "error", "error": {"type": "invalid_request_error", "message": "no"},
         "usage": {"server_tool_use": {"web_search_requests": 5}}});
     let whole = |status, body: &str| Script::Whole(status, "application/json", body.to_owned());
+    // what is not believed costs the three calls that are held, with all that is held for their tokens
+    let (told, at_least) = (true, false);
     let mut before = 0;
-    for (script, calls_at_least, status) in [
+    for (script, is_told, calls, status) in [
         (
             message(200, &text, &used(json!({"web_search_requests": "2"}))),
+            at_least,
             3,
             200,
         ),
         (
             message(200, &text, &used(json!({"web_search_requests": 2.0}))),
+            at_least,
             3,
             200,
         ),
@@ -236,18 +240,23 @@ async fn calls_are_read_as_strictly_as_tokens_whatever_came_of_the_answer() {
                 &text,
                 &used(json!({"web_search_requests": 1u64 << 41})),
             ),
+            at_least,
             3,
             200,
         ),
-        (message(200, &calls, &plain), 2, 200),
-        (whole(200, &broken), 9, 502),
-        (whole(400, &only_calls.to_string()), 5, 400),
+        (message(200, &blocks, &plain), told, 2, 200),
+        (whole(200, &broken), at_least, 9, 502),
+        (whole(400, &only_calls.to_string()), at_least, 5, 400),
     ] {
         stack.upstream.plays(script);
         let (answered, answer) = status_and_body(stack.post("/v1/messages", &body)).await;
         assert_eq!(answered, status, "{answer}");
         let spent = stack.spent_once_idle().await;
-        assert_eq!((spent - before) / CALL, calls_at_least, "{answer}");
+        let charged = spent - before;
+        match is_told {
+            true => assert_eq!(charged, 15 * TOKEN + calls * CALL, "{answer}"),
+            false => assert!(charged >= calls * CALL, "{charged}: {answer}"),
+        }
         before = spent;
     }
 }
