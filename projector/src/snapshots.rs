@@ -108,8 +108,10 @@ pub(crate) struct Snapshots<J> {
     dirty: BTreeSet<AccountId>,
     listed: Listed,
     flushed_at: Instant,
-    /// How long after that the next snapshots are written at the earliest.
+    /// How long after that the next record is written at the earliest, and accounts in pieces with it.
     pause: Duration,
+    /// When accounts that are no trouble were written last, and whether one has changed since.
+    small: (Instant, bool),
     recorded: Sequence,
     recorded_position: Position,
     mark_every: u64,
@@ -129,6 +131,14 @@ enum Listed {
         /// Whether a mark was stepped since it was written.
         is_due: bool,
     },
+}
+
+/// Which of the accounts that changed are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    All,
+    /// Those whose snapshot is one value.
+    Small,
 }
 
 enum NotKept {
@@ -200,6 +210,7 @@ impl<J: Journal> Snapshots<J> {
             listed: Listed::Named(record.directory),
             flushed_at: Instant::now(),
             pause: FLUSH_EVERY,
+            small: (Instant::now(), false),
             recorded: sequence,
             mark_every: MARK_EVERY,
             sweep: Sweep::default(),
@@ -358,12 +369,17 @@ impl<J: Journal> Snapshots<J> {
             } else {
                 RECORD_REFRESH_EVERY
             };
+            let flush_at = self.flushed_at + pause;
+            let small_at = self.small_at().filter(|small_at| *small_at < flush_at);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep_until(self.flushed_at + pause) => {
+                () = tokio::time::sleep_until(flush_at) => {
                     self.flush().await?;
                     self.sweep().await?;
+                }
+                () = tokio::time::sleep_until(small_at.unwrap_or(flush_at)), if small_at.is_some() => {
+                    self.write_accounts(Which::Small).await?;
                 }
                 next = commits.next() => match next {
                     Some(stored) => self.take(stored).await?,
@@ -371,6 +387,13 @@ impl<J: Journal> Snapshots<J> {
                 },
             }
         }
+    }
+
+    /// When accounts that changed and are no trouble are written: who is large keeps nobody else waiting.
+    /// A snapshot may be ahead of the record, which vouches for no more than there is.
+    fn small_at(&self) -> Option<Instant> {
+        let (written_at, changed) = self.small;
+        changed.then(|| written_at + FLUSH_EVERY)
     }
 
     /// Whether something was taken from the journal that no record vouches for yet.
@@ -446,6 +469,7 @@ impl<J: Journal> Snapshots<J> {
         }
         let was_open = !folded.state.open().is_empty();
         folded.state.apply(event);
+        self.small.1 |= folded.head.is_none();
         let is_open = !folded.state.open().is_empty();
         self.dirty.insert(event.account.clone());
         match (was_open, is_open) {

@@ -7,7 +7,7 @@ impl<J: Journal> Snapshots<J> {
     /// Writes what changed, then vouches for it.
     pub(super) async fn flush(&mut self) -> Result<(), NotKept> {
         self.flushed_at = Instant::now();
-        self.write_accounts().await?;
+        self.write_accounts(Which::All).await?;
         if !self.is_behind() {
             self.check_end().await?;
         }
@@ -18,21 +18,25 @@ impl<J: Journal> Snapshots<J> {
         Ok(())
     }
 
-    /// Writes the accounts that changed.
-    async fn write_accounts(&mut self) -> Result<(), NotKept> {
+    /// Writes accounts that changed.
+    pub(super) async fn write_accounts(&mut self, which: Which) -> Result<(), NotKept> {
         let (position, at_ms) = (self.tail.head.position, self.tail.head.at_ms);
         let values: Vec<(AccountId, Revision, Written)> = self
             .dirty
             .iter()
             .filter_map(|account| self.accounts.get(account).map(|folded| (account, folded)))
+            .filter(|(_, folded)| which == Which::All || folded.head.is_none())
             .map(|(account, folded)| {
                 let Folded { state, head, .. } = folded;
                 let written = Written::of(account, position, at_ms, state, head.as_ref());
                 (account.clone(), folded.revision, written)
             })
             .collect();
-        let large = values.iter().filter(|(.., written)| written.head.is_some());
-        self.pause = pause_after(large.map(|(.., written)| written.size).sum());
+        self.small = (Instant::now(), false);
+        if which == Which::All {
+            let large = values.iter().filter(|(.., written)| written.head.is_some());
+            self.pause = pause_after(large.map(|(.., written)| written.size).sum());
+        }
         let store = Arc::clone(&self.store);
         let mut writes = stream::iter(values)
             .map(|(account, expected, written)| {
@@ -110,7 +114,7 @@ impl<J: Journal> Snapshots<J> {
     /// Writes what is left and gives the seat up, so that a successor need not wait for it.
     pub(super) async fn leave(mut self) -> Result<(), Stop> {
         let parting = async {
-            self.write_accounts().await?;
+            self.write_accounts(Which::All).await?;
             // whatever is wrong with the journal's end was told already, or the next start tells it
             drop(self.check_end().await);
             self.write_directory().await?;

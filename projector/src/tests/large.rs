@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use seatbelt_ledger::{
     account::Account,
-    snapshot::{FoundSnapshot, Written, pieces::PiecesHead},
+    snapshot::{AccountSnapshot, FoundSnapshot, Written, pieces::PiecesHead},
 };
 
 use super::*;
@@ -225,6 +225,44 @@ async fn a_snapshot_put_right_by_a_writer_is_gone_on_from() {
     let written = written.write(&world.snapshots, &of, revision).await;
     written.unwrap();
     world.append(after).await;
+    world.until_current().await;
+    assert_eq!(world.large().await, world.truth());
+    running.end().await.unwrap();
+}
+
+/// So large that it is looked through only some times a second.
+const HUGE: u64 = 24_000;
+
+/// Whoever asks for another account of the partition sees what it has just spent.
+#[tokio::test(start_paused = true)]
+async fn a_large_account_keeps_the_snapshots_of_no_other_waiting() {
+    let mut lists = vec![vec![opened("a"), opened("b"), capped("a", 100_000)]];
+    lists.extend((0..HUGE / COMMIT).map(|list| {
+        let numbers = list * COMMIT..(list + 1) * COMMIT;
+        numbers.map(|number| reserved("a", number, 1)).collect()
+    }));
+    lists.extend(
+        (0..6).map(|number| vec![settled("a", 7 * number, 1), reserved("b", HUGE + number, 1)]),
+    );
+    let lists: Vec<&[Body]> = lists.iter().map(Vec::as_slice).collect();
+    let story = commits(&lists);
+    let (before, after) = split(&story, HUGE);
+    let mut world = World::of(before);
+    let running = world.start("p");
+    world.until_current().await;
+    for (open, commit) in (1..).zip(after) {
+        world.append(std::slice::from_ref(commit)).await;
+        let appended = tokio::time::Instant::now();
+        let shown = || {
+            let kept = world.snapshots.peek("account.b").unwrap();
+            AccountSnapshot::decode(&kept).unwrap().state.open().len()
+        };
+        while shown() < open {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let waited = appended.elapsed();
+        assert!(waited <= FLUSH_EVERY * 3 / 2, "{waited:?}");
+    }
     world.until_current().await;
     assert_eq!(world.large().await, world.truth());
     running.end().await.unwrap();
