@@ -80,9 +80,11 @@ typos: setup-test ## misspelt words; .codespellrc lists those that are right
 deny: ## licences, banned crates, sources and advisories
 	@$(PYTHON) scripts/deny.py
 
-layers: ## prove the dependency directions between the crates
+layers: ## prove the dependency directions between the crates, and that the promises' tests are there
 	@$(PYTHON) scripts/check_layers.py --self-test
 	@$(PYTHON) scripts/check_layers.py
+	@$(PYTHON) scripts/check_promises.py --self-test
+	@$(PYTHON) scripts/check_promises.py
 
 clean-data: ## delete the embedded server's data of the example configuration
 	@if ! $(PYTHON) scripts/data_in_use.py data; then exit 1; fi
