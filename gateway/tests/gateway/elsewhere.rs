@@ -183,7 +183,7 @@ async fn a_neuron_that_turns_this_gateway_away_makes_way_is_told_and_passed_over
 }
 
 async fn metrics(stack: &Stack) -> String {
-    let page = stack.client.get(format!("{}/metrics", stack.metrics));
+    let page = stack.client.get(&stack.metrics);
     page.send().await.unwrap().text().await.unwrap()
 }
 
