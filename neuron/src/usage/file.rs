@@ -24,8 +24,8 @@ const FILE: &str = "usage.outbox";
 const FRESH_FILE: &str = "usage.outbox.new";
 const LOCK_FILE: &str = "usage.lock";
 const CHECK_BYTES: usize = 8;
-/// Largest record: an event is some hundred bytes, and its ids and names are bounded.
-const RECORD_BYTES_MAX: usize = 64 * 1024;
+/// Largest record that is looked for behind damage: an event is some hundred bytes, and its ids and names are bounded.
+const RECORD_BYTES_LIKELY: usize = 64 * 1024;
 const HEAD_BYTES: usize = 4 + CHECK_BYTES;
 /// A file as large as this is written anew with only what is pending, if that is less than half of it:
 /// so what is written anew was written once before, on average.
@@ -204,7 +204,7 @@ fn put_aside(folder: &Path, damaged: &[u8]) -> io::Result<()> {
 /// its check by chance.
 fn behind_damage(bytes: &[u8]) -> &[u8] {
     let starts = (1..bytes.len()).map(|at| &bytes[at..]);
-    let mut whole = starts.filter(|rest| parse(rest).is_some());
+    let mut whole = starts.filter(|rest| is_plausible(rest) && parse(rest).is_some());
     whole.next().unwrap_or_default()
 }
 
@@ -266,11 +266,18 @@ fn number(record: &Record) -> u64 {
 
 fn frame(record: &Record, to: &mut Vec<u8>) {
     let body = rmp_serde::to_vec_named(record).expect("a record encodes to MessagePack");
-    assert!(body.len() <= RECORD_BYTES_MAX, "ids and names are bounded");
     let length = u32::try_from(body.len()).expect("a record is far below 4 GiB");
     to.extend_from_slice(&length.to_le_bytes());
     to.extend_from_slice(&check(&body));
     to.extend_from_slice(&body);
+}
+
+/// Whether these bytes begin with the length of a record, so that its check is worth its time.
+fn is_plausible(bytes: &[u8]) -> bool {
+    let length = bytes
+        .first_chunk()
+        .map(|length| u32::from_le_bytes(*length));
+    length.is_some_and(|length| length as usize <= RECORD_BYTES_LIKELY)
 }
 
 /// The first record of `bytes` and what follows; none at the end or at damage.
@@ -278,9 +285,6 @@ fn parse(bytes: &[u8]) -> Option<(Record, &[u8])> {
     let (head, rest) = bytes.split_at_checked(HEAD_BYTES)?;
     let (length, expected) = head.split_at(4);
     let length = usize::try_from(u32::from_le_bytes(length.try_into().ok()?)).ok()?;
-    if length > RECORD_BYTES_MAX {
-        return None;
-    }
     let (body, after) = rest.split_at_checked(length)?;
     if check(body) != expected {
         return None;
