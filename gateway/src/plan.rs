@@ -288,7 +288,7 @@ impl Plan {
             },
             run: self.caller.run.clone(),
             within: key.within.as_ref().map(|within| within.run.clone()),
-            end_user: self.ask.end_user.clone(),
+            end_user: (self.caller.end_user.clone()).or_else(|| self.ask.end_user.clone()),
             input_tokens: self.bound.input_tokens,
             output_tokens,
             tool_calls: self.calls.charged,

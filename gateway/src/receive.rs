@@ -10,7 +10,10 @@ use axum::{
     http::{HeaderMap, HeaderValue},
 };
 use seatbelt_dialects::{Exact, Fields};
-use seatbelt_schemas::{event::OnShort, ids::RunId};
+use seatbelt_schemas::{
+    event::OnShort,
+    ids::{EndUserId, RunId},
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -36,12 +39,14 @@ use encoding::Encoding;
 use shares::{Share, Shares};
 
 /// A client may ask for its output maximum to be lowered to what fits: `clamp`, else `refuse`. This
-/// and the next two are the only `x-seatbelt-*` headers of a client that are read: they say how to decide
+/// and the next three are the only `x-seatbelt-*` headers of a client that are read: they say how to decide
 /// and what the request is part of, not who pays for it.
 const X_ON_SHORT: &str = "x-seatbelt-on-short";
 /// The agent run that the request belongs to. Naming one can only add limits, or spend what the
 /// account has set aside for it: the caps of the caller's own key apply in any case.
 const X_RUN: &str = "x-seatbelt-run";
+/// The caller's own end user, instead of the one that the body names: caps of that one apply too.
+const X_USER: &str = "x-seatbelt-user";
 /// How long the request may wait for open holds to resolve, ms: its caller's own patience instead of the
 /// configured one.
 const X_WAIT: &str = "x-seatbelt-wait-ms";
@@ -73,6 +78,8 @@ pub(crate) struct Caller {
     /// None for a request that is not metered.
     pub(crate) key: Option<Arc<KeyEntry>>,
     pub(crate) run: Option<RunId>,
+    /// Its end user, where a header names one.
+    pub(crate) end_user: Option<EndUserId>,
     pub(crate) on_short: OnShort,
     /// Its own patience for open holds, where it says one.
     pub(crate) wait: Option<Duration>,
@@ -144,6 +151,7 @@ impl Receiver {
             caller: Caller {
                 on_short: on_short(&parts.headers, key.as_deref())?,
                 run: run(&parts.headers, key.as_deref())?,
+                end_user: end_user(&parts.headers)?,
                 wait: wait(&parts.headers)?,
                 key,
             },
@@ -186,6 +194,21 @@ fn run(headers: &HeaderMap, key: Option<&KeyEntry>) -> Result<Option<RunId>, Api
         return Err(ApiError::invalid_field(X_RUN, problem));
     }
     Ok(Some(named))
+}
+
+/// The end user that a client names beside the body.
+fn end_user(headers: &HeaderMap) -> Result<Option<EndUserId>, ApiError> {
+    let Some(value) = headers.get(X_USER) else {
+        return Ok(None);
+    };
+    let user = value
+        .to_str()
+        .ok()
+        .and_then(|text| EndUserId::new(text).ok());
+    user.map(Some).ok_or_else(|| {
+        let problem = "must be an id of 1 to 256 characters of ASCII without control characters";
+        ApiError::invalid_field(X_USER, problem)
+    })
 }
 
 /// How long a client says that it waits for room.
@@ -264,11 +287,17 @@ mod tests {
         assert_eq!(quiet.caller.run, None);
         assert_eq!(quiet.caller.wait, None);
         drop(quiet);
-        let asked = [(X_ON_SHORT, "refuse"), (X_RUN, "run-1"), (X_WAIT, "60000")];
+        let asked = [
+            (X_ON_SHORT, "refuse"),
+            (X_RUN, "run-1"),
+            (X_USER, "u@example"),
+            (X_WAIT, "60000"),
+        ];
         let asked = receiver.receive(request(&asked, "{}")).await.unwrap();
         assert_eq!(asked.caller.on_short, OnShort::Refuse);
         assert_eq!(asked.caller.wait, Some(Duration::from_secs(60)));
         assert_eq!(asked.caller.run.unwrap().as_str(), "run-1");
+        assert_eq!(asked.caller.end_user.unwrap().as_str(), "u@example");
     }
 
     #[tokio::test]
@@ -276,6 +305,8 @@ mod tests {
         assert_eq!(code(&[(X_ON_SHORT, "CLAMP")], "{}").await, "invalid_body");
         assert_eq!(code(&[(X_RUN, "no run")], "{}").await, "invalid_body");
         assert_eq!(code(&[(X_RUN, "")], "{}").await, "invalid_body");
+        assert_eq!(code(&[(X_USER, "")], "{}").await, "invalid_body");
+        assert_eq!(code(&[(X_USER, "ü")], "{}").await, "invalid_body");
         for odd in ["-1", "1.5", "", "soon", "60001", "99999999999999999999"] {
             assert_eq!(code(&[(X_WAIT, odd)], "{}").await, "invalid_body", "{odd}");
         }

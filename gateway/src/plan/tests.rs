@@ -65,6 +65,7 @@ fn received(body: Value, is_metered: bool) -> Received {
         caller: Caller {
             key: is_metered.then(|| Arc::new(key())),
             run: None,
+            end_user: None,
             on_short: OnShort::Clamp,
             wait: None,
         },

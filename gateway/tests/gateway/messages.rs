@@ -81,6 +81,22 @@ async fn the_end_user_is_the_same_whatever_the_upstream_speaks() {
             "{refused}"
         );
         assert_eq!(stack.upstream.hits(), 0);
+        let named = stack.post("/v1/messages", &hi(20));
+        let (status, refused) = status_and_body(named.header("x-seatbelt-user", "eve")).await;
+        assert_eq!(
+            (status, &refused["error"]["scope"]),
+            (429, &json!("end_user"))
+        );
+        let other = stack.post("/v1/messages", &body);
+        let other = other.header("x-seatbelt-user", "adam");
+        assert_eq!(other.send().await.unwrap().status().as_u16(), 200);
+        assert!(
+            !stack
+                .upstream
+                .last()
+                .headers
+                .contains_key("x-seatbelt-user")
+        );
     }
 }
 
