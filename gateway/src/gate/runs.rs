@@ -20,6 +20,9 @@ use crate::{clock::ms, config::KeyEntry, error::ApiError};
 /// How often runs are looked for inside one that is being closed: each look closes as many as it is told of.
 const LOOKS_MAX: usize = 64;
 
+/// What is said of a run that is not open.
+const NOT_FOUND: &str = "run_not_found";
+
 /// What to open.
 pub(crate) struct Opening {
     pub(crate) run: RunId,
@@ -92,12 +95,15 @@ impl Gate {
     pub(crate) async fn close_run(&self, key: &KeyEntry, run: &RunId) -> Result<Found, ApiError> {
         let mut found = self.run(key, run).await?;
         for _ in 0..LOOKS_MAX {
-            let Some(inner) = found.run.inside.first() else {
+            if found.run.inside.is_empty() {
                 break;
-            };
-            // one that ended meanwhile is closed
-            if let Ok(inner) = self.run(key, inner).await {
-                self.end_run(key, inner.run.reservation).await?;
+            }
+            for inner in &found.run.inside {
+                match self.run(key, inner).await {
+                    Ok(inner) => self.end_run(key, inner.run.reservation).await?,
+                    Err(error) if error.code() == NOT_FOUND => {} // it ended meanwhile
+                    Err(error) => return Err(error),
+                }
             }
             found = self.run(key, run).await?;
         }
