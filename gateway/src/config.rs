@@ -7,7 +7,6 @@
 use std::{collections::HashMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 pub use seatbelt_dialects::{Aspect, Class, Dialect, MaxField, Provided, allow::Profile};
-use seatbelt_ledger::decide::validate::{CLOCK_SKEW_MS_MAX, DEADLINE_MS_MAX};
 use seatbelt_schemas::{
     amount::TOKENS_PER_REQUEST_MAX,
     event::{OnShort, OnUnknown},
@@ -45,9 +44,9 @@ pub const REQUESTS: Setting = Setting::new(1, 1_000_000, 4096);
 /// Connections of clients at once. The default is twice the requests, for those between two.
 pub const CONNECTIONS: Setting = Setting::new(1, 1_000_000, 2 * REQUESTS.default());
 /// How long a run lives whose opener does not say it, and may at most, seconds: like every reservation.
-pub const RUN_TTL_S: Setting = Setting::new(1, DEADLINE_MS_MAX / 1000, 3600);
-/// No reservation lives longer, by the clock of the ledger, which may be behind.
-pub(crate) const RUN_LIFE_MS_MAX: u64 = DEADLINE_MS_MAX - CLOCK_SKEW_MS_MAX;
+pub const RUN_TTL_S: Setting = Setting::new(1, 86_400, 3600);
+/// The ledger takes no deadline beyond a day by its own clock, which may be a minute behind.
+pub(crate) const RUN_LIFE_MS_MAX: u64 = 86_400_000 - 60_000;
 /// Longest label of a run: with what makes it unique it is an id.
 pub const RUN_LABEL_MAX: usize = 32;
 /// How much of what all share one account may take, in percent.

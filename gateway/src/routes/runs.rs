@@ -116,17 +116,24 @@ struct Asked {
 
 impl Asked {
     fn read(body: &Fields) -> Result<Self, ApiError> {
-        let known = ["budget", "ttl", "label"];
-        if let Some(odd) = body.keys().find(|name| !known.contains(&name.as_str())) {
-            return Err(ApiError::invalid_field(
-                odd,
-                "is no field of a run: 'budget', 'ttl' and 'label' are",
-            ));
+        let (mut amounts, mut ttl, mut label) = (None, None, None);
+        for (name, value) in body {
+            match name.as_str() {
+                "budget" => amounts = Some(value),
+                "ttl" => ttl = Some(value),
+                "label" => label = Some(value),
+                odd => {
+                    return Err(ApiError::invalid_field(
+                        odd,
+                        "is no field of a run: 'budget', 'ttl' and 'label' are",
+                    ));
+                }
+            }
         }
         Ok(Self {
-            run: run_id(body.get("label"))?,
-            budget: budget(body.get("budget"))?,
-            ttl_s: ttl_s(body.get("ttl"))?,
+            run: run_id(label)?,
+            budget: budget(amounts)?,
+            ttl_s: ttl_s(ttl)?,
         })
     }
 }
