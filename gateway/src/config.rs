@@ -19,11 +19,13 @@ use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 
 mod bodies;
+mod deployments;
 mod limits;
 mod times;
 
 pub(crate) use bodies::*;
 pub use bodies::{BODIES_BYTES, BODY_BYTES};
+pub use deployments::{ATTEMPTS, DEPLOYMENTS_MAX, DeploymentConfig, PRIORITY, WEIGHT};
 pub(crate) use limits::Limits;
 pub(crate) use times::*;
 pub use times::{
@@ -274,11 +276,39 @@ pub struct UpstreamConfig {
     /// It speaks `/v1/responses` too.
     pub responses: bool,
     pub api_key: Option<SecretString>,
+    /// Other places where it serves the same, at the same prices: at most [`DEPLOYMENTS_MAX`].
+    pub deployments: Vec<DeploymentConfig>,
+    /// How much of the requests it takes itself, beside its deployments ([`WEIGHT`]).
+    pub weight: u32,
+    /// When it is asked itself ([`PRIORITY`]).
+    pub priority: u8,
+    /// How often a request is sent at most, where it is known each time that nothing was done for it
+    /// ([`ATTEMPTS`]); twice where it has deployments, else once, where not given.
+    pub attempts: Option<u8>,
     /// What it serves.
     pub models: Vec<UpstreamModel>,
 }
 
 impl UpstreamConfig {
+    /// One without key, deployments and models.
+    pub fn new(name: String, kind: Dialect, base_url: String) -> Self {
+        Self {
+            name,
+            kind,
+            profile: None,
+            base_url,
+            allow_fields: Vec::new(),
+            errors_are_free: false,
+            responses: false,
+            api_key: None,
+            deployments: Vec::new(),
+            weight: 1,
+            priority: 0,
+            attempts: None,
+            models: Vec::new(),
+        }
+    }
+
     /// Whose fields it takes.
     pub fn profile(&self) -> Profile {
         let url = reqwest::Url::parse(&self.base_url).ok();
@@ -397,8 +427,13 @@ impl GatewayConfig {
         let mut found = Vec::new();
         for (n, upstream) in self.upstreams.iter().enumerate() {
             let earlier = &self.upstreams[..n];
-            if earlier.iter().any(|other| other.name == upstream.name) {
-                found.push(format!("upstream {} is configured twice", upstream.name));
+            let others = earlier.iter().flat_map(UpstreamConfig::places);
+            let mut names: Vec<String> = others.map(|place| place.name).collect();
+            for place in upstream.places() {
+                if names.contains(&place.name) {
+                    found.push(format!("upstream {} is configured twice", place.name));
+                }
+                names.push(place.name);
             }
             upstream.mistakes(earlier, &mut found);
         }
@@ -441,13 +476,7 @@ impl GatewayConfig {
 impl UpstreamConfig {
     fn mistakes(&self, earlier: &[Self], found: &mut Vec<String>) {
         let name = &self.name;
-        match reqwest::Url::parse(&self.base_url) {
-            Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {}
-            _ => found.push(format!(
-                "upstream {name}: base_url {:?} is not a URL: write it as http://host:port/v1",
-                self.base_url
-            )),
-        }
+        self.place_mistakes(found);
         if let Some(profile) = self.profile
             && !profile.fits(self.kind)
         {
@@ -496,6 +525,10 @@ mod tests {
             errors_are_free: false,
             responses: false,
             api_key: Some(SecretString::from("sk-upstream")),
+            deployments: Vec::new(),
+            weight: 1,
+            priority: 0,
+            attempts: None,
             models: vec![UpstreamModel::new(ModelId::new("m").unwrap(), 100, 200)],
         }
     }

@@ -34,8 +34,9 @@ mod ready;
 
 pub use clock::{Clock, system_clock};
 pub use config::{
-    Aspect, Class, Dialect, GatewayConfig, KeyEntry, KeySecret, KeyTable, MaxField, OnDisconnect,
-    PricedClass, Prices, Profile, Provided, TokenizerName, UpstreamConfig, UpstreamModel,
+    Aspect, Class, DeploymentConfig, Dialect, GatewayConfig, KeyEntry, KeySecret, KeyTable,
+    MaxField, OnDisconnect, PricedClass, Prices, Profile, Provided, TokenizerName, UpstreamConfig,
+    UpstreamModel,
 };
 pub use ready::{Cause, Readiness, Reason, Room};
 pub use server::{Gateway, GatewayError, Parts};

@@ -138,6 +138,7 @@ pub(crate) struct Metrics {
     requests: Family<Answered, Counter>,
     refusals: [Counter; REASONS.len()],
     ledger_unavailable: Counter,
+    attempts_again: Counter,
     settles_given_up: [Counter; GivenUp::ALL.len()],
     other_class: [Counter; Aspect::ALL.len()],
     neuron_faults: [Counter; NothingDone::ALL.len()],
@@ -192,6 +193,10 @@ impl Metrics {
                 "ledger_unavailable",
                 "Ledger calls that were not answered",
             ),
+            attempts_again: all.counter(
+                "attempts_again",
+                "Requests sent once more after an attempt for which nothing was done",
+            ),
             held_requests: all.level("held_requests", "Open reservations of this gateway"),
             held_tokens: all.level(
                 "held_tokens",
@@ -242,6 +247,10 @@ impl Metrics {
         if let Some(n) = reason_at(reason) {
             self.refusals[n].inc();
         }
+    }
+
+    pub(crate) fn attempt_again(&self) {
+        self.attempts_again.inc();
     }
 
     pub(crate) fn ledger_unavailable(&self) {

@@ -38,12 +38,14 @@ use crate::{
     },
 };
 
+mod again;
 mod attempts;
 mod elsewhere;
 mod relay;
 mod report;
 mod whole;
 
+use again::Again;
 use attempts::Limits;
 use elsewhere::Elsewhere;
 use report::Known;
@@ -85,6 +87,8 @@ struct Job {
     attempt: Option<Attempt>,
     /// For a request to a neuron, until that is known to have it.
     elsewhere: Option<Elsewhere>,
+    /// For a request to an upstream that may be sent more than once.
+    again: Option<Again>,
     /// A neuron counts as busy until the end.
     candidate: Candidate,
     upstream: String,
@@ -177,6 +181,7 @@ impl Runner {
             usage_event: self.usage_event(&candidate, reservation.as_ref()),
             reservation,
             elsewhere: self.elsewhere(&candidate, &attempt, size, deadline_ms),
+            again: Again::of(&self.catalog, &candidate, &plan.headers, &attempt),
             attempt: Some(attempt),
             upstream: candidate.name(),
             api,
@@ -287,6 +292,15 @@ fn grant_headers(grant: &Grant, now_ms: u64, headers: &mut HeaderMap) {
 async fn drive(mut job: Job, mut head: Head) {
     let mut answered = job.dispatch(&mut head).await;
     while job.turns_elsewhere(&answered) {
+        drop(answered); // a connection that is not read to its end is not used again
+        answered = job.dispatch(&mut head).await;
+    }
+    loop {
+        let (same, tries_again) = job.tries_again(answered, &mut head).await;
+        answered = same;
+        if !tries_again {
+            break;
+        }
         drop(answered); // a connection that is not read to its end is not used again
         answered = job.dispatch(&mut head).await;
     }

@@ -12,13 +12,15 @@ use seatbelt_dialects::{Api, Dialect, MaxField, Priced, Provided, allow::Profile
 use seatbelt_schemas::neuron::{PATH_CHAT, PATH_COMPLETIONS};
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::config::{PricedClass, UpstreamConfig};
+use crate::config::{DeploymentConfig, PricedClass, UpstreamConfig};
 
 pub(crate) mod answer;
 pub(crate) mod catalog;
 pub(crate) mod choose;
 pub(crate) mod client;
 pub(crate) mod count;
+pub(crate) mod deployments;
+pub(crate) mod health;
 pub(crate) mod model;
 pub(crate) mod neuron;
 pub(crate) mod recipes;
@@ -26,6 +28,7 @@ pub(crate) mod silent;
 pub(crate) mod standing;
 
 use choose::ChosenNeuron;
+use deployments::Chosen;
 use model::Model;
 use neuron::Pass;
 
@@ -39,11 +42,11 @@ const ANTHROPIC_VERSION: &str = "2023-06-01";
     reason = "one lives for each request, and is moved twice"
 )]
 pub(crate) enum Candidate {
-    Foreign(Arc<Upstream>, Arc<Model>),
+    Foreign(Chosen, Arc<Model>),
     Neuron(ChosenNeuron),
 }
 
-/// A foreign upstream, ready to be called.
+/// A foreign upstream at one of its addresses, ready to be called.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) name: String,
@@ -55,13 +58,17 @@ pub(crate) struct Upstream {
     /// Its base with a slash at its end.
     base: Url,
     pub(crate) api_key: Option<SecretString>,
+    pub(crate) weight: u32,
+    pub(crate) priority: u8,
+    /// How often a request is sent at most.
+    pub(crate) attempts: u8,
 }
 
 impl Upstream {
-    fn new(config: &UpstreamConfig) -> Option<Self> {
-        let base = config.base_url.trim_end_matches('/');
+    fn new(config: &UpstreamConfig, at: &DeploymentConfig) -> Option<Self> {
+        let base = at.base_url.trim_end_matches('/');
         Some(Self {
-            name: config.name.clone(),
+            name: at.name.clone(),
             kind: config.kind,
             profile: config.profile(),
             allow_fields: config.allow_fields.clone(),
@@ -70,7 +77,10 @@ impl Upstream {
             base: Url::parse(&format!("{base}/"))
                 .ok()
                 .filter(|base| !base.cannot_be_a_base())?,
-            api_key: config.api_key.clone(),
+            api_key: at.api_key.clone(),
+            weight: at.weight,
+            priority: at.priority,
+            attempts: config.attempts(),
         })
     }
 
@@ -173,27 +183,42 @@ impl Attempt {
         client: &HeaderMap,
         body: Vec<u8>,
     ) -> Self {
+        let neuron = match candidate {
+            Candidate::Foreign(upstream, _) => {
+                return Self::to(upstream, api, client, Bytes::from(body));
+            }
+            Candidate::Neuron(neuron) => neuron,
+        };
         let mut headers = HeaderMap::new();
         let json = HeaderValue::from_static("application/json");
         headers.insert(header::CONTENT_TYPE, json);
-        let url = match candidate {
-            Candidate::Foreign(upstream, _) => {
-                upstream_headers(upstream, client, &mut headers);
-                upstream.url(api)
-            }
-            Candidate::Neuron(neuron) => {
-                let (path, url) = match api {
-                    Api::Completions => (PATH_COMPLETIONS, &neuron.completions_url),
-                    _ => (PATH_CHAT, &neuron.chat_url),
-                };
-                pass.write(&neuron.neuron, path, &body, &mut headers);
-                url.clone()
-            }
+        let url = {
+            let (path, url) = match api {
+                Api::Completions => (PATH_COMPLETIONS, &neuron.completions_url),
+                _ => (PATH_CHAT, &neuron.chat_url),
+            };
+            pass.write(&neuron.neuron, path, &body, &mut headers);
+            url.clone()
         };
         Self {
             url,
             headers,
             body: Bytes::from(body),
+        }
+    }
+}
+
+impl Attempt {
+    /// What goes out to a foreign upstream.
+    pub(crate) fn to(upstream: &Upstream, api: Api, client: &HeaderMap, body: Bytes) -> Self {
+        let mut headers = HeaderMap::new();
+        let json = HeaderValue::from_static("application/json");
+        headers.insert(header::CONTENT_TYPE, json);
+        upstream_headers(upstream, client, &mut headers);
+        Self {
+            url: upstream.url(api),
+            headers,
+            body,
         }
     }
 }
@@ -234,8 +259,9 @@ fn upstream_headers(upstream: &Upstream, client: &HeaderMap, headers: &mut Heade
 mod tests {
     use seatbelt_schemas::{ids::ModelId, neuron::signature::NeuronSecret};
     use serde_json::json;
+    use tokio::time::Instant;
 
-    use super::*;
+    use super::{deployments::Deployments, *};
     use crate::config::UpstreamModel;
 
     fn foreign(kind: Dialect, api_key: Option<&str>) -> Candidate {
@@ -248,12 +274,18 @@ mod tests {
             errors_are_free: false,
             responses: false,
             api_key: api_key.map(SecretString::from),
+            deployments: Vec::new(),
+            weight: 1,
+            priority: 0,
+            attempts: None,
             models: Vec::new(),
         };
         let model = UpstreamModel::new(ModelId::new("m").unwrap(), 100, 10);
         let model = Model::read(&model, &config).unwrap();
-        let upstream = Upstream::new(&config).unwrap();
-        Candidate::Foreign(Arc::new(upstream), Arc::new(model))
+        let place = config.places().next().unwrap();
+        let upstream = Arc::new(Upstream::new(&config, &place).unwrap());
+        let chosen = Deployments::new(&[upstream]).choose(&[], Instant::now());
+        Candidate::Foreign(chosen, Arc::new(model))
     }
 
     fn attempt(candidate: &Candidate, sent: &[(&'static str, &'static str)]) -> Attempt {

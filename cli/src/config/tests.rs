@@ -228,6 +228,37 @@ fn a_retired_key_is_no_key_that_is_in_use() {
 }
 
 #[test]
+fn an_upstream_names_its_other_addresses() {
+    let upstream = |more: &str, deployment: &str| {
+        format!(
+            "[[upstreams]]\nname = \"u\"\nkind = \"openai\"\nbase_url = \"https://x/v1\"\n{more}\nmodels = []\n\
+             [[upstreams.deployments]]\nname = \"v\"\nbase_url = \"https://y/v1\"\n{deployment}\n"
+        )
+    };
+    let told = upstream("weight = 3", "priority = 9\napi_key_env = \"Y\"");
+    let config = read(&told, &[("Y", "sk-y")]).unwrap();
+    let read_as = &config.upstreams[0];
+    let other = &read_as.deployments[0];
+    assert_eq!(
+        (read_as.weight, read_as.priority, read_as.attempts),
+        (3, 0, None)
+    );
+    assert_eq!(
+        (other.name.as_str(), other.weight, other.priority),
+        ("v", 1, 9)
+    );
+    assert!(other.api_key.is_some());
+    let wrong = upstream("attempts = 6", "weight = 0");
+    let wrong = mistakes(&wrong.replace("\"v\"", "\"u\""), &[]);
+    for said in ["attempts", "weight", "is used by another upstream"] {
+        assert!(
+            wrong.iter().any(|mistake| mistake.contains(said)),
+            "{wrong:?}"
+        );
+    }
+}
+
+#[test]
 fn an_upstream_says_whose_fields_it_takes_and_which_more() {
     let upstream = |kind: &str, more: &str| {
         let text = format!(

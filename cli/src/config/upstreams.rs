@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 
 use seatbelt_gateway::{
-    Aspect, Class, Dialect, MaxField, PricedClass, Profile, TokenizerName, UpstreamConfig,
-    UpstreamModel,
-    config::{ALLOWANCE_TOKENS_BOUNDS, CLASSES_MAX, FIELDS_MAX, MODELS_MAX, UPSTREAMS_MAX},
+    Aspect, Class, DeploymentConfig, Dialect, MaxField, PricedClass, Profile, TokenizerName,
+    UpstreamConfig, UpstreamModel,
+    config::{
+        ALLOWANCE_TOKENS_BOUNDS, ATTEMPTS, CLASSES_MAX, DEPLOYMENTS_MAX, FIELDS_MAX, MODELS_MAX,
+        PRIORITY, UPSTREAMS_MAX, WEIGHT,
+    },
 };
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, ids::ModelId, price::Price};
 use seatbelt_tokens::Encoding;
@@ -51,15 +54,7 @@ fn read_upstream(
     ];
     let kind = section.required("kind", |section| section.word("kind", &kinds));
     let base_url = section.required("base_url", |section| section.text_with("base_url", url));
-    let api_key = section.text_with("api_key_env", |variable| {
-        match context.environment.get(variable) {
-            Some(key) if !key.is_empty() => Ok(SecretString::from(key.as_str())),
-            _ if !context.with_secrets => Ok(SecretString::from("")),
-            _ => Err(format!(
-                "names {variable:?}, which is not set: export it, or leave this out"
-            )),
-        }
-    });
+    let api_key = api_key(&mut section, context);
     let profile = profile(&mut section, kind);
     let allow_fields = section.texts("allow_fields", FIELDS_MAX);
     let errors_are_free = section.flag("errors_are_free").unwrap_or(false);
@@ -70,6 +65,14 @@ fn read_upstream(
             "is for upstreams of kind \"openai\": leave it out",
         );
     }
+    let (weight, priority) = (weight(&mut section), priority(&mut section));
+    let (least, most) = ATTEMPTS.bounds();
+    let attempts = section.number("attempts", least, most);
+    let deployments = section.sections("deployments", DEPLOYMENTS_MAX);
+    let deployments = deployments
+        .into_iter()
+        .filter_map(|part| read_deployment(part, context, names));
+    let deployments = deployments.collect();
     let models = read_models(&mut section, context, kind, ids);
     let bounds_calls = match kind {
         Some(Dialect::OpenAi) => {
@@ -96,8 +99,61 @@ fn read_upstream(
         responses,
         base_url: base_url?,
         api_key,
+        deployments,
+        weight,
+        priority,
+        attempts: attempts.and_then(|attempts| u8::try_from(attempts).ok()),
         models,
     })
+}
+
+/// `[[upstreams.deployments]]`: another place where the upstream serves the same.
+fn read_deployment(
+    mut section: Section,
+    context: &Context<'_>,
+    names: &mut BTreeSet<String>,
+) -> Option<DeploymentConfig> {
+    let name = section.required("name", |section| section.text_with("name", name));
+    if let Some(name) = name.as_ref().filter(|name| !names.insert((*name).clone())) {
+        section.mistake("name", format!("{name:?} is used by another upstream"));
+    }
+    let base_url = section.required("base_url", |section| section.text_with("base_url", url));
+    let api_key = api_key(&mut section, context);
+    let (weight, priority) = (weight(&mut section), priority(&mut section));
+    section.finish();
+    Some(DeploymentConfig {
+        name: name?,
+        base_url: base_url?,
+        api_key,
+        weight,
+        priority,
+    })
+}
+
+fn api_key(section: &mut Section, context: &Context<'_>) -> Option<SecretString> {
+    section.text_with("api_key_env", |variable| {
+        match context.environment.get(variable) {
+            Some(key) if !key.is_empty() => Ok(SecretString::from(key.as_str())),
+            _ if !context.with_secrets => Ok(SecretString::from("")),
+            _ => Err(format!(
+                "names {variable:?}, which is not set: export it, or leave this out"
+            )),
+        }
+    })
+}
+
+fn weight(section: &mut Section) -> u32 {
+    let (least, most) = WEIGHT.bounds();
+    let weight = section.number("weight", least, most);
+    let weight = weight.unwrap_or(WEIGHT.default());
+    u32::try_from(weight).expect("its bounds are within 32 bits")
+}
+
+fn priority(section: &mut Section) -> u8 {
+    let (least, most) = PRIORITY.bounds();
+    let priority = section.number("priority", least, most);
+    let priority = priority.unwrap_or(PRIORITY.default());
+    u8::try_from(priority).expect("its bounds are within 8 bits")
 }
 
 fn name(text: &str) -> Result<String, String> {

@@ -27,6 +27,10 @@ fn upstream(name: &str, kind: Dialect) -> UpstreamConfig {
         errors_are_free: false,
         responses: false,
         api_key: None,
+        deployments: Vec::new(),
+        weight: 1,
+        priority: 0,
+        attempts: None,
         models: vec![UpstreamModel::new(id, 1000, 100)],
     }
 }

@@ -1,6 +1,10 @@
 //! What operators read: whether this gateway lives, whether it would serve, what it counted.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use axum::{
     Json,
@@ -9,6 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::{app::App, metrics};
 
@@ -29,6 +34,10 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     };
     let mut warnings = found.warnings.clone();
     warnings.extend(app.catalog.fleet().warnings);
+    warnings.extend(app.catalog.out(Instant::now()).map(|(model, name, out_for)| {
+        let seconds = out_for.as_secs();
+        format!("deployment {name} of model {model} failed and is left alone for {seconds} s more")
+    }));
     let body = json!({
         "ready": ready,
         "reasons": found.texts(),
@@ -47,6 +56,24 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let written = app.ready.borrow().write_metrics(&mut text);
     let written = written.and_then(|()| app.catalog.fleet().write_metrics(&mut text));
     written.expect("writing to a string does not fail");
+    write_out(&app, &mut text).expect("writing to a string does not fail");
     text.push_str(metrics::END);
     (kind, text).into_response()
+}
+
+/// How many models each deployment is left alone for.
+fn write_out(app: &App, out: &mut String) -> fmt::Result {
+    let name = "seatbelt_gateway_deployments_out";
+    writeln!(
+        out,
+        "# HELP {name} Models for which a deployment failed and is left alone now.\n# TYPE {name} gauge"
+    )?;
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for (_, deployment, _) in app.catalog.out(Instant::now()) {
+        *counts.entry(deployment).or_default() += 1;
+    }
+    for (deployment, count) in counts {
+        writeln!(out, "{name}{{upstream=\"{deployment}\"}} {count}")?;
+    }
+    Ok(())
 }

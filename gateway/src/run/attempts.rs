@@ -9,7 +9,11 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::{Head, Job};
-use crate::{clock::ms, metrics::Stage, upstream::answer::unreadable};
+use crate::{
+    clock::ms,
+    metrics::Stage,
+    upstream::{Candidate, answer::unreadable},
+};
 
 const LOST: &str = "it is not registered any more and does not answer";
 
@@ -42,14 +46,18 @@ impl Job {
     /// Sends what is to be sent, once.
     pub(super) async fn dispatch(&mut self, head: &mut Head) -> Result<reqwest::Response, Stop> {
         let attempt = self.attempt.take().expect("an attempt is dispatched once");
+        if let Candidate::Foreign(chosen, _) = &self.candidate {
+            chosen.asked(Instant::now());
+        }
         let sent = self
             .client
             .post(attempt.url)
             .headers(attempt.headers)
             .body(attempt.body)
             .send();
-        let answered = self.limits.unless_stopped(sent, head.closed()).await?;
-        match answered {
+        let answered = self.limits.unless_stopped(sent, head.closed()).await;
+        self.tell_outcome(&answered);
+        match answered? {
             Ok(answer) => {
                 self.first_byte_ms = ms(self.began.elapsed());
                 self.metrics

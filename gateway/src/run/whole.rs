@@ -209,7 +209,7 @@ impl Job {
 
 impl Limits {
     /// The body as far as it came, and why it did not come whole.
-    async fn collect(
+    pub(super) async fn collect(
         &self,
         answer: &mut reqwest::Response,
         head: &mut Head,

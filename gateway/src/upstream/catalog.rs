@@ -6,6 +6,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use reqwest::Url;
@@ -16,10 +17,12 @@ use seatbelt_schemas::{
 };
 use seatbelt_tokens::TokenizerError;
 use thiserror::Error;
+use tokio::time::Instant;
 
 use super::{
     Candidate, Upstream,
     choose::{ChosenNeuron, Loads, serving},
+    deployments::Deployments,
     model::Model,
     standing::Standing,
 };
@@ -69,7 +72,7 @@ pub struct UnreadTokenizer {
 }
 
 pub(crate) struct Catalog {
-    foreign: HashMap<ModelId, (Arc<Upstream>, Arc<Model>)>,
+    foreign: HashMap<ModelId, (Deployments, Arc<Model>)>,
     /// In the order of the configuration, for listing.
     order: Vec<ModelId>,
     neurons: Neurons,
@@ -92,15 +95,19 @@ impl Catalog {
             loads: Loads::default(),
         };
         for config in upstreams {
-            let Some(upstream) = Upstream::new(config).map(Arc::new) else {
+            let places = config
+                .places()
+                .filter_map(|place| Upstream::new(config, &place));
+            let places: Vec<_> = places.map(Arc::new).collect();
+            if places.is_empty() {
                 continue;
-            };
+            }
             for told in &config.models {
                 let model = Model::read(told, config).map_err(|source| UnreadTokenizer {
                     model: told.id.clone(),
                     source,
                 })?;
-                let served = (Arc::clone(&upstream), Arc::new(model));
+                let served = (Deployments::new(&places), Arc::new(model));
                 catalog.foreign.insert(told.id.clone(), served);
                 catalog.order.push(told.id.clone());
             }
@@ -114,8 +121,9 @@ impl Catalog {
         model: &ModelId,
         apart_from: &[NeuronId],
     ) -> Result<Candidate, ApiError> {
-        if let Some((upstream, model)) = self.foreign.get(model) {
-            return Ok(Candidate::Foreign(Arc::clone(upstream), Arc::clone(model)));
+        if let Some((places, model)) = self.foreign.get(model) {
+            let chosen = places.choose(&[], Instant::now());
+            return Ok(Candidate::Foreign(chosen, Arc::clone(model)));
         }
         if let Some(chosen) = self.neuron(model, apart_from) {
             return Ok(Candidate::Neuron(chosen));
@@ -129,6 +137,24 @@ impl Catalog {
             return Err(ApiError::no_upstream(model, log));
         }
         Err(ApiError::model_not_found(model.as_str()))
+    }
+
+    /// The deployments of a foreign model.
+    pub(crate) fn deployments(&self, model: &ModelId) -> Option<&Deployments> {
+        self.foreign.get(model).map(|(places, _)| places)
+    }
+
+    /// Deployments that are left alone for a while, each with its model and for how much longer.
+    pub(crate) fn out(&self, now: Instant) -> impl Iterator<Item = (&ModelId, &str, Duration)> {
+        let served = self
+            .order
+            .iter()
+            .filter_map(|id| self.foreign.get_key_value(id));
+        served.flat_map(move |(id, (places, _))| {
+            places
+                .out(now)
+                .map(move |(name, out_for)| (id, name, out_for))
+        })
     }
 
     /// The neuron that takes a request for `model` now.
@@ -226,10 +252,10 @@ impl Catalog {
     }
 
     fn listed_foreign(&self, id: &ModelId) -> Option<Listed> {
-        let (upstream, model) = self.foreign.get(id)?;
+        let (places, model) = self.foreign.get(id)?;
         Some(Listed {
             id: id.clone(),
-            owner: upstream.name.clone(),
+            owner: places.first().name.clone(),
             context: model.limits.context,
             output: model.limits.output,
         })

@@ -731,6 +731,10 @@ fn config(upstream: &Upstream) -> GatewayConfig {
             errors_are_free: false,
             responses: false,
             api_key: None,
+            deployments: Vec::new(),
+            weight: 1,
+            priority: 0,
+            attempts: None,
             models: vec![UpstreamModel::new(
                 ModelId::new("test-model").unwrap(),
                 8192,

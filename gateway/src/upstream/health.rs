@@ -1,0 +1,190 @@
+//! Whether one of several deployments of a model is asked now: what it did lately decides it, and nothing
+//! else asks it to find out.
+//!
+//! Pure: the time is an argument. One that failed often in a row, or said how long it wants to be left
+//! alone, is out for a while; then a single request tries it, and either it is back or it is out for twice
+//! as long.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Failures in a row after which it is out.
+const FAILURES_MAX: u32 = 5;
+/// How long it is out first, and at most: doubled each time.
+const PAUSE_FIRST: Duration = Duration::from_secs(5);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A request that tries it counts as lost after so long: then another may.
+const PROBE_MAX: Duration = Duration::from_secs(60);
+
+/// What came of asking it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It answered, whatever it said about the request.
+    Well,
+    /// It failed, or turned the request away for its own reasons; for how long it says that it will, if it does.
+    Ill { retry_after: Option<Duration> },
+    /// Nothing that says something of it.
+    Unknown,
+}
+
+/// What is known of a deployment.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    failures: u32,
+    /// How often it was put out since it last answered.
+    pauses: u32,
+    out_until: Option<Instant>,
+    /// Since when a request tries it.
+    probe: Option<Instant>,
+}
+
+impl Health {
+    /// Whether a request may be sent to it.
+    pub(crate) fn is_usable(&self, now: Instant) -> bool {
+        match (self.out_until, self.probe) {
+            (None, _) => true,
+            (Some(until), _) if now < until => false,
+            (Some(_), Some(since)) => now >= since + PROBE_MAX,
+            (Some(_), None) => true,
+        }
+    }
+
+    /// How much longer it is left alone; nothing where it is not out.
+    pub(crate) fn out_for(&self, now: Instant) -> Option<Duration> {
+        let until = self.out_until?;
+        Some(until.saturating_duration_since(now))
+    }
+
+    /// A request is sent to it.
+    pub(crate) fn asked(&mut self, now: Instant) {
+        if self.out_until.is_some_and(|until| until <= now) {
+            self.probe = Some(now);
+        }
+    }
+
+    /// What came of one.
+    pub(crate) fn told(&mut self, outcome: Outcome, now: Instant) {
+        match outcome {
+            Outcome::Well => *self = Self::default(),
+            Outcome::Unknown => self.probe = None,
+            Outcome::Ill { retry_after } => {
+                self.failures = self.failures.saturating_add(1);
+                let tried = self.probe.take().is_some();
+                if tried || self.failures >= FAILURES_MAX || retry_after.is_some() {
+                    self.put_out(now, retry_after);
+                }
+            }
+        }
+    }
+
+    fn put_out(&mut self, now: Instant, retry_after: Option<Duration>) {
+        let doubled = PAUSE_FIRST.saturating_mul(1 << self.pauses.min(8));
+        let own = match self.failures >= FAILURES_MAX || self.pauses > 0 {
+            true => doubled.min(PAUSE_MAX),
+            false => Duration::ZERO, // only what it asked for itself
+        };
+        let pause = own.max(retry_after.unwrap_or_default().min(PAUSE_MAX));
+        let until = now + pause;
+        // what is still under way when it is put out says nothing new
+        if self.out_until.is_none_or(|known| known <= now) {
+            self.pauses = self.pauses.saturating_add(u32::from(!own.is_zero()));
+            self.out_until = Some(until);
+        } else {
+            self.out_until = self.out_until.max(Some(until));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    const ILL: Outcome = Outcome::Ill { retry_after: None };
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn ill(health: &mut Health, times: u32, now: Instant) {
+        (0..times).for_each(|_| health.told(ILL, now));
+    }
+
+    #[test]
+    fn it_is_out_after_failures_in_a_row_and_an_answer_in_between_counts_anew() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        ill(&mut health, FAILURES_MAX - 1, now);
+        health.told(Outcome::Well, now);
+        ill(&mut health, FAILURES_MAX - 1, now);
+        assert!(health.is_usable(now));
+        health.told(ILL, now);
+        assert!(!health.is_usable(now));
+        assert_eq!(health.out_for(now), Some(s(5)));
+    }
+
+    #[test]
+    fn one_request_tries_it_and_the_pause_grows_until_it_answers() {
+        let (mut health, mut now) = (Health::default(), Instant::now());
+        ill(&mut health, FAILURES_MAX, now);
+        for pause in [5, 10, 20, 40, 60, 60] {
+            assert!(!health.is_usable(now + s(pause) - Duration::from_millis(1)));
+            now += s(pause);
+            assert!(health.is_usable(now));
+            health.asked(now);
+            assert!(!health.is_usable(now), "one at a time");
+            health.told(ILL, now);
+        }
+        now += s(60);
+        health.asked(now);
+        health.told(Outcome::Well, now);
+        assert!(health.is_usable(now) && health.out_for(now).is_none());
+    }
+
+    #[test]
+    fn a_request_that_tries_it_and_is_lost_keeps_nobody_out_for_good() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        ill(&mut health, FAILURES_MAX, now);
+        health.asked(now + s(5));
+        assert!(!health.is_usable(now + s(6)));
+        assert!(health.is_usable(now + s(5) + PROBE_MAX));
+        health.told(Outcome::Unknown, now + s(7));
+        assert!(
+            health.is_usable(now + s(7)),
+            "a client that left says nothing"
+        );
+    }
+
+    #[test]
+    fn it_is_left_alone_for_as_long_as_it_says_and_no_longer_than_a_minute() {
+        for (told, kept) in [(7, 7), (3600, 60)] {
+            let (mut health, now) = (Health::default(), Instant::now());
+            let retry_after = Some(s(told));
+            health.told(Outcome::Ill { retry_after }, now);
+            assert_eq!(health.out_for(now), Some(s(kept)));
+            assert!(!health.is_usable(now));
+            assert!(health.is_usable(now + s(kept)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_never_out_for_longer_than_the_longest_pause(
+            steps in vec((0..4u8, 0..90u64), 0..60),
+        ) {
+            let (mut health, mut now) = (Health::default(), Instant::now());
+            for (what, seconds) in steps {
+                now += s(seconds);
+                match what {
+                    0 => health.told(Outcome::Well, now),
+                    1 => health.told(ILL, now),
+                    2 => health.told(Outcome::Ill { retry_after: Some(s(seconds * 10)) }, now),
+                    _ => health.asked(now),
+                }
+                prop_assert!(health.out_for(now).unwrap_or_default() <= PAUSE_MAX);
+                prop_assert!(health.is_usable(now + PAUSE_MAX + PROBE_MAX));
+            }
+        }
+    }
+}
