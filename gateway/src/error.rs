@@ -345,6 +345,7 @@ impl ApiError {
             | CommandError::UnknownKey { .. }
             | CommandError::KeyRevoked { .. } => Self::invalid_key().log(error.to_string()),
             CommandError::RunEnded { run } => Self::run_ended(run, "it is not open any more"),
+            CommandError::TooManyRuns { .. } => Self::new(Case::TooManyRuns, error.to_string()),
             CommandError::Unavailable { .. } => Self::ledger_unavailable(error.to_string()),
             CommandError::Invalid { detail } => {
                 Self::invalid_body(format_args!("the ledger does not accept it: {detail}"))

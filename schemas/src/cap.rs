@@ -12,6 +12,9 @@ pub const THRESHOLDS_MAX: usize = 4;
 pub const CAPS_PER_SCOPE_MAX: usize = 8;
 /// Most caps one account may have.
 pub const CAPS_PER_ACCOUNT_MAX: usize = 10_000;
+/// Most of these that open runs may have together: the others are kept for operators, whom no caller that
+/// opens runs keeps from limiting it.
+pub const CAPS_OF_RUNS_MAX: usize = CAPS_PER_ACCOUNT_MAX / 2;
 
 /// What a cap is, as set by an operator. Counters are state, not part of this.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

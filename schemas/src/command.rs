@@ -337,6 +337,14 @@ pub enum CommandError {
         /// The run that is not open.
         run: RunId,
     },
+    /// The account's runs have as many caps as they may: close some, or let their time end.
+    #[error(
+        "the account has {open} runs open, and no room for the caps of another: close those that are not used any more, or wait until their time is up"
+    )]
+    TooManyRuns {
+        /// Runs that are open.
+        open: u64,
+    },
     /// There is no such cap.
     #[error("cap {cap} is not known: set it first")]
     UnknownCap { cap: CapId },

@@ -14,6 +14,7 @@ pub(crate) enum Case {
     InvalidApiKey,
     RunEnded,
     RunNotFound,
+    TooManyRuns,
     ModelNotFound,
     ServiceUnavailable,
     LedgerUnavailable,
@@ -51,7 +52,7 @@ pub(super) struct Row {
 
 impl Case {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 23] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::BalanceSpent,
         Self::WindowSpent,
         Self::WindowUnsatisfiable,
@@ -59,6 +60,7 @@ impl Case {
         Self::InvalidApiKey,
         Self::RunEnded,
         Self::RunNotFound,
+        Self::TooManyRuns,
         Self::ModelNotFound,
         Self::ServiceUnavailable,
         Self::LedgerUnavailable,
@@ -104,6 +106,7 @@ impl Case {
             Self::InvalidApiKey => (S::UNAUTHORIZED, INVALID, "invalid_api_key", None),
             Self::RunEnded => (S::FORBIDDEN, INVALID, "run_ended", None),
             Self::RunNotFound => (S::NOT_FOUND, INVALID, "run_not_found", None),
+            Self::TooManyRuns => (S::TOO_MANY_REQUESTS, RATE, "too_many_runs", Some(false)),
             Self::ModelNotFound => (S::NOT_FOUND, INVALID, "model_not_found", None),
             Self::ServiceUnavailable => (
                 S::SERVICE_UNAVAILABLE,

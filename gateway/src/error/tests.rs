@@ -109,7 +109,9 @@ fn what_no_retry_can_cure_says_so_and_nothing_else_does() {
         let retry = response.headers().get(X_SHOULD_RETRY);
         let retry = retry.map(|value| value.to_str().unwrap());
         let expected = match (response.status().as_u16(), case) {
-            (429, Case::BalanceSpent | Case::WindowUnsatisfiable) => Some("false"),
+            (429, Case::BalanceSpent | Case::WindowUnsatisfiable | Case::TooManyRuns) => {
+                Some("false")
+            }
             (429 | 503, _) => Some("true"),
             (504, _) => Some("false"), // it was worked on for as long as a request may take
             (408 | 500 | 502, _) => None,
@@ -185,6 +187,11 @@ fn a_ledger_that_says_no_is_told_apart_from_one_that_says_nothing() {
     assert_eq!(status(CommandError::UnknownKey { key }), 401);
     assert_eq!(status(CommandError::unavailable("away")), 503);
     assert_eq!(status(CommandError::invalid("odd")), 400);
+    let full = ApiError::from_command(&CommandError::TooManyRuns { open: 1000 });
+    let told = full.envelope(Dialect::OpenAi)["error"]["message"].to_string();
+    assert!(told.contains("1000 runs open"), "{told}");
+    let expected = "429 rate_limit_error too_many_runs - false";
+    check(full, expected);
 }
 
 #[test]

@@ -237,7 +237,7 @@ async fn runs_open_runs_out_of_their_own_and_end_what_is_inside() {
     let (status, told) = status_and_body(narrower).await;
     let message = told["error"]["message"].as_str().unwrap();
     assert!(
-        status == 400 && message.contains("an amount of tokens too"),
+        status == 400 && message.contains("has no budget in requests"),
         "{told}"
     );
     // a sub-agent gives back what it did not need, and the one that started it has it again

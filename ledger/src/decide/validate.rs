@@ -5,12 +5,13 @@ use seatbelt_schemas::{
     amount::{
         AMOUNT_MAX, FEE_MAX, MULTIPLIER_PPM_MAX, PRICE_MAX, TOKENS_PER_REQUEST_MAX, TOOL_CALLS_MAX,
     },
-    budget::is_kept_for_runs,
-    cap::{CapSpec, THRESHOLDS_MAX},
+    budget::{Budget, is_kept_for_runs},
+    cap::{CAPS_OF_RUNS_MAX, CAPS_PER_ACCOUNT_MAX, CapSpec, THRESHOLDS_MAX},
     command::{Admin, Change, CommandError, Release, Reserve, Resize, Settle},
     event::{KeyIssued, Report},
-    ids::CommandId,
+    ids::{CommandId, RunId},
     price::{Price, Rates, TIERS_MAX},
+    scope::Scope,
 };
 
 use crate::account::Account;
@@ -90,6 +91,81 @@ pub fn room_for_reserve(account: &Account) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Checks what opens a run against the runs that are open: the account keeps caps for its operators, and a
+/// run takes nothing from those around it that the one it is taken out of does not limit.
+pub fn opening(account: &Account, command: &Reserve) -> Result<(), CommandError> {
+    let Some(budget) = &command.budget else {
+        return Ok(());
+    };
+    if let Some(run) = &command.run {
+        unentered(account, run)?;
+    }
+    match &command.within {
+        Some(within) => limited_around(account, command, budget, within)?,
+        None => countable(account, budget)?,
+    }
+    room_for_run(account, budget)
+}
+
+/// What the account's runs and requests hold must stay countable, also where no hard cap bounds it: a sum that
+/// stops at the last number that there is gives back more than it took.
+fn countable(account: &Account, budget: &Budget) -> Result<(), CommandError> {
+    let held = |meter| account.held_in(&Scope::Account, meter);
+    let mut asked = budget.iter();
+    match asked.find(|(meter, amount)| held(*meter).saturating_add(*amount) > AMOUNT_MAX) {
+        None => Ok(()),
+        Some((meter, amount)) => Err(CommandError::invalid(format!(
+            "{amount} {meter} and what the account holds already are more than {AMOUNT_MAX}: give a smaller budget"
+        ))),
+    }
+}
+
+/// Runs inside one that ended are inside no other that takes its name, and give that nothing back.
+fn unentered(account: &Account, run: &RunId) -> Result<(), CommandError> {
+    let is_open = account.runs().contains_key(run);
+    let mut runs = account.runs().values();
+    if !is_open && runs.any(|inner| inner.within.contains(run)) {
+        return Err(CommandError::invalid(format!(
+            "run {run} has runs inside from before: let them end first, or open another run"
+        )));
+    }
+    Ok(())
+}
+
+fn limited_around(
+    account: &Account,
+    command: &Reserve,
+    budget: &Budget,
+    within: &RunId,
+) -> Result<(), CommandError> {
+    let outer = account.runs().get(within);
+    let Some(outer) = outer.filter(|outer| outer.payer.key == command.key) else {
+        return Ok(()); // what that is, the decision says
+    };
+    let mut asked = budget.iter().map(|(meter, _)| meter);
+    match asked.find(|meter| outer.budget.amount(*meter).is_none()) {
+        None => Ok(()),
+        Some(meter) => Err(CommandError::invalid(format!(
+            "run {within} has no budget in {meter}: leave {meter} out, or have a run opened that has one"
+        ))),
+    }
+}
+
+fn room_for_run(account: &Account, budget: &Budget) -> Result<(), CommandError> {
+    let (all, more) = (account.caps().len(), budget.iter().count());
+    if all + more <= CAPS_OF_RUNS_MAX {
+        return Ok(()); // whosever they are
+    }
+    let runs = account.runs();
+    let of_runs: usize = runs.values().map(|run| run.budget.iter().count()).sum();
+    if of_runs + more <= CAPS_OF_RUNS_MAX && all + more <= CAPS_PER_ACCOUNT_MAX {
+        return Ok(());
+    }
+    Err(CommandError::TooManyRuns {
+        open: runs.len() as u64,
+    })
 }
 
 /// Checks that an account has room for what an operator's change brings.

@@ -21,6 +21,7 @@ pub(super) fn denies(answer: &Answer<Reply>) -> bool {
         | CommandError::UnknownKey { .. }
         | CommandError::KeyRevoked { .. }
         | CommandError::RunEnded { .. }
+        | CommandError::TooManyRuns { .. }
         | CommandError::UnknownCap { .. }
         | CommandError::UnknownReservation { .. }
         | CommandError::Short { .. } => true,

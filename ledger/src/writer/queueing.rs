@@ -183,6 +183,7 @@ impl<T: Caller> Writer<T> {
         let verdict = self.account(account).and_then(|state| {
             let context = self.context(now_ms);
             let request = request_of(&waiter.command);
+            validate::opening(state, &waiter.command)?;
             let verdict = decide::reserve(state, context, request, last_call)?;
             let behind = match &verdict {
                 Verdict::Reserve(data) if !last_call => decide::contested(state, data, blocked),

@@ -112,6 +112,32 @@ fn what_is_left_goes_back_to_the_innermost_run_around_it_that_is_open() {
     );
 }
 
+/// Else whoever has a run with little money could keep all tokens from everybody else, and pay nothing.
+#[test]
+fn a_run_takes_nothing_aside_that_the_run_around_it_does_not_limit() {
+    let mut story = Story::new(BOTH);
+    story.reserve(&opens("r", "requests 10"));
+    let more = story.reserve(&inner("s", "requests 1 tokens 800", "r"));
+    is_invalid(&story, &more, "run r has no budget in tokens");
+    assert_eq!(story.stands("all"), (0, 0));
+    story.reserve(&inner("s", "requests 1", "r"));
+    assert_eq!(counts(&story, "run:r:requests"), (0, 0, 9));
+}
+
+#[test]
+fn a_run_gets_nothing_from_those_inside_an_earlier_one_of_its_name() {
+    let mut story = Story::new(BOTH);
+    let outer = story.reserve(&opens("r", "tokens 100"));
+    let inside = story.reserve(&inner("s", "tokens 60", "r"));
+    story.release(&outer);
+    let again = story.reserve(&opens("r", "tokens 10"));
+    is_invalid(&story, &again, "runs inside from before");
+    story.release(&inside);
+    story.reserve(&opens("r", "tokens 10"));
+    assert_eq!(counts(&story, "run:r:tokens"), (0, 0, 10));
+    assert_eq!(story.stands("all"), (0, 10));
+}
+
 #[test]
 fn a_request_that_is_still_open_keeps_its_hold_when_its_run_closes() {
     let mut story = Story::new(BOTH);
@@ -188,23 +214,6 @@ fn a_run_within_another_keeps_to_its_key_its_time_and_its_meters() {
     );
     let none = story.reserve(&strictly("r", 1, 1));
     assert_eq!(story.refusal(&none).cap.cap.as_str(), "run:r:requests");
-}
-
-#[test]
-fn a_meter_of_the_inner_run_alone_is_held_where_it_always_was() {
-    let mut story = Story::new(&[
-        "all account tokens balance 1000",
-        "count account requests balance 9",
-    ]);
-    story.reserve(&opens("r", "tokens 100"));
-    let inside = story.reserve(&inner("s", "tokens 50 requests 4", "r"));
-    assert_eq!(story.stands("count"), (0, 4));
-    assert_eq!(story.stands("all"), (0, 100));
-    story.release(&inside);
-    assert_eq!(
-        (story.stands("count"), story.stands("all")),
-        ((0, 0), (0, 100))
-    );
 }
 
 #[test]

@@ -3,7 +3,9 @@
 
 use seatbelt_ledger::{api::Ack, writer::Request};
 use seatbelt_schemas::{
+    amount::AMOUNT_MAX,
     budget::Budget,
+    cap::CAPS_OF_RUNS_MAX,
     command::{Change, CommandError},
     event::{EventBody, OnShort, OnUnknown},
     ids::KeyId,
@@ -220,6 +222,48 @@ fn a_run_is_not_opened_beyond_the_bounds_of_caps() {
     let call = story.change(Change::SetCap(spec("c8 run:r tokens rolling:60 100")));
     is_invalid(&story, &call, "8 caps already");
     story.then(&[]);
+}
+
+/// A name for the run of a number.
+fn name(number: usize) -> &'static str {
+    format!("r{number}").leak()
+}
+
+#[test]
+fn runs_leave_operators_their_share_of_the_accounts_caps() {
+    let mut story = Story::new(&[]);
+    let five = "requests 1 tokens 1 input_tokens 1 output_tokens 1 cost 1";
+    let runs: Vec<Call> = (0..CAPS_OF_RUNS_MAX / 5)
+        .map(|number| story.reserve(&opens(name(number), five)))
+        .collect();
+    assert_eq!(story.account().caps().len(), CAPS_OF_RUNS_MAX);
+    story.skip();
+    let one_more = story.reserve(&opens("r", "tokens 1"));
+    let open = runs.len() as u64;
+    assert_eq!(story.error(&one_more), CommandError::TooManyRuns { open });
+    story.then(&[]);
+    story.cap("new account tokens balance 10000");
+    story.release(&runs[0]);
+    story.skip();
+    story.reserve(&opens("r", "tokens 1"));
+    story.then(&["opened r with tokens 1"]);
+}
+
+/// Where no hard cap refuses them: their closes would take what others hold out of the caps.
+#[test]
+fn budgets_hold_no_more_together_than_can_be_counted() {
+    let mut story = Story::new(&[]);
+    story.reserve(&opens("r", "tokens 2500"));
+    let most = format!("tokens {AMOUNT_MAX}");
+    for number in 0..4 {
+        let huge = story.reserve(&opens(name(number), &most));
+        is_invalid(&story, &huge, "give a smaller budget");
+    }
+    let rest = story.reserve(&opens("s", &format!("tokens {}", AMOUNT_MAX - 2500)));
+    story.cap("late account tokens balance 3000");
+    assert_eq!(story.stands("late"), (0, AMOUNT_MAX));
+    story.release(&rest);
+    assert_eq!(story.stands("late"), (0, 2500));
 }
 
 // --- requests in the run ---

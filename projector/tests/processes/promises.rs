@@ -226,6 +226,7 @@ fn error_is_right(books: &Books, failed: &Failed) -> Result<(), String> {
         | CommandError::RunEnded { .. }
         | CommandError::WrongPartition { .. } => false,
         CommandError::UnknownCap { .. }
+        | CommandError::TooManyRuns { .. }
         | CommandError::Invalid { .. }
         | CommandError::Short { .. }
         | CommandError::Unavailable { .. } => true,
