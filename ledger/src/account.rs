@@ -161,6 +161,11 @@ impl Account {
         self.holdings.held(scope, meter)
     }
 
+    /// What of that open runs hold for themselves and their requests: it stays until they end.
+    pub fn held_by_runs(&self, scope: &Scope, meter: Meter) -> u64 {
+        self.holdings.held_by_runs(scope, meter)
+    }
+
     /// Whether any reservation of this run is open.
     pub fn has_open_of(&self, run: &RunId) -> bool {
         self.holdings.of_run(run).next().is_some()

@@ -269,6 +269,7 @@ impl Outcome {
             requested: data.want.held_in(cap.meter).unwrap_or(0),
             cap,
             resets_at_ms: data.resets_at_ms,
+            held_by_runs: 0,
         })))
     }
 
@@ -534,6 +535,7 @@ mod tests {
             cap,
             requested: 1,
             resets_at_ms: None,
+            held_by_runs: 0,
         }))
     }
 

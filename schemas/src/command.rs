@@ -64,8 +64,8 @@ pub struct Reserve {
     clippy::trivially_copy_pass_by_ref,
     reason = "serde passes a reference"
 )]
-fn is_none(calls: &u64) -> bool {
-    *calls == 0
+fn is_none(amount: &u64) -> bool {
+    *amount == 0
 }
 
 /// A hold was taken: what the caller may do with it.
@@ -97,6 +97,10 @@ pub struct Refusal {
     pub requested: u64,
     /// When it would fit, unix ms; none where time alone does not help.
     pub resets_at_ms: Option<u64>,
+    /// What of that cap open runs hold when this is told: it comes back when they end, and not with the
+    /// requests in progress.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub held_by_runs: u64,
 }
 
 /// The decision on a [`Reserve`].

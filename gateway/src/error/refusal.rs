@@ -15,6 +15,7 @@ impl ApiError {
         let resets = refusal.cap.window.resets();
         let case = match reason {
             RefusalReason::Unpriced => Case::CostUnbounded,
+            RefusalReason::Held if runs_hold_it(refusal) => Case::HeldByRuns,
             RefusalReason::Held => Case::Held,
             _ if !resets => Case::BalanceSpent,
             RefusalReason::Spent => Case::WindowSpent,
@@ -82,6 +83,16 @@ fn counted(value: u64, what: &str) -> String {
     format!("{value} {what}{plural}")
 }
 
+/// Whether it would not fit either if no request were in progress: runs hold too much, for as long as they
+/// are open.
+fn runs_hold_it(refusal: &Refusal) -> bool {
+    let cap = &refusal.cap;
+    let room = cap.limit.saturating_sub(cap.spent);
+    // no more than the decision met, for more may have been opened since
+    let by_runs = refusal.held_by_runs.min(cap.held);
+    by_runs > 0 && refusal.requested > room.saturating_sub(by_runs)
+}
+
 /// Whether a smaller output could make a request fit, as far as the refusal tells.
 fn may_fit_smaller(refusal: &Refusal) -> bool {
     let cap = &refusal.cap;
@@ -119,6 +130,10 @@ fn refusal_message(case: Case, refusal: &Refusal, retry_after_s: Option<u64>) ->
             "it can never fit: ask for a smaller maximum".to_owned()
         }
         Case::WindowUnsatisfiable => "it can never fit: have the limit raised".to_owned(),
+        Case::HeldByRuns => {
+            "open runs hold the rest: it comes back as they are closed or their time is up"
+                .to_owned()
+        }
         Case::Held => "requests in progress hold the rest: try again in 1 s".to_owned(),
         _ if smaller => format!(
             "enough of it frees up in {seconds} s: try again then, or ask for a smaller maximum"

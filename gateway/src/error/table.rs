@@ -11,6 +11,7 @@ pub(crate) enum Case {
     WindowSpent,
     WindowUnsatisfiable,
     Held,
+    HeldByRuns,
     InvalidApiKey,
     RunEnded,
     RunNotFound,
@@ -52,11 +53,12 @@ pub(super) struct Row {
 
 impl Case {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 24] = [
+    pub(super) const ALL: [Self; 25] = [
         Self::BalanceSpent,
         Self::WindowSpent,
         Self::WindowUnsatisfiable,
         Self::Held,
+        Self::HeldByRuns,
         Self::InvalidApiKey,
         Self::RunEnded,
         Self::RunNotFound,
@@ -97,7 +99,7 @@ impl Case {
                 "rate_limit_exceeded",
                 Some(true),
             ),
-            Self::WindowUnsatisfiable => (
+            Self::WindowUnsatisfiable | Self::HeldByRuns => (
                 S::TOO_MANY_REQUESTS,
                 RATE,
                 "rate_limit_exceeded",

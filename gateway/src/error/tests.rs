@@ -34,6 +34,7 @@ fn refusal(reason: RefusalReason, window: Window, resets_at_ms: Option<u64>) -> 
         },
         requested: 50,
         resets_at_ms,
+        held_by_runs: 0,
     }
 }
 
@@ -109,9 +110,13 @@ fn what_no_retry_can_cure_says_so_and_nothing_else_does() {
         let retry = response.headers().get(X_SHOULD_RETRY);
         let retry = retry.map(|value| value.to_str().unwrap());
         let expected = match (response.status().as_u16(), case) {
-            (429, Case::BalanceSpent | Case::WindowUnsatisfiable | Case::TooManyRuns) => {
-                Some("false")
-            }
+            (
+                429,
+                Case::BalanceSpent
+                | Case::WindowUnsatisfiable
+                | Case::TooManyRuns
+                | Case::HeldByRuns,
+            ) => Some("false"),
             (429 | 503, _) => Some("true"),
             (504, _) => Some("false"), // it was worked on for as long as a request may take
             (408 | 500 | 502, _) => None,
@@ -163,6 +168,32 @@ fn a_smaller_maximum_is_advised_only_where_it_may_help() {
         one.contains("up to 1 request;") && one.contains("60 requests spent"),
         "{one}"
     );
+}
+
+#[test]
+fn what_runs_hold_is_not_said_to_come_back_at_once() {
+    let told = |held_by_runs, requested| {
+        let refusal = Refusal {
+            held_by_runs,
+            requested,
+            ..refusal(RefusalReason::Held, Window::Balance, None)
+        };
+        let error = ApiError::refused(&refusal, NOW);
+        let message = error.envelope(Dialect::OpenAi)["error"]["message"].to_string();
+        (message.contains("open runs hold"), shown(error))
+    };
+    let soon = "429 rate_limit_error rate_limit_exceeded 1 true".to_owned();
+    let long = "429 rate_limit_error rate_limit_exceeded - false".to_owned();
+    // 40 are not spent, and 10 of these held
+    assert_eq!(told(0, 31), (false, soon.clone()));
+    assert_eq!(
+        told(9, 31),
+        (false, soon.clone()),
+        "the tenth is a request's"
+    );
+    assert_eq!(told(10, 31), (true, long.clone()));
+    assert_eq!(told(500, 31), (true, long), "more runs since");
+    assert_eq!(told(500, 30), (false, soon), "one ended since");
 }
 
 #[test]

@@ -61,6 +61,8 @@ pub(super) struct Holdings {
     models: HashMap<ModelId, Held>,
     runs: HashMap<RunId, Held>,
     end_users: HashMap<EndUserId, Held>,
+    /// What of the above open runs hold.
+    by_runs: HashMap<Scope, Held>,
     of_runs: HashMap<RunId, BTreeSet<ReservationId>>,
 }
 
@@ -100,6 +102,12 @@ impl Holdings {
             Scope::Run(id) => self.runs.get(id),
             Scope::EndUser(id) => self.end_users.get(id),
         };
+        held.map_or(0, |held| held.in_meter(meter))
+    }
+
+    /// What of it runs hold.
+    pub(super) fn held_by_runs(&self, scope: &Scope, meter: Meter) -> u64 {
+        let held = self.by_runs.get(scope);
         held.map_or(0, |held| held.in_meter(meter))
     }
 
@@ -162,14 +170,25 @@ impl Holdings {
 
     /// What a run holds for its requests changes.
     pub(super) fn rest(&mut self, run: &Run, before: &Amounts, after: &Amounts) {
-        self.each(&run.payer, Some(run), |held, covered| {
+        let change = |held: &mut Held, covered: Option<&Budget>| {
             held.each(|meter, held| {
                 if covers(covered, meter) {
                     let amount = |of: &Amounts| u128::from(of.spent_in(meter).unwrap_or(0));
                     *held = held.saturating_sub(amount(before)) + amount(after);
                 }
             });
-        });
+        };
+        self.each(&run.payer, Some(run), change);
+        let Scopes { key, team, .. } = &run.payer;
+        let team = team.clone().map(Scope::Team);
+        for scope in [Scope::Account, Scope::Key(key.clone())]
+            .into_iter()
+            .chain(team)
+        {
+            entry(&mut self.by_runs, Some(&scope), |held| {
+                change(held, Some(&run.budget))
+            });
+        }
     }
 
     /// Every scope of a request; with the budget of its open run where that may hold for it there.

@@ -5,7 +5,9 @@
 
 use seatbelt_schemas::{
     cap::CapStanding,
-    command::{Ack, AdminOutcome, CommandError, Grant, Release, ReserveOutcome, Resize, Settle},
+    command::{
+        Ack, AdminOutcome, CommandError, Grant, Refusal, Release, ReserveOutcome, Resize, Settle,
+    },
     ids::{AccountId, CommandId, ReservationId},
     position::Position,
 };
@@ -209,7 +211,11 @@ impl<T: Caller> Writer<T> {
                 })))
             }
             Outcome::Refused(refusal) => {
-                Ok(Reply::Reserve(ReserveOutcome::Refused(refusal.clone())))
+                let told = Refusal {
+                    held_by_runs: self.held_by_runs(account, refusal),
+                    ..Refusal::clone(refusal)
+                };
+                Ok(Reply::Reserve(ReserveOutcome::Refused(Box::new(told))))
             }
             Outcome::Resolved(resolution) => Ok(Reply::Resolution(*resolution)),
             Outcome::Changed(position) => Ok(Reply::Admin(AdminOutcome {
@@ -218,6 +224,13 @@ impl<T: Caller> Writer<T> {
             Outcome::Unchanged(_) => Ok(Reply::Admin(AdminOutcome { position: None })),
         };
         Some(Ok((position, reply)))
+    }
+
+    /// What runs hold now of the cap that refused.
+    fn held_by_runs(&self, account: &AccountId, refusal: &Refusal) -> u64 {
+        let CapStanding { scope, meter, .. } = &refusal.cap;
+        let state = self.state.account(account);
+        state.map_or(0, |state| state.held_by_runs(scope, *meter))
     }
 
     /// The caps of an open reservation, as callers see them.

@@ -266,6 +266,23 @@ fn budgets_hold_no_more_together_than_can_be_counted() {
     assert_eq!(story.stands("late"), (0, 2500));
 }
 
+#[test]
+fn a_refusal_tells_what_runs_hold_of_its_cap() {
+    let mut story = Story::new(BOTH);
+    let run = story.reserve(&opens("r", "tokens 50"));
+    story.reserve(&within("r", 0, 20));
+    story.reserve(&ask(0, 10));
+    let first = story.reserve(&ask(0, 21));
+    assert_eq!(story.refusal(&first).held_by_runs, 50, "of 60");
+    story.spend(&within("r", 0, 5), 0, 5);
+    let second = story.reserve(&ask(0, 21));
+    assert_eq!(story.refusal(&second).held_by_runs, 45);
+    story.release(&run);
+    let third = story.reserve(&ask(0, 46));
+    let refusal = story.refusal(&third);
+    assert_eq!((refusal.held_by_runs, refusal.cap.held), (0, 30));
+}
+
 // --- requests in the run ---
 
 #[test]
