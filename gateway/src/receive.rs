@@ -44,7 +44,7 @@ use shares::{Share, Shares};
 const X_ON_SHORT: &str = "x-seatbelt-on-short";
 /// The agent run that the request belongs to. Naming one can only add limits, or spend what the
 /// account has set aside for it: the caps of the caller's own key apply in any case.
-const X_RUN: &str = "x-seatbelt-run";
+pub(crate) const X_RUN: &str = "x-seatbelt-run";
 /// The caller's own end user, instead of the one that the body names: caps of that one apply too.
 const X_USER: &str = "x-seatbelt-user";
 /// How long the request may wait for open holds to resolve, ms: its caller's own patience instead of the

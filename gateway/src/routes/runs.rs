@@ -24,6 +24,7 @@ use crate::{
     config::{KeyEntry, RUN_LABEL_MAX, RUN_LIFE_MS_MAX, RUN_TTL_S, Within},
     error::ApiError,
     gate::runs::{Found, Opening},
+    receive::X_RUN,
 };
 
 /// `POST /v1/runs`.
@@ -78,6 +79,10 @@ async fn opened(app: &App, request: Request) -> Result<Value, ApiError> {
     let caller = &received.caller;
     let key = caller.key.as_ref().ok_or_else(ApiError::invalid_key)?;
     let asked = Asked::read(&received.body)?;
+    if key.within.is_none() && caller.run.is_some() {
+        let problem = "does not open a run inside another: send that run's secret as the key, or leave the header out";
+        return Err(ApiError::invalid_field(X_RUN, problem));
+    }
     let now_ms = (app.clock)();
     let outer = key.within.as_ref();
     let life_ms = asked.ttl_s.saturating_mul(1000).min(RUN_LIFE_MS_MAX);

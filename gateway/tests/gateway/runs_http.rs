@@ -120,6 +120,8 @@ async fn the_caps_of_the_key_bind_its_runs_too() {
     let second = asks(&stack, None, &json!({"budget": {"tokens": 600}}));
     let held = status_and_body(second.header("x-seatbelt-wait-ms", "0")).await;
     is(&held, 429, "rate_limit_exceeded");
+    let message = held.1["error"]["message"].as_str().unwrap();
+    assert!(message.contains("open runs hold the rest"), "{message}");
     // a budget in another meter is no way around a cap in tokens
     let requests = open(&stack, None, json!({"budget": {"requests": 9}})).await;
     let request = by(&stack, &requests.secret, "/v1/chat/completions", &hi(600));
@@ -259,6 +261,41 @@ async fn runs_open_runs_out_of_their_own_and_end_what_is_inside() {
     assert_eq!(close(&stack, &outer).await.0, 200);
     is(&chat(&stack, &again, 20).await, 403, "run_ended");
     assert_eq!(stack.spent_once_idle().await, 15);
+}
+
+#[tokio::test]
+async fn all_runs_inside_end_with_the_one_around_them_however_many_there_are() {
+    let stack = Stack::balance(1000).await;
+    let outer = open(&stack, None, json!({"budget": {"tokens": 300}})).await;
+    // more than are told of at once
+    for _ in 0..260 {
+        open(
+            &stack,
+            Some(&outer.secret),
+            json!({"budget": {"tokens": 1}}),
+        )
+        .await;
+    }
+    assert_eq!(close(&stack, &outer).await.0, 200);
+    let cap = stack.cap().await;
+    assert_eq!((cap.spent, cap.held), (0, 0), "all of it came back");
+}
+
+#[tokio::test]
+async fn a_run_is_taken_out_of_another_with_that_ones_secret_and_by_no_header() {
+    let stack = Stack::balance(1000).await;
+    let outer = open(&stack, None, json!({"budget": {"tokens": 100}, "ttl": 60})).await;
+    let asked = json!({"budget": {"tokens": 10}});
+    let named = asks(&stack, None, &asked).header("x-seatbelt-run", &outer.id);
+    let (status, told) = status_and_body(named).await;
+    assert_eq!(
+        (status, &told["error"]["param"]),
+        (400, &json!("x-seatbelt-run")),
+        "{told}"
+    );
+    let own = asks(&stack, Some(&outer.secret), &asked).header("x-seatbelt-run", &outer.id);
+    let (status, told) = status_and_body(own).await;
+    assert_eq!((status, &told["within"]), (201, &json!(outer.id)), "{told}");
 }
 
 #[tokio::test]
