@@ -57,6 +57,7 @@ impl SnapshotReader {
             caps: snapshot.state.standings(key, None, at_ms).collect(),
             live_keys: None,
             run: None,
+            inside: Vec::new(),
             more: false,
         };
         let age_ms = at_ms.saturating_sub(current_ms.max(snapshot.at_ms));

@@ -260,9 +260,6 @@ pub struct RunStanding {
     /// The runs that it is within, the innermost first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub within: Vec<RunId>,
-    /// Open runs within it, the innermost first; at most [`STANDING_RUNS_MAX`].
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub inside: Vec<RunId>,
 }
 
 /// Most runs in one answer of a writer.
@@ -293,6 +290,10 @@ pub struct Standing {
     /// The run that was asked for, where it is open with a budget of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<Box<RunStanding>>,
+    /// Open runs within the one that was asked for, whether that is open or not, the innermost first; at most
+    /// [`STANDING_RUNS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inside: Vec<RunId>,
 }
 
 /// Most caps in one answer of a writer: it is one message, and has to stay below what a NATS server lets

@@ -653,6 +653,7 @@ impl Ledger for Scripted {
                 caps,
                 live_keys: None,
                 run: None,
+                inside: Vec::new(),
                 more: false,
             })
         }

@@ -2,7 +2,8 @@
 
 use axum::http::HeaderValue;
 use seatbelt_schemas::{
-    amount::usd_text, command::Refusal, event::RefusalReason, meter::Meter, time::rfc3339_ms,
+    amount::usd_text, command::Refusal, event::RefusalReason, meter::Meter, scope::Scope,
+    time::rfc3339_ms,
 };
 use serde_json::{Map, Value, json};
 
@@ -121,6 +122,9 @@ fn refusal_message(case: Case, refusal: &Refusal, retry_after_s: Option<u64>) ->
     let seconds = retry_after_s.unwrap_or(1);
     let smaller = may_fit_smaller(refusal);
     let remedy = match case {
+        Case::BalanceSpent if matches!(cap.scope, Scope::Run(_)) => {
+            "close runs inside it that are done, or ask for less, or open another run".to_owned()
+        }
         Case::BalanceSpent if smaller => {
             "it does not refill by itself: ask for a smaller maximum, or have the limit raised"
                 .to_owned()

@@ -90,25 +90,42 @@ impl Gate {
         Ok(Found { standing, run })
     }
 
-    /// Closes a run with all that are inside it, the innermost first: what is left of each goes to the one
-    /// around it. How it stood before.
+    /// Closes a run, and then all that are inside it: itself first, for then nothing is opened inside any more.
+    /// Asked again, it closes those that are left. How the run stood before.
     pub(crate) async fn close_run(&self, key: &KeyEntry, run: &RunId) -> Result<Found, ApiError> {
-        let mut found = self.run(key, run).await?;
+        let found = self.run(key, run).await;
+        match &found {
+            Ok(found) => self.end_run(key, found.run.reservation).await?,
+            Err(error) if error.code() == NOT_FOUND => {}
+            Err(_) => return found,
+        }
         for _ in 0..LOOKS_MAX {
-            if found.run.inside.is_empty() {
+            if !self.close_inside(key, run).await? {
                 break;
             }
-            for inner in &found.run.inside {
-                match self.run(key, inner).await {
-                    Ok(inner) => self.end_run(key, inner.run.reservation).await?,
-                    Err(error) if error.code() == NOT_FOUND => {} // it ended meanwhile
-                    Err(error) => return Err(error),
-                }
-            }
-            found = self.run(key, run).await?;
         }
-        self.end_run(key, found.run.reservation).await?;
-        Ok(found)
+        found
+    }
+
+    /// Closes as many runs inside a run as one look tells of and the key may see; whether there were any.
+    async fn close_inside(&self, key: &KeyEntry, run: &RunId) -> Result<bool, ApiError> {
+        let query = Read {
+            account: key.account.clone(),
+            key: None,
+            run: Some(run.clone()),
+        };
+        let mut any = false;
+        for inner in self.read(query).await?.inside {
+            match self.run(key, &inner).await {
+                Ok(inner) => {
+                    self.end_run(key, inner.run.reservation).await?;
+                    any = true;
+                }
+                Err(error) if error.code() == NOT_FOUND => {} // it ended meanwhile
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(any)
     }
 
     async fn end_run(&self, key: &KeyEntry, run: ReservationId) -> Result<(), ApiError> {

@@ -150,6 +150,7 @@ impl Ledger for Stub {
             caps: self.caps.clone(),
             live_keys: None,
             run: None,
+            inside: Vec::new(),
             more: self.more,
         };
         async move { Ok(standing) }.boxed()

@@ -211,7 +211,6 @@ fn shown(id: &RunId, found: &Found, status: &str) -> Value {
         opened_at_ms,
         deadline_ms,
         within,
-        inside,
         ..
     } = &found.run;
     json!({
@@ -221,7 +220,7 @@ fn shown(id: &RunId, found: &Found, status: &str) -> Value {
         "label": label_of(id),
         "budget": amounts(budget),
         "within": within.first(),
-        "inside": inside,
+        "inside": found.standing.inside,
         "opened_at": rfc3339_ms(*opened_at_ms),
         "expires_at": rfc3339_ms(*deadline_ms),
         "position": found.standing.position.0,

@@ -282,6 +282,34 @@ async fn all_runs_inside_end_with_the_one_around_them_however_many_there_are() {
 }
 
 #[tokio::test]
+async fn no_run_that_is_opened_inside_while_the_outer_one_closes_outlives_it() {
+    let stack = Stack::balance(1000).await;
+    let outer = open(&stack, None, json!({"budget": {"tokens": 900}})).await;
+    let first = tokio::sync::Notify::new();
+    let goes_on = async || {
+        let asked = json!({"budget": {"tokens": 1}});
+        loop {
+            let (status, told) = status_and_body(asks(&stack, Some(&outer.secret), &asked)).await;
+            if status != 201 {
+                return (status, told);
+            }
+            first.notify_one();
+        }
+    };
+    let closes = async {
+        first.notified().await;
+        close(&stack, &outer).await
+    };
+    let (one, other, closed) = tokio::join!(goes_on(), goes_on(), closes);
+    for told in [one, other] {
+        is(&told, 403, "run_ended");
+    }
+    assert_eq!(closed.0, 200);
+    let cap = stack.cap().await;
+    assert_eq!((cap.spent, cap.held), (0, 0), "nothing is left behind");
+}
+
+#[tokio::test]
 async fn a_run_is_taken_out_of_another_with_that_ones_secret_and_by_no_header() {
     let stack = Stack::balance(1000).await;
     let outer = open(&stack, None, json!({"budget": {"tokens": 100}, "ttl": 60})).await;

@@ -109,13 +109,6 @@ impl Account {
     pub fn run_standing(&self, id: &RunId) -> Option<RunStanding> {
         let run = self.runs.get(id)?;
         let open = self.open.get(&run.reservation)?;
-        let mut inside: Vec<_> = self
-            .runs
-            .iter()
-            .filter(|(_, inner)| inner.within.contains(id))
-            .collect();
-        inside.sort_by_key(|(_, inner)| std::cmp::Reverse(inner.within.len()));
-        let inside = inside.into_iter().take(STANDING_RUNS_MAX);
         Some(RunStanding {
             reservation: run.reservation,
             key: run.payer.key.clone(),
@@ -123,8 +116,18 @@ impl Account {
             opened_at_ms: open.at_ms,
             deadline_ms: open.asked.deadline_ms,
             within: run.within.clone(),
-            inside: inside.map(|(inner, _)| inner.clone()).collect(),
         })
+    }
+
+    /// Open runs within a run, whether that is open or not, the innermost first.
+    pub fn runs_inside(&self, id: &RunId) -> Vec<RunId> {
+        let runs = self.runs.iter();
+        let mut inside: Vec<_> = runs
+            .filter(|(_, inner)| inner.within.contains(id))
+            .collect();
+        inside.sort_by_key(|(_, inner)| std::cmp::Reverse(inner.within.len()));
+        let inside = inside.into_iter().take(STANDING_RUNS_MAX);
+        inside.map(|(inner, _)| inner.clone()).collect()
     }
 
     /// Changes the limits of an open run's own caps; what it holds for its requests follows.

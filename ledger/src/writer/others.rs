@@ -30,6 +30,7 @@ impl<T: Caller> Writer<T> {
                 more: standings.next().is_some(),
                 live_keys: Some(state.keys().iter().filter(|key| !key.revoked).count() as u64),
                 run: run.and_then(|run| state.run_standing(run)).map(Box::new),
+                inside: run.map_or_else(Vec::new, |run| state.runs_inside(run)),
             })
         });
         self.answer(caller, standing);

@@ -298,11 +298,16 @@ fn a_run_tells_how_it_stands_and_what_is_inside() {
     };
     assert_eq!(caps("r"), [("run:r:tokens".to_owned(), 40)]);
     let found = account.run_standing(&run("r")).unwrap();
-    assert_eq!(found.inside, [run("t"), run("s")], "the innermost first");
+    let inside = account.runs_inside(&run("r"));
+    assert_eq!(inside, [run("t"), run("s")], "the innermost first");
     assert_eq!(found.reservation, outer.reservation());
     let innermost = account.run_standing(&run("t")).unwrap();
     assert_eq!(innermost.within, [run("s"), run("r")]);
     assert_eq!((account.run_standing(&run("x")), caps("x")), (None, vec![]));
+    story.release(&outer);
+    let account = story.account();
+    assert_eq!(account.run_standing(&run("r")), None);
+    assert_eq!(account.runs_inside(&run("r")), inside, "they are open yet");
 }
 
 #[test]
