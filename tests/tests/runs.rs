@@ -2,6 +2,9 @@
 //! on by the next writer, closed with the rest given back, and proved by the audit.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "runs/http.rs"]
+mod http;
+
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
