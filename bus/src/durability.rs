@@ -122,7 +122,7 @@ pub async fn prove(
 }
 
 /// Whether the journals that there are have as many copies as configured: what the configuration says of them
-/// proves nothing, and another process may have made them. Who may not ask appends to none.
+/// proves nothing, and another process may have made them. One that cannot be asked about is told elsewhere.
 pub async fn check_copies(
     nats: &Nats,
     names: &Names,

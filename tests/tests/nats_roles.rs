@@ -277,6 +277,8 @@ fn own(role: NatsRole) -> (Vec<String>, Vec<&'static str>) {
                 "$KV.SEATBELT_LEASES.*",
             ]);
             own(&["$KV.SEATBELT_META.journal.*"]);
+            // one of which the server keeps nothing is made again
+            own(&["$JS.API.STREAM.DELETE.KV_SEATBELT_LEASES"]);
             for stream in [JOURNAL, "KV_SEATBELT_LEASES", "KV_SEATBELT_NEURONS"] {
                 publish.extend(read(stream).into_iter().chain(follow(stream)));
             }

@@ -278,6 +278,10 @@ async fn find_ledger(
     };
     takes_whole_commits(&nats)?;
     prove(config, &nats).await?;
+    // nobody else appends to a journal, or may ask how it is kept
+    if first == NatsRole::Gateway {
+        durability::check_copies(&nats, &from.names, from.partitions, from.replicas).await?;
+    }
     let meta = match provisions {
         true => make_facts(from, &nats).await?,
         false => meta_of(&nats, &from.names, from.partitions).await?,
@@ -393,7 +397,6 @@ async fn prove(config: &Config, nats: &Nats) -> Result<(), BusError> {
         Some(url) => vec![read_monitor(url).await?],
         None => Vec::new(),
     };
-    durability::check_copies(nats, &from.names, from.partitions, from.replicas).await?;
     match durability::prove(nats, from.durability, from.replicas, &monitor).await? {
         Proof::Synced => info!("durable: the server syncs before it acknowledges"),
         Proof::Replicated(copies) => info!(copies, "durable: acknowledged by a majority"),
