@@ -34,8 +34,10 @@ const _: () = assert!(
     "two late registrations must not cost a neuron its place"
 );
 
-/// Heartbeats in a row that find another's registration: once, a bucket may have been made again or a word lost.
+/// Of the last four heartbeats, those that find another's registration: once, a bucket may have been made again
+/// or a word lost. Not in a row, since two whose hearts beat together find each other's every other time.
 const TWIN_FROM: u32 = 2;
+const LOOKED_BACK: u8 = 0b1111;
 
 /// Whether another neuron registers under the same id.
 #[derive(Debug, Clone, Default)]
@@ -148,27 +150,28 @@ impl Register {
     }
 }
 
-/// What was written last, and how often another's registration was found in a row since.
+/// What was written last, and in which of the last heartbeats another's registration was found.
 #[derive(Debug, Default)]
 struct Last {
     revision: Option<Revision>,
-    others: u32,
+    /// A bit for each, the newest last.
+    others: u8,
 }
 
 impl Last {
     fn followed(&mut self, revision: Revision) {
         *self = Self {
             revision: Some(revision),
-            others: 0,
+            others: self.others << 1,
         };
     }
 
     fn another(&mut self) {
-        self.others = self.others.saturating_add(1);
+        self.others = self.others << 1 | 1;
     }
 
     fn is_doubled(&self) -> bool {
-        self.others >= TWIN_FROM
+        (self.others & LOOKED_BACK).count_ones() >= TWIN_FROM
     }
 }
 
@@ -179,15 +182,19 @@ mod tests {
     #[test]
     fn another_is_there_where_it_is_found_again_and_again() {
         let mut last = Last::default();
-        assert!(!last.is_doubled());
         last.another();
         assert!(!last.is_doubled(), "the bucket may have been made again");
-        last.followed(Revision(7));
+        for revision in 1..=3 {
+            last.followed(Revision(revision));
+        }
         last.another();
         assert!(!last.is_doubled());
+        last.followed(Revision(7));
         last.another();
-        assert!(last.is_doubled());
-        last.followed(Revision(9));
+        assert!(last.is_doubled(), "every other time");
+        for revision in 8..=10 {
+            last.followed(Revision(revision));
+        }
         assert!(!last.is_doubled());
     }
 }
