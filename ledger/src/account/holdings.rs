@@ -186,7 +186,7 @@ impl Holdings {
             .chain(team)
         {
             entry(&mut self.by_runs, Some(&scope), |held| {
-                change(held, Some(&run.budget))
+                change(held, Some(&run.budget));
             });
         }
     }
