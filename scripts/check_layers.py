@@ -21,19 +21,20 @@ import sizes
 import words
 
 ROOT = Path(__file__).resolve().parent.parent
-EVERYTHING = {"schemas", "bus", "tokens", "dialects", "pricing", "ledger", "gateway", "projector", "neuron", "cli"}
+EVERYTHING = {"schemas", "bus", "connections", "tokens", "dialects", "pricing", "ledger", "gateway", "projector", "neuron", "cli"}
 
 # What each member may reach, directly or through others. `tests` is at the top.
 ALLOWED = {
     "schemas": set(),
     "dialects": {"schemas"},
     "tokens": set(),
+    "connections": set(),
     "pricing": {"schemas"},
     "bus": {"schemas"},
     "ledger": {"schemas", "bus"},
-    "gateway": {"schemas", "tokens", "dialects", "bus", "ledger"},
+    "gateway": {"schemas", "connections", "tokens", "dialects", "bus", "ledger"},
     "projector": {"schemas", "bus", "ledger"},
-    "neuron": {"schemas", "tokens", "bus"},
+    "neuron": {"schemas", "connections", "tokens", "bus"},
     "cli": EVERYTHING - {"cli"},
     "tests": EVERYTHING,
     # what somebody outside would write: on what is said on the wire, and on the ledger's client
@@ -43,7 +44,9 @@ ALLOWED = {
 
 # One place knows each outside thing: crates that only these members may name.
 OWNED = {
-    "axum": {"gateway", "neuron", "tests", "cli"},
+    "axum": {"connections", "gateway", "neuron", "tests", "cli"},
+    "hyper": {"connections"},
+    "hyper-util": {"connections"},
     "ort": {"neuron"},
     "tokenizers": {"tokens"},
     "tiktoken-rs": {"tokens"},

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use seatbelt_connections::{ConnectionBounds, Connections};
 use seatbelt_ledger::api::{Ledger, Neurons, Snapshots, UsageEvents};
 use seatbelt_schemas::neuron::signature::NeuronSecret;
 use thiserror::Error;
@@ -43,11 +44,6 @@ use crate::{
         silent,
     },
 };
-
-mod connections;
-mod patient;
-
-use connections::Connections;
 
 /// What the gateway needs of the rest of the system.
 pub struct Parts {
@@ -127,7 +123,7 @@ impl Gateway {
         let (catalog, client) = (Arc::clone(&app.catalog), app.runner.client.clone());
         tokio::spawn(silent::watch(catalog, client, shutdown.clone()));
         let table = routes::table(Arc::clone(&app));
-        let connections = Connections::new(&app.config);
+        let connections = Connections::new(bounds(&app.config));
         let mut server = tokio::spawn(connections.serve(listener, table, shutdown.clone()));
         tokio::select! {
             biased;
@@ -139,6 +135,15 @@ impl Gateway {
         // scrapes in progress are not waited for
         metrics_task.abort();
         Ok(())
+    }
+}
+
+/// What the connections of clients are held to.
+fn bounds(config: &GatewayConfig) -> ConnectionBounds {
+    ConnectionBounds {
+        connections: config.connections,
+        header_timeout: config.header_timeout,
+        stall_max: config.client_stall,
     }
 }
 

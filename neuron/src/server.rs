@@ -13,6 +13,7 @@ use std::{
 };
 
 use seatbelt_bus::{Nats, Register, ServerTime, UsageReports};
+use seatbelt_connections::Connections;
 use seatbelt_schemas::{
     names::Names,
     neuron::{NeuronRecord, signature::NeuronSecret},
@@ -32,8 +33,6 @@ use crate::{
 };
 
 mod door;
-
-use door::Door;
 
 /// A neuron that serves.
 #[derive(Debug)]
@@ -159,7 +158,8 @@ async fn start_all(
         since_s: unix_ms() / 1000,
     });
     let routes = http::router(Arc::clone(&app));
-    let server = tokio::spawn(Door::new().serve(listener, routes, shutdown.clone()));
+    let server =
+        tokio::spawn(Connections::new(door::bounds()).serve(listener, routes, shutdown.clone()));
     let registration = register.map(|register| {
         let (app, record) = (Arc::clone(&app), record_of(&config, address));
         let now = Arc::new(move || with_load(&app, &record));

@@ -29,8 +29,6 @@ pub const CLIENT_STALL_MS: Setting = Setting::new(10, 3_600_000, 60_000);
 /// How long a stream may be silent before its client is told that it goes on: many proxies and clients give a
 /// silent connection up after 15 s or more.
 pub const PING_DEFAULT: Duration = Duration::from_secs(10);
-/// Pause before connections are accepted again where the machine has no room for one.
-pub(crate) const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 /// How long a client may take to send its body.
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a body that is refused is read all the same.

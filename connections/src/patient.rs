@@ -17,7 +17,7 @@ use tokio::{
 };
 
 /// A connection, and for how long its peer may take nothing.
-pub(super) struct Patient<S> {
+pub(crate) struct Patient<S> {
     stream: S,
     stall_max: Duration,
     /// Runs while something is to be written and nothing is taken.
@@ -25,7 +25,7 @@ pub(super) struct Patient<S> {
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(stream: S, stall_max: Duration) -> Self {
+    pub(crate) fn new(stream: S, stall_max: Duration) -> Self {
         Self {
             stream,
             stall_max,
