@@ -23,6 +23,7 @@ pub(crate) mod deployments;
 pub(crate) mod health;
 pub(crate) mod model;
 pub(crate) mod neuron;
+mod pauses;
 pub(crate) mod recipes;
 pub(crate) mod silent;
 pub(crate) mod standing;

@@ -9,11 +9,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::pauses::{Pauses, Steps};
+
 /// Failures in a row after which it is out.
 const FAILURES_MAX: u32 = 5;
-/// How long it is out first, and at most: doubled each time.
-const PAUSE_FIRST: Duration = Duration::from_secs(5);
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long it is out, first and at most.
+const STEPS: Steps = Steps {
+    first: Duration::from_secs(5),
+    max: Duration::from_secs(60),
+};
 /// A request that tries it counts as lost after so long: then another may.
 const PROBE_MAX: Duration = Duration::from_secs(60);
 
@@ -32,66 +36,39 @@ pub(crate) enum Outcome {
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     failures: u32,
-    /// How often it was put out since it last answered.
-    pauses: u32,
-    out_until: Option<Instant>,
-    /// Since when a request tries it.
-    probe: Option<Instant>,
+    pauses: Pauses,
 }
 
 impl Health {
     /// Whether a request may be sent to it.
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
-        match (self.out_until, self.probe) {
-            (None, _) => true,
-            (Some(until), _) if now < until => false,
-            (Some(_), Some(since)) => now >= since + PROBE_MAX,
-            (Some(_), None) => true,
-        }
+        self.pauses.lets_through(now, PROBE_MAX)
     }
 
     /// How much longer it is left alone; nothing where it is not out.
     pub(crate) fn out_for(&self, now: Instant) -> Option<Duration> {
-        let until = self.out_until?;
-        Some(until.saturating_duration_since(now))
+        self.pauses.left(now)
     }
 
     /// A request is sent to it.
     pub(crate) fn asked(&mut self, now: Instant) {
-        if self.out_until.is_some_and(|until| until <= now) {
-            self.probe = Some(now);
-        }
+        self.pauses.is_asked(now);
     }
 
     /// What came of one.
     pub(crate) fn told(&mut self, outcome: Outcome, now: Instant) {
         match outcome {
             Outcome::Well => *self = Self::default(),
-            Outcome::Unknown => self.probe = None,
+            Outcome::Unknown => self.pauses.trial_says_nothing(),
             Outcome::Ill { retry_after } => {
                 self.failures = self.failures.saturating_add(1);
-                let tried = self.probe.take().is_some();
-                if tried || self.failures >= FAILURES_MAX || retry_after.is_some() {
-                    self.put_out(now, retry_after);
+                if self.failures >= FAILURES_MAX || self.pauses.is_tried() {
+                    self.pauses.lengthen(STEPS, now);
+                }
+                if let Some(asked) = retry_after {
+                    self.pauses.at_least(asked.min(STEPS.max), now);
                 }
             }
-        }
-    }
-
-    fn put_out(&mut self, now: Instant, retry_after: Option<Duration>) {
-        let doubled = PAUSE_FIRST.saturating_mul(1 << self.pauses.min(8));
-        let own = match self.failures >= FAILURES_MAX || self.pauses > 0 {
-            true => doubled.min(PAUSE_MAX),
-            false => Duration::ZERO, // only what it asked for itself
-        };
-        let pause = own.max(retry_after.unwrap_or_default().min(PAUSE_MAX));
-        let until = now + pause;
-        // what is still under way when it is put out says nothing new
-        if self.out_until.is_none_or(|known| known <= now) {
-            self.pauses = self.pauses.saturating_add(u32::from(!own.is_zero()));
-            self.out_until = Some(until);
-        } else {
-            self.out_until = self.out_until.max(Some(until));
         }
     }
 }
@@ -182,8 +159,8 @@ mod tests {
                     2 => health.told(Outcome::Ill { retry_after: Some(s(seconds * 10)) }, now),
                     _ => health.asked(now),
                 }
-                prop_assert!(health.out_for(now).unwrap_or_default() <= PAUSE_MAX);
-                prop_assert!(health.is_usable(now + PAUSE_MAX + PROBE_MAX));
+                prop_assert!(health.out_for(now).unwrap_or_default() <= STEPS.max);
+                prop_assert!(health.is_usable(now + STEPS.max + PROBE_MAX));
             }
         }
     }

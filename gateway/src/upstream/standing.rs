@@ -17,12 +17,14 @@ use seatbelt_schemas::ids::NeuronId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How long a neuron is passed over after a first failure; doubled with each.
-const PAUSE_FIRST: Duration = Duration::from_millis(500);
-/// One that is not there any more is out of the register after 10 s, and one that came back should not wait.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+use super::pauses::{Pauses, Steps};
 
-const _: () = assert!(PAUSE_FIRST.as_millis() < PAUSE_MAX.as_millis());
+/// How long a neuron is passed over, first and at most. One that is not there any more is out of the register after
+/// 10 s, and one that came back should not wait.
+const STEPS: Steps = Steps {
+    first: Duration::from_millis(500),
+    max: Duration::from_secs(5),
+};
 
 /// What kept a neuron from serving a call, for certain before any work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,10 +57,7 @@ struct Trouble {
     url: String,
     fault: Fault,
     detail: String,
-    pause: Duration,
-    until: Instant,
-    /// One request tries: what it finds is a finding of its own.
-    tried: bool,
+    pauses: Pauses,
 }
 
 impl Standing {
@@ -100,8 +99,11 @@ impl Standing {
     /// Whether others are asked first for now.
     pub(super) fn is_passed_over(&self, url: &str, now: Instant) -> bool {
         let trouble = self.trouble();
-        let trouble = trouble.as_ref();
-        trouble.is_some_and(|trouble| trouble.url == url && now < trouble.until)
+        trouble.as_ref().is_some_and(
+            |Trouble {
+                 url: known, pauses, ..
+             }| { known == url && !pauses.lets_through(now, pauses.length()) },
+        )
     }
 
     /// A request goes there. After a pause it is the one that tries: others wait for what it finds.
@@ -115,10 +117,8 @@ impl Standing {
         }
         if let Some(trouble) = &mut *self.trouble()
             && trouble.url == url
-            && now >= trouble.until
         {
-            trouble.until = now + trouble.pause;
-            trouble.tried = true;
+            trouble.pauses.is_asked(now);
         }
     }
 
@@ -131,22 +131,14 @@ impl Standing {
     pub(super) fn failed(&self, url: &str, fault: Fault, detail: &str, now: Instant) -> bool {
         let mut trouble = self.trouble();
         let known = trouble.take().filter(|known| known.url == url);
-        // what many requests found at the same time is one finding
-        let same = |known: &Trouble| now < known.until && !known.tried;
-        let again = known.as_ref().is_some_and(same);
-        let pause = match &known {
-            None => PAUSE_FIRST,
-            Some(known) if again => known.pause,
-            Some(known) => (known.pause * 2).min(PAUSE_MAX),
-        };
-        let is_news = known.is_none_or(|known| known.fault != fault);
+        let is_news = known.as_ref().is_none_or(|known| known.fault != fault);
+        let mut pauses = known.map(|known| known.pauses).unwrap_or_default();
+        pauses.lengthen(STEPS, now);
         *trouble = Some(Trouble {
             url: url.to_owned(),
             fault,
             detail: detail.to_owned(),
-            pause,
-            until: now + pause,
-            tried: false,
+            pauses,
         });
         is_news
     }
@@ -208,7 +200,7 @@ mod tests {
     fn one_request_tries_after_the_pause_and_ends_it_where_it_is_taken() {
         let (standing, begun) = (Standing::default(), Instant::now());
         fails(&standing, begun);
-        let later = begun + PAUSE_FIRST;
+        let later = begun + STEPS.first;
         assert!(!standing.is_passed_over(URL, later));
         standing.is_called(URL, &Url::parse(URL).unwrap(), later);
         assert!(
@@ -225,7 +217,7 @@ mod tests {
         for _ in 0..50 {
             fails(&standing, now);
         }
-        assert!(!standing.is_passed_over(URL, now + PAUSE_FIRST));
+        assert!(!standing.is_passed_over(URL, now + STEPS.first));
     }
 
     #[test]
