@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_provider_keeps_is_refused_wherever_it_stands() {
+    fn what_the_provider_keeps_is_refused_by_its_name() {
         for field in [
             "previous_response_id",
             "conversation",
@@ -295,6 +295,11 @@ mod tests {
         }
         check(&json!({"store": true}), "store");
         check(&json!({"Store": "yes"}), "Store");
+        check(&json!({"prompt": {"id": "p"}}), "prompt.id");
+    }
+
+    #[test]
+    fn what_the_provider_keeps_is_refused_wherever_it_stands() {
         let message =
             |message: Value| json!({"messages": [{"role": "user", "content": "hi"}, message]});
         let part = |part: Value| message(json!({"content": [part]}));
@@ -334,7 +339,6 @@ mod tests {
             &json!({"tools": [{"type": "code_interpreter", "container": "c"}]}),
             "tools[0].container",
         );
-        check(&json!({"prompt": {"id": "p"}}), "prompt.id");
         check(
             &json!({"extra_body": {"google": {"cached_content": "cachedContents/1"}}}),
             "extra_body.google.cached_content",

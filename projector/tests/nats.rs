@@ -266,30 +266,26 @@ async fn killed_projectors_leave_a_feed_with_every_event_once_and_in_order() {
     stop.cancel();
     last.await.unwrap().unwrap();
 
-    let end = feed.end().await.unwrap();
-    let ids: Vec<String> = feed
-        .entries(0, end)
-        .map_ok(|entry| entry.id)
-        .try_collect()
-        .await
-        .unwrap();
-    for partition in partitions().iter() {
-        let prefix = format!("real/{partition}/");
-        let found: Vec<_> = ids
-            .iter()
-            .filter(|id| id.starts_with(&prefix))
-            .cloned()
-            .collect();
-        let expected: Vec<_> = (1..=COMMITS * EVENTS)
-            .map(|at| format!("{prefix}{at}"))
-            .collect();
-        assert_eq!(found, expected);
-    }
-    assert_eq!(ids.len() as u64, total);
+    assert_eq!(holds_each_once_and_in_order(&feed).await, total);
     let bucket = snapshot_bucket(&nats, &names, 1).await.unwrap();
     let record = bucket.read("partition.01").await.unwrap().value.unwrap();
     let record = PartitionRecord::decode(&record).unwrap();
     assert_eq!((record.sequence, record.projector), (COMMITS, None));
+}
+
+/// How many events there are.
+async fn holds_each_once_and_in_order(feed: &FeedStream) -> u64 {
+    let end = feed.end().await.unwrap();
+    let ids = feed.entries(0, end).map_ok(|entry| entry.id);
+    let ids: Vec<String> = ids.try_collect().await.unwrap();
+    for partition in partitions().iter() {
+        let prefix = format!("real/{partition}/");
+        let found = ids.iter().filter(|id| id.starts_with(&prefix));
+        let found: Vec<_> = found.cloned().collect();
+        let expected = (1..=COMMITS * EVENTS).map(|at| format!("{prefix}{at}"));
+        assert_eq!(found, expected.collect::<Vec<_>>());
+    }
+    ids.len() as u64
 }
 
 #[tokio::test(flavor = "multi_thread")]

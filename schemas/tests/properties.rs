@@ -237,8 +237,12 @@ fn unknown() -> impl Strategy<Value = EventBody> {
 }
 
 fn body() -> impl Strategy<Value = EventBody> {
+    prop_oneof![of_system(), of_operators(), of_requests()]
+}
+
+fn of_system() -> impl Strategy<Value = EventBody> {
     let text = || any::<String>();
-    let of_system = prop_oneof![
+    prop_oneof![
         (ledger(), any::<u8>(), any::<u8>()).prop_map(|(ledger, partition, partitions)| Genesis {
             ledger,
             partition,
@@ -258,8 +262,12 @@ fn body() -> impl Strategy<Value = EventBody> {
         }),
         price().prop_map(EventBody::from),
         unknown(),
-    ];
-    let of_operators = prop_oneof![
+    ]
+}
+
+fn of_operators() -> impl Strategy<Value = EventBody> {
+    let text = || any::<String>();
+    prop_oneof![
         any::<Option<u64>>().prop_map(|multiplier_ppm| AccountOpened { multiplier_ppm }.into()),
         (key(), option::of(team()), any::<Option<String>>()).prop_map(
             |(key, team, secret_sha256)| KeyIssued {
@@ -285,8 +293,12 @@ fn body() -> impl Strategy<Value = EventBody> {
             reason
         }
         .into()),
-    ];
-    let of_requests = prop_oneof![
+    ]
+}
+
+fn of_requests() -> impl Strategy<Value = EventBody> {
+    let text = || any::<String>();
+    prop_oneof![
         reserved().prop_map(EventBody::from),
         refused().prop_map(EventBody::from),
         settled().prop_map(EventBody::from),
@@ -321,8 +333,7 @@ fn body() -> impl Strategy<Value = EventBody> {
             }
             .into()
         ),
-    ];
-    prop_oneof![of_system, of_operators, of_requests]
+    ]
 }
 
 prop_compose! {

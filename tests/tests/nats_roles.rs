@@ -102,38 +102,43 @@ fn streams() -> Vec<String> {
     streams
 }
 
+/// Questions of JetStream about a stream as a whole.
+const OF_STREAMS: [&str; 15] = [
+    "STREAM.CREATE",
+    "STREAM.UPDATE",
+    "STREAM.DELETE",
+    "STREAM.PURGE",
+    "STREAM.MSG.DELETE",
+    "STREAM.MSG.GET",
+    "STREAM.INFO",
+    "STREAM.SNAPSHOT",
+    "STREAM.RESTORE",
+    "STREAM.LEADER.STEPDOWN",
+    "STREAM.PEER.REMOVE",
+    "CONSUMER.CREATE",
+    "CONSUMER.NAMES",
+    "CONSUMER.LIST",
+    "DIRECT.GET",
+];
+/// And about a consumer of one.
+const OF_CONSUMERS: [&str; 7] = [
+    "CREATE",
+    "DURABLE.CREATE",
+    "DELETE",
+    "INFO",
+    "MSG.NEXT",
+    "PAUSE",
+    "RESET",
+];
+
 /// Everything that somebody might publish.
 fn publishable() -> Vec<String> {
     let mut all = Vec::new();
     for stream in streams() {
-        for verb in [
-            "STREAM.CREATE",
-            "STREAM.UPDATE",
-            "STREAM.DELETE",
-            "STREAM.PURGE",
-            "STREAM.MSG.DELETE",
-            "STREAM.MSG.GET",
-            "STREAM.INFO",
-            "STREAM.SNAPSHOT",
-            "STREAM.RESTORE",
-            "STREAM.LEADER.STEPDOWN",
-            "STREAM.PEER.REMOVE",
-            "CONSUMER.CREATE",
-            "CONSUMER.NAMES",
-            "CONSUMER.LIST",
-            "DIRECT.GET",
-        ] {
+        for verb in OF_STREAMS {
             all.push(format!("$JS.API.{verb}.{stream}"));
         }
-        for verb in [
-            "CREATE",
-            "DURABLE.CREATE",
-            "DELETE",
-            "INFO",
-            "MSG.NEXT",
-            "PAUSE",
-            "RESET",
-        ] {
+        for verb in OF_CONSUMERS {
             for consumer in ["theirs", "billing"] {
                 all.push(format!("$JS.API.CONSUMER.{verb}.{stream}.{consumer}"));
             }
@@ -219,142 +224,174 @@ fn inboxes() -> [&'static str; 5] {
     ]
 }
 
-/// What is a role's own, told apart from the program: `*` stands for any text.
+/// What is a role's own, told apart from the program: what it may publish, where `*` stands for any text, and hear.
 fn own(role: NatsRole) -> (Vec<String>, Vec<&'static str>) {
-    const JOURNAL: &str = "SEATBELT_JOURNAL_*";
-    let read =
-        |stream: &str| ["INFO", "MSG.GET"].map(|verb| format!("$JS.API.STREAM.{verb}.{stream}"));
-    let follow = |stream: &str| {
-        [
-            format!("$JS.API.CONSUMER.CREATE.{stream}"),
-            format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.*"),
-        ]
-    };
-    let make = |stream: &str| format!("$JS.API.STREAM.CREATE.{stream}");
+    match role {
+        NatsRole::Provisioning => own_of_provisioning(),
+        NatsRole::Gateway => own_of_gateways(),
+        NatsRole::Projector => own_of_projectors(),
+        NatsRole::Neuron => own_of_neurons(),
+        NatsRole::Auditor => own_of_auditors(),
+        NatsRole::Billing | NatsRole::Reader => own_of_billing(),
+    }
+}
+
+fn own_of_provisioning() -> (Vec<String>, Vec<&'static str>) {
     let mut publish: Vec<String> = Vec::new();
-    let mut own = |more: &[&str]| publish.extend(more.iter().map(|one| (*one).to_owned()));
-    let hear = match role {
-        NatsRole::Provisioning => {
-            own(&[
-                "_INBOX_provisioning.*",
-                "$KV.SEATBELT_META.*",
-                "$KV.SEATBELT_SECRETS.*",
-            ]);
-            own(&["seatbelt.journal.v1.0*", "$SYS.REQ.SERVER.PING.JSZ"]);
-            own(&[
-                "$JS.API.STREAM.PURGE.KV_SEATBELT_SNAPSHOTS",
-                "$JS.API.STREAM.PURGE.KV_SEATBELT_META",
-            ]);
-            own(&[
-                "$JS.API.STREAM.DELETE.SEATBELT_FEED",
-                "$JS.API.CONSUMER.CREATE.SEATBELT_FEED.billing",
-            ]);
-            publish.extend(streams().iter().flat_map(|stream| read(stream)));
-            publish.extend(streams().iter().map(|stream| make(stream)));
-            publish.extend(follow(JOURNAL));
-            for stream in [
-                JOURNAL,
-                "KV_SEATBELT_META",
-                "KV_SEATBELT_SECRETS",
-                "SEATBELT_USAGE",
-            ] {
-                publish.push(format!("$JS.API.STREAM.UPDATE.{stream}"));
-            }
-            for bucket in ["META", "SECRETS"] {
-                publish.push(format!("$JS.API.STREAM.DELETE.KV_SEATBELT_{bucket}"));
-            }
-            vec!["_INBOX_provisioning.>"]
-        }
-        NatsRole::Gateway => {
-            own(&[
-                "_INBOX_gateway.*",
-                "_INBOX_projector.*",
-                "$SYS.REQ.SERVER.PING.JSZ",
-            ]);
-            own(&[
-                "seatbelt.journal.v1.0*",
-                "seatbelt.ledger.v1.*",
-                "$KV.SEATBELT_LEASES.*",
-            ]);
-            own(&["$KV.SEATBELT_META.journal.*"]);
-            // one of which the server keeps nothing is made again
-            own(&["$JS.API.STREAM.DELETE.KV_SEATBELT_LEASES"]);
-            for stream in [JOURNAL, "KV_SEATBELT_LEASES", "KV_SEATBELT_NEURONS"] {
-                publish.extend(read(stream).into_iter().chain(follow(stream)));
-            }
-            for bucket in ["META", "SECRETS", "SNAPSHOTS"] {
-                publish.extend(read(&format!("KV_SEATBELT_{bucket}")));
-            }
-            for bucket in ["LEASES", "NEURONS", "SNAPSHOTS"] {
-                publish.push(make(&format!("KV_SEATBELT_{bucket}")));
-            }
-            publish.extend(read("SEATBELT_FEED"));
-            publish.extend(follow("SEATBELT_USAGE"));
-            publish.push("$JS.API.STREAM.INFO.SEATBELT_USAGE".to_owned());
-            publish.push(make("SEATBELT_USAGE"));
-            vec!["_INBOX_gateway.>", "seatbelt.ledger.v1.*.*"]
-        }
-        NatsRole::Projector => {
-            own(&[
-                "_INBOX_projector.*",
-                "$SYS.REQ.SERVER.PING.JSZ",
-                "seatbelt.spend.v1.*",
-            ]);
-            own(&[
-                "$KV.SEATBELT_SNAPSHOTS.*",
-                "seatbelt.ledger.v1.*.settle",
-                "seatbelt.ledger.v1.*.read",
-            ]);
-            own(&[
-                "$JS.API.CONSUMER.CREATE.SEATBELT_FEED.billing",
-                "$JS.API.STREAM.INFO.SEATBELT_USAGE",
-            ]);
-            for stream in [JOURNAL, "SEATBELT_FEED"] {
-                publish.extend(read(stream).into_iter().chain(follow(stream)));
-            }
-            publish.extend(follow("SEATBELT_USAGE"));
-            for bucket in ["META", "SNAPSHOTS"] {
-                publish.extend(read(&format!("KV_SEATBELT_{bucket}")));
-            }
-            publish.extend([make("SEATBELT_FEED"), make("KV_SEATBELT_SNAPSHOTS")]);
-            vec!["_INBOX_projector.>"]
-        }
-        NatsRole::Neuron => {
-            own(&[
-                "_INBOX_neuron.*",
-                "$SYS.REQ.SERVER.PING.JSZ",
-                "seatbelt.usage.v1.*",
-            ]);
-            for key in ["a", "ledger", "neuron_secret"] {
-                publish.push(format!("$KV.SEATBELT_NEURONS.{key}"));
-            }
-            for bucket in ["META", "SECRETS"] {
-                publish.extend(read(&format!("KV_SEATBELT_{bucket}")));
-            }
-            for stream in ["SEATBELT_USAGE", "KV_SEATBELT_NEURONS"] {
-                publish.push(format!("$JS.API.STREAM.INFO.{stream}"));
-            }
-            vec!["_INBOX_neuron.>"]
-        }
-        NatsRole::Auditor => {
-            own(&["_INBOX.*"]);
-            own(&["$JS.API.STREAM.INFO.*"]);
-            let buckets = ["KV_SEATBELT_META", "KV_SEATBELT_SNAPSHOTS"];
-            for stream in [JOURNAL, "SEATBELT_FEED"].into_iter().chain(buckets) {
-                publish.extend(read(stream));
-            }
-            vec!["_INBOX.>", "_INBOX.*.*.>"]
-        }
-        NatsRole::Billing | NatsRole::Reader => {
-            own(&["_INBOX.*"]);
-            publish.extend(read("SEATBELT_FEED"));
-            for verb in ["INFO", "MSG.NEXT"] {
-                publish.push(format!("$JS.API.CONSUMER.{verb}.SEATBELT_FEED.billing"));
-            }
-            vec!["_INBOX.>", "_INBOX.*.*.>", "seatbelt.spend.v1.>"]
-        }
-    };
-    (publish, hear)
+    publish.extend(texts(&[
+        "_INBOX_provisioning.*",
+        "$KV.SEATBELT_META.*",
+        "$KV.SEATBELT_SECRETS.*",
+    ]));
+    publish.extend(texts(&[
+        "seatbelt.journal.v1.0*",
+        "$SYS.REQ.SERVER.PING.JSZ",
+    ]));
+    publish.extend(texts(&[
+        "$JS.API.STREAM.PURGE.KV_SEATBELT_SNAPSHOTS",
+        "$JS.API.STREAM.PURGE.KV_SEATBELT_META",
+    ]));
+    publish.extend(texts(&[
+        "$JS.API.STREAM.DELETE.SEATBELT_FEED",
+        "$JS.API.CONSUMER.CREATE.SEATBELT_FEED.billing",
+    ]));
+    publish.extend(streams().iter().flat_map(|stream| read(stream)));
+    publish.extend(streams().iter().map(|stream| make(stream)));
+    publish.extend(follow(JOURNAL));
+    for stream in [
+        JOURNAL,
+        "KV_SEATBELT_META",
+        "KV_SEATBELT_SECRETS",
+        "SEATBELT_USAGE",
+    ] {
+        publish.push(format!("$JS.API.STREAM.UPDATE.{stream}"));
+    }
+    for bucket in ["META", "SECRETS"] {
+        publish.push(format!("$JS.API.STREAM.DELETE.KV_SEATBELT_{bucket}"));
+    }
+    (publish, vec!["_INBOX_provisioning.>"])
+}
+
+fn own_of_gateways() -> (Vec<String>, Vec<&'static str>) {
+    let mut publish: Vec<String> = Vec::new();
+    publish.extend(texts(&[
+        "_INBOX_gateway.*",
+        "_INBOX_projector.*",
+        "$SYS.REQ.SERVER.PING.JSZ",
+    ]));
+    publish.extend(texts(&[
+        "seatbelt.journal.v1.0*",
+        "seatbelt.ledger.v1.*",
+        "$KV.SEATBELT_LEASES.*",
+    ]));
+    publish.extend(texts(&["$KV.SEATBELT_META.journal.*"]));
+    // one of which the server keeps nothing is made again
+    publish.extend(texts(&["$JS.API.STREAM.DELETE.KV_SEATBELT_LEASES"]));
+    for stream in [JOURNAL, "KV_SEATBELT_LEASES", "KV_SEATBELT_NEURONS"] {
+        publish.extend(read(stream).into_iter().chain(follow(stream)));
+    }
+    for bucket in ["META", "SECRETS", "SNAPSHOTS"] {
+        publish.extend(read(&format!("KV_SEATBELT_{bucket}")));
+    }
+    for bucket in ["LEASES", "NEURONS", "SNAPSHOTS"] {
+        publish.push(make(&format!("KV_SEATBELT_{bucket}")));
+    }
+    publish.extend(read("SEATBELT_FEED"));
+    publish.extend(follow("SEATBELT_USAGE"));
+    publish.push("$JS.API.STREAM.INFO.SEATBELT_USAGE".to_owned());
+    publish.push(make("SEATBELT_USAGE"));
+    (publish, vec!["_INBOX_gateway.>", "seatbelt.ledger.v1.*.*"])
+}
+
+fn own_of_projectors() -> (Vec<String>, Vec<&'static str>) {
+    let mut publish: Vec<String> = Vec::new();
+    publish.extend(texts(&[
+        "_INBOX_projector.*",
+        "$SYS.REQ.SERVER.PING.JSZ",
+        "seatbelt.spend.v1.*",
+    ]));
+    publish.extend(texts(&[
+        "$KV.SEATBELT_SNAPSHOTS.*",
+        "seatbelt.ledger.v1.*.settle",
+        "seatbelt.ledger.v1.*.read",
+    ]));
+    publish.extend(texts(&[
+        "$JS.API.CONSUMER.CREATE.SEATBELT_FEED.billing",
+        "$JS.API.STREAM.INFO.SEATBELT_USAGE",
+    ]));
+    for stream in [JOURNAL, "SEATBELT_FEED"] {
+        publish.extend(read(stream).into_iter().chain(follow(stream)));
+    }
+    publish.extend(follow("SEATBELT_USAGE"));
+    for bucket in ["META", "SNAPSHOTS"] {
+        publish.extend(read(&format!("KV_SEATBELT_{bucket}")));
+    }
+    publish.extend([make("SEATBELT_FEED"), make("KV_SEATBELT_SNAPSHOTS")]);
+    (publish, vec!["_INBOX_projector.>"])
+}
+
+fn own_of_neurons() -> (Vec<String>, Vec<&'static str>) {
+    let mut publish: Vec<String> = Vec::new();
+    publish.extend(texts(&[
+        "_INBOX_neuron.*",
+        "$SYS.REQ.SERVER.PING.JSZ",
+        "seatbelt.usage.v1.*",
+    ]));
+    for key in ["a", "ledger", "neuron_secret"] {
+        publish.push(format!("$KV.SEATBELT_NEURONS.{key}"));
+    }
+    for bucket in ["META", "SECRETS"] {
+        publish.extend(read(&format!("KV_SEATBELT_{bucket}")));
+    }
+    for stream in ["SEATBELT_USAGE", "KV_SEATBELT_NEURONS"] {
+        publish.push(format!("$JS.API.STREAM.INFO.{stream}"));
+    }
+    (publish, vec!["_INBOX_neuron.>"])
+}
+
+fn own_of_auditors() -> (Vec<String>, Vec<&'static str>) {
+    let mut publish: Vec<String> = Vec::new();
+    publish.extend(texts(&["_INBOX.*"]));
+    publish.extend(texts(&["$JS.API.STREAM.INFO.*"]));
+    let buckets = ["KV_SEATBELT_META", "KV_SEATBELT_SNAPSHOTS"];
+    for stream in [JOURNAL, "SEATBELT_FEED"].into_iter().chain(buckets) {
+        publish.extend(read(stream));
+    }
+    (publish, vec!["_INBOX.>", "_INBOX.*.*.>"])
+}
+
+fn own_of_billing() -> (Vec<String>, Vec<&'static str>) {
+    let mut publish: Vec<String> = Vec::new();
+    publish.extend(texts(&["_INBOX.*"]));
+    publish.extend(read("SEATBELT_FEED"));
+    for verb in ["INFO", "MSG.NEXT"] {
+        publish.push(format!("$JS.API.CONSUMER.{verb}.SEATBELT_FEED.billing"));
+    }
+    (
+        publish,
+        vec!["_INBOX.>", "_INBOX.*.*.>", "seatbelt.spend.v1.>"],
+    )
+}
+
+const JOURNAL: &str = "SEATBELT_JOURNAL_*";
+
+fn texts(of: &[&str]) -> Vec<String> {
+    of.iter().map(|one| (*one).to_owned()).collect()
+}
+
+fn read(stream: &str) -> [String; 2] {
+    ["INFO", "MSG.GET"].map(|verb| format!("$JS.API.STREAM.{verb}.{stream}"))
+}
+
+fn follow(stream: &str) -> [String; 2] {
+    [
+        format!("$JS.API.CONSUMER.CREATE.{stream}"),
+        format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.*"),
+    ]
+}
+
+fn make(stream: &str) -> String {
+    format!("$JS.API.STREAM.CREATE.{stream}")
 }
 
 fn matches(pattern: &str, text: &str) -> bool {

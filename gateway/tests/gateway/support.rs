@@ -216,18 +216,11 @@ async fn answer(
         return "live".into_response();
     }
     upstream.paths.lock().unwrap().push(uri.path().to_owned());
-    if uri.path() == "/recipe" {
-        let is_known = body["name"] == Recipe::name_of(&upstream.recipe);
-        return match is_signed("/recipe", &headers, &bytes) && is_known {
-            true => upstream.recipe.clone().into_response(),
+    if matches!(uri.path(), "/recipe" | "/tokenize") {
+        return match is_signed(uri.path(), &headers, &bytes) {
+            true => counting(&upstream, &body),
             false => StatusCode::UNAUTHORIZED.into_response(),
         };
-    }
-    if uri.path() == "/tokenize" {
-        if !is_signed("/tokenize", &headers, &bytes) {
-            return StatusCode::UNAUTHORIZED.into_response();
-        }
-        return axum::Json(json!({"input_tokens": upstream.counts.load(SeqCst)})).into_response();
     }
     upstream.hits.fetch_add(1, SeqCst);
     let path = uri.path().to_owned();
@@ -238,6 +231,20 @@ async fn answer(
         bytes,
     });
     let script = upstream.script.lock().unwrap().clone();
+    follow(upstream, script)
+}
+
+/// What a neuron says of how it counts: its recipe, where that is asked for by name, or a count.
+fn counting(upstream: &Upstream, asked: &Value) -> Response {
+    let name = Recipe::name_of(&upstream.recipe);
+    match asked.get("name") {
+        None => axum::Json(json!({"input_tokens": upstream.counts.load(SeqCst)})).into_response(),
+        Some(known) if *known == name => upstream.recipe.clone().into_response(),
+        Some(_) => StatusCode::UNAUTHORIZED.into_response(),
+    }
+}
+
+fn follow(upstream: Arc<Upstream>, script: Script) -> Response {
     match script {
         Script::Whole(status, kind, body) => {
             let status = StatusCode::from_u16(status).unwrap();

@@ -403,6 +403,7 @@ impl Story {
 
 /// Every scope, meter and window.
 fn caps() -> Vec<CapSpec> {
+    use {Meter::*, Scope::Account, Window::Balance};
     let key = |key: &str| Scope::Key(KeyId::new(key).unwrap());
     let calendar = |period| Window::Calendar { period };
     let minute = Window::Rolling { seconds: 60 };
@@ -410,91 +411,32 @@ fn caps() -> Vec<CapSpec> {
     let team = Scope::Team(TeamId::new("team").unwrap());
     let label = Scope::Run(RunId::new("label").unwrap());
     let eve = Scope::EndUser(EndUserId::new("eve").unwrap());
-    [
-        (
-            "balance",
-            Scope::Account,
-            Meter::Tokens,
-            Window::Balance,
-            2_000,
-            true,
-        ),
-        (
-            "money",
-            Scope::Account,
-            Meter::Cost,
-            Window::Balance,
-            9_000_000,
-            true,
-        ),
-        (
-            "hour",
-            team,
-            Meter::InputTokens,
-            calendar(Period::Hour),
-            5_000,
-            true,
-        ),
-        (
-            "day",
-            small,
-            Meter::OutputTokens,
-            calendar(Period::Day),
-            4_000,
-            true,
-        ),
-        (
-            "week",
-            label,
-            Meter::Tokens,
-            calendar(Period::Week),
-            3_000,
-            true,
-        ),
-        (
-            "month",
-            eve,
-            Meter::Cost,
-            calendar(Period::Month),
-            8_000_000,
-            true,
-        ),
-        ("minute", key("k1"), Meter::Requests, minute, 50, true),
-        ("rolling", key("k2"), Meter::Tokens, minute, 700, true),
-        (
-            "at-once",
-            key("k2"),
-            Meter::Concurrency,
-            Window::Balance,
-            3,
-            true,
-        ),
-        (
-            "little",
-            key("k3"),
-            Meter::Tokens,
-            Window::Balance,
-            120,
-            true,
-        ),
-        (
-            "soft",
-            Scope::Account,
-            Meter::OutputTokens,
-            Window::Balance,
-            100,
-            false,
-        ),
+    vec![
+        hard("balance", Account, Tokens, Balance, 2_000),
+        hard("money", Account, Cost, Balance, 9_000_000),
+        hard("hour", team, InputTokens, calendar(Period::Hour), 5_000),
+        hard("day", small, OutputTokens, calendar(Period::Day), 4_000),
+        hard("week", label, Tokens, calendar(Period::Week), 3_000),
+        hard("month", eve, Cost, calendar(Period::Month), 8_000_000),
+        hard("minute", key("k1"), Requests, minute, 50),
+        hard("rolling", key("k2"), Tokens, minute, 700),
+        hard("at-once", key("k2"), Concurrency, Balance, 3),
+        hard("little", key("k3"), Tokens, Balance, 120),
+        CapSpec {
+            hard: false,
+            ..hard("soft", Account, OutputTokens, Balance, 100)
+        },
     ]
-    .into_iter()
-    .map(|(cap, scope, meter, window, limit, hard)| CapSpec {
+}
+
+fn hard(cap: &str, scope: Scope, meter: Meter, window: Window, limit: u64) -> CapSpec {
+    CapSpec {
         cap: CapId::new(cap).unwrap(),
         scope,
         meter,
         window,
         limit,
-        hard,
+        hard: true,
         thresholds: vec![50, 90],
-    })
-    .collect()
+    }
 }

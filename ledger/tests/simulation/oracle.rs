@@ -8,7 +8,7 @@ use seatbelt_schemas::{
     budget::Budget,
     cap::{CapEvidence, CapSpec},
     commit::{ChainHash, Commit},
-    event::{Event, EventBody, Refused, Reserved},
+    event::{Event, EventBody, Refused, Reserved, Settled},
     ids::{AccountId, CapId, CommandId, ReservationId, RunId},
     meter::{Amounts, Meter},
     scope::{Scope, Scopes},
@@ -149,25 +149,7 @@ impl Books {
                 self.fits(event, &open, &old, data.reservation)?;
                 self.open.insert(data.reservation, open);
             }
-            EventBody::Settled(data) if data.late => {
-                self.forgiven(event, data.reservation);
-                let charge = self
-                    .charges
-                    .get_mut(&data.reservation)
-                    .ok_or("late but never expired")?;
-                if self.ends.insert(data.reservation, "late") != Some("expired") {
-                    return Err(format!("{} is settled late twice", data.reservation));
-                }
-                let old = std::mem::replace(&mut charge.amounts, data.charge);
-                let opening = charge.taken.opening;
-                if let Some(opening) = opening.filter(|opening| self.open.contains_key(opening)) {
-                    for meter in Budget::METERS {
-                        let amount = |of: &Amounts| of.spent_in(meter).unwrap_or(0);
-                        *self.given_back.entry((opening, meter)).or_default() +=
-                            amount(&old).saturating_sub(amount(&data.charge));
-                    }
-                }
-            }
+            EventBody::Settled(data) if data.late => self.settle_late(event, data)?,
             EventBody::Settled(data) => {
                 self.end(event, data.reservation, "settled", data.charge)?;
             }
@@ -178,6 +160,28 @@ impl Books {
                 self.end(event, data.reservation, "expired", data.charge)?;
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// The truth, after an end that did not know it.
+    fn settle_late(&mut self, event: &Event, data: &Settled) -> Result<(), String> {
+        self.forgiven(event, data.reservation);
+        let charge = self
+            .charges
+            .get_mut(&data.reservation)
+            .ok_or("late but never expired")?;
+        if self.ends.insert(data.reservation, "late") != Some("expired") {
+            return Err(format!("{} is settled late twice", data.reservation));
+        }
+        let old = std::mem::replace(&mut charge.amounts, data.charge);
+        let opening = charge.taken.opening;
+        if let Some(opening) = opening.filter(|opening| self.open.contains_key(opening)) {
+            for meter in Budget::METERS {
+                let amount = |of: &Amounts| of.spent_in(meter).unwrap_or(0);
+                *self.given_back.entry((opening, meter)).or_default() +=
+                    amount(&old).saturating_sub(amount(&data.charge));
+            }
         }
         Ok(())
     }

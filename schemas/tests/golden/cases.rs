@@ -289,6 +289,16 @@ fn cap_set() -> CapSpec {
 
 /// The least that each kind carries, in the order of the contract.
 fn basic() -> Vec<EventBody> {
+    [
+        basic_ledger_and_keys(),
+        basic_caps_and_prices(),
+        basic_reserves(),
+        basic_ends(),
+    ]
+    .concat()
+}
+
+fn basic_ledger_and_keys() -> Vec<EventBody> {
     vec![
         Genesis {
             ledger: LedgerId::new("ledger-1").unwrap(),
@@ -316,6 +326,11 @@ fn basic() -> Vec<EventBody> {
             reason: None,
         }
         .into(),
+    ]
+}
+
+fn basic_caps_and_prices() -> Vec<EventBody> {
+    vec![
         cap_set().into(),
         CapRemoved {
             cap: cap("account/tokens/balance"),
@@ -338,6 +353,11 @@ fn basic() -> Vec<EventBody> {
             ..Price::of(model(), Rates::flat(150_000, 600_000))
         }
         .into(),
+    ]
+}
+
+fn basic_reserves() -> Vec<EventBody> {
+    vec![
         Reserved {
             reservation: reservation(1),
             scopes: key_alone().into(),
@@ -358,6 +378,11 @@ fn basic() -> Vec<EventBody> {
         }
         .into(),
         refused().into(),
+    ]
+}
+
+fn basic_ends() -> Vec<EventBody> {
+    vec![
         settled().into(),
         Released {
             reservation: reservation(1),
@@ -391,14 +416,16 @@ fn basic() -> Vec<EventBody> {
 
 /// Every field of each kind, with values as wide as they can be.
 fn full() -> Vec<EventBody> {
-    let rates = |base: u64| Rates {
-        input: base,
-        cached_input: base + 1,
-        cache_write: base + 2,
-        output: base + 3,
-        reasoning: base + 4,
-        cache_write_long: None,
-    };
+    [
+        full_ledger_and_keys(),
+        full_caps_and_prices(),
+        full_reserves(),
+        full_ends(),
+    ]
+    .concat()
+}
+
+fn full_ledger_and_keys() -> Vec<EventBody> {
     vec![
         Genesis {
             ledger: LedgerId::new("01JD3W0000000000000000000L").unwrap(),
@@ -426,6 +453,19 @@ fn full() -> Vec<EventBody> {
             reason: Some("leaked".to_owned()),
         }
         .into(),
+    ]
+}
+
+fn full_caps_and_prices() -> Vec<EventBody> {
+    let rates = |base: u64| Rates {
+        input: base,
+        cached_input: base + 1,
+        cache_write: base + 2,
+        output: base + 3,
+        reasoning: base + 4,
+        cache_write_long: None,
+    };
+    vec![
         CapSpec {
             scope: Scope::EndUser(EndUserId::new("Zoë").unwrap()),
             meter: Meter::Concurrency,
@@ -461,6 +501,11 @@ fn full() -> Vec<EventBody> {
             ..Price::of(model(), rates(1_000_000_000))
         }
         .into(),
+    ]
+}
+
+fn full_reserves() -> Vec<EventBody> {
+    vec![
         Reserved {
             reservation: reservation(2),
             scopes: all_scopes().into(),
@@ -492,6 +537,11 @@ fn full() -> Vec<EventBody> {
             ..refused()
         }
         .into(),
+    ]
+}
+
+fn full_ends() -> Vec<EventBody> {
+    vec![
         Settled {
             scopes: all_scopes().into(),
             report: report_in_full(),

@@ -108,6 +108,19 @@ impl Check<'_> {
             }
             "minimum" | "maximum" | "minLength" | "maxLength" | "minItems" | "maxItems"
             | "pattern" => wrong(keyword),
+            _ => self.keyword_of_parts(schema, keyword, rule, value),
+        }
+    }
+
+    /// Keywords that are schemas of their own, or of what is inside.
+    fn keyword_of_parts(
+        &self,
+        schema: &Map<String, Value>,
+        keyword: &str,
+        rule: &Value,
+        value: &Value,
+    ) -> Result<(), String> {
+        match keyword {
             "required" => {
                 let names = rule
                     .as_array()
