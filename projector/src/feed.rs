@@ -49,6 +49,9 @@ use crate::{
 pub const FEED_MARK_EVERY: Duration = Duration::from_secs(1);
 /// Most commits whose messages are appended together.
 pub const FEED_COMMITS_MAX: usize = 64;
+/// How long after an append the next one is begun at the earliest, unless so many commits wait already: each
+/// costs the server and this process the same, however little is in it.
+pub const FEED_APPEND_EVERY: Duration = Duration::from_millis(20);
 /// How often a journal that ends before the feed is looked at again: one that another server takes over
 /// may be late.
 const CLAIM_LOOKS: u32 = 5;
@@ -118,6 +121,8 @@ pub(crate) struct Feed<J> {
     marked_at: Instant,
     mark_due: bool,
     checked_at: Instant,
+    /// When commits are taken up again.
+    next_at: Instant,
     patience: Patience,
     health: Health,
 }
@@ -142,6 +147,7 @@ impl<J: Journal> Feed<J> {
             marked_at: Instant::now(),
             mark_due: false,
             checked_at: Instant::now(),
+            next_at: Instant::now(),
             patience: Patience::default(),
             health: Health::default(),
         }
@@ -231,8 +237,14 @@ impl<J: Journal> Feed<J> {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep_until(mark_at), if self.mark_due => self.mark().await?,
                 () = tokio::time::sleep_until(self.checked_at + FEED_CHECK_EVERY) => self.check().await?,
-                chunk = commits.next() => match chunk {
-                    Some(chunk) => self.take(chunk).await?,
+                chunk = after(self.next_at, commits.next()) => match chunk {
+                    Some(chunk) => {
+                        let is_full = chunk.len() == FEED_COMMITS_MAX;
+                        self.take(chunk).await?;
+                        if !is_full {
+                            self.next_at = Instant::now() + FEED_APPEND_EVERY;
+                        }
+                    }
                     None => {
                         pause(stop).await;
                         return Ok(());
@@ -384,6 +396,15 @@ impl<J: Journal> Feed<J> {
             Err(WriteError::Unreachable(error)) => Err(error.into()),
         }
     }
+}
+
+/// What comes next, but not before a time.
+async fn after<T>(at: Instant, next: impl Future<Output = T>) -> T {
+    // a timer is a millisecond late even where nothing is to be waited for
+    if Instant::now() < at {
+        tokio::time::sleep_until(at).await;
+    }
+    next.await
 }
 
 async fn end<J: Journal>(journal: &J, partition: Partition) -> Result<Sequence, NotFed> {
