@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use seatbelt_tests::{Key, Stack};
+use seatbelt_tests::{Key, Running, Stack};
 
 use crate::{
     load::{Load, Seen, Target},
-    millis, resident_mib, upstream,
+    millis, processor_time, resident_mib, upstream,
 };
 
 const CONNECTIONS: [usize; 2] = [1, 16];
@@ -34,22 +34,33 @@ pub(crate) async fn measure() {
     ];
     println!("\ngateway, durable (fsync before every answer of the ledger)");
     println!(
-        "{:<18} {:>5} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7} {:>9}",
-        "path", "conns", "p50 ms", "p99 ms", "req/s", "+p50 ms", "p50 x", "req/s x", "rss MiB"
+        "{:<18} {:>5} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7} {:>9} {:>8} {:>8}",
+        "path",
+        "conns",
+        "p50 ms",
+        "p99 ms",
+        "req/s",
+        "+p50 ms",
+        "p50 x",
+        "req/s x",
+        "rss MiB",
+        "cpu us",
+        "nats us"
     );
     for connections in CONNECTIONS {
         let load = Load::new(connections);
         let mut seen: Vec<Seen> = targets.iter().map(|_| Seen::none()).collect();
-        let mut resident = vec![0.0; targets.len()];
+        let mut cost = vec![Cost::default(); targets.len()];
         for _ in 0..ROUNDS {
             for (n, (_, target)) in targets.iter().enumerate() {
                 load.burst(target, WARM_UP).await;
+                let began = Cost::so_far(&stack);
                 seen[n].add(&load.burst(target, BURST).await);
-                resident[n] = resident_mib(stack.pid());
+                cost[n].add(&Cost::so_far(&stack), &began);
             }
         }
         for (n, (name, _)) in targets.iter().enumerate() {
-            row(name, connections, &seen[n], &seen[0], resident[n]);
+            row(name, connections, &seen[n], &seen[0], &cost[n]);
         }
     }
     println!(
@@ -59,20 +70,48 @@ pub(crate) async fn measure() {
     stack.stop().await;
 }
 
-fn row(name: &str, connections: usize, seen: &Seen, direct: &Seen, resident: f64) {
+/// What the processes used: the gateway with all that is in its process, and its nats-server.
+#[derive(Clone, Default)]
+struct Cost {
+    resident_mib: f64,
+    gateway: Duration,
+    server: Duration,
+}
+
+impl Cost {
+    fn so_far(stack: &Running) -> Self {
+        Self {
+            resident_mib: resident_mib(stack.pid()),
+            gateway: processor_time(stack.pid()),
+            server: processor_time(stack.server_pid()),
+        }
+    }
+
+    fn add(&mut self, now: &Self, began: &Self) {
+        self.resident_mib = now.resident_mib;
+        self.gateway += now.gateway - began.gateway;
+        self.server += now.server - began.server;
+    }
+}
+
+fn row(name: &str, connections: usize, seen: &Seen, direct: &Seen, cost: &Cost) {
     let p50 = millis(&seen.latencies, 0.5);
     let base = millis(&direct.latencies, 0.5);
+    let told = |what: f64| match name {
+        "direct" => "-".to_owned(),
+        _ => format!("{what:.0}"),
+    };
+    // what follows a request, the projector's part above all, is counted with the next ones
+    let each = |used: Duration| used.as_secs_f64() * 1e6 / seen.latencies.len() as f64;
     println!(
-        "{name:<18} {connections:>5} {p50:>9.3} {:>9.3} {:>9.0} {:>9.3} {:>9.2} {:>7.2} {:>9}",
+        "{name:<18} {connections:>5} {p50:>9.3} {:>9.3} {:>9.0} {:>9.3} {:>9.2} {:>7.2} {:>9} {:>8} {:>8}",
         millis(&seen.latencies, 0.99),
         seen.per_second(),
         p50 - base,
         p50 / base,
         seen.per_second() / direct.per_second(),
-        if name == "direct" {
-            "-".to_owned()
-        } else {
-            format!("{resident:.0}")
-        },
+        told(cost.resident_mib),
+        told(each(cost.gateway)),
+        told(each(cost.server)),
     );
 }
