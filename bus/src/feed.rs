@@ -329,9 +329,12 @@ impl FeedStream {
         before: Option<&str>,
         messages: &[FeedMessage<'_>],
     ) -> Result<u64, WriteError> {
-        let mut acks = Vec::with_capacity(messages.len());
+        // The last one lands where all before it did, so that its answer is theirs too. The first one's tells
+        // what keeps any from landing, such as a full disk, where that of the last would only say that it came too early.
+        let is_asked = |n: usize| n == 0 || n + 1 == messages.len();
+        let mut acks = Vec::with_capacity(2);
         let mut before = before.map(HeaderValue::from);
-        for (last, message) in (expected..).zip(messages) {
+        for (n, (last, message)) in (expected..).zip(messages).enumerate() {
             let mut headers = HeaderMap::new();
             for (name, value) in message.headers {
                 headers.insert(*name, value.as_str());
@@ -342,14 +345,20 @@ impl FeedStream {
                 headers.insert(NATS_EXPECTED_LAST_MESSAGE_ID, before);
             }
             let subject = message.subject.to_owned();
-            let jetstream = self.nats.jetstream();
-            let sent = jetstream.publish_with_headers(subject, headers, message.payload.clone());
-            let sent = sent.await.map_err(|error| self.error("append to", error))?;
-            acks.push(self.landed(last + 1, sent));
+            let payload = message.payload.clone();
+            if is_asked(n) {
+                let jetstream = self.nats.jetstream();
+                let sent = jetstream.publish_with_headers(subject, headers, payload);
+                let sent = sent.await.map_err(|error| self.error("append to", error))?;
+                acks.push(self.landed(last + 1, sent));
+            } else {
+                let client = self.nats.client();
+                let sent = client.publish_with_headers(subject, headers, payload);
+                sent.await.map_err(|error| self.error("append to", error))?;
+            }
         }
-        let count = acks.len() as u64;
         try_join_all(acks).await?;
-        Ok(expected + count)
+        Ok(expected + messages.len() as u64)
     }
 
     async fn landed(&self, at: u64, sent: PublishAckFuture) -> Result<(), WriteError> {

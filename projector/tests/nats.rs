@@ -13,7 +13,7 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt};
-use seatbelt_bus::{FeedMessage, FeedStream, Nats, connect, snapshot_bucket};
+use seatbelt_bus::{FeedMessage, FeedStream, Nats, connect, kept::WriteError, snapshot_bucket};
 use seatbelt_ledger::{
     api::Snapshots,
     host::now_ms,
@@ -409,6 +409,35 @@ async fn overtake(nats: &Nats, up_to: u64) {
         let _ = feed.append(end, &[message]).await;
         end = feed.end().await.unwrap();
     }
+}
+
+/// Of an append most messages have no answer of their own: the last one's stands for all.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_message_of_an_append_cannot_land_none_after_it_does() {
+    let server = Server::start().await;
+    let nats = server.connect("test").await;
+    let feed = FeedStream::open(&nats, &Names::default(), 1).await.unwrap();
+    let headers = |n: u32| [("Nats-Msg-Id", format!("real/00/{n}"))];
+    let add = async |expected, ids: &[u32]| {
+        let headers: Vec<_> = ids.iter().map(|id| headers(*id)).collect();
+        let messages = headers.iter().map(|headers| FeedMessage {
+            subject: "seatbelt.spend.v1.a.reserved",
+            headers,
+            payload: bytes::Bytes::from_static(b"event"),
+        });
+        feed.append(expected, &messages.collect::<Vec<_>>()).await
+    };
+    assert_eq!(add(0, &[1, 2, 3, 4]).await.unwrap(), 4);
+    // the server knows the second's id, and keeps no message twice
+    assert!(matches!(
+        add(4, &[5, 2, 6, 7]).await,
+        Err(WriteError::Moved)
+    ));
+    assert_eq!(feed.end().await.unwrap(), 5);
+    // somebody else was quicker
+    assert!(matches!(add(4, &[6, 7, 8]).await, Err(WriteError::Moved)));
+    assert_eq!(feed.end().await.unwrap(), 5);
+    assert_eq!(add(5, &[6, 7, 8]).await.unwrap(), 8);
 }
 
 /// The feed is not synced: a server that dies may come back without its end, and others append first.
