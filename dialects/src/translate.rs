@@ -12,6 +12,7 @@ use crate::{
     fields::{FieldError, Fields},
 };
 
+mod calls;
 mod chat_messages;
 pub(crate) mod errors;
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub(crate) mod pieces;
 #[cfg(test)]
 mod pieces_of_streams;
 pub(crate) mod refuse;
+mod said;
 
 pub use chat_messages::ChatStream;
 pub(crate) use chat_messages::from_messages;

@@ -11,7 +11,6 @@ use crate::fields::Fields;
 mod answer;
 mod blocks;
 mod request;
-mod said;
 mod stream;
 mod tools;
 

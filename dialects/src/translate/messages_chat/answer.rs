@@ -8,10 +8,7 @@ use serde_json::{
     value::{RawValue, to_raw_value},
 };
 
-use super::{
-    SIGNATURE,
-    said::{CallPiece, Ending, first_choice, said},
-};
+use super::SIGNATURE;
 use crate::{
     api::Api,
     raw::Pairs,
@@ -19,6 +16,7 @@ use crate::{
     translate::{
         Shown,
         pieces::{Piece, object},
+        said::{CallPiece, Ending, first_choice, said},
     },
 };
 

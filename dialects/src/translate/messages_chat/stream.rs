@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use super::{
     SIGNATURE,
     answer::{call_id, usage_shown},
-    said::{CallPiece, Ending, first_choice, said},
 };
 use crate::{
     odd::Unread,
@@ -19,12 +18,12 @@ use crate::{
     sse::{SseEvent, write_event},
     translate::{
         Shown,
-        pieces::{Joint, Piece, object},
+        calls::Calls,
+        pieces::{Joint, object},
+        said::{CallPiece, Ending, first_choice, said},
     },
 };
 
-/// Most calls of one answer.
-const CALLS_MAX: usize = 256;
 /// Most bytes that wait for the end of a call.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
@@ -35,62 +34,6 @@ enum Kind {
     Text,
     /// Of the call in this place.
     Call(usize),
-}
-
-/// A call of a tool, as far as it came.
-#[derive(Debug, Default)]
-struct Call {
-    index: Option<u64>,
-    id: String,
-    name: String,
-    joint: Joint,
-    arguments: Braces,
-}
-
-impl Call {
-    /// Whether a piece begins another call. One without a name goes on with this, whatever id it has.
-    fn is_followed_by(&self, piece: &CallPiece) -> bool {
-        let Some(name) = piece.name.as_ref().filter(|_| !self.name.is_empty()) else {
-            return false;
-        };
-        let other_id = piece.id.is_some() && !self.id.is_empty();
-        let more = piece.arguments.is_some() && self.arguments.are_closed();
-        other_id || *name != self.name || more
-    }
-}
-
-/// How far an object of JSON has come.
-#[derive(Debug, Default)]
-struct Braces {
-    depth: u64,
-    begun: bool,
-    in_text: bool,
-    escaped: bool,
-}
-
-impl Braces {
-    fn note(&mut self, text: &str) {
-        for byte in text.bytes() {
-            if self.in_text {
-                self.in_text = self.escaped || byte != b'"';
-                self.escaped = !self.escaped && byte == b'\\';
-                continue;
-            }
-            match byte {
-                b'"' => self.in_text = true,
-                b'{' | b'[' => {
-                    self.begun = true;
-                    self.depth += 1;
-                }
-                b'}' | b']' => self.depth = self.depth.saturating_sub(1),
-                _ => {}
-            }
-        }
-    }
-
-    fn are_closed(&self) -> bool {
-        self.begun && self.depth == 0
-    }
 }
 
 /// What waits for the end of a call that is passed on.
@@ -111,7 +54,7 @@ pub struct MessagesStream {
     blocks: u64,
     thought: Joint,
     text: Joint,
-    calls: Vec<Call>,
+    calls: Calls,
     waiting: Vec<Deferred>,
     waiting_bytes: usize,
     refused: bool,
@@ -127,7 +70,7 @@ impl MessagesStream {
             blocks: 0,
             thought: Joint::default(),
             text: Joint::default(),
-            calls: Vec::new(),
+            calls: Calls::default(),
             waiting: Vec::new(),
             waiting_bytes: 0,
             refused: false,
@@ -169,41 +112,8 @@ impl MessagesStream {
     }
 
     fn call(&mut self, piece: CallPiece, out: &mut BytesMut) -> Result<(), Unread> {
-        let at = self.place(&piece)?;
-        let call = &mut self.calls[at];
-        if call.id.is_empty() {
-            call.id = piece.id.unwrap_or_default();
-        }
-        if call.name.is_empty() {
-            call.name = piece.name.unwrap_or_default();
-        }
-        let arguments = piece.arguments.unwrap_or_else(|| Piece::of(""));
-        let text = call.joint.join(&arguments);
-        call.arguments.note(&text);
+        let (at, text) = self.calls.add(piece)?;
         self.put(Kind::Call(at), &text, out)
-    }
-
-    /// Where a call stands: where its id does, else where its index does, else the last. Some servers give
-    /// neither, or every call the same index: then a piece with a name of its own begins another call.
-    fn place(&mut self, piece: &CallPiece) -> Result<usize, Unread> {
-        let same_id = |call: &Call| piece.id.as_ref().is_some_and(|id| call.id == *id);
-        let same_index = |call: &Call| piece.index.is_none() || call.index == piece.index;
-        let by_id = self.calls.iter().rposition(same_id);
-        let by_index = || {
-            let at = self.calls.iter().rposition(same_index)?;
-            (!self.calls[at].is_followed_by(piece)).then_some(at)
-        };
-        if let Some(at) = by_id.or_else(by_index) {
-            return Ok(at);
-        }
-        if self.calls.len() == CALLS_MAX {
-            return Err(Unread);
-        }
-        self.calls.push(Call {
-            index: piece.index,
-            ..Call::default()
-        });
-        Ok(self.calls.len() - 1)
     }
 
     /// Passes a piece on, or has it wait: behind an open call, or for the name of its own.
@@ -212,7 +122,7 @@ impl MessagesStream {
             return Ok(());
         }
         let behind = matches!(self.open, Some(Kind::Call(_))) && self.open != Some(kind);
-        let nameless = matches!(kind, Kind::Call(at) if self.calls[at].name.is_empty());
+        let nameless = matches!(kind, Kind::Call(at) if self.calls.get(at).name.is_empty());
         if behind || nameless {
             return self.wait(kind, text);
         }
@@ -272,7 +182,7 @@ impl MessagesStream {
             Kind::Thinking => json!({"type": "thinking", "thinking": "", "signature": ""}),
             Kind::Text => json!({"type": "text", "text": ""}),
             Kind::Call(at) => {
-                let call = &self.calls[at];
+                let call = self.calls.get(at);
                 let id = match call.id.is_empty() {
                     true => call_id(&self.shown, at),
                     false => call.id.clone(),
@@ -314,7 +224,7 @@ impl MessagesStream {
         let rest = match kind {
             Kind::Thinking => self.thought.rest(),
             Kind::Text => self.text.rest(),
-            Kind::Call(at) => self.calls[at].joint.rest(),
+            Kind::Call(at) => self.calls.rest(at),
         };
         self.delta(kind, rest, out);
         if kind == Kind::Thinking {
@@ -330,7 +240,7 @@ impl MessagesStream {
         let usage = usage.unwrap_or_default(); // the dialect has no word for what is not known
         self.begin(out);
         self.close(out);
-        if self.calls.iter().any(|call| call.name.is_empty()) {
+        if self.calls.any_nameless() {
             return emit(out, &nameless());
         }
         for waiting in std::mem::take(&mut self.waiting) {

@@ -10,31 +10,31 @@ use crate::{
 
 /// What a message says, or what is added to one.
 #[derive(Debug, Default)]
-pub(super) struct Said {
-    pub(super) thought: Option<Piece>,
-    pub(super) text: Option<Piece>,
-    pub(super) refusal: Option<Piece>,
-    pub(super) calls: Vec<CallPiece>,
+pub(crate) struct Said {
+    pub(crate) thought: Option<Piece>,
+    pub(crate) text: Option<Piece>,
+    pub(crate) refusal: Option<Piece>,
+    pub(crate) calls: Vec<CallPiece>,
     /// Something beside it cannot be read: what it says stands all the same, and nothing after it.
-    pub(super) is_odd: bool,
+    pub(crate) is_odd: bool,
 }
 
 /// A call of a tool, or what is added to one.
 #[derive(Debug)]
-pub(super) struct CallPiece {
-    pub(super) index: Option<u64>,
-    pub(super) id: Option<String>,
-    pub(super) name: Option<String>,
-    pub(super) arguments: Option<Piece>,
+pub(crate) struct CallPiece {
+    pub(crate) index: Option<u64>,
+    pub(crate) id: Option<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) arguments: Option<Piece>,
 }
 
 /// The first choice of an answer or a chunk: no other is ever asked for.
-pub(super) fn first_choice<'a>(body: &Pairs<'a>) -> Result<Option<Pairs<'a>>, Unread> {
+pub(crate) fn first_choice<'a>(body: &Pairs<'a>) -> Result<Option<Pairs<'a>>, Unread> {
     Ok(each(body, "choices")?.into_iter().next())
 }
 
 /// What the message or the delta of a choice says.
-pub(super) fn said(choice: &Pairs<'_>, field: &str) -> Result<Said, Unread> {
+pub(crate) fn said(choice: &Pairs<'_>, field: &str) -> Result<Said, Unread> {
     let message = within(choice, field)?;
     let mut said = Said {
         thought: thought(&message),
@@ -110,14 +110,14 @@ fn call_piece(call: &Pairs<'_>, function: &Pairs<'_>) -> Result<CallPiece, Unrea
 
 /// Why the output ended, and by which stop sequence, where the upstream names it.
 #[derive(Debug, Default)]
-pub(super) struct Ending {
+pub(crate) struct Ending {
     finish: Option<String>,
     stop: Option<String>,
 }
 
 impl Ending {
     /// Takes note of how a choice ended. A reason that is no word is a reason all the same.
-    pub(super) fn note(&mut self, choice: &Pairs<'_>) {
+    pub(crate) fn note(&mut self, choice: &Pairs<'_>) {
         if choice.last("finish_reason").is_some() {
             let finish = word(choice, "finish_reason");
             self.finish = Some(finish.unwrap_or_else(|| "unknown".to_owned()));
@@ -128,7 +128,7 @@ impl Ending {
 
     /// The dialect's `stop_reason` and `stop_sequence`. A call is to be carried out whatever an upstream
     /// says of the end, but where it was cut.
-    pub(super) fn shown(
+    pub(crate) fn shown(
         &self,
         stops: &[String],
         called: bool,
