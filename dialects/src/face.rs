@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use seatbelt_schemas::usage::Usage;
+use serde_json::Value;
 
 use crate::{
     api::Api,
@@ -11,7 +12,10 @@ use crate::{
     odd::Unread,
     sse::{SseEvent, write_event},
     told::Part,
-    translate::{ChatStream, MessagesStream, errors::translated, from_chat, from_messages},
+    translate::{
+        ChatStream, MessagesStream, ResponsesOverMessages, ResponsesStream, errors::translated,
+        from_chat, from_messages, response_from_chat,
+    },
 };
 
 /// How an upstream's answer is shown to the client.
@@ -28,6 +32,10 @@ pub enum Face {
     Messages(MessagesStream),
     /// As one of `/v1/chat/completions`.
     Chat(ChatStream),
+    /// As one of `/v1/responses`, made of a chat completion.
+    Responses(Box<ResponsesStream>),
+    /// As one of `/v1/responses`, made of a message.
+    ResponsesOverMessages(Box<ResponsesOverMessages>),
 }
 
 impl Face {
@@ -46,6 +54,8 @@ impl Face {
             Self::Same { .. } => Some(body),
             Self::Messages(stream) => from_chat(&body, stream.shown(), usage),
             Self::Chat(stream) => from_messages(&body, stream.shown(), usage),
+            Self::Responses(stream) => response_from_chat(&body, stream.shown(), usage),
+            Self::ResponsesOverMessages(stream) => stream.whole(&body, usage),
         }
     }
 
@@ -54,7 +64,9 @@ impl Face {
         match self {
             Self::Same { .. } => None,
             Self::Messages(_) => Some(Dialect::Anthropic),
-            Self::Chat(_) => Some(Dialect::OpenAi),
+            Self::Chat(_) | Self::Responses(_) | Self::ResponsesOverMessages(_) => {
+                Some(Dialect::OpenAi)
+            }
         }
     }
 
@@ -89,15 +101,15 @@ impl Face {
             }
             (Self::Same { dialect, .. }, Part::Error) => pass_error(*dialect, event, out),
             (Self::Same { hide_usage, .. }, Part::Content) => pass(&event.raw, *hide_usage, out),
-            (Self::Messages(_) | Self::Chat(_), Part::End) => {}
+            (_, Part::End) => {}
             (Self::Messages(_), Part::Error) => error_within(Dialect::Anthropic, event, out),
             (Self::Chat(_), Part::Error) => error_within(Dialect::OpenAi, event, out),
-            (Self::Messages(stream), Part::Content | Part::UsageOnly) => {
-                return stream.content(event, out);
-            }
-            (Self::Chat(stream), Part::Content | Part::UsageOnly) => {
-                return stream.content(event, out);
-            }
+            (Self::Responses(stream), Part::Error) => stream.error(event, out),
+            (Self::ResponsesOverMessages(stream), Part::Error) => stream.error(event, out),
+            (Self::Messages(stream), _) => return stream.content(event, out),
+            (Self::Chat(stream), _) => return stream.content(event, out),
+            (Self::Responses(stream), _) => return stream.content(event, out),
+            (Self::ResponsesOverMessages(stream), _) => return stream.content(event, out),
         }
         Ok(())
     }
@@ -105,18 +117,23 @@ impl Face {
     /// The normal end of a stream: what was held back, or what stands for it. `usage` is what it is known to
     /// have used, or is charged for.
     pub fn end(&mut self, usage: Option<Usage>, held: BytesMut) -> BytesMut {
+        let mut last = held;
         match self {
-            Self::Same { .. } => held,
-            Self::Messages(stream) => {
-                let mut last = held;
-                stream.end(usage, &mut last);
-                last
-            }
-            Self::Chat(stream) => {
-                let mut last = held;
-                stream.end(usage, &mut last);
-                last
-            }
+            Self::Same { .. } => {}
+            Self::Messages(stream) => stream.end(usage, &mut last),
+            Self::Chat(stream) => stream.end(usage, &mut last),
+            Self::Responses(stream) => stream.end(usage, &mut last),
+            Self::ResponsesOverMessages(stream) => stream.end(usage, &mut last),
+        }
+        last
+    }
+
+    /// An error in its envelope, as the last event of a stream says it.
+    pub fn failure(&mut self, envelope: Value) -> Value {
+        match self {
+            Self::Same { .. } | Self::Messages(_) | Self::Chat(_) => envelope,
+            Self::Responses(stream) => stream.failure(envelope),
+            Self::ResponsesOverMessages(stream) => stream.failure(envelope),
         }
     }
 }

@@ -22,12 +22,17 @@ pub(crate) mod pieces;
 #[cfg(test)]
 mod pieces_of_streams;
 pub(crate) mod refuse;
+mod responses_chat;
+mod responses_messages;
 mod said;
 
 pub use chat_messages::ChatStream;
 pub(crate) use chat_messages::from_messages;
 pub(crate) use messages_chat::from_chat;
 pub use messages_chat::{MessagesStream, without_our_thoughts};
+pub use responses_chat::ResponsesStream;
+pub(crate) use responses_chat::from_chat as response_from_chat;
+pub use responses_messages::ResponsesOverMessages;
 
 /// A pair of APIs with a way between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,13 +41,41 @@ pub enum Translation {
     MessagesToChat,
     /// A client of `/v1/chat/completions`, an upstream of `/v1/messages`.
     ChatToMessages,
+    /// A client of `/v1/responses`, an upstream of `/v1/chat/completions`.
+    ResponsesToChat,
+    /// A client of `/v1/responses`, an upstream of `/v1/messages`.
+    ResponsesToMessages,
 }
+
+/// What an answer says again of the request that it is for.
+#[derive(Debug, Clone, Default)]
+pub struct Echo {
+    /// As the client wrote them.
+    pub(crate) fields: Fields,
+    /// The names of the tools that are called with a plain text.
+    pub(crate) custom: Vec<String>,
+}
+
+/// Fields that a response says again.
+const ECHOED: [&str; 9] = [
+    "max_output_tokens",
+    "metadata",
+    "parallel_tool_calls",
+    "reasoning",
+    "temperature",
+    "text",
+    "tool_choice",
+    "top_p",
+    "user",
+];
 
 /// How a translated answer is shown.
 #[derive(Debug, Clone, Default)]
 pub struct Shown {
     /// The answer's id, in the manner of the client's dialect.
     pub(crate) id: String,
+    /// What is unique of it.
+    pub(crate) unique: String,
     /// The model's name as the client wrote it.
     pub(crate) model: String,
     pub(crate) created_s: u64,
@@ -52,6 +85,7 @@ pub struct Shown {
     pub(crate) stops: Vec<String>,
     /// The client wants the usage chunk of its stream.
     pub(crate) include_usage: bool,
+    pub(crate) echo: Echo,
 }
 
 /// What an answer is shown under.
@@ -73,6 +107,8 @@ pub fn between(client: Api, upstream: Api) -> Result<Option<Translation>, FieldE
         _ if client == upstream => Ok(None),
         (Api::Messages, Api::Chat) => Ok(Some(Translation::MessagesToChat)),
         (Api::Chat, Api::Messages) => Ok(Some(Translation::ChatToMessages)),
+        (Api::Responses, Api::Chat) => Ok(Some(Translation::ResponsesToChat)),
+        (Api::Responses, Api::Messages) => Ok(Some(Translation::ResponsesToMessages)),
         (client, _) => Err(FieldError::invalid(
             "model",
             format!(
@@ -84,11 +120,13 @@ pub fn between(client: Api, upstream: Api) -> Result<Option<Translation>, FieldE
 }
 
 impl Translation {
-    /// The body in the upstream's API, without the output maximum, and what it asks for.
-    pub fn request(self, body: &Fields) -> Result<(Fields, Ask), FieldError> {
-        let client = self.client().ask(body)?;
+    /// The body in the upstream's API, without the output maximum, what it asks for, and what its answer says
+    /// again of it.
+    pub fn request(self, body: &Fields) -> Result<(Fields, Ask, Echo), FieldError> {
+        let client = self.asked(body)?;
+        let echo = self.echo(body);
         let mut body = self.body(body)?;
-        if self == Self::ChatToMessages {
+        if self.upstream() == Api::Messages {
             body.insert("max_tokens".to_owned(), json!(1)); // it has to be there to be read
         }
         // what reaches the prompt is what is sent, and all else is what the client asked for
@@ -99,7 +137,29 @@ impl Translation {
             ..self.upstream().ask(&body)?
         };
         body.shift_remove("max_tokens"); // written again under the name that the model knows
-        Ok((body, ask))
+        Ok((body, ask, echo))
+    }
+
+    /// What the client asked for.
+    fn asked(self, body: &Fields) -> Result<Ask, FieldError> {
+        match self {
+            Self::MessagesToChat => Api::Messages.ask(body),
+            Self::ChatToMessages => Api::Chat.ask(body),
+            Self::ResponsesToChat | Self::ResponsesToMessages => responses_chat::asked(body),
+        }
+    }
+
+    fn echo(self, body: &Fields) -> Echo {
+        match self {
+            Self::MessagesToChat | Self::ChatToMessages => Echo::default(),
+            Self::ResponsesToChat | Self::ResponsesToMessages => {
+                let said = |name: &&str| Some(((*name).to_owned(), body.get(*name)?.clone()));
+                Echo {
+                    fields: ECHOED.iter().filter_map(said).collect(),
+                    custom: responses_chat::custom_names(body),
+                }
+            }
+        }
     }
 
     /// The body alone, as it is written in the upstream's API.
@@ -107,42 +167,44 @@ impl Translation {
         match self {
             Self::MessagesToChat => messages_chat::to_chat(body),
             Self::ChatToMessages => chat_messages::to_messages(body),
-        }
-    }
-
-    fn client(self) -> Api {
-        match self {
-            Self::MessagesToChat => Api::Messages,
-            Self::ChatToMessages => Api::Chat,
+            Self::ResponsesToChat => responses_chat::to_chat(body),
+            Self::ResponsesToMessages => responses_messages::request(body),
         }
     }
 
     fn upstream(self) -> Api {
         match self {
-            Self::MessagesToChat => Api::Chat,
-            Self::ChatToMessages => Api::Messages,
+            Self::MessagesToChat | Self::ResponsesToChat => Api::Chat,
+            Self::ChatToMessages | Self::ResponsesToMessages => Api::Messages,
         }
     }
 
     /// How the upstream's answer is shown to whoever sent what is now `body`.
-    pub fn face(self, name: Name, ask: &Ask, body: &Fields) -> Face {
+    pub fn face(self, name: Name, ask: &Ask, body: &Fields, echo: Echo) -> Face {
         let prefix = match self {
             Self::MessagesToChat => "msg_",
             Self::ChatToMessages => "chatcmpl-",
+            Self::ResponsesToChat | Self::ResponsesToMessages => "resp_",
         };
         let stops = body.get("stop").and_then(Value::as_array);
         let stops = stops.into_iter().flatten().filter_map(Value::as_str);
         let shown = Shown {
             id: format!("{prefix}{}", name.id),
+            unique: name.id,
             model: name.model,
             created_s: name.created_s,
             input_tokens: name.input_tokens,
             stops: stops.map(str::to_owned).collect(),
             include_usage: ask.include_usage,
+            echo,
         };
         match self {
             Self::MessagesToChat => Face::Messages(MessagesStream::new(shown)),
             Self::ChatToMessages => Face::Chat(ChatStream::new(shown)),
+            Self::ResponsesToChat => Face::Responses(Box::new(ResponsesStream::new(shown))),
+            Self::ResponsesToMessages => {
+                Face::ResponsesOverMessages(Box::new(ResponsesOverMessages::new(shown)))
+            }
         }
     }
 }

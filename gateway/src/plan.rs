@@ -10,7 +10,7 @@ use axum::http::HeaderMap;
 use seatbelt_dialects::{
     Api, Ask, Calls, Dialect, Exact, Face, Fields,
     allow::{Allowed, Profile, refuse_state},
-    translate::{Name, Translation, between, without_our_thoughts},
+    translate::{Echo, Name, Translation, between, without_our_thoughts},
 };
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, event::OnShort, ids::ModelId};
 use seatbelt_tokens::{ChatCounter, CountError, MessagesError};
@@ -100,7 +100,7 @@ impl Planner {
         let api = candidate.api(client);
         let way = between(client, api)?;
         let reading = move || Ok((read(way, api, body)?, room));
-        let ((mut body, ask), room) = aside.work(reading).await?;
+        let ((mut body, ask, echo), room) = aside.work(reading).await?;
         let class = class_of(&candidate, &body)?;
         let allowed = allowed(&candidate, api, class.as_ref());
         let calls = self.screen(&caller, &headers, allowed, &mut body).await?;
@@ -127,7 +127,7 @@ impl Planner {
                     created_s: (self.counter.clock)() / 1000,
                     input_tokens: known_input(&candidate, &bound),
                 };
-                way.face(name, &ask, &body)
+                way.face(name, &ask, &body, echo)
             }
         };
         self.metrics.stage(Stage::Bound, began.elapsed());
@@ -408,8 +408,8 @@ fn allowed<'a>(candidate: &'a Candidate, api: Api, class: Option<&'a PricedClass
     }
 }
 
-/// The body in the upstream's API, and what it asks for.
-fn read(way: Option<Translation>, api: Api, body: Fields) -> Result<(Fields, Ask), ApiError> {
+/// The body in the upstream's API, what it asks for, and what a translated answer says again of it.
+fn read(way: Option<Translation>, api: Api, body: Fields) -> Result<(Fields, Ask, Echo), ApiError> {
     match way {
         Some(way) => Ok(way.request(&body)?),
         None => {
@@ -418,7 +418,7 @@ fn read(way: Option<Translation>, api: Api, body: Fields) -> Result<(Fields, Ask
                 without_our_thoughts(&mut body);
             }
             let ask = api.ask(&body)?;
-            Ok((body, ask))
+            Ok((body, ask, Echo::default()))
         }
     }
 }

@@ -22,7 +22,11 @@ use crate::{
     told::{Part, Sent, StreamTold},
 };
 
-const APIS: [(Api, &str); 2] = [(Api::Chat, "chat"), (Api::Messages, "messages")];
+const APIS: [(Api, &str); 3] = [
+    (Api::Chat, "chat"),
+    (Api::Messages, "messages"),
+    (Api::Responses, "responses"),
+];
 const KINDS: [&str; 3] = ["requests", "answers", "streams"];
 
 /// One file in, and where what goes out of it is kept.
@@ -126,7 +130,12 @@ impl Case {
             ..Ask::default()
         };
         let sent = Fields::from_iter([("stop".to_owned(), json!(["END"]))]);
-        self.way().face(name, &ask, &sent)
+        let client = json!({
+            "input": "hi", "temperature": 0.5, "metadata": {"k": "v"},
+            "tools": [{"type": "custom", "name": "note"}],
+        });
+        let echo = self.way().echo(client.as_object().unwrap());
+        self.way().face(name, &ask, &sent, echo)
     }
 
     fn answer(&self, input: Vec<u8>) -> String {

@@ -5,8 +5,9 @@ use bytes::BytesMut;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Name, Translation};
+use super::{Echo, Name, Translation};
 use crate::{
+    api::Api,
     ask::Ask,
     face::Face,
     fields::Fields,
@@ -32,7 +33,7 @@ fn face(way: Translation) -> Face {
         created_s: 1,
         input_tokens: 0,
     };
-    way.face(name, &Ask::default(), &Fields::new())
+    way.face(name, &Ask::default(), &Fields::new(), Echo::default())
 }
 
 /// Plays a stream that is cut after so many bytes; what went out, as the relay lets it go.
@@ -152,10 +153,75 @@ fn read_chat(events: &[SseEvent]) -> Read {
     read
 }
 
+/// As OpenAI's SDKs read a stream of responses, which insist on its beginning, its numbers and on each item
+/// before what is in it; the last event says all of it again.
+fn read_responses(events: &[SseEvent]) -> Read {
+    let mut read = Read::default();
+    let mut items: Vec<Value> = Vec::new();
+    for (n, event) in events.iter().enumerate() {
+        let data: Value = serde_json::from_slice(&event.data).unwrap();
+        assert_eq!(event.name.as_deref(), data["type"].as_str());
+        assert_eq!(data["sequence_number"], n, "{data}");
+        assert!(!read.ended, "nothing follows the end");
+        let at = data["output_index"]
+            .as_u64()
+            .map(|at| usize::try_from(at).unwrap());
+        if let (Some(at), Some(id)) = (at, data["item_id"].as_str()) {
+            assert_eq!(items[at]["id"], id);
+            assert!(items[at].get("done").is_none(), "it goes on after its end");
+        }
+        let delta = data["delta"].as_str().unwrap_or("");
+        match data["type"].as_str().unwrap() {
+            "response.created" => assert_eq!(n, 0),
+            "response.in_progress" => assert_eq!(n, 1),
+            "response.output_item.added" => {
+                assert_eq!(at, Some(items.len()));
+                let item = &data["item"];
+                assert_eq!(item["status"], "in_progress");
+                if item["type"] == "function_call" {
+                    assert!(!item["call_id"].as_str().unwrap().is_empty());
+                }
+                items.push(item.clone());
+            }
+            "response.content_part.added" => {
+                let content = items[at.unwrap()]["content"].as_array_mut().unwrap();
+                assert_eq!(data["content_index"], content.len());
+                content.push(data["part"].clone());
+            }
+            "response.reasoning_text.delta" => read.thought += delta,
+            "response.output_text.delta" => read.text += delta,
+            "response.function_call_arguments.delta" => {
+                let item = &mut items[at.unwrap()];
+                let so_far = item["arguments"].as_str().unwrap().to_owned();
+                item["arguments"] = json!(so_far + delta);
+            }
+            "response.output_item.done" => items[at.unwrap()]["done"] = data["item"].clone(),
+            "response.completed" => {
+                read.ended = true;
+                let output = data["response"]["output"].as_array().unwrap();
+                assert_eq!(output.len(), items.len());
+                for (item, last) in items.iter().zip(output) {
+                    assert_eq!(item["done"], *last);
+                    assert_eq!(item.get("arguments"), last.get("arguments"));
+                }
+                assert_eq!(data["response"]["usage"]["output_tokens"], 4);
+            }
+            "error" => read.failed = true,
+            other => assert!(other.ends_with(".done"), "{other}"),
+        }
+    }
+    for item in items.iter().filter(|item| item["type"] == "function_call") {
+        let said = |name: &str| item[name].as_str().unwrap().to_owned();
+        read.calls.push((said("name"), said("arguments")));
+    }
+    read
+}
+
 fn read(way: Translation, events: &[SseEvent]) -> Read {
     match way {
         Translation::MessagesToChat => read_messages(events),
         Translation::ChatToMessages => read_chat(events),
+        Translation::ResponsesToChat | Translation::ResponsesToMessages => read_responses(events),
     }
 }
 
@@ -313,15 +379,15 @@ fn messages_stream(pieces: &[Piece], at: usize) -> Vec<u8> {
 }
 
 fn stream(way: Translation, pieces: &[Piece], at: usize) -> Vec<u8> {
-    match way {
-        Translation::MessagesToChat => chat_stream(pieces, at),
-        Translation::ChatToMessages => messages_stream(pieces, at),
+    match way.upstream() {
+        Api::Messages => messages_stream(pieces, at),
+        _ => chat_stream(pieces, at),
     }
 }
 
 /// An empty input is an object all the same.
 fn with_inputs(way: Translation, mut said: Read) -> Read {
-    if way == Translation::ChatToMessages {
+    if way.upstream() == Api::Messages {
         for (_, arguments) in &mut said.calls {
             if arguments.is_empty() {
                 *arguments = "{}".to_owned();
@@ -331,7 +397,12 @@ fn with_inputs(way: Translation, mut said: Read) -> Read {
     said
 }
 
-const WAYS: [Translation; 2] = [Translation::MessagesToChat, Translation::ChatToMessages];
+const WAYS: [Translation; 4] = [
+    Translation::MessagesToChat,
+    Translation::ChatToMessages,
+    Translation::ResponsesToChat,
+    Translation::ResponsesToMessages,
+];
 
 proptest! {
     #[test]
@@ -441,4 +512,27 @@ fn a_call_without_a_name_is_an_error_and_no_call() {
         let whole = format!(r#"{{"choices":[{{"message":{{"tool_calls":[{piece}]}}}}]}}"#);
         assert!(face(WAYS[0]).whole(whole.into(), None).is_none());
     }
+}
+
+#[test]
+fn an_error_within_a_stream_of_responses_is_its_last_event_and_numbered() {
+    let error = "data: {\"error\":{\"message\":\"no\",\"code\":\"overloaded\"}}\n\n";
+    let whole = String::from_utf8(chat_stream(&[Piece::Text("a".to_owned())], 0)).unwrap();
+    let begun: String = whole.split_inclusive("\n\n").take(2).collect();
+    let stream = (begun + error).into_bytes();
+    let events = played(Translation::ResponsesToChat, &stream, &[], stream.len());
+    let read = read_responses(&events);
+    assert!(read.failed && !read.ended);
+    let last: Value = serde_json::from_slice(&events.last().unwrap().data).unwrap();
+    assert_eq!(
+        (&last["code"], &last["error"]["message"]),
+        (&json!("overloaded"), &json!("no"))
+    );
+    // and so is one of this gateway's own
+    let own = json!({"error": {"message": "m", "type": "api_error", "code": null, "param": null}});
+    let own = face(Translation::ResponsesToMessages).failure(own);
+    assert_eq!(
+        (&own["type"], &own["sequence_number"], &own["code"]),
+        (&json!("error"), &json!(0), &json!("api_error"))
+    );
 }

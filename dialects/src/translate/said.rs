@@ -126,7 +126,12 @@ impl Ending {
         }
     }
 
-    /// The dialect's `stop_reason` and `stop_sequence`. A call is to be carried out whatever an upstream
+    /// Why the output ended, in the upstream's word.
+    pub(crate) fn finish(&self) -> Option<&str> {
+        self.finish.as_deref()
+    }
+
+    /// Anthropic's `stop_reason` and `stop_sequence`. A call is to be carried out whatever an upstream
     /// says of the end, but where it was cut.
     pub(crate) fn shown(
         &self,

@@ -32,7 +32,8 @@ fn refused(way: Translation, extra: Value, param: &str) {
 #[track_caller]
 fn asked(way: Translation, extra: Value) -> (Fields, Ask) {
     let shown = extra.to_string();
-    way.request(&body(extra)).expect(&shown)
+    let (body, ask, _) = way.request(&body(extra)).expect(&shown);
+    (body, ask)
 }
 
 fn user(part: &Value) -> Value {
@@ -48,7 +49,7 @@ fn every_pair_has_one_way() {
     for api in [Api::Chat, Api::Messages, Api::Completions, Api::Embeddings] {
         assert_eq!(between(api, api).unwrap(), None);
     }
-    for client in [Api::Completions, Api::Embeddings, Api::Responses] {
+    for client in [Api::Completions, Api::Embeddings] {
         for upstream in [Api::Chat, Api::Messages] {
             let none = between(client, upstream).unwrap_err();
             assert_eq!(none.param, "model");
@@ -59,6 +60,10 @@ fn every_pair_has_one_way() {
     assert_eq!(way, Some(Translation::MessagesToChat));
     let way = between(Api::Chat, Api::Messages).unwrap();
     assert_eq!(way, Some(Translation::ChatToMessages));
+    let way = between(Api::Responses, Api::Chat).unwrap();
+    assert_eq!(way, Some(Translation::ResponsesToChat));
+    let way = between(Api::Responses, Api::Messages).unwrap();
+    assert_eq!(way, Some(Translation::ResponsesToMessages));
 }
 
 #[test]
@@ -319,4 +324,158 @@ fn the_bound_is_of_what_is_sent_and_the_rest_as_the_client_asked() {
     assert_eq!(sent["metadata"], json!({"user_id": "eve"}));
     let (sent, ask) = asked(Translation::ChatToMessages, json!({"max_tokens": null}));
     assert!(ask.max.is_none() && !sent.contains_key("max_tokens"));
+}
+
+fn response_body(extra: Value) -> Fields {
+    let mut body = map(json!({"model": "m", "input": "hi"}));
+    body.extend(map(extra));
+    body
+}
+
+#[test]
+fn a_field_of_responses_without_counterpart_is_refused_by_name() {
+    let refused = |extra: Value, param: &str| {
+        for way in [
+            Translation::ResponsesToChat,
+            Translation::ResponsesToMessages,
+        ] {
+            let shown = extra.to_string();
+            let error = way
+                .request(&response_body(extra.clone()))
+                .expect_err(&shown);
+            assert_eq!(
+                (error.fault, error.param.as_str()),
+                (Fault::Invalid, param),
+                "{shown}"
+            );
+        }
+    };
+    for field in [
+        "conversation",
+        "previous_response_id",
+        "prompt",
+        "moderation",
+        "never_heard_of",
+    ] {
+        refused(json!({ field: "x" }), field);
+    }
+    refused(
+        json!({"context_management": [{"type": "compaction"}]}),
+        "context_management",
+    );
+    refused(json!({"store": true}), "store");
+    refused(json!({"background": true}), "background");
+    refused(json!({"truncation": "auto"}), "truncation");
+    refused(json!({"service_tier": "flex"}), "service_tier");
+    refused(json!({"top_logprobs": 2}), "top_logprobs");
+    refused(
+        json!({"include": ["message.output_text.logprobs"]}),
+        "include[0]",
+    );
+    refused(json!({"stream_options": {"x": 1}}), "stream_options.x");
+    refused(json!({"max_output_tokens": 0}), "max_output_tokens");
+    refused(json!({"text": {"x": 1}}), "text.x");
+    refused(
+        json!({"text": {"format": {"type": "grammar"}}}),
+        "text.format",
+    );
+    refused(json!({"reasoning": {"mode": "pro"}}), "reasoning.mode");
+    refused(json!({"reasoning": {"effort": 5}}), "reasoning.effort");
+    let tool = |tool: Value| json!({ "tools": [tool] });
+    refused(tool(json!({"type": "web_search"})), "tools[0].type");
+    refused(tool(json!({"type": "function"})), "tools[0].name");
+    refused(
+        tool(json!({"type": "function", "name": "f", "defer_loading": true})),
+        "tools[0].defer_loading",
+    );
+    refused(
+        tool(
+            json!({"type": "custom", "name": "f", "format": {"type": "grammar", "syntax": "ebnf"}}),
+        ),
+        "tools[0].format",
+    );
+    refused(json!({"tool_choice": "required"}), "tool_choice");
+    let choice = json!({"tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "allowed_tools"}});
+    refused(choice, "tool_choice");
+    refused(json!({"instructions": ["x"]}), "instructions");
+    refused(json!({"input": []}), "input");
+    refused(json!({"input": ["x"]}), "input[0]");
+    let item = |item: Value| json!({ "input": [item] });
+    refused(
+        item(json!({"type": "item_reference", "id": "x"})),
+        "input[0]",
+    );
+    refused(item(json!({"id": "x"})), "input[0]");
+    refused(
+        item(json!({"type": "web_search_call", "id": "x"})),
+        "input[0]",
+    );
+    refused(
+        item(json!({"role": "oracle", "content": "x"})),
+        "input[0].role",
+    );
+    refused(
+        item(json!({"role": "user", "content": "x", "y": 1})),
+        "input[0].y",
+    );
+    refused(
+        item(json!({"type": "function_call", "name": "f", "arguments": "{}"})),
+        "input[0].call_id",
+    );
+    refused(
+        item(json!({"type": "function_call_output", "call_id": "c", "output": 5})),
+        "input[0].output",
+    );
+    let part = |part: Value| item(json!({"role": "user", "content": [part]}));
+    refused(
+        part(json!({"type": "input_file", "file_id": "f"})),
+        "input[0].content[0]",
+    );
+    refused(
+        part(json!({"type": "input_image", "file_id": "f"})),
+        "input[0].content[0].file_id",
+    );
+    refused(
+        part(json!({"type": "refusal", "refusal": "no"})),
+        "input[0]",
+    );
+}
+
+#[test]
+fn what_messages_have_no_place_for_is_named_as_the_client_wrote_it() {
+    let refused = |extra: Value, param: &str| {
+        let way = Translation::ResponsesToMessages;
+        let error = way.request(&response_body(extra)).unwrap_err();
+        assert_eq!(error.param, param);
+    };
+    refused(
+        json!({"text": {"format": {"type": "json_object"}}}),
+        "text.format",
+    );
+    refused(
+        json!({"reasoning": {"effort": "minimal"}}),
+        "reasoning.effort",
+    );
+}
+
+#[test]
+fn a_response_asks_for_what_its_translation_does() {
+    let body = response_body(json!({
+        "max_output_tokens": 9, "stream": true, "user": "u", "instructions": "be kind",
+        "input": [{"type": "reasoning", "id": "rs_1", "summary": []}, {"role": "user", "content": "hi"}],
+    }));
+    for way in [
+        Translation::ResponsesToChat,
+        Translation::ResponsesToMessages,
+    ] {
+        let (sent, ask, _) = way.request(&body).unwrap();
+        assert_eq!(
+            (ask.max, ask.stream, ask.choices),
+            (Some(9), true, 1),
+            "{way:?}"
+        );
+        assert_eq!(ask.end_user.unwrap().as_str(), "u");
+        assert_eq!(ask.text, 9);
+        assert!(!sent.contains_key("max_tokens") && !sent.contains_key("max_output_tokens"));
+    }
 }

@@ -91,8 +91,8 @@ impl Planner {
         let model = model_id(&body)?;
         let candidate = self.catalog.candidate(&model, &[])?;
         let api = candidate.api(client);
-        refuse_state(&body, allowed(&candidate, api, None).accepted)?;
         if let (true, Some(below)) = (api == client, below(client)) {
+            refuse_state(&body, allowed(&candidate, api, None).accepted)?;
             if api == Api::Messages {
                 without_our_thoughts(&mut body);
             }
@@ -117,7 +117,8 @@ impl Planner {
         }
         let way = between(client, api)?;
         let reading = move || Ok((read(way, api, body)?, room));
-        let ((body, ask), room) = aside.work(reading).await?;
+        let ((body, ask, _), room) = aside.work(reading).await?;
+        refuse_state(&body, allowed(&candidate, api, None).accepted)?;
         let read = Read { body, ask, room };
         match candidate {
             Candidate::Foreign(_, model) => {

@@ -145,8 +145,8 @@ impl Job {
                     None => error,
                 };
                 let mut last = BytesMut::new();
-                let envelope = error.envelope(self.dialect).to_string();
-                write_event(&mut last, Some("error"), envelope.as_bytes());
+                let envelope = self.face.failure(error.envelope(self.dialect));
+                write_event(&mut last, Some("error"), envelope.to_string().as_bytes());
                 last
             }
         };

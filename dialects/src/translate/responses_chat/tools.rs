@@ -1,0 +1,158 @@
+//! The tools that a client offers, and which of them the model has to call.
+
+use serde_json::{Map, Value, json};
+
+use super::INPUT;
+use crate::{
+    fields::{FieldError, Fields, flag},
+    translate::refuse::{no_counterpart, other_field},
+};
+
+/// The names of the custom tools of a body.
+pub(crate) fn custom_names(body: &Fields) -> Vec<String> {
+    let tools = body.get("tools").and_then(Value::as_array);
+    let custom = tools
+        .into_iter()
+        .flatten()
+        .filter(|tool| tool["type"] == "custom");
+    let names = custom.filter_map(|tool| tool["name"].as_str());
+    names.map(str::to_owned).collect()
+}
+
+/// Writes `tools`, `tool_choice` and `parallel_tool_calls`.
+pub(super) fn definitions(body: &Fields, chat: &mut Fields) -> Result<(), FieldError> {
+    let tools = match body.get("tools") {
+        None | Some(Value::Null) => &[],
+        Some(Value::Array(tools)) => tools.as_slice(),
+        Some(_) => return Err(FieldError::invalid("tools", "must be an array")),
+    };
+    let functions = tools.iter().enumerate().map(|(n, tool)| function(n, tool));
+    let functions = functions.collect::<Result<Vec<_>, _>>()?;
+    let offered = !functions.is_empty();
+    if offered {
+        chat.insert("tools".to_owned(), Value::Array(functions));
+    }
+    if let Some(choice) = choice(body, offered)? {
+        chat.insert("tool_choice".to_owned(), choice);
+    }
+    let said = body
+        .get("parallel_tool_calls")
+        .is_some_and(|said| !said.is_null());
+    if said && !flag(body, "parallel_tool_calls")? && offered {
+        chat.insert("parallel_tool_calls".to_owned(), json!(false));
+    }
+    Ok(())
+}
+
+fn function(n: usize, tool: &Value) -> Result<Value, FieldError> {
+    let param = format!("tools[{n}]");
+    let kind = tool.get("type").and_then(Value::as_str);
+    let known: &[&str] = match kind {
+        Some("function") => &["type", "name", "description", "parameters", "strict"],
+        Some("custom") => &["type", "name", "description", "format"],
+        _ => {
+            let problem =
+                "must be 'function' or 'custom': this model's upstream runs no tools itself";
+            return Err(FieldError::invalid(format!("{param}.type"), problem));
+        }
+    };
+    let harmless = |name: &str| name == "defer_loading" && tool[name] == false;
+    if let Some(name) = other_field(tool, known).filter(|name| !harmless(name)) {
+        return Err(no_counterpart(format!("{param}.{name}")));
+    }
+    let name = tool.get("name").and_then(Value::as_str);
+    let name = name.filter(|name| !name.is_empty()).ok_or_else(|| {
+        FieldError::invalid(format!("{param}.name"), "must be the name of the tool")
+    })?;
+    let mut function = Map::from_iter([("name".to_owned(), json!(name))]);
+    match kind {
+        Some("custom") => custom(&param, tool, &mut function)?,
+        _ => {
+            for name in ["description", "parameters", "strict"] {
+                if let Some(value) = tool.get(name).filter(|value| !value.is_null()) {
+                    function.insert(name.to_owned(), value.clone());
+                }
+            }
+        }
+    }
+    Ok(json!({"type": "function", "function": function}))
+}
+
+/// A function of one text. Its grammar is told: nothing keeps the model to it.
+fn custom(param: &str, tool: &Value, function: &mut Fields) -> Result<(), FieldError> {
+    let mut description = match tool.get("description") {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(_) => {
+            let param = format!("{param}.description");
+            return Err(FieldError::invalid(param, "must be a string"));
+        }
+    };
+    if let Some(grammar) = grammar(param, tool)? {
+        if !description.is_empty() {
+            description.push('\n');
+        }
+        description.push_str(&grammar);
+    }
+    if !description.is_empty() {
+        function.insert("description".to_owned(), json!(description));
+    }
+    let parameters = json!({
+        "type": "object",
+        "properties": {INPUT: {"type": "string"}},
+        "required": [INPUT],
+        "additionalProperties": false,
+    });
+    function.insert("parameters".to_owned(), parameters);
+    Ok(())
+}
+
+fn grammar(param: &str, tool: &Value) -> Result<Option<String>, FieldError> {
+    let format = match tool.get("format") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(format) => format,
+    };
+    let said = |name: &str| format.get(name).and_then(Value::as_str);
+    match (said("type"), said("syntax"), said("definition")) {
+        (Some("text"), ..) => Ok(None),
+        (Some("grammar"), Some(syntax @ ("lark" | "regex")), Some(definition)) => {
+            let known = ["type", "syntax", "definition"];
+            if let Some(name) = other_field(format, &known) {
+                return Err(no_counterpart(format!("{param}.format.{name}")));
+            }
+            Ok(Some(format!(
+                "The '{INPUT}' has to follow this {syntax} grammar:\n{definition}"
+            )))
+        }
+        _ => {
+            let problem = "must be of type 'text', or 'grammar' with a 'syntax' and a 'definition'";
+            Err(FieldError::invalid(format!("{param}.format"), problem))
+        }
+    }
+}
+
+/// Without tools there is nothing to choose, and servers refuse a choice.
+fn choice(body: &Fields, offered: bool) -> Result<Option<Value>, FieldError> {
+    let choice = match body.get("tool_choice") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(choice) => choice,
+    };
+    let named = choice.get("name").and_then(Value::as_str);
+    let of_one = matches!(choice["type"].as_str(), Some("function" | "custom"));
+    let written = match (choice.as_str(), named) {
+        (Some("auto" | "none"), _) => choice.clone(),
+        (Some("required"), _) if offered => choice.clone(),
+        (None, Some(name)) if of_one && offered => {
+            json!({"type": "function", "function": {"name": name}})
+        }
+        _ if !offered => {
+            let problem = "needs 'tools' to choose from";
+            return Err(FieldError::invalid("tool_choice", problem));
+        }
+        _ => {
+            let problem = "must be 'none', 'auto', 'required', or a function or custom tool by its name, for this model's upstream";
+            return Err(FieldError::invalid("tool_choice", problem));
+        }
+    };
+    Ok(Some(written).filter(|_| offered))
+}
