@@ -25,9 +25,10 @@ use seatbelt_tokens::Tokenizer;
 use thiserror::Error;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-pub(crate) use self::health::Health;
+pub(crate) use self::{health::Health, kept::Shift};
 use self::{
     health::Pulse,
+    kept::{Held, Kept, Place},
     pace::{Beside, Pace},
     running::{Running, Turn},
 };
@@ -40,6 +41,7 @@ use crate::{
 };
 
 mod health;
+mod kept;
 mod pace;
 mod running;
 
@@ -71,6 +73,14 @@ pub(crate) trait Decoder: Send {
     ) -> Result<(), StepError>;
     /// Takes one token into each of the first `rows.len()` slots; `logits` becomes their rows in order.
     fn decode(&mut self, rows: &[Row], logits: &mut Vec<f32>) -> Result<(), StepError>;
+    /// Most tokens of a slot that can be shifted by moving so many bytes; none where slots cannot be reached.
+    fn movable(&self, _bytes: usize) -> usize {
+        0
+    }
+    /// Moves what slots hold.
+    fn shift(&mut self, _shift: Shift) -> Result<(), StepError> {
+        Err(StepError("slots cannot be reached".to_owned()))
+    }
 }
 
 /// A request, ready to run.
@@ -110,6 +120,8 @@ pub(crate) enum EndReason {
 pub(crate) struct Ending {
     pub(crate) reason: EndReason,
     pub(crate) output_tokens: usize,
+    /// Of the prompt, what was not read again.
+    pub(crate) cached_tokens: usize,
     /// Resolves when the usage event is on disk.
     pub(crate) durable: Durable,
 }
@@ -207,6 +219,8 @@ impl Engine {
         let (ending, ended) = mpsc::channel();
         let worker = Worker {
             slots: (0..slots).map(|_| None).collect(),
+            kept: vec![None; slots],
+            turn: 0,
             rows: Vec::with_capacity(slots),
             logits: Vec::new(),
             waiting: VecDeque::new(),
@@ -328,6 +342,10 @@ struct Worker {
     inbox: mpsc::Receiver<Command>,
     waiting: VecDeque<Box<QueuedJob>>,
     slots: Vec<Option<Running>>,
+    /// What free slots hold.
+    kept: Vec<Option<Kept>>,
+    /// Requests that ended.
+    turn: u64,
     load: Arc<Load>,
     metrics: EngineMetrics,
     stopping: bool,
@@ -421,23 +439,78 @@ impl Worker {
         }
     }
 
-    /// Gives free slots to those who wait, the lowest first: a step costs as much as its highest slot.
+    /// Gives free slots to those who wait.
     fn fill(&mut self) {
-        for slot in &mut self.slots {
-            if slot.is_some() {
-                continue;
-            }
+        while let Some(waiting) = self.waiting.front() {
+            let Some(place) = self.place(&waiting.job) else {
+                return;
+            };
             let Some(waiting) = self.waiting.pop_front() else {
                 return;
             };
-            *slot = Some(Running::new(
+            let reused = self.make_room(&place);
+            self.kept[place.slot] = None;
+            self.slots[place.slot] = Some(Running::new(
                 *waiting,
+                reused,
                 &self.voice,
                 self.clock.clone(),
                 self.metrics.clone(),
             ));
             self.load.active.fetch_add(1, Ordering::AcqRel);
         }
+    }
+
+    fn place(&self, job: &Job) -> Option<Place> {
+        let slots = self.slots.iter().zip(&self.kept);
+        let held: Vec<Held<'_>> = slots
+            .map(|(running, kept)| match (running, kept) {
+                (Some(running), _) => Held {
+                    account: running.account(),
+                    tokens: running.held(),
+                    busy: true,
+                    turn: self.turn,
+                },
+                (None, kept) => Held {
+                    account: kept.as_ref().map(|kept| &kept.account),
+                    tokens: kept.as_ref().map_or(&[], |kept| &kept.tokens),
+                    busy: false,
+                    turn: kept.as_ref().map_or(0, |kept| kept.turn),
+                },
+            })
+            .collect();
+        let answers = self.slots.iter().flatten().any(Running::answering);
+        let bytes = if answers {
+            MOVED_BYTES_BESIDE_MAX
+        } else {
+            MOVED_BYTES_MAX
+        };
+        let movable = self.decoder.movable(bytes);
+        kept::place(&held, job.ticket.account(), &job.prompt, movable)
+    }
+
+    /// Shifts what slots hold; the tokens that the place then holds of its prompt.
+    fn make_room(&mut self, place: &Place) -> usize {
+        for shift in &place.shifts {
+            let done = self.decoder.shift(*shift);
+            if let Err(error) = &done {
+                tracing::warn!(%error, "what a slot holds could not be moved, and is read again");
+            }
+            match *shift {
+                Shift::Copy { from, to, .. } => self.kept[to] = self.kept[from].clone(),
+                Shift::Swap { slots, .. } => self.kept.swap(slots[0], slots[1]),
+            }
+            if done.is_err() {
+                let (Shift::Copy { from, to, .. }
+                | Shift::Swap {
+                    slots: [from, to], ..
+                }) = *shift;
+                self.kept[from] = None;
+                self.kept[to] = None;
+                return 0;
+            }
+        }
+        place.reused
     }
 
     /// Runs the next piece of the prompt that came first: the lowest slot is the one that is soonest
@@ -455,14 +528,14 @@ impl Worker {
             return;
         };
         let most = self.pace.piece(beside);
-        let piece = running.next_piece(most);
+        let (position, tokens) = (running.position, running.next_piece(most));
         let (decoder, logits) = (&mut self.decoder, &mut self.logits);
-        let (position, tokens) = (running.position, &running.prompt[piece.clone()]);
         let (ran, took) = (self.pulse).around(|| decoder.prefill(slot, position, tokens, logits));
-        self.pace.read(most, piece.len(), took);
+        let count = tokens.len();
+        self.pace.read(most, count, took);
         self.failures = failures(self.failures, &ran);
         let turn = match ran {
-            Ok(()) => running.read(piece.len(), &self.logits, &self.voice.eos),
+            Ok(()) => running.read(count, &self.logits, &self.voice.eos),
             Err(error) => Turn::Over(EndReason::Failed(error.to_string())),
         };
         self.settle_turn(slot, turn);
@@ -474,7 +547,7 @@ impl Worker {
         let Some(reader) = &self.slots[slot] else {
             return Beside::Nobody;
         };
-        let short = reader.prompt.len() <= PREFILL_CHUNK_TOKENS;
+        let short = reader.unread() <= PREFILL_CHUNK_TOKENS;
         let held_up = |answer: &Running| {
             answer
                 .read_at
@@ -496,16 +569,19 @@ impl Worker {
             return;
         };
         self.rows.clear();
-        self.rows.extend(
-            self.slots[..=highest]
-                .iter()
-                .map(|slot| slot.as_ref().map_or(IDLE, Running::row)),
-        );
+        let slots = self.slots[..=highest].iter().zip(&self.kept);
+        (self.rows).extend(slots.map(|(running, kept)| match running {
+            Some(running) => running.row(),
+            None => idle(kept.as_ref()),
+        }));
         let (decoder, rows, logits) = (&mut self.decoder, &self.rows, &mut self.logits);
         let (ran, took) = (self.pulse).around(|| decoder.decode(rows, logits));
         self.failures = failures(self.failures, &ran);
         self.pace.stepped(took);
         self.metrics.decode_step.took(took);
+        if ran.is_err() {
+            self.kept.fill(None);
+        }
         let answers = self.slots.iter().flatten();
         (self.metrics).batch(answers.filter(|running| running.answering()).count());
         let vocab = self.decoder.vocab();
@@ -539,7 +615,13 @@ impl Worker {
         };
         self.load.active.fetch_sub(1, Ordering::AcqRel);
         self.load.admitted.fetch_sub(1, Ordering::AcqRel);
-        running.end(reason);
+        self.turn += 1;
+        let turn = self.turn;
+        self.kept[slot] = running.end(reason).map(|(account, tokens)| Kept {
+            account,
+            tokens,
+            turn,
+        });
     }
 
     fn end_waiting(&mut self, waiting: QueuedJob, reason: EndReason) {
@@ -569,11 +651,18 @@ fn failures(before: u32, ran: &Result<(), StepError>) -> u32 {
 /// After so many runs in a row that failed, all further ones will: the decoder has to be loaded again.
 const FAILURES_MAX: u32 = 3;
 
-/// A free slot's part in a step: it writes where the next request's first token overwrites it.
-const IDLE: Row = Row {
-    token: 0,
-    position: 0,
-};
+/// Most bytes that are moved between slots for one request while nobody answers: a tenth of a second or two.
+const MOVED_BYTES_MAX: usize = 1 << 30;
+/// The same while somebody does: a few milliseconds.
+const MOVED_BYTES_BESIDE_MAX: usize = 64 << 20;
+
+/// A free slot's part in a step: it writes behind what is kept, where the next request's tokens overwrite it.
+fn idle(kept: Option<&Kept>) -> Row {
+    Row {
+        token: 0,
+        position: kept.map_or(0, |kept| kept.tokens.len()),
+    }
+}
 
 fn over(
     events: &UnboundedSender<Event>,

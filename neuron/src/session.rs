@@ -21,7 +21,7 @@ use self::{
 };
 use crate::{
     config::{Device, ModelConfig},
-    engine::{Decoder, Row, StepError},
+    engine::{Decoder, Row, Shift, StepError},
     error::NeuronError,
     model::{GraphSpec, Model},
 };
@@ -37,6 +37,7 @@ mod open;
 mod outlet;
 mod placement;
 mod self_check;
+mod shift;
 mod view;
 
 /// A loaded graph with its caches.
@@ -46,12 +47,14 @@ pub(crate) struct OnnxDecoder {
     prefix_lanes: Vec<IoBinding>,
     fixed: Option<FixedSteps>,
     outlet: Outlet,
-    _caches: Vec<DynTensor>,
+    caches: Vec<DynTensor>,
     session: Session,
     options: RunOptions,
     graph: GraphSpec,
     vocab: usize,
     context: usize,
+    /// What a token takes in a slot; 0 where slots cannot be reached.
+    token_bytes: usize,
 }
 
 impl OnnxDecoder {
@@ -117,6 +120,10 @@ impl OnnxDecoder {
             slot_lanes.push(caches::lane(&session, &graph, &caches, slot, 1)?);
             prefix_lanes.push(caches::lane(&session, &graph, &caches, 0, slot + 1)?);
         }
+        let token_bytes = match shift::can(&caches) {
+            true => caches::bytes_token(caches::element(&session, &graph)?, &graph)?,
+            false => 0,
+        };
         let outlet = Outlet::new(&memory, given.element, given.vocab, ways.rows_apart)?;
         let sizes = Sizes {
             slots: room.slots,
@@ -133,7 +140,7 @@ impl OnnxDecoder {
             prefix_lanes,
             fixed,
             outlet,
-            _caches: caches,
+            caches,
             session,
             options: if ways.replayed {
                 fixed::unrecorded()?
@@ -143,6 +150,7 @@ impl OnnxDecoder {
             graph,
             vocab: given.vocab,
             context: room.context,
+            token_bytes,
         })
     }
 }
@@ -242,6 +250,19 @@ impl Decoder for OnnxDecoder {
             None => self.decode_freely(rows, logits),
         };
         ran.map_err(|error| StepError(error.to_string()))
+    }
+
+    fn movable(&self, bytes: usize) -> usize {
+        match self.token_bytes {
+            0 => 0,
+            each => bytes / each,
+        }
+    }
+
+    fn shift(&mut self, shift: Shift) -> Result<(), StepError> {
+        (self.caches.iter_mut())
+            .try_for_each(|cache| shift::within(cache, shift))
+            .map_err(|error| StepError(error.to_string()))
     }
 }
 

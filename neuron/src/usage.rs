@@ -156,6 +156,17 @@ impl Ticket {
         self.event.usage.input_tokens += count(tokens);
     }
 
+    /// So many tokens of the prompt were there from before.
+    pub(crate) fn reused(&mut self, tokens: usize) {
+        self.event.usage.input_tokens += count(tokens);
+        self.event.usage.cached_input_tokens += count(tokens);
+    }
+
+    /// Who pays, where the caller named it.
+    pub(crate) fn account(&self) -> Option<&AccountId> {
+        self.event.account.as_ref()
+    }
+
     /// One more token was generated.
     pub(crate) fn wrote(&mut self) {
         self.event.usage.output_tokens += 1;

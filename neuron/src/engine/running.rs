@@ -2,9 +2,9 @@
 //!
 //! No decoder and no thread is known here: the engine feeds rows of logits in.
 
-use std::{ops::Range, time::Instant};
+use std::time::Instant;
 
-use seatbelt_schemas::usage::NeuronOutcome;
+use seatbelt_schemas::{ids::AccountId, usage::NeuronOutcome};
 use seatbelt_tokens::TextStream;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -26,7 +26,11 @@ pub(super) enum Turn {
 
 /// A request in a slot.
 pub(super) struct Running {
-    pub(super) prompt: Vec<u32>,
+    /// The prompt, and the answer after it.
+    tokens: Vec<u32>,
+    prompt: usize,
+    /// Of the prompt, what the slot held before.
+    reused: usize,
     /// Tokens in the slot's cache.
     pub(super) position: usize,
     pub(super) deadline: Option<Instant>,
@@ -51,20 +55,29 @@ pub(super) struct Running {
 }
 
 impl Running {
+    /// A request whose slot holds the first `reused` tokens of its prompt.
     pub(super) fn new(
         waiting: QueuedJob,
+        reused: usize,
         voice: &Voice,
         clock: Clock,
         metrics: EngineMetrics,
     ) -> Self {
-        let QueuedJob { job, since, events } = waiting;
+        let QueuedJob {
+            mut job,
+            since,
+            events,
+        } = waiting;
+        job.ticket.reused(reused);
         let text = match job.continues {
             true => TextStream::after(voice.tokenizer.clone(), &job.prompt),
             false => TextStream::new(voice.tokenizer.clone()),
         };
         Self {
-            prompt: job.prompt,
-            position: 0,
+            prompt: job.prompt.len(),
+            tokens: job.prompt,
+            reused,
+            position: reused,
             deadline: job.deadline,
             events,
             chosen: None,
@@ -94,8 +107,24 @@ impl Running {
     }
 
     /// The next piece of the prompt, of about `most` tokens.
-    pub(super) fn next_piece(&self, most: usize) -> Range<usize> {
-        self.position..self.position + cut(self.prompt.len() - self.position, most)
+    pub(super) fn next_piece(&self, most: usize) -> &[u32] {
+        let count = cut(self.prompt - self.position, most);
+        &self.tokens[self.position..self.position + count]
+    }
+
+    /// Tokens that its prompt had to read when it came.
+    pub(super) fn unread(&self) -> usize {
+        self.prompt - self.reused
+    }
+
+    /// Whose it is.
+    pub(super) fn account(&self) -> Option<&AccountId> {
+        self.ticket.account()
+    }
+
+    /// What its slot holds.
+    pub(super) fn held(&self) -> &[u32] {
+        &self.tokens[..self.position]
     }
 
     /// Its part in a step. While it still reads, it writes where its next piece overwrites.
@@ -110,7 +139,7 @@ impl Running {
     pub(super) fn read(&mut self, count: usize, logits: &[f32], eos: &[u32]) -> Turn {
         self.position += count;
         self.ticket.read(count);
-        if self.position < self.prompt.len() {
+        if self.position < self.prompt {
             return Turn::On;
         }
         let now = self.clock.now();
@@ -132,6 +161,7 @@ impl Running {
             ));
         };
         self.chosen = Some(token);
+        self.tokens.push(token);
         let now = self.clock.now();
         if let Some(last) = self.last.replace(now) {
             self.metrics.between_tokens.took(now - last);
@@ -179,8 +209,14 @@ impl Running {
         }
     }
 
-    /// Ends the ticket, then tells the caller.
-    pub(super) fn end(self, reason: EndReason) {
+    /// Ends the ticket, then tells the caller. What its slot holds then, where that can be gone on with.
+    pub(super) fn end(mut self, reason: EndReason) -> Option<(AccountId, Vec<u32>)> {
+        self.tokens.truncate(self.position);
+        let kept = match reason {
+            // Nobody knows what the slot holds.
+            EndReason::Failed(_) => None,
+            _ => (self.ticket.account().cloned()).map(|account| (account, self.tokens)),
+        };
         let now = self.clock.now();
         let read_at = self.read_at.unwrap_or(now);
         let times = Times {
@@ -196,8 +232,10 @@ impl Running {
         let _ = self.events.send(Event::End(Ending {
             reason,
             output_tokens: self.output,
+            cached_tokens: self.reused,
             durable,
         }));
+        kept
     }
 }
 
@@ -211,6 +249,7 @@ pub(super) fn end_waiting(waiting: QueuedJob, reason: EndReason) {
     let _ = waiting.events.send(Event::End(Ending {
         reason,
         output_tokens: 0,
+        cached_tokens: 0,
         durable,
     }));
 }

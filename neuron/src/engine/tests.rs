@@ -14,6 +14,7 @@ use crate::{
 };
 
 mod flow;
+mod reuse;
 
 const VOCAB: usize = 272;
 /// More steps than any test takes.

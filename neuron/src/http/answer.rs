@@ -54,16 +54,17 @@ impl Style {
         }
     }
 
-    fn usage(&self, output_tokens: usize) -> Value {
+    fn usage(&self, used: Used) -> Value {
+        let output_tokens = used.output_tokens;
         json!({
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": output_tokens,
             "total_tokens": self.prompt_tokens + output_tokens,
-            "prompt_tokens_details": { "cached_tokens": 0 },
+            "prompt_tokens_details": { "cached_tokens": used.cached_tokens },
         })
     }
 
-    fn whole(&self, text: &str, reason: &str, output_tokens: usize) -> Value {
+    fn whole(&self, text: &str, reason: &str, used: Used) -> Value {
         let (object, choice) = match self.dialect {
             Dialect::Chat => {
                 let message = json!({ "role": "assistant", "content": text, "refusal": null });
@@ -76,7 +77,7 @@ impl Style {
             ),
         };
         let mut answer = self.envelope(object, &json!([choice]));
-        answer["usage"] = self.usage(output_tokens);
+        answer["usage"] = self.usage(used);
         answer
     }
 
@@ -118,15 +119,23 @@ impl Style {
         event(&chunk)
     }
 
-    fn usage_chunk(&self, output_tokens: usize) -> Bytes {
+    fn usage_chunk(&self, used: Used) -> Bytes {
         let object = match self.dialect {
             Dialect::Chat => "chat.completion.chunk",
             Dialect::Completion => "text_completion",
         };
         let mut chunk = self.envelope(object, &json!([]));
-        chunk["usage"] = self.usage(output_tokens);
+        chunk["usage"] = self.usage(used);
         event(&chunk)
     }
+}
+
+/// What an answer took, besides its prompt.
+#[derive(Clone, Copy)]
+struct Used {
+    output_tokens: usize,
+    /// Of the prompt.
+    cached_tokens: usize,
 }
 
 enum Delta<'a> {
@@ -140,7 +149,7 @@ fn event(value: &Value) -> Bytes {
 }
 
 /// How an answer closes: the finish reason, or an error. Waits until the usage is on disk.
-async fn closing(ending: Ending) -> Result<(&'static str, usize), ErrorAnswer> {
+async fn closing(ending: Ending) -> Result<(&'static str, Used), ErrorAnswer> {
     let durable = ending.durable.wait().await;
     let reason = match ending.reason {
         EndReason::Stop => "stop",
@@ -154,7 +163,11 @@ async fn closing(ending: Ending) -> Result<(&'static str, usize), ErrorAnswer> {
         }
     };
     if durable {
-        Ok((reason, ending.output_tokens))
+        let used = Used {
+            output_tokens: ending.output_tokens,
+            cached_tokens: ending.cached_tokens,
+        };
+        Ok((reason, used))
     } else {
         Err(ErrorAnswer::not_recorded())
     }
@@ -172,9 +185,7 @@ pub(super) async fn whole(style: Style, mut generation: Generation) -> Response 
             Some(Event::Text(text)) => answer.push_str(&text),
             Some(Event::End(ending)) => {
                 return match closing(ending).await {
-                    Ok((reason, tokens)) => {
-                        Json(style.whole(&answer, reason, tokens)).into_response()
-                    }
+                    Ok((reason, used)) => Json(style.whole(&answer, reason, used)).into_response(),
                     Err(error) => error.into_response(),
                 };
             }
@@ -190,8 +201,8 @@ pub(super) async fn stream(style: Style, mut generation: Generation) -> Response
     match generation.next().await {
         Some(Event::Text(text)) => frames.push_back(style.chunk(&Delta::Text(&text))),
         Some(Event::End(ending)) => match closing(ending).await {
-            Ok((reason, tokens)) => {
-                close(&style, &mut frames, reason, tokens);
+            Ok((reason, used)) => {
+                close(&style, &mut frames, reason, used);
                 over = true;
             }
             Err(error) => return error.into_response(),
@@ -249,16 +260,16 @@ impl Streaming {
         };
         self.over = true;
         match closed {
-            Ok((reason, tokens)) => close(&self.style, &mut self.frames, reason, tokens),
+            Ok((reason, used)) => close(&self.style, &mut self.frames, reason, used),
             Err(error) => self.frames.push_back(event(&error.json())),
         }
     }
 }
 
-fn close(style: &Style, frames: &mut VecDeque<Bytes>, reason: &str, tokens: usize) {
+fn close(style: &Style, frames: &mut VecDeque<Bytes>, reason: &str, used: Used) {
     frames.push_back(style.chunk(&Delta::Last(reason)));
     if style.include_usage {
-        frames.push_back(style.usage_chunk(tokens));
+        frames.push_back(style.usage_chunk(used));
     }
     frames.push_back(Bytes::from_static(DONE.as_bytes()));
 }

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use futures::future::join_all;
-use seatbelt_schemas::usage::NeuronOutcome;
+use seatbelt_schemas::{
+    neuron::HEADER_ACCOUNT,
+    usage::{NeuronOutcome, UsageEvent},
+};
 use seatbelt_tokens::{ChatCounter, Recipe, template_source};
 use serde_json::{Value, json};
 
@@ -391,4 +394,43 @@ async fn models_health_and_metrics_are_told() {
             "{line} is not in\n{text}"
         );
     }
+}
+
+#[tokio::test]
+async fn the_next_turn_of_a_chat_is_not_read_from_its_start_within_one_account() {
+    let neuron = Neuron::start().await;
+    let first = "Tell me something long enough to be worth keeping";
+    let said = neuron
+        .post_with(CHAT, &[(HEADER_ACCOUNT, "ann")], &chat(first, 9))
+        .await;
+    assert_eq!(
+        said.json()["usage"]["prompt_tokens_details"]["cached_tokens"],
+        0
+    );
+    let mut next = chat(first, 9);
+    next["messages"] = json!([
+        { "role": "user", "content": first },
+        { "role": "assistant", "content": said.text() },
+        { "role": "user", "content": "And more" },
+    ]);
+    let anew = neuron.post(CHAT, &next).await;
+    let mut cached = Vec::new();
+    for account in ["bob", "ann"] {
+        let answer = neuron
+            .post_with(CHAT, &[(HEADER_ACCOUNT, account)], &next)
+            .await;
+        assert_eq!(answer.text(), anew.text(), "{account}");
+        let usage = answer.json()["usage"].clone();
+        assert_eq!(
+            usage["prompt_tokens"],
+            anew.json()["usage"]["prompt_tokens"]
+        );
+        cached.push(usage["prompt_tokens_details"]["cached_tokens"].clone());
+    }
+    // A beginning and a role, the question, its end, a role, and of the answer all but its last token.
+    assert_eq!(cached, [json!(0), json!(2 + first.len() + 2 + 8)]);
+    let reports = neuron.reports.exactly(4).await;
+    let reused = |(_, event): &(String, UsageEvent)| event.usage.cached_input_tokens;
+    let reused: Vec<u64> = reports.iter().map(reused).collect();
+    assert_eq!(reused, [0, 0, 0, 2 + first.len() as u64 + 2 + 8]);
 }

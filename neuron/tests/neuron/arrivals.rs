@@ -1,4 +1,4 @@
-//! No answer depends on who else comes, waits, is read beside it, or leaves.
+//! No answer depends on who else comes, waits, is read beside it, or leaves, nor on what slots still hold.
 //!
 //! A failing case is printed with its requests, shrunk, and with the seed that leads to it:
 //! `SEATBELT_SIM_SEED=<seed>` does it again.
@@ -9,6 +9,7 @@ use proptest::{
     prelude::*,
     test_runner::{RngAlgorithm, TestRng, TestRunner},
 };
+use seatbelt_schemas::neuron::HEADER_ACCOUNT;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
@@ -20,8 +21,11 @@ const CASES: u32 = 4;
 /// A request as it comes.
 #[derive(Debug, Clone)]
 struct Asked {
-    /// Letters of the prompt: a token each.
+    /// Who pays: within an account, what was read before is not read again.
+    account: Option<&'static str>,
+    /// Letters of the prompt, a token each; all begin alike, but for those of the other kind.
     letters: usize,
+    other: bool,
     max_tokens: usize,
     temperature: f64,
     seed: u32,
@@ -34,9 +38,13 @@ impl Asked {
         let letters = prop_oneof![1usize..40, 200usize..300, 700usize..900];
         let temperature = prop_oneof![Just(0.0), 0.5f64..1.5];
         let leaves_after = prop_oneof![3 => Just(None), 1 => (0usize..2_000).prop_map(Some)];
-        (letters, 1usize..60, temperature, any::<u32>(), leaves_after).prop_map(
-            |(letters, max_tokens, temperature, seed, leaves_after)| Self {
+        let account = prop_oneof![Just(None), Just(Some("ann")), Just(Some("bob"))];
+        let text = (account, letters, any::<bool>());
+        (text, 1usize..60, temperature, any::<u32>(), leaves_after).prop_map(
+            |((account, letters, other), max_tokens, temperature, seed, leaves_after)| Self {
+                account,
                 letters,
+                other,
                 max_tokens,
                 temperature,
                 seed,
@@ -46,8 +54,8 @@ impl Asked {
     }
 
     fn body(&self) -> Value {
-        let letter =
-            |n: usize| char::from(b'a' + u8::try_from((n * 7 + self.letters) % 26).unwrap());
+        let shift = if self.other { self.letters } else { 0 };
+        let letter = |n: usize| char::from(b'a' + u8::try_from((n * 7 + shift) % 26).unwrap());
         let prompt: String = (0..self.letters).map(letter).collect();
         let mut body = chat(&prompt, self.max_tokens);
         body["temperature"] = json!(self.temperature);
@@ -56,8 +64,23 @@ impl Asked {
         body
     }
 
+    fn headers(&self) -> Vec<(&'static str, &'static str)> {
+        let account = self.account.map(|account| (HEADER_ACCOUNT, account));
+        account.into_iter().collect()
+    }
+
     async fn text(&self, neuron: &Neuron) -> String {
-        let answer = neuron.post("/v1/chat/completions", &self.body()).await;
+        self.text_for(neuron, &self.headers()).await
+    }
+
+    /// The same on behalf of nobody: all is read.
+    async fn text_anew(&self, neuron: &Neuron) -> String {
+        self.text_for(neuron, &[]).await
+    }
+
+    async fn text_for(&self, neuron: &Neuron, headers: &[(&str, &str)]) -> String {
+        let path = "/v1/chat/completions";
+        let answer = neuron.post_with(path, headers, &self.body()).await;
         assert_eq!(answer.status, 200, "{answer:?}");
         answer.streamed_text()
     }
@@ -69,7 +92,8 @@ impl Asked {
         };
         let body = self.body().to_string();
         let path = "/v1/chat/completions";
-        let mut stream = open(neuron.address(), "POST", path, &[], body.as_bytes()).await;
+        let headers = self.headers();
+        let mut stream = open(neuron.address(), "POST", path, &headers, body.as_bytes()).await;
         let mut some = vec![0; bytes];
         let _ = stream.read_exact(&mut some).await;
         None
@@ -80,7 +104,7 @@ async fn alone_and_together(asked: &[Asked], at_once: usize) -> Result<(), TestC
     let neuron = Neuron::with(|config| config.models[0].slots = Some(SLOTS)).await;
     let mut alone = Vec::new();
     for asked in asked {
-        alone.push(asked.text(&neuron).await);
+        alone.push(asked.text_anew(&neuron).await);
     }
     let together: Vec<Option<String>> = stream::iter(asked)
         .map(|asked| asked.come(&neuron))

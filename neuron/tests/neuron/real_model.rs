@@ -3,12 +3,14 @@
 //! `make model` makes the files, `make nightly` runs this. The expected texts come from
 //! `scripts/make_golden_texts.py`.
 
-use std::fs;
+use std::{fs, time::Instant};
 
 use seatbelt_neuron::ModelConfig;
+use seatbelt_schemas::neuron::HEADER_ACCOUNT;
 use serde::Deserialize;
+use serde_json::{Value, json};
 
-use crate::common::{Neuron, tiny, workspace};
+use crate::common::{Neuron, tiny, with, workspace};
 
 /// What the other engine said to the prompts, by precision.
 #[derive(Deserialize)]
@@ -28,6 +30,50 @@ async fn greedy_answers_of_fp32_are_those_of_another_engine() {
 #[ignore = "needs `make model`; `make nightly` runs it"]
 async fn greedy_answers_of_int4_are_those_of_another_engine() {
     answers_are("int4", |golden| golden.int4).await;
+}
+
+/// Prompt tokens of the first turn, about.
+const FIRST_TURN_WORDS: usize = 650;
+
+#[tokio::test]
+#[ignore = "needs `make model`; `make nightly` runs it"]
+#[expect(clippy::print_stdout, reason = "a measurement")]
+async fn the_second_turn_of_a_long_chat_answers_at_once() {
+    let path = workspace().join(".deps/models/smollm2/int4");
+    let neuron = Neuron::with(|config| {
+        config.threads = 1;
+        config.models = vec![ModelConfig {
+            path,
+            context: Some(2048),
+            ..tiny(4)
+        }];
+    })
+    .await;
+    let long = "the cap holds ".repeat(FIRST_TURN_WORDS / 3);
+    let first = json!([{ "role": "user", "content": long }]);
+    let asked = |messages: &Value| json!({ "model": "tiny", "messages": messages, "max_tokens": 1, "temperature": 0 });
+    let path = "/v1/chat/completions";
+    let headers = [(HEADER_ACCOUNT, "ann")];
+    let said = with(asked(&first), "max_tokens", json!(40));
+    let said = neuron.post_with(path, &headers, &said).await.text();
+    let mut second = first.clone();
+    let turn = [
+        json!({ "role": "assistant", "content": said }),
+        json!({ "role": "user", "content": "And how much of it is left?" }),
+    ];
+    second.as_array_mut().unwrap().extend(turn);
+    let mut took = Vec::new();
+    for headers in [&[][..], &headers] {
+        let began = Instant::now();
+        let answer = neuron
+            .post_with(path, headers, &asked(&second))
+            .await
+            .json();
+        took.push(began.elapsed());
+        println!("{:?}: {}", took[took.len() - 1], answer["usage"]);
+    }
+    assert!(took[1] * 5 <= took[0], "{took:?}");
+    neuron.stop().await;
 }
 
 async fn answers_are(precision: &str, of: impl FnOnce(Golden) -> Vec<String>) {
