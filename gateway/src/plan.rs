@@ -68,6 +68,8 @@ struct Read {
     ask: Ask,
     /// What it takes of memory, for as long as anybody works on it.
     room: Share,
+    /// Where that is done.
+    aside: Aside,
 }
 
 /// Plans requests.
@@ -100,11 +102,16 @@ impl Planner {
         let api = candidate.api(client);
         let way = between(client, api)?;
         let reading = move || Ok((read(way, api, body)?, room));
-        let ((mut body, ask, echo), room) = aside.work(reading).await?;
+        let ((mut body, ask, echo), room) = aside.clone().work(reading).await?;
         let class = class_of(&candidate, &body)?;
         let allowed = allowed(&candidate, api, class.as_ref());
         let calls = self.screen(&caller, &headers, allowed, &mut body).await?;
-        let read = Read { body, ask, room };
+        let read = Read {
+            body,
+            ask,
+            room,
+            aside,
+        };
         let (candidate, bound, read) = self.bound(&caller, &model, api, candidate, read).await?;
         let bound = match &candidate {
             Candidate::Foreign(_, model) => with_calls(bound, calls, model.limits.context)?,
@@ -114,6 +121,7 @@ impl Planner {
             mut body,
             ask,
             room,
+            ..
         } = read;
         if ask.stream {
             api.want_usage(&mut body);
@@ -335,7 +343,7 @@ async fn foreign_bound(api: Api, model: Arc<Model>, read: Read) -> Result<(Bound
     let Some(counter) = model.counter.clone() else {
         return Ok((by_bytes(&read.ask, &limits)?, read));
     };
-    let aside = Aside::to_count(read.ask.text);
+    let aside = read.aside.to_count(read.ask.text);
     let counting = move || {
         let bound = by_tokens(api, &read.ask, &read.body, &limits, &counter)?;
         Ok((bound, read))
@@ -350,7 +358,7 @@ async fn counted(
     context: u64,
     read: Read,
 ) -> Result<(u64, Read), ApiError> {
-    let aside = Aside::to_count(read.ask.text);
+    let aside = read.aside.to_count(read.ask.text);
     let counting = move || {
         let (field, counted) = match read.body.get("prompt") {
             Some(Value::String(text)) if api == Api::Completions => {

@@ -3,7 +3,7 @@
 //! Nothing is known yet of models, caps or upstreams. A request that is refused here has cost nothing,
 //! and its body is read away so that the client gets to read why.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZero, sync::Arc, thread::available_parallelism, time::Duration};
 
 use axum::{
     extract::Request,
@@ -32,7 +32,7 @@ pub(crate) mod run_secret;
 mod scan;
 pub(crate) mod shares;
 
-use aside::Aside;
+use aside::{Aside, Benches};
 use body::{Bodies, see_off};
 use caller::Keyring;
 use encoding::Encoding;
@@ -90,6 +90,7 @@ pub(crate) struct Receiver {
     keyring: Arc<Keyring>,
     places: Arc<Shares>,
     bodies: Bodies,
+    benches: Arc<Benches>,
     metrics: Arc<Metrics>,
     /// The gateway waits for no body any more.
     cut: CancellationToken,
@@ -107,6 +108,7 @@ impl Receiver {
             keyring,
             places: Shares::new(what, whole, config.share(whole)),
             bodies: Bodies::new(config),
+            benches: Benches::new(available_parallelism().map_or(1, NonZero::get)),
             metrics,
             cut,
         }
@@ -136,15 +138,18 @@ impl Receiver {
             read = self.bodies.read(body, account) => read?,
             () = self.cut.cancelled() => return Err(ApiError::busy("the gateway is stopping")),
         };
-        let aside = Aside::of(&body);
+        let aside = Aside::of(&body, self.benches.bench(account));
         // only now: a client that is slow with its body keeps nobody out
         let place = self.places.take(account, 1)?;
         let aside = match encoding {
             Encoding::Identity => aside,
             // how much there is to do shows only then
-            Encoding::Gzip => Aside::Yes,
+            Encoding::Gzip => aside.to_unpack(),
         };
-        let (body, exact, room) = self.bodies.parse(body, encoding, aside, room).await?;
+        let (body, exact, room) = self
+            .bodies
+            .parse(body, encoding, aside.clone(), room)
+            .await?;
         let id = parts.extensions.get::<RequestId>();
         Ok(Received {
             id: id.map(|id| id.0.clone()).unwrap_or_default(),

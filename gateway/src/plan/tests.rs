@@ -1,3 +1,4 @@
+use bytes::Bytes;
 use seatbelt_dialects::{Aspect, Class};
 use seatbelt_schemas::{
     event::OnUnknown,
@@ -12,7 +13,7 @@ use super::*;
 use crate::{
     config::{UpstreamConfig, UpstreamModel},
     gate::testing::{Asked, Stub, cap, gate, key},
-    receive::shares::Shares,
+    receive::{aside::Benches, shares::Shares},
     upstream::client::client,
 };
 
@@ -77,7 +78,7 @@ fn received(body: Value, is_metered: bool) -> Received {
         body,
         exact: None,
         place: free(),
-        aside: Aside::No,
+        aside: Aside::of(&Bytes::new(), Benches::new(1).bench(None)),
         room: free(),
     }
 }

@@ -117,9 +117,14 @@ impl Planner {
         }
         let way = between(client, api)?;
         let reading = move || Ok((read(way, api, body)?, room));
-        let ((body, ask, _), room) = aside.work(reading).await?;
+        let ((body, ask, _), room) = aside.clone().work(reading).await?;
         refuse_state(&body, allowed(&candidate, api, None).accepted)?;
-        let read = Read { body, ask, room };
+        let read = Read {
+            body,
+            ask,
+            room,
+            aside,
+        };
         match candidate {
             Candidate::Foreign(_, model) => {
                 let (bound, _) = foreign_bound(api, model, read).await?;

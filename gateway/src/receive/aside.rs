@@ -1,8 +1,17 @@
 //! What takes long for a large body, done on a thread of its own: the threads that serve everybody are
 //! as few as the processor's cores, and nobody is to wait there behind another's megabytes.
+//!
+//! Nor may such bodies take all cores, of which the ledger needs some in time: at most half of them work on large
+//! bodies, and at most a quarter on those of one account. The others wait in the order in which they came.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 
 use bytes::Bytes;
-use tokio::task::spawn_blocking;
+use seatbelt_schemas::ids::AccountId;
+use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use crate::{
     config::{COUNTED_AT_ONCE_MAX, DONE_AT_ONCE_MAX},
@@ -10,28 +19,32 @@ use crate::{
 };
 
 /// Where the work on a body is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Aside {
-    /// Where it was read: that takes less than to hand it over would matter.
-    No,
-    Yes,
+#[derive(Debug, Clone)]
+pub(crate) struct Aside {
+    bench: Bench,
+    /// Else where it was read: that takes less than to hand it over would matter.
+    is_large: bool,
 }
 
 impl Aside {
-    pub(super) fn of(body: &Bytes) -> Self {
-        if body.len() <= DONE_AT_ONCE_MAX {
-            Self::No
-        } else {
-            Self::Yes
+    pub(crate) fn of(body: &Bytes, bench: Bench) -> Self {
+        let is_large = body.len() > DONE_AT_ONCE_MAX;
+        Self { bench, is_large }
+    }
+
+    /// For a body of which only the work shows how much there is to do.
+    pub(super) fn to_unpack(self) -> Self {
+        Self {
+            is_large: true,
+            ..self
         }
     }
 
     /// For the count of this many bytes of text.
-    pub(crate) fn to_count(bytes: u64) -> Self {
-        if bytes <= COUNTED_AT_ONCE_MAX {
-            Self::No
-        } else {
-            Self::Yes
+    pub(crate) fn to_count(&self, bytes: u64) -> Self {
+        Self {
+            is_large: bytes > COUNTED_AT_ONCE_MAX,
+            ..self.clone()
         }
     }
 
@@ -40,12 +53,89 @@ impl Aside {
         self,
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        match self {
-            Self::No => work(),
-            Self::Yes => spawn_blocking(work).await.unwrap_or_else(|died| {
-                let message = "the request body could not be worked on";
-                Err(ApiError::new(Case::Internal, message).log(died.to_string()))
-            }),
+        if !self.is_large {
+            return work();
+        }
+        let Bench { benches, own } = self.bench;
+        // the account's own turn first: what waits for it keeps no other's place
+        let turn = Arc::clone(&own.turns).acquire_owned().await;
+        let place = Arc::clone(&benches.all).acquire_owned().await;
+        let done = spawn_blocking(move || {
+            let _kept = (turn, place, own);
+            work()
+        });
+        done.await.unwrap_or_else(|died| {
+            let message = "the request body could not be worked on";
+            Err(ApiError::new(Case::Internal, message).log(died.to_string()))
+        })
+    }
+}
+
+/// Threads for large bodies.
+#[derive(Debug)]
+pub(crate) struct Benches {
+    all: Arc<Semaphore>,
+    each: usize,
+    /// Of the accounts that have a request here.
+    own: Mutex<HashMap<Option<AccountId>, Weak<Own>>>,
+}
+
+/// An account's place at them; requests without a key are one account.
+#[derive(Debug, Clone)]
+pub(crate) struct Bench {
+    benches: Arc<Benches>,
+    own: Arc<Own>,
+}
+
+#[derive(Debug)]
+struct Own {
+    turns: Arc<Semaphore>,
+    account: Option<AccountId>,
+    benches: Weak<Benches>,
+}
+
+impl Benches {
+    /// For a machine with so many cores.
+    pub(crate) fn new(cores: usize) -> Arc<Self> {
+        Arc::new(Self {
+            all: Arc::new(Semaphore::new((cores / 2).max(1))),
+            each: (cores / 4).max(1),
+            own: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn bench(self: &Arc<Self>, account: Option<&AccountId>) -> Bench {
+        let mut known = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let account = account.cloned();
+        let found = known.get(&account).and_then(Weak::upgrade);
+        let own = found.unwrap_or_else(|| {
+            let own = Arc::new(Own {
+                turns: Arc::new(Semaphore::new(self.each)),
+                account: account.clone(),
+                benches: Arc::downgrade(self),
+            });
+            known.insert(account, Arc::downgrade(&own));
+            own
+        });
+        Bench {
+            benches: Arc::clone(self),
+            own,
+        }
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        let Some(benches) = self.benches.upgrade() else {
+            return;
+        };
+        let mut known = benches.own.lock().unwrap_or_else(PoisonError::into_inner);
+        // another request of the account may have come since
+        if known
+            .get(&self.account)
+            .is_some_and(|own| own.strong_count() == 0)
+        {
+            known.remove(&self.account);
         }
     }
 }
@@ -54,20 +144,69 @@ impl Aside {
 mod tests {
     use std::{sync::mpsc, time::Duration};
 
+    use futures::future::join;
+
     use super::*;
+
+    fn large(benches: &Arc<Benches>, account: &str) -> Aside {
+        let account = AccountId::new(account).unwrap();
+        let body = Bytes::from(vec![b' '; DONE_AT_ONCE_MAX + 1]);
+        Aside::of(&body, benches.bench(Some(&account)))
+    }
+
+    /// Work that ends once it is told to.
+    fn until(told: mpsc::Receiver<()>) -> impl FnOnce() -> Result<(), ApiError> + Send + 'static {
+        move || {
+            let told = told.recv_timeout(Duration::from_secs(20));
+            told.map_err(|_| ApiError::busy("nobody went on"))
+        }
+    }
 
     #[tokio::test]
     async fn others_go_on_while_a_large_body_is_worked_on() {
+        let benches = Benches::new(1);
         let (tell, told) = mpsc::channel();
-        let large = Aside::of(&Bytes::from(vec![b' '; DONE_AT_ONCE_MAX + 1]));
-        let working = large.work(move || {
-            let told = told.recv_timeout(Duration::from_secs(20));
-            told.map_err(|_| ApiError::busy("nobody went on"))
-        });
-        let (worked, _) = futures::future::join(working, async { tell.send(()) }).await;
+        let working = large(&benches, "a").work(until(told));
+        let small = Aside::of(&Bytes::from_static(b"{}"), benches.bench(None));
+        let (worked, _) = join(working, async {
+            small.work(|| Ok(())).await.unwrap();
+            tell.send(())
+        })
+        .await;
         assert!(worked.is_ok());
-        let small = Aside::of(&Bytes::from_static(b"{}"));
-        assert_eq!(small, Aside::No);
-        assert!(small.work(|| Ok(())).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_account_waits_for_itself_and_leaves_a_place_to_others() {
+        let benches = Benches::new(4);
+        let (tell, told) = mpsc::channel();
+        let first = tokio::spawn(large(&benches, "a").work(until(told)));
+        while benches.all.available_permits() == 2 {
+            tokio::task::yield_now().await;
+        }
+        let mut second = tokio::spawn(large(&benches, "a").work(|| Ok(())));
+        let others = large(&benches, "b").work(|| Ok(())).await;
+        assert!(others.is_ok() && !second.is_finished());
+        assert_eq!(
+            benches.all.available_permits(),
+            1,
+            "the second has not begun"
+        );
+        tell.send(()).unwrap();
+        first.await.unwrap().unwrap();
+        (&mut second).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_account_that_has_nothing_here_takes_no_memory() {
+        let benches = Benches::new(4);
+        for n in 0..100 {
+            large(&benches, &format!("a{n}"))
+                .work(|| Ok(()))
+                .await
+                .unwrap();
+        }
+        assert!(benches.own.lock().unwrap().is_empty());
+        assert_eq!(benches.all.available_permits(), 2);
     }
 }
