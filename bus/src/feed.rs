@@ -78,8 +78,37 @@ pub struct FeedState {
     pub trimmed: bool,
 }
 
-/// When a consumer was looked after, and when the server says that it was made.
-type Looked = Option<(Instant, Option<String>)>;
+/// What is known of the consumer for billing.
+#[derive(Debug, Default)]
+struct Billing {
+    looked_at: Option<Instant>,
+    /// When the server says that it was made.
+    made: Option<String>,
+    /// Another time, said once. A server that was started again says the present at first, and the truth when it is
+    /// asked again.
+    said: Option<String>,
+}
+
+impl Billing {
+    /// The server says when it was made; whether that makes it another one than it was.
+    fn is_told(&mut self, now: Instant, created: Option<String>) -> bool {
+        self.looked_at = Some(now);
+        let Some(created) = created else {
+            return false;
+        };
+        let before = self.made.get_or_insert_with(|| created.clone());
+        if *before == created {
+            self.said = None;
+            return false;
+        }
+        let again = self.said.take().is_some_and(|said| said == created);
+        match again {
+            true => *before = created,
+            false => self.said = Some(created),
+        }
+        again
+    }
+}
 
 /// What the server says of a consumer.
 #[derive(Debug, Deserialize)]
@@ -94,8 +123,7 @@ pub struct FeedStream {
     nats: Nats,
     stream: Arc<str>,
     settings: Arc<Settings>,
-    /// When the consumer for billing was last looked after, and when the server made it.
-    billing: Arc<Mutex<Looked>>,
+    billing: Arc<Mutex<Billing>>,
 }
 
 impl FeedStream {
@@ -142,11 +170,7 @@ impl FeedStream {
                 None
             }
         };
-        let mut billing = self.billing();
-        let before = billing.take().and_then(|(_, created)| created);
-        let anew = before.is_some() && created.is_some() && before != created;
-        *billing = Some((Instant::now(), created.or(before)));
-        if anew {
+        if self.billing().is_told(Instant::now(), created) {
             warn!(
                 consumer = BILLING_CONSUMER,
                 "the consumer for billing was gone: made again, from the start of the feed"
@@ -156,13 +180,13 @@ impl FeedStream {
 
     /// The same, at most every [`BILLING_EVERY`].
     async fn look_after_billing(&self) {
-        let looked = self.billing().as_ref().map(|(at, _)| *at);
+        let looked = self.billing().looked_at;
         if looked.is_none_or(|at| at.elapsed() >= BILLING_EVERY) {
             self.make_for_billing().await;
         }
     }
 
-    fn billing(&self) -> MutexGuard<'_, Looked> {
+    fn billing(&self) -> MutexGuard<'_, Billing> {
         // no code panics while it holds the lock half way through a change
         self.billing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -384,5 +408,23 @@ fn entry(sequence: u64, headers: Option<&HeaderMap>) -> FeedEntry {
     FeedEntry {
         sequence,
         id: id.map_or_else(String::new, |id| id.as_str().to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumer_is_another_one_where_the_server_says_so_twice() {
+        let mut billing = Billing::default();
+        let mut told = |created: &str| billing.is_told(Instant::now(), Some(created.to_owned()));
+        assert!(!told("first") && !told("first"));
+        // started again: the present at first, then the truth
+        assert!(!told("now") && !told("first"));
+        assert!(!told("now") && !told("later") && !told("first"));
+        // gone and made again
+        assert!(!told("second") && told("second") && !told("second"));
+        assert!(!billing.is_told(Instant::now(), None));
     }
 }
