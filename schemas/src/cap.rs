@@ -10,11 +10,13 @@ pub const THRESHOLDS_DEFAULT: [u8; 3] = [50, 80, 100];
 pub const THRESHOLDS_MAX: usize = 4;
 /// Most caps of one scope: bounds the events that one command can cause.
 pub const CAPS_PER_SCOPE_MAX: usize = 8;
-/// Most caps one account may have.
+/// Most caps that operators may give one account. Those of open runs stand beside them: whoever opens runs keeps no
+/// operator from limiting it.
 pub const CAPS_PER_ACCOUNT_MAX: usize = 10_000;
-/// Most of these that open runs may have together: the others are kept for operators, whom no caller that
-/// opens runs keeps from limiting it.
-pub const CAPS_OF_RUNS_MAX: usize = CAPS_PER_ACCOUNT_MAX / 2;
+/// Most caps that the open runs of one account may have together.
+pub const CAPS_OF_RUNS_MAX: usize = 5_000;
+/// Most caps of one account, its operators' and its runs'.
+pub const CAPS_WITH_RUNS_MAX: usize = CAPS_PER_ACCOUNT_MAX + CAPS_OF_RUNS_MAX;
 
 /// What a cap is, as set by an operator. Counters are state, not part of this.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! What an operator changes: accounts, keys, caps and prices.
 
 use seatbelt_schemas::{
-    cap::{CAPS_PER_ACCOUNT_MAX, CAPS_PER_SCOPE_MAX, CapSpec},
+    cap::{CAPS_PER_SCOPE_MAX, CapSpec},
     command::{Change, CommandError},
     event::{AccountOpened, Adjusted, CapRemoved, Credited, EventBody, KeyIssued, KeyRevoked},
     ids::{CapId, KeyId},
@@ -9,6 +9,7 @@ use seatbelt_schemas::{
     window::Window,
 };
 
+use super::validate;
 use crate::{
     account::{Account, Cap},
     prices::PriceBook,
@@ -183,10 +184,8 @@ fn set_cap(account: &Account, spec: &CapSpec) -> Result<Option<EventBody>, Comma
             spec.scope
         )));
     }
-    if known.is_none() && account.caps().len() >= CAPS_PER_ACCOUNT_MAX {
-        return Err(CommandError::invalid(format!(
-            "the account has {CAPS_PER_ACCOUNT_MAX} caps already: remove one first"
-        )));
+    if known.is_none() {
+        validate::room_for_cap(account)?;
     }
     Ok(Some(spec.clone().into()))
 }

@@ -3,7 +3,7 @@
 
 use seatbelt_schemas::{
     budget::Budget,
-    cap::{CAPS_PER_ACCOUNT_MAX, CAPS_PER_SCOPE_MAX},
+    cap::{CAPS_PER_SCOPE_MAX, CAPS_WITH_RUNS_MAX},
     command::CommandError,
     event::OnShort,
     ids::{ReservationId, RunId},
@@ -112,9 +112,9 @@ fn room_for_caps(account: &Account, run: &RunId, more: usize) -> Result<(), Comm
             "run {run} would have more than {CAPS_PER_SCOPE_MAX} caps: remove one first"
         )));
     }
-    if account.caps().len() + more > CAPS_PER_ACCOUNT_MAX {
+    if account.caps().len() + more > CAPS_WITH_RUNS_MAX {
         return Err(CommandError::invalid(format!(
-            "the account would have more than {CAPS_PER_ACCOUNT_MAX} caps: remove one or close a run first"
+            "the account would have more than {CAPS_WITH_RUNS_MAX} caps: remove one or close a run first"
         )));
     }
     Ok(())

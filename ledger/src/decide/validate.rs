@@ -6,7 +6,7 @@ use seatbelt_schemas::{
         AMOUNT_MAX, FEE_MAX, MULTIPLIER_PPM_MAX, PRICE_MAX, TOKENS_PER_REQUEST_MAX, TOOL_CALLS_MAX,
     },
     budget::{Budget, is_kept_for_runs},
-    cap::{CAPS_OF_RUNS_MAX, CAPS_PER_ACCOUNT_MAX, CapSpec, THRESHOLDS_MAX},
+    cap::{CAPS_OF_RUNS_MAX, CAPS_PER_ACCOUNT_MAX, CAPS_WITH_RUNS_MAX, CapSpec, THRESHOLDS_MAX},
     command::{Admin, Change, CommandError, Release, Reserve, Resize, Settle},
     event::{KeyIssued, Report},
     ids::{CommandId, RunId},
@@ -158,14 +158,33 @@ fn room_for_run(account: &Account, budget: &Budget) -> Result<(), CommandError> 
     if all + more <= CAPS_OF_RUNS_MAX {
         return Ok(()); // whosever they are
     }
-    let runs = account.runs();
-    let of_runs: usize = runs.values().map(|run| run.budget.iter().count()).sum();
-    if of_runs + more <= CAPS_OF_RUNS_MAX && all + more <= CAPS_PER_ACCOUNT_MAX {
+    if caps_of_runs(account) + more <= CAPS_OF_RUNS_MAX && all + more <= CAPS_WITH_RUNS_MAX {
         return Ok(());
     }
     Err(CommandError::TooManyRuns {
-        open: runs.len() as u64,
+        open: account.runs().len() as u64,
     })
+}
+
+fn caps_of_runs(account: &Account) -> usize {
+    let runs = account.runs().values();
+    runs.map(|run| run.budget.iter().count()).sum()
+}
+
+/// Checks that an account has room for another cap of its operators, whatever its runs have. Releases before
+/// this one let runs have more than their part: the whole is bounded all the same.
+pub fn room_for_cap(account: &Account) -> Result<(), Malformed> {
+    let all = account.caps().len();
+    if all < CAPS_PER_ACCOUNT_MAX {
+        return Ok(()); // whosever they are
+    }
+    let of_operators = all.saturating_sub(caps_of_runs(account));
+    if of_operators < CAPS_PER_ACCOUNT_MAX && all < CAPS_WITH_RUNS_MAX {
+        return Ok(());
+    }
+    Err(Malformed::because(format!(
+        "the account has {CAPS_PER_ACCOUNT_MAX} caps already, or {CAPS_WITH_RUNS_MAX} with those of its runs: remove one first"
+    )))
 }
 
 /// Checks that an account has room for what an operator's change brings.

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use seatbelt_schemas::{
-    cap::CAPS_PER_ACCOUNT_MAX,
+    cap::CAPS_WITH_RUNS_MAX,
     ids::{AccountId, ReservationId, RunId},
     position::Position,
     wire,
@@ -41,7 +41,7 @@ const PIECE_BYTES_MAX: usize = 64 * 1024;
 /// One id in 64 is picked: those whose hash begins with so many zeros.
 const CUT_ZEROS: u32 = 6;
 /// Most pieces of one account.
-pub const PIECES_MAX: usize = 10_000;
+pub const PIECES_MAX: usize = 12_000;
 
 // The widest that an entry of each kind is written: a test writes them.
 const KEY_BYTES_MAX: usize = 256;
@@ -55,7 +55,7 @@ const HEAD_REST_BYTES_MAX: usize = 1_024;
 /// Largest account that is let grow. Waiting reserves were let in before the bound was reached; a run has
 /// a cap at least.
 const ACCOUNT_BYTES_MAX: usize = KEYS_PER_ACCOUNT_MAX * KEY_BYTES_MAX
-    + CAPS_PER_ACCOUNT_MAX * (CAP_BYTES_MAX + RUN_BYTES_MAX)
+    + CAPS_WITH_RUNS_MAX * (CAP_BYTES_MAX + RUN_BYTES_MAX)
     + (OPEN_PER_ACCOUNT_MAX + WAITERS_PER_ACCOUNT_MAX) * OPEN_BYTES_MAX
     + LATE_SETTLE_COUNT_MAX * EXPIRED_BYTES_MAX;
 /// Kinds of entries, each with a last piece that may be small.

@@ -249,6 +249,31 @@ fn runs_leave_operators_their_share_of_the_accounts_caps() {
     story.then(&["opened r with tokens 1"]);
 }
 
+/// Runs that have all that they may have are in no operator's way, who may have filled the account up to then.
+#[test]
+fn operators_have_their_caps_beside_those_of_runs() {
+    let mut story = Story::new(&[]);
+    for number in 0..CAPS_OF_RUNS_MAX + 10 {
+        story.cap(&format!(
+            "c{number} run:x{} tokens rolling:60 100",
+            number / 8
+        ));
+    }
+    let five = "requests 1 tokens 1 input_tokens 1 output_tokens 1 cost 1";
+    for number in 0..CAPS_OF_RUNS_MAX / 5 {
+        story.reserve(&opens(name(number), five));
+    }
+    assert_eq!(story.account().caps().len(), 2 * CAPS_OF_RUNS_MAX + 10);
+    story.skip();
+    let one_more = story.reserve(&opens("r", "tokens 1"));
+    assert!(matches!(
+        story.error(&one_more),
+        CommandError::TooManyRuns { .. }
+    ));
+    story.then(&[]);
+    story.cap("new account tokens balance 10000");
+}
+
 /// Where no hard cap refuses them: their closes would take what others hold out of the caps.
 #[test]
 fn budgets_hold_no_more_together_than_can_be_counted() {
