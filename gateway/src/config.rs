@@ -8,7 +8,8 @@ use std::{collections::HashMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, 
 
 pub use seatbelt_dialects::{Aspect, Class, Dialect, MaxField, Provided, allow::Profile};
 use seatbelt_schemas::{
-    amount::TOKENS_PER_REQUEST_MAX,
+    amount::{AMOUNT_MAX, TOKENS_PER_REQUEST_MAX},
+    cap::CAPS_OF_RUNS_MAX,
     event::{OnShort, OnUnknown},
     ids::{AccountId, KeyId, ModelId, RunId},
     price::{Price, Rates},
@@ -51,6 +52,8 @@ pub const RUN_TTL_S: Setting = Setting::new(1, 86_400, 3600);
 pub(crate) const RUN_LIFE_MS_MAX: u64 = 86_400_000 - 60_000;
 /// Longest label of a run: with what makes it unique it is an id.
 pub const RUN_LABEL_MAX: usize = 32;
+/// Most of one meter that a run may be given: all the runs that an account may have open stay countable together.
+pub(crate) const RUN_AMOUNT_MAX: u64 = AMOUNT_MAX / CAPS_OF_RUNS_MAX as u64;
 /// How much of what all share one account may take, in percent.
 pub const ACCOUNT_SHARE_PERCENT: Setting = Setting::new(1, 100, 50);
 /// Tokens that framing adds to what a request says.

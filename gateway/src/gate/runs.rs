@@ -15,7 +15,11 @@ use seatbelt_schemas::{
 use tokio::time::timeout;
 
 use super::Gate;
-use crate::{clock::ms, config::KeyEntry, error::ApiError};
+use crate::{
+    clock::ms,
+    config::KeyEntry,
+    error::{ApiError, Case},
+};
 
 /// How often runs are looked for inside one that is being closed: each look closes as many as it is told of.
 const LOOKS_MAX: usize = 64;
@@ -38,6 +42,14 @@ pub(crate) struct Opening {
 pub(crate) struct Found {
     pub(crate) standing: Standing,
     pub(crate) run: RunStanding,
+}
+
+/// What a close did.
+pub(crate) enum Closed {
+    /// It ended the run, which stood so before, and all inside it.
+    Whole(Found),
+    /// The run had ended before. It ended those that were still open inside.
+    Inside { ended: u64 },
 }
 
 impl Gate {
@@ -91,41 +103,61 @@ impl Gate {
     }
 
     /// Closes a run, and then all that are inside it: itself first, for then nothing is opened inside any more.
-    /// Asked again, it closes those that are left. How the run stood before.
-    pub(crate) async fn close_run(&self, key: &KeyEntry, run: &RunId) -> Result<Found, ApiError> {
+    /// Goes on where the caller leaves. Asked again, it closes those that are left.
+    pub(crate) async fn close_run(
+        self: &Arc<Self>,
+        key: Arc<KeyEntry>,
+        run: RunId,
+    ) -> Result<Closed, ApiError> {
+        let gate = Arc::clone(self);
+        let closing = async move { gate.close_whole(&key, &run).await };
+        let closed = self.tracker.spawn(closing).await;
+        closed.unwrap_or_else(|died| {
+            let message = "the run could not be closed";
+            Err(ApiError::new(Case::Internal, message).log(died.to_string()))
+        })
+    }
+
+    async fn close_whole(&self, key: &KeyEntry, run: &RunId) -> Result<Closed, ApiError> {
         let found = self.run(key, run).await;
         match &found {
             Ok(found) => self.end_run(key, found.run.reservation).await?,
-            Err(error) if error.code() == NOT_FOUND => {}
-            Err(_) => return found,
+            // it may have ended, and left others inside: that is for those who could have closed it
+            Err(error) if error.code() == NOT_FOUND && may_have_closed(key, run) => {}
+            Err(_) => return found.map(Closed::Whole),
         }
+        let mut ended = 0;
         for _ in 0..LOOKS_MAX {
-            if !self.close_inside(key, run).await? {
-                break;
+            match self.close_inside(key, run).await? {
+                0 => break,
+                more => ended += more,
             }
         }
-        found
+        match found {
+            Err(_) if ended > 0 => Ok(Closed::Inside { ended }),
+            found => found.map(Closed::Whole),
+        }
     }
 
-    /// Closes as many runs inside a run as one look tells of and the key may see; whether there were any.
-    async fn close_inside(&self, key: &KeyEntry, run: &RunId) -> Result<bool, ApiError> {
+    /// Closes as many runs inside a run as one look tells of and the key may see; how many there were.
+    async fn close_inside(&self, key: &KeyEntry, run: &RunId) -> Result<u64, ApiError> {
         let query = Read {
             account: key.account.clone(),
             key: None,
             run: Some(run.clone()),
         };
-        let mut any = false;
+        let mut ended = 0;
         for inner in self.read(query).await?.inside {
             match self.run(key, &inner).await {
                 Ok(inner) => {
                     self.end_run(key, inner.run.reservation).await?;
-                    any = true;
+                    ended += 1;
                 }
                 Err(error) if error.code() == NOT_FOUND => {} // it ended meanwhile
                 Err(error) => return Err(error),
             }
         }
-        Ok(any)
+        Ok(ended)
     }
 
     async fn end_run(&self, key: &KeyEntry, run: ReservationId) -> Result<(), ApiError> {
@@ -145,6 +177,12 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+/// Whether the key is one that could have closed a run that is open no more: none that is inside it.
+fn may_have_closed(key: &KeyEntry, run: &RunId) -> bool {
+    let within = key.within.as_ref();
+    within.is_none_or(|within| within.run == *run)
 }
 
 /// Whether a run is the key's to see: opened by it, and where the key is a run's own, that run or inside it.

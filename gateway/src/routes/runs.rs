@@ -21,9 +21,9 @@ use ulid::Ulid;
 use super::answer;
 use crate::{
     app::App,
-    config::{KeyEntry, RUN_LABEL_MAX, RUN_LIFE_MS_MAX, RUN_TTL_S, Within},
+    config::{KeyEntry, RUN_AMOUNT_MAX, RUN_LABEL_MAX, RUN_LIFE_MS_MAX, RUN_TTL_S, Within},
     error::ApiError,
-    gate::runs::{Found, Opening},
+    gate::runs::{Closed, Found, Opening},
     receive::X_RUN,
 };
 
@@ -61,8 +61,15 @@ pub(super) async fn close(
 ) -> Response {
     let told = async {
         let (key, run) = asked_for(&app, &headers, &id)?;
-        let found = app.gate.close_run(&key, &run).await?;
-        Ok(shown(&run, &found, "closed"))
+        match app.gate.close_run(key, run.clone()).await? {
+            Closed::Whole(found) => Ok(shown(&run, &found, "closed")),
+            Closed::Inside { ended } => Ok(json!({
+                "id": run,
+                "object": "run",
+                "status": "closed",
+                "ended_inside": ended,
+            })),
+        }
     };
     answer(told.await, Dialect::OpenAi)
 }
@@ -191,7 +198,12 @@ fn budget(budget: Option<&Value>) -> Result<Budget, ApiError> {
             .find(|meter| meter.as_str() == name);
         let meter = meter.ok_or_else(named)?;
         let whole = format!("must have a whole number as {meter}");
-        amounts.push((meter, amount.as_u64().ok_or_else(|| invalid(&whole))?));
+        let amount = amount.as_u64().ok_or_else(|| invalid(&whole))?;
+        if amount > RUN_AMOUNT_MAX {
+            let problem = format!("may have {RUN_AMOUNT_MAX} as {meter} at most");
+            return Err(invalid(&problem));
+        }
+        amounts.push((meter, amount));
     }
     Budget::new(amounts).map_err(|error| invalid(&format!("cannot be taken: {error}")))
 }

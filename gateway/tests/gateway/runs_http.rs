@@ -2,8 +2,13 @@
 
 use reqwest::RequestBuilder;
 use seatbelt_gateway::{KeyEntry, KeySecret};
-use seatbelt_schemas::{ids::KeyId, window::Window};
+use seatbelt_ledger::api::{Ledger, Read, Release};
+use seatbelt_schemas::{
+    ids::{Actor, CommandId, KeyId, RunId},
+    window::Window,
+};
 use serde_json::{Value, json};
+use ulid::Ulid;
 
 use crate::support::{Stack, account, eventually, hi, status_and_body, tokens};
 
@@ -279,6 +284,82 @@ async fn all_runs_inside_end_with_the_one_around_them_however_many_there_are() {
     assert_eq!(close(&stack, &outer).await.0, 200);
     let cap = stack.cap().await;
     assert_eq!((cap.spent, cap.held), (0, 0), "all of it came back");
+}
+
+/// An outer run with some inside it.
+async fn nest(stack: &Stack, inside: u64) -> (Opened, Vec<Opened>) {
+    let outer = open(stack, None, json!({"budget": {"tokens": inside + 1}})).await;
+    let one = json!({"budget": {"tokens": 1}});
+    let mut inner = Vec::new();
+    for _ in 0..inside {
+        inner.push(open(stack, Some(&outer.secret), one.clone()).await);
+    }
+    (outer, inner)
+}
+
+#[tokio::test]
+async fn a_close_goes_on_where_its_client_leaves() {
+    let stack = Stack::balance(1000).await;
+    let (outer, _) = nest(&stack, 260).await;
+    let path = format!("/v1/runs/{}/close", outer.id);
+    let closing = tokio::spawn(stack.post(&path, &json!({})).send());
+    eventually(async || (stack.cap().await.held < 261).then_some(())).await;
+    closing.abort();
+    eventually(async || (stack.cap().await.held == 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_close_that_was_cut_off_is_ended_by_the_next() {
+    let stack = Stack::balance(1000).await;
+    let (outer, inner) = nest(&stack, 5).await;
+    // as after a kill in between: the outer one has ended, those inside have not
+    let run = RunId::new(&outer.id).unwrap();
+    let query = Read {
+        account: account(),
+        key: None,
+        run: Some(run),
+    };
+    let host = &stack.ledger.host;
+    let found = host.read(query).await.unwrap().run.unwrap();
+    let release = Release {
+        id: CommandId::from_parts(Ulid::new().timestamp_ms(), 7),
+        actor: Actor::operator("test"),
+        account: account(),
+        reservation: found.reservation,
+        reason: "run closed".to_owned(),
+    };
+    host.release(release).await.unwrap();
+    assert_eq!(stack.cap().await.held, 5);
+    let path = format!("/v1/runs/{}/close", outer.id);
+    let by_inner = status_and_body(by(&stack, &inner[0].secret, &path, &json!({}))).await;
+    is(&by_inner, 404, "run_not_found");
+    assert_eq!(stack.cap().await.held, 5, "what is refused does nothing");
+    let (status, told) = close(&stack, &outer).await;
+    assert_eq!((status, &told["ended_inside"]), (200, &json!(5)), "{told}");
+    assert_eq!(stack.cap().await.held, 0);
+    is(&close(&stack, &outer).await, 404, "run_not_found");
+}
+
+#[tokio::test]
+async fn a_run_closes_no_run_around_it_and_ends_nothing_by_trying() {
+    let stack = Stack::balance(1000).await;
+    let (outer, inner) = nest(&stack, 2).await;
+    let path = format!("/v1/runs/{}/close", outer.id);
+    let tried = status_and_body(by(&stack, &inner[0].secret, &path, &json!({}))).await;
+    is(&tried, 404, "run_not_found");
+    assert_eq!(chat(&stack, &inner[0], 1).await.0, 429, "it is still open");
+}
+
+#[tokio::test]
+async fn no_budget_takes_all_that_can_be_counted_from_others() {
+    let stack = Stack::balance(1000).await;
+    let huge = json!({"budget": {"requests": 1_u64 << 60}});
+    let (status, told) = status_and_body(asks(&stack, None, &huge)).await;
+    assert_eq!(
+        (status, &told["error"]["param"]),
+        (400, &json!("budget")),
+        "{told}"
+    );
 }
 
 #[tokio::test]

@@ -323,7 +323,7 @@ fn streamed(
 
 /// The ledger, which the test may cut off.
 pub(crate) struct Switched {
-    host: Arc<LedgerHost>,
+    pub(crate) host: Arc<LedgerHost>,
     pub(crate) away: AtomicBool,
     pub(crate) settles_away: AtomicBool,
     /// What an upstream reported is found invalid.
