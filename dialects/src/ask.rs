@@ -227,6 +227,9 @@ impl Ask {
             if !matches!(kind, None | Some("function" | "custom")) {
                 self.text += KNOWN_TOOL_TOKENS;
             }
+            // those that stand under one name are framed one by one
+            let within = tool.get("tools").and_then(Value::as_array);
+            self.framed += within.map_or(0, |tools| tools.len() as u64);
         }
         Ok(())
     }

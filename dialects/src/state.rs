@@ -68,6 +68,8 @@ const THE_CLIENTS: &[&str] = &[
     "parameters",
     "schema",
 ];
+/// What the client says of itself and its request, at the top of a body.
+const LABELS: &[&str] = &["metadata", "clientmetadata"];
 /// Most characters of a name that are looked at, and shown.
 const NAME_CHARS_MAX: usize = 40;
 const WHY: &str =
@@ -79,7 +81,7 @@ pub fn refuse_state(body: &Fields, accepted: [&[String]; 2]) -> Result<(), Field
         if name == "input" {
             refuse_kept_items(value)?;
         }
-        if folded(name) != "metadata" {
+        if !LABELS.contains(&folded(name).as_str()) {
             let search = Search { accepted };
             search.field(
                 name,
@@ -344,6 +346,10 @@ mod tests {
             "extra_body.google.cached_content",
         );
         check(&json!({"x": {"thread": "t"}}), "x.thread");
+        check(
+            &json!({"x": {"client_metadata": {"thread_id": "t"}}}),
+            "x.client_metadata.thread_id",
+        );
         check(&json!({"x": {"store": true}}), "x.store");
         check(&json!({"x": [{"assistant": "a"}]}), "x[0].assistant");
         check(&json!({"files": [{"id": "f"}]}), "files[0].id");
@@ -364,6 +370,7 @@ mod tests {
         for body in [
             json!({"store": false, "previous_response_id": null, "thread": null}),
             json!({"user": "u", "metadata": {"user_id": "u", "conversation_id": "c", "file_id": "f"}}),
+            json!({"client_metadata": {"thread_id": "t", "session_id": "s"}}),
             json!({"messages": [{"role": "assistant", "id": "m", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {"file_id": 1}}}]}]}),
             json!({"messages": [{"role": "tool", "tool_call_id": "1", "content": "r"}]}),
             json!({"messages": [{"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "f", "input": {"file_id": 1}}}]}]}),

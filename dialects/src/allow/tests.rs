@@ -355,6 +355,39 @@ fn what_the_official_clients_send_passes() {
     });
     passes(Api::Messages, Profile::Anthropic, messages.clone());
     assert!(refuse_state(&hi(messages), [&[], &[]]).is_ok());
+    let schema = json!({"type": "object", "properties": {"file_id": {"type": "string"}}});
+    let format = json!({"output_config": {"format": {"type": "json_schema", "schema": schema}}});
+    passes(Api::Messages, Profile::Anthropic, format.clone());
+    assert!(refuse_state(&hi(format), [&[], &[]]).is_ok());
+}
+
+#[test]
+fn what_coding_agents_send_passes() {
+    // Codex: tools of its own under one name, calls of them, and what it says of itself
+    let function =
+        json!({"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": false});
+    let codex = json!({
+        "messages": null, "max_tokens": null,
+        "tools": [function, {"type": "namespace", "name": "agents", "description": "d", "tools": [function]}],
+        "input": [{"type": "function_call", "id": "1", "call_id": "c", "namespace": "agents", "name": "f", "arguments": "{}"}],
+        "client_metadata": {"session_id": "s", "thread_id": "t"}, "store": false, "prompt_cache_key": "k",
+        "include": ["reasoning.encrypted_content"], "reasoning": {"summary": "auto"}, "parallel_tool_calls": true,
+    });
+    passes(Api::Responses, Profile::OpenAi, codex.clone());
+    assert!(refuse_state(&hi(codex), [&[], &[]]).is_ok());
+    let search = json!({"type": "namespace", "name": "n", "tools": [{"type": "web_search"}]});
+    refused(
+        Api::Responses,
+        json!({"messages": null, "max_tokens": null, "tools": [search]}),
+        "tools[0].tools[0]",
+    );
+    // Claude Code
+    let claude = json!({
+        "messages": [{"role": "user", "content": "a"}, {"role": "system", "content": [{"type": "text", "text": "b"}]}],
+        "thinking": {"type": "adaptive", "display": "omitted"}, "output_config": {"effort": "high"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    });
+    passes(Api::Messages, Profile::Anthropic, claude);
 }
 
 #[test]
@@ -418,6 +451,10 @@ fn a_beta_that_is_not_listed_is_refused() {
     let check = |value: &str| allowed.check_betas([value].into_iter()).is_ok();
     assert!(check(
         "claude-code-20250219, prompt-caching-2024-07-31,mine"
+    ));
+    // those of Claude Code and of the AI SDK
+    assert!(check(
+        "interleaved-thinking-2025-05-14,context-management-2025-06-27,mid-conversation-tool-changes-2026-07-01,thinking-token-count-2026-05-13,advanced-tool-use-2025-11-20,effort-2025-11-24,structured-outputs-2025-11-13"
     ));
     assert!(!check("claude-code-20250219,context-1m-2025-08-07"));
     assert!(!check("fast-mode-2026-02-01"));

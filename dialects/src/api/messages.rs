@@ -56,6 +56,11 @@ pub(super) fn ask(body: &Fields, by: &mut dyn Measure) -> Result<Ask, FieldError
         ask.content("system", system, by)?;
     }
     ask.tools(body, by)?;
+    // instructions come with a schema too
+    let format = body
+        .get("output_config")
+        .and_then(|told| told.get("format"));
+    ask.with_tools |= format.is_some_and(|format| !format.is_null());
     ask.other_fields(body, by);
     Ok(ask)
 }
@@ -252,5 +257,16 @@ mod tests {
         assert!(!ask(&body(&none)).unwrap().with_tools);
         let one = json!({"max_tokens": 9, "tools": [{"name": "f"}]});
         assert!(ask(&body(&one)).unwrap().with_tools);
+    }
+
+    #[test]
+    fn a_schema_of_the_answer_counts_and_brings_its_instructions() {
+        let long = "x".repeat(500);
+        let format = json!({"type": "json_schema", "schema": {"title": long}});
+        let asked = json!({"max_tokens": 9, "output_config": {"effort": "low", "format": format}});
+        let asked = ask(&body(&asked)).unwrap();
+        assert!(asked.with_tools && asked.text >= 500, "{asked:?}");
+        let effort = json!({"max_tokens": 9, "output_config": {"effort": "low", "format": null}});
+        assert!(!ask(&body(&effort)).unwrap().with_tools);
     }
 }

@@ -277,11 +277,20 @@ mod tests {
             json!({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": long}]}),
             json!({"input": [{"type": "reasoning", "id": "r", "summary": [], "encrypted_content": long}]}),
             json!({"tools": [{"type": "function", "name": "f", "description": long}]}),
+            json!({"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "f", "description": long}]}]}),
             json!({"text": {"format": {"type": "json_schema", "schema": {"title": long}}}}),
             json!({"unheard_of": long}),
         ] {
             assert!(of(extra.clone()) >= 500, "{extra}");
         }
+    }
+
+    #[test]
+    fn tools_under_one_name_are_framed_one_by_one() {
+        let framed = |tools: Value| asked(json!({ "tools": tools })).unwrap().framed;
+        let two = json!([{"type": "function", "name": "f"}, {"type": "custom", "name": "g"}]);
+        let named = json!([{"type": "namespace", "name": "n", "tools": two}]);
+        assert_eq!(framed(named), framed(two) + 1);
     }
 
     #[test]

@@ -328,7 +328,12 @@ fn of_an_api() -> BoxedStrategy<(String, Value)> {
     };
     let budget = (0..400u64).prop_map(|n| json!({"type": "enabled", "budget_tokens": n}));
     let effort = prop_oneof![Just("low".to_owned()), "[a-z]{0,40}"].prop_map(|word| json!(word));
-    let configured = "[a-z]{0,40}".prop_map(|word| json!({ "effort": word }));
+    let configured = prop_oneof![
+        "[a-z]{0,40}".prop_map(|word| json!({ "effort": word })),
+        ".{0,20}".prop_map(
+            |text| json!({"format": {"type": "json_schema", "schema": {"description": text}}})
+        ),
+    ];
     let format = ".{0,20}".prop_map(|text| {
         json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {"description": text}}})
     });

@@ -20,7 +20,7 @@ pub(crate) const BODY: Shape = &[
     ("stream", Anything),
     ("metadata", Object(&[("user_id", Anything)])),
     ("thinking", Object(THINKING)),
-    ("output_config", Object(&[("effort", SETTING)])),
+    ("output_config", Object(OUTPUT_CONFIG)),
     ("cache_control", CACHE),
     (
         "context_management",
@@ -46,6 +46,15 @@ const THINKING: Shape = &[
     ("type", SETTING),
     ("budget_tokens", SETTING),
     ("display", SETTING),
+];
+
+const OUTPUT_CONFIG: Shape = &[
+    ("effort", SETTING),
+    // its schema counts as it is printed, and the instructions that come with it as those of tools
+    (
+        "format",
+        Object(&[("type", SETTING), ("schema", Anything), ("name", Anything)]),
+    ),
 ];
 
 const MESSAGE: &[Kind] = &[Kind {
@@ -160,16 +169,23 @@ const CACHE: Holds = Only(
 /// Features that change no price and add no input: all they turn on is in a field that is listed here
 /// or refused.
 pub(crate) const BETAS: &[&str] = &[
+    "advanced-tool-use-2025-11-20",
     "claude-code-20250219",
     "computer-use-2024-10-22",
     "computer-use-2025-01-24",
     "computer-use-2025-11-24",
     "context-management-2025-06-27",
+    "effort-2025-11-24",
     "fine-grained-tool-streaming-2025-05-14",
     "interleaved-thinking-2025-05-14",
     "max-tokens-3-5-sonnet-2024-07-15",
+    "message-threads-2026-08-12",
+    "mid-conversation-system-2026-04-07",
+    "mid-conversation-tool-changes-2026-07-01",
     "output-128k-2025-02-19",
     "prompt-caching-2024-07-31",
+    "structured-outputs-2025-11-13",
+    "thinking-token-count-2026-05-13",
     "token-efficient-tools-2025-02-19",
 ];
 

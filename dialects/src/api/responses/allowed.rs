@@ -24,6 +24,8 @@ pub(crate) const BODY: Shape = &[
     ("prompt_cache_key", Anything),
     ("prompt_cache_retention", Anything),
     ("metadata", Anything),
+    // what Codex says of itself
+    ("client_metadata", Anything),
     (
         "store",
         Only(is_false, "it names what the provider keeps; leave it out"),
@@ -93,6 +95,7 @@ const ITEM: &[Kind] = &[
         shape: &[
             ("type", Anything),
             ("call_id", Anything),
+            ("namespace", Anything),
             ("name", Anything),
             ("arguments", TEXT),
             ("id", Anything),
@@ -108,6 +111,7 @@ const ITEM: &[Kind] = &[
         shape: &[
             ("type", Anything),
             ("call_id", Anything),
+            ("namespace", Anything),
             ("name", Anything),
             ("input", TEXT),
             ("id", Anything),
@@ -153,26 +157,38 @@ const PART: &[Kind] = &[
 
 /// Tools that the caller runs itself; all others are run by the provider and add input.
 const TOOL: &[Kind] = &[
+    FUNCTION,
+    CUSTOM,
+    // such tools under one name
     Kind {
-        tag: "function",
+        tag: "namespace",
         shape: &[
             ("type", Anything),
             ("name", Anything),
             ("description", Anything),
-            ("parameters", Anything),
-            ("strict", Anything),
-        ],
-    },
-    Kind {
-        tag: "custom",
-        shape: &[
-            ("type", Anything),
-            ("name", Anything),
-            ("description", Anything),
-            ("format", Anything),
+            ("tools", Each(&[FUNCTION, CUSTOM])),
         ],
     },
 ];
+const FUNCTION: Kind = Kind {
+    tag: "function",
+    shape: &[
+        ("type", Anything),
+        ("name", Anything),
+        ("description", Anything),
+        ("parameters", Anything),
+        ("strict", Anything),
+    ],
+};
+const CUSTOM: Kind = Kind {
+    tag: "custom",
+    shape: &[
+        ("type", Anything),
+        ("name", Anything),
+        ("description", Anything),
+        ("format", Anything),
+    ],
+};
 
 /// Why some fields are not listed; the others are refused all the same.
 pub(crate) const WHY: &[(&str, &str)] = &[(
