@@ -162,8 +162,13 @@ fn history(body: &Fields) -> Result<Vec<Value>, FieldError> {
             Some("assistant") => {
                 chat.push(blocks::assistant(&format!("{param}.content"), content)?);
             }
+            // said in the midst of a conversation
+            Some("system") => {
+                let text = blocks::text_only(&format!("{param}.content"), content)?;
+                chat.push(json!({"role": "system", "content": text}));
+            }
             _ => {
-                let problem = "must be 'user' or 'assistant'";
+                let problem = "must be 'user', 'assistant' or 'system'";
                 return Err(FieldError::invalid(format!("{param}.role"), problem));
             }
         }
