@@ -4,6 +4,7 @@
 //! upstream's own error is passed on elsewhere and is not made here.
 
 use std::{
+    borrow::Cow,
     ops::{Deref, DerefMut},
     sync::LazyLock,
     time::Instant,
@@ -19,7 +20,7 @@ use seatbelt_schemas::{
     command::CommandError,
     ids::{ModelId, RunId},
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 pub(crate) mod ratelimit;
 mod refusal;
@@ -403,8 +404,20 @@ impl ApiError {
             code: row.code,
             message: &self.message,
             param: self.param.as_deref(),
-            extras: &self.extras,
+            extras: &self.extras_in(dialect),
         })
+    }
+
+    /// What the body says besides. Anthropic's SDKs ask for a conversation that the provider keeps wherever they run
+    /// tools by themselves, and go on without one only where they are told in these words that there is none.
+    fn extras_in(&self, dialect: Dialect) -> Cow<'_, Map<String, Value>> {
+        let mut extras = Cow::Borrowed(&self.extras);
+        if dialect == Dialect::Anthropic && self.param.as_deref() == Some("thread") {
+            let details =
+                json!({"error_code": "thread_unsupported_request", "unsupported": ["thread"]});
+            extras.to_mut().insert("details".to_owned(), details);
+        }
+        extras
     }
 
     /// The whole response.

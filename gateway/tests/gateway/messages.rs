@@ -66,6 +66,21 @@ async fn a_message_is_translated_both_ways() {
 }
 
 #[tokio::test]
+async fn a_kept_conversation_is_refused_in_the_words_that_the_sdk_goes_on_after() {
+    let mut body = hi(20);
+    body["thread"] = json!({"type": "create"});
+    for stack in [native().await, Stack::balance(1000).await] {
+        let (status, told) = status_and_body(stack.post("/v1/messages", &body)).await;
+        assert_eq!(status, 400, "{told}");
+        assert_eq!(
+            told["error"]["details"],
+            json!({"error_code": "thread_unsupported_request", "unsupported": ["thread"]})
+        );
+        assert_eq!(stack.upstream.hits(), 0);
+    }
+}
+
+#[tokio::test]
 async fn the_end_user_is_the_same_whatever_the_upstream_speaks() {
     let cap = || CapSpec {
         scope: Scope::EndUser(EndUserId::new("eve").unwrap()),
