@@ -130,7 +130,7 @@ impl ApiError {
         self
     }
 
-    /// Says what it is charged.
+    /// Says what it is charged, and that a retry of what was charged costs again.
     pub(crate) fn charged(mut self, charged: Charged) -> Self {
         self.message += match charged {
             Charged::Nothing => "; nothing was charged",
@@ -138,6 +138,10 @@ impl ApiError {
             Charged::Hold => "; what it used is not known, so all that it held is charged",
         };
         self.headers.insert(X_CHARGED, charged.header());
+        if charged != Charged::Nothing {
+            let never = HeaderValue::from_static("false");
+            self.headers.insert(X_SHOULD_RETRY, never);
+        }
         self
     }
 

@@ -16,7 +16,10 @@ use super::{
     report::Known,
 };
 use crate::{
-    error::{ApiError, BY_UPSTREAM, X_CHARGED, X_POSITION, X_REFUSED_BY, X_SHOULD_RETRY, is_final},
+    error::{
+        ApiError, BY_UPSTREAM, Charged, X_CHARGED, X_POSITION, X_REFUSED_BY, X_SHOULD_RETRY,
+        is_final,
+    },
     metrics::Stage,
     upstream::{
         answer::{is_of_no_api, not_there, passed_headers, unreadable},
@@ -200,7 +203,10 @@ impl Job {
         if let Some(charged) = self.charged {
             headers.insert(X_CHARGED, charged.header());
         }
-        if is_final(status) && !headers.contains_key(X_SHOULD_RETRY) {
+        let is_charged = self
+            .charged
+            .is_some_and(|charged| charged != Charged::Nothing);
+        if (is_final(status) || is_charged) && !headers.contains_key(X_SHOULD_RETRY) {
             headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         Ok(response)

@@ -110,8 +110,12 @@ async fn errors_after_work_are_free_where_the_operator_or_the_key_says_so() {
         stack
             .upstream
             .plays(Script::Whole(502, "application/json", error));
-        stack.chat(&crate::support::hi(20)).send().await.unwrap();
+        let answer = stack.chat(&crate::support::hi(20)).send().await.unwrap();
         assert_eq!(stack.spent_once_idle().await, charge);
+        // what was charged would be charged again
+        let retry = answer.headers().get("x-should-retry").cloned();
+        let expected = (charge > 0).then(|| "false".parse().unwrap());
+        assert_eq!(retry, expected, "{free} {on_unknown:?}");
     }
 }
 
@@ -140,6 +144,8 @@ async fn an_error_whose_body_breaks_ends_by_its_status_and_by_what_it_told() {
             assert_eq!(response.headers()["retry-after"], "7");
         }
         let word = response.headers()["x-seatbelt-charged"].clone();
+        let retry = response.headers().get("x-should-retry").cloned();
+        assert!(word == "nothing" || retry.is_some_and(|retry| retry == "false"));
         let text = response.text().await.unwrap();
         let error: Value = serde_json::from_str(&text).unwrap();
         assert!(
