@@ -58,7 +58,7 @@ fn known(name: &str, value: &Value) -> Result<(), FieldError> {
     let is = |values: &[Value]| values.contains(value);
     let harmless = match name {
         "input" | "instructions" | "text" | "reasoning" | "tools" | "tool_choice" => true,
-        "parallel_tool_calls" | "metadata" => true,
+        "parallel_tool_calls" | "metadata" | "client_metadata" => true,
         // hints of one vendor to itself, and a bound of tools that are not there
         "safety_identifier" | "prompt_cache_key" | "prompt_cache_retention" => true,
         "prompt_cache_options" | "max_tool_calls" => true,
