@@ -94,6 +94,10 @@ pub struct Ask {
     /// Of the names of functions that were called so far, the longest: templates write it again before
     /// each answer of a tool.
     pub(crate) longest_call: u64,
+    /// Tools that are named again where they were looked for and found: each may be written out there.
+    pub(crate) named_again: u64,
+    /// Of the tools that are offered, the longest as it is printed.
+    pub(crate) longest_tool: u64,
     /// Prompts that are read apart, each within the model's context; 0 counts as one.
     pub prompts: u64,
     /// Generations: each can use the whole output maximum.
@@ -197,6 +201,11 @@ impl Ask {
                 self.framed += 1;
                 self.text += by.json(part);
             }
+            "tool_reference" => {
+                self.framed += 1;
+                self.named_again += 1;
+                self.text += by.json(part);
+            }
             _ => self.text += by.json(part),
         }
         Ok(())
@@ -222,7 +231,9 @@ impl Ask {
         self.with_tools |= !tools.is_empty();
         for tool in tools {
             self.framed += 1;
-            self.text += by.json(tool);
+            let printed = by.json(tool);
+            self.text += printed;
+            self.longest_tool = self.longest_tool.max(printed);
             let kind = tool.get("type").and_then(Value::as_str);
             if !matches!(kind, None | Some("function" | "custom")) {
                 self.text += KNOWN_TOOL_TOKENS;

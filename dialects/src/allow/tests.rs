@@ -383,7 +383,13 @@ fn what_coding_agents_send_passes() {
     );
     // Claude Code
     let claude = json!({
-        "messages": [{"role": "user", "content": "a"}, {"role": "system", "content": [{"type": "text", "text": "b"}]}],
+        "messages": [
+            {"role": "user", "content": "a"}, {"role": "system", "content": [{"type": "text", "text": "b"}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": [
+                {"type": "tool_reference", "tool_name": "f"},
+            ]}]},
+        ],
+        "tools": [{"name": "f", "input_schema": {}, "defer_loading": true}],
         "thinking": {"type": "adaptive", "display": "omitted"}, "output_config": {"effort": "high"},
         "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
     });

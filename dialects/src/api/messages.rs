@@ -56,6 +56,7 @@ pub(super) fn ask(body: &Fields, by: &mut dyn Measure) -> Result<Ask, FieldError
         ask.content("system", system, by)?;
     }
     ask.tools(body, by)?;
+    ask.text += ask.named_again.saturating_mul(ask.longest_tool);
     // instructions come with a schema too
     let format = body
         .get("output_config")
@@ -257,6 +258,20 @@ mod tests {
         assert!(!ask(&body(&none)).unwrap().with_tools);
         let one = json!({"max_tokens": 9, "tools": [{"name": "f"}]});
         assert!(ask(&body(&one)).unwrap().with_tools);
+    }
+
+    #[test]
+    fn a_tool_that_was_found_counts_once_more_wherever_it_was() {
+        let text = |found: usize| {
+            let tools = json!([{"name": "g"}, {"name": "f", "description": "x".repeat(500), "defer_loading": true}]);
+            let found = vec![json!({"type": "tool_reference", "tool_name": "f"}); found];
+            let result = json!([{"type": "tool_result", "tool_use_id": "1", "content": found}]);
+            let messages = json!([{"role": "user", "content": result}]);
+            let body = body(&json!({"max_tokens": 9, "tools": tools, "messages": messages}));
+            ask(&body).unwrap().text
+        };
+        assert!(text(1) >= text(0) + 500);
+        assert!(text(3) >= text(0) + 3 * 500);
     }
 
     #[test]

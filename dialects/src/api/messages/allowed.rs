@@ -77,6 +77,19 @@ const TEXT_PART: Kind = Kind {
 
 const SYSTEM: &[Kind] = &[TEXT_PART];
 
+const RESULT: &[Kind] = &[
+    TEXT_PART,
+    // a tool of the request that was looked for, which may be written out there
+    Kind {
+        tag: "tool_reference",
+        shape: &[
+            ("type", Anything),
+            ("tool_name", Anything),
+            ("cache_control", CACHE),
+        ],
+    },
+];
+
 const PART: &[Kind] = &[
     TEXT_PART,
     Kind {
@@ -95,7 +108,7 @@ const PART: &[Kind] = &[
         shape: &[
             ("type", Anything),
             ("tool_use_id", Anything),
-            ("content", Parts(SYSTEM)),
+            ("content", Parts(RESULT)),
             ("is_error", SETTING),
             ("cache_control", CACHE),
         ],
@@ -149,6 +162,7 @@ const CUSTOM: Shape = &[
     ("input_examples", Anything),
     ("strict", Anything),
     ("eager_input_streaming", Anything),
+    ("defer_loading", Anything),
     ("cache_control", CACHE),
 ];
 const CLIENT: Shape = &[
