@@ -9,7 +9,7 @@ CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test model build up ci test nightly mutants faults gpu-proof bench lint typos deny layers clean-data
+.PHONY: help setup setup-test setup-clients clients model build up ci test nightly mutants faults gpu-proof bench lint typos deny layers clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -19,6 +19,9 @@ setup: ## fetch nats-server and libonnxruntime into .deps/
 
 setup-test: ## the same, and the Python SDKs that the end-to-end tests drive
 	@$(PYTHON) scripts/setup.py --test
+
+setup-clients: ## the same, and all clients that `make clients` drives (2 GB; needs npm)
+	@$(PYTHON) scripts/setup.py --clients
 
 model: ## make a real model, SmolLM2-135M, in .deps/models/smollm2 (fp32, int4, fp16)
 	@$(PYTHON) scripts/make_model.py
@@ -44,7 +47,11 @@ ci: ## what CI runs, all of it
 test: setup-test ## run every test; the last line counts them
 	@$(PYTHON) scripts/run_tests.py
 
-nightly: setup model ## the long simulations (100,000 runs of writers, 50,000 of whole processes, 1,000,000 bodies) and the real model
+clients: setup-clients ## drive real clients, SDKs, frameworks and coding agents, as they are (CLIENTS=--only NAME ...)
+	cargo build --locked -p seatbelt-cli
+	$(PYTHON) tests/clients/run.py $(CLIENTS)
+
+nightly: setup model clients ## the long simulations (100,000 runs of writers, 50,000 of whole processes, 1,000,000 bodies), the real model and real clients
 	cargo test --locked -p seatbelt-neuron --test neuron -- --ignored real_model
 	SEATBELT_SIM_RUNS=100000 cargo test --locked -p seatbelt-ledger --test simulation
 	SEATBELT_SIM_RUNS=50000 cargo test --locked -p seatbelt-projector --test processes

@@ -3,7 +3,8 @@
 
 Everything comes from pinned Python wheels whose hashes stand in scripts/deps.txt and
 scripts/test-requirements.txt. A second run finds its stamps and does nothing. Needs Python 3.9 and pip;
-installs nothing outside .deps/.
+installs nothing outside .deps/. With --clients also the clients that `make clients` drives, from
+scripts/clients-requirements.txt and tests/clients/node/package-lock.json; that needs Python 3.10 and npm.
 """
 
 import argparse
@@ -23,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DEPS = ROOT / ".deps"
 NATIVE_PINS = ROOT / "scripts" / "deps.txt"
 TEST_PINS = ROOT / "scripts" / "test-requirements.txt"
+CLIENT_PINS = ROOT / "scripts" / "clients-requirements.txt"
+NODE_PINS = [ROOT / "tests" / "clients" / "node" / name for name in ("package.json", "package-lock.json", ".npmrc")]
 
 # Which file of which wheel lands where. The library's name in the wheel ends in its version.
 NATIVE_FILES = [
@@ -38,6 +41,7 @@ class SetupError(Exception):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--test", action="store_true", help="also the Python SDKs for the end-to-end tests")
+    parser.add_argument("--clients", action="store_true", help="also all clients that `make clients` drives (2 GB)")
     arguments = parser.parse_args()
     try:
         if sys.version_info < (3, 9):
@@ -45,8 +49,11 @@ def main():
         DEPS.mkdir(exist_ok=True)
         with one_at_a_time():
             install_native()
-            if arguments.test:
+            if arguments.test or arguments.clients:
                 install_test_environment()
+            if arguments.clients:
+                install_clients()
+                install_node_clients()
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
@@ -83,6 +90,35 @@ def install_test_environment():
     print("setup: installing the Python SDKs for the tests", flush=True)
     install_environment(python, TEST_PINS, "install the Python SDKs")
     run([str(python), "-c", "import openai, anthropic"], "import the Python SDKs")
+    stamp.write()
+
+
+def install_clients():
+    if sys.version_info < (3, 10):
+        raise SetupError(f"Python {platform.python_version()} is too old for the clients: run this with 3.10 or later")
+    python = DEPS / "clients" / "venv" / "bin" / "python"
+    stamp = Stamp("clients-venv", [CLIENT_PINS], f"{machine()} {platform.python_version()} {sys.executable}")
+    if stamp.holds([python]):
+        return
+    print("setup: installing the clients in Python", flush=True)
+    install_environment(python, CLIENT_PINS, "install the clients in Python")
+    stamp.write()
+
+
+def install_node_clients():
+    """With npm, from the lock file alone; a Node of the version that the clients need is among what it installs."""
+    folder = DEPS / "clients" / "node"
+    stamp = Stamp("clients-node", NODE_PINS, machine())
+    if stamp.holds([folder / "node_modules" / ".bin" / "node"]):
+        return
+    if shutil.which("npm") is None:
+        raise SetupError("there is no npm, which is needed to install the clients for Node: install Node 18 or later")
+    print("setup: installing the clients for Node", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for pins in NODE_PINS:
+        shutil.copy(pins, folder)
+    run(["npm", "ci", "--prefix", str(folder), "--no-update-notifier"], "install the clients for Node")
     stamp.write()
 
 
