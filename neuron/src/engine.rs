@@ -36,7 +36,7 @@ use crate::{
     clock::Clock,
     config::PREFILL_CHUNK_TOKENS,
     metrics::EngineMetrics,
-    sampler::Sampling,
+    sampler::{Chosen, Sampling},
     usage::{Durable, Ticket},
 };
 
@@ -88,6 +88,8 @@ pub(crate) struct Job {
     pub(crate) prompt: Vec<u32>,
     pub(crate) max_output: usize,
     pub(crate) sampling: Sampling,
+    /// Tokens that end it.
+    pub(crate) eos: Vec<u32>,
     pub(crate) stops: Vec<String>,
     /// Its text goes on with that of the prompt.
     pub(crate) continues: bool,
@@ -126,11 +128,26 @@ pub(crate) struct Ending {
     pub(crate) durable: Durable,
 }
 
+/// Some of an answer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Piece {
+    pub(crate) text: String,
+    /// The tokens that came since the last piece, where it is told how likely they were.
+    pub(crate) likely: Vec<Chosen>,
+}
+
+impl Piece {
+    pub(crate) fn append(&mut self, mut next: Self) {
+        self.text.push_str(&next.text);
+        self.likely.append(&mut next.likely);
+    }
+}
+
 /// What a caller gets to see of its request.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// More of the answer; never empty.
-    Text(String),
+    Text(Piece),
     /// Nothing comes after this.
     End(Ending),
 }
@@ -171,7 +188,6 @@ struct QueuedJob {
 /// What the engine needs to know of its model.
 pub(crate) struct Voice {
     pub(crate) tokenizer: Tokenizer,
-    pub(crate) eos: Vec<u32>,
 }
 
 /// Counts shared by the thread and its callers.
@@ -535,7 +551,7 @@ impl Worker {
         self.pace.read(most, count, took);
         self.failures = failures(self.failures, &ran);
         let turn = match ran {
-            Ok(()) => running.read(count, &self.logits, &self.voice.eos),
+            Ok(()) => running.read(count, &self.logits),
             Err(error) => Turn::Over(EndReason::Failed(error.to_string())),
         };
         self.settle_turn(slot, turn);
@@ -593,10 +609,7 @@ impl Worker {
                 continue;
             };
             let turn = match &ran {
-                Ok(()) => running.answered(
-                    &self.logits[slot * vocab..(slot + 1) * vocab],
-                    &self.voice.eos,
-                ),
+                Ok(()) => running.answered(&self.logits[slot * vocab..(slot + 1) * vocab]),
                 Err(error) => Turn::Over(EndReason::Failed(error.to_string())),
             };
             self.settle_turn(slot, turn);

@@ -152,7 +152,6 @@ fn load_engine(
     let (slots, context) = (decoder.slots(), decoder.context());
     let voice = Voice {
         tokenizer: model.tokenizer.clone(),
-        eos: model.eos.clone(),
     };
     let engine = Engine::start(
         Box::new(decoder),

@@ -41,6 +41,8 @@ pub(crate) struct GraphSpec {
 pub(crate) struct SamplingDefaults {
     pub(crate) temperature: f32,
     pub(crate) top_p: f32,
+    pub(crate) top_k: Option<usize>,
+    pub(crate) repetition_penalty: f32,
 }
 
 /// A model folder, read.
@@ -124,10 +126,6 @@ fn load(folder: &Path, config: &ModelConfig) -> Result<Model, String> {
         ));
     }
     let search = genai.search.unwrap_or_default();
-    let unserved = search.unserved();
-    if !unserved.is_empty() {
-        tracing::warn!(model = %config.id, ?unserved, "{CONFIG_FILE} asks for what is not served: answers are chosen without");
-    }
     let eos = genai.model.eos_token_id.clone().into_vec();
     let bos = genai.model.bos_token_id;
     let source = template_source(folder).map_err(|error| error.to_string())?;
@@ -278,15 +276,6 @@ struct GenaiSearch {
 }
 
 impl GenaiSearch {
-    /// What it asks for and nobody gets: to leave that out in silence would be another model.
-    fn unserved(&self) -> Vec<String> {
-        let top_k = self.top_k.filter(|k| *k > 0 && self.do_sample);
-        let penalty = self.repetition_penalty.filter(|penalty| *penalty != 1.0);
-        let top_k = top_k.map(|k| format!("top_k {k}"));
-        let penalty = penalty.map(|penalty| format!("repetition_penalty {penalty}"));
-        top_k.into_iter().chain(penalty).collect()
-    }
-
     fn defaults(self) -> SamplingDefaults {
         let temperature = if self.do_sample {
             self.temperature.unwrap_or(1.0)
@@ -296,6 +285,10 @@ impl GenaiSearch {
         SamplingDefaults {
             temperature,
             top_p: self.top_p.unwrap_or(1.0),
+            // Builders write 1 where nothing is to be left to chance; who asks for it wants more than one.
+            top_k: (self.top_k.filter(|_| self.do_sample))
+                .and_then(|count| usize::try_from(count).ok()),
+            repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
         }
     }
 }
@@ -347,7 +340,9 @@ pub(crate) mod tests {
             model.sampling,
             SamplingDefaults {
                 temperature: 0.0,
-                top_p: 1.0
+                top_p: 1.0,
+                top_k: None,
+                repetition_penalty: 1.0,
             }
         );
     }
@@ -367,17 +362,22 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_a_model_asks_of_sampling_and_does_not_get_is_told() {
-        let unserved = |text: &str| {
+    fn what_a_model_asks_of_sampling_is_its_default() {
+        let defaults = |text: &str| {
             serde_json::from_str::<GenaiSearch>(text)
                 .unwrap()
-                .unserved()
+                .defaults()
         };
-        let asks = r#"{"do_sample": true, "top_k": 50, "repetition_penalty": 1.1}"#;
-        assert_eq!(unserved(asks), ["top_k 50", "repetition_penalty 1.1"]);
-        let plain = r#"{"do_sample": false, "top_k": 50, "repetition_penalty": 1.0}"#;
-        assert!(unserved(plain).is_empty());
-        assert!(unserved("{}").is_empty());
+        let asks = r#"{"do_sample": true, "top_k": 50, "repetition_penalty": 1.5}"#;
+        let expected = SamplingDefaults {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: Some(50),
+            repetition_penalty: 1.5,
+        };
+        assert_eq!(defaults(asks), expected);
+        let greedy = defaults(r#"{"do_sample": false, "top_k": 1}"#);
+        assert_eq!((greedy.temperature, greedy.top_k), (0.0, None));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 // what a text is cut into
 mod encoding;
+mod token_bytes;
 mod tokenizer;
 
 // what a chat becomes

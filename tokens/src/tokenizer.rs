@@ -7,6 +7,8 @@ use std::{collections::HashSet, path::Path, sync::Arc};
 
 use thiserror::Error;
 
+use crate::token_bytes::TokenBytes;
+
 /// Tokens that may be held back for a character to complete. Four bytes make the longest
 /// character; more tokens than this without one are no text, and are given out as they are.
 const HELD_TOKENS_MAX: usize = 8;
@@ -28,6 +30,7 @@ pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     longest: usize,
     special: Arc<HashSet<u32>>,
+    bytes: Arc<TokenBytes>,
 }
 
 impl Tokenizer {
@@ -55,9 +58,15 @@ impl Tokenizer {
             .unwrap_or(1)
             .max(1);
         let added = inner.get_added_tokens_decoder();
+        let bytes = TokenBytes {
+            byte_level: serde_json::to_string(&inner.get_decoder())
+                .is_ok_and(|decoder| decoder.contains(r#""ByteLevel""#)),
+            added: added.keys().copied().collect(),
+        };
         let special = added.into_iter().filter(|(_, token)| token.special);
         Ok(Self {
             longest,
+            bytes: Arc::new(bytes),
             special: Arc::new(special.map(|(id, _)| id).collect()),
             inner: Arc::new(inner),
         })
@@ -105,6 +114,12 @@ impl Tokenizer {
     /// The text of a special token, such as `<|end|>`.
     pub fn text_of(&self, token: u32) -> Option<String> {
         self.inner.id_to_token(token)
+    }
+
+    /// The bytes that a token stands for within a text; none for a number that is no token.
+    pub fn bytes_of(&self, token: u32) -> Vec<u8> {
+        let text = self.inner.id_to_token(token);
+        text.map_or_else(Vec::new, |text| self.bytes.of(token, &text))
     }
 
     fn decode(&self, tokens: &[u32]) -> String {
@@ -195,6 +210,18 @@ mod tests {
     /// The committed tiny model.
     fn tiny_folder() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny")
+    }
+
+    #[test]
+    fn tokens_of_a_text_have_its_bytes() {
+        let text = "Zürich: 5 漢字\n";
+        let tokens = tokenizer().encode(text).unwrap();
+        let bytes: Vec<u8> = (tokens.iter())
+            .flat_map(|token| tokenizer().bytes_of(*token))
+            .collect();
+        assert_eq!(bytes, text.as_bytes());
+        assert_eq!(tokenizer().bytes_of(257), b"<|end|>");
+        assert_eq!(tokenizer().bytes_of(9_999_999), b"");
     }
 
     fn tokenizer() -> Tokenizer {

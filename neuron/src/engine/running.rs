@@ -8,11 +8,11 @@ use seatbelt_schemas::{ids::AccountId, usage::NeuronOutcome};
 use seatbelt_tokens::TextStream;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{EndReason, Ending, Event, QueuedJob, Row, Voice, pace::cut};
+use super::{EndReason, Ending, Event, Piece, QueuedJob, Row, Voice, pace::cut};
 use crate::{
     clock::{Clock, millis},
     metrics::EngineMetrics,
-    sampler::Sampler,
+    sampler::{Chosen, Sampler},
     stop::{Passed, StopWatch},
     usage::{Ticket, Times},
 };
@@ -39,7 +39,10 @@ pub(super) struct Running {
     chosen: Option<u32>,
     output: usize,
     max_output: usize,
+    eos: Vec<u32>,
     sampler: Sampler,
+    /// Tokens whose text was not sent yet, where it is told how likely they were.
+    likely: Vec<Chosen>,
     text: TextStream,
     stop: StopWatch,
     ticket: Ticket,
@@ -69,6 +72,7 @@ impl Running {
             events,
         } = waiting;
         job.ticket.reused(reused);
+        let sampler = Sampler::new(job.sampling, &job.prompt, &job.eos);
         let text = match job.continues {
             true => TextStream::after(voice.tokenizer.clone(), &job.prompt),
             false => TextStream::new(voice.tokenizer.clone()),
@@ -83,7 +87,9 @@ impl Running {
             chosen: None,
             output: 0,
             max_output: job.max_output,
-            sampler: Sampler::new(job.sampling),
+            sampler,
+            eos: job.eos,
+            likely: Vec::new(),
             text,
             stop: StopWatch::new(job.stops),
             ticket: job.ticket,
@@ -136,7 +142,7 @@ impl Running {
     }
 
     /// A piece of the prompt was read, and these are the logits after it.
-    pub(super) fn read(&mut self, count: usize, logits: &[f32], eos: &[u32]) -> Turn {
+    pub(super) fn read(&mut self, count: usize, logits: &[f32]) -> Turn {
         self.position += count;
         self.ticket.read(count);
         if self.position < self.prompt {
@@ -145,21 +151,22 @@ impl Running {
         let now = self.clock.now();
         self.read_at = Some(now);
         self.metrics.first_token.took(now - self.since);
-        self.choose(logits, eos)
+        self.choose(logits)
     }
 
     /// Its step was run, and these are the logits after it.
-    pub(super) fn answered(&mut self, logits: &[f32], eos: &[u32]) -> Turn {
+    pub(super) fn answered(&mut self, logits: &[f32]) -> Turn {
         self.position += 1;
-        self.choose(logits, eos)
+        self.choose(logits)
     }
 
-    fn choose(&mut self, logits: &[f32], eos: &[u32]) -> Turn {
-        let Some(token) = self.sampler.choose(logits) else {
+    fn choose(&mut self, logits: &[f32]) -> Turn {
+        let Some(chosen) = self.sampler.choose(logits) else {
             return Turn::Over(EndReason::Failed(
                 "the model gave no finite logit".to_owned(),
             ));
         };
+        let token = chosen.token;
         self.chosen = Some(token);
         self.tokens.push(token);
         let now = self.clock.now();
@@ -168,8 +175,11 @@ impl Running {
         }
         self.output += 1;
         self.ticket.wrote();
-        if eos.contains(&token) {
+        if self.eos.contains(&token) {
             return self.finish_text(EndReason::Stop);
+        }
+        if chosen.likely.is_some() {
+            self.likely.push(chosen);
         }
         let piece = self.text.push(token);
         if self.pass(&piece) {
@@ -198,14 +208,22 @@ impl Running {
             return Turn::Over(EndReason::Stop);
         }
         let held = self.stop.finish();
-        self.send(held);
+        self.send_all(held);
         Turn::Over(reason)
     }
 
-    fn send(&self, text: String) {
+    fn send(&mut self, text: String) {
         if !text.is_empty() {
+            self.send_all(text);
+        }
+    }
+
+    /// Sends also what has no text of its own.
+    fn send_all(&mut self, text: String) {
+        let likely = std::mem::take(&mut self.likely);
+        if !text.is_empty() || !likely.is_empty() {
             // A caller who left is found at the next sweep.
-            let _ = self.events.send(Event::Text(text));
+            let _ = self.events.send(Event::Text(Piece { text, likely }));
         }
     }
 

@@ -139,22 +139,17 @@ impl Rig {
 fn voice() -> Voice {
     Voice {
         tokenizer: Tokenizer::load(&tiny_folder().join("tokenizer.json")).unwrap(),
-        eos: vec![257],
     }
 }
 
 fn job(office: &TicketOffice, prompt: usize, max_output: usize) -> Job {
-    let sampling = Sampling {
-        temperature: 0.0,
-        top_p: 1.0,
-        seed: 0,
-    };
     let mut ticket = office.open(Caller::default());
     ticket.begin(prompt, max_output);
     Job {
         prompt: vec![1; prompt],
         max_output,
-        sampling,
+        sampling: Sampling::greedy(),
+        eos: vec![257],
         stops: Vec::new(),
         continues: false,
         deadline: None,
@@ -171,7 +166,7 @@ fn read(generation: &mut Generation) -> (String, EndReason) {
     let mut whole = String::new();
     loop {
         match generation.0.blocking_recv() {
-            Some(Event::Text(text)) => whole.push_str(&text),
+            Some(Event::Text(piece)) => whole.push_str(&piece.text),
             Some(Event::End(ending)) => return (whole, ending.reason),
             None => panic!("the engine died after {whole:?}"),
         }
@@ -398,6 +393,8 @@ fn the_oldest_prompt_is_read_first_whatever_its_slot() {
 #[test]
 fn who_waits_when_an_engine_breaks_down_was_not_run() {
     let mut rig = Rig::new(1, 2);
+    // Has the slot until all have come.
+    let mut first = taken(rig.submit(rig.job(1, 2)));
     let mut bomb = taken(
         rig.submit(Job {
             prompt: vec![1; PREFILL_CHUNK_TOKENS + 1]
@@ -409,9 +406,11 @@ fn who_waits_when_an_engine_breaks_down_was_not_run() {
     );
     let mut waits = taken(rig.submit(rig.job(1, 3)));
     rig.open();
+    assert_eq!(read(&mut first).1, EndReason::Length);
     assert!(matches!(read(&mut bomb).1, EndReason::Failed(_)));
     assert_eq!(read(&mut waits), (String::new(), EndReason::NotRun));
-    let outcomes = [rig.report(), rig.report()].map(|report| format!("{:?}", report.outcome));
+    let reports = [rig.report(), rig.report(), rig.report()];
+    let outcomes = reports.map(|report| format!("{:?}", report.outcome));
     assert!(outcomes.contains(&"Rejected".to_owned()), "{outcomes:?}");
 }
 

@@ -14,46 +14,36 @@ use axum::{
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use self::likely::Told;
 use super::{error::ErrorAnswer, request::Dialect};
-use crate::{
-    clock::unix_ms,
-    engine::{EndReason, Ending, Event, Generation},
-};
+use crate::engine::{EndReason, Ending, Event, Generation, Piece};
+
+pub(super) mod likely;
 
 const DONE: &str = "data: [DONE]\n\n";
 
 /// What all pieces of one answer have in common.
 pub(super) struct Style {
-    dialect: Dialect,
-    id: String,
-    created_s: u64,
-    model: String,
-    prompt_tokens: usize,
-    include_usage: bool,
+    pub(super) dialect: Dialect,
+    pub(super) id: String,
+    pub(super) created_s: u64,
+    pub(super) model: String,
+    pub(super) prompt_tokens: usize,
+    pub(super) include_usage: bool,
+    /// Tells how likely the tokens were, where that was asked for.
+    pub(super) told: Option<Told>,
+}
+
+/// The name of an answer to this request.
+pub(super) fn id(dialect: Dialect, request: &str) -> String {
+    let prefix = match dialect {
+        Dialect::Chat => "chatcmpl",
+        Dialect::Completion => "cmpl",
+    };
+    format!("{prefix}-{request}")
 }
 
 impl Style {
-    pub(super) fn new(
-        dialect: Dialect,
-        id: &str,
-        model: String,
-        prompt_tokens: usize,
-        include_usage: bool,
-    ) -> Self {
-        let prefix = match dialect {
-            Dialect::Chat => "chatcmpl",
-            Dialect::Completion => "cmpl",
-        };
-        Self {
-            dialect,
-            id: format!("{prefix}-{id}"),
-            created_s: unix_ms() / 1000,
-            model,
-            prompt_tokens,
-            include_usage,
-        }
-    }
-
     fn usage(&self, used: Used) -> Value {
         let output_tokens = used.output_tokens;
         json!({
@@ -64,16 +54,17 @@ impl Style {
         })
     }
 
-    fn whole(&self, text: &str, reason: &str, used: Used) -> Value {
+    fn whole(&mut self, answer: &Piece, reason: &str, used: Used) -> Value {
+        let (text, logprobs) = (&answer.text, self.logprobs(answer));
         let (object, choice) = match self.dialect {
             Dialect::Chat => {
                 let message = json!({ "role": "assistant", "content": text, "refusal": null });
-                let choice = json!({ "index": 0, "message": message, "logprobs": null, "finish_reason": reason });
+                let choice = json!({ "index": 0, "message": message, "logprobs": logprobs, "finish_reason": reason });
                 ("chat.completion", choice)
             }
             Dialect::Completion => (
                 "text_completion",
-                json!({ "index": 0, "text": text, "logprobs": null, "finish_reason": reason }),
+                json!({ "index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason }),
             ),
         };
         let mut answer = self.envelope(object, &json!([choice]));
@@ -85,32 +76,36 @@ impl Style {
         json!({ "id": self.id, "object": object, "created": self.created_s, "model": self.model, "choices": choices })
     }
 
+    fn logprobs(&mut self, piece: &Piece) -> Value {
+        let told = self.told.as_mut();
+        told.map_or(Value::Null, |told| told.json(&piece.text, &piece.likely))
+    }
+
     /// One event of a stream. The first of a chat names the role.
-    fn chunk(&self, delta: &Delta<'_>) -> Bytes {
+    fn chunk(&mut self, delta: &Delta<'_>) -> Bytes {
+        let (text, reason) = match delta {
+            Delta::First => ("", None),
+            Delta::Text(piece) => (piece.text.as_str(), None),
+            Delta::Last(reason) => ("", Some(reason)),
+        };
+        let logprobs = match delta {
+            Delta::Text(piece) => self.logprobs(piece),
+            Delta::First | Delta::Last(_) => Value::Null,
+        };
         let (object, choice) = match self.dialect {
             Dialect::Chat => {
-                let (content, reason) = match delta {
-                    Delta::First => (
-                        json!({ "role": "assistant", "content": "", "refusal": null }),
-                        None,
-                    ),
-                    Delta::Text(text) => (json!({ "content": text }), None),
-                    Delta::Last(reason) => (json!({}), Some(reason)),
+                let content = match delta {
+                    Delta::First => json!({ "role": "assistant", "content": "", "refusal": null }),
+                    Delta::Text(_) => json!({ "content": text }),
+                    Delta::Last(_) => json!({}),
                 };
-                let choice = json!({ "index": 0, "delta": content, "logprobs": null, "finish_reason": reason });
+                let choice = json!({ "index": 0, "delta": content, "logprobs": logprobs, "finish_reason": reason });
                 ("chat.completion.chunk", choice)
             }
-            Dialect::Completion => {
-                let (text, reason) = match delta {
-                    Delta::First => ("", None),
-                    Delta::Text(text) => (*text, None),
-                    Delta::Last(reason) => ("", Some(reason)),
-                };
-                (
-                    "text_completion",
-                    json!({ "index": 0, "text": text, "logprobs": null, "finish_reason": reason }),
-                )
-            }
+            Dialect::Completion => (
+                "text_completion",
+                json!({ "index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason }),
+            ),
         };
         let mut chunk = self.envelope(object, &json!([choice]));
         if self.include_usage {
@@ -140,7 +135,7 @@ struct Used {
 
 enum Delta<'a> {
     First,
-    Text(&'a str),
+    Text(&'a Piece),
     Last(&'a str),
 }
 
@@ -178,11 +173,11 @@ fn engine_died() -> ErrorAnswer {
 }
 
 /// The whole answer in one piece.
-pub(super) async fn whole(style: Style, mut generation: Generation) -> Response {
-    let mut answer = String::new();
+pub(super) async fn whole(mut style: Style, mut generation: Generation) -> Response {
+    let mut answer = Piece::default();
     loop {
         match generation.next().await {
-            Some(Event::Text(text)) => answer.push_str(&text),
+            Some(Event::Text(piece)) => answer.append(piece),
             Some(Event::End(ending)) => {
                 return match closing(ending).await {
                     Ok((reason, used)) => Json(style.whole(&answer, reason, used)).into_response(),
@@ -195,14 +190,14 @@ pub(super) async fn whole(style: Style, mut generation: Generation) -> Response 
 }
 
 /// The answer as it comes. What ends before its first text gets a status of its own.
-pub(super) async fn stream(style: Style, mut generation: Generation) -> Response {
+pub(super) async fn stream(mut style: Style, mut generation: Generation) -> Response {
     let mut frames = VecDeque::from([style.chunk(&Delta::First)]);
     let mut over = false;
     match generation.next().await {
-        Some(Event::Text(text)) => frames.push_back(style.chunk(&Delta::Text(&text))),
+        Some(Event::Text(piece)) => frames.push_back(style.chunk(&Delta::Text(&piece))),
         Some(Event::End(ending)) => match closing(ending).await {
             Ok((reason, used)) => {
-                close(&style, &mut frames, reason, used);
+                close(&mut style, &mut frames, reason, used);
                 over = true;
             }
             Err(error) => return error.into_response(),
@@ -251,8 +246,9 @@ async fn next_frame(mut streaming: Streaming) -> Option<(Result<Bytes, Infallibl
 impl Streaming {
     async fn pull(&mut self) {
         let closed = match self.generation.next().await {
-            Some(Event::Text(text)) => {
-                self.frames.push_back(self.style.chunk(&Delta::Text(&text)));
+            Some(Event::Text(piece)) => {
+                let chunk = self.style.chunk(&Delta::Text(&piece));
+                self.frames.push_back(chunk);
                 return;
             }
             Some(Event::End(ending)) => closing(ending).await,
@@ -260,13 +256,13 @@ impl Streaming {
         };
         self.over = true;
         match closed {
-            Ok((reason, used)) => close(&self.style, &mut self.frames, reason, used),
+            Ok((reason, used)) => close(&mut self.style, &mut self.frames, reason, used),
             Err(error) => self.frames.push_back(event(&error.json())),
         }
     }
 }
 
-fn close(style: &Style, frames: &mut VecDeque<Bytes>, reason: &str, used: Used) {
+fn close(style: &mut Style, frames: &mut VecDeque<Bytes>, reason: &str, used: Used) {
     frames.push_back(style.chunk(&Delta::Last(reason)));
     if style.include_usage {
         frames.push_back(style.usage_chunk(used));

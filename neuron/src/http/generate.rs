@@ -20,12 +20,13 @@ use ulid::Ulid;
 use super::{
     App, Served,
     access::{self, Signed},
-    answer,
+    answer::{self, likely::Told},
     error::ErrorAnswer,
     headers::{self, Limits},
     request::{Dialect, Prompt, Wish},
 };
 use crate::{
+    clock::unix_ms,
     config::{BODY_BYTES_MAX, BODY_TIME_MAX},
     engine::{Job, NotQueued},
     sampler::Sampling,
@@ -74,6 +75,9 @@ struct Plan {
     prompt: Vec<u32>,
     max_output: usize,
     sampling: Sampling,
+    eos: Vec<u32>,
+    /// Whether it tells how likely the tokens were.
+    told: bool,
     deadline: Option<Instant>,
     continues: bool,
     wish: Wish,
@@ -105,18 +109,17 @@ async fn prepare(
     let continues = prompt.continues();
     let prompt = tokens(app, at, prompt, size).await?;
     let max_output = ceiling(served, &limits, &wish, prompt.len())?;
-    let sampling = Sampling {
-        temperature: wish
-            .temperature
-            .unwrap_or(served.model.sampling.temperature),
-        top_p: wish.top_p.unwrap_or(served.model.sampling.top_p),
-        seed: wish.seed.unwrap_or_else(random_seed),
-    };
+    let told = wish.sampling.tells_logprobs();
+    let sampling = std::mem::take(&mut wish.sampling);
+    let sampling = sampling.over(served.model.sampling, random_seed);
+    let eos = wish.ends.of(&served.model);
     Ok(Plan {
         served: at,
         prompt,
         max_output,
         sampling,
+        eos,
+        told,
         deadline,
         continues,
         wish,
@@ -250,6 +253,7 @@ async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Res
         prompt: plan.prompt,
         max_output: plan.max_output,
         sampling: plan.sampling,
+        eos: plan.eos,
         stops: plan.wish.stops,
         continues: plan.continues,
         deadline: plan.deadline,
@@ -264,13 +268,16 @@ async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Res
             return turn_away(*ticket, ErrorAnswer::closed("the engine has stopped")).await;
         }
     };
-    let style = answer::Style::new(
+    let tokenizer = &app.models[plan.served].model.tokenizer;
+    let style = answer::Style {
         dialect,
-        &id,
-        plan.wish.model,
+        id: answer::id(dialect, &id),
+        created_s: unix_ms() / 1000,
+        model: plan.wish.model,
         prompt_tokens,
-        plan.wish.include_usage,
-    );
+        include_usage: plan.wish.include_usage,
+        told: plan.told.then(|| Told::new(dialect, tokenizer.clone())),
+    };
     if plan.wish.stream {
         answer::stream(style, generation).await
     } else {

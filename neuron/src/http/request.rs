@@ -6,9 +6,11 @@
 use seatbelt_tokens::{ChatMessage, MessagesError, PromptError, read_messages};
 use serde_json::{Map, Value};
 
+pub(super) use self::sampling::{EndsWish, SamplingWish};
 use super::error::ErrorAnswer;
 use crate::model::Model;
 
+mod sampling;
 mod unserved;
 
 const STOPS_MAX: usize = 4;
@@ -59,10 +61,9 @@ pub(super) struct Wish {
     pub(super) model: String,
     pub(super) prompt: Prompt,
     pub(super) max_output: Option<usize>,
-    pub(super) temperature: Option<f32>,
-    pub(super) top_p: Option<f32>,
-    pub(super) seed: Option<u64>,
+    pub(super) sampling: SamplingWish,
     pub(super) stops: Vec<String>,
+    pub(super) ends: EndsWish,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
 }
@@ -85,10 +86,9 @@ impl Wish {
                 Dialect::Completion => body.prompt()?,
             },
             max_output: body.max_output()?,
-            temperature: body.number("temperature", 0.0, 2.0)?,
-            top_p: body.number("top_p", 0.0, 1.0)?,
-            seed: body.seed()?,
+            sampling: SamplingWish::read(dialect, &body)?,
             stops: body.stops()?,
+            ends: EndsWish::read(&body)?,
             stream,
             include_usage: stream && body.include_usage()?,
         })
@@ -122,15 +122,6 @@ impl<'a> Fields<'a> {
         }
         if self.flag("echo")? == Some(true) {
             return Err(ErrorAnswer::unsupported("echo", "echo is not served"));
-        }
-        if self
-            .get("logprobs")
-            .is_some_and(|value| *value != Value::Bool(false))
-        {
-            return Err(ErrorAnswer::unsupported(
-                "logprobs",
-                "logprobs are not served",
-            ));
         }
         let lists = [
             ("tools", "tools are not served"),
@@ -203,17 +194,6 @@ impl<'a> Fields<'a> {
             least = Some(least.map_or(tokens, |least| least.min(tokens)));
         }
         Ok(least)
-    }
-
-    fn seed(&self) -> Result<Option<u64>, ErrorAnswer> {
-        let Some(value) = self.get("seed") else {
-            return Ok(None);
-        };
-        let seed = value
-            .as_u64()
-            .or_else(|| value.as_i64().map(i64::cast_unsigned));
-        seed.map(Some)
-            .ok_or_else(|| ErrorAnswer::invalid_value("seed", "a whole number"))
     }
 
     fn stops(&self) -> Result<Vec<String>, ErrorAnswer> {
@@ -320,7 +300,7 @@ mod tests {
             ("", Some("ann"))
         );
         assert_eq!(
-            (wish.max_output, wish.seed, wish.stops.len()),
+            (wish.max_output, wish.sampling.seed, wish.stops.len()),
             (Some(7), Some(u64::MAX), 2)
         );
         assert!(wish.stream && wish.include_usage);
@@ -357,7 +337,20 @@ mod tests {
             ("stop", json!("")),
             ("n", json!(2)),
             ("stream", json!("yes")),
-            ("logprobs", json!(true)),
+            ("logprobs", json!(5)),
+            ("top_logprobs", json!(2)),
+            ("top_k", json!(-2)),
+            ("top_k", json!(1.5)),
+            ("min_p", json!(1.5)),
+            ("frequency_penalty", json!(2.5)),
+            ("presence_penalty", json!("x")),
+            ("repetition_penalty", json!(0)),
+            ("logit_bias", json!({ "x": 1 })),
+            ("logit_bias", json!({ "1": 101 })),
+            ("logit_bias", json!([1])),
+            ("min_tokens", json!(-1)),
+            ("stop_token_ids", json!(["x"])),
+            ("ignore_eos", json!(1)),
             ("tools", json!([{}])),
             ("response_format", json!({ "type": "json_object" })),
             ("messages", json!([])),

@@ -10,13 +10,23 @@ const BLOCK: usize = 256;
 /// Tokens this much less likely than the likeliest are left out, e to the minus of it: a large vocabulary
 /// of them together is still below 1 in 1,000.
 const DEPTH_MAX: f32 = 20.7;
-/// Sums are not exact.
-const NEARLY: f64 = 0.999;
 
 const _: () = assert!(BLOCK.is_multiple_of(LANES));
 
 /// The largest finite number.
 pub(super) fn peak(logits: &[f32]) -> Option<f32> {
+    let peak = match largest(logits, larger) {
+        // Hardly ever; to look for it in each number takes twice as long.
+        f32::INFINITY => largest(logits, |most, logit| match logit < f32::INFINITY {
+            true => larger(most, logit),
+            false => most,
+        }),
+        peak => peak,
+    };
+    peak.is_finite().then_some(peak)
+}
+
+fn largest(logits: &[f32], larger: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let chunks = logits.chunks_exact(LANES);
     let rest = chunks.remainder();
@@ -26,18 +36,13 @@ pub(super) fn peak(logits: &[f32]) -> Option<f32> {
         }
     }
     let all = lanes.iter().chain(rest);
-    let peak = all.fold(f32::NEG_INFINITY, |most, logit| larger(most, *logit));
-    peak.is_finite().then_some(peak)
+    all.fold(f32::NEG_INFINITY, |most, logit| larger(most, *logit))
 }
 
-/// What is no number, and infinity, is larger than nothing.
+/// What is no number is larger than nothing.
 #[inline]
 fn larger(most: f32, logit: f32) -> f32 {
-    if logit > most && logit < f32::INFINITY {
-        logit
-    } else {
-        most
-    }
+    if logit > most { logit } else { most }
 }
 
 /// How likely each token is, the likeliest 1.
@@ -70,6 +75,28 @@ impl Weights {
 
     /// The token at `unit` of the way through all weights.
     pub(super) fn draw(&self, unit: f64) -> u32 {
+        self.draw_before(unit, None).token
+    }
+
+    /// Draws from the first tokens, likeliest first, that together have a share of all weight; at least one. Nothing is
+    /// sorted: what is drawn beyond them makes all that is no likelier stand aside, and the rest is drawn from
+    /// again, each time a part of what was there before. Of what is drawn in the end, nobody can tell that more was there.
+    pub(super) fn draw_first(&mut self, share: f64, mut unit: impl FnMut() -> f64) -> u32 {
+        let wanted = self.total() * share;
+        let mut last = None;
+        loop {
+            let drawn = self.draw_before(unit(), last);
+            self.sum_before(drawn);
+            let before = self.total();
+            if before < wanted || before <= 0.0 {
+                return drawn.token;
+            }
+            last = Some(drawn);
+        }
+    }
+
+    /// The token at `unit` of the way through the weights that come before `last`, of which `blocks` has the sums.
+    fn draw_before(&self, unit: f64, last: Option<Ranked>) -> Ranked {
         let mut left = self.total() * unit;
         let here = |weight: &f64| {
             let here = left < *weight;
@@ -80,54 +107,118 @@ impl Weights {
         };
         let block = self.blocks.iter().position(here);
         // Rounding can leave a last crumb; the last token with any weight takes it.
-        let last = || self.blocks.iter().rposition(|weight| *weight > 0.0);
-        let first = BLOCK * block.or_else(last).unwrap_or(0);
+        let crumb = || self.blocks.iter().rposition(|weight| *weight > 0.0);
+        let first = BLOCK * block.or_else(crumb).unwrap_or(0);
         let weights = &self.weights[first..self.weights.len().min(first + BLOCK)];
-        let here = |weight: &f32| {
-            left -= f64::from(*weight);
-            left < 0.0
+        let ranked = weights.iter().enumerate().map(|(at, weight)| Ranked {
+            token: token(first + at),
+            weight: *weight,
+        });
+        let mut found = Ranked {
+            token: token(first),
+            weight: weights[0],
         };
-        let at = weights.iter().position(here);
-        let last = || weights.iter().rposition(|weight| *weight > 0.0);
-        token(first + at.or_else(last).unwrap_or(0))
+        let counts =
+            |ranked: &Ranked| ranked.weight > 0.0 && last.is_none_or(|last| *ranked < last);
+        for ranked in ranked.filter(counts) {
+            found = ranked;
+            left -= f64::from(ranked.weight);
+            if left < 0.0 {
+                break;
+            }
+        }
+        found
     }
 
-    /// All tokens that can be among the first that weigh `wanted` together, in their order. What weighs less
-    /// than an equal share of the rest cannot: even all of such together are no more than the rest.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        reason = "a bound that need not be exact"
-    )]
-    pub(super) fn candidates(&self, wanted: f64, kept: &mut Vec<Ranked>) {
-        kept.clear();
-        let least = (self.total() - wanted) / self.weights.len().max(1) as f64;
-        let least = (least * NEARLY) as f32;
+    /// Sums the weights of what comes before `last`.
+    fn sum_before(&mut self, last: Ranked) {
+        let at = last.token as usize;
+        let blocks = self.weights.chunks(BLOCK).zip(&mut self.blocks);
+        for (n, (weights, block)) in blocks.enumerate() {
+            let first = n * BLOCK;
+            let (below, above) = weights.split_at(at.saturating_sub(first).min(weights.len()));
+            *block = sum_of(below, |weight| weight >= last.weight)
+                + sum_of(above, |weight| weight > last.weight);
+        }
+    }
+
+    /// Leaves out what weighs less than this.
+    pub(super) fn leave_out_below(&mut self, least: f32) {
+        self.keep(|_, weight| weight >= least);
+    }
+
+    /// Leaves out all but the first `count` tokens, likeliest first.
+    pub(super) fn keep_first(&mut self, count: usize, first: &mut Vec<Ranked>) {
+        if count < self.weights.len() {
+            self.first(count, first);
+            let last = first[first.len() - 1];
+            let at = last.token as usize;
+            self.keep(|n, weight| weight > last.weight || (weight >= last.weight && n <= at));
+        }
+    }
+
+    /// The first `count` tokens, likeliest first.
+    pub(super) fn first(&self, count: usize, first: &mut Vec<Ranked>) {
+        first.clear();
+        let count = count.clamp(1, self.weights.len().max(1));
+        // Of equals the ones that come later rank behind.
+        let mut least = f32::NEG_INFINITY;
         for (n, chunk) in self.weights.chunks(LANES).enumerate() {
-            let any = chunk
-                .iter()
-                .fold(false, |any, weight| any | (*weight > least));
-            if any {
-                let all = chunk
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, weight)| **weight > least);
-                kept.extend(all.map(|(at, weight)| Ranked {
-                    token: token(n * LANES + at),
-                    weight: *weight,
-                }));
+            let any = (chunk.iter()).fold(false, |any, weight| any | (*weight > least));
+            if !any {
+                continue;
             }
+            let more = chunk
+                .iter()
+                .enumerate()
+                .filter(|(_, weight)| **weight > least);
+            first.extend(more.map(|(at, weight)| Ranked {
+                token: token(n * LANES + at),
+                weight: *weight,
+            }));
+            if first.len() >= 2 * count + LANES {
+                first.select_nth_unstable(count - 1);
+                first.truncate(count);
+                least = first[count - 1].weight;
+            }
+        }
+        first.sort_unstable();
+        first.truncate(count);
+    }
+
+    fn keep(&mut self, keeps: impl Fn(usize, f32) -> bool) {
+        let blocks = self.weights.chunks_mut(BLOCK).zip(&mut self.blocks);
+        for (n, (weights, block)) in blocks.enumerate() {
+            for (at, weight) in weights.iter_mut().enumerate() {
+                *weight = if keeps(n * BLOCK + at, *weight) {
+                    *weight
+                } else {
+                    0.0
+                };
+            }
+            *block = sum(weights);
         }
     }
 }
 
 fn sum(weights: &[f32]) -> f64 {
+    sum_of(weights, |_| true)
+}
+
+/// The sum of those that count.
+#[inline]
+fn sum_of(weights: &[f32], counts: impl Fn(f32) -> bool) -> f64 {
+    let counted = |weight: f32| if counts(weight) { weight } else { 0.0 };
     let mut lanes = [0.0f32; LANES];
     let chunks = weights.chunks_exact(LANES);
-    let rest: f32 = chunks.remainder().iter().sum();
+    let rest: f32 = chunks
+        .remainder()
+        .iter()
+        .map(|weight| counted(*weight))
+        .sum();
     for chunk in chunks {
         for (lane, weight) in lanes.iter_mut().zip(chunk) {
-            *lane += *weight;
+            *lane += counted(*weight);
         }
     }
     f64::from(lanes.iter().sum::<f32>() + rest)
@@ -205,14 +296,21 @@ mod tests {
         }
 
         #[test]
-        fn candidates_weigh_what_is_wanted(logits in proptest::collection::vec(-20.0f32..20.0, 1..1_000), top_p in 0.0f64..1.0) {
+        fn the_first_are_those_of_a_full_sort(logits in proptest::collection::vec(0u8..30, 1..1_000), count in 1usize..60) {
+            let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
             let mut weights = Weights::default();
-            weights.fill(&logits, peak(&logits).unwrap(), 1.0);
-            let wanted = weights.total() * top_p;
-            let mut kept = Vec::new();
-            weights.candidates(wanted, &mut kept);
-            let weight: f64 = kept.iter().map(|ranked| f64::from(ranked.weight)).sum();
-            prop_assert!(!kept.is_empty() && weight >= wanted * 0.999_999, "{weight} of {wanted}");
+            weights.fill(&logits, peak(&logits).unwrap(), 2.0);
+            let mut sorted: Vec<Ranked> = (0..).zip(&weights.weights).map(|(token, weight)| Ranked { token, weight: *weight }).collect();
+            sorted.sort_unstable();
+            sorted.truncate(count);
+            let mut first = Vec::new();
+            weights.first(count, &mut first);
+            prop_assert_eq!(&first, &sorted);
+            weights.keep_first(count, &mut first);
+            let kept: Vec<usize> = (0..logits.len()).filter(|at| weights.weights[*at] > 0.0).collect();
+            let mut expected: Vec<usize> = sorted.iter().filter(|ranked| ranked.weight > 0.0).map(|ranked| ranked.token as usize).collect();
+            expected.sort_unstable();
+            prop_assert_eq!(kept, expected);
         }
     }
 }

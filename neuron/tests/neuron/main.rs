@@ -12,4 +12,5 @@ mod arrivals;
 mod nats;
 mod real_model;
 mod reports;
+mod sampling;
 mod start;

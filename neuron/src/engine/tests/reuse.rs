@@ -147,7 +147,7 @@ fn ended(generation: &mut Generation) -> (String, usize) {
     let mut whole = String::new();
     loop {
         match generation.0.blocking_recv().expect("the engine lives") {
-            Event::Text(text) => whole.push_str(&text),
+            Event::Text(piece) => whole.push_str(&piece.text),
             Event::End(ending) => return (whole, ending.cached_tokens),
         }
     }
@@ -251,7 +251,7 @@ fn asked() -> impl Strategy<Value = Asked> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever slots hold, whoever left, wherever it was moved: each answer is the one it is alone.
     #[test]

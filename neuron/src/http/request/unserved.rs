@@ -21,7 +21,7 @@ enum Neutral {
 }
 
 /// Fields that are obeyed, each read where it is used.
-const OBEYED: [&str; 17] = [
+const OBEYED: [&str; 27] = [
     "model",
     "messages",
     "prompt",
@@ -39,6 +39,16 @@ const OBEYED: [&str; 17] = [
     "logprobs",
     "tools",
     "functions",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "top_k",
+    "min_p",
+    "top_logprobs",
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
 ];
 
 /// Fields that say nothing of the answer: who asks, what is kept or cached of it, and who comes first.
@@ -57,20 +67,9 @@ const BESIDE: [&str; 11] = [
 ];
 
 /// Fields that other servers obey. Any that is not listed here at all is refused: nobody can say what it would change.
-const FIELDS: [(&str, Neutral); 57] = [
-    ("frequency_penalty", Neutral::Numbers(&[0.0])),
-    ("presence_penalty", Neutral::Numbers(&[0.0])),
-    ("repetition_penalty", Neutral::Numbers(&[1.0])),
+const FIELDS: [(&str, Neutral); 47] = [
     ("length_penalty", Neutral::Numbers(&[1.0])),
-    ("logit_bias", Neutral::Empty),
-    // -1 is another way to say all
-    ("top_k", Neutral::Numbers(&[0.0, -1.0])),
-    ("min_p", Neutral::Numbers(&[0.0])),
     ("typical_p", Neutral::Numbers(&[1.0])),
-    ("top_logprobs", Neutral::Numbers(&[0.0])),
-    ("min_tokens", Neutral::Numbers(&[0.0])),
-    ("ignore_eos", Neutral::False),
-    ("stop_token_ids", Neutral::Empty),
     ("bad_words", Neutral::Empty),
     ("use_beam_search", Neutral::False),
     ("suffix", Neutral::Empty),
@@ -205,16 +204,6 @@ mod tests {
     #[test]
     fn what_would_change_the_answer_is_refused_by_name() {
         for (name, value) in [
-            ("frequency_penalty", json!(0.5)),
-            ("presence_penalty", json!(-1)),
-            ("repetition_penalty", json!(1.1)),
-            ("logit_bias", json!({ "50": -100 })),
-            ("top_k", json!(40)),
-            ("min_p", json!(0.05)),
-            ("top_logprobs", json!(3)),
-            ("min_tokens", json!(5)),
-            ("ignore_eos", json!(true)),
-            ("stop_token_ids", json!([7])),
             ("suffix", json!("end")),
             ("guided_json", json!({})),
             ("chat_template_kwargs", json!({ "enable_thinking": false })),
@@ -248,6 +237,15 @@ mod tests {
             ("logit_bias", json!({})),
             ("top_k", json!(-1)),
             ("ignore_eos", json!(false)),
+            ("frequency_penalty", json!(0.5)),
+            ("presence_penalty", json!(-1)),
+            ("repetition_penalty", json!(1.1)),
+            ("logit_bias", json!({ "50": -100 })),
+            ("top_k", json!(40)),
+            ("min_p", json!(0.05)),
+            ("min_tokens", json!(5)),
+            ("ignore_eos", json!(true)),
+            ("stop_token_ids", json!([7])),
             ("suffix", json!(null)),
             ("guided_json", json!(null)),
             ("reasoning_effort", json!("none")),
