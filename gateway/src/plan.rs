@@ -13,7 +13,7 @@ use seatbelt_dialects::{
     translate::{Echo, Name, Translation, between, without_our_thoughts},
 };
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, event::OnShort, ids::ModelId};
-use seatbelt_tokens::{ChatCounter, CountError, MessagesError};
+use seatbelt_tokens::{ChatCounter, CountError, MessagesError, PromptError};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -365,11 +365,11 @@ async fn counted(
                 ("prompt", counter.count_text(text, context))
             }
             _ if api == Api::Completions => {
-                ("prompt", counter.count(read.body.get("messages"), context))
+                ("prompt", counter.count(|name| read.body.get(name), context))
             }
             _ => (
                 "messages",
-                counter.count(read.body.get("messages"), context),
+                counter.count(|name| read.body.get(name), context),
             ),
         };
         let tokens = counted.map_err(|error| not_counted(&error, field, context))?;
@@ -385,8 +385,14 @@ fn not_counted(error: &CountError, prompt: &str, context: u64) -> ApiError {
         CountError::Messages(MessagesError::Invalid(wanted)) => {
             ApiError::invalid_field(prompt, &format!("must be {wanted}"))
         }
+        CountError::Messages(MessagesError::Tools(wanted)) => {
+            ApiError::invalid_field("tools", &format!("must be {wanted}"))
+        }
         CountError::Messages(MessagesError::Unsupported(problem)) => {
             ApiError::invalid_field(prompt, &format!("cannot be served: {problem}"))
+        }
+        CountError::Prompt(PromptError::NoTools) => {
+            ApiError::invalid_field("tools", "are not taken by the model's chat template")
         }
         CountError::Prompt(error) => {
             ApiError::invalid_field(prompt, &format!("make no prompt: {error}"))

@@ -13,6 +13,7 @@ mod error;
 pub mod server;
 
 // the way of a request
+mod calls;
 mod http;
 mod model;
 

@@ -10,12 +10,11 @@ use std::{
 
 use bytes::Bytes;
 use seatbelt_tokens::{
-    ChatMessage, ChatTemplate, PromptError, Recipe, SpecialTokens, Tokenizer, chat_prompt,
-    template_source,
+    Chat, ChatTemplate, PromptError, Recipe, SpecialTokens, Tokenizer, chat_prompt, template_source,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::{config::ModelConfig, error::NeuronError};
+use crate::{calls::CallFormat, config::ModelConfig, error::NeuronError};
 
 const CONFIG_FILE: &str = "genai_config.json";
 const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -59,6 +58,8 @@ pub(crate) struct Model {
     pub(crate) sampling: SamplingDefaults,
     pub(crate) tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    /// How it writes calls of tools, where that is known.
+    pub(crate) call_format: Option<CallFormat>,
     /// What gateways count its chats by.
     pub(crate) recipe: HandedOut,
 }
@@ -101,8 +102,8 @@ impl Model {
     }
 
     /// The tokens of a chat, up to where the answer begins.
-    pub(crate) fn chat_prompt(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, PromptError> {
-        chat_prompt(self.template.as_ref(), &self.tokenizer, messages)
+    pub(crate) fn chat_prompt(&self, chat: &Chat) -> Result<Vec<u32>, PromptError> {
+        chat_prompt(self.template.as_ref(), &self.tokenizer, chat)
     }
 
     /// The tokens of a plain text, with the tokens that the tokenizer puts around every text.
@@ -137,6 +138,7 @@ fn load(folder: &Path, config: &ModelConfig) -> Result<Model, String> {
         bos: special.bos.clone(),
         eos: special.eos.clone(),
     });
+    let call_format = source.as_deref().and_then(CallFormat::of_template);
     let template = source.map(|source| ChatTemplate::new(source, special));
     let template = template.transpose().map_err(|error| error.to_string())?;
     if let Some(Err(error)) = template.as_ref().map(ChatTemplate::try_plain) {
@@ -153,6 +155,7 @@ fn load(folder: &Path, config: &ModelConfig) -> Result<Model, String> {
         sampling: search.defaults(),
         tokenizer,
         template,
+        call_format,
         recipe,
     })
 }
@@ -296,7 +299,7 @@ impl GenaiSearch {
 #[cfg(test)]
 pub(crate) mod tests {
     use seatbelt_schemas::ids::ModelId;
-    use seatbelt_tokens::TemplateError;
+    use seatbelt_tokens::{ChatMessage, TemplateError};
 
     use super::*;
 
@@ -313,11 +316,10 @@ pub(crate) mod tests {
         }
     }
 
-    fn says(role: &str, content: &str) -> ChatMessage {
-        ChatMessage {
-            role: role.to_owned(),
-            content: content.to_owned(),
-            name: None,
+    fn says(role: &str, content: &str) -> Chat {
+        Chat {
+            messages: vec![ChatMessage::says(role, content)],
+            tools: None,
         }
     }
 
@@ -350,13 +352,13 @@ pub(crate) mod tests {
     #[test]
     fn a_chat_becomes_the_tokens_of_the_template() {
         let model = Model::load(&tiny_config(1)).unwrap();
-        let tokens = model.chat_prompt(&[says("user", "hi")]).unwrap();
+        let tokens = model.chat_prompt(&says("user", "hi")).unwrap();
         assert_eq!(
             tokens,
             [256, 260, u32::from(b'h'), u32::from(b'i'), 257, 261]
         );
         assert!(matches!(
-            model.chat_prompt(&[says("oracle", "hi")]),
+            model.chat_prompt(&says("oracle", "hi")),
             Err(PromptError::Template(TemplateError::Refused(words))) if words == "unknown role oracle"
         ));
     }
@@ -419,7 +421,7 @@ pub(crate) mod tests {
         };
         let without = Model::load(&config).unwrap();
         assert!(matches!(
-            without.chat_prompt(&[says("user", "x")]),
+            without.chat_prompt(&says("user", "x")),
             Err(PromptError::NoTemplate)
         ));
         fs::write(
@@ -429,7 +431,7 @@ pub(crate) mod tests {
         .unwrap();
         let with = Model::load(&config).unwrap();
         assert_eq!(
-            with.chat_prompt(&[says("user", "x")]).unwrap(),
+            with.chat_prompt(&says("user", "x")).unwrap(),
             [u32::from(b'x')]
         );
     }
@@ -448,7 +450,7 @@ pub(crate) mod tests {
             let path = folder.path().join("tokenizer_config.json");
             fs::write(path, tokenizer_config).unwrap();
             let model = Model::load(&config).unwrap();
-            model.chat_prompt(&[says("user", "x")]).unwrap()
+            model.chat_prompt(&says("user", "x")).unwrap()
         };
         let template = r#""chat_template": "{{ bos_token }}{{ eos_token }}""#;
         assert_eq!(says_of(&format!("{{{template}}}")), [256, 257]);

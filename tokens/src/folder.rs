@@ -98,11 +98,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(TOKENIZER_CONFIG_FILE), config).unwrap();
         let template = template_beside(&folder.path().join("tokenizer.json")).unwrap()?;
-        let hi = ChatMessage {
-            role: "user".to_owned(),
-            content: "hi".to_owned(),
-            name: None,
-        };
+        let hi = ChatMessage::says("user", "hi");
         Some(template.render(&[hi]).unwrap())
     }
 

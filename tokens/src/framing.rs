@@ -25,7 +25,7 @@ pub struct Framing {
 impl Framing {
     /// Measures a template. A chat that it refuses or cannot render tells nothing.
     pub fn of(template: &ChatTemplate, counter: &TextCounter) -> Self {
-        let tokens = |roles: &[&str], tools: Option<Value>| {
+        let tokens = |roles: &[&str], tools: Option<&Value>| {
             let messages: Vec<ChatMessage> = roles.iter().map(|role| says(role)).collect();
             let prompt = template.render_with(&messages, tools).ok()?;
             counter.prompt(&prompt)
@@ -42,7 +42,7 @@ impl Framing {
             let added = tokens(roles, None)?.saturating_sub(one);
             Some(added.div_ceil(more))
         });
-        let tools = tokens(&["user"], Some(json!([tool()])));
+        let tools = tokens(&["user"], Some(&json!([tool()])));
         let printed = counter.prompt(&tool().to_string()).unwrap_or(0);
         let own = |tokens: u64| tokens.saturating_sub(one + printed) + JOINTS;
         Self {
@@ -54,11 +54,7 @@ impl Framing {
 }
 
 fn says(role: &str) -> ChatMessage {
-    ChatMessage {
-        role: role.to_owned(),
-        content: TEXT.to_owned(),
-        name: None,
-    }
+    ChatMessage::says(role, TEXT)
 }
 
 fn tool() -> Value {

@@ -23,7 +23,7 @@ mod recipe;
 mod folder;
 mod source;
 
-pub use chat::{MessagesError, PromptError, chat_prompt, read_messages};
+pub use chat::{Chat, MessagesError, PromptError, chat_prompt};
 pub use counter::TextCounter;
 pub use encoding::Encoding;
 pub use folder::{special_tokens, template_beside, template_source};

@@ -6,8 +6,8 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::{
-    ChatTemplate, MessagesError, PromptError, SpecialTokens, Tokenizer, TokenizerError,
-    chat_prompt, read_messages,
+    Chat, ChatTemplate, MessagesError, PromptError, SpecialTokens, Tokenizer, TokenizerError,
+    chat_prompt,
 };
 
 /// A model's tokenizer and chat template, as text.
@@ -76,14 +76,15 @@ impl ChatCounter {
         })
     }
 
-    /// The exact tokens of a chat for a model of this context.
-    pub fn count(&self, messages: Option<&Value>, context: u64) -> Result<u64, CountError> {
-        let messages = read_messages(messages)?;
-        self.may_fit(
-            messages.iter().map(|message| message.content.len()).sum(),
-            context,
-        )?;
-        let prompt = chat_prompt(self.template.as_ref(), &self.tokenizer, &messages)?;
+    /// The exact tokens of the chat of a body, for a model of this context.
+    pub fn count<'a>(
+        &self,
+        field: impl Fn(&str) -> Option<&'a Value>,
+        context: u64,
+    ) -> Result<u64, CountError> {
+        let chat = Chat::read(field)?;
+        self.may_fit(chat.bytes(), context)?;
+        let prompt = chat_prompt(self.template.as_ref(), &self.tokenizer, &chat)?;
         Ok(prompt.len() as u64)
     }
 
@@ -128,7 +129,8 @@ mod tests {
     #[test]
     fn a_chat_is_counted_as_its_neuron_reads_it() {
         let counter = ChatCounter::read(&tiny().encode()).unwrap();
-        let count = |messages: Value| counter.count(Some(&messages), 1024);
+        let count =
+            |messages: Value| counter.count(|name| (name == "messages").then_some(&messages), 1024);
         // a beginning, two around the message, its text, one before the answer
         let hi = json!([{"role": "user", "content": "hi"}]);
         assert_eq!(count(hi).unwrap(), 6);
@@ -148,9 +150,31 @@ mod tests {
             Err(CountError::Messages(MessagesError::Unsupported(_)))
         ));
         assert!(matches!(
-            counter.count(None, 9),
+            counter.count(|_| None, 9),
             Err(CountError::Messages(MessagesError::Invalid(_)))
         ));
+    }
+
+    #[test]
+    fn tools_count_as_the_template_writes_them() {
+        let source = "{{ tools | tojson if tools }}{{ messages[0].content }}";
+        let recipe = Recipe {
+            template: Some(source.to_owned()),
+            ..tiny()
+        };
+        let counter = ChatCounter::read(&recipe.encode()).unwrap();
+        let tool = json!({"type": "function", "function": {"name": "f"}});
+        let mut body = json!({"messages": [{"role": "user", "content": "hi"}], "tools": [tool]});
+        let written = r#"[{"type": "function", "function": {"name": "f"}}]hi"#;
+        let count = |body: &Value| counter.count(|name| body.get(name), 1024);
+        assert_eq!(count(&body).unwrap(), written.len() as u64);
+        let without = ChatCounter::read(&tiny().encode()).unwrap();
+        assert!(matches!(
+            without.count(|name| body.get(name), 1024),
+            Err(CountError::Prompt(PromptError::NoTools))
+        ));
+        body["tool_choice"] = json!("none");
+        assert_eq!(count(&body).unwrap(), 2);
     }
 
     #[test]
@@ -161,7 +185,7 @@ mod tests {
         };
         let counter = ChatCounter::read(&recipe.encode()).unwrap();
         let hi = json!([{"role": "user", "content": "hi"}]);
-        let none = counter.count(Some(&hi), 9);
+        let none = counter.count(|name| (name == "messages").then_some(&hi), 9);
         assert!(matches!(
             none,
             Err(CountError::Prompt(PromptError::NoTemplate))

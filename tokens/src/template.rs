@@ -26,7 +26,7 @@ const _: () = assert!(FUEL_LEAST < FUEL_MAX);
 fn fuel(messages: &[ChatMessage], tools: Option<&serde_json::Value>) -> u64 {
     let texts = messages
         .iter()
-        .map(|message| message.content.len())
+        .map(|message| message.content.len() + message.calls_bytes())
         .sum::<usize>();
     let tools = tools.map_or(0, |tools| tools.to_string().len());
     let of = |count: usize, each: u64| (count as u64).saturating_mul(each);
@@ -48,11 +48,34 @@ pub struct ChatMessage {
     pub content: String,
     /// The name of who speaks.
     pub name: Option<String>,
+    /// The tools that it calls, a list of at least one.
+    pub tool_calls: Option<serde_json::Value>,
+    /// The call that it answers.
+    pub tool_call_id: Option<String>,
 }
 
 impl ChatMessage {
+    /// Somebody who says something, and nothing else.
+    pub fn says(role: &str, content: &str) -> Self {
+        Self {
+            role: role.to_owned(),
+            content: content.to_owned(),
+            name: None,
+            tool_calls: None,
+            tool_call_id: None,
+        }
+    }
+
+    fn calls_bytes(&self) -> usize {
+        (self.tool_calls.as_ref()).map_or(0, |calls| calls.to_string().len())
+    }
+
     fn value(&self) -> Value {
         let name = self.name.as_deref().map(|name| ("name", Value::from(name)));
+        let answered = self.tool_call_id.as_deref();
+        let answered = answered.map(|id| ("tool_call_id", Value::from(id)));
+        let calls = self.tool_calls.as_ref();
+        let calls = calls.map(|calls| ("tool_calls", Value::from(Serde(calls.clone()))));
         let fields = [
             ("role", Value::from(self.role.as_str())),
             ("content", Value::from(self.content.as_str())),
@@ -60,6 +83,8 @@ impl ChatMessage {
         fields
             .into_iter()
             .chain(name)
+            .chain(answered)
+            .chain(calls)
             .collect::<BTreeMap<_, _>>()
             .into()
     }
@@ -90,6 +115,7 @@ pub enum TemplateError {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     tokens: SpecialTokens,
+    takes_tools: bool,
 }
 
 impl ChatTemplate {
@@ -113,10 +139,18 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_marks(source))
             .map_err(|error| TemplateError::Broken(error.to_string()))?;
+        let template = environment.get_template(NAME).map_err(explain)?;
+        let takes_tools = template.undeclared_variables(false).contains("tools");
         Ok(Self {
             environment,
             tokens,
+            takes_tools,
         })
+    }
+
+    /// Whether it looks at tools at all.
+    pub fn takes_tools(&self) -> bool {
+        self.takes_tools
     }
 
     /// The prompt for `messages`, ending where the assistant's answer begins.
@@ -127,11 +161,7 @@ impl ChatTemplate {
     /// Renders the plainest chats, of which a template that works takes one at least: none has roles or orders of
     /// its own there.
     pub fn try_plain(&self) -> Result<(), TemplateError> {
-        let says = |role: &str| ChatMessage {
-            role: role.to_owned(),
-            content: "hi".to_owned(),
-            name: None,
-        };
+        let says = |role| ChatMessage::says(role, "hi");
         let with_system = self.render(&[says("system"), says("user")]);
         with_system
             .or_else(|_| self.render(&[says("user")]))
@@ -142,14 +172,14 @@ impl ChatTemplate {
     pub(crate) fn render_with(
         &self,
         messages: &[ChatMessage],
-        tools: Option<serde_json::Value>,
+        tools: Option<&serde_json::Value>,
     ) -> Result<String, TemplateError> {
         // what is compiled is shared by its copies
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(fuel(messages, tools.as_ref())));
+        environment.set_fuel(Some(fuel(messages, tools)));
         let template = environment.get_template(NAME).map_err(explain)?;
         let values = context! {
-            tools => tools.map_or(Value::UNDEFINED, |tools| Value::from(Serde(tools))),
+            tools => tools.map_or(Value::UNDEFINED, |tools| Value::from(Serde(tools.clone()))),
             messages => messages.iter().map(ChatMessage::value).collect::<Vec<Value>>(),
             bos_token => self.tokens.bos.as_str(),
             eos_token => self.tokens.eos.as_str(),
@@ -191,11 +221,7 @@ mod tests {
     }
 
     fn says(role: &str, content: &str) -> ChatMessage {
-        ChatMessage {
-            role: role.to_owned(),
-            content: content.to_owned(),
-            name: None,
-        }
+        ChatMessage::says(role, content)
     }
 
     #[test]
@@ -244,6 +270,32 @@ mod tests {
             "{{ {'a': [1]} | tojson(indent=2) }}",
             "{\n  \"a\": [\n    1\n  ]\n}",
         );
+    }
+
+    #[test]
+    fn calls_answers_and_definitions_of_tools_are_seen() {
+        let source = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}\
+            {% if m.tool_calls %}{% for call in m.tool_calls %}{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}\
+            {% elif m.role == 'tool' %}{{ m.tool_call_id }}={{ m.content }}{% else %}{{ m.content }}{% endif %};{% endfor %}";
+        let template = template(source);
+        assert!(template.takes_tools());
+        let call =
+            serde_json::json!([{ "function": { "name": "f", "arguments": { "b": 1, "a": 2 } } }]);
+        let messages = [
+            says("user", "hi"),
+            ChatMessage {
+                tool_calls: Some(call),
+                ..says("assistant", "")
+            },
+            ChatMessage {
+                tool_call_id: Some("1".to_owned()),
+                ..says("tool", "5")
+            },
+        ];
+        let tools = serde_json::json!([{ "type": "function" }]);
+        let text = template.render_with(&messages, Some(&tools)).unwrap();
+        assert_eq!(text, r#"[{"type": "function"}]hi;f{"b": 1, "a": 2};1=5;"#);
+        assert!(!self::template("{{ messages[0].tools }}").takes_tools());
     }
 
     #[test]

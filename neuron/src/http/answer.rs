@@ -14,10 +14,14 @@ use axum::{
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use self::likely::Told;
+use self::{
+    calls::{Calls, Shown},
+    likely::Told,
+};
 use super::{error::ErrorAnswer, request::Dialect};
 use crate::engine::{EndReason, Ending, Event, Generation, Piece};
 
+pub(super) mod calls;
 pub(super) mod likely;
 
 const DONE: &str = "data: [DONE]\n\n";
@@ -32,6 +36,8 @@ pub(super) struct Style {
     pub(super) include_usage: bool,
     /// Tells how likely the tokens were, where that was asked for.
     pub(super) told: Option<Told>,
+    /// Finds calls of tools, where there are any.
+    pub(super) calls: Option<Calls>,
 }
 
 /// The name of an answer to this request.
@@ -58,7 +64,7 @@ impl Style {
         let (text, logprobs) = (&answer.text, self.logprobs(answer));
         let (object, choice) = match self.dialect {
             Dialect::Chat => {
-                let message = json!({ "role": "assistant", "content": text, "refusal": null });
+                let (message, reason) = self.message(text, reason);
                 let choice = json!({ "index": 0, "message": message, "logprobs": logprobs, "finish_reason": reason });
                 ("chat.completion", choice)
             }
@@ -70,6 +76,82 @@ impl Style {
         let mut answer = self.envelope(object, &json!([choice]));
         answer["usage"] = self.usage(used);
         answer
+    }
+
+    /// A whole message, and why it ended.
+    fn message<'a>(&mut self, text: &str, reason: &'a str) -> (Value, &'a str) {
+        let mut message = json!({ "role": "assistant", "content": text, "refusal": null });
+        let Some(found) = &mut self.calls else {
+            return (message, reason);
+        };
+        let (mut said, mut calls) = (String::new(), Vec::new());
+        for shown in found.push(text).into_iter().chain(found.finish()) {
+            match shown {
+                Shown::Text(text) => said.push_str(&text),
+                Shown::Call(mut call) => {
+                    // Of streams alone.
+                    if let Some(fields) = call.as_object_mut() {
+                        fields.shift_remove("index");
+                    }
+                    calls.push(call);
+                }
+            }
+        }
+        if calls.is_empty() {
+            return (message, reason);
+        }
+        message["content"] = if said.is_empty() {
+            Value::Null
+        } else {
+            json!(said)
+        };
+        message["tool_calls"] = Value::Array(calls);
+        (message, self.reason(reason))
+    }
+
+    fn reason<'a>(&self, reason: &'a str) -> &'a str {
+        let called = self.calls.as_ref().is_some_and(Calls::any);
+        if called && reason == "stop" {
+            "tool_calls"
+        } else {
+            reason
+        }
+    }
+
+    /// The events of a piece of a stream.
+    fn chunks(&mut self, piece: &Piece) -> Vec<Bytes> {
+        let Some(calls) = &mut self.calls else {
+            return vec![self.chunk(&Delta::Text(piece))];
+        };
+        let shown = calls.push(&piece.text);
+        let mut chunks = Vec::with_capacity(shown.len() + 1);
+        if !piece.likely.is_empty() {
+            let likely = Piece {
+                text: String::new(),
+                likely: piece.likely.clone(),
+            };
+            chunks.push(self.chunk(&Delta::Text(&likely)));
+        }
+        chunks.extend(shown.into_iter().map(|shown| self.shown(shown)));
+        chunks
+    }
+
+    /// The events that close a stream.
+    fn last_chunks(&mut self, reason: &str) -> Vec<Bytes> {
+        let shown = self.calls.as_mut().map(Calls::finish).unwrap_or_default();
+        let mut chunks: Vec<Bytes> = shown.into_iter().map(|shown| self.shown(shown)).collect();
+        chunks.push(self.chunk(&Delta::Last(self.reason(reason))));
+        chunks
+    }
+
+    fn shown(&mut self, shown: Shown) -> Bytes {
+        match shown {
+            Shown::Text(text) => self.chunk(&Delta::Text(&Piece {
+                text,
+                likely: Vec::new(),
+            })),
+            Shown::Call(call) => self.chunk(&Delta::Call(&call)),
+        }
     }
 
     fn envelope(&self, object: &str, choices: &Value) -> Value {
@@ -86,17 +168,19 @@ impl Style {
         let (text, reason) = match delta {
             Delta::First => ("", None),
             Delta::Text(piece) => (piece.text.as_str(), None),
+            Delta::Call(_) => ("", None),
             Delta::Last(reason) => ("", Some(reason)),
         };
         let logprobs = match delta {
-            Delta::Text(piece) => self.logprobs(piece),
-            Delta::First | Delta::Last(_) => Value::Null,
+            Delta::Text(piece) if !piece.likely.is_empty() => self.logprobs(piece),
+            _ => Value::Null,
         };
         let (object, choice) = match self.dialect {
             Dialect::Chat => {
                 let content = match delta {
                     Delta::First => json!({ "role": "assistant", "content": "", "refusal": null }),
                     Delta::Text(_) => json!({ "content": text }),
+                    Delta::Call(call) => json!({ "tool_calls": [call] }),
                     Delta::Last(_) => json!({}),
                 };
                 let choice = json!({ "index": 0, "delta": content, "logprobs": logprobs, "finish_reason": reason });
@@ -136,6 +220,7 @@ struct Used {
 enum Delta<'a> {
     First,
     Text(&'a Piece),
+    Call(&'a Value),
     Last(&'a str),
 }
 
@@ -194,7 +279,7 @@ pub(super) async fn stream(mut style: Style, mut generation: Generation) -> Resp
     let mut frames = VecDeque::from([style.chunk(&Delta::First)]);
     let mut over = false;
     match generation.next().await {
-        Some(Event::Text(piece)) => frames.push_back(style.chunk(&Delta::Text(&piece))),
+        Some(Event::Text(piece)) => frames.extend(style.chunks(&piece)),
         Some(Event::End(ending)) => match closing(ending).await {
             Ok((reason, used)) => {
                 close(&mut style, &mut frames, reason, used);
@@ -247,8 +332,7 @@ impl Streaming {
     async fn pull(&mut self) {
         let closed = match self.generation.next().await {
             Some(Event::Text(piece)) => {
-                let chunk = self.style.chunk(&Delta::Text(&piece));
-                self.frames.push_back(chunk);
+                self.frames.extend(self.style.chunks(&piece));
                 return;
             }
             Some(Event::End(ending)) => closing(ending).await,
@@ -263,7 +347,7 @@ impl Streaming {
 }
 
 fn close(style: &mut Style, frames: &mut VecDeque<Bytes>, reason: &str, used: Used) {
-    frames.push_back(style.chunk(&Delta::Last(reason)));
+    frames.extend(style.last_chunks(reason));
     if style.include_usage {
         frames.push_back(style.usage_chunk(used));
     }

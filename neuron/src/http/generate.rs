@@ -15,12 +15,13 @@ use bytes::Bytes;
 use http_body_util::LengthLimitError;
 use seatbelt_schemas::neuron::signature::BodyHash;
 use seatbelt_tokens::PromptError;
+use serde_json::Value;
 use ulid::Ulid;
 
 use super::{
     App, Served,
     access::{self, Signed},
-    answer::{self, likely::Told},
+    answer::{self, calls::Calls, likely::Told},
     error::ErrorAnswer,
     headers::{self, Limits},
     request::{Dialect, Prompt, Wish},
@@ -78,6 +79,8 @@ struct Plan {
     eos: Vec<u32>,
     /// Whether it tells how likely the tokens were.
     told: bool,
+    /// Finds calls of tools in the answer, where there are tools.
+    calls: Option<Calls>,
     deadline: Option<Instant>,
     continues: bool,
     wish: Wish,
@@ -107,6 +110,10 @@ async fn prepare(
     let stand_in = Prompt::Tokens(Vec::new());
     let prompt = std::mem::replace(&mut wish.prompt, stand_in);
     let continues = prompt.continues();
+    let calls = prompt
+        .tools()
+        .map(|tools| calls(served, tools, wish.one_call));
+    let calls = calls.transpose()?;
     let prompt = tokens(app, at, prompt, size).await?;
     let max_output = ceiling(served, &limits, &wish, prompt.len())?;
     let told = wish.sampling.tells_logprobs();
@@ -120,10 +127,28 @@ async fn prepare(
         sampling,
         eos,
         told,
+        calls,
         deadline,
         continues,
         wish,
     })
+}
+
+/// Who finds calls of these tools in an answer of this model.
+fn calls(served: &Served, tools: &Value, one_call: bool) -> Result<Calls, ErrorAnswer> {
+    let Some(format) = served.model.call_format else {
+        return Err(ErrorAnswer::unsupported(
+            "tools",
+            "this model's chat template does not say how it writes calls, or in a way that is not known here: leave tools out",
+        ));
+    };
+    let names = tools.as_array().into_iter().flatten();
+    let names = names.filter_map(|tool| tool["function"]["name"].as_str());
+    Ok(Calls::new(
+        format,
+        names.map(str::to_owned).collect(),
+        one_call,
+    ))
 }
 
 /// The body, if it is neither too large nor too slow, and the one that was signed.
@@ -215,6 +240,7 @@ fn prompt_error(error: PromptError) -> ErrorAnswer {
         PromptError::NoTemplate | PromptError::Template(_) => {
             ErrorAnswer::no_prompt(error.to_string())
         }
+        PromptError::NoTools => ErrorAnswer::unsupported("tools", error.to_string()),
         PromptError::Tokenizer(error) => ErrorAnswer::engine(error.to_string()),
     }
 }
@@ -277,6 +303,7 @@ async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Res
         prompt_tokens,
         include_usage: plan.wish.include_usage,
         told: plan.told.then(|| Told::new(dialect, tokenizer.clone())),
+        calls: plan.calls,
     };
     if plan.wish.stream {
         answer::stream(style, generation).await

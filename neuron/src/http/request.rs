@@ -3,7 +3,7 @@
 //! A field that would change the answer and is not served is refused, and so is one that is not known: to ignore it
 //! would be an answer to another request.
 
-use seatbelt_tokens::{ChatMessage, MessagesError, PromptError, read_messages};
+use seatbelt_tokens::{Chat, MessagesError, PromptError};
 use serde_json::{Map, Value};
 
 pub(super) use self::sampling::{EndsWish, SamplingWish};
@@ -26,7 +26,7 @@ pub(super) enum Dialect {
 /// What the answer continues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Prompt {
-    Chat(Vec<ChatMessage>),
+    Chat(Chat),
     Text(String),
     Tokens(Vec<u32>),
 }
@@ -35,7 +35,7 @@ impl Prompt {
     /// Bytes of its text, without what a template adds.
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+            Self::Chat(chat) => chat.bytes(),
             Self::Text(text) => text.len(),
             Self::Tokens(_) => 0,
         }
@@ -46,9 +46,17 @@ impl Prompt {
         matches!(self, Self::Text(_) | Self::Tokens(_))
     }
 
+    /// The tools that the answer may call.
+    pub(super) fn tools(&self) -> Option<&Value> {
+        match self {
+            Self::Chat(chat) => chat.tools.as_ref(),
+            Self::Text(_) | Self::Tokens(_) => None,
+        }
+    }
+
     pub(super) fn tokens(&self, model: &Model) -> Result<Vec<u32>, PromptError> {
         match self {
-            Self::Chat(messages) => model.chat_prompt(messages),
+            Self::Chat(chat) => model.chat_prompt(chat),
             Self::Text(text) => model.plain_prompt(text),
             Self::Tokens(tokens) => Ok(tokens.clone()),
         }
@@ -64,6 +72,8 @@ pub(super) struct Wish {
     pub(super) sampling: SamplingWish,
     pub(super) stops: Vec<String>,
     pub(super) ends: EndsWish,
+    /// No second call of a tool in one answer.
+    pub(super) one_call: bool,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
 }
@@ -82,13 +92,14 @@ impl Wish {
         Ok(Self {
             model: body.model()?,
             prompt: match dialect {
-                Dialect::Chat => Prompt::Chat(body.messages()?),
+                Dialect::Chat => Prompt::Chat(body.chat()?),
                 Dialect::Completion => body.prompt()?,
             },
             max_output: body.max_output()?,
             sampling: SamplingWish::read(dialect, &body)?,
             stops: body.stops()?,
             ends: EndsWish::read(&body)?,
+            one_call: body.flag("parallel_tool_calls")? == Some(false),
             stream,
             include_usage: stream && body.include_usage()?,
         })
@@ -123,17 +134,10 @@ impl<'a> Fields<'a> {
         if self.flag("echo")? == Some(true) {
             return Err(ErrorAnswer::unsupported("echo", "echo is not served"));
         }
-        let lists = [
-            ("tools", "tools are not served"),
-            ("functions", "functions are not served"),
-        ];
-        for (name, message) in lists {
-            if self
-                .get(name)
-                .is_some_and(|value| value.as_array().is_none_or(|list| !list.is_empty()))
-            {
-                return Err(ErrorAnswer::unsupported(name, message));
-            }
+        let functions = self.get("functions");
+        if functions.is_some_and(|list| list.as_array().is_none_or(|list| !list.is_empty())) {
+            let message = "functions are not served: say tools";
+            return Err(ErrorAnswer::unsupported("functions", message));
         }
         Ok(())
     }
@@ -229,14 +233,15 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn messages(&self) -> Result<Vec<ChatMessage>, ErrorAnswer> {
+    fn chat(&self) -> Result<Chat, ErrorAnswer> {
         let list = self.get("messages").and_then(Value::as_array);
         list.into_iter()
             .flatten()
-            .try_for_each(unserved::refuse_tools)?;
-        read_messages(self.get("messages")).map_err(|error| match error {
+            .try_for_each(unserved::refuse_functions)?;
+        Chat::read(|name| self.get(name)).map_err(|error| match error {
             MessagesError::Invalid(wanted) => ErrorAnswer::invalid_value("messages", wanted),
             MessagesError::Unsupported(problem) => ErrorAnswer::unsupported("messages", problem),
+            MessagesError::Tools(wanted) => ErrorAnswer::invalid_value("tools", wanted),
         })
     }
 
@@ -291,7 +296,7 @@ mod tests {
             "stop": ["a", "b"], "stream": true, "stream_options": { "include_usage": true }, "n": 1, "made_up": null,
         });
         let wish = read(&body).unwrap();
-        let Prompt::Chat(messages) = &wish.prompt else {
+        let Prompt::Chat(Chat { messages, .. }) = &wish.prompt else {
             panic!("a chat")
         };
         assert_eq!(messages[0].content, "be brief");
@@ -352,6 +357,9 @@ mod tests {
             ("stop_token_ids", json!(["x"])),
             ("ignore_eos", json!(1)),
             ("tools", json!([{}])),
+            ("tools", json!({})),
+            ("functions", json!([{}])),
+            ("tool_choice", json!("required")),
             ("response_format", json!({ "type": "json_object" })),
             ("messages", json!([])),
             ("messages", json!([{ "content": "no role" }])),

@@ -261,7 +261,7 @@ async fn who_has_what_a_neuron_hands_out_counts_as_it_does() {
     assert_eq!(handed.status, 200, "{handed:?}");
     let counter = ChatCounter::read(handed.body.as_bytes()).unwrap();
     let body = chat("Größe: 東京 🦀 <|end|>", 2);
-    let counted = counter.count(Some(&body["messages"]), 1024).unwrap();
+    let counted = counter.count(|name| body.get(name), 1024).unwrap();
     let ran = neuron.post(CHAT, &body).await.json();
     assert_eq!(json!(counted), ran["usage"]["prompt_tokens"]);
     let other = neuron.post("/recipe", &json!({ "name": "none" })).await;

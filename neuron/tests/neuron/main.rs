@@ -14,3 +14,4 @@ mod real_model;
 mod reports;
 mod sampling;
 mod start;
+mod tools;

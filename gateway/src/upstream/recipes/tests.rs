@@ -76,8 +76,8 @@ async fn one_that_is_registered_is_fetched_once_for_all_who_have_it() {
     let records = ["a", "b"].map(|neuron| record(neuron, url.clone(), &name));
     let (recipes, sender) = following(records.to_vec());
     let counter = recipes.get(&name).await.expect("it is handed out");
-    let hi = json!([{"role": "user", "content": "hi"}]);
-    assert_eq!(counter.count(Some(&hi), 64).unwrap(), 6);
+    let hi = json!({"messages": [{"role": "user", "content": "hi"}]});
+    assert_eq!(counter.count(|name| hi.get(name), 64).unwrap(), 6);
     sender.send(vec![record("c", url, &name)]).unwrap();
     assert!(recipes.get(&name).await.is_some());
     assert_eq!(asked.load(SeqCst), 1);

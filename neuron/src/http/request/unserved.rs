@@ -21,7 +21,7 @@ enum Neutral {
 }
 
 /// Fields that are obeyed, each read where it is used.
-const OBEYED: [&str; 27] = [
+const OBEYED: [&str; 28] = [
     "model",
     "messages",
     "prompt",
@@ -49,10 +49,11 @@ const OBEYED: [&str; 27] = [
     "min_tokens",
     "ignore_eos",
     "stop_token_ids",
+    "parallel_tool_calls",
 ];
 
 /// Fields that say nothing of the answer: who asks, what is kept or cached of it, and who comes first.
-const BESIDE: [&str; 11] = [
+const BESIDE: [&str; 10] = [
     "user",
     "metadata",
     "store",
@@ -60,7 +61,6 @@ const BESIDE: [&str; 11] = [
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
-    "parallel_tool_calls",
     "priority",
     "request_id",
     "cache_prompt",
@@ -167,17 +167,13 @@ fn is_served(name: &str, value: &Value) -> bool {
     }
 }
 
-/// Refuses a message of a chat that calls tools or is the answer of one.
-pub(super) fn refuse_tools(message: &Value) -> Result<(), ErrorAnswer> {
-    let told = ["tool_calls", "function_call"]
-        .iter()
-        .filter_map(|name| message.get(name))
-        .any(|value| !Neutral::Empty.holds(value));
-    if told {
-        return Err(ErrorAnswer::unsupported(
-            "messages",
-            "tools are not served: a message of the history calls one",
-        ));
+/// Refuses a message of a chat that calls a function in the way before tools.
+pub(super) fn refuse_functions(message: &Value) -> Result<(), ErrorAnswer> {
+    let told = message.get("function_call");
+    if told.is_some_and(|value| !Neutral::Empty.holds(value)) {
+        let message =
+            "function_call is not served: a message of the history has one, say tool_calls";
+        return Err(ErrorAnswer::unsupported("messages", message));
     }
     Ok(())
 }
@@ -251,6 +247,11 @@ mod tests {
             ("reasoning_effort", json!("none")),
             ("modalities", json!(["text"])),
             ("tool_choice", json!("auto")),
+            ("parallel_tool_calls", json!(false)),
+            (
+                "tools",
+                json!([{ "type": "function", "function": { "name": "f" } }]),
+            ),
             ("user", json!("ann")),
             ("metadata", json!({ "a": "b" })),
             ("store", json!(true)),
@@ -264,10 +265,14 @@ mod tests {
     }
 
     #[test]
-    fn calls_of_tools_in_the_history_are_refused() {
+    fn calls_of_the_history_are_read_and_those_of_before_tools_refused() {
         let call = json!([{ "role": "assistant", "content": null, "tool_calls": [{ "id": "1" }] }]);
         assert_eq!(refused("messages", &call).as_deref(), Some("messages"));
-        let none = json!([{ "role": "assistant", "content": "x", "tool_calls": [] }]);
-        assert_eq!(refused("messages", &none), None);
+        let function = json!({ "name": "f", "arguments": "{}" });
+        let call =
+            json!([{ "role": "assistant", "tool_calls": [{ "id": "1", "function": function }] }]);
+        assert_eq!(refused("messages", &call), None);
+        let before = json!([{ "role": "assistant", "function_call": function }]);
+        assert_eq!(refused("messages", &before).as_deref(), Some("messages"));
     }
 }
