@@ -140,13 +140,57 @@ async fn what_is_kept_or_has_no_bound_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_does_not_speak_it_is_not_asked() {
+async fn a_stored_response_is_not_served() {
     let stack = Stack::balance(1000).await;
-    let (status, refused) = status_and_body(stack.post("/v1/responses", &ask(json!({})))).await;
-    assert_eq!((status, &refused["error"]["param"]), (400, &json!("model")));
     let (status, kept) = stack.get("/v1/responses/resp_1").await;
     assert_eq!(
         (status, &kept["error"]["code"]),
         (404, &json!("route_not_served"))
     );
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_speak_it_is_asked_for_a_chat() {
+    let stack = Stack::balance(100).await;
+    let body = ask(json!({"instructions": "be kind", "store": false}));
+    let (status, answer) = status_and_body(stack.post("/v1/responses", &body)).await;
+    assert_eq!((status, &answer["object"]), (200, &json!("response")));
+    assert_eq!(answer["usage"]["total_tokens"], 15, "{answer}");
+    let asked = stack.upstream.last();
+    assert_eq!(asked.path, "/v1/chat/completions");
+    let messages =
+        json!([{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]);
+    assert_eq!(asked.body["messages"], messages);
+    assert_eq!(asked.body["max_tokens"], 20);
+    assert_eq!(stack.spent_once_idle().await, 15);
+    for extra in [
+        json!({"previous_response_id": "resp_1"}),
+        json!({"store": true}),
+    ] {
+        let (status, refused) = status_and_body(stack.post("/v1/responses", &ask(extra))).await;
+        assert_eq!(status, 400, "{refused}");
+    }
+    let response = stack.post("/v1/responses/input_tokens", &body).send().await;
+    let response = response.unwrap();
+    assert_eq!(response.headers()["x-seatbelt-counted"], "bound");
+    let large = ask(json!({"max_output_tokens": 500}));
+    let (status, _) = status_and_body(stack.post("/v1/responses", &large)).await;
+    assert_eq!((status, stack.upstream.hits()), (429, 1));
+}
+
+#[tokio::test]
+async fn a_translated_stream_that_is_cut_costs_its_hold_and_ends_in_a_numbered_error() {
+    let stack = Stack::balance(1000).await;
+    let content =
+        json!({"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": null}]});
+    let cut = vec![format!("data: {content}\n\n")];
+    stack.upstream.plays(Script::Broken(cut));
+    let body = ask(json!({"stream": true}));
+    let text = broken_text(&stack, stack.post("/v1/responses", &body)).await;
+    let last = text.trim_end().rsplit_once("event: error\ndata: ");
+    let last: Value = serde_json::from_str(last.expect("an error is last").1).unwrap();
+    assert_eq!(last["type"], "error", "{last}");
+    assert_eq!(last["sequence_number"], text.matches("event: ").count() - 1);
+    assert_eq!(last["code"], last["error"]["code"], "{last}");
+    assert_eq!(stack.spent_once_idle().await, 2 + 8 + 8 + 20);
 }
