@@ -77,11 +77,12 @@ ROOMS = {
     "bound": BASE,
     "upstream": BASE,
     "gate": BASE,
-    "plan": BASE | FIRST,
-    "run": BASE | FIRST | {"plan"},
+    "threads": BASE | {"receive", "upstream"},
+    "plan": BASE | FIRST | {"threads"},
+    "run": BASE | FIRST | {"threads", "plan"},
     "app": BASE | FIRST | {"plan", "run", "ready"},
     "routes": BASE | FIRST | {"app", "ready"},
-    "server": BASE | FIRST | {"plan", "run", "app", "routes", "ready"},
+    "server": BASE | FIRST | {"threads", "plan", "run", "app", "routes", "ready"},
 }
 
 # All of ledger/src is decision code, held to be pure, but for these modules (file or folder of that name).

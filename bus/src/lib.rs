@@ -39,6 +39,7 @@ pub mod neuron_secret;
 pub mod neurons;
 pub mod register;
 pub mod report;
+pub mod threads;
 pub mod usage;
 
 pub use bucket::Bucket;
@@ -60,4 +61,5 @@ pub use server_time::ServerTime;
 pub use settings::Settings;
 pub use store_look::{StoreFill, StoreLook, StoreSeen, Writes};
 pub use stream::ProvisionError;
+pub use threads::{ThreadError, Threads};
 pub use usage::{NatsUsageEvents, follow_usage, usage_end};

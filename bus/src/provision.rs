@@ -151,6 +151,7 @@ async fn provision_now(nats: &Nats, names: &Names, layout: Layout) -> Result<Met
     snapshot_bucket(nats, names, replicas).await?;
     neuron_bucket(nats, names, replicas).await?;
     lease_bucket(nats, names, replicas).await?;
+    Settings::threads(names, replicas).ensure(nats).await?;
     Ok(meta)
 }
 

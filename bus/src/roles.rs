@@ -225,6 +225,9 @@ impl<'a> Grants<'a> {
             self.follow(&kv(&bucket));
         }
         self.publish(&keys(&names.lease_bucket(), ">"));
+        self.make(&kv(&names.thread_bucket()));
+        self.get(&kv(&names.thread_bucket()));
+        self.publish(&keys(&names.thread_bucket(), "*"));
         // one that is damaged is made again
         self.api(&format!("STREAM.DELETE.{}", kv(&names.lease_bucket())));
         // where it is lost while requests are served
@@ -306,6 +309,7 @@ impl<'a> Grants<'a> {
             names.snapshot_bucket(),
             names.lease_bucket(),
             names.neuron_bucket(),
+            names.thread_bucket(),
         ];
         let journals = self.partitions.iter();
         let journals = journals.map(|partition: Partition| names.journal_stream(partition));
@@ -409,6 +413,7 @@ mod tests {
         check_publishers("$KV.SEATBELT_SNAPSHOTS.>", &[Projector]);
         check_publishers("$KV.SEATBELT_LEASES.>", &[Gateway]);
         check_publishers("$KV.SEATBELT_NEURONS.>", &[Neuron]);
+        check_publishers("$KV.SEATBELT_THREADS.>", &[Gateway]);
         check_publishers("$KV.SEATBELT_META.journal.00", &[Provisioning, Gateway]);
         check_publishers("$KV.SEATBELT_META.ledger", &[Provisioning]);
         check_publishers("$KV.SEATBELT_SECRETS.>", &[Provisioning]);

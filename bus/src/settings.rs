@@ -14,6 +14,7 @@ use super::{
     Nats, ProvisionError,
     neurons::NEURON_TTL,
     stream::{ensure, ensure_derived, inspect},
+    threads::THREAD_MAX_AGE,
 };
 
 /// What a journal's stream says of itself.
@@ -160,6 +161,11 @@ impl Settings {
             .for_at_most(NEURON_TTL)
     }
 
+    /// Whose the responses are that upstreams keep: known to nobody else.
+    pub fn threads(names: &Names, replicas: u8) -> Self {
+        Self::bucket(&names.thread_bucket(), replicas).for_at_most(THREAD_MAX_AGE)
+    }
+
     /// A bucket of which each key's last value is kept for good.
     fn bucket(name: &str, replicas: u8) -> Self {
         let subjects = format!("$KV.{name}.>");
@@ -268,6 +274,7 @@ mod tests {
             Settings::snapshots(names, replicas),
             Settings::leases(names, replicas),
             Settings::neurons(names, replicas),
+            Settings::threads(names, replicas),
         ]
     }
 
@@ -288,18 +295,23 @@ mod tests {
                 "SEATBELT_JOURNAL_00",
                 "SEATBELT_USAGE",
                 "KV_SEATBELT_META",
-                "KV_SEATBELT_SECRETS"
+                "KV_SEATBELT_SECRETS",
+                "KV_SEATBELT_THREADS"
             ]
         );
     }
 
     #[test]
-    fn only_what_says_that_somebody_lives_grows_old() {
+    fn only_what_says_that_somebody_lives_or_an_upstream_forgets_grows_old() {
         let old = all().into_iter().filter_map(|settings| {
             let age = settings.config.max_age;
             (!age.is_zero()).then(|| (settings.config.name.clone(), age.as_secs()))
         });
-        let expected = [("KV_SEATBELT_LEASES", 60), ("KV_SEATBELT_NEURONS", 10)];
+        let expected = [
+            ("KV_SEATBELT_LEASES", 60),
+            ("KV_SEATBELT_NEURONS", 10),
+            ("KV_SEATBELT_THREADS", 30 * 24 * 60 * 60),
+        ];
         let expected = expected.map(|(stream, secs)| (stream.to_owned(), secs));
         assert_eq!(old.collect::<Vec<_>>(), expected);
     }

@@ -34,6 +34,7 @@ mod readiness;
 mod ready;
 mod remote;
 mod store;
+mod threads;
 mod vital;
 mod waiting;
 
@@ -319,6 +320,7 @@ async fn start_gateway(
             bus.meta.partitions,
         )),
         usage: Arc::new(usage.map_err(BusError::from)?),
+        threads: threads::threads(config, bus).await?,
         neurons,
         neuron_secret: bus.neuron_secret().await?,
         clock: Arc::new(move || with.time.now_ms()),

@@ -98,6 +98,8 @@ pub struct Ask {
     pub(crate) named_again: u64,
     /// Of the tools that are offered, the longest as it is printed.
     pub(crate) longest_tool: u64,
+    /// Tokens of what the upstream keeps and reads before all of it.
+    pub before: u64,
     /// Prompts that are read apart, each within the model's context; 0 counts as one.
     pub prompts: u64,
     /// Generations: each can use the whole output maximum.

@@ -34,7 +34,7 @@ mod printed;
 mod printing;
 mod raw;
 
-pub use api::{Api, MaxField};
+pub use api::{Api, MaxField, responses::response_id};
 pub use ask::{Ask, Measure};
 pub use dialect::{Dialect, ErrorBody};
 pub use exact::Exact;

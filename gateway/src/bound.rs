@@ -39,7 +39,10 @@ pub(crate) fn by_bytes(ask: &Ask, limits: &Limits) -> Result<Bound, ApiError> {
             context,
         ));
     }
-    let bytes = ask.text.saturating_add(framing(ask, limits));
+    let bytes = ask
+        .text
+        .saturating_add(framing(ask, limits))
+        .saturating_add(ask.before);
     let left = context.saturating_sub(bytes / TOKEN_BYTES_GUESS);
     Ok(Bound {
         // a longer input is refused by the upstream, or cut

@@ -278,6 +278,8 @@ pub struct UpstreamConfig {
     pub errors_are_free: bool,
     /// It speaks `/v1/responses` too.
     pub responses: bool,
+    /// It keeps responses, and each is bound to its account.
+    pub threads: bool,
     pub api_key: Option<SecretString>,
     /// Other places where it serves the same, at the same prices: at most [`DEPLOYMENTS_MAX`].
     pub deployments: Vec<DeploymentConfig>,
@@ -303,6 +305,7 @@ impl UpstreamConfig {
             allow_fields: Vec::new(),
             errors_are_free: false,
             responses: false,
+            threads: false,
             api_key: None,
             deployments: Vec::new(),
             weight: 1,
@@ -487,6 +490,11 @@ impl UpstreamConfig {
                 "upstream {name}: profile {profile:?} does not speak the API of its kind: use the kind's own, or generic"
             ));
         }
+        if self.threads && !(self.responses && self.deployments.is_empty()) {
+            found.push(format!(
+                "upstream {name}: threads are kept where one address speaks /v1/responses: set responses = true, without deployments"
+            ));
+        }
         for (n, model) in self.models.iter().enumerate() {
             let id = &model.id;
             if model.tokenizer.is_some() && self.profile() == Profile::Anthropic {
@@ -527,6 +535,7 @@ mod tests {
             allow_fields: Vec::new(),
             errors_are_free: false,
             responses: false,
+            threads: false,
             api_key: Some(SecretString::from("sk-upstream")),
             deployments: Vec::new(),
             weight: 1,

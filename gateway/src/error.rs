@@ -175,6 +175,21 @@ impl ApiError {
         .param("model")
     }
 
+    /// A response that nobody keeps, or that is another account's: which of the two is nobody's business.
+    pub(crate) fn thread_not_found(id: &str) -> Self {
+        let id: String = id.chars().take(ECHO_CHARS_MAX).collect();
+        Self::new(
+            Case::ThreadNotFound,
+            format!("previous response with id '{id}' not found: send the whole conversation"),
+        )
+        .param("previous_response_id")
+    }
+
+    /// Whose a response is cannot be read now.
+    pub(crate) fn threads_unread(log: impl Into<String>) -> Self {
+        Self::busy("whose 'previous_response_id' is cannot be read").log(log)
+    }
+
     pub(crate) fn invalid_key() -> Self {
         Self::new(
             Case::InvalidApiKey,

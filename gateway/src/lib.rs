@@ -14,6 +14,7 @@ mod receive;
 
 mod bound;
 mod plan;
+mod threads;
 mod upstream;
 
 mod gate;
@@ -40,4 +41,5 @@ pub use config::{
 };
 pub use ready::{Cause, Readiness, Reason, Room};
 pub use server::{Gateway, GatewayError, Parts};
+pub use threads::{ThreadFailure, Threads};
 pub use upstream::catalog::UnreadTokenizer;

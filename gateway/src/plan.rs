@@ -24,6 +24,7 @@ use crate::{
     gate::{Gate, Want},
     metrics::{Metrics, Stage},
     receive::{Caller, Received, aside::Aside, shares::Share},
+    threads::{Binding, Followed, Threads},
     upstream::{
         Candidate,
         catalog::{Catalog, Size},
@@ -50,6 +51,10 @@ pub(crate) struct Plan {
     pub(crate) exact: Option<Exact>,
     pub(crate) ask: Ask,
     pub(crate) bound: Bound,
+    /// What it has of a conversation that the upstream keeps.
+    pub(crate) followed: Option<Followed>,
+    /// Binds its response, where that is to be kept.
+    pub(crate) binding: Option<Binding>,
     /// Most calls of tools that the provider runs.
     pub(crate) calls: Calls,
     /// The class of service that it asks for, where that has a price of its own.
@@ -80,6 +85,8 @@ pub(crate) struct Planner {
     pub(crate) recipes: Arc<Recipes>,
     /// For counts by neurons that hand out none.
     pub(crate) counter: Counter,
+    /// Whose the responses are that upstreams keep.
+    pub(crate) threads: Option<Arc<dyn Threads>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -91,7 +98,7 @@ impl Planner {
             id,
             caller,
             headers,
-            body,
+            mut body,
             exact,
             place,
             aside,
@@ -100,9 +107,13 @@ impl Planner {
         let model = model_id(&body)?;
         let candidate = self.catalog.candidate(&model, &[])?;
         let api = candidate.api(client);
+        let threads = self.threads.as_ref();
+        let followed = Followed::take(threads, &caller, &candidate, api, &mut body).await?;
+        let binding = Binding::of(threads, followed.as_ref(), &caller, &candidate);
         let way = between(client, api)?;
         let reading = move || Ok((read(way, api, body)?, room));
-        let ((mut body, ask, echo), room) = aside.clone().work(reading).await?;
+        let ((mut body, mut ask, echo), room) = aside.clone().work(reading).await?;
+        ask.before = followed.as_ref().map_or(0, Followed::tokens);
         let class = class_of(&candidate, &body)?;
         let allowed = allowed(&candidate, api, class.as_ref());
         let calls = self.screen(&caller, &headers, allowed, &mut body).await?;
@@ -148,6 +159,8 @@ impl Planner {
             exact,
             ask,
             bound,
+            followed,
+            binding,
             calls,
             class,
             candidate,

@@ -31,6 +31,7 @@ use crate::{
     metrics::Metrics,
     plan::Plan,
     receive::shares::Share,
+    threads::Binding,
     upstream::{
         Attempt, Candidate,
         catalog::{Catalog, Size},
@@ -99,6 +100,8 @@ struct Job {
     face: Face,
     stream: bool,
     sent: Sent,
+    /// Binds the response, where the upstream is to keep it.
+    binding: Option<Binding>,
     /// The class of service that was asked for.
     class: Option<PricedClass>,
     /// An error that comes after work is charged, as the key says of what is not known.
@@ -158,6 +161,9 @@ impl Runner {
         }
         let api = plan.api;
         api.set_max(&mut body, max, candidate.max_field());
+        if let Some(followed) = &plan.followed {
+            followed.write(&mut body);
+        }
         let size = Size {
             input_tokens: bound.input_tokens,
             output_tokens: Some(max),
@@ -189,6 +195,7 @@ impl Runner {
             face: plan.face,
             stream: ask.stream,
             sent: ask.sent(),
+            binding: plan.binding,
             class: plan.class,
             charges_errors: candidate.charges_errors(),
             candidate,

@@ -36,6 +36,7 @@ use crate::{
     receive::{Receiver, caller::Keyring, run_secret::RunSecrets},
     routes,
     run::Runner,
+    threads::Threads,
     upstream::{
         catalog::{Catalog, UnreadTokenizer},
         client::client,
@@ -53,6 +54,8 @@ pub struct Parts {
     pub snapshots: Arc<dyn Snapshots>,
     /// Usage as neurons report it.
     pub usage: Arc<dyn UsageEvents>,
+    /// Whose the responses are that upstreams keep; nothing where none keeps any.
+    pub threads: Option<Arc<dyn Threads>>,
     /// The neurons alive now.
     pub neurons: Neurons,
     /// The keys that may be used now.
@@ -205,6 +208,7 @@ fn app(
             gate: Arc::clone(&gate),
             recipes,
             counter,
+            threads: parts.threads,
             metrics: Arc::clone(&metrics),
         },
         runner: Runner {

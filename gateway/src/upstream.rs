@@ -56,6 +56,7 @@ pub(crate) struct Upstream {
     pub(crate) allow_fields: Vec<String>,
     pub(crate) errors_are_free: bool,
     pub(crate) responses: bool,
+    pub(crate) threads: bool,
     /// Its base with a slash at its end.
     base: Url,
     pub(crate) api_key: Option<SecretString>,
@@ -75,6 +76,7 @@ impl Upstream {
             allow_fields: config.allow_fields.clone(),
             errors_are_free: config.errors_are_free,
             responses: config.responses,
+            threads: config.threads,
             base: Url::parse(&format!("{base}/"))
                 .ok()
                 .filter(|base| !base.cannot_be_a_base())?,
@@ -274,6 +276,7 @@ mod tests {
             allow_fields: Vec::new(),
             errors_are_free: false,
             responses: false,
+            threads: false,
             api_key: api_key.map(SecretString::from),
             deployments: Vec::new(),
             weight: 1,

@@ -33,4 +33,5 @@ pub mod chain;
 pub mod names;
 pub mod neuron;
 pub mod setting;
+pub mod thread;
 pub mod wire;

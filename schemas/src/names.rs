@@ -83,6 +83,11 @@ impl Names {
         format!("{}_LEASES", self.upper)
     }
 
+    /// Bucket of the responses that upstreams keep, and whose they are.
+    pub fn thread_bucket(&self) -> String {
+        format!("{}_THREADS", self.upper)
+    }
+
     pub fn snapshot_bucket(&self) -> String {
         format!("{}_SNAPSHOTS", self.upper)
     }
@@ -194,6 +199,7 @@ mod tests {
         );
         assert_eq!(names.feed_type("settled"), "seatbelt.spend.settled.v1");
         assert_eq!(names.snapshot_bucket(), "SEATBELT_SNAPSHOTS");
+        assert_eq!(names.thread_bucket(), "SEATBELT_THREADS");
         assert_eq!(Names::snapshot_account_key(&account), "account.acct-cap");
         assert_eq!(Names::snapshot_piece_key(&account, 7), "account.acct-cap.7");
         for key in ["account.acct-cap", "account.acct-cap.7"] {

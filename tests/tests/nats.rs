@@ -20,8 +20,9 @@ use bytes::Bytes;
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
 use seatbelt_bus::{
     Bucket, ConnectError, Durability, DurabilityError, FeedMessage, FeedStream, GenesisError,
-    Layout, Nats, NatsUsageEvents, Proof, Settings, connect, durability::check_copies, meta,
-    neuron_secret, prove, provision, snapshot_bucket, watch_neurons,
+    Layout, Nats, NatsUsageEvents, Proof, Settings, ThreadError, Threads, connect,
+    durability::check_copies, meta, neuron_secret, prove, provision, snapshot_bucket,
+    watch_neurons,
 };
 use seatbelt_ledger::{
     api::{Answer, Ledger, Taken},
@@ -37,7 +38,7 @@ use seatbelt_schemas::{
         Ack, Admin, AdminOutcome, Change, CommandError, Read, Release, Reserve, ReserveOutcome,
         Resize, Resolution, Settle, Standing,
     },
-    ids::{AccountId, Actor, CapId, CommandId, NeuronId, ReservationId},
+    ids::{AccountId, Actor, CapId, CommandId, ModelId, NeuronId, ReservationId},
     meter::{Amounts, Meter},
     names::Names,
     neuron::{
@@ -46,6 +47,7 @@ use seatbelt_schemas::{
     },
     position::{Partition, Partitions, Position},
     scope::Scope,
+    thread::Thread,
     usage::{NeuronOutcome, NeuronUsage, UsageEvent},
     window::Window,
     wire,
@@ -191,6 +193,44 @@ async fn the_ledgers_facts_are_made_once_and_then_fixed() {
 }
 
 #[tokio::test]
+async fn a_response_is_bound_once_and_found_by_its_id_alone() {
+    let nats = TestNats::start().await;
+    let (connection, names) = provisioned(&nats).await;
+    let threads = Threads::open(&connection, &names, 1).await.unwrap();
+    let thread = |account: &str| Thread {
+        v: Thread::VERSION,
+        account: AccountId::new(account).unwrap(),
+        upstream: "u".to_owned(),
+        model: ModelId::new("m").unwrap(),
+        tokens: 15,
+    };
+    let (mine, theirs) = (thread("mine"), thread("theirs"));
+    threads.bind("resp_1", &mine).await.unwrap();
+    threads.bind("resp_1", &mine).await.unwrap();
+    let taken = threads.bind("resp_1", &theirs).await;
+    assert!(
+        matches!(taken, Err(ThreadError::Unbound { .. })),
+        "{taken:?}"
+    );
+    for odd in ["", "a.b", ">", "*", "resp 1"] {
+        let unbound = threads.bind(odd, &mine).await;
+        assert!(matches!(unbound, Err(ThreadError::Unbound { .. })), "{odd}");
+        assert_eq!(threads.find(odd).await.unwrap(), None, "{odd}");
+    }
+    // another process, and a value that is none
+    let again = Threads::open(&connection, &names, 1).await.unwrap();
+    assert_eq!(again.find("resp_1").await.unwrap(), Some(mine));
+    assert_eq!(again.find("resp_2").await.unwrap(), None);
+    let jetstream = async_nats::jetstream::new(connection.client().clone());
+    let bucket = jetstream
+        .get_key_value(names.thread_bucket())
+        .await
+        .unwrap();
+    bucket.put("resp_2", "no thread".into()).await.unwrap();
+    assert_eq!(again.find("resp_2").await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn what_can_be_rebuilt_need_not_be_synced_and_all_else_is() {
     let nats = TestNats::start().await;
     let (connection, _) = provisioned(&nats).await;
@@ -200,11 +240,11 @@ async fn what_can_be_rebuilt_need_not_be_synced_and_all_else_is() {
         "KV_SEATBELT_NEURONS",
         "KV_SEATBELT_LEASES",
     ];
-    for (name, relaxed) in derived
-        .map(|name| (name, true))
-        .into_iter()
-        .chain([("SEATBELT_USAGE", false), ("KV_SEATBELT_META", false)])
-    {
+    for (name, relaxed) in derived.map(|name| (name, true)).into_iter().chain([
+        ("SEATBELT_USAGE", false),
+        ("KV_SEATBELT_META", false),
+        ("KV_SEATBELT_THREADS", false),
+    ]) {
         let stream = connection.jetstream().get_stream(name).await.unwrap();
         let mode = stream.cached_info().config.persist_mode;
         assert_eq!(

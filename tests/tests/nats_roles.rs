@@ -96,7 +96,14 @@ fn streams() -> Vec<String> {
     for name in ["SEATBELT_FEED", "SEATBELT_USAGE"] {
         streams.push(name.to_owned());
     }
-    for bucket in ["META", "SECRETS", "SNAPSHOTS", "LEASES", "NEURONS"] {
+    for bucket in [
+        "META",
+        "SECRETS",
+        "SNAPSHOTS",
+        "LEASES",
+        "NEURONS",
+        "THREADS",
+    ] {
         streams.push(format!("KV_SEATBELT_{bucket}"));
     }
     streams
@@ -155,7 +162,14 @@ fn publishable() -> Vec<String> {
             all.push(names().ledger_subject(partition, verb));
         }
     }
-    for bucket in ["META", "SECRETS", "SNAPSHOTS", "LEASES", "NEURONS"] {
+    for bucket in [
+        "META",
+        "SECRETS",
+        "SNAPSHOTS",
+        "LEASES",
+        "NEURONS",
+        "THREADS",
+    ] {
         for key in [
             "ledger",
             "journal.00",
@@ -283,6 +297,9 @@ fn own_of_gateways() -> (Vec<String>, Vec<&'static str>) {
         "seatbelt.journal.v1.0*",
         "seatbelt.ledger.v1.*",
         "$KV.SEATBELT_LEASES.*",
+        "$KV.SEATBELT_THREADS.a",
+        "$KV.SEATBELT_THREADS.ledger",
+        "$KV.SEATBELT_THREADS.neuron_secret",
     ]));
     publish.extend(texts(&["$KV.SEATBELT_META.journal.*"]));
     // one of which the server keeps nothing is made again
@@ -290,10 +307,10 @@ fn own_of_gateways() -> (Vec<String>, Vec<&'static str>) {
     for stream in [JOURNAL, "KV_SEATBELT_LEASES", "KV_SEATBELT_NEURONS"] {
         publish.extend(read(stream).into_iter().chain(follow(stream)));
     }
-    for bucket in ["META", "SECRETS", "SNAPSHOTS"] {
+    for bucket in ["META", "SECRETS", "SNAPSHOTS", "THREADS"] {
         publish.extend(read(&format!("KV_SEATBELT_{bucket}")));
     }
-    for bucket in ["LEASES", "NEURONS", "SNAPSHOTS"] {
+    for bucket in ["LEASES", "NEURONS", "SNAPSHOTS", "THREADS"] {
         publish.push(make(&format!("KV_SEATBELT_{bucket}")));
     }
     publish.extend(read("SEATBELT_FEED"));

@@ -65,6 +65,7 @@ fn read_upstream(
             "is for upstreams of kind \"openai\": leave it out",
         );
     }
+    let threads = section.flag("threads").unwrap_or(false);
     let (weight, priority) = (weight(&mut section), priority(&mut section));
     let (least, most) = ATTEMPTS.bounds();
     let attempts = section.number("attempts", least, most);
@@ -72,7 +73,13 @@ fn read_upstream(
     let deployments = deployments
         .into_iter()
         .filter_map(|part| read_deployment(part, context, names));
-    let deployments = deployments.collect();
+    let deployments: Vec<_> = deployments.collect();
+    if threads && !(responses && deployments.is_empty()) {
+        section.mistake(
+            "threads",
+            "are kept where one address speaks /v1/responses: set responses = true, without deployments",
+        );
+    }
     let models = read_models(&mut section, context, kind, ids);
     let bounds_calls = match kind {
         Some(Dialect::OpenAi) => {
@@ -97,6 +104,7 @@ fn read_upstream(
         allow_fields,
         errors_are_free,
         responses,
+        threads,
         base_url: base_url?,
         api_key,
         deployments,

@@ -176,6 +176,7 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
     let mut reported = told.reports(&body.0);
     let response = body.0.last("response").map(Pairs::of).unwrap_or_default();
     told.served.answer(&response);
+    told.id = told.id.take().or_else(|| named(&response));
     reported |= told.reports(&response);
     calls(told, &kind, &body.0);
     if kind.ends_with(".delta") {
@@ -194,6 +195,17 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
         _ if named_error(event) => failed(told, &body),
         _ => Part::Content,
     }
+}
+
+/// The id of a whole response.
+pub fn response_id(body: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(body);
+    named(&Pairs::read(&text)?)
+}
+
+fn named(response: &Pairs<'_>) -> Option<String> {
+    let id = text(response.last("id"));
+    (!id.is_empty()).then_some(id)
 }
 
 /// Takes note of a call of the provider's tools: its item comes when it begins and again when it ends, and each

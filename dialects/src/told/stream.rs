@@ -66,6 +66,8 @@ pub struct StreamTold {
     pub output_bytes: u64,
     /// How it says that it was served.
     pub served: Served,
+    /// The id of the response, where the API keeps what has one.
+    pub id: Option<String>,
     /// The status that its error names.
     pub failure: Option<u16>,
 }
@@ -87,6 +89,7 @@ impl StreamTold {
             finish: None,
             output_bytes: 0,
             served: Served::default(),
+            id: None,
             failure: None,
         }
     }

@@ -43,7 +43,8 @@ pub(crate) fn by_tokens(
     if tokens.gave_up {
         return Ok(loose);
     }
-    let tight = counted.text.saturating_add(framing(&counted, limits));
+    let around = framing(&counted, limits).saturating_add(ask.before);
+    let tight = counted.text.saturating_add(around);
     let input_tokens = tight.min(loose.input_tokens);
     let left = context.saturating_sub(input_tokens);
     Ok(Bound {

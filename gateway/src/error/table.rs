@@ -17,6 +17,7 @@ pub(crate) enum Case {
     RunNotFound,
     TooManyRuns,
     ModelNotFound,
+    ThreadNotFound,
     ServiceUnavailable,
     LedgerUnavailable,
     ContextLengthExceeded,
@@ -53,7 +54,7 @@ pub(super) struct Row {
 
 impl Case {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 25] = [
+    pub(super) const ALL: [Self; 26] = [
         Self::BalanceSpent,
         Self::WindowSpent,
         Self::WindowUnsatisfiable,
@@ -64,6 +65,7 @@ impl Case {
         Self::RunNotFound,
         Self::TooManyRuns,
         Self::ModelNotFound,
+        Self::ThreadNotFound,
         Self::ServiceUnavailable,
         Self::LedgerUnavailable,
         Self::ContextLengthExceeded,
@@ -110,6 +112,7 @@ impl Case {
             Self::RunNotFound => (S::NOT_FOUND, INVALID, "run_not_found", None),
             Self::TooManyRuns => (S::TOO_MANY_REQUESTS, RATE, "too_many_runs", Some(false)),
             Self::ModelNotFound => (S::NOT_FOUND, INVALID, "model_not_found", None),
+            Self::ThreadNotFound => (S::NOT_FOUND, INVALID, "previous_response_not_found", None),
             Self::ServiceUnavailable => (
                 S::SERVICE_UNAVAILABLE,
                 API,

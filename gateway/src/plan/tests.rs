@@ -27,6 +27,7 @@ fn upstream(name: &str, kind: Dialect) -> UpstreamConfig {
         allow_fields: Vec::new(),
         errors_are_free: false,
         responses: false,
+        threads: false,
         api_key: None,
         deployments: Vec::new(),
         weight: 1,
@@ -56,6 +57,7 @@ fn planner(stub: &Arc<Stub>) -> Planner {
         },
         catalog,
         gate,
+        threads: None,
         metrics,
     }
 }

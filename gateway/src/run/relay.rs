@@ -118,7 +118,13 @@ impl Job {
         let told = known.usage;
         let by_client = matches!(stopped, Err(Stop::ClientLeft));
         let failed = match stopped {
-            Ok(()) => self.settle(known).await.err(),
+            Ok(()) => match self.settle(known).await {
+                Ok(_) => {
+                    self.bind(|| relay.told.id.take()).await;
+                    None
+                }
+                Err(error) => Some(error),
+            },
             Err(Stop::Failed) if self.is_free(&relay.told) => {
                 self.release("upstream failed before it began").await;
                 return;

@@ -138,6 +138,14 @@ impl Job {
         Ok(Some(position))
     }
 
+    /// Binds the response to its account, once it is charged: before that its size is not known, and before its
+    /// last word is let go nobody can go on with it.
+    pub(super) async fn bind(&mut self, id: impl FnOnce() -> Option<String>) {
+        if let (Some(binding), Some(used)) = (&self.binding, self.billed) {
+            binding.bind(id(), used).await;
+        }
+    }
+
     /// Whether nothing was told that could be charged: no tokens, and no call that has a fee.
     pub(super) fn is_nothing(&self, least: &Least, served: &Served) -> bool {
         let calls = served.charged_calls(self.candidate.tools());

@@ -6,7 +6,7 @@ use axum::{
     response::Response,
 };
 use bytes::{Bytes, BytesMut};
-use seatbelt_dialects::Told;
+use seatbelt_dialects::{Told, response_id};
 use seatbelt_schemas::usage::Usage;
 use serde::de::IgnoredAny;
 
@@ -85,6 +85,7 @@ impl Job {
         });
         let told = known.usage;
         let position = self.settle(known).await?;
+        self.bind(|| response_id(&body)).await;
         let shown = self.shown(body, told.or(self.billed))?;
         let mut response = self.response(status, self.typed(headers), Body::from(shown));
         if let Some(position) = position {

@@ -23,4 +23,5 @@ mod streams;
 mod support;
 mod tenants;
 mod texts;
+mod threads;
 mod translated;

@@ -25,7 +25,7 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use seatbelt_gateway::{
     Dialect, Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret, KeyTable, Parts, Prices,
-    Readiness, UpstreamConfig, UpstreamModel, system_clock,
+    Readiness, ThreadFailure, Threads, UpstreamConfig, UpstreamModel, system_clock,
 };
 use seatbelt_ledger::{
     api::{
@@ -48,6 +48,7 @@ use seatbelt_schemas::{
     },
     position::Partitions,
     scope::Scope,
+    thread::Thread,
     usage::UsageEvent,
     window::Window,
 };
@@ -418,6 +419,47 @@ impl Ledger for Switched {
     }
 }
 
+/// Bindings in memory.
+#[derive(Default)]
+pub(crate) struct TestThreads {
+    pub(crate) bound: Arc<Mutex<HashMap<String, Thread>>>,
+    /// Nothing is read or written.
+    pub(crate) away: AtomicBool,
+    /// While this is set, what is to be bound waits.
+    pub(crate) held: Arc<watch::Sender<bool>>,
+    /// Told when something is to be bound.
+    pub(crate) asked: Arc<Notify>,
+}
+
+fn unless_away(away: bool) -> Result<(), ThreadFailure> {
+    match away {
+        true => Err("made so by the test".into()),
+        false => Ok(()),
+    }
+}
+
+impl Threads for TestThreads {
+    fn find(&self, id: String) -> BoxFuture<'static, Result<Option<Thread>, ThreadFailure>> {
+        let found = self.bound.lock().unwrap().get(&id).cloned();
+        let away = self.away.load(SeqCst);
+        async move { unless_away(away).map(|()| found) }.boxed()
+    }
+
+    fn bind(&self, id: String, thread: Thread) -> BoxFuture<'static, Result<(), ThreadFailure>> {
+        let (bound, away) = (Arc::clone(&self.bound), self.away.load(SeqCst));
+        let (held, asked) = (self.held.subscribe(), Arc::clone(&self.asked));
+        async move {
+            asked.notify_one();
+            let mut held = held;
+            let _ = held.wait_for(|held| !held).await;
+            unless_away(away)?;
+            bound.lock().unwrap().insert(id, thread);
+            Ok(())
+        }
+        .boxed()
+    }
+}
+
 /// Snapshots taken from the ledger; frozen ones show what was last seen.
 pub(crate) struct TestSnapshots {
     host: Arc<LedgerHost>,
@@ -498,6 +540,7 @@ pub(crate) struct Stack {
     pub(crate) ledger: Arc<Switched>,
     pub(crate) snapshots: Arc<TestSnapshots>,
     pub(crate) usage: Arc<TestUsage>,
+    pub(crate) threads: Arc<TestThreads>,
     pub(crate) neurons: watch::Sender<Vec<NeuronRecord>>,
     pub(crate) keys: watch::Sender<KeyTable>,
     pub(crate) prices: watch::Sender<Prices>,
@@ -562,6 +605,7 @@ impl Stack {
             looked: Notify::new(),
         });
         let usage = Arc::new(TestUsage::default());
+        let threads = Arc::new(TestThreads::default());
         let (neurons, alive) = watch::channel(Vec::new());
         let (ready, is_ready) = watch::channel(Readiness::default());
         let mut told = told(&upstream);
@@ -574,6 +618,7 @@ impl Stack {
             ledger: Arc::clone(&ledger) as Arc<dyn Ledger>,
             snapshots: Arc::clone(&snapshots) as Arc<dyn Snapshots>,
             usage: Arc::clone(&usage) as Arc<dyn UsageEvents>,
+            threads: Some(Arc::clone(&threads) as Arc<dyn Threads>),
             neurons: alive,
             neuron_secret: neuron_secret(),
             clock: system_clock(),
@@ -592,6 +637,7 @@ impl Stack {
             ledger,
             snapshots,
             usage,
+            threads,
             neurons,
             keys,
             prices,
@@ -737,6 +783,7 @@ fn config(upstream: &Upstream) -> GatewayConfig {
             allow_fields: Vec::new(),
             errors_are_free: false,
             responses: false,
+            threads: false,
             api_key: None,
             deployments: Vec::new(),
             weight: 1,
