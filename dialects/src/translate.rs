@@ -52,8 +52,8 @@ pub enum Translation {
 pub struct Echo {
     /// As the client wrote them.
     pub(crate) fields: Fields,
-    /// The names of the tools that are called with a plain text.
-    pub(crate) custom: Vec<String>,
+    /// Its tools that are no plain functions to the client.
+    pub(crate) tools: responses_chat::Known,
 }
 
 /// Fields that a response says again.
@@ -156,7 +156,7 @@ impl Translation {
                 let said = |name: &&str| Some(((*name).to_owned(), body.get(*name)?.clone()));
                 Echo {
                     fields: ECHOED.iter().filter_map(said).collect(),
-                    custom: responses_chat::custom_names(body),
+                    tools: responses_chat::known_tools(body),
                 }
             }
         }

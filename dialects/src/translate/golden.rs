@@ -132,7 +132,10 @@ impl Case {
         let sent = Fields::from_iter([("stop".to_owned(), json!(["END"]))]);
         let client = json!({
             "input": "hi", "temperature": 0.5, "metadata": {"k": "v"},
-            "tools": [{"type": "custom", "name": "note"}],
+            "tools": [
+                {"type": "custom", "name": "note"},
+                {"type": "namespace", "name": "agents", "tools": [{"type": "function", "name": "ask"}]},
+            ],
         });
         let echo = self.way().echo(client.as_object().unwrap());
         self.way().face(name, &ask, &sent, echo)

@@ -14,7 +14,8 @@ mod tools;
 pub(crate) use answer::from_chat;
 pub(super) use request::{asked, to_chat};
 pub use stream::ResponsesStream;
-pub(super) use tools::custom_names;
+use tools::flat;
+pub(crate) use tools::{Known, known_tools};
 
 /// The one argument of the function that stands for a custom tool.
 const INPUT: &str = "input";

@@ -384,6 +384,16 @@ fn a_field_of_responses_without_counterpart_is_refused_by_name() {
     let tool = |tool: Value| json!({ "tools": [tool] });
     refused(tool(json!({"type": "web_search"})), "tools[0].type");
     refused(tool(json!({"type": "function"})), "tools[0].name");
+    let space = |tools: Value| tool(json!({"type": "namespace", "name": "n", "tools": tools}));
+    refused(space(json!({})), "tools[0].tools");
+    refused(
+        space(json!([{"type": "custom", "name": "c"}])),
+        "tools[0].tools[0].type",
+    );
+    refused(
+        space(json!([{"type": "function"}])),
+        "tools[0].tools[0].name",
+    );
     refused(
         tool(json!({"type": "function", "name": "f", "defer_loading": true})),
         "tools[0].defer_loading",

@@ -47,7 +47,7 @@ pub(crate) fn from_chat(body: &[u8], shown: &Shown, usage: Option<Usage>) -> Opt
     let text = String::from_utf8_lossy(body);
     let body = object(&text).ok()??;
     let choice = first_choice(&body).ok()??;
-    let mut output = Output::new(&shown.unique, &shown.echo.custom, false);
+    let mut output = Output::new(&shown.unique, &shown.echo.tools, false);
     output.add(said(&choice, "message").ok()?).ok()?;
     if output.any_nameless() {
         return None;

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::INPUT;
+use super::{INPUT, flat};
 use crate::{
     fields::{FieldError, Fields},
     translate::refuse::{no_counterpart, other_field},
@@ -154,9 +154,13 @@ impl History {
     }
 
     fn call(&mut self, at: &At<'_>, field: &str) -> Result<(), FieldError> {
-        at.only(&["call_id", "name", field])?;
+        at.only(&["call_id", "name", "namespace", field])?;
         self.show();
         let (id, name, text) = (at.text("call_id")?, at.text("name")?, at.text(field)?);
+        let name = match at.said("namespace") {
+            Value::Null => name.to_owned(),
+            _ => flat(at.text("namespace")?, name),
+        };
         let arguments = match field {
             "arguments" => text.to_owned(),
             _ => json!({ INPUT: text }).to_string(),
@@ -379,6 +383,10 @@ fn read_part(param: &str, part: &Value) -> Result<Part, FieldError> {
             Ok(Part::Other(
                 json!({"type": "image_url", "image_url": image}),
             ))
+        }
+        Some("input_audio") => {
+            only(&["input_audio"])?;
+            Ok(Part::Other(part.clone()))
         }
         _ => Err(no_place(param, part)),
     }

@@ -6,7 +6,7 @@
 use bytes::BytesMut;
 use serde_json::{Map, Value, json};
 
-use super::INPUT;
+use super::{INPUT, Known};
 use crate::{
     odd::Unread,
     sse::write_event,
@@ -78,24 +78,38 @@ impl Part {
     }
 }
 
+/// A call, as the client knows it.
+#[derive(Debug)]
+struct Call {
+    is_custom: bool,
+    call_id: String,
+    /// The namespace of its function.
+    space: Option<String>,
+    name: String,
+    arguments: String,
+}
+
+impl Call {
+    fn json(&self) -> Value {
+        let (id, name) = (&self.call_id, &self.name);
+        if self.is_custom {
+            let input = input_of(&self.arguments);
+            return json!({"type": "custom_tool_call", "call_id": id, "name": name, "input": input});
+        }
+        let mut call = json!({"type": "function_call", "call_id": id, "name": name, "arguments": self.arguments});
+        if let Some(space) = &self.space {
+            call["namespace"] = json!(space);
+        }
+        call
+    }
+}
+
 /// What an item is.
 #[derive(Debug)]
 enum Kind {
-    Thought {
-        text: String,
-        joint: Joint,
-    },
+    Thought { text: String, joint: Joint },
     Message(Vec<Part>),
-    Function {
-        call_id: String,
-        name: String,
-        arguments: String,
-    },
-    Custom {
-        call_id: String,
-        name: String,
-        arguments: String,
-    },
+    Call(Call),
 }
 
 #[derive(Debug)]
@@ -107,34 +121,27 @@ struct Item {
 }
 
 impl Item {
+    /// As it is now.
     fn json(&self) -> Value {
-        let (id, status) = (&self.id, self.status.unwrap_or("in_progress"));
-        match &self.kind {
-            Kind::Thought { text, .. } => json!({
-                "id": id, "type": "reasoning", "summary": [],
-                "content": [{"type": "reasoning_text", "text": text}], "status": status,
-            }),
+        let mut item = Map::from_iter([("id".to_owned(), json!(self.id))]);
+        let said = match &self.kind {
+            Kind::Thought { text, .. } => {
+                let part = || json!({"type": "reasoning_text", "text": text});
+                let content: Vec<Value> = self.status.map(|_| part()).into_iter().collect();
+                json!({"type": "reasoning", "summary": [], "content": content})
+            }
             Kind::Message(parts) => {
                 let parts: Vec<Value> = parts.iter().map(|part| part.json(&part.text)).collect();
-                json!({"id": id, "type": "message", "status": status, "role": "assistant", "content": parts})
+                json!({"type": "message", "role": "assistant", "content": parts})
             }
-            Kind::Function {
-                call_id,
-                name,
-                arguments,
-            } => json!({
-                "id": id, "type": "function_call", "status": status,
-                "call_id": call_id, "name": name, "arguments": arguments,
-            }),
-            Kind::Custom {
-                call_id,
-                name,
-                arguments,
-            } => json!({
-                "id": id, "type": "custom_tool_call", "status": status,
-                "call_id": call_id, "name": name, "input": input_of(arguments),
-            }),
-        }
+            Kind::Call(call) => call.json(),
+        };
+        item.extend(said.as_object().cloned().unwrap_or_default());
+        item.insert(
+            "status".to_owned(),
+            json!(self.status.unwrap_or("in_progress")),
+        );
+        Value::Object(item)
     }
 }
 
@@ -162,8 +169,8 @@ struct Called {
 pub(super) struct Output {
     /// What is unique of the answer's id.
     id: String,
-    /// The names of tools that are no functions to the client.
-    custom: Vec<String>,
+    /// Tools that are no plain functions to the client.
+    tools: Known,
     items: Vec<Item>,
     /// What is thought or said goes on there.
     open: Option<usize>,
@@ -175,10 +182,10 @@ pub(super) struct Output {
 
 impl Output {
     /// Of a stream, which tells of each piece; or of an answer that is whole.
-    pub(super) fn new(id: &str, custom: &[String], streams: bool) -> Self {
+    pub(super) fn new(id: &str, tools: &Known, streams: bool) -> Self {
         Self {
             id: id.to_owned(),
-            custom: custom.to_vec(),
+            tools: tools.clone(),
             items: Vec::new(),
             open: None,
             calls: Calls::default(),
@@ -252,11 +259,7 @@ impl Output {
             text: String::new(),
             joint: Joint::default(),
         };
-        let at = self.push(
-            "rs",
-            kind,
-            json!({"type": "reasoning", "summary": [], "content": []}),
-        );
+        let at = self.push("rs", kind);
         self.open = Some(at);
         let part = json!({"type": "reasoning_text", "text": ""});
         self.tell_part(
@@ -274,8 +277,7 @@ impl Output {
             Some(at) => at,
             None => {
                 self.close_open("completed");
-                let begun = json!({"type": "message", "role": "assistant", "content": []});
-                let at = self.push("msg", Kind::Message(Vec::new()), begun);
+                let at = self.push("msg", Kind::Message(Vec::new()));
                 self.open = Some(at);
                 at
             }
@@ -354,62 +356,46 @@ impl Output {
             true => format!("call_{}_{at}", self.id),
             false => call.id.clone(),
         };
-        let arguments = String::new();
-        let item = match self.custom.contains(&name) {
-            true => {
-                let begun = json!({"type": "custom_tool_call", "call_id": call_id, "name": name, "input": ""});
-                self.push(
-                    "ctc",
-                    Kind::Custom {
-                        call_id,
-                        name,
-                        arguments,
-                    },
-                    begun,
-                )
-            }
-            false => {
-                let begun = json!({"type": "function_call", "call_id": call_id, "name": name, "arguments": ""});
-                self.push(
-                    "fc",
-                    Kind::Function {
-                        call_id,
-                        name,
-                        arguments,
-                    },
-                    begun,
-                )
-            }
+        let is_custom = self.tools.custom.contains(&name);
+        let spaced = self.tools.spaced.iter().find(|(flat, _)| *flat == name);
+        let (space, name) = match spaced {
+            Some((_, [space, name])) if !is_custom => (Some(space.clone()), name.clone()),
+            _ => (None, name),
         };
+        let kind = Kind::Call(Call {
+            is_custom,
+            call_id,
+            space,
+            name,
+            arguments: String::new(),
+        });
+        let prefix = if is_custom { "ctc" } else { "fc" };
+        let item = self.push(prefix, kind);
         self.called[at].item = Some(item);
         item
     }
 
     /// The text of a custom tool is known once all of it came.
     fn pass_on(&mut self, at: usize, more: &str) {
-        match &mut self.items[at].kind {
-            Kind::Function { arguments, .. } => arguments.push_str(more),
-            Kind::Custom { arguments, .. } => return arguments.push_str(more),
-            Kind::Thought { .. } | Kind::Message(_) => unreachable!("a call has the item of one"),
-        }
-        if !more.is_empty() {
+        let Kind::Call(call) = &mut self.items[at].kind else {
+            unreachable!("a call has the item of one");
+        };
+        call.arguments.push_str(more);
+        if !call.is_custom && !more.is_empty() {
             let kind = "response.function_call_arguments.delta";
             self.tell(kind, at, json!({ "delta": more }));
         }
     }
 
-    fn push(&mut self, prefix: &str, kind: Kind, begun: Value) -> usize {
+    fn push(&mut self, prefix: &str, kind: Kind) -> usize {
         let at = self.items.len();
-        let id = format!("{prefix}_{}_{at}", self.id);
-        let mut item = Map::from_iter([("id".to_owned(), json!(id))]);
-        item.extend(begun.as_object().cloned().unwrap_or_default());
-        item.insert("status".to_owned(), json!("in_progress"));
-        self.items.push(Item {
-            id,
+        let item = Item {
+            id: format!("{prefix}_{}_{at}", self.id),
             status: None,
             kind,
-        });
-        let added = json!({"output_index": at, "item": item});
+        };
+        let added = json!({"output_index": at, "item": item.json()});
+        self.items.push(item);
         self.events.emit("response.output_item.added", &added);
         at
     }
@@ -461,23 +447,20 @@ impl Output {
                 self.tell_part("response.content_part.done", at, 0, json!({ "part": part }));
             }
             Kind::Message(_) => self.close_part(at),
-            Kind::Function {
-                name, arguments, ..
-            } => {
-                let done = json!({"name": name, "arguments": arguments});
-                self.tell("response.function_call_arguments.done", at, done);
-            }
-            Kind::Custom { arguments, .. } => {
-                let input = input_of(arguments);
+            Kind::Call(call) if call.is_custom => {
+                let input = input_of(&call.arguments);
                 if !input.is_empty() {
                     let delta = json!({ "delta": input });
                     self.tell("response.custom_tool_call_input.delta", at, delta);
                 }
-                self.tell(
-                    "response.custom_tool_call_input.done",
-                    at,
-                    json!({ "input": input }),
-                );
+                let done = json!({ "input": input });
+                self.tell("response.custom_tool_call_input.done", at, done);
+            }
+            Kind::Call(Call {
+                name, arguments, ..
+            }) => {
+                let done = json!({"name": name, "arguments": arguments});
+                self.tell("response.function_call_arguments.done", at, done);
             }
         }
         self.items[at].status = Some(status);

@@ -33,7 +33,7 @@ pub struct ResponsesStream {
 impl ResponsesStream {
     pub(crate) fn new(shown: Shown) -> Self {
         Self {
-            output: Output::new(&shown.unique, &shown.echo.custom, true),
+            output: Output::new(&shown.unique, &shown.echo.tools, true),
             shown,
             begun: false,
             ending: Ending::default(),

@@ -8,15 +8,48 @@ use crate::{
     translate::refuse::{no_counterpart, other_field},
 };
 
-/// The names of the custom tools of a body.
-pub(crate) fn custom_names(body: &Fields) -> Vec<String> {
-    let tools = body.get("tools").and_then(Value::as_array);
-    let custom = tools
+/// Between the names of a namespace and of a function in it, where all functions stand in one list.
+const WITHIN: &str = "__";
+
+/// The name of a function in a namespace, in one word.
+pub(super) fn flat(namespace: &str, name: &str) -> String {
+    format!("{namespace}{WITHIN}{name}")
+}
+
+/// Tools that are no plain functions to the client.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Known {
+    /// Names of those that are called with a plain text.
+    pub(super) custom: Vec<String>,
+    /// Functions in a namespace: the name in one word, and both.
+    pub(super) spaced: Vec<(String, [String; 2])>,
+}
+
+/// Those of a body.
+pub(crate) fn known_tools(body: &Fields) -> Known {
+    let mut known = Known::default();
+    for tool in body
+        .get("tools")
+        .and_then(Value::as_array)
         .into_iter()
         .flatten()
-        .filter(|tool| tool["type"] == "custom");
-    let names = custom.filter_map(|tool| tool["name"].as_str());
-    names.map(str::to_owned).collect()
+    {
+        let Some(name) = tool["name"].as_str() else {
+            continue;
+        };
+        match tool["type"].as_str() {
+            Some("custom") => known.custom.push(name.to_owned()),
+            Some("namespace") => {
+                let within = tool["tools"].as_array().into_iter().flatten();
+                let names = within.filter_map(|function| function["name"].as_str());
+                known.spaced.extend(
+                    names.map(|inner| (flat(name, inner), [name, inner].map(str::to_owned))),
+                );
+            }
+            _ => {}
+        }
+    }
+    known
 }
 
 /// Writes `tools`, `tool_choice` and `parallel_tool_calls`.
@@ -26,8 +59,14 @@ pub(super) fn definitions(body: &Fields, chat: &mut Fields) -> Result<(), FieldE
         Some(Value::Array(tools)) => tools.as_slice(),
         Some(_) => return Err(FieldError::invalid("tools", "must be an array")),
     };
-    let functions = tools.iter().enumerate().map(|(n, tool)| function(n, tool));
-    let functions = functions.collect::<Result<Vec<_>, _>>()?;
+    let mut functions = Vec::new();
+    for (n, tool) in tools.iter().enumerate() {
+        let param = format!("tools[{n}]");
+        match tool.get("type").and_then(Value::as_str) {
+            Some("namespace") => functions.extend(within(&param, tool)?),
+            _ => functions.push(function(&param, tool)?),
+        }
+    }
     let offered = !functions.is_empty();
     if offered {
         chat.insert("tools".to_owned(), Value::Array(functions));
@@ -44,8 +83,39 @@ pub(super) fn definitions(body: &Fields, chat: &mut Fields) -> Result<(), FieldE
     Ok(())
 }
 
-fn function(n: usize, tool: &Value) -> Result<Value, FieldError> {
-    let param = format!("tools[{n}]");
+/// The functions of a namespace, each under both names.
+fn within(param: &str, space: &Value) -> Result<Vec<Value>, FieldError> {
+    let known = ["type", "name", "description", "tools"];
+    if let Some(name) = other_field(space, &known) {
+        return Err(no_counterpart(format!("{param}.{name}")));
+    }
+    let name = named(param, space)?;
+    let tools = space.get("tools").and_then(Value::as_array);
+    let tools = tools.ok_or_else(|| {
+        FieldError::invalid(format!("{param}.tools"), "must be an array of functions")
+    })?;
+    let mut functions = Vec::new();
+    for (n, tool) in tools.iter().enumerate() {
+        let param = format!("{param}.tools[{n}]");
+        if tool["type"] != "function" {
+            let problem = "must be 'function' within a namespace";
+            return Err(FieldError::invalid(format!("{param}.type"), problem));
+        }
+        let mut function = function(&param, tool)?;
+        let inner = named(&param, tool)?;
+        function["function"]["name"] = json!(flat(name, inner));
+        functions.push(function);
+    }
+    Ok(functions)
+}
+
+fn named<'a>(param: &str, tool: &'a Value) -> Result<&'a str, FieldError> {
+    let name = tool.get("name").and_then(Value::as_str);
+    name.filter(|name| !name.is_empty())
+        .ok_or_else(|| FieldError::invalid(format!("{param}.name"), "must be the name of the tool"))
+}
+
+fn function(param: &str, tool: &Value) -> Result<Value, FieldError> {
     let kind = tool.get("type").and_then(Value::as_str);
     let known: &[&str] = match kind {
         Some("function") => &["type", "name", "description", "parameters", "strict"],
@@ -60,13 +130,10 @@ fn function(n: usize, tool: &Value) -> Result<Value, FieldError> {
     if let Some(name) = other_field(tool, known).filter(|name| !harmless(name)) {
         return Err(no_counterpart(format!("{param}.{name}")));
     }
-    let name = tool.get("name").and_then(Value::as_str);
-    let name = name.filter(|name| !name.is_empty()).ok_or_else(|| {
-        FieldError::invalid(format!("{param}.name"), "must be the name of the tool")
-    })?;
+    let name = named(param, tool)?;
     let mut function = Map::from_iter([("name".to_owned(), json!(name))]);
     match kind {
-        Some("custom") => custom(&param, tool, &mut function)?,
+        Some("custom") => custom(param, tool, &mut function)?,
         _ => {
             for name in ["description", "parameters", "strict"] {
                 if let Some(value) = tool.get(name).filter(|value| !value.is_null()) {
