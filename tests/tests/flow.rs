@@ -144,6 +144,30 @@ async fn the_anthropic_sdk_of_today_reaches_a_provider_of_its_own_dialect() {
 }
 
 #[tokio::test]
+async fn the_openai_sdk_asks_for_responses_of_a_neuron_and_of_either_dialect() {
+    let (chat, messages) = (Foreign::start().await, Foreign::start().await);
+    let stack = Stack::new().neuron().upstream_at(&chat.base_url());
+    let key = Key::new("sdk").hard_cap(LIMIT);
+    let stack = stack.key(key).start().await;
+    let other = Stack::new().anthropic(&messages);
+    let other = other.key(Key::new("sdk").hard_cap(LIMIT)).start().await;
+    for (stack, models) in [(&stack, &["tiny", MODEL][..]), (&other, &[MODEL])] {
+        let mut used = 0;
+        for model in models {
+            let base_url = format!("{}/v1", stack.gateway);
+            let seen = python::run("openai_responses.py", &[&base_url, "sk-sdk", model]).await;
+            used += tokens(&seen["whole"]) + tokens(&seen["streamed"]);
+            if *model == MODEL {
+                assert_eq!(seen["text"], "all is well", "{seen}");
+            }
+        }
+        let spent = |cap: &Value| cap["spent"] == used && cap["held"] == 0;
+        stack.cap("sk-sdk", "all of them are charged", spent).await;
+        stack.home().verify().await;
+    }
+}
+
+#[tokio::test]
 async fn a_sdk_meets_a_spent_balance_as_its_own_rate_limit_error_at_once() {
     let key = Key::new("sdk").hard_cap(3);
     let stack = Stack::new().neuron().key(key).start().await;
