@@ -20,6 +20,7 @@ mod entitlements;
 mod gateway;
 mod include;
 mod ledger;
+mod media;
 mod nats;
 mod neuron;
 mod price;

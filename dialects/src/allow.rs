@@ -13,6 +13,7 @@ use crate::{
     api::Api,
     dialect::Dialect,
     fields::{FieldError, Fields},
+    media::{self, MediaLimits},
     provided::{self, Calls, Provided},
     served::{Aspect, Class},
 };
@@ -130,6 +131,8 @@ pub struct Allowed<'a> {
     pub class: Option<&'a Class>,
     /// Tools that the provider runs and that have a price.
     pub tools: &'a [Provided],
+    /// What is known of the model's images and sounds.
+    pub media: MediaLimits,
 }
 
 impl Allowed<'_> {
@@ -206,8 +209,11 @@ impl Allowed<'_> {
         }
     }
 
-    /// Writes the price class that was priced, where the upstream has several.
+    /// Writes the price class that was priced, where the upstream has several, and how closely images are looked at.
     pub fn pin(&self, body: &mut Fields) {
+        if self.media.image.is_some_and(|image| image.pins_detail) {
+            media::pin_detail(body);
+        }
         if matches!(self.api, Api::Completions | Api::Embeddings) {
             return; // they have one class, and no field for it
         }
@@ -277,7 +283,8 @@ impl Allowed<'_> {
         };
         let shape = kinds.iter().find(|kind| kind.is(tag));
         let shape = shape.map(|kind| kind.shape);
-        match shape.or_else(|| self.of_provided(tag, path)) {
+        let shape = shape.or_else(|| self.of_provided(tag, path));
+        match shape.or_else(|| self.of_media(tag, path)) {
             Some(shape) => self.object(shape, path, fields),
             None if tag.is_empty() => Some(Found::new(path, "it has no type that is known here")),
             None => {
@@ -302,6 +309,25 @@ impl Allowed<'_> {
         let mut history = provided::history(self.api).iter();
         let kind = history.find(|kind| !tools.is_empty() && kind.is(tag));
         kind.map(|kind| kind.shape)
+    }
+}
+
+impl Allowed<'_> {
+    /// What an image or a sound may say, where the model has a limit for one: within what is said, and what
+    /// tools gave.
+    fn of_media(&self, tag: &str, path: &str) -> Option<Shape> {
+        let is_said = path.starts_with("messages[") || path.starts_with("input[");
+        let is_part = path.contains(".content[") || path.contains(".output[");
+        let image = self
+            .api
+            .image()
+            .filter(|(kind, _)| *kind == tag && self.media.image.is_some());
+        let has_audio = self.media.audio.is_some() && self.api.dialect() == Dialect::OpenAi;
+        let audio = (tag == "input_audio" && has_audio).then_some(media::AUDIO);
+        image
+            .map(|(_, shape)| shape)
+            .or(audio)
+            .filter(|_| is_said && is_part)
     }
 }
 

@@ -73,6 +73,16 @@ impl Api {
         }
     }
 
+    /// The type of a part that is an image, and its fields.
+    pub(crate) fn image(self) -> Option<(&'static str, Shape)> {
+        match self {
+            Self::Chat => Some(("image_url", chat::IMAGE)),
+            Self::Messages => Some(("image", messages::IMAGE)),
+            Self::Responses => Some(("input_image", responses::IMAGE)),
+            Self::Completions | Self::Embeddings => None,
+        }
+    }
+
     /// What has no bound although each of its fields is listed.
     pub(crate) fn unbounded(self, body: &Fields, output_max: u64) -> Option<Found> {
         match self {

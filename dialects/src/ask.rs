@@ -5,11 +5,14 @@
 //! byte-level tokenizer makes more tokens than bytes, or what another [`Measure`] makes of it. Both take the
 //! same walk through a body. Not here: the bound itself, which a model's limits are part of.
 
+use std::borrow::Cow;
+
 use seatbelt_schemas::ids::EndUserId;
 use serde_json::Value;
 
 use crate::{
     fields::{FieldError, Fields},
+    media::{MediaLimits, Medium},
     printed::{json_bytes, text_bytes},
 };
 
@@ -87,6 +90,8 @@ const LEVELS: &[&str] = &[
 pub struct Ask {
     /// All text that can reach the prompt: its bytes, or its tokens where those were measured.
     pub text: u64,
+    /// What is no text.
+    pub(crate) media: Vec<Medium>,
     /// Things that are framed: messages, tools, calls and what they gave.
     pub framed: u64,
     /// Tools are offered: instructions come with them.
@@ -153,7 +158,7 @@ impl Ask {
         if matches!(role, Some("tool" | "function")) {
             self.framed += 1;
             let content = fields.get("content");
-            self.text += content.map_or(0, |content| printing_adds(content, by));
+            self.text += content.map_or(0, |content| printing_adds(&texts_of(content), by));
             self.text += self.longest_call;
         }
         Ok(())
@@ -189,6 +194,10 @@ impl Ask {
             .and_then(|fields| Some((fields, fields.get("type")?.as_str()?)))
             .ok_or_else(|| FieldError::invalid(param, "must be an object with a type"))?;
         self.text += PART_JOINT;
+        if let Some(medium) = Medium::of(part) {
+            self.medium(medium, fields, by);
+            return Ok(());
+        }
         match kind {
             "text" | "refusal" => self.text_part(kind, fields, by),
             "tool_result" => {
@@ -211,6 +220,24 @@ impl Ask {
             _ => self.text += by.json(part),
         }
         Ok(())
+    }
+
+    /// What is no text counts by the model's rule; any field beside it as it is printed.
+    pub(crate) fn medium(&mut self, medium: Medium, fields: &Fields, by: &mut dyn Measure) {
+        self.media.push(medium);
+        let own = ["type", "image_url", "detail", "source", "input_audio"];
+        for (name, value) in fields
+            .iter()
+            .filter(|(name, _)| !own.contains(&name.as_str()))
+        {
+            self.text += name.len() as u64 + by.json(value);
+        }
+    }
+
+    /// Tokens of all that is no text.
+    pub fn media_tokens(&self, limits: &MediaLimits) -> u64 {
+        let each = self.media.iter().map(|medium| limits.tokens(medium));
+        each.fold(0, u64::saturating_add)
     }
 
     /// The text itself goes into the prompt as it is; any other field as it is printed.
@@ -273,6 +300,17 @@ impl Ask {
 fn is_level(name: &str, value: &Value) -> bool {
     matches!(name, "reasoning_effort" | "verbosity")
         && value.as_str().is_some_and(|word| LEVELS.contains(&word))
+}
+
+/// A content without what is no text, which no template prints.
+fn texts_of(content: &Value) -> Cow<'_, Value> {
+    match content {
+        Value::Array(parts) if parts.iter().any(|part| Medium::of(part).is_some()) => {
+            let texts = parts.iter().filter(|part| Medium::of(part).is_none());
+            Cow::Owned(texts.cloned().collect())
+        }
+        _ => Cow::Borrowed(content),
+    }
 }
 
 /// What a tool answered is printed as JSON by templates, a text too: what that adds to its text.

@@ -10,6 +10,7 @@
 mod api;
 mod ask;
 mod dialect;
+mod media;
 
 // what may be asked at all
 pub mod allow;
@@ -40,6 +41,7 @@ pub use dialect::{Dialect, ErrorBody};
 pub use exact::Exact;
 pub use face::Face;
 pub use fields::{Fault, FieldError, Fields};
+pub use media::{AudioLimit, ImageLimit, ImageRule, MediaLimits};
 pub use odd::Unread;
 pub use printing::{Escapes, Printed};
 pub use provided::{Calls, Provided};

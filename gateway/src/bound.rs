@@ -39,16 +39,20 @@ pub(crate) fn by_bytes(ask: &Ask, limits: &Limits) -> Result<Bound, ApiError> {
             context,
         ));
     }
-    let bytes = ask
-        .text
-        .saturating_add(framing(ask, limits))
-        .saturating_add(ask.before);
-    let left = context.saturating_sub(bytes / TOKEN_BYTES_GUESS);
+    let text = ask.text.saturating_add(framing(ask, limits));
+    let beside = beside(ask, limits);
+    let read = beside.saturating_add(text / TOKEN_BYTES_GUESS);
+    let left = context.saturating_sub(read);
     Ok(Bound {
         // a longer input is refused by the upstream, or cut
-        input_tokens: bytes.min(context),
+        input_tokens: text.saturating_add(beside).min(context),
         output_tokens: output(ask, limits, left),
     })
+}
+
+/// Tokens of what is no text of the request: images, sounds, and what the upstream keeps.
+fn beside(ask: &Ask, limits: &Limits) -> u64 {
+    ask.media_tokens(&limits.media).saturating_add(ask.before)
 }
 
 /// Tokens that are written around the texts.

@@ -6,7 +6,10 @@
 
 use std::{collections::HashMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-pub use seatbelt_dialects::{Aspect, Class, Dialect, MaxField, Provided, allow::Profile};
+pub use seatbelt_dialects::{
+    Aspect, AudioLimit, Class, Dialect, ImageLimit, ImageRule, MaxField, MediaLimits, Provided,
+    allow::Profile,
+};
 use seatbelt_schemas::{
     amount::{AMOUNT_MAX, TOKENS_PER_REQUEST_MAX},
     cap::CAPS_OF_RUNS_MAX,
@@ -216,6 +219,8 @@ pub struct UpstreamModel {
     pub classes: Vec<PricedClass>,
     /// Tools that the provider runs and that may be asked for.
     pub tools: Vec<Provided>,
+    /// What its images and sounds cost at most; a metered request may have only those that are told here.
+    pub media: MediaLimits,
 }
 
 /// How a model's tokens are counted.
@@ -256,6 +261,7 @@ impl UpstreamModel {
             price: None,
             classes: Vec::new(),
             tools: Vec::new(),
+            media: MediaLimits::default(),
         }
     }
 }

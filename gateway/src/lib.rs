@@ -35,9 +35,9 @@ mod ready;
 
 pub use clock::{Clock, system_clock};
 pub use config::{
-    Aspect, Class, DeploymentConfig, Dialect, GatewayConfig, KeyEntry, KeySecret, KeyTable,
-    MaxField, OnDisconnect, PricedClass, Prices, Profile, Provided, TokenizerName, UpstreamConfig,
-    UpstreamModel,
+    Aspect, AudioLimit, Class, DeploymentConfig, Dialect, GatewayConfig, ImageLimit, ImageRule,
+    KeyEntry, KeySecret, KeyTable, MaxField, MediaLimits, OnDisconnect, PricedClass, Prices,
+    Profile, Provided, TokenizerName, UpstreamConfig, UpstreamModel,
 };
 pub use ready::{Cause, Readiness, Reason, Room};
 pub use server::{Gateway, GatewayError, Parts};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use seatbelt_dialects::{
-    Api, Ask, Calls, Dialect, Exact, Face, Fields,
+    Api, Ask, Calls, Dialect, Exact, Face, Fields, MediaLimits,
     allow::{Allowed, Profile, refuse_state},
     translate::{Echo, Name, Translation, between, without_our_thoughts},
 };
@@ -423,6 +423,7 @@ fn allowed<'a>(candidate: &'a Candidate, api: Api, class: Option<&'a PricedClass
             output_max: model.limits.output,
             class,
             tools: &model.told.tools,
+            media: model.limits.media,
         },
         Candidate::Neuron(neuron) => Allowed {
             api,
@@ -431,6 +432,7 @@ fn allowed<'a>(candidate: &'a Candidate, api: Api, class: Option<&'a PricedClass
             output_max: neuron.model.output,
             class,
             tools: &[],
+            media: MediaLimits::default(),
         },
     }
 }

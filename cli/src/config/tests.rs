@@ -1,4 +1,4 @@
-use seatbelt_gateway::{Profile, TokenizerName};
+use seatbelt_gateway::{ImageRule, MediaLimits, Profile, TokenizerName};
 use seatbelt_tokens::Encoding;
 use secrecy::ExposeSecret;
 
@@ -429,6 +429,76 @@ fn tools_that_a_provider_runs_have_a_fee_and_bounds() {
     }
     let openai = "\"openai\"\nresponses = true\nprofile = \"openai\"";
     assert!(read(&upstream(openai, &tool("web_search", "0.01")), &[]).is_ok());
+}
+
+#[test]
+fn a_model_says_how_its_images_and_sounds_are_counted() {
+    let upstream = |more: &str| {
+        let text = format!(
+            "[[upstreams]]\nname = \"u\"\nkind = \"openai\"\nbase_url = \"https://x/v1\"\nmodels = [{{ id = \"m\", \
+             context = 10, output = 5, {more} price = {{ input = \"1\", output = \"2\" }} }}]\n"
+        );
+        format!("{WHOLE}{text}")
+    };
+    let media = |more: &str| read(&upstream(more), &[]).unwrap().upstreams[1].models[0].media;
+    assert_eq!(media(""), MediaLimits::default());
+    let patches = media(
+        "image = { rule = \"patches\", multiplier = \"1.2\", max_tokens = 3000, detail = \"high\" }, audio = { tokens_per_second = 32 },",
+    );
+    let image = patches.image.unwrap();
+    let per_million = 1_200_000;
+    assert_eq!(image.rule, ImageRule::Patches { per_million });
+    assert_eq!((image.max_tokens, image.pins_detail), (3000, true));
+    assert_eq!(patches.audio.unwrap().tokens_per_second, 32);
+    let tiles = media("image = { rule = \"tiles\", base = 85, tile = 170, max_tokens = 1445 },");
+    let rule = ImageRule::Tiles {
+        base: 85,
+        tile: 170,
+    };
+    assert_eq!((tiles.image.unwrap().rule, tiles.audio), (rule, None));
+    for (wrong, problem) in [
+        ("image = { rule = \"grid\" },", "max_tokens"),
+        ("image = { max_tokens = 5 },", "rule"),
+        (
+            "image = { rule = \"patches\", max_tokens = 5 },",
+            "multiplier",
+        ),
+        (
+            "image = { rule = \"tiles\", max_tokens = 5, base = 1 },",
+            "tile",
+        ),
+        ("image = { rule = \"cubes\", max_tokens = 5 },", "rule"),
+        (
+            "image = { rule = \"fixed\", max_tokens = 5, detail = \"low\" },",
+            "detail",
+        ),
+        (
+            "image = { rule = \"fixed\", max_tokens = 5, base = 1 },",
+            "base",
+        ),
+        ("audio = { tokens_per_second = 0 },", "tokens_per_second"),
+    ] {
+        let found = mistakes(&upstream(wrong), &[]).concat();
+        assert!(found.contains(problem), "{wrong}: {found}");
+    }
+}
+
+#[test]
+fn threads_are_kept_where_one_address_speaks_responses() {
+    let upstream = |more: &str| {
+        let text = format!(
+            "[[upstreams]]\nname = \"u\"\nkind = \"openai\"\nprofile = \"openai\"\nbase_url = \"https://x/v1\"\n{more}\nmodels = [{{ id = \"m\", \
+             context = 10, output = 5, price = {{ input = \"1\", output = \"2\" }} }}]\n"
+        );
+        format!("{WHOLE}{text}")
+    };
+    let config = read(&upstream("responses = true\nthreads = true"), &[]).unwrap();
+    assert!(config.upstreams[1].threads);
+    let another = "responses = true\nthreads = true\ndeployments = [{ name = \"v\", base_url = \"https://y/v1\" }]";
+    for wrong in ["threads = true", another] {
+        let found = mistakes(&upstream(wrong), &[]).concat();
+        assert!(found.contains("threads"), "{found}");
+    }
 }
 
 #[test]

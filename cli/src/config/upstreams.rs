@@ -16,6 +16,7 @@ use secrecy::SecretString;
 
 use super::{
     Context,
+    media::read_media,
     price::{is_never_cheaper, multiplied, multiplier, read_price},
     provided::read_tools,
     reader::Section,
@@ -264,6 +265,7 @@ fn read_model(
     let allow_fields = section.texts("allow_fields", FIELDS_MAX);
     let answers_as = section.texts("answers_as", FIELDS_MAX);
     let writes_cost_more = kind == Some(Dialect::Anthropic);
+    let media = read_media(&mut section);
     let mut price = read_price(&mut section, id.as_ref(), writes_cost_more);
     let tools = read_tools(&mut section, price.as_mut());
     let mut classes = Vec::new();
@@ -287,6 +289,7 @@ fn read_model(
         price,
         classes,
         tools,
+        media,
     })
 }
 

@@ -6,7 +6,10 @@
 )]
 
 use super::*;
-use crate::fields::Fault;
+use crate::{
+    fields::Fault,
+    media::{AudioLimit, ImageLimit, ImageRule},
+};
 
 /// What the model writes at most.
 const OUTPUT_MAX: u64 = 4096;
@@ -41,6 +44,7 @@ fn named(api: Api, profile: Profile, accepted: &[&str], extra: Value) -> Option<
         output_max: OUTPUT_MAX,
         class: None,
         tools: &[],
+        media: MediaLimits::default(),
     };
     let error = allowed.check(&hi(extra)).err()?;
     assert_eq!(error.fault, Fault::Unbounded);
@@ -419,6 +423,7 @@ fn the_class_of_the_price_is_written_where_the_provider_has_several() {
             output_max: OUTPUT_MAX,
             class: None,
             tools: &[],
+            media: MediaLimits::default(),
         };
         allowed.pin(&mut body);
         body.get("service_tier").cloned()
@@ -453,6 +458,7 @@ fn a_beta_that_is_not_listed_is_refused() {
         output_max: OUTPUT_MAX,
         class: None,
         tools: &[],
+        media: MediaLimits::default(),
     };
     let check = |value: &str| allowed.check_betas([value].into_iter()).is_ok();
     assert!(check(
@@ -477,6 +483,7 @@ fn a_version_that_is_not_listed_is_refused() {
             output_max: OUTPUT_MAX,
             class: None,
             tools: &[],
+            media: MediaLimits::default(),
         };
         allowed.check_versions([version].into_iter()).is_ok()
     };
@@ -509,6 +516,7 @@ fn texts_and_embeddings_have_lists_of_their_own() {
                 output_max: OUTPUT_MAX,
                 class: None,
                 tools: &[],
+                media: MediaLimits::default(),
             };
             assert_eq!(allowed.check(&body).unwrap_err().param, field);
         }
@@ -520,6 +528,7 @@ fn texts_and_embeddings_have_lists_of_their_own() {
         output_max: OUTPUT_MAX,
         class: None,
         tools: &[],
+        media: MediaLimits::default(),
     };
     let body = json!({
         "model": "m", "prompt": ["a"], "suffix": "b", "echo": true, "best_of": 2, "n": 1, "logprobs": 5,
@@ -556,6 +565,7 @@ fn a_response_may_say_what_cannot_cost_more() {
             output_max: OUTPUT_MAX,
             class: None,
             tools: &[],
+            media: MediaLimits::default(),
         };
         allowed.check(&body).err().map(|error| error.param)
     };
@@ -637,6 +647,7 @@ fn a_class_that_has_a_price_may_be_asked_for_and_only_that() {
         output_max: OUTPUT_MAX,
         class,
         tools: &[],
+        media: MediaLimits::default(),
     };
     let mut body = hi(json!({"service_tier": "priority"}));
     assert!(class.is_asked(&body));
@@ -647,4 +658,112 @@ fn a_class_that_has_a_price_may_be_asked_for_and_only_that() {
     assert!(!class.is_asked(&hi(json!({"service_tier": "flex"}))));
     let faster = hi(json!({"service_tier": "priority", "speed": "fast"}));
     assert!(allowed(Some(&class)).check(&faster).is_err());
+}
+
+/// What a model with limits for images and sounds may be sent.
+fn with_media(api: Api, body: &Value) -> Result<(), String> {
+    let image = ImageLimit {
+        rule: ImageRule::Grid,
+        max_tokens: 1000,
+        pins_detail: true,
+    };
+    let audio = AudioLimit {
+        tokens_per_second: 32,
+    };
+    let allowed = |media| Allowed {
+        api,
+        profile: Profile::of(api.dialect(), None),
+        accepted: [&[], &[]],
+        output_max: OUTPUT_MAX,
+        class: None,
+        tools: &[],
+        media,
+    };
+    let body = body.as_object().unwrap();
+    let without = allowed(MediaLimits::default()).check(body);
+    assert!(without.is_err(), "nothing is known of its cost: {body:?}");
+    let with = allowed(MediaLimits {
+        image: Some(image),
+        audio: Some(audio),
+    });
+    with.check(body).map_err(|error| error.param)
+}
+
+#[test]
+fn images_and_sounds_pass_where_their_model_has_a_limit_for_them() {
+    let user = |part: Value| json!({"messages": [{"role": "user", "content": [part]}]});
+    let input = |part: Value| json!({"input": [{"role": "user", "content": [part]}]});
+    let image =
+        json!({"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "auto"}});
+    assert_eq!(with_media(Api::Chat, &user(image.clone())), Ok(()));
+    let source = json!({"type": "base64", "media_type": "image/png", "data": "iVBO"});
+    let block = json!({"type": "image", "source": source, "cache_control": {"type": "ephemeral"}});
+    assert_eq!(with_media(Api::Messages, &user(block.clone())), Ok(()));
+    let result = json!({"type": "tool_result", "tool_use_id": "t", "content": [block]});
+    assert_eq!(with_media(Api::Messages, &user(result)), Ok(()));
+    let shown = json!({"type": "input_image", "image_url": "https://x/y.png"});
+    assert_eq!(with_media(Api::Responses, &input(shown.clone())), Ok(()));
+    let gave =
+        json!({"input": [{"type": "function_call_output", "call_id": "c", "output": [shown]}]});
+    assert_eq!(with_media(Api::Responses, &gave), Ok(()));
+    let sound =
+        |data: &str| json!({"type": "input_audio", "input_audio": {"data": data, "format": "mp3"}});
+    assert_eq!(with_media(Api::Chat, &user(sound("SUQzBAAA"))), Ok(()));
+    let at = "messages[0].content[0]";
+    let refused = |api, body: Value, param: &str| {
+        assert_eq!(with_media(api, &body), Err(param.to_owned()), "{body}");
+    };
+    refused(Api::Chat, user(sound("AAAA")), &format!("{at}.input_audio"));
+    refused(Api::Messages, user(image), at);
+    refused(Api::Messages, json!({"system": [block]}), "system[0]");
+    refused(Api::Messages, user(sound("SUQzBAAA")), at);
+    let more = json!({"type": "image_url", "image_url": {"url": "u"}, "uuid": "u"});
+    refused(Api::Chat, user(more), &format!("{at}.uuid"));
+    let file = json!({"type": "input_image", "file_id": "f"});
+    refused(Api::Responses, input(file), "input[0].content[0].file_id");
+    let document = json!({"type": "document", "source": source});
+    refused(Api::Messages, user(document), at);
+}
+
+#[test]
+fn an_image_is_looked_at_as_its_most_was_stated_for() {
+    let url =
+        |detail: Value| json!({"type": "image_url", "image_url": {"url": "u", "detail": detail}});
+    let part = |detail: Value| json!({"type": "input_image", "image_url": "u", "detail": detail});
+    let pinned = |body: &Value| {
+        let mut body = body.as_object().unwrap().clone();
+        let image = ImageLimit {
+            rule: ImageRule::Fixed,
+            max_tokens: 9,
+            pins_detail: true,
+        };
+        let allowed = Allowed {
+            api: Api::Chat,
+            profile: Profile::Generic,
+            accepted: [&[], &[]],
+            output_max: OUTPUT_MAX,
+            class: None,
+            tools: &[],
+            media: MediaLimits {
+                image: Some(image),
+                audio: None,
+            },
+        };
+        allowed.pin(&mut body);
+        Value::Object(body)
+    };
+    for (asked, sent) in [("auto", "high"), ("original", "high"), ("low", "low")] {
+        let chat =
+            |detail: &str| json!({"messages": [{"role": "user", "content": [url(json!(detail))]}]});
+        assert_eq!(pinned(&chat(asked)), chat(sent));
+        let given =
+            |detail: &str| json!({"input": [{"output": [part(json!(detail))]}, {"content": "x"}]});
+        assert_eq!(pinned(&given(asked)), given(sent));
+    }
+    let none =
+        json!({"messages": [{"content": [url(Value::Null), {"type": "text", "text": "t"}]}]});
+    assert_eq!(
+        pinned(&none)["messages"][0]["content"][0]["image_url"]["detail"],
+        "high"
+    );
 }

@@ -21,7 +21,7 @@ pub(super) const PATH: &str = "chat/completions";
 pub(super) const VERSIONS: Option<&[&str]> = None;
 pub(super) const BETAS: Option<&[&str]> = None;
 pub(super) const USAGE_HAS_TO_BE_ASKED: bool = true;
-pub(super) use allowed::WHY;
+pub(super) use allowed::{IMAGE, WHY};
 
 /// Which field carries the output maximum when the client sent none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -23,8 +23,8 @@ pub(super) const PATH: &str = "v1/messages";
 pub(super) const VERSIONS: Option<&[&str]> = Some(&["2026-10-21", "2023-06-01", "2023-01-01"]);
 pub(super) const BETAS: Option<&[&str]> = Some(allowed::BETAS);
 pub(super) const USAGE_HAS_TO_BE_ASKED: bool = false;
-pub(super) use allowed::WHY;
 pub(super) use allowed::thinks_beyond_the_maximum as unbounded;
+pub(super) use allowed::{IMAGE, WHY};
 
 pub(super) fn shapes(profile: Profile) -> [Shape; 2] {
     match profile {

@@ -13,6 +13,7 @@ use crate::{
     ask::{Ask, Measure},
     ends::{named_error, of_unread},
     fields::{self, FieldError, Fields, flag, whole},
+    media::Medium,
     provided::called_by,
     raw::Pairs,
     sse::SseEvent,
@@ -29,7 +30,7 @@ pub(super) const VERSIONS: Option<&[&str]> = None;
 pub(super) const BETAS: Option<&[&str]> = None;
 pub(super) const USAGE_HAS_TO_BE_ASKED: bool = false;
 pub(super) use super::chat::usage;
-pub(super) use allowed::WHY;
+pub(super) use allowed::{IMAGE, WHY};
 
 /// Most items of one input.
 const ITEMS_MAX: usize = 100_000;
@@ -112,30 +113,33 @@ fn ask_item(
     for (name, value) in fields {
         match (name.as_str(), value) {
             ("type" | "role" | "status", Value::String(_)) | (_, Value::Null) => {}
-            ("content" | "output", content) => ask.text += content_of(content, by),
+            ("content" | "output", content) => content_of(ask, content, by),
             (name, other) => ask.text += name.len() as u64 + by.json(other),
         }
     }
     Ok(())
 }
 
-/// Texts as they are, parts of other kinds as they are printed.
-fn content_of(content: &Value, by: &mut dyn Measure) -> u64 {
+/// Texts as they are, images and sounds by themselves, parts of other kinds as they are printed.
+fn content_of(ask: &mut Ask, content: &Value, by: &mut dyn Measure) {
     match content {
-        Value::String(text) => by.text(text).max(by.json(content)),
-        Value::Array(parts) => parts.iter().map(|part| part_of(part, by)).sum(),
-        other => by.json(other),
+        Value::String(text) => ask.text += by.text(text).max(by.json(content)),
+        Value::Array(parts) => parts.iter().for_each(|part| part_of(ask, part, by)),
+        other => ask.text += by.json(other),
     }
 }
 
-fn part_of(part: &Value, by: &mut dyn Measure) -> u64 {
+fn part_of(ask: &mut Ask, part: &Value, by: &mut dyn Measure) {
+    ask.text += PART_JOINT;
+    if let (Some(medium), Some(fields)) = (Medium::of(part), part.as_object()) {
+        return ask.medium(medium, fields, by);
+    }
     let text = part.get("text").and_then(Value::as_str);
     let kind = part.get("type").and_then(Value::as_str);
-    let measured = match (kind, text) {
+    ask.text += match (kind, text) {
         (Some("input_text" | "output_text"), Some(text)) => by.text(text),
         _ => by.json(part),
     };
-    measured + PART_JOINT
 }
 
 fn end_user(body: &Fields) -> Option<EndUserId> {
@@ -284,7 +288,6 @@ mod tests {
             json!({"instructions": long}),
             json!({"input": [{"role": "user", "content": long}]}),
             json!({"input": [{"role": "user", "content": [{"type": "input_text", "text": long}]}]}),
-            json!({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": long}]}]}),
             json!({"input": [{"type": "function_call_output", "call_id": "c", "output": long}]}),
             json!({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": long}]}),
             json!({"input": [{"type": "reasoning", "id": "r", "summary": [], "encrypted_content": long}]}),

@@ -7,7 +7,7 @@ use seatbelt_dialects::{Api, Ask, Escapes, Fields, Measure, Printed};
 use seatbelt_tokens::TextCounter;
 use serde_json::Value;
 
-use super::{Bound, by_bytes, framing, output};
+use super::{Bound, beside, by_bytes, framing, output};
 use crate::{
     config::{COUNTED_BYTES_MAX, COUNTED_BYTES_PER_TOKEN, Limits},
     error::ApiError,
@@ -43,7 +43,7 @@ pub(crate) fn by_tokens(
     if tokens.gave_up {
         return Ok(loose);
     }
-    let around = framing(&counted, limits).saturating_add(ask.before);
+    let around = framing(&counted, limits).saturating_add(beside(ask, limits));
     let tight = counted.text.saturating_add(around);
     let input_tokens = tight.min(loose.input_tokens);
     let left = context.saturating_sub(input_tokens);

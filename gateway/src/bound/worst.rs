@@ -150,7 +150,8 @@ fn tokens(value: &Value) -> u64 {
     match value {
         Value::String(text) => text.len() as u64,
         Value::Array(items) => items.iter().map(tokens).sum(),
-        Value::Object(fields) => fields.iter().map(|(name, value)| inner(name, value)).sum(),
+        Value::Object(fields) => media::billed(fields)
+            .unwrap_or_else(|| fields.iter().map(|(name, value)| inner(name, value)).sum()),
         _ => 0,
     }
 }
@@ -169,9 +170,9 @@ fn inner(name: &str, value: &Value) -> u64 {
     match name {
         _ if value.is_null() => 0,
         "type"
-            if value
-                .as_str()
-                .is_some_and(|kind| matches!(kind, "image" | "image_url" | "file")) =>
+            if value.as_str().is_some_and(|kind| {
+                matches!(kind, "image" | "image_url" | "input_image" | "file")
+            }) =>
         {
             RUNAWAY
         }
@@ -317,8 +318,11 @@ fn part() -> BoxedStrategy<Value> {
     let call = ("[a-z]{1,9}", scalar()).prop_map(
         |(name, input)| json!({"type": "tool_use", "id": "1", "name": name, "input": {"a": input}}),
     );
+    let shown = media::medium()
+        .prop_map(|medium| json!({"type": "tool_result", "tool_use_id": "1", "content": [medium]}));
     let odd = object(PARTS, scalar().boxed());
-    prop_oneof![6 => text, 1 => cached, 1 => result, 1 => call, 2 => odd].boxed()
+    let medium = prop_oneof![3 => media::medium(), 1 => shown];
+    prop_oneof![6 => text, 1 => cached, 1 => result, 1 => call, 2 => odd, 6 => medium].boxed()
 }
 
 /// What only one of the APIs has, and what only some of its servers know.
@@ -409,6 +413,14 @@ fn body() -> impl Strategy<Value = Fields> {
     })
 }
 
+/// Of a model whose images and sounds have limits.
+fn limits() -> Limits {
+    Limits {
+        media: media::LIMITS,
+        ..Limits::new(1 << 20, 4096)
+    }
+}
+
 /// What is held for a body and what is forwarded of it; `None` where it is refused.
 fn let_through(api: Api, profile: Profile, mut body: Fields) -> Option<(u64, Fields)> {
     let ask = api.ask(&body).ok()?;
@@ -419,11 +431,12 @@ fn let_through(api: Api, profile: Profile, mut body: Fields) -> Option<(u64, Fie
         output_max: 4096,
         class: None,
         tools: &[],
+        media: media::LIMITS,
     };
     allowed.check(&body).ok()?;
     refuse_state(&body, allowed.accepted).ok()?;
     allowed.pin(&mut body);
-    let bound = by_bytes(&ask, &Limits::new(1 << 20, 4096)).ok()?;
+    let bound = by_bytes(&ask, &limits()).ok()?;
     api.set_max(&mut body, bound.output_tokens, MaxField::MaxTokens);
     Some((bound.input_tokens + bound.output_tokens * ask.choices, body))
 }
@@ -471,4 +484,5 @@ fn enough_of_the_random_bodies_are_let_through() {
     assert!((50..450).contains(&through), "{through} of {all}");
 }
 
+mod media;
 mod newer;

@@ -3,7 +3,8 @@
 use seatbelt_tokens::Framing;
 
 use super::{
-    MESSAGE_ALLOWANCE_DEFAULT, REQUEST_ALLOWANCE_DEFAULT, TOOLS_ALLOWANCE_DEFAULT, UpstreamModel,
+    MESSAGE_ALLOWANCE_DEFAULT, MediaLimits, REQUEST_ALLOWANCE_DEFAULT, TOOLS_ALLOWANCE_DEFAULT,
+    UpstreamModel,
 };
 
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +17,8 @@ pub(crate) struct Limits {
     pub(crate) output_default: Option<u64>,
     /// Tokens added to the input bound for what is written around texts.
     pub(crate) framing: Framing,
+    /// What its images and sounds may cost.
+    pub(crate) media: MediaLimits,
 }
 
 impl Limits {
@@ -30,6 +33,7 @@ impl Limits {
                 request: REQUEST_ALLOWANCE_DEFAULT,
                 tools: TOOLS_ALLOWANCE_DEFAULT,
             },
+            media: MediaLimits::default(),
         }
     }
 
@@ -46,6 +50,7 @@ impl Limits {
         Self {
             output_default: model.output_default,
             framing,
+            media: model.media,
             ..plain
         }
     }

@@ -11,6 +11,7 @@ mod clients;
 mod disconnect;
 mod elsewhere;
 mod ends;
+mod images;
 mod messages;
 mod neuron;
 mod provided;

@@ -233,3 +233,9 @@ fn is_text_only(modalities: &Value) -> bool {
         .as_array()
         .is_some_and(|all| !all.is_empty() && all.iter().all(|one| one == "text"))
 }
+
+/// An image, where its model has a limit for one.
+pub(crate) const IMAGE: Shape = &[
+    ("type", Anything),
+    ("image_url", Object(&[("url", TEXT), ("detail", SETTING)])),
+];

@@ -272,3 +272,18 @@ fn is_priced_cache(value: &Value) -> bool {
         })
     })
 }
+
+/// An image, where its model has a limit for one.
+pub(crate) const IMAGE: Shape = &[
+    ("type", Anything),
+    (
+        "source",
+        Object(&[
+            ("type", SETTING),
+            ("media_type", SETTING),
+            ("data", Only(Value::is_string, "it must be a string")),
+            ("url", Only(Value::is_string, "it must be a string")),
+        ]),
+    ),
+    ("cache_control", CACHE),
+];

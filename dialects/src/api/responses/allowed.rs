@@ -212,3 +212,6 @@ fn is_of_the_answer(include: &Value) -> bool {
     };
     include.as_array().is_some_and(|all| all.iter().all(known))
 }
+
+/// An image, where its model has a limit for one.
+pub(crate) const IMAGE: Shape = &[("type", Anything), ("image_url", TEXT), ("detail", SETTING)];

@@ -119,12 +119,13 @@ fn let_through(api: Api, profile: Profile, mut body: Fields) -> Option<(Bill, Fi
         output_max: 4096,
         class: None,
         tools: &tools,
+        media: media::LIMITS,
     };
     allowed.check(&body).ok()?;
     refuse_state(&body, allowed.accepted).ok()?;
     allowed.pin(&mut body);
     let calls: Calls = allowed.pin_calls(&mut body).ok()?;
-    let limits = Limits::new(1 << 20, 4096);
+    let limits = limits();
     let bound = by_bytes(&ask, &limits).ok()?;
     let bound = with_calls(bound, calls, limits.context).ok()?;
     api.set_max(&mut body, bound.output_tokens, MaxField::MaxTokens);
@@ -252,6 +253,7 @@ fn parts_of(item: &Value) -> u64 {
                 .iter()
                 .map(|part| match part["type"].as_str() {
                     Some("input_text" | "output_text" | "refusal") => tokens(part),
+                    Some("input_image" | "input_audio") => tokens(part),
                     _ => RUNAWAY,
                 })
                 .sum(),
@@ -350,8 +352,10 @@ fn item() -> BoxedStrategy<Value> {
         });
     let content = prop_oneof![
         ".{0,20}".prop_map(|text| json!(text)),
-        vec(part, 0..3).prop_map(Value::Array)
+        vec(prop_oneof![4 => part, 1 => media::medium()], 0..3).prop_map(Value::Array)
     ];
+    let shown = vec(media::medium(), 1..3)
+        .prop_map(|parts| json!({"type": "function_call_output", "call_id": "c", "output": parts}));
     let message = content.prop_map(|content| json!({"role": "user", "content": content}));
     let call = ("[a-z]{1,9}", ".{0,20}").prop_map(|(name, arguments)| {
         json!({"type": "function_call", "call_id": "c", "name": name, "arguments": arguments})
@@ -364,7 +368,7 @@ fn item() -> BoxedStrategy<Value> {
         &["content", "role", "id", "output", "summary", "file_id"],
         scalar().boxed(),
     );
-    prop_oneof![6 => message, 1 => call, 1 => output, 1 => thought, 1 => search, 2 => odd].boxed()
+    prop_oneof![6 => message, 1 => call, 1 => output, 1 => thought, 1 => search, 1 => shown, 2 => odd].boxed()
 }
 
 fn with_others(mut body: Fields, others: Vec<(String, Value)>) -> Fields {
