@@ -23,27 +23,29 @@ use std::{
 
 use seatbelt_tokens::Tokenizer;
 use thiserror::Error;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-pub(crate) use self::{health::Health, kept::Shift};
+pub(crate) use self::{
+    health::Health,
+    job::{EndReason, Ending, Event, Generation, Job, NotQueued, Piece},
+    kept::Shift,
+};
 use self::{
     health::Pulse,
-    kept::{Held, Kept, Place},
+    job::QueuedJob,
+    kept::Kept,
     pace::{Beside, Pace},
     running::{Running, Turn},
+    seats::idle,
 };
-use crate::{
-    clock::Clock,
-    config::PREFILL_CHUNK_TOKENS,
-    metrics::EngineMetrics,
-    sampler::{Chosen, Sampling},
-    usage::{Durable, Ticket},
-};
+use crate::{clock::Clock, config::PREFILL_CHUNK_TOKENS, metrics::EngineMetrics};
 
 mod health;
+mod job;
 mod kept;
 mod pace;
 mod running;
+mod seats;
 
 /// A step that did not work.
 #[derive(Debug, Error)]
@@ -83,106 +85,10 @@ pub(crate) trait Decoder: Send {
     }
 }
 
-/// A request, ready to run.
-pub(crate) struct Job {
-    pub(crate) prompt: Vec<u32>,
-    pub(crate) max_output: usize,
-    pub(crate) sampling: Sampling,
-    /// Tokens that end it.
-    pub(crate) eos: Vec<u32>,
-    pub(crate) stops: Vec<String>,
-    /// Its text goes on with that of the prompt.
-    pub(crate) continues: bool,
-    /// When it must have ended.
-    pub(crate) deadline: Option<Instant>,
-    pub(crate) ticket: Ticket,
-}
-
-/// Why a request ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum EndReason {
-    /// The model or a stop string ended it.
-    Stop,
-    /// It reached its ceiling.
-    Length,
-    /// Its deadline passed.
-    Expired,
-    /// Its caller left.
-    Left,
-    /// The neuron is stopping.
-    Stopping,
-    /// It never had a turn, and will have none here: it may be run elsewhere.
-    NotRun,
-    /// A step failed.
-    Failed(String),
-}
-
-/// How a request ended, and with what.
-#[derive(Debug)]
-pub(crate) struct Ending {
-    pub(crate) reason: EndReason,
-    pub(crate) output_tokens: usize,
-    /// Of the prompt, what was not read again.
-    pub(crate) cached_tokens: usize,
-    /// Resolves when the usage event is on disk.
-    pub(crate) durable: Durable,
-}
-
-/// Some of an answer.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Piece {
-    pub(crate) text: String,
-    /// The tokens that came since the last piece, where it is told how likely they were.
-    pub(crate) likely: Vec<Chosen>,
-}
-
-impl Piece {
-    pub(crate) fn append(&mut self, mut next: Self) {
-        self.text.push_str(&next.text);
-        self.likely.append(&mut next.likely);
-    }
-}
-
-/// What a caller gets to see of its request.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// More of the answer; never empty.
-    Text(Piece),
-    /// Nothing comes after this.
-    End(Ending),
-}
-
-/// The caller's end of a running request. Dropping it stops the request.
-///
-/// At most one event per output token waits in it, so its size is bounded by the request's ceiling.
-#[derive(Debug)]
-pub(crate) struct Generation(UnboundedReceiver<Event>);
-
-impl Generation {
-    /// The next event; none if the engine died.
-    pub(crate) async fn next(&mut self) -> Option<Event> {
-        self.0.recv().await
-    }
-}
-
-/// A request that was not taken, with its ticket.
-pub(crate) enum NotQueued {
-    /// As many wait as may.
-    QueueFull(Box<Ticket>),
-    /// The engine has stopped.
-    Stopped(Box<Ticket>),
-}
-
 enum Command {
     Run(Box<QueuedJob>),
     AbortAll,
     Stop,
-}
-
-struct QueuedJob {
-    job: Job,
-    since: Instant,
-    events: UnboundedSender<Event>,
 }
 
 /// What the engine needs to know of its model.
@@ -455,80 +361,6 @@ impl Worker {
         }
     }
 
-    /// Gives free slots to those who wait.
-    fn fill(&mut self) {
-        while let Some(waiting) = self.waiting.front() {
-            let Some(place) = self.place(&waiting.job) else {
-                return;
-            };
-            let Some(waiting) = self.waiting.pop_front() else {
-                return;
-            };
-            let reused = self.make_room(&place);
-            self.kept[place.slot] = None;
-            self.slots[place.slot] = Some(Running::new(
-                *waiting,
-                reused,
-                &self.voice,
-                self.clock.clone(),
-                self.metrics.clone(),
-            ));
-            self.load.active.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-
-    fn place(&self, job: &Job) -> Option<Place> {
-        let slots = self.slots.iter().zip(&self.kept);
-        let held: Vec<Held<'_>> = slots
-            .map(|(running, kept)| match (running, kept) {
-                (Some(running), _) => Held {
-                    account: running.account(),
-                    tokens: running.held(),
-                    busy: true,
-                    turn: self.turn,
-                },
-                (None, kept) => Held {
-                    account: kept.as_ref().map(|kept| &kept.account),
-                    tokens: kept.as_ref().map_or(&[], |kept| &kept.tokens),
-                    busy: false,
-                    turn: kept.as_ref().map_or(0, |kept| kept.turn),
-                },
-            })
-            .collect();
-        let answers = self.slots.iter().flatten().any(Running::answering);
-        let bytes = if answers {
-            MOVED_BYTES_BESIDE_MAX
-        } else {
-            MOVED_BYTES_MAX
-        };
-        let movable = self.decoder.movable(bytes);
-        kept::place(&held, job.ticket.account(), &job.prompt, movable)
-    }
-
-    /// Shifts what slots hold; the tokens that the place then holds of its prompt.
-    fn make_room(&mut self, place: &Place) -> usize {
-        for shift in &place.shifts {
-            let done = self.decoder.shift(*shift);
-            if let Err(error) = &done {
-                tracing::warn!(%error, "what a slot holds could not be moved, and is read again");
-            }
-            match *shift {
-                Shift::Copy { from, to, .. } => self.kept[to] = self.kept[from].clone(),
-                Shift::Swap { slots, .. } => self.kept.swap(slots[0], slots[1]),
-            }
-            if done.is_err() {
-                let (Shift::Copy { from, to, .. }
-                | Shift::Swap {
-                    slots: [from, to], ..
-                }) = *shift;
-                self.kept[from] = None;
-                self.kept[to] = None;
-                return 0;
-            }
-        }
-        place.reused
-    }
-
     /// Runs the next piece of the prompt that came first: the lowest slot is the one that is soonest
     /// free again, and its next request would be read before an older one above it.
     fn prefill(&mut self) {
@@ -663,19 +495,6 @@ fn failures(before: u32, ran: &Result<(), StepError>) -> u32 {
 
 /// After so many runs in a row that failed, all further ones will: the decoder has to be loaded again.
 const FAILURES_MAX: u32 = 3;
-
-/// Most bytes that are moved between slots for one request while nobody answers: a tenth of a second or two.
-const MOVED_BYTES_MAX: usize = 1 << 30;
-/// The same while somebody does: a few milliseconds.
-const MOVED_BYTES_BESIDE_MAX: usize = 64 << 20;
-
-/// A free slot's part in a step: it writes behind what is kept, where the next request's tokens overwrite it.
-fn idle(kept: Option<&Kept>) -> Row {
-    Row {
-        token: 0,
-        position: kept.map_or(0, |kept| kept.tokens.len()),
-    }
-}
 
 fn over(
     events: &UnboundedSender<Event>,

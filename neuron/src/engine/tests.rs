@@ -10,6 +10,7 @@ use seatbelt_schemas::{ids::ModelId, usage::UsageEvent};
 use super::*;
 use crate::{
     model::tests::tiny_folder,
+    sampler::Sampling,
     usage::{Caller, TicketOffice, tests::Office},
 };
 

@@ -1,0 +1,107 @@
+//! A request as it comes to an engine, and what its caller gets to see of it.
+
+use std::time::Instant;
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+
+use crate::{
+    sampler::{Chosen, Sampling},
+    usage::{Durable, Ticket},
+};
+
+/// A request, ready to run.
+pub(crate) struct Job {
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) max_output: usize,
+    pub(crate) sampling: Sampling,
+    /// Tokens that end it.
+    pub(crate) eos: Vec<u32>,
+    pub(crate) stops: Vec<String>,
+    /// Its text goes on with that of the prompt.
+    pub(crate) continues: bool,
+    /// When it must have ended.
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) ticket: Ticket,
+}
+
+/// Why a request ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EndReason {
+    /// The model or a stop string ended it.
+    Stop,
+    /// It reached its ceiling.
+    Length,
+    /// Its deadline passed.
+    Expired,
+    /// Its caller left.
+    Left,
+    /// The neuron is stopping.
+    Stopping,
+    /// It never had a turn, and will have none here: it may be run elsewhere.
+    NotRun,
+    /// A step failed.
+    Failed(String),
+}
+
+/// How a request ended, and with what.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    pub(crate) reason: EndReason,
+    pub(crate) output_tokens: usize,
+    /// Of the prompt, what was not read again.
+    pub(crate) cached_tokens: usize,
+    /// Resolves when the usage event is on disk.
+    pub(crate) durable: Durable,
+}
+
+/// Some of an answer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Piece {
+    pub(crate) text: String,
+    /// The tokens that came since the last piece, where it is told how likely they were.
+    pub(crate) likely: Vec<Chosen>,
+}
+
+impl Piece {
+    pub(crate) fn append(&mut self, mut next: Self) {
+        self.text.push_str(&next.text);
+        self.likely.append(&mut next.likely);
+    }
+}
+
+/// What a caller gets to see of its request.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// More of the answer; never empty.
+    Text(Piece),
+    /// Nothing comes after this.
+    End(Ending),
+}
+
+/// The caller's end of a running request. Dropping it stops the request.
+///
+/// At most one event per output token waits in it, so its size is bounded by the request's ceiling.
+#[derive(Debug)]
+pub(crate) struct Generation(pub(super) UnboundedReceiver<Event>);
+
+impl Generation {
+    /// The next event; none if the engine died.
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        self.0.recv().await
+    }
+}
+
+/// A request that was not taken, with its ticket.
+pub(crate) enum NotQueued {
+    /// As many wait as may.
+    QueueFull(Box<Ticket>),
+    /// The engine has stopped.
+    Stopped(Box<Ticket>),
+}
+
+/// A request in line.
+pub(super) struct QueuedJob {
+    pub(super) job: Job,
+    pub(super) since: Instant,
+    pub(super) events: UnboundedSender<Event>,
+}
