@@ -48,6 +48,7 @@ OWNED = {
     "hyper": {"connections"},
     "hyper-util": {"connections"},
     "ort": {"neuron"},
+    "llguidance": {"neuron"},
     "tokenizers": {"tokens"},
     "tiktoken-rs": {"tokens"},
     "minijinja": {"tokens"},

@@ -103,7 +103,7 @@ impl CallReader {
         self.held.push_str(text);
         match self.format {
             CallFormat::Tagged => self.tagged(),
-            _ => self.to_the_end(),
+            _ => self.undivided(),
         }
     }
 
@@ -172,7 +172,7 @@ impl CallReader {
     }
 
     /// Where calls are the whole of an answer, its first letters decide.
-    fn to_the_end(&mut self) -> Vec<Part> {
+    fn undivided(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
         if self.state == State::Start {
             match self.begins_calls() {

@@ -38,7 +38,7 @@ use self::{
     running::{Running, Turn},
     seats::idle,
 };
-use crate::{clock::Clock, config::PREFILL_CHUNK_TOKENS, metrics::EngineMetrics};
+use crate::{clock::Clock, config::PREFILL_CHUNK_TOKENS, metrics::EngineMetrics, shape::Guides};
 
 mod health;
 mod job;
@@ -154,6 +154,7 @@ impl Engine {
             load: Arc::clone(&load),
             decoder,
             voice,
+            guides: Guides::start()?,
             metrics,
             inbox,
         };
@@ -261,6 +262,7 @@ impl Engine {
 struct Worker {
     decoder: Box<dyn Decoder>,
     voice: Voice,
+    guides: Guides,
     inbox: mpsc::Receiver<Command>,
     waiting: VecDeque<Box<QueuedJob>>,
     slots: Vec<Option<Running>>,
@@ -383,7 +385,7 @@ impl Worker {
         self.pace.read(most, count, took);
         self.failures = failures(self.failures, &ran);
         let turn = match ran {
-            Ok(()) => running.read(count, &self.logits),
+            Ok(()) => running.read(count, &self.logits, &self.guides),
             Err(error) => Turn::Over(EndReason::Failed(error.to_string())),
         };
         self.settle_turn(slot, turn);
@@ -441,7 +443,10 @@ impl Worker {
                 continue;
             };
             let turn = match &ran {
-                Ok(()) => running.answered(&self.logits[slot * vocab..(slot + 1) * vocab]),
+                Ok(()) => {
+                    let logits = &self.logits[slot * vocab..(slot + 1) * vocab];
+                    running.answered(logits, &self.guides)
+                }
                 Err(error) => Turn::Over(EndReason::Failed(error.to_string())),
             };
             self.settle_turn(slot, turn);

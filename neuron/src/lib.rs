@@ -20,6 +20,7 @@ mod model;
 mod engine;
 mod sampler;
 mod session;
+mod shape;
 mod stop;
 
 pub mod usage;

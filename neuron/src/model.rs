@@ -14,7 +14,7 @@ use seatbelt_tokens::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::{calls::CallFormat, config::ModelConfig, error::NeuronError};
+use crate::{calls::CallFormat, config::ModelConfig, error::NeuronError, shape::Shapes};
 
 const CONFIG_FILE: &str = "genai_config.json";
 const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -60,6 +60,8 @@ pub(crate) struct Model {
     template: Option<ChatTemplate>,
     /// How it writes calls of tools, where that is known.
     pub(crate) call_format: Option<CallFormat>,
+    /// Reads what answers have to look like.
+    pub(crate) shapes: Shapes,
     /// What gateways count its chats by.
     pub(crate) recipe: HandedOut,
 }
@@ -146,6 +148,7 @@ fn load(folder: &Path, config: &ModelConfig) -> Result<Model, String> {
             "the chat template takes no chat, not even one of a single message: {error}; repair it, or take it away and only /v1/completions is served"
         ));
     }
+    let shapes = Shapes::new(tokenizer.clone(), genai.model.vocab_size, eos.clone());
     Ok(Model {
         graph: genai.model.decoder.graph(folder),
         context,
@@ -156,6 +159,7 @@ fn load(folder: &Path, config: &ModelConfig) -> Result<Model, String> {
         tokenizer,
         template,
         call_format,
+        shapes,
         recipe,
     })
 }

@@ -6,6 +6,7 @@ use std::cmp::Ordering;
 
 pub(crate) use self::leanings::Leanings;
 use self::{leanings::History, row::Weights};
+use crate::shape::Allowed;
 
 mod leanings;
 mod row;
@@ -73,11 +74,19 @@ impl Sampler {
         }
     }
 
-    /// The next token. A row without one finite number yields none.
-    pub(crate) fn choose(&mut self, logits: &[f32]) -> Option<Chosen> {
+    /// The next token, of those that are allowed. A row without one finite number yields none.
+    pub(crate) fn choose(&mut self, logits: &[f32], allowed: Option<&Allowed>) -> Option<Chosen> {
         let mut row = std::mem::take(&mut self.row);
         let leans = (self.history).lean(&self.sampling.leanings, logits, &mut row);
-        let token = self.pick(if leans { &row } else { logits });
+        if let Some(allowed) = allowed {
+            if !leans {
+                row.clear();
+                row.extend_from_slice(logits);
+            }
+            allowed.apply(&mut row);
+        }
+        let changed = leans || allowed.is_some();
+        let token = self.pick(if changed { &row } else { logits });
         self.row = row;
         let token = token?;
         self.history.wrote(token);
@@ -219,7 +228,7 @@ mod tests {
     }
 
     fn token(sampler: &mut Sampler, logits: &[f32]) -> Option<u32> {
-        sampler.choose(logits).map(|chosen| chosen.token)
+        sampler.choose(logits, None).map(|chosen| chosen.token)
     }
 
     #[test]
@@ -359,7 +368,9 @@ mod tests {
         let mut sampling = Sampling::greedy();
         sampling.logprobs = Some(2);
         sampling.leanings.bias = vec![(2, -100.0)];
-        let chosen = Sampler::new(sampling, &[], &[]).choose(&logits).unwrap();
+        let chosen = Sampler::new(sampling, &[], &[])
+            .choose(&logits, None)
+            .unwrap();
         let likely = chosen.likely.unwrap();
         let near = |logprob: f64, share: f64| (logprob - share.ln()).abs() < 1e-5;
         assert_eq!(chosen.token, 1);
@@ -412,7 +423,7 @@ mod tests {
             let mut sampler = sampler(temperature, top_p, 1);
             let rows = (0..ROWS).map(|_| {
                 let started = std::time::Instant::now();
-                std::hint::black_box(sampler.choose(std::hint::black_box(&logits)));
+                std::hint::black_box(sampler.choose(std::hint::black_box(&logits), None));
                 started.elapsed()
             });
             println!(

@@ -6,6 +6,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::{
     sampler::{Chosen, Sampling},
+    shape::Guide,
     usage::{Durable, Ticket},
 };
 
@@ -17,6 +18,8 @@ pub(crate) struct Job {
     /// Tokens that end it.
     pub(crate) eos: Vec<u32>,
     pub(crate) stops: Vec<String>,
+    /// What its text has to look like.
+    pub(crate) guide: Option<Guide>,
     /// Its text goes on with that of the prompt.
     pub(crate) continues: bool,
     /// When it must have ended.

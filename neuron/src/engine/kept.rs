@@ -262,7 +262,7 @@ mod tests {
             shifts: shifts.to_vec(),
             reused,
         };
-        assert_eq!(found, Some(expected));
+        assert_eq!(found.expect("a slot is free"), expected);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::{
     clock::{Clock, millis},
     metrics::EngineMetrics,
     sampler::{Chosen, Sampler},
+    shape::{Guide, Guides},
     stop::{Passed, StopWatch},
     usage::{Ticket, Times},
 };
@@ -41,6 +42,7 @@ pub(super) struct Running {
     max_output: usize,
     eos: Vec<u32>,
     sampler: Sampler,
+    guide: Option<Guide>,
     /// Tokens whose text was not sent yet, where it is told how likely they were.
     likely: Vec<Chosen>,
     text: TextStream,
@@ -88,6 +90,7 @@ impl Running {
             output: 0,
             max_output: job.max_output,
             sampler,
+            guide: job.guide,
             eos: job.eos,
             likely: Vec::new(),
             text,
@@ -142,7 +145,7 @@ impl Running {
     }
 
     /// A piece of the prompt was read, and these are the logits after it.
-    pub(super) fn read(&mut self, count: usize, logits: &[f32]) -> Turn {
+    pub(super) fn read(&mut self, count: usize, logits: &[f32], guides: &Guides) -> Turn {
         self.position += count;
         self.ticket.read(count);
         if self.position < self.prompt {
@@ -151,17 +154,21 @@ impl Running {
         let now = self.clock.now();
         self.read_at = Some(now);
         self.metrics.first_token.took(now - self.since);
-        self.choose(logits)
+        self.choose(logits, guides)
     }
 
     /// Its step was run, and these are the logits after it.
-    pub(super) fn answered(&mut self, logits: &[f32]) -> Turn {
+    pub(super) fn answered(&mut self, logits: &[f32], guides: &Guides) -> Turn {
         self.position += 1;
-        self.choose(logits)
+        self.choose(logits, guides)
     }
 
-    fn choose(&mut self, logits: &[f32]) -> Turn {
-        let Some(chosen) = self.sampler.choose(logits) else {
+    fn choose(&mut self, logits: &[f32], guides: &Guides) -> Turn {
+        let allowed = match self.guide.as_mut().map(Guide::next).transpose() {
+            Ok(allowed) => allowed,
+            Err(error) => return Turn::Over(EndReason::Failed(error.to_string())),
+        };
+        let Some(chosen) = self.sampler.choose(logits, allowed) else {
             return Turn::Over(EndReason::Failed(
                 "the model gave no finite logit".to_owned(),
             ));
@@ -177,6 +184,9 @@ impl Running {
         self.ticket.wrote();
         if self.eos.contains(&token) {
             return self.finish_text(EndReason::Stop);
+        }
+        if let Some(guide) = &mut self.guide {
+            guide.came(token, guides);
         }
         if chosen.likely.is_some() {
             self.likely.push(chosen);

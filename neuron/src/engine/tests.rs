@@ -152,6 +152,7 @@ fn job(office: &TicketOffice, prompt: usize, max_output: usize) -> Job {
         sampling: Sampling::greedy(),
         eos: vec![257],
         stops: Vec::new(),
+        guide: None,
         continues: false,
         deadline: None,
         ticket,

@@ -24,13 +24,14 @@ use super::{
     answer::{self, calls::Calls, likely::Told},
     error::ErrorAnswer,
     headers::{self, Limits},
-    request::{Dialect, Prompt, Wish},
+    request::{Dialect, Prompt, ShapeWish, Wish},
 };
 use crate::{
     clock::unix_ms,
     config::{BODY_BYTES_MAX, BODY_TIME_MAX},
     engine::{Job, NotQueued},
     sampler::Sampling,
+    shape::{Guide, ShapeError},
     usage::Ticket,
 };
 
@@ -81,6 +82,7 @@ struct Plan {
     told: bool,
     /// Finds calls of tools in the answer, where there are tools.
     calls: Option<Calls>,
+    guide: Option<Guide>,
     deadline: Option<Instant>,
     continues: bool,
     wish: Wish,
@@ -114,6 +116,7 @@ async fn prepare(
         .tools()
         .map(|tools| calls(served, tools, wish.one_call));
     let calls = calls.transpose()?;
+    let guide = guide(app, at, &mut wish.shape, prompt.tools()).await?;
     let prompt = tokens(app, at, prompt, size).await?;
     let max_output = ceiling(served, &limits, &wish, prompt.len())?;
     let told = wish.sampling.tells_logprobs();
@@ -128,6 +131,7 @@ async fn prepare(
         eos,
         told,
         calls,
+        guide,
         deadline,
         continues,
         wish,
@@ -149,6 +153,31 @@ fn calls(served: &Served, tools: &Value, one_call: bool) -> Result<Calls, ErrorA
         names.map(str::to_owned).collect(),
         one_call,
     ))
+}
+
+/// Leads the answer through the shape that it has to have.
+async fn guide(
+    app: &Arc<App>,
+    at: usize,
+    wish: &mut ShapeWish,
+    tools: Option<&Value>,
+) -> Result<Option<Guide>, ErrorAnswer> {
+    let wish = std::mem::take(wish);
+    let field = wish.field();
+    let Some(shape) = wish.of(tools, app.models[at].model.call_format)? else {
+        return Ok(None);
+    };
+    let shared = Arc::clone(app);
+    let reading = move || shared.models[at].model.shapes.guide(&shape);
+    // However small a body is, its shape may take milliseconds.
+    let guide = aside(app, usize::MAX, reading).await?;
+    guide.map(Some).map_err(|error| match error {
+        ShapeError::Impossible(words) => {
+            let message = format!("{field} asks for what cannot be: {words}");
+            ErrorAnswer::unsupported(field, message)
+        }
+        ShapeError::Vocabulary(_) => ErrorAnswer::unsupported(field, error.to_string()),
+    })
 }
 
 /// The body, if it is neither too large nor too slow, and the one that was signed.
@@ -280,6 +309,7 @@ async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Res
         max_output: plan.max_output,
         sampling: plan.sampling,
         eos: plan.eos,
+        guide: plan.guide,
         stops: plan.wish.stops,
         continues: plan.continues,
         deadline: plan.deadline,

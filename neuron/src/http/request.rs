@@ -6,11 +6,15 @@
 use seatbelt_tokens::{Chat, MessagesError, PromptError};
 use serde_json::{Map, Value};
 
-pub(super) use self::sampling::{EndsWish, SamplingWish};
+pub(super) use self::{
+    sampling::{EndsWish, SamplingWish},
+    shape::ShapeWish,
+};
 use super::error::ErrorAnswer;
 use crate::model::Model;
 
 mod sampling;
+mod shape;
 mod unserved;
 
 const STOPS_MAX: usize = 4;
@@ -72,6 +76,8 @@ pub(super) struct Wish {
     pub(super) sampling: SamplingWish,
     pub(super) stops: Vec<String>,
     pub(super) ends: EndsWish,
+    /// What the answer has to look like.
+    pub(super) shape: ShapeWish,
     /// No second call of a tool in one answer.
     pub(super) one_call: bool,
     pub(super) stream: bool,
@@ -99,6 +105,7 @@ impl Wish {
             sampling: SamplingWish::read(dialect, &body)?,
             stops: body.stops()?,
             ends: EndsWish::read(&body)?,
+            shape: ShapeWish::read(&body)?,
             one_call: body.flag("parallel_tool_calls")? == Some(false),
             stream,
             include_usage: stream && body.include_usage()?,
@@ -360,7 +367,12 @@ mod tests {
             ("tools", json!({})),
             ("functions", json!([{}])),
             ("tool_choice", json!("required")),
-            ("response_format", json!({ "type": "json_object" })),
+            ("tool_choice", json!({ "type": "function" })),
+            ("tool_choice", json!("always")),
+            ("response_format", json!({ "type": "xml" })),
+            ("response_format", json!({ "type": "json_schema" })),
+            ("response_format", json!("json_object")),
+            ("ignore_eos", json!(5)),
             ("messages", json!([])),
             ("messages", json!([{ "content": "no role" }])),
             (

@@ -145,12 +145,12 @@ mod tests {
         check(&repetition, &twice, &[2.0, -8.0, 1.0, 9.0]);
         let bias = Leanings {
             bias: vec![(0, 100.0), (2, -1.0), (70, 5.0)],
-            ..none.clone()
+            ..none
         };
         check(&bias, &[], &[104.0, -4.0, 1.0, 9.0]);
         let early = Leanings {
             min_tokens: 4,
-            ..none.clone()
+            ..Leanings::default()
         };
         check(&early, &twice, &[4.0, -4.0, 2.0, f32::NEG_INFINITY]);
         let mut history = History::new(&early, &[], &[3]);

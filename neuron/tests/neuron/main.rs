@@ -13,5 +13,6 @@ mod nats;
 mod real_model;
 mod reports;
 mod sampling;
+mod shapes;
 mod start;
 mod tools;

@@ -10,7 +10,7 @@ use seatbelt_schemas::neuron::HEADER_ACCOUNT;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::common::{Neuron, tiny, with, workspace};
+use crate::common::{Neuron, chat, tiny, with, workspace};
 
 /// What the other engine said to the prompts, by precision.
 #[derive(Deserialize)]
@@ -73,6 +73,54 @@ async fn the_second_turn_of_a_long_chat_answers_at_once() {
         println!("{:?}: {}", took[took.len() - 1], answer["usage"]);
     }
     assert!(took[1] * 5 <= took[0], "{took:?}");
+    neuron.stop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs `make model`; `make nightly` runs it"]
+#[expect(clippy::print_stdout, reason = "a measurement")]
+async fn a_real_vocabulary_follows_a_schema() {
+    let neuron = Neuron::with(|config| {
+        config.threads = 1;
+        config.models = vec![ModelConfig {
+            path: workspace().join(".deps/models/smollm2/fp32"),
+            context: Some(512),
+            ..tiny(1)
+        }];
+    })
+    .await;
+    let person = json!({
+        "type": "object",
+        "properties": {
+            "name": { "type": "string", "maxLength": 30 },
+            "age": { "type": "integer", "minimum": 0, "maximum": 150 },
+            "likes": { "type": "array", "items": { "type": "string", "maxLength": 20 }, "minItems": 2, "maxItems": 3 },
+        },
+        "required": ["name", "age", "likes"],
+        "additionalProperties": false,
+    });
+    let format =
+        json!({ "type": "json_schema", "json_schema": { "name": "person", "schema": person } });
+    let prompt = "Describe a person as JSON with name, age and likes.";
+    let plain = with(chat(prompt, 60), "ignore_eos", json!(true));
+    let path = "/v1/chat/completions";
+    let shaped = with(chat(prompt, 200), "response_format", format);
+    // The first prepares the vocabulary.
+    for body in [&plain, &shaped, &shaped] {
+        let began = Instant::now();
+        let answer = neuron.post(path, body).await;
+        let (took, usage) = (began.elapsed(), answer.json()["usage"].clone());
+        let tokens = usage["completion_tokens"].as_u64().unwrap();
+        println!(
+            "{took:?}, {:?} a token: {}",
+            took / u32::try_from(tokens).unwrap(),
+            answer.text()
+        );
+        if body == &shaped {
+            let read: Value = serde_json::from_str(&answer.text()).unwrap();
+            assert!(read["age"].as_u64().is_some_and(|age| age <= 150), "{read}");
+        }
+    }
     neuron.stop().await;
 }
 

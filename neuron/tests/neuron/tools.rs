@@ -11,11 +11,11 @@ use crate::common::{Neuron, chat, tiny, with, workspace};
 
 const CHAT: &str = "/v1/chat/completions";
 /// Writes tools, calls and what they gave as Hermes and Qwen do.
-const HERMES: &str = "{% if tools %}<tool_call>{{ tools | tojson }}</tool_call>{% endif %}{% for m in messages %}<|{{ m.role }}|>\
+pub(crate) const HERMES: &str = "{% if tools %}<tool_call>{{ tools | tojson }}</tool_call>{% endif %}{% for m in messages %}<|{{ m.role }}|>\
     {{ m.content }}{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|end|>{% endfor %}<|assistant|>";
 
 /// The tiny model with another template.
-fn told_by(template: &str) -> (TempDir, ModelConfig) {
+pub(crate) fn told_by(template: &str) -> (TempDir, ModelConfig) {
     let folder = tempfile::tempdir().unwrap();
     for file in [
         "genai_config.json",
@@ -34,7 +34,7 @@ fn told_by(template: &str) -> (TempDir, ModelConfig) {
     (folder, config)
 }
 
-fn tools() -> Value {
+pub(crate) fn tools() -> Value {
     let parameters = json!({
         "type": "object",
         "properties": { "city": { "type": "string", "maxLength": 8 } },

@@ -21,7 +21,7 @@ enum Neutral {
 }
 
 /// Fields that are obeyed, each read where it is used.
-const OBEYED: [&str; 28] = [
+const OBEYED: [&str; 30] = [
     "model",
     "messages",
     "prompt",
@@ -50,6 +50,8 @@ const OBEYED: [&str; 28] = [
     "ignore_eos",
     "stop_token_ids",
     "parallel_tool_calls",
+    "tool_choice",
+    "response_format",
 ];
 
 /// Fields that say nothing of the answer: who asks, what is kept or cached of it, and who comes first.
@@ -67,7 +69,7 @@ const BESIDE: [&str; 10] = [
 ];
 
 /// Fields that other servers obey. Any that is not listed here at all is refused: nobody can say what it would change.
-const FIELDS: [(&str, Neutral); 47] = [
+const FIELDS: [(&str, Neutral); 45] = [
     ("length_penalty", Neutral::Numbers(&[1.0])),
     ("typical_p", Neutral::Numbers(&[1.0])),
     ("bad_words", Neutral::Empty),
@@ -81,10 +83,8 @@ const FIELDS: [(&str, Neutral); 47] = [
     ("chat_template_kwargs", Neutral::Empty),
     ("reasoning_effort", Neutral::Words(&["none"])),
     ("prediction", Neutral::Nothing),
-    ("tool_choice", Neutral::Words(&["none", "auto"])),
     ("function_call", Neutral::Words(&["none", "auto"])),
     ("modalities", Neutral::Words(&["text"])),
-    ("response_format", Neutral::Kinds(&["text"])),
     ("thinking", Neutral::Kinds(&["disabled"])),
     ("verbosity", Neutral::Words(&["medium"])),
     ("do_sample", Neutral::True),
@@ -206,10 +206,6 @@ mod tests {
             ("reasoning_effort", json!("high")),
             ("modalities", json!(["text", "audio"])),
             ("prediction", json!({ "type": "content" })),
-            ("tool_choice", json!("required")),
-            ("response_format", json!("json_object")),
-            ("response_format", json!({ "json_schema": {} })),
-            ("response_format", json!({ "type": null })),
             ("thinking", json!({ "type": "enabled" })),
             ("do_sample", json!(false)),
             ("verbosity", json!("low")),
