@@ -18,6 +18,7 @@ use seatbelt_schemas::{
     ids::{AccountId, CommandId},
     position::{Partition, Position},
     skipped::Skipped,
+    wire::UnknownField,
 };
 use thiserror::Error;
 
@@ -152,6 +153,10 @@ impl Verifier {
         let resolved = self.strays.resolve(sequence, self.state.head(), word);
         if Check::StrayWord.finds(resolved.is_err()) {
             resolved?;
+        }
+        if let Some(field) = unread.unknown() {
+            let detail = format!("stands in a commit {}", has_unknown(field));
+            return Err(failure(sequence, unread.first(), detail));
         }
         let (header, before) = (unread.header(), self.events);
         for (bytes, claimed) in events {
@@ -415,10 +420,21 @@ fn opened(account: Option<&Account>) -> Result<&Account, String> {
         .ok_or_else(|| "belongs to an account that was never opened".to_owned())
 }
 
-/// What does not hold of an event that has been read before.
+fn has_unknown(field: &UnknownField) -> String {
+    let own = env!("CARGO_PKG_VERSION");
+    format!(
+        "with the field `{field}`, which this release ({own}) does not know: audit it with the release that wrote it, or a later one (docs/upgrade.md)"
+    )
+}
+
+/// What does not hold of an event that has been read before; first of all, that it is not known whole.
 #[cold]
 fn failure(sequence: Sequence, stored: &[u8], detail: String) -> VerifyError {
     let event = EventOf::<Claim>::decode(stored).expect("it has been read before");
+    let detail = match Event::decode_noting(stored) {
+        Ok((_, Some(field))) => format!("stands here {}", has_unknown(&field)),
+        _ => detail,
+    };
     VerifyError::Decision {
         sequence,
         position: event.position,

@@ -158,7 +158,7 @@ impl Directory {
         };
         let key = Names::snapshot_directory_key(partition, named.slot);
         let value = named_value(store, &key, named).await?;
-        let root: Root = wire::decode("directory", &value)
+        let root: Root = wire::decode_whole("directory", &value)
             .ok()
             .filter(|root: &Root| root.v == ROOT_VERSION)
             .ok_or(DirectoryError::Lost { key })?;

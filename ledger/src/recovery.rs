@@ -19,6 +19,7 @@ use seatbelt_schemas::{
     ids::AccountId,
     names::Names,
     position::{Partition, Position},
+    wire::WireError,
 };
 use thiserror::Error;
 use tracing::{error, warn};
@@ -76,13 +77,8 @@ pub enum LoadError {
     Damaged(#[from] RecoveryError),
     /// Snapshots by then come from a newer release: nothing is known of what they leave out, and folding
     /// the journal for each account would bring it to its knees.
-    #[error(
-        "the partition record is of version {found}, which this release cannot read: upgrade it"
-    )]
-    Newer {
-        /// The version.
-        found: u8,
-    },
+    #[error("this writer is older than the projector, upgrade it: {0}")]
+    Newer(WireError),
 }
 
 /// What stops a partition from being taken up.

@@ -258,6 +258,7 @@ impl<J: Journal> JournalStore<J> {
             prev: state.chain(),
             at_ms,
             events: stored.collect(),
+            unknown: None,
         };
         let added = u32::try_from(commit.events.len())
             .map_err(|_| RepositoryError::Uncountable(first_position))?;

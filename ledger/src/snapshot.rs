@@ -24,7 +24,7 @@ use seatbelt_schemas::{
     ids::{AccountId, CommandId},
     position::Position,
     scope::Scopes,
-    wire::{self, WireError},
+    wire::{self, UnknownField, WireError},
 };
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -243,11 +243,18 @@ fn in_time(
     Ok(())
 }
 
-fn versioned(what: &'static str, found: u8, expected: u8) -> Result<(), WireError> {
-    if found == expected {
-        return Ok(());
+/// Whether what was read is of the expected version, and nothing in it was left out: a later release may add
+/// a field without another version.
+fn whole(
+    what: &'static str,
+    (found, expected): (u8, u8),
+    unknown: Option<UnknownField>,
+) -> Result<(), WireError> {
+    match unknown {
+        _ if found != expected => Err(WireError::Version { what, found }),
+        Some(field) => Err(WireError::Unknown { what, field }),
+        None => Ok(()),
     }
-    Err(WireError::Version { what, found })
 }
 
 impl PartitionRecord {
@@ -258,16 +265,18 @@ impl PartitionRecord {
 
     /// Reads a record.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let record: Self = wire::decode("partition record", bytes)?;
-        versioned("partition record", record.v, RECORD_VERSION).map(|()| record)
+        let what = "partition record";
+        let (record, unknown): (Self, _) = wire::decode_noting(what, bytes)?;
+        whole(what, (record.v, RECORD_VERSION), unknown).map(|()| record)
     }
 }
 
 impl AccountSnapshot {
     /// Reads a snapshot and checks its digest.
     pub fn decode(bytes: &[u8]) -> Result<Self, Unusable> {
-        let snapshot: Self = wire::decode("account snapshot", bytes)?;
-        versioned("account snapshot", snapshot.v, SNAPSHOT_VERSION)?;
+        let what = "account snapshot";
+        let (snapshot, unknown): (Self, _) = wire::decode_noting(what, bytes)?;
+        whole(what, (snapshot.v, SNAPSHOT_VERSION), unknown)?;
         let Self {
             account,
             position,

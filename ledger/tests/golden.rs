@@ -24,6 +24,7 @@ use seatbelt_ledger::{
         export::{ExportReader, ExportWriter},
     },
     partition::PartitionState,
+    recovery::newer,
 };
 use seatbelt_schemas::{
     commit::Commit,
@@ -113,6 +114,14 @@ fn balances(journals: &Journals) -> String {
     text
 }
 
+/// A writer starts on every commit that a release wrote: no field of it is one that it does not know.
+fn starts(journals: &Journals) {
+    for payload in journals.values().flatten() {
+        let commit = Commit::decode(payload).unwrap();
+        newer::knows_all_of(&commit, None).unwrap();
+    }
+}
+
 fn prove(journals: &Journals) {
     for (partition, journal) in journals {
         let mut verifier = Verifier::new(*partition);
@@ -136,6 +145,7 @@ fn a_golden_journal_proves_and_ends_in_its_recorded_balances() {
     for folder in versions() {
         let journals = read(&fs::read(folder.join("ledger.export")).unwrap());
         prove(&journals);
+        starts(&journals);
         let recorded = fs::read_to_string(folder.join("balances.txt")).unwrap();
         assert_eq!(balances(&journals), recorded, "{}", folder.display());
     }
@@ -209,6 +219,7 @@ fn complete(journals: &Journals) {
 fn the_story_of_the_version_at_hand_is_complete_and_proves() {
     let journals = story::journals();
     prove(&journals);
+    starts(&journals);
     complete(&journals);
     assert_eq!(read(&export(&journals)), journals);
 }

@@ -166,9 +166,14 @@ impl World {
         MemoryJournal::with_commits(commits)
     }
 
-    /// The journal as a writer of a later release went on with it: its last event, once more, is of a kind
-    /// that this release does not know.
+    /// The journal as a writer of a later release went on with it: its last event, once more, is of a kind that
+    /// this release does not know.
     fn and_one_of_a_later_release(&self) -> MemoryJournal {
+        self.and_later(as_unknown)
+    }
+
+    /// As a later release went on with it, whose settle this is.
+    fn and_later(&self, later: fn(&Bytes) -> Bytes) -> MemoryJournal {
         let mut commits = self.journal.commits();
         let last = Commit::decode(commits.last().unwrap()).unwrap();
         let settled = last.events.last().unwrap().event.clone();
@@ -188,7 +193,7 @@ impl World {
             let before = Commit::decode(commits.last().unwrap()).unwrap();
             let position = Position(before.last_position().0 + 1);
             let event = StoredEvent::new(Event { position, ..event });
-            let event = StoredEvent::read(as_unknown(&event.bytes)).unwrap();
+            let event = StoredEvent::read(later(&event.bytes)).unwrap();
             let commit = Commit {
                 first_position: position,
                 prev: ChainHash::of(commits.last().unwrap()),
@@ -872,6 +877,12 @@ async fn a_running_writer_that_meets_a_newer_record_says_that_it_must_be_upgrade
     let told = standing(&host, "a").await.unwrap_err();
     assert!(matches!(told, CommandError::Unavailable { .. }), "{told:?}");
     assert!(told.to_string().contains("upgrade"), "{told}");
+    let later = good.as_ref().map(later_record);
+    world
+        .snapshots
+        .put_back(&Names::snapshot_partition_key(P), later);
+    let told = standing(&host, "a").await.unwrap_err().to_string();
+    assert!(told.contains("`head.rebates`"), "{told}");
     world
         .snapshots
         .put_back(&Names::snapshot_partition_key(P), good);
@@ -917,6 +928,98 @@ async fn a_writer_does_not_start_on_an_event_that_it_does_not_know() {
         world.journal.commits().len() + 2,
         "nothing is written"
     );
+}
+
+/// The same bytes with a field more, where they are a settle's.
+fn with_field(event: &Bytes) -> Bytes {
+    let mut value: rmpv::Value = wire::decode("event", event).unwrap();
+    let rmpv::Value::Map(fields) = &mut value else {
+        panic!("{value}");
+    };
+    for (name, data) in fields {
+        if let (Some("data"), rmpv::Value::Map(data)) = (name.as_str(), data)
+            && data.iter().any(|(name, _)| name.as_str() == Some("usage"))
+        {
+            data.push(("rebate".into(), 7.into()));
+        }
+    }
+    wire::encode(&value).into()
+}
+
+/// A field decides as a kind does: an older release that left `within` out of a run decided by other limits.
+#[tokio::test]
+async fn a_writer_does_not_start_on_a_field_that_it_does_not_know() {
+    let world = World::new().await;
+    let later = world.and_later(with_field);
+    for from_snapshots in [false, true] {
+        if from_snapshots {
+            world.project().await;
+        }
+        let host = world.host_of(later.clone());
+        let told = host.ready().await.unwrap_err().to_string();
+        for part in [
+            env!("CARGO_PKG_VERSION"),
+            "\"settled\" with the field `data.rebate`",
+            "start release 9.9.9, which wrote it, or a later one (docs/upgrade.md)",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        host.stop().await;
+    }
+    let commits = later.commits().len();
+    assert_eq!(
+        commits,
+        world.journal.commits().len() + 2,
+        "nothing is written"
+    );
+}
+
+/// What is derived is not half understood either: what a later projector keeps of an account beyond what this
+/// release does is folded again from the journal, or is waited for.
+#[tokio::test]
+async fn a_snapshot_with_a_field_that_is_not_known_is_not_used() {
+    let world = World::new().await;
+    world.project().await;
+    let key = key_of("a");
+    let kept = world.snapshots.peek(&key).unwrap();
+    let mut value: rmpv::Value = wire::decode("snapshot", &kept).unwrap();
+    if let rmpv::Value::Map(fields) = &mut value {
+        fields.push(("rebates".into(), rmpv::Value::Array(vec![1.into()])));
+    }
+    let later = Bytes::from(wire::encode(&value));
+    let told = AccountSnapshot::decode(&later).unwrap_err().to_string();
+    assert!(told.contains("its field `rebates`"), "{told}");
+    world.snapshots.put_back(&key, Some(later));
+    world.is_put_right().await;
+}
+
+/// The record with a field that this release does not know, deep inside.
+fn later_record(record: &Bytes) -> Bytes {
+    let mut value: rmpv::Value = wire::decode("record", record).unwrap();
+    let rmpv::Value::Map(fields) = &mut value else {
+        panic!("{value}");
+    };
+    let mut fields = fields.iter_mut();
+    let head = fields.find(|(name, _)| name.as_str() == Some("head"));
+    if let Some((_, rmpv::Value::Map(head))) = head {
+        head.push(("rebates".into(), 1.into()));
+    }
+    wire::encode(&value).into()
+}
+
+#[tokio::test]
+async fn a_start_from_a_record_with_a_field_that_is_not_known_reads_the_whole_journal() {
+    let world = World::new().await;
+    world.project().await;
+    let key = Names::snapshot_partition_key(P);
+    let later = later_record(&world.snapshots.peek(&key).unwrap());
+    let told = PartitionRecord::decode(&later).unwrap_err().to_string();
+    assert!(told.contains("its field `head.rebates`"), "{told}");
+    world.snapshots.put_back(&key, Some(later));
+    world.snapshots.forget(&key_of("a"));
+    let host = world.host().await;
+    assert_eq!((spent(&host, "a").await, spent(&host, "b").await), (30, 0));
+    host.stop().await;
 }
 
 /// It puts a lost snapshot right as far as it knows the journal. What it does not know must not be lost to

@@ -26,7 +26,10 @@ use seatbelt_ledger::{
     account::Account,
     directory::{self, Directory, DirectoryError, DirectoryRef, Entry, LastPositions},
     journal::{Journal, ReadError, Sequence, Stored},
-    recovery::open::open_accounts,
+    recovery::{
+        newer::{self, Newer},
+        open::open_accounts,
+    },
     snapshot::{
         AccountSnapshot, FoundSnapshot, History, MARK_EVERY_EVENTS, OPEN_ACCOUNTS_MAX,
         PartitionRecord, RECORD_VERSION, Written, agrees, pieces,
@@ -146,6 +149,14 @@ enum NotKept {
     Store(StoreError),
     /// The directory is lost: nothing vouches for any snapshot.
     Directory(String),
+    /// A later release wrote what a snapshot of this one would leave out.
+    Newer(Newer),
+}
+
+impl From<Newer> for NotKept {
+    fn from(newer: Newer) -> Self {
+        Self::Newer(newer)
+    }
 }
 
 impl From<DirectoryError> for NotKept {
@@ -242,6 +253,7 @@ impl<J: Journal> Snapshots<J> {
                     return Err(halted);
                 }
                 Err(NotKept::Directory(reason)) => self.start_again(&reason),
+                Err(NotKept::Newer(newer)) => return self.leave_to_newer(&newer, stop).await,
                 Err(NotKept::Store(error)) => {
                     let (partition, error) = (self.tail.partition(), in_one_line(&error));
                     if complaint.is_due(Instant::now()) {
@@ -255,6 +267,18 @@ impl<J: Journal> Snapshots<J> {
             }
         }
         self.leave().await
+    }
+
+    /// Leaves the snapshots to a projector of the release that wrote what this one does not know. The feed,
+    /// which passes it on as it is, goes on meanwhile.
+    async fn leave_to_newer(self, newer: &Newer, stop: &CancellationToken) -> Result<(), Stop> {
+        let (partition, reason) = (self.tail.partition(), in_one_line(newer));
+        error!(%partition, reason, "snapshots stand still: this projector would leave out what it does not know");
+        let health = self.health.clone();
+        self.leave().await?;
+        health.waits(partition, Component::Snapshots, reason);
+        stop.cancelled().await;
+        Ok(())
     }
 
     /// Lets go of everything: the journal is projected again from its beginning.
@@ -434,6 +458,7 @@ impl<J: Journal> Snapshots<J> {
                 return stepped.map_err(|trouble| self.not_stepped(trouble));
             }
         };
+        newer::knows_all_of(&commit, None)?;
         self.load(&commit).await?;
         self.tail.step(&commit, &stored.payload);
         let mut odd = BTreeSet::new();

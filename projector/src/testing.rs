@@ -61,6 +61,7 @@ pub(crate) fn commits_of(partition: Partition, lists: &[&[Body]]) -> Vec<Commit>
             prev,
             at_ms,
             events: events.collect(),
+            unknown: None,
         };
         prev = ChainHash::of(&commit.encode());
         commits.push(commit);

@@ -17,9 +17,11 @@ use seatbelt_ledger::{
 };
 use seatbelt_schemas::{
     commit::Commit,
+    event::StoredEvent,
     ids::{AccountId, LedgerId},
     names::Names,
     position::{Partition, Partitions, Position},
+    wire,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;

@@ -175,6 +175,7 @@ fn commits(partition: Partition) -> Vec<Commit> {
                 prev,
                 at_ms,
                 events: events.collect(),
+                unknown: None,
             };
             prev = ChainHash::of(&commit.encode());
             commit
@@ -659,6 +660,7 @@ async fn append_large(journal: &NatsJournal, of: &AccountId, open: u64) {
             prev,
             at_ms,
             events: events.collect(),
+            unknown: None,
         };
         let payload = commit.encode();
         prev = ChainHash::of(&payload);

@@ -12,9 +12,9 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::{
-    event::{Body, EventOf, StoredEvent},
+    event::{Body, Event, EventOf, StoredEvent},
     position::{Epoch, Partition, Position},
-    wire::{self, WireError},
+    wire::{self, UnknownField, WireError},
 };
 
 /// Most events in one commit.
@@ -125,6 +125,9 @@ pub struct Commit {
     pub at_ms: u64,
     /// Its events, 1 to [`COMMIT_EVENTS_MAX`].
     pub events: Vec<StoredEvent>,
+    /// The first field besides those of its events that this build does not know: who decides by the
+    /// commit must not go on.
+    pub unknown: Option<UnknownField>,
 }
 
 /// A commit of which only the header has been read.
@@ -132,6 +135,7 @@ pub struct Commit {
 pub struct UnreadCommit<'a> {
     header: Header,
     events: Vec<&'a serde_bytes::Bytes>,
+    unknown: Option<UnknownField>,
 }
 
 /// Bytes that are not a commit.
@@ -200,10 +204,14 @@ impl Commit {
     pub fn read(payload: &Bytes) -> Result<Self, CommitError> {
         let unread = UnreadCommit::of(payload)?;
         let mut events = Vec::with_capacity(unread.events.len());
-        for read in unread.events() {
-            let (bytes, event) = read?;
+        for read in unread.read_events(Event::decode_noting) {
+            let (bytes, event, unknown) = read?;
             let bytes = payload.slice_ref(bytes);
-            events.push(StoredEvent { bytes, event });
+            events.push(StoredEvent {
+                bytes,
+                event,
+                unknown,
+            });
         }
         let Header {
             partition,
@@ -219,6 +227,7 @@ impl Commit {
             prev,
             at_ms,
             events,
+            unknown: unread.unknown,
         })
     }
 
@@ -242,7 +251,8 @@ impl Commit {
 impl<'a> UnreadCommit<'a> {
     /// Reads the header of stored bytes and checks the bounds.
     pub fn of(payload: &'a [u8]) -> Result<Self, CommitError> {
-        let raw: Payload<'a> = wire::decode("commit", payload).map_err(CommitError::Shape)?;
+        let read = wire::decode_noting("commit", payload).map_err(CommitError::Shape)?;
+        let (raw, unknown): (Payload<'a>, _) = read;
         if raw.v != Commit::VERSION {
             return Err(CommitError::Shape(WireError::Version {
                 what: "commit",
@@ -264,6 +274,7 @@ impl<'a> UnreadCommit<'a> {
         let unread = Self {
             header,
             events: raw.events,
+            unknown,
         };
         unread.bounded(payload.len())?;
         Ok(unread)
@@ -290,6 +301,11 @@ impl<'a> UnreadCommit<'a> {
         &self.header
     }
 
+    /// The first field besides those of its events that this build does not know.
+    pub fn unknown(&self) -> Option<&UnknownField> {
+        self.unknown.as_ref()
+    }
+
     /// The stored bytes of its first event.
     pub fn first(&self) -> &'a [u8] {
         self.events[0]
@@ -300,6 +316,15 @@ impl<'a> UnreadCommit<'a> {
     pub fn events<B: Body>(
         &self,
     ) -> impl Iterator<Item = Result<(&'a [u8], EventOf<B>), CommitError>> {
+        let events = self.read_events(|bytes| EventOf::decode(bytes).map(|event| (event, ())));
+        events.map(|read| read.map(|(bytes, event, ())| (bytes, event)))
+    }
+
+    /// As [`UnreadCommit::events`], with what `decode` notes of each.
+    fn read_events<B, N>(
+        &self,
+        decode: impl Fn(&'a [u8]) -> Result<(EventOf<B>, N), WireError>,
+    ) -> impl Iterator<Item = Result<(&'a [u8], EventOf<B>, N), CommitError>> {
         let Header {
             first_position,
             at_ms: last_ms,
@@ -308,11 +333,12 @@ impl<'a> UnreadCommit<'a> {
         let mut earliest_ms = 0;
         self.events.iter().enumerate().map(move |(index, bytes)| {
             let bytes: &'a [u8] = bytes;
-            let event = EventOf::<B>::decode(bytes).map_err(|source| CommitError::Event {
+            let read = decode(bytes).map_err(|source| CommitError::Event {
                 index,
                 first_position,
                 source,
-            })?;
+            });
+            let (event, noted) = read?;
             let expected = Position(first_position.0 + index as u64);
             if event.position != expected {
                 let found = event.position;
@@ -324,7 +350,7 @@ impl<'a> UnreadCommit<'a> {
                 return Err(contradiction(first_position, detail));
             }
             earliest_ms = event.at_ms;
-            Ok((bytes, event))
+            Ok((bytes, event, noted))
         })
     }
 }
@@ -333,7 +359,7 @@ impl<'a> UnreadCommit<'a> {
 mod tests {
     use super::*;
     use crate::{
-        event::{AccountOpened, Event, StoredEvent},
+        event::{AccountOpened, StoredEvent},
         ids::{AccountId, Actor, CommandId},
     };
 
@@ -355,6 +381,7 @@ mod tests {
             prev: ChainHash::default(),
             at_ms: 5,
             events: events.collect(),
+            unknown: None,
         }
     }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use crate::{
     ids::{AccountId, Actor, CommandId},
     position::Position,
-    wire::{self, WireError},
+    wire::{self, UnknownField, WireError},
 };
 
 mod kinds;
@@ -110,9 +110,27 @@ impl<B: Body> EventOf<B> {
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         wire::decode("event", bytes)
     }
+
+    /// As [`EventOf::decode`], and the first field that was skipped, if any was.
+    pub fn decode_noting(bytes: &[u8]) -> Result<(Self, Option<UnknownField>), WireError> {
+        let (Noted { event, unknown }, skipped) = wire::decode_noting("event", bytes)?;
+        Ok((event, skipped.or(unknown)))
+    }
 }
 
 impl<'de, B: Body> Deserialize<'de> for EventOf<B> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Noted::deserialize(from).map(|noted| noted.event)
+    }
+}
+
+/// An event, and what was skipped in `data` where that had to be read a second time.
+struct Noted<B> {
+    event: EventOf<B>,
+    unknown: Option<UnknownField>,
+}
+
+impl<'de, B: Body> Deserialize<'de> for Noted<B> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         from.deserialize_map(EventVisitor(PhantomData))
     }
@@ -121,13 +139,13 @@ impl<'de, B: Body> Deserialize<'de> for EventOf<B> {
 struct EventVisitor<B>(PhantomData<B>);
 
 impl<'de, B: Body> de::Visitor<'de> for EventVisitor<B> {
-    type Value = EventOf<B>;
+    type Value = Noted<B>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an event: a map with v, position, at_ms, account, kind, cause, actor, data")
     }
 
-    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<EventOf<B>, A::Error> {
+    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Noted<B>, A::Error> {
         let (mut v, mut position, mut at_ms, mut account) = (None::<u8>, None, None, None);
         let (mut kind, mut cause, mut actor) = (None::<compact_str::CompactString>, None, None);
         // decoded at once where `kind` came before it, kept raw where it did not
@@ -160,24 +178,26 @@ impl<'de, B: Body> de::Visitor<'de> for EventVisitor<B> {
             }
         }
         let kind = kind.ok_or_else(|| missing("kind"))?;
-        let body = match (body, raw) {
-            (Some(body), _) => body,
+        let (body, unknown) = match (body, raw) {
+            (Some(body), _) => (body, None),
             (None, None) => return Err(missing("data")),
             (None, Some(raw)) => {
                 // a raw value cannot be read as an enum written by name: read its bytes again
-                let bytes = wire::encode(&raw);
-                let mut reader = rmp_serde::Deserializer::from_read_ref(&bytes);
-                B::read(&kind, &mut reader).map_err(de::Error::custom)?
+                let (bytes, seed) = (wire::encode(&raw), BodySeed(&kind, PhantomData));
+                let read = wire::decode_seed_noting("event data", &bytes, seed);
+                read.map_err(de::Error::custom)?
             }
         };
-        Ok(EventOf {
+        let event = EventOf {
             position: position.ok_or_else(|| missing("position"))?,
             at_ms: at_ms.ok_or_else(|| missing("at_ms"))?,
             account: account.ok_or_else(|| missing("account"))?,
             cause: cause.ok_or_else(|| missing("cause"))?,
             actor: actor.ok_or_else(|| missing("actor"))?,
             body,
-        })
+        };
+        let unknown = unknown.map(|field| field.within("data"));
+        Ok(Noted { event, unknown })
     }
 }
 
@@ -203,6 +223,8 @@ pub struct StoredEvent {
     pub bytes: Bytes,
     /// What this build understands of it.
     pub event: Event,
+    /// The first field that it does not: who decides by the event must not go on.
+    pub unknown: Option<UnknownField>,
 }
 
 impl StoredEvent {
@@ -211,13 +233,18 @@ impl StoredEvent {
         Self {
             bytes: event.encode(),
             event,
+            unknown: None,
         }
     }
 
     /// Reads a stored one.
     pub fn read(bytes: Bytes) -> Result<Self, WireError> {
-        let event = Event::decode(&bytes)?;
-        Ok(Self { bytes, event })
+        let (event, unknown) = Event::decode_noting(&bytes)?;
+        Ok(Self {
+            bytes,
+            event,
+            unknown,
+        })
     }
 
     /// The whole event as JSON, from its bytes: also what this build does not understand.

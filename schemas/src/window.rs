@@ -4,7 +4,7 @@
 //! window, never early. Slot borders are rational (`seconds * 1000 / 60` ms), so both directions are
 //! computed exactly in integers.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 /// Slots of a rolling window.
 pub const ROLLING_SLOTS: u64 = 60;
@@ -17,7 +17,7 @@ const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// Over which time a cap counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Window {
     /// Never resets; credits raise the limit.
@@ -29,6 +29,38 @@ pub enum Window {
     },
     /// Starts anew with each calendar period, UTC.
     Calendar { period: Period },
+}
+
+/// [`Window`] on the wire. Written out: derived, every field would be buffered, and none that is skipped
+/// be noticed.
+#[derive(Deserialize)]
+struct WindowFields {
+    kind: WindowKind,
+    seconds: Option<u64>,
+    period: Option<Period>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum WindowKind {
+    Balance,
+    Rolling,
+    Calendar,
+}
+
+impl<'de> Deserialize<'de> for Window {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let fields = WindowFields::deserialize(from)?;
+        let window = match (fields.kind, fields.seconds, fields.period) {
+            (WindowKind::Balance, None, None) => Self::Balance,
+            (WindowKind::Rolling, Some(seconds), None) => Self::Rolling { seconds },
+            (WindowKind::Calendar, None, Some(period)) => Self::Calendar { period },
+            (WindowKind::Rolling, None, _) => return Err(D::Error::missing_field("seconds")),
+            (WindowKind::Calendar, _, None) => return Err(D::Error::missing_field("period")),
+            _ => return Err(D::Error::custom("a window has a field of another kind")),
+        };
+        Ok(window)
+    }
 }
 
 /// A calendar period, UTC. Weeks start on Monday.

@@ -4,10 +4,18 @@
 //! shorter way to the same bytes and the same values.
 
 mod read;
+mod unknown;
 mod write;
 
-use serde::{Deserialize, Serialize, de::IgnoredAny};
+use std::marker::PhantomData;
+
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeSeed, IgnoredAny},
+};
 use thiserror::Error;
+
+pub use unknown::UnknownField;
 
 /// Bytes that are not what they should be.
 #[derive(Debug, Error)]
@@ -27,6 +35,14 @@ pub enum WireError {
         what: &'static str,
         /// The version found.
         found: u8,
+    },
+    /// A field that this code does not know, where leaving it out would be wrong.
+    #[error("cannot read {what}: this build does not know its field `{field}`, use a newer one")]
+    Unknown {
+        /// What was being read.
+        what: &'static str,
+        /// Which field.
+        field: UnknownField,
     },
 }
 
@@ -57,18 +73,58 @@ pub fn decode<'de, T: Deserialize<'de>>(
     {
         return Ok(value);
     }
-    decode_any(what, bytes)
+    decode_any(what, bytes, PhantomData)
+}
+
+/// As [`decode`], and which field was skipped, if any was: the first that this build does not know. Costs
+/// nothing where none was; of no use for types that skip fields on purpose.
+pub fn decode_noting<'de, T: Deserialize<'de>>(
+    what: &'static str,
+    bytes: &'de [u8],
+) -> Result<(T, Option<UnknownField>), WireError> {
+    decode_seed_noting(what, bytes, PhantomData)
+}
+
+/// As [`decode_noting`], of what `seed` reads.
+pub(crate) fn decode_seed_noting<'de, S: DeserializeSeed<'de> + Copy>(
+    what: &'static str,
+    bytes: &'de [u8],
+    seed: S,
+) -> Result<(S::Value, Option<UnknownField>), WireError> {
+    let mut reader = read::Reader::new(bytes);
+    if let Ok(value) = seed.deserialize(&mut reader)
+        && reader.is_done()
+    {
+        let skipped = reader.skipped();
+        return Ok((value, skipped.map(|left| UnknownField::of(bytes, left))));
+    }
+    let value = decode_any(what, bytes, seed)?;
+    Ok((value, Some(UnknownField::untold())))
+}
+
+/// As [`decode`], but [`WireError::Unknown`] where there is a field that this build does not know.
+pub fn decode_whole<'de, T: Deserialize<'de>>(
+    what: &'static str,
+    bytes: &'de [u8],
+) -> Result<T, WireError> {
+    match decode_noting(what, bytes)? {
+        (value, None) => Ok(value),
+        (_, Some(field)) => Err(WireError::Unknown { what, field }),
+    }
 }
 
 /// Reads whatever rmp-serde reads, and says what is wrong with the rest.
 #[cold]
-fn decode_any<'de, T: Deserialize<'de>>(
+fn decode_any<'de, S: DeserializeSeed<'de>>(
     what: &'static str,
     bytes: &'de [u8],
-) -> Result<T, WireError> {
+    seed: S,
+) -> Result<S::Value, WireError> {
     let mut reader = rmp_serde::Deserializer::from_read_ref(bytes);
     let shape = |detail: String| WireError::Shape { what, detail };
-    let value = T::deserialize(&mut reader).map_err(|error| shape(error.to_string()))?;
+    let value = seed
+        .deserialize(&mut reader)
+        .map_err(|error| shape(error.to_string()))?;
     // with nothing left, not even the marker of a further value can be read
     match IgnoredAny::deserialize(&mut reader) {
         Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => Ok(value),

@@ -285,6 +285,77 @@ fn reads_as(name: &str, bytes: &Bytes, expected: &Event) {
     assert_eq!(stored.bytes, *bytes, "{name}");
 }
 
+/// Puts a field that no build knows into the map at this place among all of them; what it is to be called.
+fn with_unknown(value: &mut Raw, place: &mut usize, path: &str) -> Option<String> {
+    let name = |name: &str| match path {
+        "" => name.to_owned(),
+        path => format!("{path}.{name}"),
+    };
+    match value {
+        Raw::Map(fields) if *place == 0 => {
+            let later = Raw::Array(vec![Raw::from(7), Raw::Map(vec![("x".into(), Raw::Nil)])]);
+            fields.push(("later".into(), later));
+            Some(name("later"))
+        }
+        Raw::Map(fields) => {
+            *place -= 1;
+            let mut inner = fields.iter_mut();
+            inner.find_map(|(key, value)| with_unknown(value, place, &name(key.as_str().unwrap())))
+        }
+        Raw::Array(items) => {
+            let mut items = items.iter_mut();
+            items.find_map(|item| with_unknown(item, place, path))
+        }
+        _ => None,
+    }
+}
+
+/// Nothing of what a release wrote is taken for something that this build does not know; and whatever is,
+/// wherever it stands, is noticed and named.
+#[test]
+fn a_field_that_is_not_known_is_noticed_wherever_it_stands() {
+    let mut places = 0;
+    for name in names().iter().filter(|name| is_event(name)) {
+        let bytes = stored(name);
+        let event = StoredEvent::read(bytes.clone()).unwrap();
+        let foreign = name.starts_with("foreign-");
+        assert!(foreign || event.unknown.is_none(), "{name}");
+        if foreign {
+            continue;
+        }
+        for place in 0.. {
+            let mut value = raw(&bytes);
+            let Some(path) = with_unknown(&mut value, &mut place.clone(), "") else {
+                break;
+            };
+            let noticed = |value: &Raw| {
+                let read = StoredEvent::read(bytes_of(value)).unwrap();
+                assert_eq!(read.event, event.event, "{name}: {path}");
+                read.unknown.map(|field| field.to_string())
+            };
+            assert_eq!(noticed(&value), Some(path.clone()), "{name}");
+            // with `data` before `kind`, too
+            sort_fields(&mut value, |(key, _)| key.to_string());
+            assert_eq!(noticed(&value), Some(path), "{name}, sorted");
+            places += 1;
+        }
+    }
+    assert!(places > 200, "only {places}");
+}
+
+#[test]
+fn a_commits_own_unknown_field_is_noticed_too() {
+    for name in names().iter().filter(|name| is_commit(name)) {
+        let bytes = stored(name);
+        assert_eq!(Commit::decode(&bytes).unwrap().unknown, None, "{name}");
+        let mut value = raw(&bytes);
+        fields(&mut value).push(("later".into(), Raw::from(true)));
+        let commit = Commit::decode(&bytes_of(&value)).unwrap();
+        let found = commit.unknown.map(|field| field.to_string());
+        assert_eq!(found.as_deref(), Some("later"), "{name}");
+    }
+}
+
 #[test]
 fn fields_in_any_order_are_read_also_with_data_before_kind() {
     for (name, event, mut value) in basic_and_full() {

@@ -353,7 +353,7 @@ prop_compose! {
         });
         let events: Vec<StoredEvent> = events.collect();
         let (partition, epoch, first_position) = (Partition(partition), Epoch(epoch), Position(first));
-        Commit { partition, epoch, first_position, prev: ChainHash(prev), at_ms, events }
+        Commit { partition, epoch, first_position, prev: ChainHash(prev), at_ms, events, unknown: None }
     }
 }
 

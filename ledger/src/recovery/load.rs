@@ -150,10 +150,11 @@ impl<J: Journal> RecoverySource<J> {
                     continue;
                 }
             };
+            newer::knows_frame_of(&commit).map_err(RecoveryError::from)?;
             for stored in &commit.events {
                 chain.pass(&stored.event);
                 if stored.event.account == *account {
-                    newer::knows(&stored.event).map_err(RecoveryError::from)?;
+                    newer::knows(stored).map_err(RecoveryError::from)?;
                     state.apply(&stored.event);
                 }
             }
@@ -186,8 +187,9 @@ fn vouching(kept: &Kept, base: &Base) -> Result<Option<PartitionRecord>, LoadErr
         .as_ref()
         .map(|value| PartitionRecord::decode(value));
     match record {
-        Some(Err(WireError::Version { found, .. })) if found > RECORD_VERSION => {
-            Err(LoadError::Newer { found })
+        Some(Err(WireError::Version { found, .. })) if found < RECORD_VERSION => Ok(None),
+        Some(Err(newer @ (WireError::Version { .. } | WireError::Unknown { .. }))) => {
+            Err(LoadError::Newer(newer))
         }
         Some(Ok(record)) if record.head.position >= base.position => Ok(Some(record)),
         _ => Ok(None),

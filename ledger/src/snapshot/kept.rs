@@ -268,7 +268,7 @@ async fn read_piece<T: DeserializeOwned>(
     let value = store.read(&key).await?.value;
     let value = value.filter(|value| Sha256::digest(value)[..] == piece.digest[..]);
     let value = value.ok_or(Broken::Piece(piece.number))?;
-    let entries = wire::decode("piece of an account snapshot", &value);
+    let entries = wire::decode_whole("piece of an account snapshot", &value);
     entries.map_err(|_| Broken::Piece(piece.number))
 }
 

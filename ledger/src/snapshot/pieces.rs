@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use sha2::{Digest, Sha256};
 
-use super::{AccountSnapshot, SNAPSHOT_BYTES_MAX, TooLarge, Unusable, versioned};
+use super::{AccountSnapshot, SNAPSHOT_BYTES_MAX, TooLarge, Unusable, whole};
 use crate::{
     account::{Account, ExpiredReservation, LATE_SETTLE_COUNT_MAX, Reservation, Run},
     decide::validate::{KEYS_PER_ACCOUNT_MAX, OPEN_PER_ACCOUNT_MAX},
@@ -150,8 +150,9 @@ pub struct PiecesHead {
 impl PiecesHead {
     /// Reads a head and checks its digest.
     pub fn decode(bytes: &[u8]) -> Result<Self, Unusable> {
-        let head: Self = wire::decode("head of an account snapshot", bytes)?;
-        versioned("head of an account snapshot", head.v, HEAD_VERSION)?;
+        let what = "head of an account snapshot";
+        let (head, unknown): (Self, _) = wire::decode_noting(what, bytes)?;
+        whole(what, (head.v, HEAD_VERSION), unknown)?;
         if head.digest_of_rest() != head.digest.as_slice() {
             return Err(Unusable::Digest);
         }

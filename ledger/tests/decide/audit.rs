@@ -12,6 +12,7 @@ use seatbelt_schemas::{
     ids::{AccountId, CommandId},
     meter::Meter,
     position::{Epoch, Partition, Partitions, Position},
+    wire,
 };
 
 use crate::story::{Ask, Story, account, ask, cap_id, opens, prove, within};
@@ -540,6 +541,25 @@ fn an_event_that_cannot_be_read_is_found_behind_those_that_can() {
         error.contains(&format!("what follows position {place} ")),
         "{error}"
     );
+}
+
+#[test]
+fn a_field_that_is_not_known_is_not_proved_and_says_so() {
+    let with_field = |bytes: &Bytes| {
+        let mut value: rmpv::Value = wire::decode("event", bytes).unwrap();
+        if let rmpv::Value::Map(fields) = &mut value {
+            fields.push(("later".into(), 1.into()));
+        }
+        StoredEvent::read(wire::encode(&value).into()).unwrap()
+    };
+    let (journal, sequence) = and_then(|commits, blank| {
+        let mut commit = with_body(&blank, commits[1].events[0].event.body.clone());
+        commit.events[0] = with_field(&commit.events[0].bytes);
+        commit
+    });
+    let error = found(&journal, &format!("sequence {sequence}"));
+    assert!(error.contains("the field `later`"), "{error}");
+    assert!(error.contains("docs/upgrade.md"), "{error}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use seatbelt_ledger::{
     account::Account,
     directory::Entry,
     journal::{Journal, Sequence},
+    recovery::newer,
 };
 use seatbelt_schemas::{
     event::{Event, EventBody},
@@ -80,10 +81,11 @@ impl<J: Journal> Snapshots<J> {
                 continue; // stepped over already
             }
             match fold.tail.accept(&stored) {
-                Ok(commit) => commit
-                    .events
-                    .iter()
-                    .for_each(|stored| fold.apply(&stored.event)),
+                Ok(commit) => {
+                    newer::knows_all_of(&commit, None)?;
+                    let events = commit.events.iter();
+                    events.for_each(|stored| fold.apply(&stored.event));
+                }
                 Err(halt) => {
                     let stepped = fold.tail.step_over(&*journal, &stored, halt).await;
                     stepped.map_err(|trouble| self.not_stepped(trouble))?;

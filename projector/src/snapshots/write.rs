@@ -132,7 +132,7 @@ impl<J: Journal> Snapshots<J> {
                 error!(%partition, reason, "the last snapshots were not written: the next start projects again");
                 Ok(())
             }
-            Ok(()) | Err(NotKept::Stop(Stop::Fenced)) => Ok(()),
+            Ok(()) | Err(NotKept::Stop(Stop::Fenced) | NotKept::Newer(_)) => Ok(()),
         }
     }
 }

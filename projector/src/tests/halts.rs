@@ -112,6 +112,29 @@ async fn a_journal_that_was_cut_is_not_followed() {
     );
 }
 
+/// An older projector keeps what was good and gives its seat up: a snapshot without what it does not know
+/// would be taken for the truth by the next start. The feed only passes on.
+#[tokio::test]
+async fn snapshots_end_before_a_field_that_is_not_known_and_the_feed_goes_on() {
+    let mut story = short_story();
+    let event = story[2].events[0].clone();
+    let mut value: rmpv::Value = wire::decode("event", &event.bytes).unwrap();
+    if let rmpv::Value::Map(fields) = &mut value {
+        fields.push(("later".into(), true.into()));
+    }
+    story[2].events[0] = StoredEvent::read(wire::encode(&value).into()).unwrap();
+    let world = World::of(story);
+    let (running, health) = telling(world.parts("p"));
+    let gave_up = |record: PartitionRecord| record.projector.is_none() && record.sequence == 2;
+    until(|| world.record().is_some_and(gave_up)).await;
+    until(|| world.feed.messages() == expected_feed(&world.commits)).await;
+    until(|| stalled(&health) == [Component::Snapshots]).await;
+    let told = health.stalled()[0].to_string();
+    assert!(told.contains("the field `later`"), "{told}");
+    running.end().await.unwrap();
+    assert_eq!(world.record().unwrap().sequence, 2);
+}
+
 /// Starts a projector that tells how it gets on.
 fn telling(parts: ProjectorParts<MemoryJournal>) -> (Running, Health) {
     let (stop, health) = (CancellationToken::new(), Health::default());

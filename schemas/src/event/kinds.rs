@@ -19,6 +19,14 @@ pub trait Body: Sized {
 /// The kind that was read, so that `data` behind it is read as that.
 pub(super) struct BodySeed<'a, B>(pub(super) &'a str, pub(super) PhantomData<B>);
 
+impl<B> Clone for BodySeed<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for BodySeed<'_, B> {}
+
 impl<'de, B: Body> de::DeserializeSeed<'de> for BodySeed<'_, B> {
     type Value = B;
 

@@ -44,6 +44,8 @@ type Read<T> = Result<T, NotPlain>;
 pub(super) struct Reader<'de> {
     rest: &'de [u8],
     depth: u8,
+    /// How much was left at the first value that was skipped.
+    skipped: Option<usize>,
 }
 
 impl<'de> Reader<'de> {
@@ -51,7 +53,44 @@ impl<'de> Reader<'de> {
         Self {
             rest: bytes,
             depth: 0,
+            skipped: None,
         }
+    }
+
+    /// How many bytes were left at the first value that was skipped, if any was.
+    pub(super) fn skipped(&self) -> Option<usize> {
+        self.skipped
+    }
+
+    /// The names on the way to the value that begins where so many bytes are left.
+    #[cold]
+    pub(super) fn path_to(&mut self, left: usize) -> Option<String> {
+        match *self.rest.first()? {
+            0x80..=0x8f | 0xde | 0xdf => {
+                let fields = self.map_length().ok()?;
+                self.nested(|reader| Ok((0..fields).find_map(|_| reader.path_in_field(left))))
+                    .ok()?
+            }
+            0x90..=0x9f | 0xdc | 0xdd => {
+                let items = self.array_length().ok()?;
+                self.nested(|reader| Ok((0..items).find_map(|_| reader.path_to(left))))
+                    .ok()?
+            }
+            _ => self.skip().ok().and(None),
+        }
+    }
+
+    fn path_in_field(&mut self, left: usize) -> Option<String> {
+        let name = match self.text() {
+            Ok(name) => name,
+            // a key that is no name
+            Err(NotPlain) => self.skip().ok().map(|()| "?")?,
+        };
+        if self.rest.len() == left {
+            return Some(name.to_owned());
+        }
+        let inner = self.path_to(left)?;
+        Some(format!("{name}.{inner}"))
     }
 
     /// Whether everything has been read.
@@ -332,6 +371,7 @@ impl<'de> Deserializer<'de> for &mut Reader<'de> {
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Read<V::Value> {
+        self.skipped = self.skipped.or(Some(self.rest.len()));
         self.skip()?;
         visitor.visit_unit()
     }

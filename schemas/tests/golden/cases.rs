@@ -128,6 +128,7 @@ fn commit(partition: u8, first: u64, prev: ChainHash, bodies: &[EventBody]) -> C
         prev,
         at_ms: AT_MS + first + bodies.len() as u64,
         events,
+        unknown: None,
     }
 }
 
