@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use seatbelt_schemas::{
     cap::{CapSpec, CapStanding},
-    event::{Adjusted, Asked, Event, EventBody, Expired, Reserved, Resized, Settled},
+    event::{Adjusted, Asked, Attempt, Event, EventBody, Expired, Reserved, Resized, Settled},
     ids::{CapId, KeyId, ReservationId, RunId, TeamId},
     meter::{Amounts, Meter},
     scope::{Scope, Scopes},
@@ -58,6 +58,9 @@ pub struct Reservation {
     /// What its account's costs were multiplied by then, in millionths.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multiplier_ppm: Option<u64>,
+    /// Which attempt of its request it is, from the second on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<Attempt>,
 }
 
 /// A hold that ended by its deadline and may still be settled late.
@@ -350,6 +353,7 @@ impl Account {
             price: data.price,
             at_ms,
             multiplier_ppm: data.multiplier_ppm,
+            attempt: data.attempt,
         };
         self.holdings.opened(data.reservation, &data.scopes);
         self.open.insert(data.reservation, reservation);
@@ -402,6 +406,27 @@ impl Account {
                 cap.spec.limit = cap.spec.limit.saturating_sub(back);
             }
         });
+    }
+
+    /// What the account would be without one of its open requests; it stays as it is. `None` where that is
+    /// not open, or is the budget of a run.
+    pub fn without<T>(&mut self, id: ReservationId, look: impl FnOnce(&Self) -> T) -> Option<T> {
+        let open = self.open.get(&id)?;
+        if self.run_held_by(id, open).is_some() {
+            return None;
+        }
+        let open = self.take_out(id)?;
+        self.within_run(&open.scopes, |account| {
+            account.give_back(&open.scopes, &open.hold);
+        });
+        let seen = look(self);
+        // as it was taken: a run's share follows from what its requests hold
+        self.within_run(&open.scopes, |account| {
+            account.hold(&open.scopes, &open.hold);
+        });
+        self.holdings.opened(id, &open.scopes);
+        self.open.insert(id, open);
+        Some(seen)
     }
 
     fn release(&mut self, id: ReservationId) {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 pub use seatbelt_schemas::command::{
-    Ack, Admin, AdminOutcome, CommandError, Read, Release, Reserve, ReserveOutcome, Resize,
-    Resolution, Settle, Standing,
+    Ack, Admin, AdminOutcome, CommandError, Exchange, Read, Release, Reserve, ReserveOutcome,
+    Resize, Resolution, Settle, Standing,
 };
 use seatbelt_schemas::{
     ids::{AccountId, KeyId, ReservationId},
@@ -72,6 +72,18 @@ pub trait Ledger: Send + Sync {
 
     /// Gives a hold back; answers once durable.
     fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>>;
+
+    /// Puts a hold in the place of an open one; answers once durable. [`CommandError::Short`] where it does not
+    /// fit: the open one stays, and is the caller's to end. A caller that drops the call gives the new one back, and ends
+    /// the open one itself.
+    /// As of a writer that knows no exchange where a ledger does not say otherwise.
+    fn exchange(&self, command: Exchange) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        let detail = format!(
+            "hold {} stays: this ledger puts none in another's place",
+            command.release
+        );
+        Box::pin(std::future::ready(Err(CommandError::invalid(detail))))
+    }
 
     /// How an account stands now, in the writer's own state.
     fn read(&self, query: Read) -> BoxFuture<'_, Answer<Standing>>;

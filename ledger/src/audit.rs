@@ -6,6 +6,7 @@
 
 mod caps;
 pub mod checks;
+mod exchanging;
 mod whole;
 
 use std::collections::VecDeque;
@@ -14,7 +15,7 @@ use seatbelt_schemas::{
     claim::{self, Claim},
     command::CommandError,
     commit::{ChainHash, Header, UnreadCommit},
-    event::{Event, EventBody, EventOf, RefusalReason},
+    event::{Attempt, Event, EventBody, EventOf, RefusalReason},
     ids::{AccountId, CommandId},
     position::{Partition, Position},
     skipped::Skipped,
@@ -37,6 +38,7 @@ use crate::{
 
 use caps::{above_everywhere, all_caps_hold, caps_hold, note_above, scopes_of};
 use checks::Check;
+use exchanging::Exchanging;
 pub use whole::{EXPIRY_GRACE_MS_MAX, EXPIRY_LATE_MS_MAX};
 
 /// The first thing that does not hold, and where.
@@ -102,6 +104,8 @@ pub struct Verifier {
     unknown: u64,
     /// What the last decision says must come next, of the same account and cause.
     owed: VecDeque<Owed>,
+    /// What made room for a reservation that must come next.
+    exchanging: Option<Exchanging>,
     /// The bytes of the decision at hand; kept for its room.
     bytes: Vec<u8>,
     /// How far above their limits the caps at hand stood before the event; kept for its room.
@@ -119,6 +123,7 @@ impl Verifier {
             events: 0,
             unknown: 0,
             owed: VecDeque::new(),
+            exchanging: None,
             bytes: Vec::new(),
             before: Vec::new(),
         }
@@ -162,6 +167,11 @@ impl Verifier {
         for (bytes, claimed) in events {
             self.event(bytes, claimed, header)
                 .map_err(|detail| failure(sequence, bytes, detail))?;
+        }
+        if let Some(exchanging) = self.exchanging.take()
+            && Check::ExchangeAtEnd.finds(true)
+        {
+            return Err(failure(sequence, unread.first(), exchanging.cut()));
         }
         // a commit belongs to the reign that the last `writer_started` began
         if Check::Reign.finds(header.epoch != self.state.epoch()) {
@@ -212,6 +222,10 @@ impl Verifier {
     ) -> Result<(), String> {
         let (envelope, claim) = claimed.replace(());
         self.events += 1;
+        let exchanged = self.exchanging.take();
+        if let Some(exchanging) = &exchanged {
+            exchanging.goes_on_with(&envelope, &claim)?;
+        }
         let claim = match claim {
             Claim::Other(body) if matches!(*body, EventBody::Unknown { .. }) => {
                 self.unknown += 1;
@@ -229,12 +243,17 @@ impl Verifier {
         let is_owed = owed.is_some();
         let expected = match owed {
             Some(owed) => owed.taken_by(&envelope)?,
-            None => self.decide(account, &envelope, claim, header)?,
+            None => {
+                let attempt = exchanged.as_ref().map(|made_room| made_room.attempt);
+                self.decide(account, &envelope, (claim, attempt), header)?
+            }
         };
         let (event, ()) = &envelope.replace(expected);
         same_bytes(&mut self.bytes, stored, event)?;
         let here = self.state.partition();
-        self.whole.take(event, is_owed, account, here)?;
+        let follows_one = is_owed || exchanged.is_some();
+        self.whole.take(event, follows_one, account, here)?;
+        self.exchanging = Exchanging::begun_by(account, event)?;
         let follows = Follows::of(account, &event.body);
         let overruns = follows.overruns();
         let scopes = account.and_then(|account| scopes_of(account, event));
@@ -259,7 +278,7 @@ impl Verifier {
         &self,
         account: Option<&Account>,
         event: &EventOf<()>,
-        claim: Claim,
+        (claim, attempt): (Claim, Option<Attempt>),
         header: &Header,
     ) -> Result<EventBody, String> {
         let context = Context {
@@ -268,7 +287,8 @@ impl Verifier {
         };
         let body = match claim {
             Claim::Reserved(request) => {
-                decide_reserve(opened(account)?, context, event, &request, None)?
+                let claimed = (&request, None, attempt);
+                decide_reserve(opened(account)?, context, event, claimed)?
             }
             Claim::Refused(data) => {
                 let at_ms = data.decided_at_ms.unwrap_or(event.at_ms);
@@ -276,7 +296,8 @@ impl Verifier {
                     return Err("was decided after it was written".to_owned());
                 }
                 let context = Context { at_ms, ..context };
-                decide_reserve(opened(account)?, context, event, &data.request, Some(&data))?
+                let claimed = (&data.request, Some(&data), None);
+                decide_reserve(opened(account)?, context, event, claimed)?
             }
             Claim::Settled {
                 reservation,
@@ -308,6 +329,9 @@ impl Verifier {
                 decide::resize(opened(account)?, context, data.reservation, input, output)
                     .map_err(refused)?
                     .into()
+            }
+            EventBody::Released(data) if data.replaced_by.is_some() => {
+                exchanging::leave(opened(account)?, event, data)?.into()
             }
             EventBody::Released(data) => {
                 decide::release(opened(account)?, data.reservation, &data.reason)
@@ -519,8 +543,11 @@ fn decide_reserve(
     account: &Account,
     context: Context<'_>,
     event: &EventOf<()>,
-    claimed: &claim::ReserveClaim,
-    recorded: Option<&claim::RefusedClaim>,
+    (claimed, recorded, attempt): (
+        &claim::ReserveClaim,
+        Option<&claim::RefusedClaim>,
+        Option<Attempt>,
+    ),
 ) -> Result<EventBody, String> {
     let claim::ReserveClaim {
         reservation,
@@ -539,6 +566,7 @@ fn decide_reserve(
         asked,
         budget: budget.as_ref(),
         within: within.as_ref(),
+        attempt,
     };
     let taken = account.open().contains_key(&reservation);
     if Check::OwnId.finds(taken || event.cause != reservation.into()) {

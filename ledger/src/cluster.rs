@@ -19,8 +19,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api::{
-        Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, Resize, Resolution,
-        Settle, Standing, Taken,
+        Ack, Admin, AdminOutcome, Answer, Exchange, Ledger, Read, Release, Reserve, Resize,
+        Resolution, Settle, Standing, Taken,
     },
     host::{HostConfig, PartitionStatus, bounds::Bounds},
     lease::Leases,
@@ -279,6 +279,14 @@ impl Ledger for ClusterLedger {
         Box::pin(async move {
             self.owed.lets_in(slot.partition)?;
             slot.call(|ledger| ledger.reserve(command.clone())).await
+        })
+    }
+
+    fn exchange(&self, command: Exchange) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        let slot = self.of(&command.reserve.account);
+        Box::pin(async move {
+            self.owed.lets_in(slot.partition)?;
+            slot.call(|ledger| ledger.exchange(command.clone())).await
         })
     }
 

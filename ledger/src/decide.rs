@@ -8,6 +8,7 @@ use crate::prices::PriceBook;
 
 mod change;
 mod ending;
+pub mod exchange;
 pub mod follows;
 mod reserve;
 mod run;

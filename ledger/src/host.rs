@@ -17,8 +17,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api::{
-        Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, Resize, Resolution,
-        Settle, Standing, Taken,
+        Ack, Admin, AdminOutcome, Answer, Exchange, Ledger, Read, Release, Reserve, Resize,
+        Resolution, Settle, Standing, Taken,
     },
     journal::Journal,
     recovery::{Base, RecoverySource},
@@ -248,6 +248,10 @@ impl LedgerHost {
 impl Ledger for LedgerHost {
     fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
         self.of(&command.account).reserve(command)
+    }
+
+    fn exchange(&self, command: Exchange) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        self.of(&command.reserve.account).exchange(command)
     }
 
     fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>> {

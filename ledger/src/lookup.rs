@@ -178,9 +178,11 @@ impl<'a> Search<'a> {
         Some(at_ms)
     }
 
-    /// The command's own event, where it has been seen.
+    /// The command's own event, where it has been seen; not that of the hold that made room for it.
     fn own(&self) -> Option<&Event> {
-        self.events.iter().find(|event| event.cause == self.id)
+        self.events
+            .iter()
+            .find(|event| event.cause == self.id && !makes_room(&event.body))
     }
 
     fn is_found(&self) -> bool {
@@ -193,11 +195,16 @@ impl<'a> Search<'a> {
             None => false,
             Some(EventBody::Reserved(_)) => self.events.iter().any(|event| {
                 // an expired reservation may still be settled late
-                ended_by(&event.body).is_some() && !matches!(event.body, EventBody::Expired(_))
+                ended_by(&event.body) == Some(self.reservation)
+                    && !matches!(event.body, EventBody::Expired(_))
             }),
             Some(_) => true,
         }
     }
+}
+
+fn makes_room(body: &EventBody) -> bool {
+    matches!(body, EventBody::Released(data) if data.replaced_by.is_some())
 }
 
 /// The reservation that an event changes or ends.

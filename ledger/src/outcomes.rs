@@ -14,7 +14,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use seatbelt_schemas::{
     budget::Budget,
     cap::CapStanding,
-    command::{Change, Refusal, Release, Reserve, Resize, Resolution, Settle},
+    command::{Change, Exchange, Refusal, Release, Reserve, Resize, Resolution, Settle},
     event::{Asked, Event, EventBody, Refused, Report},
     ids::{AccountId, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::Amounts,
@@ -99,6 +99,15 @@ impl Fingerprint {
         )
     }
 
+    /// Of an exchange: which open hold makes room is told by the events of that hold, not by the command's own.
+    pub fn of_exchange(command: &Exchange) -> Self {
+        Self::of_reserve(&command.reserve).of_another_attempt()
+    }
+
+    fn of_another_attempt(self) -> Self {
+        Self::of(("exchange", self.0))
+    }
+
     fn of_asked(
         account: &AccountId,
         key: &KeyId,
@@ -172,7 +181,11 @@ impl Fingerprint {
             EventBody::Reserved(data) => {
                 let budget = data.budget.as_ref();
                 let budget = budget.map(|budget| (budget, data.within.as_ref()));
-                Some(of_scopes(&data.scopes, (&data.asked, budget)))
+                let reserve = of_scopes(&data.scopes, (&data.asked, budget));
+                Some(match data.attempt {
+                    None => reserve,
+                    Some(_) => reserve.of_another_attempt(),
+                })
             }
             EventBody::Refused(data) => {
                 let budget = data.budget.as_ref();
@@ -189,6 +202,8 @@ impl Fingerprint {
             EventBody::Settled(data) => {
                 Some(Self::of_report(account, data.reservation, &data.report))
             }
+            // it made room for the reservation of that command, whose event follows
+            EventBody::Released(data) if data.replaced_by.is_some() => None,
             EventBody::Released(data) => Some(Self::of((
                 "release",
                 account,
@@ -290,6 +305,7 @@ impl Outcome {
             EventBody::Refused(data) => Self::of_refused(data, position, event.at_ms),
             EventBody::Resized(data) => resolved(data.hold),
             EventBody::Settled(data) => resolved(data.charge),
+            EventBody::Released(data) if data.replaced_by.is_some() => None,
             EventBody::Released(_) => resolved(Amounts::zero()),
             body => decide::change_of(body).map(|_| Self::Changed(position)),
         }

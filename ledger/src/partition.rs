@@ -12,7 +12,7 @@ use bytes::Bytes;
 use seatbelt_schemas::{
     commit::{ChainHash, Commit, CommitError, Header, UnreadCommit},
     event::{Event, EventBody, WriterStarted},
-    ids::{AccountId, LedgerId},
+    ids::{AccountId, LedgerId, ReservationId},
     position::{Epoch, Partition, Position},
 };
 use serde::{Deserialize, Serialize};
@@ -327,6 +327,18 @@ impl PartitionState {
 
     pub fn account(&self, account: &AccountId) -> Option<&Account> {
         self.accounts.get(account)
+    }
+
+    /// What an account would be without one of its open requests, and the prices in force; it stays as it is.
+    pub fn without<T>(
+        &mut self,
+        account: &AccountId,
+        reservation: ReservationId,
+        look: impl FnOnce(&Account, &PriceBook) -> T,
+    ) -> Option<T> {
+        let Self { head, accounts, .. } = self;
+        let account = accounts.get_mut(account)?;
+        account.without(reservation, |account| look(account, &head.prices))
     }
 
     /// All accounts, in no order.

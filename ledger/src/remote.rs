@@ -38,16 +38,18 @@ enum Verb {
     Resize,
     Settle,
     Release,
+    Exchange,
     Read,
     Admin,
 }
 
 impl Verb {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Reserve,
         Self::Resize,
         Self::Settle,
         Self::Release,
+        Self::Exchange,
         Self::Read,
         Self::Admin,
     ];
@@ -58,6 +60,7 @@ impl Verb {
             Self::Resize => "resize",
             Self::Settle => "settle",
             Self::Release => "release",
+            Self::Exchange => "exchange",
             Self::Read => "read",
             Self::Admin => "admin",
         }
@@ -198,7 +201,9 @@ mod tests {
         let names = Verb::ALL.map(Verb::name);
         assert_eq!(
             names,
-            ["reserve", "resize", "settle", "release", "read", "admin"]
+            [
+                "reserve", "resize", "settle", "release", "exchange", "read", "admin"
+            ]
         );
         assert_eq!(Verb::named("reserve"), Some(Verb::Reserve));
         assert_eq!(Verb::named("steal"), None);

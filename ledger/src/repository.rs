@@ -85,6 +85,7 @@ impl AccountAggregate {
                     asked: outcomes::asked(reserve),
                     budget: reserve.budget.as_ref(),
                     within: reserve.within.as_ref(),
+                    attempt: None,
                 };
                 Ok(match decide::reserve(account, context, request, true)? {
                     Verdict::Reserve(data) => Some(data.into()),

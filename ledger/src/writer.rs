@@ -12,8 +12,8 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use seatbelt_schemas::{
     command::{
-        Ack, Admin, AdminOutcome, Read, Release, Reserve, ReserveOutcome, Resize, Resolution,
-        Settle, Standing,
+        Ack, Admin, AdminOutcome, Exchange, Read, Release, Reserve, ReserveOutcome, Resize,
+        Resolution, Settle, Standing,
     },
     commit::COMMIT_EVENTS_MAX,
     event::{Adopted, Event, EventBody, Genesis, WriterStarted},
@@ -36,6 +36,7 @@ mod admission;
 mod carrying;
 pub mod cold;
 mod doubts;
+mod exchanging;
 mod holds;
 mod landing;
 mod others;
@@ -116,6 +117,8 @@ pub enum Request {
     Settle(Settle, Ack),
     /// Gives one back.
     Release(Release),
+    /// Puts one in the place of another.
+    Exchange(Exchange),
     /// Asks how an account stands.
     Read(Read),
     /// Changes an account or the prices.
@@ -130,6 +133,7 @@ impl Request {
             Self::Resize(command) => &command.account,
             Self::Settle(command, _) => &command.account,
             Self::Release(command) => &command.account,
+            Self::Exchange(command) => &command.reserve.account,
             Self::Read(query) => &query.account,
             Self::Admin(command) => &command.account,
         }
@@ -139,7 +143,7 @@ impl Request {
 /// An answer to the request of the same name.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
-    /// To a reserve.
+    /// To a reserve, or an exchange.
     Reserve(ReserveOutcome),
     /// To a resize, settle or release.
     Resolution(Resolution),
@@ -490,5 +494,6 @@ fn request_of(command: &Reserve) -> ReserveRequest<'_> {
         asked: outcomes::asked(command),
         budget: command.budget.as_ref(),
         within: command.within.as_ref(),
+        attempt: None,
     }
 }

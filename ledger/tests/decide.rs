@@ -13,6 +13,8 @@ mod story;
 mod audit;
 #[path = "decide/caps.rs"]
 mod caps;
+#[path = "decide/exchange.rs"]
+mod exchange;
 #[path = "decide/idempotency.rs"]
 mod idempotency;
 #[path = "decide/life.rs"]

@@ -141,6 +141,7 @@ pub(crate) fn reserved(id: &str, number: u64, tokens: u64) -> Body {
         budget: None,
         within: None,
         caps: Vec::new(),
+        attempt: None,
     };
     (account(id), reserved.into())
 }
@@ -166,6 +167,7 @@ pub(crate) fn settled(id: &str, number: u64, tokens: u64) -> Body {
         multiplier_ppm: None,
         reserved_at_ms: START_MS,
         late: false,
+        attempt: None,
     };
     (account(id), settled.into())
 }

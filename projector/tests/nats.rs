@@ -709,6 +709,7 @@ fn reserved(at_ms: u64, number: u64) -> Reserved {
         budget: None,
         within: None,
         caps: Vec::new(),
+        attempt: None,
     }
 }
 

@@ -68,6 +68,16 @@ fn is_none(amount: &u64) -> bool {
     *amount == 0
 }
 
+/// Puts a hold in the place of an open one of the same request: one decision, so that nobody takes the room
+/// in between, and never are both held. Where the new one does not fit, nothing changes, and the open one stays.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Exchange {
+    /// The open reservation that ends, nothing used.
+    pub release: ReservationId,
+    /// What takes its place, of the same key; no budget of a run. It does not wait.
+    pub reserve: Reserve,
+}
+
 /// A hold was taken: what the caller may do with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
@@ -363,7 +373,7 @@ pub enum CommandError {
         /// Where it ended.
         position: Position,
     },
-    /// A hold cannot grow so far; the reservation stays as it is.
+    /// A hold cannot grow so far, or not be exchanged; the reservation stays as it is.
     #[error(
         "hold cannot grow: cap {cap} has {available} {meter} available and {requested} more were asked for"
     )]

@@ -26,7 +26,7 @@ pub use account::{
     AccountOpened, Adjusted, CapRemoved, Credited, KeyIssued, KeyRevoked, ThresholdCrossed,
 };
 pub use ending::{Expired, Overrun, Released, Report, Settled, Timings, UsageSource};
-pub use hold::{Asked, OnShort, OnUnknown, RefusalReason, Refused, Reserved, Resized};
+pub use hold::{Asked, Attempt, OnShort, OnUnknown, RefusalReason, Refused, Reserved, Resized};
 use kinds::BodySeed;
 pub use kinds::{Body, CapSet, EventBody, KINDS, PriceSet};
 pub use partition::{Adopted, Genesis, WriterStarted};

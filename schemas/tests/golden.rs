@@ -117,7 +117,8 @@ fn written_today() -> Vec<(String, Bytes)> {
         .chain(cases::nested_budgets())
         .chain(cases::priced_in_full())
         .chain(cases::tool_calls())
-        .chain(cases::multiplied());
+        .chain(cases::multiplied())
+        .chain(cases::exchanged());
     let events = events.map(|(name, event)| (name, event.encode()));
     let commits = cases::commits()
         .into_iter()

@@ -179,7 +179,7 @@ fn budget() -> impl Strategy<Value = Budget> {
 prop_compose! {
     fn reserved()(reservation in reservation(), scopes in scopes(), asked in asked(), hold in amounts(),
         (price, multiplier_ppm) in any::<(Option<u32>, Option<u64>)>(), budget in option::of(budget()), within in option::of(run()), caps in vec(evidence(), 0..5)) -> Reserved {
-        Reserved { reservation, scopes: scopes.into(), asked, hold, price, multiplier_ppm, budget, within, caps }
+        Reserved { reservation, scopes: scopes.into(), asked, hold, price, multiplier_ppm, budget, within, caps, attempt: None, }
     }
 }
 
@@ -187,7 +187,7 @@ prop_compose! {
     fn refused()(reserved in reserved(), cap in cap(), resets_at_ms in any::<Option<u64>>(), count in any::<u64>(),
         reason in select(vec![RefusalReason::Spent, RefusalReason::Unsatisfiable, RefusalReason::Held, RefusalReason::Unpriced]),
     ) -> Refused {
-        let Reserved { reservation, scopes, asked, hold: want, price, multiplier_ppm, budget, within, caps } = reserved;
+        let Reserved { reservation, scopes, asked, hold: want, price, multiplier_ppm, budget, within, caps, .. } = reserved;
         let fields = serde_json::json!({
             "reservation": reservation, "scopes": scopes, "asked": asked, "want": want, "price": price, "budget": budget, "within": within,
             "multiplier_ppm": multiplier_ppm,
@@ -204,7 +204,7 @@ prop_compose! {
 prop_compose! {
     fn settled()(reservation in reservation(), scopes in scopes(), report in report(), model in option::of(model()),
         charge in amounts(), (price, multiplier_ppm) in any::<(Option<u32>, Option<u64>)>(), reserved_at_ms in any::<u64>(), late in any::<bool>()) -> Settled {
-        Settled { reservation, scopes: scopes.into(), report, model, charge, price, multiplier_ppm, reserved_at_ms, late }
+        Settled { reservation, scopes: scopes.into(), report, model, charge, price, multiplier_ppm, reserved_at_ms, late, attempt: None, }
     }
 }
 
@@ -315,7 +315,8 @@ fn of_requests() -> impl Strategy<Value = EventBody> {
         (reservation(), key(), text()).prop_map(|(reservation, key, reason)| Released {
             reservation,
             key,
-            reason
+            reason,
+            replaced_by: None,
         }
         .into()),
         (reservation(), key(), amounts()).prop_map(|(reservation, key, above)| Overrun {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use seatbelt_ledger::{
     api::{
-        Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, ReserveOutcome, Resize,
-        Resolution, Settle, Standing, Taken,
+        Ack, Admin, AdminOutcome, Answer, Exchange, Ledger, Read, Release, Reserve, ReserveOutcome,
+        Resize, Resolution, Settle, Standing, Taken,
     },
     remote::RemoteLedger,
 };
@@ -44,6 +44,10 @@ impl Remote {
 impl Ledger for Remote {
     fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
         self.of(&command.account).reserve(command)
+    }
+
+    fn exchange(&self, command: Exchange) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        self.of(&command.reserve.account).exchange(command)
     }
 
     fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>> {

@@ -29,7 +29,7 @@ use seatbelt_gateway::{
 };
 use seatbelt_ledger::{
     api::{
-        Ack, Admin, AdminOutcome, Answer, CommandError, Ledger, Read, Release, Reserve,
+        Ack, Admin, AdminOutcome, Answer, CommandError, Exchange, Ledger, Read, Release, Reserve,
         ReserveOutcome, Resize, Resolution, Settle, SnapshotError, SnapshotStanding, Snapshots,
         Standing, Taken, UsageEvents,
     },
@@ -370,6 +370,14 @@ impl Ledger for Switched {
                 return Err(CommandError::unavailable("lost by the test"));
             }
             answer
+        }
+        .boxed()
+    }
+
+    fn exchange(&self, command: Exchange) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        async move {
+            self.check()?;
+            self.host.exchange(command).await
         }
         .boxed()
     }

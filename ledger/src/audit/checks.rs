@@ -46,11 +46,15 @@ pub enum Check {
     Epoch,
     /// A change changes something.
     Change,
+    /// What made room for a hold is followed by that hold.
+    Exchange,
+    /// And that in the same commit.
+    ExchangeAtEnd,
 }
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Sequence,
         Self::StrayWord,
         Self::StrayEnd,
@@ -70,6 +74,8 @@ impl Check {
         Self::Genesis,
         Self::Epoch,
         Self::Change,
+        Self::Exchange,
+        Self::ExchangeAtEnd,
     ];
 
     /// Whether something that is not as it should be counts.

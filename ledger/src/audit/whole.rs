@@ -202,6 +202,7 @@ mod tests {
             budget: None,
             within: None,
             caps: Vec::new(),
+            attempt: None,
         }
         .into()
     }

@@ -14,8 +14,8 @@ use seatbelt_schemas::{command::CommandError, position::Partition};
 use tokio::sync::watch;
 
 use crate::api::{
-    Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, ReserveOutcome, Resize,
-    Resolution, Settle, Standing, Taken,
+    Ack, Admin, AdminOutcome, Answer, Exchange, Ledger, Read, Release, Reserve, ReserveOutcome,
+    Resize, Resolution, Settle, Standing, Taken,
 };
 
 /// What a process owes to partitions; every clone is the same.
@@ -107,6 +107,13 @@ impl<L: Ledger> Ledger for Door<L> {
     fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
         match self.owed.lets_in(self.partition) {
             Ok(()) => self.ledger.reserve(command),
+            Err(kept_out) => std::future::ready(Err(kept_out)).boxed(),
+        }
+    }
+
+    fn exchange(&self, command: Exchange) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        match self.owed.lets_in(self.partition) {
+            Ok(()) => self.ledger.exchange(command),
             Err(kept_out) => std::future::ready(Err(kept_out)).boxed(),
         }
     }

@@ -102,6 +102,7 @@ pub fn settle(
         multiplier_ppm: open.multiplier_ppm,
         reserved_at_ms: open.at_ms,
         late,
+        attempt: open.attempt,
     })
 }
 
@@ -153,6 +154,7 @@ pub fn release(
         reservation,
         key: open.scopes.key.clone(),
         reason: reason.to_owned(),
+        replaced_by: None,
     })
 }
 

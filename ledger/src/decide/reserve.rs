@@ -6,7 +6,7 @@ use seatbelt_schemas::{
     budget::Budget,
     cap::{CapEvidence, CapSpec},
     command::CommandError,
-    event::{Asked, OnShort, RefusalReason, Refused, Reserved},
+    event::{Asked, Attempt, OnShort, RefusalReason, Refused, Reserved},
     ids::{CapId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::{Amounts, Meter},
     price::Terms,
@@ -33,6 +33,8 @@ pub struct ReserveRequest<'a> {
     pub budget: Option<&'a Budget>,
     /// The open run that a request must be in, or that the budget is taken out of.
     pub within: Option<&'a RunId>,
+    /// Which attempt of its request it is, where it takes the place of another.
+    pub attempt: Option<Attempt>,
 }
 
 /// The decision on a reserve.
@@ -81,6 +83,7 @@ pub fn reserve(
         multiplier_ppm: price.and_then(|terms| terms.account_ppm),
         budget: request.budget.copied(),
         within: out_of(&request).cloned(),
+        attempt: request.attempt,
         caps: survey.evidence,
     }))
 }

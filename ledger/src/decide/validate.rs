@@ -7,7 +7,7 @@ use seatbelt_schemas::{
     },
     budget::{Budget, is_kept_for_runs},
     cap::{CAPS_OF_RUNS_MAX, CAPS_PER_ACCOUNT_MAX, CAPS_WITH_RUNS_MAX, CapSpec, THRESHOLDS_MAX},
-    command::{Admin, Change, CommandError, Release, Reserve, Resize, Settle},
+    command::{Admin, Change, CommandError, Exchange, Release, Reserve, Resize, Settle},
     event::{KeyIssued, Report},
     ids::{CommandId, RunId},
     price::{Price, Rates, TIERS_MAX},
@@ -71,6 +71,21 @@ pub fn reserve(command: &Reserve, now_ms: u64) -> Result<(), Malformed> {
         )));
     }
     Ok(())
+}
+
+/// Checks an exchange's bounds.
+pub fn exchange(command: &Exchange, now_ms: u64) -> Result<(), Malformed> {
+    if command.reserve.budget.is_some() {
+        return Err(Malformed::because(
+            "a run's budget takes no other hold's place: reserve it",
+        ));
+    }
+    if command.release == command.reserve.id.into() {
+        return Err(Malformed::because(
+            "a reservation does not take its own place: give the new one its own id",
+        ));
+    }
+    reserve(&command.reserve, now_ms)
 }
 
 /// Checks that a reserve's deadline is still ahead: a hold would end as it begins.

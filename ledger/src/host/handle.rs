@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{CHANNEL_SHARE_MAX, PartitionStatus, skew::Skew};
 use crate::{
     api::{
-        Ack, Admin, AdminOutcome, Answer, Ledger, Read, Release, Reserve, Resize, Resolution,
-        Settle, Standing, Taken,
+        Ack, Admin, AdminOutcome, Answer, Exchange, Ledger, Read, Release, Reserve, Resize,
+        Resolution, Settle, Standing, Taken,
     },
     shares::{Share, Shares},
     writer::{Caller, Reply, Request},
@@ -151,6 +151,7 @@ impl PartitionHandle {
         let (sender, receiver) = oneshot::channel();
         let account = match &request {
             Request::Reserve(command) => Some(command.account.clone()),
+            Request::Exchange(command) => Some(command.reserve.account.clone()),
             _ => None,
         };
         let place = match &account {
@@ -260,6 +261,10 @@ impl Ledger for PartitionHandle {
 
     fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {
         Box::pin(async move { expect!(self.call(Request::Release(command)).await, Resolution) })
+    }
+
+    fn exchange(&self, command: Exchange) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        Box::pin(async move { expect!(self.call(Request::Exchange(command)).await, Reserve) })
     }
 
     fn read(&self, query: Read) -> BoxFuture<'_, Answer<Standing>> {

@@ -118,6 +118,7 @@ mod tests {
             budget: None,
             within: None,
             caps: Vec::new(),
+            attempt: None,
         };
         data.into()
     }
@@ -127,6 +128,7 @@ mod tests {
             reservation: id().into(),
             key: KeyId::new("k").unwrap(),
             reason: "test".to_owned(),
+            replaced_by: None,
         };
         event(position, CommandId::from_parts(6, 1), data.into())
     }

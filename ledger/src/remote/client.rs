@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use seatbelt_schemas::{
     command::{
-        Ack, Admin, AdminOutcome, CommandError, Read, Release, Reserve, ReserveOutcome, Resize,
-        Resolution, Settle, Standing,
+        Ack, Admin, AdminOutcome, CommandError, Exchange, Read, Release, Reserve, ReserveOutcome,
+        Resize, Resolution, Settle, Standing,
     },
     ids::{AccountId, Actor, ReservationId},
     names::Names,
@@ -131,13 +131,19 @@ impl Ledger for RemoteLedger {
     fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
         async move {
             let waits = Duration::from_millis(command.wait_ms);
-            let mut undelivered = Undelivered {
-                inner: Arc::clone(&self.inner),
-                account: command.account.clone(),
-                reservation: command.id.into(),
-                delivered: false,
-            };
+            let mut undelivered = Undelivered::of(&self.inner, &command);
             let answer = self.inner.call(Verb::Reserve, command, waits).await;
+            undelivered.delivered = true;
+            answer
+        }
+        .boxed()
+    }
+
+    fn exchange(&self, command: Exchange) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        async move {
+            let mut undelivered = Undelivered::of(&self.inner, &command.reserve);
+            let call = self.inner.call(Verb::Exchange, command, Duration::ZERO);
+            let answer = call.await;
             undelivered.delivered = true;
             answer
         }
@@ -187,6 +193,17 @@ struct Undelivered {
     account: AccountId,
     reservation: ReservationId,
     delivered: bool,
+}
+
+impl Undelivered {
+    fn of(inner: &Arc<Inner>, command: &Reserve) -> Self {
+        Self {
+            inner: Arc::clone(inner),
+            account: command.account.clone(),
+            reservation: command.id.into(),
+            delivered: false,
+        }
+    }
 }
 
 impl Drop for Undelivered {

@@ -8,12 +8,13 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::FutureExt;
+use futures::{FutureExt, future::BoxFuture};
 use seatbelt_schemas::{
     command::{
-        Admin, CommandError, Grant, Read, Release, Reserve, ReserveOutcome, Resize, Resolution,
+        Admin, CommandError, Exchange, Grant, Read, Release, Reserve, ReserveOutcome, Resize,
+        Resolution,
     },
-    ids::{AccountId, Actor},
+    ids::{AccountId, Actor, CommandId},
     names::Names,
     position::{Partition, Position},
 };
@@ -260,6 +261,9 @@ impl Desk {
             Verb::Reserve => {
                 answered(bytes, |command| self.reserve(command, &mut after.granted)).await
             }
+            Verb::Exchange => {
+                answered(bytes, |command| self.exchange(command, &mut after.granted)).await
+            }
             Verb::Release => answered(bytes, |command| self.release(command)).await,
             Verb::Resize => answered(bytes, |command: Resize| ledger.resize(command)).await,
             Verb::Read => answered(bytes, |query: Read| ledger.read(query)).await,
@@ -278,23 +282,43 @@ impl Desk {
         command: Reserve,
         granted: &mut Option<Granted<'a>>,
     ) -> Answer<ReserveOutcome> {
-        let Some(_place) = self.shares.take(&command.account) else {
+        let (id, account) = (command.id, command.account.clone());
+        let decide = || self.ledger.reserve(command);
+        self.grant((id, account), decide, granted).await
+    }
+
+    async fn exchange<'a>(
+        &'a self,
+        command: Exchange,
+        granted: &mut Option<Granted<'a>>,
+    ) -> Answer<ReserveOutcome> {
+        let (id, account) = (command.reserve.id, command.reserve.account.clone());
+        let decide = || self.ledger.exchange(command);
+        self.grant((id, account), decide, granted).await
+    }
+
+    /// Has a hold decided for a caller who may go away meanwhile.
+    async fn grant<'a>(
+        &'a self,
+        (id, account): (CommandId, AccountId),
+        decide: impl FnOnce() -> BoxFuture<'a, Answer<ReserveOutcome>>,
+        granted: &mut Option<Granted<'a>>,
+    ) -> Answer<ReserveOutcome> {
+        let Some(_place) = self.shares.take(&account) else {
             let detail = format!(
-                "{IN_FLIGHT_SHARE_MAX} reserves of account {} are with the writer already: send fewer \
-                 at once",
-                command.account
+                "{IN_FLIGHT_SHARE_MAX} reserves of account {account} are with the writer already: send fewer \
+                 at once"
             );
             return Err(CommandError::unavailable(detail));
         };
-        let Some(one) = self.reserving.begin(command.id.into()) else {
+        let Some(one) = self.reserving.begin(id.into()) else {
             return Err(CommandError::unavailable(CALLER_GONE));
         };
-        let account = command.account.clone();
         self.since(&account).await;
         let answer = tokio::select! {
             biased;
             () = one.given_up() => Err(CommandError::unavailable(CALLER_GONE)),
-            answer = self.ledger.reserve(command) => answer,
+            answer = decide() => answer,
         };
         if let Ok(ReserveOutcome::Reserved(grant)) = &answer {
             let grant = grant.clone();

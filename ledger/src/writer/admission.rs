@@ -43,6 +43,7 @@ impl<T: Caller> Writer<T> {
             Request::Resize(command) => self.resize(now_ms, &command, caller),
             Request::Settle(command, ack) => self.settle(now_ms, command, ack, caller),
             Request::Release(command) => self.release(now_ms, &command, caller),
+            Request::Exchange(command) => self.exchange(now_ms, &command, caller),
             Request::Read(query) => self.read(now_ms, &query, caller),
             Request::Admin(command) => self.admin(now_ms, &command, caller),
         }
@@ -64,6 +65,13 @@ impl<T: Caller> Writer<T> {
             Request::Read(_) => return None,
             Request::Reserve(command) => command.id,
             Request::Admin(command) => command.id,
+            // first whether it was carried out; then where the hold that was to make room ended
+            Request::Exchange(command)
+                if is_open(command.release) || self.outcomes.is_cold(command.reserve.id) =>
+            {
+                command.reserve.id
+            }
+            Request::Exchange(command) => command.release.into(),
             Request::Resize(command) if is_open(command.reservation) => command.id,
             Request::Settle(Settle { reservation, .. }, _)
                 if is_open(*reservation) || has_expired(*reservation) =>

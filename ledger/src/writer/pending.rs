@@ -202,6 +202,7 @@ mod tests {
             multiplier_ppm: None,
             reserved_at_ms: MOST,
             late: true,
+            attempt: None,
         }
     }
 
@@ -248,6 +249,7 @@ mod tests {
             budget: None,
             within: None,
             caps: vec![met; SCOPES * CAPS_PER_SCOPE_MAX],
+            attempt: None,
         };
         assert!(
             size(reserved) + 2048 <= EVENT_BYTES_MAX,

@@ -11,7 +11,7 @@ use seatbelt_ledger::audit::{
 use seatbelt_ledger::journal::Sequence;
 use seatbelt_schemas::{
     commit::Commit,
-    event::{AccountOpened, Event, EventBody, Overrun, StoredEvent},
+    event::{AccountOpened, Event, EventBody, Overrun, Released, StoredEvent},
     ids::{CommandId, KeyId},
     meter::Amounts,
     position::{Partition, Partitions, Position},
@@ -19,7 +19,7 @@ use seatbelt_schemas::{
 
 use crate::{
     audit::{and_then_to, chained, commits, credit, renumber, unknown},
-    story::{Ask, Story, account, ask},
+    story::{Ask, Call, Story, account, ask},
 };
 
 type Numbered = Vec<(u64, Bytes)>;
@@ -184,11 +184,48 @@ fn a_reign_left_out() -> Numbered {
     numbered(chained(commits))
 }
 
+/// A hold that made room for another, which took its place.
+fn exchanged(change: impl FnOnce(&mut Vec<Commit>, &Call)) -> Numbered {
+    let mut story = Story::new(&["all account tokens balance 1000"]);
+    let other = story.reserve(&ask(1, 1));
+    let first = story.reserve(&ask(10, 20));
+    story.exchange(&first, &ask(10, 30));
+    let mut commits = commits(&story.journal);
+    change(&mut commits, &other);
+    numbered(chained(commits))
+}
+
+/// What was to take the place is missing.
+fn nothing_in_its_place() -> Numbered {
+    exchanged(|commits, _| {
+        commits.last_mut().unwrap().events.pop();
+    })
+}
+
+/// Another hold ends where that which took the place belongs.
+fn something_in_between() -> Numbered {
+    exchanged(|commits, other| {
+        let stored = commits.last_mut().unwrap().events.last_mut().unwrap();
+        let mut event = stored.event.clone();
+        event.cause = CommandId::from_parts(7, 7);
+        event.body = Released {
+            reservation: other.reservation(),
+            key: KeyId::new("k").unwrap(),
+            reason: "forged".to_owned(),
+            replaced_by: None,
+        }
+        .into();
+        *stored = StoredEvent::new(event);
+    })
+}
+
 /// A journal that only this check finds.
 fn forged(check: Check) -> Numbered {
     let is = |kind: &'static str| move |body: &EventBody| body.kind() == kind;
     let genesis = commits(&settled())[0].events[0].event.body.clone();
     match check {
+        Check::Exchange => something_in_between(),
+        Check::ExchangeAtEnd => nothing_in_its_place(),
         Check::Sequence => {
             let mut journal = numbered(settled());
             journal.last_mut().unwrap().0 += 1;

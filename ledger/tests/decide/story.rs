@@ -6,7 +6,7 @@ use std::{cell::Cell, collections::BTreeMap, rc::Rc};
 use bytes::Bytes;
 use seatbelt_ledger::{
     account::Account,
-    api::{Ack, Admin, Answer, Release, Reserve, Resize, Settle},
+    api::{Ack, Admin, Answer, Exchange, Release, Reserve, Resize, Settle},
     audit::{PartitionSummary, Verifier},
     journal::{Sequence, Stored},
     outcomes::HOT_MAX,
@@ -397,6 +397,19 @@ impl Story {
     pub(crate) fn reserve(&mut self, ask: &Ask) -> Call {
         let command = self.command(ask);
         self.send(command.id, Request::Reserve(command))
+    }
+
+    pub(crate) fn exchange_command(&mut self, call: &Call, ask: &Ask) -> Exchange {
+        Exchange {
+            release: call.reservation(),
+            reserve: self.command(ask),
+        }
+    }
+
+    /// Another attempt in the place of one that is held.
+    pub(crate) fn exchange(&mut self, call: &Call, ask: &Ask) -> Call {
+        let command = self.exchange_command(call, ask);
+        self.send(command.reserve.id, Request::Exchange(command))
     }
 
     pub(crate) fn settle_command(&mut self, call: &Call, input: u64, output: u64) -> Settle {

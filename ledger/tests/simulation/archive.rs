@@ -166,7 +166,7 @@ pub(crate) fn trace(journal: &[Bytes], to: Sequence, id: CommandId) -> Trace {
         EventBody::Resized(data) => data.reservation == reservation,
         _ => false,
     };
-    let commits = journal[..to.0 as usize]
+    let commits = up_to(journal, to)
         .iter()
         .filter_map(|payload| Commit::decode(payload).ok());
     let events = commits
@@ -177,10 +177,15 @@ pub(crate) fn trace(journal: &[Bytes], to: Sequence, id: CommandId) -> Trace {
     Trace { id, events }
 }
 
+/// A writer with a planted fault may believe in commits that are not there.
+fn up_to(journal: &[Bytes], to: Sequence) -> &[Bytes] {
+    &journal[..journal.len().min(to.0 as usize)]
+}
+
 /// What the journal tells of ids above a floor: a full scan.
 pub(crate) fn above(journal: &[Bytes], unread: Unsearched, hot_max: usize) -> Outcomes {
     let mut outcomes = Outcomes::after(None, hot_max);
-    for payload in &journal[..unread.to.0 as usize] {
+    for payload in up_to(journal, unread.to) {
         let Ok(commit) = Commit::decode(payload) else {
             continue;
         };

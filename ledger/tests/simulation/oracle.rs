@@ -8,7 +8,7 @@ use seatbelt_schemas::{
     budget::Budget,
     cap::{CapEvidence, CapSpec},
     commit::{ChainHash, Commit},
-    event::{Event, EventBody, Refused, Reserved, Settled},
+    event::{Attempt, Event, EventBody, Refused, Reserved, Settled},
     ids::{AccountId, CapId, CommandId, ReservationId, RunId},
     meter::{Amounts, Meter},
     scope::{Scope, Scopes},
@@ -56,6 +56,10 @@ pub(crate) struct Books {
     ends: BTreeMap<ReservationId, &'static str>,
     /// What late settles gave back to the payers of open runs, and what runs within them have.
     given_back: BTreeMap<(ReservationId, Meter), u64>,
+    /// Of each open reservation that is another attempt, which one.
+    attempts: BTreeMap<ReservationId, Attempt>,
+    /// What was released to make room: what must come next, of which command.
+    makes_room: Option<(CommandId, ReservationId, Attempt)>,
     pub(crate) causes: BTreeMap<CommandId, Vec<Event>>,
     pub(crate) events: Vec<Event>,
 }
@@ -97,6 +101,7 @@ impl Books {
             return Err(format!("time goes backwards at {}", event.position));
         }
         let before = self.used(&event);
+        self.goes_on(&event)?;
         self.fold(&event)?;
         self.nothing_rises(&event, &before)?;
         self.causes
@@ -105,6 +110,60 @@ impl Books {
             .push(event.clone());
         self.events.push(event);
         Ok(())
+    }
+
+    /// A hold that made room is followed by the one that takes its place, of the same command, one attempt
+    /// further; no other says that it is an attempt.
+    fn goes_on(&mut self, event: &Event) -> Result<(), String> {
+        let (taken, attempt) = match &event.body {
+            EventBody::Reserved(data) => (Some(data.reservation), data.attempt),
+            _ => (None, None),
+        };
+        let expected = self.makes_room.take();
+        let is_next = match expected {
+            None => attempt.is_none(),
+            Some((cause, by, next)) => {
+                event.cause == cause && taken == Some(by) && attempt == Some(next)
+            }
+        };
+        if !is_next {
+            return Err(format!(
+                "position {}: {expected:?} belongs where attempt {attempt:?} stands",
+                event.position
+            ));
+        }
+        if let (Some(reservation), Some(attempt)) = (taken, attempt) {
+            self.attempts.insert(reservation, attempt);
+        }
+        if makes_room(&event.body) {
+            self.note_room(event);
+        }
+        if let EventBody::Settled(data) = &event.body
+            && data.attempt != self.attempts.get(&data.reservation).copied()
+        {
+            return Err(format!(
+                "{} is settled as another attempt",
+                data.reservation
+            ));
+        }
+        Ok(())
+    }
+
+    fn note_room(&mut self, event: &Event) {
+        if let EventBody::Released(data) = &event.body
+            && let Some(by) = data.replaced_by
+        {
+            let first = Attempt {
+                of: data.reservation,
+                n: 1,
+            };
+            let before = self.attempts.get(&data.reservation).unwrap_or(&first);
+            let next = Attempt {
+                n: before.n + 1,
+                ..*before
+            };
+            self.makes_room = Some((event.cause, by, next));
+        }
     }
 
     fn fold(&mut self, event: &Event) -> Result<(), String> {
@@ -596,4 +655,9 @@ impl Books {
     pub(crate) fn open(&self) -> usize {
         self.open.len()
     }
+}
+
+/// Whether an event only makes room for the one after it.
+pub(crate) fn makes_room(body: &EventBody) -> bool {
+    matches!(body, EventBody::Released(data) if data.replaced_by.is_some())
 }

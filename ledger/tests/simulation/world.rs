@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use seatbelt_ledger::{
-    api::{Ack, Admin, CommandError, Read, Release, Reserve, ReserveOutcome, Resize, Settle},
+    api::{
+        Ack, Admin, CommandError, Exchange, Read, Release, Reserve, ReserveOutcome, Resize, Settle,
+    },
     audit::Verifier,
     journal::{AppendError, Sequence, Stored},
     outcomes::HOT_MAX,
@@ -33,7 +35,7 @@ use seatbelt_schemas::{
 
 use super::{
     archive::{self, Archive},
-    oracle::Books,
+    oracle::{Books, makes_room},
 };
 
 /// A fault planted in the writer, to test the test.
@@ -416,6 +418,7 @@ impl World {
         let host = self.host();
         let request = match self.random.below(10) {
             0..=4 if self.random.one_in(4) => self.open_run(account),
+            0..=4 if self.random.one_in(6) => self.exchange(),
             0..=4 => self.reserve(account),
             5..=6 => self.settle(),
             7 => self.release(),
@@ -465,6 +468,15 @@ impl World {
             budget: None,
             within: None,
         })
+    }
+
+    /// Another attempt in the place of some hold, mostly of its own key.
+    fn exchange(&mut self) -> Request {
+        let (account, release) = self.some_reservation();
+        let Request::Reserve(reserve) = self.reserve(account) else {
+            unreachable!("a reserve");
+        };
+        Request::Exchange(Exchange { release, reserve })
     }
 
     /// Sets a budget aside for a run; mostly one that fits.
@@ -770,13 +782,16 @@ impl World {
             Request::Resize(command) => (command.id, false),
             Request::Settle(command, ack) => (command.id, *ack == Ack::Taken),
             Request::Release(command) => (command.id, false),
+            Request::Exchange(command) => (command.reserve.id, false),
             Request::Admin(command) => (command.id, false),
             Request::Read(_) => return Ok(()),
         };
         let position = match &answer {
             Ok(Reply::Reserve(ReserveOutcome::Reserved(grant))) => {
-                let Request::Reserve(command) = &call.request else {
-                    return Err("grant to no reserve".to_owned());
+                let command = match &call.request {
+                    Request::Reserve(command) => command,
+                    Request::Exchange(command) => &command.reserve,
+                    _ => return Err("grant to no reserve".to_owned()),
                 };
                 self.granted
                     .push((command.account.clone(), grant.reservation));
@@ -861,7 +876,7 @@ impl World {
                 !matches!(
                     event.body,
                     EventBody::Overrun(_) | EventBody::ThresholdCrossed(_)
-                )
+                ) && !makes_room(&event.body)
             };
             if events.iter().filter(decisive).count() > 1 {
                 return Err(format!("command {id} was carried out twice"));

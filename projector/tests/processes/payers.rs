@@ -7,7 +7,8 @@ use std::{
 };
 
 use seatbelt_ledger::api::{
-    Ack, Admin, Answer, CommandError, Read, Release, Reserve, ReserveOutcome, Resize, Settle,
+    Ack, Admin, Answer, CommandError, Exchange, Read, Release, Reserve, ReserveOutcome, Resize,
+    Settle,
 };
 use seatbelt_schemas::{
     command::Change,
@@ -182,11 +183,46 @@ impl Payers {
             self.forge(&command).await;
         }
         sleep(chance.ms(1_500)).await;
+        if command.budget.is_none() && chance.one_in(5) {
+            let held = self.exchanged(command).await;
+            return self.end(&held).await;
+        }
         self.end(&command).await;
         if chance.one_in(4) {
             // it has not heard of its own end, or starts again with what it wrote down
             sleep(chance.ms(3_000)).await;
             self.reserve(&command).await;
+        }
+    }
+
+    /// Another attempt in the place of this one; which of them is held then.
+    async fn exchanged(&self, command: Reserve) -> Reserve {
+        let reserve = Reserve {
+            key: command.key.clone(),
+            ..vocabulary::reserve(self.id(), &command.account, &self.medium)
+        };
+        let release = command.id.into();
+        let exchange = Exchange { release, reserve };
+        let asked = self.ask(async |host| host.ledger.exchange(exchange.clone()).await);
+        let Exchange { reserve, .. } = exchange.clone();
+        match asked.await {
+            Some(Ok(ReserveOutcome::Reserved(grant))) => {
+                let mut told = self.told();
+                told.outcome(reserve.id, grant.position);
+                told.grants
+                    .insert(grant.reservation, reserve.account.clone());
+                reserve
+            }
+            Some(Ok(ReserveOutcome::Refused(refusal))) => {
+                self.medium
+                    .fail(format!("an exchange was refused by an event: {refusal:?}"));
+                command
+            }
+            Some(Err(error)) => {
+                self.failed(reserve.id, error, false);
+                command
+            }
+            None => command,
         }
     }
 

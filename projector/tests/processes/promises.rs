@@ -21,7 +21,7 @@ use seatbelt_schemas::{
 
 use crate::{
     medium::Medium,
-    oracle::Books,
+    oracle::{Books, makes_room},
     told::{Failed, Told},
 };
 
@@ -137,7 +137,8 @@ fn nobody_is_told_two_things(told: &Told) -> Result<(), String> {
 fn nothing_is_done_twice(books: &Books) -> Result<(), String> {
     let follows = |event: &&Event| {
         let body = &event.body;
-        !matches!(body, EventBody::Overrun(_) | EventBody::ThresholdCrossed(_))
+        let follows = matches!(body, EventBody::Overrun(_) | EventBody::ThresholdCrossed(_));
+        !follows && !makes_room(body)
     };
     let twice = books.causes.iter();
     let mut twice = twice.filter(|(_, events)| events.iter().filter(follows).count() > 1);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{OnUnknown, is_default};
+use super::{Attempt, OnUnknown, is_default};
 use crate::{
     ids::{KeyId, ModelId, ReservationId},
     meter::Amounts,
@@ -73,6 +73,8 @@ pub struct Settled {
     pub reserved_at_ms: u64,
     /// The reservation had expired: this replaces the charge made then.
     pub late: bool,
+    /// Which attempt of its request answered, where it was not the first.
+    pub attempt: Option<Attempt>,
 }
 
 /// [`Settled`] on the wire, where the report's fields stand among its own. Written out, because
@@ -93,6 +95,7 @@ struct SettledFields {
     reserved_at_ms: u64,
     #[serde(default)]
     late: bool,
+    attempt: Option<Attempt>,
 }
 
 impl From<SettledFields> for Settled {
@@ -114,6 +117,7 @@ impl From<SettledFields> for Settled {
             multiplier_ppm: fields.multiplier_ppm,
             reserved_at_ms: fields.reserved_at_ms,
             late: fields.late,
+            attempt: fields.attempt,
         }
     }
 }
@@ -140,6 +144,8 @@ impl Serialize for Settled {
             reserved_at_ms: u64,
             #[serde(skip_serializing_if = "is_default")]
             late: bool,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            attempt: Option<Attempt>,
         }
         let Report {
             usage,
@@ -162,6 +168,7 @@ impl Serialize for Settled {
             multiplier_ppm: self.multiplier_ppm,
             reserved_at_ms: self.reserved_at_ms,
             late: self.late,
+            attempt: self.attempt,
         }
         .serialize(to)
     }
@@ -174,6 +181,9 @@ pub struct Released {
     pub key: KeyId,
     /// Why, in one phrase.
     pub reason: String,
+    /// The reservation that took its place, where one did: its event follows at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced_by: Option<ReservationId>,
 }
 
 /// A reservation ended by its deadline.

@@ -55,6 +55,15 @@ pub struct Asked {
     pub on_unknown: OnUnknown,
 }
 
+/// Which attempt of a request a reservation is. The first says nothing of it: it may be the only one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The reservation of the first, by which all of them are known.
+    pub of: ReservationId,
+    /// Its number, from 2 on; each is one more than the one whose place it took.
+    pub n: u32,
+}
+
 /// A hold was taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reserved {
@@ -75,6 +84,9 @@ pub struct Reserved {
     /// The open run that the budget was taken out of; out of what the key may spend where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub within: Option<RunId>,
+    /// Where it took the place of another one of the same request, which was released right before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<Attempt>,
     /// Every matching cap, as the decision met it.
     pub caps: Vec<CapEvidence>,
 }

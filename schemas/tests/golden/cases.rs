@@ -5,10 +5,10 @@ use seatbelt_schemas::{
     cap::{CapEvidence, CapSpec, THRESHOLDS_DEFAULT},
     commit::{ChainHash, Commit},
     event::{
-        AccountOpened, Adjusted, Adopted, Asked, CapRemoved, Credited, Event, EventBody, Expired,
-        Genesis, KeyIssued, KeyRevoked, OnShort, OnUnknown, Overrun, RefusalReason, Refused,
-        Released, Report, Reserved, Resized, Settled, StoredEvent, ThresholdCrossed, Timings,
-        UsageSource, WriterStarted,
+        AccountOpened, Adjusted, Adopted, Asked, Attempt, CapRemoved, Credited, Event, EventBody,
+        Expired, Genesis, KeyIssued, KeyRevoked, OnShort, OnUnknown, Overrun, RefusalReason,
+        Refused, Released, Report, Reserved, Resized, Settled, StoredEvent, ThresholdCrossed,
+        Timings, UsageSource, WriterStarted,
     },
     ids::{
         AccountId, Actor, CapId, CommandId, EndUserId, KeyId, LedgerId, ModelId, NeuronId,
@@ -259,6 +259,7 @@ fn settled() -> Settled {
         multiplier_ppm: None,
         reserved_at_ms: AT_MS,
         late: false,
+        attempt: None,
     }
 }
 
@@ -369,6 +370,7 @@ fn basic_reserves() -> Vec<EventBody> {
             budget: None,
             within: None,
             caps: Vec::new(),
+            attempt: None,
         }
         .into(),
         Resized {
@@ -389,6 +391,7 @@ fn basic_ends() -> Vec<EventBody> {
             reservation: reservation(1),
             key: key(),
             reason: "upstream unreachable".to_owned(),
+            replaced_by: None,
         }
         .into(),
         Expired {
@@ -517,6 +520,7 @@ fn full_reserves() -> Vec<EventBody> {
             budget: None,
             within: None,
             caps: evidence_in_full(),
+            attempt: None,
         }
         .into(),
         Resized {
@@ -557,6 +561,7 @@ fn full_ends() -> Vec<EventBody> {
             reservation: reservation(2),
             key: key(),
             reason: "the caller left before the answer".to_owned(),
+            replaced_by: None,
         }
         .into(),
         Expired {
@@ -743,6 +748,7 @@ pub(crate) fn tool_calls() -> Vec<Case<Event>> {
         multiplier_ppm: None,
         budget: None,
         within: None,
+        attempt: None,
         caps: evidence(),
     };
     let refused = Refused {
@@ -784,6 +790,7 @@ pub(crate) fn multiplied() -> Vec<Case<Event>> {
         budget: None,
         within: None,
         caps: evidence(),
+        attempt: None,
     };
     let refused = Refused {
         want: reserved.hold,
@@ -836,6 +843,7 @@ pub(crate) fn budgets() -> Vec<Case<Event>> {
         budget: Some(budget),
         within: None,
         caps: evidence(),
+        attempt: None,
     };
     let refused = Refused {
         scopes: scopes.into(),
@@ -868,4 +876,40 @@ pub(crate) fn nested_budgets() -> Vec<Case<Event>> {
         (format!("{name}-within"), Event { body, ..event })
     };
     budgets().into_iter().map(nested).collect()
+}
+
+/// A hold that made room for another attempt, that one, and its settlement.
+pub(crate) fn exchanged() -> Vec<Case<Event>> {
+    let attempt = Some(Attempt {
+        of: reservation(112),
+        n: 2,
+    });
+    let released = Released {
+        reservation: reservation(112),
+        key: key(),
+        reason: "another attempt took its place".to_owned(),
+        replaced_by: Some(reservation(113)),
+    };
+    let reserved = Reserved {
+        reservation: reservation(113),
+        scopes: key_alone().into(),
+        asked: asked(),
+        hold: Amounts::request(10, 20, None),
+        price: None,
+        multiplier_ppm: None,
+        budget: None,
+        within: None,
+        attempt,
+        caps: evidence(),
+    };
+    let settled = Settled {
+        reservation: reservation(113),
+        attempt,
+        ..settled()
+    };
+    vec![
+        ("released-exchanged".to_owned(), event(112, released.into())),
+        ("reserved-attempt".to_owned(), event(113, reserved.into())),
+        ("settled-attempt".to_owned(), event(114, settled.into())),
+    ]
 }

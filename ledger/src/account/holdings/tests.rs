@@ -134,6 +134,7 @@ impl World {
             within: None,
             caps: Vec::new(),
             multiplier_ppm: None,
+            attempt: None,
         });
         reservation
     }
@@ -144,6 +145,7 @@ impl World {
             reservation,
             key,
             reason: String::new(),
+            replaced_by: None,
         });
     }
 
@@ -200,6 +202,7 @@ impl World {
             reserved_at_ms: AT_MS,
             late: false,
             multiplier_ppm: None,
+            attempt: None,
         });
     }
 

@@ -6,7 +6,9 @@
 use seatbelt_schemas::{
     budget::Budget,
     cap::CapSpec,
-    event::{AccountOpened, Asked, Event, EventBody, KeyIssued, OnShort, OnUnknown, Reserved},
+    event::{
+        AccountOpened, Asked, Attempt, Event, EventBody, KeyIssued, OnShort, OnUnknown, Reserved,
+    },
     ids::{Actor, CapId, CommandId, EndUserId, KeyId, ModelId, TeamId},
     meter::{Amounts, Meter},
     scope::{Scope, Scopes},
@@ -63,6 +65,7 @@ fn reserve(state: &mut Account, number: u64) {
         budget: None,
         within: None,
         caps: Vec::new(),
+        attempt: None,
     };
     apply(state, reserved);
 }
@@ -151,6 +154,7 @@ fn only_what_changed_is_written() {
             reservation: id,
             key: scopes().key,
             reason: String::new(),
+            replaced_by: None,
         };
         apply(&mut state, released);
         let began = std::time::Instant::now();
@@ -239,6 +243,10 @@ fn widest_open() -> Reservation {
         price: Some(u32::MAX),
         multiplier_ppm: None,
         at_ms: u64::MAX,
+        attempt: Some(Attempt {
+            of: ReservationId::from_parts(u64::MAX >> 16, u128::MAX >> 48),
+            n: u32::MAX,
+        }),
     }
 }
 
