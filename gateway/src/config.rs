@@ -34,7 +34,7 @@ pub(crate) use limits::Limits;
 pub(crate) use times::*;
 pub use times::{
     BUDGET_WAIT_MS, CLIENT_STALL_MS, CONNECT_TIMEOUT, DRAIN_MS, HEADER_TIMEOUT_MS, HOLD_GRACE,
-    LEDGER_TIMEOUT_MS, PING_DEFAULT, POOL_IDLE_MS, REQUEST_TIMEOUT_MS,
+    LEDGER_TIMEOUT_MS, PING_DEFAULT, POOL_IDLE_MS, REQUEST_TIMEOUT_MS, UPSTREAM_IDLE_MS,
 };
 
 /// Most upstreams of one gateway.
@@ -373,6 +373,8 @@ pub struct GatewayConfig {
     pub ledger_timeout: Duration,
     /// How long a request may take from reserve to last byte ([`REQUEST_TIMEOUT_MS`]).
     pub request_timeout: Duration,
+    /// How long an upstream may send nothing once its answer has begun.
+    pub upstream_idle: Duration,
     /// How long requests in progress may go on after shutdown was asked for ([`DRAIN_MS`]).
     pub drain: Duration,
     /// Largest request body ([`BODY_BYTES`]).
@@ -416,6 +418,7 @@ impl Default for GatewayConfig {
             budget_wait: BUDGET_WAIT_MS.default_ms(),
             ledger_timeout: LEDGER_TIMEOUT_MS.default_ms(),
             request_timeout: REQUEST_TIMEOUT_MS.default_ms(),
+            upstream_idle: UPSTREAM_IDLE_MS.default_ms(),
             drain: DRAIN_MS.default_ms(),
             body_bytes: BODY_BYTES.default_count(),
             bodies_bytes: BODIES_BYTES.default_count(),
@@ -451,6 +454,7 @@ impl GatewayConfig {
         }
         for (name, zero) in [
             ("request_timeout", self.request_timeout.is_zero()),
+            ("upstream_idle", self.upstream_idle.is_zero()),
             ("ledger_timeout", self.ledger_timeout.is_zero()),
             ("body_bytes", self.body_bytes == 0),
             ("requests", self.requests == 0),

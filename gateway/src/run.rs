@@ -47,7 +47,7 @@ mod report;
 mod whole;
 
 use again::Again;
-use attempts::Limits;
+use attempts::{Idle, Limits};
 use elsewhere::Elsewhere;
 use report::Known;
 
@@ -70,6 +70,7 @@ pub(crate) struct Runner {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) request_timeout: Duration,
+    pub(crate) upstream_idle: Duration,
     pub(crate) on_disconnect: OnDisconnect,
     /// How long a stream may be silent before its client is told that it goes on.
     pub(crate) ping: Duration,
@@ -215,6 +216,7 @@ impl Runner {
         Limits {
             ends_with_client: is_neuron || cancels || !is_metered,
             deadline: began + self.request_timeout,
+            idle: Idle::of(self.upstream_idle),
             cut: self.cut.clone(),
             lost: match candidate {
                 Candidate::Neuron(neuron) => neuron.lost.clone(),

@@ -219,6 +219,7 @@ fn app(
             metrics: Arc::clone(&metrics),
             clock: Arc::clone(&parts.clock),
             request_timeout: config.request_timeout,
+            upstream_idle: config.upstream_idle,
             on_disconnect: config.on_disconnect,
             ping: config.ping,
             tracker: tracker.clone(),

@@ -7,7 +7,7 @@ use seatbelt_gateway::{
     config::{
         ACCOUNT_SHARE_PERCENT, BODIES_BYTES, BODY_BYTES, BUDGET_WAIT_MS, CLIENT_STALL_MS,
         CONNECTIONS, DRAIN_MS, HEADER_TIMEOUT_MS, LEDGER_TIMEOUT_MS, POOL_IDLE_MS,
-        REQUEST_TIMEOUT_MS, REQUESTS,
+        REQUEST_TIMEOUT_MS, REQUESTS, UPSTREAM_IDLE_MS,
     },
 };
 use secrecy::SecretString;
@@ -43,6 +43,7 @@ pub(super) fn read(mut section: Section) -> GatewayConfig {
         cors_origins: cors_origins(&mut section),
         account_share_percent: u8::try_from(percent).unwrap_or(plain.account_share_percent),
         request_timeout: section.millis("request_timeout_ms", REQUEST_TIMEOUT_MS),
+        upstream_idle: section.millis("upstream_idle_timeout_ms", UPSTREAM_IDLE_MS),
         ledger_timeout: section.millis("ledger_timeout_ms", LEDGER_TIMEOUT_MS),
         pool_idle: section.millis("pool_idle_ms", POOL_IDLE_MS),
         on_disconnect: section

@@ -7,6 +7,8 @@ use seatbelt_schemas::setting::Setting;
 
 /// How long a request may take from reserve to last byte.
 pub const REQUEST_TIMEOUT_MS: Setting = Setting::new(10, 24 * 3_600_000, 600_000);
+/// How long an upstream may send nothing once its answer has begun.
+pub const UPSTREAM_IDLE_MS: Setting = Setting::new(10, 24 * 3_600_000, 300_000);
 /// How much longer than the request its hold lives, so that the settle arrives in time.
 pub const HOLD_GRACE: Duration = Duration::from_secs(30);
 /// How long a request waits for open holds to resolve. A request may ask for another wait within the same bounds.

@@ -1,6 +1,10 @@
 //! One sending of a request, and what may end it before its upstream does.
 
-use std::future::Future;
+use std::{
+    future::Future,
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
 
 use axum::http::header;
 use bytes::Bytes;
@@ -22,10 +26,42 @@ pub(super) struct Limits {
     /// The upstream's work ends when the client leaves.
     pub(super) ends_with_client: bool,
     pub(super) deadline: Instant,
+    /// The upstream has been silent for too long.
+    pub(super) idle: Idle,
     /// The gateway may not wait any longer.
     pub(super) cut: CancellationToken,
     /// Nothing is to be heard from the upstream any more.
     pub(super) lost: CancellationToken,
+}
+
+/// How long an upstream may be silent, and since when it is; whoever waits for it may turn to something else
+/// in between.
+#[derive(Debug)]
+pub(super) struct Idle {
+    most: Duration,
+    heard: Mutex<Instant>,
+}
+
+impl Idle {
+    pub(super) fn of(most: Duration) -> Self {
+        Self {
+            most,
+            heard: Mutex::new(Instant::now()),
+        }
+    }
+
+    fn heard_now(&self) {
+        *self.lock() = Instant::now();
+    }
+
+    /// When it is over.
+    fn ends(&self) -> Instant {
+        *self.lock() + self.most
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Instant> {
+        self.heard.lock().expect("no holder of the lock panics")
+    }
 }
 
 /// Why the upstream was not heard to its end.
@@ -59,6 +95,7 @@ impl Job {
         self.tell_outcome(&answered);
         match answered? {
             Ok(answer) => {
+                self.limits.idle.heard_now();
                 self.first_byte_ms = ms(self.began.elapsed());
                 self.metrics
                     .stage(Stage::UpstreamFirstByte, self.began.elapsed());
@@ -101,7 +138,16 @@ impl Limits {
         answer: &mut reqwest::Response,
         gone: impl Future<Output = ()>,
     ) -> Result<Option<Bytes>, Stop> {
-        let chunk = self.unless_stopped(answer.chunk(), gone).await?;
+        let silence = sleep_until(self.idle.ends());
+        let chunk = tokio::select! {
+            biased;
+            chunk = self.unless_stopped(answer.chunk(), gone) => chunk?,
+            () = silence => {
+                let silent_s = self.idle.most.as_secs_f64();
+                return Err(Stop::Broke(format!("it sent nothing for {silent_s} s")));
+            }
+        };
+        self.idle.heard_now();
         chunk.map_err(|error| Stop::Broke(in_one_line(&error)))
     }
 }
@@ -120,10 +166,7 @@ fn is_event_stream(answer: &reqwest::Response) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        future::{pending, ready},
-        time::Duration,
-    };
+    use std::future::{pending, ready};
 
     use super::*;
 
@@ -131,6 +174,7 @@ mod tests {
         Limits {
             ends_with_client,
             deadline: Instant::now() + Duration::from_secs(3600),
+            idle: Idle::of(Duration::from_secs(3600)),
             cut: CancellationToken::new(),
             lost: CancellationToken::new(),
         }

@@ -1,6 +1,6 @@
 //! Streams pass through as they come, and end only once they are settled.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use seatbelt_schemas::window::Window;
 use serde_json::{Value, json};
@@ -128,4 +128,25 @@ async fn an_upstream_that_ignores_stream_is_settled_and_its_answer_no_empty_stre
         );
         assert_eq!(stack.spent_once_idle().await, charged);
     }
+}
+
+/// A connection that lives and says nothing is no answer for ever; a ping to the client is nothing heard.
+#[tokio::test]
+async fn an_upstream_that_falls_silent_within_its_stream_is_cut_and_costs_the_hold() {
+    let stack = Stack::start_with(tokens(100_000, Window::Balance), |told| {
+        told.upstream_idle = Duration::from_millis(300);
+        told.ping = Duration::from_millis(50);
+    })
+    .await;
+    stack.upstream.plays(Script::Held(chat_stream()));
+    let text = stream_text(stack.chat(&hi_stream(20))).await;
+    assert!(text.contains("error") && !text.contains("[DONE]"), "{text}");
+    assert!(stack.spent_once_idle().await > 20);
+    // as long as something comes, it is not silent
+    let pieces = chat_stream();
+    stack
+        .upstream
+        .plays(Script::Slow(pieces, Duration::from_millis(120)));
+    let text = stream_text(stack.chat(&hi_stream(20))).await;
+    assert!(text.contains("[DONE]"), "{text}");
 }
