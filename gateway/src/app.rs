@@ -34,8 +34,8 @@ pub(crate) struct App {
     pub(crate) clock: Clock,
     /// The way of a request that costs, step by step.
     pub(crate) receiver: Receiver,
-    pub(crate) planner: Planner,
-    pub(crate) runner: Runner,
+    pub(crate) planner: Arc<Planner>,
+    pub(crate) runner: Arc<Runner>,
     /// Every task that outlives its connection.
     pub(crate) tracker: TaskTracker,
     /// Requests in progress may not wait any longer.

@@ -29,7 +29,9 @@ mod times;
 
 pub(crate) use bodies::*;
 pub use bodies::{BODIES_BYTES, BODY_BYTES};
-pub use deployments::{ATTEMPTS, DEPLOYMENTS_MAX, DeploymentConfig, PRIORITY, WEIGHT};
+pub use deployments::{
+    ATTEMPTS, DEPLOYMENTS_MAX, DeploymentConfig, FALLBACKS_MAX, PRIORITY, WEIGHT,
+};
 pub(crate) use limits::Limits;
 pub(crate) use times::*;
 pub use times::{
@@ -221,6 +223,9 @@ pub struct UpstreamModel {
     pub tools: Vec<Provided>,
     /// What its images and sounds cost at most; a metered request may have only those that are told here.
     pub media: MediaLimits,
+    /// Models of upstreams that are asked in its place, in order, where nothing was done for a request: at most
+    /// [`FALLBACKS_MAX`]. Each at its own price and with its own bound.
+    pub fallback: Vec<ModelId>,
 }
 
 /// How a model's tokens are counted.
@@ -262,6 +267,7 @@ impl UpstreamModel {
             classes: Vec::new(),
             tools: Vec::new(),
             media: MediaLimits::default(),
+            fallback: Vec::new(),
         }
     }
 }
@@ -452,6 +458,7 @@ impl GatewayConfig {
             }
             upstream.mistakes(earlier, &mut found);
         }
+        self.fallback_mistakes(&mut found);
         for (name, zero) in [
             ("request_timeout", self.request_timeout.is_zero()),
             ("upstream_idle", self.upstream_idle.is_zero()),

@@ -31,6 +31,7 @@ use crate::{
     metrics::{Metrics, Stage},
 };
 
+mod exchange;
 mod follow_up;
 mod reservation;
 pub(crate) mod runs;
@@ -38,6 +39,7 @@ mod settling;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub(crate) use exchange::NotExchanged;
 pub(crate) use reservation::Reservation;
 
 use follow_up::{RELEASES_AT_ONCE_MAX, RELEASES_MAX, Undelivered};
@@ -155,37 +157,39 @@ impl Gate {
     ) -> Result<(Reservation, Grant), ApiError> {
         let command = self.reserve_command(&want);
         let deadline_ms = command.deadline_ms;
-        let of_key = self.metrics.of_key(&want.account, &want.key);
         match self.decided(command).await? {
-            ReserveOutcome::Reserved(grant) => {
-                self.mark(&want.account, grant.position);
-                self.metrics.held(&grant.hold);
-                if let Some(of_key) = &of_key {
-                    of_key.held(&grant.hold, &grant.caps);
-                }
-                let reservation = Reservation {
-                    gate: Arc::clone(self),
-                    account: want.account,
-                    key: want.key,
-                    id: grant.reservation,
-                    hold: grant.hold,
-                    tool_calls: want.tool_calls,
-                    deadline_ms,
-                    reserved_at: Instant::now(),
-                    on_unknown: want.on_unknown,
-                    of_key,
-                    open: true,
-                };
-                Ok((reservation, grant))
-            }
+            ReserveOutcome::Reserved(grant) => Ok((self.granted(want, deadline_ms, &grant), grant)),
             ReserveOutcome::Refused(refusal) => {
                 self.mark(&want.account, refusal.position);
                 self.metrics.refused(refusal.reason);
-                if let Some(of_key) = &of_key {
+                if let Some(of_key) = self.metrics.of_key(&want.account, &want.key) {
                     of_key.refused(&refusal);
                 }
                 Err(ApiError::refused(&refusal, (self.clock)()))
             }
+        }
+    }
+
+    /// A hold that the ledger granted.
+    fn granted(self: &Arc<Self>, want: Want, deadline_ms: u64, grant: &Grant) -> Reservation {
+        let of_key = self.metrics.of_key(&want.account, &want.key);
+        self.mark(&want.account, grant.position);
+        self.metrics.held(&grant.hold);
+        if let Some(of_key) = &of_key {
+            of_key.held(&grant.hold, &grant.caps);
+        }
+        Reservation {
+            gate: Arc::clone(self),
+            account: want.account,
+            key: want.key,
+            id: grant.reservation,
+            hold: grant.hold,
+            tool_calls: want.tool_calls,
+            deadline_ms,
+            reserved_at: Instant::now(),
+            on_unknown: want.on_unknown,
+            of_key,
+            open: true,
         }
     }
 

@@ -35,7 +35,10 @@ use crate::{
     },
 };
 
+mod instead;
 mod tokens;
+
+pub(crate) use instead::Instead;
 
 /// What will be done, once the hold is granted.
 #[derive(Debug)]
@@ -65,6 +68,8 @@ pub(crate) struct Plan {
     pub(crate) headers: HeaderMap,
     pub(crate) place: Share,
     pub(crate) room: Share,
+    /// What it takes to ask another model.
+    pub(crate) instead: Option<Instead>,
 }
 
 /// A body in its upstream's API, and what it asks for.
@@ -94,6 +99,9 @@ impl Planner {
     /// Plans a request; a metered one is refused where it has no bound.
     pub(crate) async fn plan(&self, client: Api, received: Received) -> Result<Plan, ApiError> {
         let began = Instant::now();
+        let model = model_id(&received.body)?;
+        let candidate = self.catalog.candidate(&model, &[])?;
+        let instead = Instead::of(&candidate, client, &received);
         let Received {
             id,
             caller,
@@ -104,8 +112,6 @@ impl Planner {
             aside,
             room,
         } = received;
-        let model = model_id(&body)?;
-        let candidate = self.catalog.candidate(&model, &[])?;
         let api = candidate.api(client);
         let threads = self.threads.as_ref();
         let followed = Followed::take(threads, &caller, &candidate, api, &mut body).await?;
@@ -140,12 +146,7 @@ impl Planner {
         let face = match way {
             None => Face::same(api, &ask),
             Some(way) => {
-                let name = Name {
-                    id,
-                    model: model.to_string(),
-                    created_s: (self.counter.clock)() / 1000,
-                    input_tokens: known_input(&candidate, &bound),
-                };
+                let name = self.name(id, &model, known_input(&candidate, &bound));
                 way.face(name, &ask, &body, echo)
             }
         };
@@ -168,7 +169,18 @@ impl Planner {
             headers,
             place,
             room,
+            instead,
         })
+    }
+
+    /// By what an answer in another API is named.
+    fn name(&self, id: String, model: &ModelId, input_tokens: u64) -> Name {
+        Name {
+            id,
+            model: model.to_string(),
+            created_s: (self.counter.clock)() / 1000,
+            input_tokens,
+        }
     }
 
     /// Refuses what has no bound where a cap needs one, and pins the class of the price and the calls of tools.

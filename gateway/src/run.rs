@@ -29,7 +29,7 @@ use crate::{
     error::{ApiError, Charged, X_POSITION, ratelimit},
     gate::Reservation,
     metrics::Metrics,
-    plan::Plan,
+    plan::{Instead, Plan, Planner},
     receive::shares::Share,
     threads::Binding,
     upstream::{
@@ -42,13 +42,15 @@ use crate::{
 mod again;
 mod attempts;
 mod elsewhere;
+mod fallback;
 mod relay;
 mod report;
 mod whole;
 
 use again::Again;
-use attempts::{Idle, Limits};
+use attempts::{Idle, Limits, Stop};
 use elsewhere::Elsewhere;
+use fallback::Turn;
 use report::Known;
 
 /// The output maximum of one choice, where it was lowered.
@@ -67,6 +69,8 @@ pub(crate) struct Runner {
     pub(crate) neuron_secret: NeuronSecret,
     /// Where another neuron is found.
     pub(crate) catalog: Arc<Catalog>,
+    /// Plans what another model is asked.
+    pub(crate) planner: Arc<Planner>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) request_timeout: Duration,
@@ -91,6 +95,8 @@ struct Job {
     elsewhere: Option<Elsewhere>,
     /// For a request to an upstream that may be sent more than once.
     again: Option<Again>,
+    /// For a request to a model that names others for when nothing was done.
+    instead: Option<Instead>,
     /// A neuron counts as busy until the end.
     candidate: Candidate,
     upstream: String,
@@ -122,19 +128,19 @@ struct Job {
     /// For the body, until it is sent.
     room: Share,
     /// Among the requests in progress.
-    _place: Share,
+    place: Share,
 }
 
 impl Runner {
     /// Starts what was planned in a task of its own, which has the hold from here on. The receiver is
     /// told the answer, or nothing if the task dies.
     pub(crate) fn start(
-        &self,
+        self: &Arc<Self>,
         plan: Plan,
         held: Option<(Reservation, Grant)>,
     ) -> oneshot::Receiver<Result<Response, ApiError>> {
         let (head, answered) = oneshot::channel();
-        let run = drive(self.job(plan, held), head);
+        let run = drive(Arc::clone(self), self.job(plan, held), head);
         self.tracker.spawn(run.in_current_span());
         answered
     }
@@ -188,6 +194,7 @@ impl Runner {
             usage_event: self.usage_event(&candidate, reservation.as_ref()),
             reservation,
             elsewhere: self.elsewhere(&candidate, &attempt, size, deadline_ms),
+            instead: plan.instead,
             again: Again::of(&self.catalog, &candidate, &plan.headers, &attempt),
             attempt: Some(attempt),
             upstream: candidate.name(),
@@ -206,7 +213,7 @@ impl Runner {
             billed: None,
             headers,
             room,
-            _place: plan.place,
+            place: plan.place,
         }
     }
 
@@ -298,20 +305,17 @@ fn grant_headers(grant: &Grant, now_ms: u64, headers: &mut HeaderMap) {
 }
 
 /// Drives a request to its end.
-async fn drive(mut job: Job, mut head: Head) {
-    let mut answered = job.dispatch(&mut head).await;
-    while job.turns_elsewhere(&answered) {
-        drop(answered); // a connection that is not read to its end is not used again
-        answered = job.dispatch(&mut head).await;
-    }
+async fn drive(runner: Arc<Runner>, mut job: Job, mut head: Head) {
+    let mut answered = job.attempts(&mut head).await;
     loop {
-        let (same, tries_again) = job.tries_again(answered, &mut head).await;
-        answered = same;
-        if !tries_again {
-            break;
+        match runner.falls_back(job, answered, &mut head).await {
+            Turn::Next(next) => job = *next,
+            Turn::Stays(same, told) => {
+                (job, answered) = (*same, told);
+                break;
+            }
         }
-        drop(answered); // a connection that is not read to its end is not used again
-        answered = job.dispatch(&mut head).await;
+        answered = job.attempts(&mut head).await;
     }
     job.room.shrink_to(0);
     let response = match answered {
@@ -329,6 +333,24 @@ async fn drive(mut job: Job, mut head: Head) {
 }
 
 impl Job {
+    /// Asks for the model, of whoever serves it, until one did something or nobody is left to ask.
+    async fn attempts(&mut self, head: &mut Head) -> Result<reqwest::Response, Stop> {
+        let mut answered = self.dispatch(head).await;
+        while self.turns_elsewhere(&answered) {
+            drop(answered); // a connection that is not read to its end is not used again
+            answered = self.dispatch(head).await;
+        }
+        loop {
+            let (same, tries_again) = self.tries_again(answered, head).await;
+            answered = same;
+            if !tries_again {
+                return answered;
+            }
+            drop(answered); // a connection that is not read to its end is not used again
+            answered = self.dispatch(head).await;
+        }
+    }
+
     fn is_neurons(&self) -> bool {
         matches!(self.candidate, Candidate::Neuron(_))
     }

@@ -150,21 +150,28 @@ fn bounds(config: &GatewayConfig) -> ConnectionBounds {
     }
 }
 
-/// How inputs are counted here, and where a neuron counts them.
-fn counting(
+/// Plans requests: inputs are counted here, or by a neuron.
+fn planner(
     client: &reqwest::Client,
     secret: &NeuronSecret,
     clock: &Clock,
     catalog: &Arc<Catalog>,
-) -> (Arc<Recipes>, Counter) {
-    let recipes = Recipes::new(client.clone(), secret.clone(), Arc::clone(clock));
-    let counter = Counter {
-        client: client.clone(),
+    threads: Option<Arc<dyn Threads>>,
+    (gate, metrics): (&Arc<Gate>, &Arc<Metrics>),
+) -> Planner {
+    Planner {
         catalog: Arc::clone(catalog),
-        secret: secret.clone(),
-        clock: Arc::clone(clock),
-    };
-    (recipes, counter)
+        gate: Arc::clone(gate),
+        recipes: Recipes::new(client.clone(), secret.clone(), Arc::clone(clock)),
+        counter: Counter {
+            client: client.clone(),
+            catalog: Arc::clone(catalog),
+            secret: secret.clone(),
+            clock: Arc::clone(clock),
+        },
+        threads,
+        metrics: Arc::clone(metrics),
+    }
 }
 
 /// Puts the tools together.
@@ -195,7 +202,10 @@ fn app(
         Arc::clone(&metrics),
         cut.clone(),
     ));
-    let (recipes, counter) = counting(&client, &parts.neuron_secret, &parts.clock, &catalog);
+    let (secret, clock) = (&parts.neuron_secret, &parts.clock);
+    let shared = (&gate, &metrics);
+    let planner = planner(&client, secret, clock, &catalog, parts.threads, shared);
+    let planner = Arc::new(planner);
     Ok(App {
         receiver: Receiver::new(
             Arc::clone(&keyring),
@@ -203,15 +213,8 @@ fn app(
             Arc::clone(&metrics),
             cut.clone(),
         ),
-        planner: Planner {
-            catalog: Arc::clone(&catalog),
-            gate: Arc::clone(&gate),
-            recipes,
-            counter,
-            threads: parts.threads,
-            metrics: Arc::clone(&metrics),
-        },
-        runner: Runner {
+        runner: Arc::new(Runner {
+            planner: Arc::clone(&planner),
             client,
             usage: parts.usage,
             neuron_secret: parts.neuron_secret,
@@ -224,7 +227,8 @@ fn app(
             ping: config.ping,
             tracker: tracker.clone(),
             cut: cut.clone(),
-        },
+        }),
+        planner,
         keyring,
         prices: parts.prices,
         catalog,

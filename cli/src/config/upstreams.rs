@@ -6,8 +6,8 @@ use seatbelt_gateway::{
     Aspect, Class, DeploymentConfig, Dialect, MaxField, PricedClass, Profile, TokenizerName,
     UpstreamConfig, UpstreamModel,
     config::{
-        ALLOWANCE_TOKENS_BOUNDS, ATTEMPTS, CLASSES_MAX, DEPLOYMENTS_MAX, FIELDS_MAX, MODELS_MAX,
-        PRIORITY, UPSTREAMS_MAX, WEIGHT,
+        ALLOWANCE_TOKENS_BOUNDS, ATTEMPTS, CLASSES_MAX, DEPLOYMENTS_MAX, FALLBACKS_MAX, FIELDS_MAX,
+        MODELS_MAX, PRIORITY, UPSTREAMS_MAX, WEIGHT,
     },
 };
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, ids::ModelId, price::Price};
@@ -266,6 +266,7 @@ fn read_model(
     let answers_as = section.texts("answers_as", FIELDS_MAX);
     let writes_cost_more = kind == Some(Dialect::Anthropic);
     let media = read_media(&mut section);
+    let fallback = fallback(&mut section, id.as_ref());
     let mut price = read_price(&mut section, id.as_ref(), writes_cost_more);
     let tools = read_tools(&mut section, price.as_mut());
     let mut classes = Vec::new();
@@ -290,7 +291,26 @@ fn read_model(
         classes,
         tools,
         media,
+        fallback,
     })
+}
+
+/// Models that are asked in its place; whether there are such models is known once all upstreams are read.
+fn fallback(section: &mut Section, id: Option<&ModelId>) -> Vec<ModelId> {
+    let mut models = Vec::new();
+    for text in section.texts("fallback", FALLBACKS_MAX) {
+        match ModelId::new(&text) {
+            Ok(model) if Some(&model) == id => {
+                section.mistake(
+                    "fallback",
+                    format!("{text:?} is the model itself: name another"),
+                );
+            }
+            Ok(model) => models.push(model),
+            Err(error) => section.mistake("fallback", error.to_string()),
+        }
+    }
+    models
 }
 
 /// `[[upstreams.models.class]]`: one of `service_tier`, `speed` and `inference_geo`, and what it costs then.

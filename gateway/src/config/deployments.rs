@@ -1,10 +1,10 @@
 //! Where an upstream serves its models: its own address, and others that serve the same at the same prices.
 
 use seatbelt_dialects::allow::Profile;
-use seatbelt_schemas::setting::Setting;
+use seatbelt_schemas::{ids::ModelId, setting::Setting};
 use secrecy::SecretString;
 
-use super::UpstreamConfig;
+use super::{GatewayConfig, UpstreamConfig};
 
 /// Most deployments of one upstream besides its own address.
 pub const DEPLOYMENTS_MAX: usize = 32;
@@ -14,6 +14,9 @@ pub const WEIGHT: Setting = Setting::new(1, 1000, 1);
 pub const PRIORITY: Setting = Setting::new(0, 9, 0);
 /// How often a request is sent at most, where each time nothing was done for it.
 pub const ATTEMPTS: Setting = Setting::new(1, 5, 2);
+
+/// Most models that are asked in the place of one.
+pub const FALLBACKS_MAX: usize = 4;
 
 /// Another place where an upstream serves its models, at the same prices.
 #[derive(Debug, Clone)]
@@ -80,6 +83,31 @@ impl UpstreamConfig {
                 "upstream {}: attempts is 0: give it at least 1",
                 self.name
             ));
+        }
+    }
+}
+
+impl GatewayConfig {
+    /// What is wrong with the models that are named in the place of others.
+    pub(super) fn fallback_mistakes(&self, found: &mut Vec<String>) {
+        let models = || self.upstreams.iter().flat_map(|upstream| &upstream.models);
+        let is_served =
+            |id: &ModelId| models().any(|model| model.id == *id) || self.neuron_models.contains(id);
+        for model in models() {
+            let id = &model.id;
+            if model.fallback.len() > FALLBACKS_MAX {
+                found.push(format!(
+                    "model {id} has {} models as its fallback: name at most {FALLBACKS_MAX}",
+                    model.fallback.len()
+                ));
+            }
+            for other in &model.fallback {
+                if other == id || !is_served(other) {
+                    found.push(format!(
+                        "model {id}: fallback {other} is no other model that is configured: name one that is"
+                    ));
+                }
+            }
         }
     }
 }

@@ -140,6 +140,11 @@ impl Reservation {
         }
     }
 
+    /// The gate that it was taken at.
+    pub(crate) fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
+    }
+
     /// Gives the hold back: nothing was used. Returns once that is durable, or in any case after a
     /// while; then it goes on in the background.
     pub(crate) async fn release(mut self, reason: &str) {
@@ -162,7 +167,7 @@ impl Reservation {
         }
     }
 
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         self.open = false;
         self.not_held();
     }

@@ -81,6 +81,16 @@ impl Shares {
 }
 
 impl Share {
+    /// How much it is.
+    pub(crate) fn amount(&self) -> usize {
+        self.amount
+    }
+
+    /// So much more of the same for the same account, as a share of its own.
+    pub(crate) fn another(&self, amount: usize) -> Result<Self, ApiError> {
+        self.of.take(self.account.as_ref(), amount)
+    }
+
     /// Takes more; where that does not fit nothing changes.
     pub(crate) fn grow(&mut self, amount: usize) -> Result<(), ApiError> {
         if amount == 0 {

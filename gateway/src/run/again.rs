@@ -29,7 +29,7 @@ const X_ATTEMPTS: HeaderName = HeaderName::from_static("x-seatbelt-attempts");
 /// How long to wait for one that names no time, before it is asked the second time; doubled each time.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 /// What has to be left of the request's time after a pause.
-const WORTH: Duration = Duration::from_secs(1);
+pub(super) const WORTH: Duration = Duration::from_secs(1);
 
 /// What it takes to send a request again.
 pub(super) struct Again {
@@ -62,7 +62,7 @@ impl Again {
     }
 }
 
-type Answered = Result<reqwest::Response, Stop>;
+pub(super) type Answered = Result<reqwest::Response, Stop>;
 
 impl Job {
     /// Whether the request is to be sent once more; what came of the last time is given back as it was.
@@ -90,7 +90,11 @@ impl Job {
     }
 
     /// Whether nothing was done for the request, for certain; what told it, with its body read.
-    async fn is_unused(&mut self, answered: Answered, head: &mut Head) -> (Answered, bool) {
+    pub(super) async fn is_unused(
+        &mut self,
+        answered: Answered,
+        head: &mut Head,
+    ) -> (Answered, bool) {
         let mut answer = match answered {
             Ok(answer) if turns_away(answer.status()) => answer,
             Ok(answer) => return (Ok(answer), false),

@@ -12,6 +12,7 @@ mod disconnect;
 mod elsewhere;
 mod ends;
 mod images;
+mod fallback;
 mod messages;
 mod neuron;
 mod provided;

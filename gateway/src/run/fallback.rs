@@ -1,0 +1,111 @@
+//! Another model, after one for which nothing was done: its hold takes the place of the first one's in one decision,
+//! at its own price and bound. One that does not fit is not asked: the client gets the error that there was.
+
+use axum::http::{HeaderName, HeaderValue};
+use seatbelt_schemas::{command::Grant, ids::ModelId};
+use tokio::time::Instant;
+
+use super::{
+    Head, Job, Runner,
+    again::{Answered, WORTH},
+};
+use crate::{
+    gate::{NotExchanged, Reservation},
+    plan::Plan,
+};
+
+/// Which model was asked in the place of the one that was named; or why none was.
+const X_FALLBACK: HeaderName = HeaderName::from_static("x-seatbelt-fallback");
+const DOES_NOT_FIT: HeaderValue = HeaderValue::from_static("does-not-fit");
+const NOT_POSSIBLE: HeaderValue = HeaderValue::from_static("not-possible");
+
+/// What becomes of a request after the attempts at a model.
+pub(super) enum Turn {
+    /// It is sent to another model.
+    Next(Box<Job>),
+    /// It ends with what there is.
+    Stays(Box<Job>, Answered),
+}
+
+impl Runner {
+    /// Turns to the next model that is named for this one, where nothing was done for the request.
+    pub(super) async fn falls_back(
+        &self,
+        mut job: Job,
+        answered: Answered,
+        head: &mut Head,
+    ) -> Turn {
+        let Some(mut instead) = job.instead.take() else {
+            return Turn::Stays(Box::new(job), answered);
+        };
+        let (answered, unused) = job.is_unused(answered, head).await;
+        let in_time = Instant::now() + WORTH < job.limits.deadline;
+        if !unused || !in_time || head.is_closed() {
+            return Turn::Stays(Box::new(job), answered);
+        }
+        while let Some(model) = instead.next() {
+            let planned = match job.place.another(0) {
+                Ok(place) => self.planner.plan_instead(&instead, &model, place).await,
+                Err(error) => Err(error),
+            };
+            let told = match planned {
+                Ok(plan) => match job.holds_for(&plan).await {
+                    Ok(held) => {
+                        job.instead = Some(instead);
+                        job.metrics.attempt_again();
+                        return Turn::Next(Box::new(self.turned(job, (plan, held), &model)));
+                    }
+                    Err(told) => told,
+                },
+                Err(error) => {
+                    error.note();
+                    NOT_POSSIBLE
+                }
+            };
+            job.headers.insert(X_FALLBACK, told);
+        }
+        Turn::Stays(Box::new(job), answered)
+    }
+
+    /// The same request, on its way to another model.
+    fn turned(
+        &self,
+        before: Job,
+        (plan, held): (Plan, Option<(Reservation, Grant)>),
+        model: &ModelId,
+    ) -> Job {
+        let mut next = self.job(plan, held);
+        let name = HeaderValue::from_str(model.as_str());
+        next.headers
+            .insert(X_FALLBACK, name.unwrap_or(HeaderValue::from_static("?")));
+        next.limits.deadline = before.limits.deadline;
+        next.began = before.began;
+        next.instead = before.instead;
+        next.place = before.place;
+        next
+    }
+}
+
+impl Job {
+    /// The hold of another model's attempt, in the place of this one's; nothing for what is not metered.
+    async fn holds_for(
+        &mut self,
+        plan: &Plan,
+    ) -> Result<Option<(Reservation, Grant)>, HeaderValue> {
+        let want = plan.want().map_err(|_| NOT_POSSIBLE)?;
+        let (Some(want), Some(reservation)) = (want, self.reservation.take()) else {
+            return Ok(None);
+        };
+        let gate = reservation.gate();
+        match gate.exchange(reservation, want).await {
+            Ok(held) => Ok(Some(held)),
+            Err(NotExchanged {
+                reservation,
+                is_short,
+            }) => {
+                self.reservation = Some(reservation);
+                Err(if is_short { DOES_NOT_FIT } else { NOT_POSSIBLE })
+            }
+        }
+    }
+}
