@@ -4,6 +4,11 @@
 
 use axum::http::StatusCode;
 
+const INVALID: &str = "invalid_request_error";
+const API: &str = "api_error";
+const RATE: &str = "rate_limit_error";
+const REUSED: &str = "idempotency_key_reused";
+
 /// What went wrong, by the row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Case {
@@ -25,6 +30,7 @@ pub(crate) enum Case {
     UpstreamConnection,
     UpstreamTimeout,
     InvalidBody,
+    IdempotencyKeyReused,
     MissingModelField,
     BodyTooLarge,
     BodyTimeout,
@@ -73,6 +79,7 @@ impl Case {
         Self::UpstreamConnection,
         Self::UpstreamTimeout,
         Self::InvalidBody,
+        Self::IdempotencyKeyReused,
         Self::MissingModelField,
         Self::BodyTooLarge,
         Self::BodyTimeout,
@@ -85,9 +92,6 @@ impl Case {
 
     pub(super) fn row(self) -> Row {
         use StatusCode as S;
-        const INVALID: &str = "invalid_request_error";
-        const API: &str = "api_error";
-        const RATE: &str = "rate_limit_error";
         let (status, kind, code, should_retry) = match self {
             Self::BalanceSpent => (
                 S::TOO_MANY_REQUESTS,
@@ -132,6 +136,7 @@ impl Case {
             Self::UpstreamConnection => (S::BAD_GATEWAY, API, "upstream_connection_error", None),
             Self::UpstreamTimeout => (S::GATEWAY_TIMEOUT, API, "upstream_timeout", Some(false)),
             Self::InvalidBody => (S::BAD_REQUEST, INVALID, "invalid_body", None),
+            Self::IdempotencyKeyReused => (S::UNPROCESSABLE_ENTITY, INVALID, REUSED, None),
             Self::MissingModelField => (S::BAD_REQUEST, INVALID, "missing_model_field", None),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, INVALID, "request_too_large", None),
             Self::BodyTimeout => (S::REQUEST_TIMEOUT, INVALID, "request_timeout", None),

@@ -13,10 +13,12 @@ use axum::{
 use seatbelt_dialects::{Dialect, Fields};
 use seatbelt_schemas::{
     budget::Budget, cap::CapStanding, command::RunStanding, ids::RunId, meter::Meter,
-    time::rfc3339_ms,
+    position::Position, time::rfc3339_ms,
 };
 use serde_json::{Map, Value, json};
 use ulid::Ulid;
+
+mod repeat;
 
 use super::answer;
 use crate::{
@@ -31,9 +33,9 @@ use crate::{
 pub(super) async fn open(State(app): State<Arc<App>>, request: Request) -> Response {
     match opened(&app, request).await {
         // nobody on the way keeps a secret
-        Ok(run) => {
+        Ok((status, run)) => {
             let no_store = [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
-            (StatusCode::CREATED, no_store, Json(run)).into_response()
+            (status, no_store, Json(run)).into_response()
         }
         Err(error) => answer(Err(error), Dialect::OpenAi),
     }
@@ -81,11 +83,12 @@ fn asked_for(app: &App, headers: &HeaderMap, id: &str) -> Result<(Arc<KeyEntry>,
     Ok((key, run))
 }
 
-async fn opened(app: &App, request: Request) -> Result<Value, ApiError> {
+async fn opened(app: &App, request: Request) -> Result<(StatusCode, Value), ApiError> {
     let received = app.receiver.receive(request).await?;
     let caller = &received.caller;
     let key = caller.key.as_ref().ok_or_else(ApiError::invalid_key)?;
-    let asked = Asked::read(&received.body)?;
+    let repeats = repeat::named(&received.headers, key, caller.run.as_ref())?;
+    let asked = Asked::read(&received.body, repeats.unwrap_or_else(Ulid::new))?;
     if key.within.is_none() && caller.run.is_some() {
         let problem = "does not open a run inside another: send that run's secret as the key, or leave the header out";
         return Err(ApiError::invalid_field(X_RUN, problem));
@@ -98,6 +101,15 @@ async fn opened(app: &App, request: Request) -> Result<Value, ApiError> {
         run: asked.run,
         deadline_ms: outer.map_or(until_ms, |outer| until_ms.min(outer.deadline_ms)),
     };
+    let outer = caller.run.as_ref();
+    let told = |within: &Within, position| told(app, key, (within, outer), &asked.budget, position);
+    let before = async || match repeats {
+        Some(_) => repeat::found(app, key, (&within.run, outer), &asked.budget).await,
+        None => Ok(None),
+    };
+    if let Some((within, position)) = before().await? {
+        return Ok((StatusCode::OK, told(&within, position)));
+    }
     let opening = Opening {
         run: within.run.clone(),
         budget: asked.budget,
@@ -105,18 +117,35 @@ async fn opened(app: &App, request: Request) -> Result<Value, ApiError> {
         within: caller.run.clone(),
         wait: caller.wait,
     };
-    let grant = app.gate.open_run(key, opening).await?;
-    Ok(json!({
+    match app.gate.open_run(key, opening).await {
+        Ok(grant) => Ok((StatusCode::CREATED, told(&within, grant.position))),
+        // the same request, meanwhile
+        Err(error) => match before().await? {
+            Some((within, position)) => Ok((StatusCode::OK, told(&within, position))),
+            None => Err(error),
+        },
+    }
+}
+
+/// A run as its opener is told of it, with the secret that spends within it.
+fn told(
+    app: &App,
+    key: &KeyEntry,
+    (within, outer): (&Within, Option<&RunId>),
+    budget: &Budget,
+    position: Position,
+) -> Value {
+    json!({
         "id": within.run,
         "object": "run",
         "status": "open",
         "label": label_of(&within.run),
-        "secret": app.keyring.of_runs.issue(key, &within),
-        "budget": amounts(&asked.budget),
-        "within": caller.run,
+        "secret": app.keyring.of_runs.issue(key, within),
+        "budget": amounts(budget),
+        "within": outer,
         "expires_at": rfc3339_ms(within.deadline_ms),
-        "position": grant.position.0,
-    }))
+        "position": position.0,
+    })
 }
 
 /// What a client asks for.
@@ -127,7 +156,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn read(body: &Fields) -> Result<Self, ApiError> {
+    fn read(body: &Fields, unique: Ulid) -> Result<Self, ApiError> {
         let (mut amounts, mut ttl, mut label) = (None, None, None);
         for (name, value) in body {
             match name.as_str() {
@@ -143,20 +172,20 @@ impl Asked {
             }
         }
         Ok(Self {
-            run: run_id(label)?,
+            run: run_id(label, unique)?,
             budget: budget(amounts)?,
             ttl_s: ttl_s(ttl)?,
         })
     }
 }
 
-/// A new id, which begins with the label: it stands in every event of the run.
-fn run_id(label: Option<&Value>) -> Result<RunId, ApiError> {
+/// An id, which begins with the label: it stands in every event of the run.
+fn run_id(label: Option<&Value>, unique: Ulid) -> Result<RunId, ApiError> {
     let label = match label {
         None | Some(Value::Null) => Some("run"),
         Some(label) => label.as_str(),
     };
-    let new = |label: &str| RunId::new(format!("{label}-{}", Ulid::new())).ok();
+    let new = |label: &str| RunId::new(format!("{label}-{unique}")).ok();
     let fits = |label: &&str| (1..=RUN_LABEL_MAX).contains(&label.len());
     label.filter(fits).and_then(new).ok_or_else(|| {
         let problem = format!("must be 1 to {RUN_LABEL_MAX} characters of A-Z a-z 0-9 _ -");
@@ -258,7 +287,7 @@ mod tests {
     #[track_caller]
     fn check(body: &Value, expected: Result<u64, &str>) {
         let body = body.as_object().unwrap();
-        let read = Asked::read(body).map(|asked| asked.ttl_s);
+        let read = Asked::read(body, Ulid::new()).map(|asked| asked.ttl_s);
         let read = read.map_err(|error| error.into_response(Dialect::OpenAi).status().as_u16());
         assert_eq!(read, expected.map_err(|_| 400), "{body:?}");
     }
@@ -300,11 +329,11 @@ mod tests {
 
     #[test]
     fn a_label_is_told_from_the_id_that_it_begins() {
-        let id = run_id(Some(&json!("deep-research"))).unwrap();
+        let id = run_id(Some(&json!("deep-research")), Ulid::new()).unwrap();
         assert_eq!(label_of(&id), Some("deep-research"));
-        assert_eq!(label_of(&run_id(None).unwrap()), Some("run"));
+        assert_eq!(label_of(&run_id(None, Ulid::new()).unwrap()), Some("run"));
         assert_eq!(label_of(&RunId::new("of-an-operator").unwrap()), None);
         let longest = "l".repeat(RUN_LABEL_MAX);
-        assert!(run_id(Some(&json!(longest))).is_ok());
+        assert!(run_id(Some(&json!(longest)), Ulid::new()).is_ok());
     }
 }

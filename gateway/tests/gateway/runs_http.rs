@@ -467,3 +467,35 @@ async fn what_opens_a_run_is_checked_and_holds_nothing_where_it_is_wrong() {
     is(&status_and_body(keyless).await, 401, "invalid_api_key");
     assert_eq!(stack.spent_once_idle().await, 0);
 }
+
+/// Its answer may have been lost: sent again it is the same run, and nothing is set aside twice.
+#[tokio::test]
+async fn opening_under_one_idempotency_key_opens_one_run() {
+    let stack = Stack::balance(1000).await;
+    let ask = async |name: &str, body: Value| {
+        let request = asks(&stack, None, &body).header("idempotency-key", name);
+        status_and_body(request).await
+    };
+    let body = json!({"budget": {"tokens": 300}, "label": "night", "ttl": 600});
+    let (first, again) = tokio::join!(ask("k-1", body.clone()), ask("k-1", body.clone()));
+    let mut statuses = [first.0, again.0];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 201], "{first:?} {again:?}");
+    for field in ["id", "expires_at", "budget", "label"] {
+        assert_eq!(first.1[field], again.1[field], "{field}");
+    }
+    assert_eq!(stack.cap().await.held, 300);
+    let run = Opened {
+        id: again.1["id"].as_str().unwrap().to_owned(),
+        secret: again.1["secret"].as_str().unwrap().to_owned(),
+        told: again.1.clone(),
+    };
+    assert_eq!(chat(&stack, &run, 20).await.0, 200, "either secret spends");
+    let other = ask("k-1", json!({"budget": {"tokens": 301}, "label": "night"})).await;
+    is(&other, 422, "idempotency_key_reused");
+    let another = ask("k-2", body.clone()).await;
+    assert_eq!(another.0, 201);
+    assert_ne!(another.1["id"], run.told["id"]);
+    let empty = ask("", body).await;
+    assert_eq!(empty.0, 400);
+}
