@@ -2,11 +2,11 @@
 
 use std::{io::Write, process::ExitCode, str::FromStr};
 
-use seatbelt_ledger::account::Account;
+use seatbelt_ledger::account::{Account, Run};
 use seatbelt_schemas::{
     cap::CapStanding,
     event::Event,
-    ids::AccountId,
+    ids::{AccountId, RunId},
     position::{Partition, Position},
     time::{parse_rfc3339_ms, rfc3339_ms},
 };
@@ -116,6 +116,19 @@ impl Shown<'_> {
         json!({
             "account": self.account, "partition": self.partition.0, "position": self.position,
             "at_ms": self.at_ms, "keys": keys, "caps": caps, "open": open,
+            "runs": self.runs().map(|run| run.json()).collect::<Vec<_>>(),
+        })
+    }
+
+    /// Open runs with budgets of their own: what else would have to be told apart by the ids of caps.
+    fn runs(&self) -> impl Iterator<Item = ShownRun<'_>> {
+        let open = self.state.open();
+        self.state.runs().iter().map(|(id, run)| ShownRun {
+            id,
+            run,
+            deadline_ms: open
+                .get(&run.reservation)
+                .map(|open| open.asked.deadline_ms),
         })
     }
 
@@ -140,6 +153,9 @@ impl Shown<'_> {
                 cap.available()
             );
         }
+        for run in self.runs() {
+            text += &run.text();
+        }
         for (id, open) in self.state.open() {
             let until = rfc3339_ms(open.asked.deadline_ms);
             text += &format!(
@@ -148,6 +164,52 @@ impl Shown<'_> {
             );
         }
         text
+    }
+}
+
+/// An open run.
+struct ShownRun<'a> {
+    id: &'a RunId,
+    run: &'a Run,
+    deadline_ms: Option<u64>,
+}
+
+impl ShownRun<'_> {
+    fn json(&self) -> Value {
+        let Run {
+            reservation,
+            payer,
+            budget,
+            within,
+        } = self.run;
+        json!({
+            "run": self.id, "key": payer.key, "reservation": reservation, "budget": budget, "within": within,
+            "deadline_ms": self.deadline_ms,
+        })
+    }
+
+    fn text(&self) -> String {
+        let Run {
+            reservation,
+            payer,
+            budget,
+            within,
+        } = self.run;
+        let amounts = budget
+            .iter()
+            .map(|(meter, amount)| format!("{amount} {meter}"));
+        let amounts = amounts.collect::<Vec<_>>().join(", ");
+        let within = within.first().map(|outer| format!(" within run {outer}"));
+        let until = self
+            .deadline_ms
+            .map(|at_ms| format!(" until {}", rfc3339_ms(at_ms)));
+        format!(
+            "run {}{} of key {}: {amounts} set aside as {reservation}{}\n",
+            self.id,
+            within.unwrap_or_default(),
+            payer.key,
+            until.unwrap_or_default()
+        )
     }
 }
 
@@ -161,7 +223,75 @@ fn cap_json(cap: &CapStanding) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use seatbelt_schemas::{
+        budget::Budget,
+        event::{AccountOpened, Asked, EventBody, OnShort, OnUnknown, Reserved},
+        ids::{Actor, CommandId, KeyId, ReservationId},
+        meter::Meter,
+        scope::Scopes,
+    };
+
     use super::*;
+
+    #[test]
+    fn an_open_run_is_named_with_its_key_and_budget() {
+        let account = AccountId::new("a").unwrap();
+        let budget = Budget::new([(Meter::Tokens, 500)]).unwrap();
+        let reserved = Reserved {
+            reservation: ReservationId::from_parts(7, 7),
+            scopes: Scopes {
+                key: KeyId::new("k").unwrap(),
+                team: None,
+                model: None,
+                run: Some(RunId::new("nightly").unwrap()),
+                end_user: None,
+            }
+            .into(),
+            asked: Asked {
+                input_tokens: 0,
+                output_tokens: 0,
+                tool_calls: 0,
+                deadline_ms: 60_000,
+                on_short: OnShort::Refuse,
+                on_unknown: OnUnknown::ChargeHold,
+            },
+            hold: budget.hold(),
+            price: None,
+            multiplier_ppm: None,
+            budget: Some(budget),
+            within: None,
+            attempt: None,
+            caps: Vec::new(),
+        };
+        let mut state = Account::default();
+        let bodies: [EventBody; 2] = [AccountOpened::default().into(), reserved.into()];
+        for (position, body) in (1..).zip(bodies) {
+            state.apply(&Event {
+                position: Position(position),
+                at_ms: 7,
+                account: account.clone(),
+                cause: CommandId::from_parts(7, 7),
+                actor: Actor::operator("test"),
+                body,
+            });
+        }
+        let shown = Shown {
+            account: &account,
+            partition: Partition(0),
+            position: Position(2),
+            at_ms: 7,
+            state: &state,
+        };
+        let text = shown.text();
+        assert!(
+            text.contains("run nightly of key k: 500 tokens set aside"),
+            "{text}"
+        );
+        assert!(text.contains("until 1970-01-01T00:01:00"), "{text}");
+        let json = shown.json();
+        assert_eq!(json["runs"][0]["run"], "nightly");
+        assert_eq!(json["runs"][0]["deadline_ms"], 60_000);
+    }
 
     #[test]
     fn a_moment_is_a_position_or_a_time() {
