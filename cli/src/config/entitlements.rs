@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, btree_map::Entry};
 
 use seatbelt_schemas::{
     amount::{AMOUNT_MAX, parse_usd},
-    cap::{CAPS_PER_SCOPE_MAX, CapSpec, THRESHOLDS_DEFAULT, THRESHOLDS_MAX},
+    cap::{CAPS_PER_ACCOUNT_MAX, CAPS_PER_SCOPE_MAX, CapSpec, THRESHOLDS_DEFAULT, THRESHOLDS_MAX},
     command::declared_cap_id,
     event::{OnShort, OnUnknown},
     ids::{AccountId, CapId, KeyId, TeamId},
@@ -137,8 +137,9 @@ struct Seen {
     secrets: BTreeMap<String, String>,
     keys: BTreeMap<(AccountId, KeyId), String>,
     caps: BTreeMap<(AccountId, CapId), (CapSpec, String)>,
-    /// How many caps each scope has.
+    /// How many caps each scope has, and each account.
     scopes: BTreeMap<(AccountId, Scope), usize>,
+    accounts: BTreeMap<AccountId, usize>,
 }
 
 fn read_key(mut section: Section, seen: &mut Seen) -> Option<DeclaredKey> {
@@ -193,6 +194,20 @@ impl Seen {
         }
     }
 
+    /// The ledger takes no more, and what opens a run needs room beside them.
+    fn count_of_account(&mut self, at: &Section, account: &AccountId) {
+        let count = self.accounts.entry(account.clone()).or_insert(0);
+        *count += 1;
+        if *count == CAPS_PER_ACCOUNT_MAX + 1 {
+            at.mistake(
+                "caps",
+                format!(
+                    "are more than {CAPS_PER_ACCOUNT_MAX} for account {account}, which is all that one may have: declare caps of the account or of a team in place of many of its keys"
+                ),
+            );
+        }
+    }
+
     fn check_cap(&mut self, at: &Section, account: &AccountId, cap: &CapSpec) {
         match self.caps.entry((account.clone(), cap.cap.clone())) {
             Entry::Occupied(first) if first.get().0 != *cap => at.mistake(
@@ -218,6 +233,7 @@ impl Seen {
                         ),
                     );
                 }
+                self.count_of_account(at, account);
             }
         }
     }

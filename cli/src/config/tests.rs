@@ -811,3 +811,44 @@ fn a_model_of_the_neuron_and_of_an_upstream_is_named_once() {
         "{found:?}"
     );
 }
+
+/// The start would end at the cap that is one too many, after others were declared.
+#[test]
+fn an_account_that_its_caps_fill_is_a_mistake() {
+    let declared = |keys: usize| {
+        let caps: Vec<String> = (1..=8)
+            .map(|seconds| {
+                format!("{{ meter = \"tokens\", limit = 1, window = {{ kind = \"rolling\", seconds = {seconds} }} }}")
+            })
+            .collect();
+        let key = |n| {
+            format!(
+                "[[entitlements.keys]]\nkey = \"sk-{n}\"\naccount_id = \"full\"\nkey_id = \"k{n}\"\ncaps = [{}]\n",
+                caps.join(", ")
+            )
+        };
+        let keys: String = (0..keys).map(key).collect();
+        format!("{WHOLE}\n{keys}")
+    };
+    read(&declared(1250), &[]).unwrap();
+    let found = mistakes(&declared(1251), &[]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].contains("more than 10000 for account full"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_model_is_not_its_own_fallback() {
+    let with = |models: &str| {
+        WHOLE.replace(
+            "output = 4096,",
+            &format!("output = 4096, fallback = {models},"),
+        )
+    };
+    let config = read(&with(r#"["other"]"#), &[]).unwrap();
+    assert_eq!(config.upstreams[0].models[0].fallback[0].as_str(), "other");
+    let found = mistakes(&with(r#"["test-model"]"#), &[]);
+    assert!(found[0].contains("is the model itself"), "{found:?}");
+}
