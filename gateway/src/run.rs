@@ -123,6 +123,8 @@ struct Job {
     charged: Option<Charged>,
     /// What it is charged for, once that is known.
     billed: Option<Usage>,
+    /// Why an answer that was read already did not come whole.
+    cut_short: Option<Stop>,
     /// Headers of the answer.
     headers: HeaderMap,
     /// For the body, until it is sent.
@@ -211,6 +213,7 @@ impl Runner {
             first_byte_ms: 0,
             charged: None,
             billed: None,
+            cut_short: None,
             headers,
             room,
             place: plan.place,

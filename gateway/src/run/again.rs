@@ -16,18 +16,24 @@ use axum::{
     http::{HeaderMap, HeaderName, StatusCode, header},
 };
 use seatbelt_dialects::Told;
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{Head, Job, attempts::Stop};
 use crate::{
     error::Seldom,
-    upstream::{Attempt, Candidate, catalog::Catalog, health::Outcome},
+    upstream::{
+        Attempt, Candidate, answer::unreadable, catalog::Catalog, deployments::Chosen,
+        health::Outcome,
+    },
 };
 
 /// How often the request was sent, where that was more than once.
 const X_ATTEMPTS: HeaderName = HeaderName::from_static("x-seatbelt-attempts");
 /// How long to wait for one that names no time, before it is asked the second time; doubled each time.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
+/// Longest time that an upstream may name.
+const RETRY_AFTER_S_MAX: u64 = 86_400;
 /// What has to be left of the request's time after a pause.
 pub(super) const WORTH: Duration = Duration::from_secs(1);
 
@@ -103,10 +109,16 @@ impl Job {
                 return (Err(stop), unused);
             }
         };
+        if self.cut_short.is_some() || unreadable(&answer).is_some() {
+            return (Ok(answer), false);
+        }
         let (body, stop) = self.limits.collect(&mut answer, head).await;
         let read = || Told::read(self.api, self.sent, &body);
         let told = read().unwrap_or_else(|| Told::unread(self.api, self.sent, &body));
-        let unused = stop.is_none() && told.usage.is_none() && told.least.is_nothing();
+        let is_nothing = told.usage.is_none() && self.is_nothing(&told.least, &told.served);
+        let unused = stop.is_none() && is_nothing && !tells_of_use(&body);
+        // what it is worth is told by whoever shows it
+        self.cut_short = stop;
         (Ok(with_body(&answer, body)), unused)
     }
 
@@ -129,22 +141,17 @@ impl Job {
         let another = match places.another(&again.tried, Instant::now()) {
             Some(another) => another,
             None => {
-                let told = answered
-                    .as_ref()
-                    .ok()
-                    .and_then(|answer| retry_after(answer.headers()));
-                let doubled = PAUSE_FIRST.saturating_mul(1 << (again.tried.len() - 1).min(8));
-                let pause = told.unwrap_or(doubled);
-                if Instant::now() + pause + WORTH > self.limits.deadline {
+                let another = places.choose(&again.tried, Instant::now());
+                let pause = self.pause_before(&another, again.tried.len(), answered);
+                if !self.waits(pause, head).await {
                     return false;
                 }
-                let waited = self.limits.unless_stopped(sleep(pause), head.closed());
-                if waited.await.is_err() || head.is_closed() {
-                    return false;
-                }
-                places.choose(&again.tried, Instant::now())
+                another
             }
         };
+        if head.is_closed() {
+            return false;
+        }
         if let Some(left_out) = TOLD.note(&self.upstream, std::time::Instant::now()) {
             tracing::warn!(
                 upstream = %self.upstream, next = %another.name, left_out,
@@ -156,6 +163,37 @@ impl Job {
         self.candidate = Candidate::Foreign(another, model);
         self.upstream = self.candidate.name();
         true
+    }
+
+    /// How long to wait for one that is asked although it failed: as long as it is out, and as it said itself
+    /// where it is the one that answered last.
+    fn pause_before(&self, another: &Chosen, tried: usize, answered: &Answered) -> Duration {
+        let is_same = another.name == self.upstream;
+        let answer = answered.as_ref().ok().filter(|_| is_same);
+        let told = answer.and_then(|answer| retry_after(answer.headers()));
+        let doubled = PAUSE_FIRST.saturating_mul(1 << (tried.max(1) - 1).min(8));
+        told.or_else(|| another.out_for(Instant::now()))
+            .unwrap_or(doubled)
+    }
+
+    /// Waits, if the request's time leaves room for it; not for a client that leaves, whatever becomes of work:
+    /// there is none.
+    async fn waits(&mut self, pause: Duration, head: &mut Head) -> bool {
+        let left = self
+            .limits
+            .deadline
+            .saturating_duration_since(Instant::now());
+        if pause.saturating_add(WORTH) > left {
+            return false;
+        }
+        let waited = self
+            .limits
+            .unless_stopped(sleep(pause), std::future::pending());
+        tokio::select! {
+            biased;
+            () = head.closed() => false,
+            waited = waited => waited.is_ok(),
+        }
     }
 
     /// Tells what came of an attempt to whoever chooses the next.
@@ -194,10 +232,38 @@ fn outcome(status: StatusCode, headers: &HeaderMap) -> Outcome {
     }
 }
 
-/// The time that an upstream names, where it is in seconds.
+/// The time that an upstream names, where it is in seconds: a day at most, so that it can be computed with.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let told = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    told.trim().parse().ok().map(Duration::from_secs)
+    let told: u64 = told.trim().parse().ok()?;
+    Some(Duration::from_secs(told.min(RETRY_AFTER_S_MAX)))
+}
+
+/// Whether a body may tell that something was used, in whatever words: another attempt wants certainty.
+fn tells_of_use(body: &[u8]) -> bool {
+    let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
+    match serde_json::from_slice(body) {
+        Ok(value) => names_use(&value),
+        // JSON that is cut, or events
+        Err(_) => {
+            let begins = body.trim_ascii_start().first();
+            begins.is_some_and(|first| b"{[".contains(first))
+                || body.windows(6).any(|part| part == b"usage\"")
+        }
+    }
+}
+
+/// Whether any field, at any depth, has the name of a report or of a count.
+fn names_use(value: &Value) -> bool {
+    match value {
+        Value::Object(fields) => fields.iter().any(|(name, value)| {
+            let name = name.to_ascii_lowercase();
+            let counts = name.contains("usage") || name.contains("tokens");
+            (counts && !value.is_null()) || names_use(value)
+        }),
+        Value::Array(items) => items.iter().any(names_use),
+        _ => false,
+    }
 }
 
 /// An answer as it came, its body read.
@@ -220,6 +286,8 @@ mod tests {
         };
         assert_eq!(read("7"), Some(Duration::from_secs(7)));
         assert_eq!(read(" 0 "), Some(Duration::ZERO));
+        let most = Duration::from_secs(RETRY_AFTER_S_MAX);
+        assert_eq!(read("18446744073709551615"), Some(most));
         for odd in ["-1", "1.5", "Wed, 21 Oct 2026 07:28:00 GMT", ""] {
             assert_eq!(read(odd), None, "{odd:?}");
         }
@@ -234,6 +302,29 @@ mod tests {
         }
         for ill in [401, 402, 403, 408, 429, 500, 502, 503, 504, 529] {
             assert_eq!(of(ill), Outcome::Ill { retry_after: None }, "{ill}");
+        }
+    }
+
+    #[test]
+    fn whatever_may_be_a_report_of_use_is_taken_for_one() {
+        for told in [
+            r#"{"message":{"usage":{"input_tokens":3}}}"#,
+            r#"{"error":{"message":"busy","usage":{"prompt_tokens":3}}}"#,
+            r#"{"usage":{"input_tokens":"50"}}"#,
+            r#"{"usageMetadata":{"totalTokenCount":50}}"#,
+            r#"[{"output_tokens":50.0}]"#,
+            r#"{"error":{"message":"busy"},"usage":{"prompt_tokens":3"#,
+            "data: {\"usage\":{\"prompt_tokens\":3}}",
+        ] {
+            assert!(tells_of_use(told.as_bytes()), "{told}");
+        }
+        for told in [
+            "",
+            "<html>503 Service Unavailable</html>",
+            r#"{"error":{"message":"limit of tokens per minute reached, see usage"},"usage":null}"#,
+            r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#,
+        ] {
+            assert!(!tells_of_use(told.as_bytes()), "{told}");
         }
     }
 }

@@ -44,6 +44,7 @@ impl Job {
             None => self.limits.collect(&mut answer, head).await,
             Some(problem) => (Bytes::new(), Some(Stop::Broke(problem))),
         };
+        let stop = stop.or_else(|| self.cut_short.take());
         drop(answer); // a connection that is closed now is what stops a neuron
         self.metrics
             .stage(Stage::UpstreamTotal, self.began.elapsed());

@@ -147,6 +147,72 @@ async fn a_pause_that_does_not_fit_the_deadline_is_not_waited_for() {
     assert_eq!(stack.upstream.hits(), 1);
 }
 
+/// An answer with this status, time to come again and body.
+fn comes_again(status: u16, after: &str, body: &str) -> Script {
+    let headers = [("content-type", "application/json"), ("retry-after", after)];
+    let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    Script::Head(status, headers.to_vec(), body.to_owned())
+}
+
+#[tokio::test]
+async fn a_time_that_no_clock_has_is_not_waited_for() {
+    let stack = Stack::start_with(tokens(100_000, Window::Balance), |told| {
+        told.upstreams[0].attempts = Some(3);
+    })
+    .await;
+    let never = u64::MAX.to_string();
+    stack.upstream.plays(comes_again(503, &never, "{}"));
+    assert_eq!(status_and_body(stack.chat(&hi(20))).await.0, 503);
+    assert_eq!(stack.upstream.hits(), 1);
+    assert_eq!(stack.spent_once_idle().await, 0, "its hold came back");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_pause_is_asked_for_no_more_and_its_hold_comes_back() {
+    let stack = Stack::start_with(tokens(100_000, Window::Balance), |told| {
+        told.upstreams[0].attempts = Some(3);
+    })
+    .await;
+    // longer than the test waits for anything
+    stack.upstream.plays(comes_again(503, "120", "{}"));
+    let body = hi(20);
+    let asked = stack
+        .chat(&body)
+        .timeout(Duration::from_millis(300))
+        .send()
+        .await;
+    assert!(asked.is_err());
+    assert_eq!(stack.spent_once_idle().await, 0);
+    assert_eq!(stack.upstream.hits(), 1);
+}
+
+#[tokio::test]
+async fn what_may_tell_of_a_use_is_sent_to_nobody_else() {
+    for body in [
+        r#"{"message":{"usage":{"input_tokens":3,"output_tokens":0}}}"#,
+        r#"{"error":{"message":"busy","usage":{"prompt_tokens":3}}}"#,
+        r#"{"usage":{"input_tokens":"50"}}"#,
+        r#"{"error":{"message":"busy"},"usage":{"prompt_tokens":3"#,
+    ] {
+        let (stack, second) = two(|_| ()).await;
+        stack.upstream.plays(comes_again(503, "0", body));
+        assert_eq!(status_and_body(stack.chat(&hi(20))).await.0, 503, "{body}");
+        assert_eq!(hits(&stack, &second), (1, 0), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_that_breaks_off_is_not_shown_as_whole() {
+    let (stack, second) = two(|_| ()).await;
+    stack
+        .upstream
+        .plays(Script::Half(503, "{\"error\":{\"message\":\"bu"));
+    let (status, body) = status_and_body(stack.chat(&hi(20))).await;
+    assert_eq!(status, 503);
+    assert!(body["error"]["message"].is_string(), "{body}");
+    assert_eq!(hits(&stack, &second), (1, 0));
+}
+
 #[tokio::test]
 async fn one_that_fails_is_left_alone_which_ready_and_the_metrics_show() {
     let (stack, second) = two(|_| ()).await;
