@@ -302,9 +302,11 @@ impl Allowed<'_> {
     /// What a tool that the provider runs may say, or what a conversation holds of its calls.
     fn of_provided(&self, tag: &str, path: &str) -> Option<Shape> {
         let tools = self.provided();
-        if path.starts_with("tools[") {
+        if let Some(within) = path.strip_prefix("tools[") {
+            // calls are counted and bounded of what stands in the list itself, not of what is inside another tool
+            let is_listed = !within.contains('[');
             let is_priced = tools.iter().any(|tool| tool.kind == tag);
-            return is_priced.then_some(provided::TOOL);
+            return (is_listed && is_priced).then_some(provided::TOOL);
         }
         let mut history = provided::history(self.api).iter();
         let kind = history.find(|kind| !tools.is_empty() && kind.is(tag));

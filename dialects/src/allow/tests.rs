@@ -51,6 +51,33 @@ fn named(api: Api, profile: Profile, accepted: &[&str], extra: Value) -> Option<
     Some(error.param)
 }
 
+#[test]
+fn a_priced_tool_of_the_provider_is_let_through_where_its_calls_are_bounded_and_nowhere_else() {
+    let priced = [Provided {
+        kind: "web_search".to_owned(),
+        calls_max: 2,
+        input_max: 10,
+        charged: true,
+    }];
+    let allowed = Allowed {
+        api: Api::Responses,
+        profile: Profile::OpenAi,
+        accepted: [&[], &[]],
+        output_max: OUTPUT_MAX,
+        class: None,
+        tools: &priced,
+        media: MediaLimits::default(),
+    };
+    let check = |tools: Value| {
+        let body = json!({"model": "m", "max_output_tokens": 9, "input": "hi", "tools": tools});
+        allowed.check(&map(body)).err().map(|error| error.param)
+    };
+    let search = json!({"type": "web_search"});
+    assert_eq!(check(json!([search])), None);
+    let within = json!([{"type": "namespace", "name": "n", "tools": [search]}]);
+    assert_eq!(check(within).as_deref(), Some("tools[0].tools[0]"));
+}
+
 #[track_caller]
 fn refused(api: Api, extra: Value, param: &str) {
     let profiles = match api {
