@@ -100,7 +100,8 @@ impl Sampler {
     fn pick(&mut self, logits: &[f32]) -> Option<u32> {
         let peak = row::peak(logits)?;
         let sampling = &self.sampling;
-        if sampling.temperature <= 0.0 {
+        // of the smallest temperatures there is no reciprocal: they are as good as none
+        if sampling.temperature <= 0.0 || sampling.temperature.recip().is_infinite() {
             let best = logits.iter().position(|logit| *logit == peak);
             return best.and_then(|best| u32::try_from(best).ok());
         }
@@ -435,7 +436,9 @@ mod tests {
 
     #[test]
     fn a_tiny_temperature_is_as_good_as_greedy() {
-        let mut sampler = sampler(1e-6, 1.0, 2);
-        assert!((0..50).all(|_| token(&mut sampler, &[1.0, 1.5, 1.4]) == Some(1)));
+        for temperature in [1e-6, 1e-38, f32::MIN_POSITIVE, 1e-39, 1e-45] {
+            let mut sampler = sampler(temperature, 1.0, 2);
+            assert!((0..50).all(|_| token(&mut sampler, &[1.0, 1.5, 1.4]) == Some(1)));
+        }
     }
 }
