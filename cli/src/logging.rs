@@ -32,7 +32,12 @@ pub fn start(format: LogFormat) -> Result<(), LogFilterError> {
         wanted => wanted,
     };
     let filter = EnvFilter::try_new(filter)?;
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written, for a full disk or a reader that went away, is lost. To say so there as well would
+    // panic, in the midst of whatever was to be told.
+    let builder = fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_ansi(colours()).init(),
         LogFormat::Json => builder.json().init(),

@@ -1,8 +1,8 @@
 //! What keeps the ledger, watched while requests are served: why it would turn a commit away, what will
 //! soon be so, and when an embedded server has to be started again to go on.
 //!
-//! A server whose disk was full keeps refusing after there is room again; a new one goes on with what
-//! is on the disk, all of which was acknowledged only once it was there.
+//! A server whose disk was full keeps refusing after there is room again, each stream by itself; a new one goes on
+//! with what is on the disk, all of which was acknowledged only once it was there.
 
 use std::{
     path::{Path, PathBuf},
@@ -69,7 +69,9 @@ pub(super) async fn watch(
         let state = judge(&look, disk_free, failures);
         let is_silent = look.writes == Writes::Silence || a_journal_is_frozen(&watched.ledger);
         if frozen.is_to_be_revived(is_silent, disk_free, Instant::now()) {
-            warn!("the store takes nothing though its disk has room: nats-server is started again");
+            warn!(
+                "the disk has room again, or the store takes nothing though it has: nats-server is started again"
+            );
             watched.revive.notify_one();
         }
         told.send_if_modified(|known| tell(known, state));
@@ -174,12 +176,16 @@ fn disk_free(folder: &Path) -> Option<u64> {
 struct Frozen {
     since: Option<Instant>,
     revived: Option<Instant>,
+    /// The disk was full. Each stream that was written to meanwhile may refuse for good, where nothing but a write
+    /// would show it: that of the neurons, for one, whom no gateway would see again.
+    was_full: bool,
 }
 
 impl Frozen {
     fn is_to_be_revived(&mut self, is_silent: bool, disk_free: Option<u64>, now: Instant) -> bool {
         let has_room = disk_free.is_some_and(|free| free >= DISK_FREE_ENOUGH);
-        if !is_silent || !has_room {
+        self.was_full |= disk_free.is_some() && !has_room;
+        if !has_room || !(is_silent || self.was_full) {
             self.since = None;
             return false;
         }
@@ -190,7 +196,7 @@ impl Frozen {
         if rests || now.saturating_duration_since(since) < FROZEN_AFTER {
             return false;
         }
-        (self.since, self.revived) = (None, Some(now));
+        (self.since, self.revived, self.was_full) = (None, Some(now), false);
         true
     }
 }
@@ -266,12 +272,24 @@ mod tests {
         assert!(!at(0, true, Some(0)), "the disk is full");
         assert!(!at(60, true, Some(0)));
         assert!(!at(61, true, room), "it may only be slow");
-        assert!(!at(62, false, room), "it was");
-        assert!(!at(63, true, room));
-        assert!(at(66, true, room));
-        assert!(!at(67, true, room));
+        assert!(at(64, true, room));
+        assert!(!at(65, true, room));
         assert!(!at(80, true, room), "the new one is given its time");
-        assert!(at(97, true, room));
-        assert!(!at(200, true, None), "another's server");
+        assert!(at(95, true, room));
+        assert!(!at(196, true, room), "it may only be slow");
+        assert!(!at(197, false, room), "it was");
+        assert!(!at(200, true, room));
+        assert!(!at(300, true, None), "another's server");
+    }
+
+    #[test]
+    fn a_server_whose_disk_was_full_is_started_again_once_whatever_still_takes_something() {
+        let (mut frozen, begun) = (Frozen::default(), Instant::now());
+        let mut at = |s, free| frozen.is_to_be_revived(false, free, begun + Duration::from_secs(s));
+        let room = Some(DISK_FREE_ENOUGH);
+        assert!(!at(0, room) && !at(10, room));
+        assert!(!at(11, Some(DISK_FREE_ENOUGH - 1)));
+        assert!(!at(12, room) && !at(14, room) && at(15, room));
+        assert!(!at(16, room) && !at(300, room));
     }
 }
