@@ -176,7 +176,8 @@ impl<'a> Grants<'a> {
         self.api(&format!("STREAM.PURGE.{}", kv(&names.meta_bucket())));
         // settings of what is a source are written once more when it is made
         let sources = [kv(&names.meta_bucket()), kv(&names.secret_bucket())];
-        for stream in sources.iter().chain([&names.usage_stream()]) {
+        let others = [names.usage_stream(), kv(&names.thread_bucket())];
+        for stream in sources.iter().chain(&others) {
             self.api(&format!("STREAM.UPDATE.{stream}"));
         }
         // one that is damaged is made again
@@ -225,7 +226,6 @@ impl<'a> Grants<'a> {
             self.follow(&kv(&bucket));
         }
         self.publish(&keys(&names.lease_bucket(), ">"));
-        self.make(&kv(&names.thread_bucket()));
         self.get(&kv(&names.thread_bucket()));
         self.publish(&keys(&names.thread_bucket(), "*"));
         // one that is damaged is made again

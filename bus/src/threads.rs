@@ -8,7 +8,7 @@ use std::time::Duration;
 use seatbelt_schemas::{names::Names, thread::Thread, wire};
 use thiserror::Error;
 
-use super::{Bucket, Nats, ProvisionError, settings::Settings};
+use super::{Bucket, Nats, ProvisionError};
 use crate::kept::{Revision, StoreError, WriteError};
 
 /// How long upstreams keep a response.
@@ -37,9 +37,9 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// Opens the bucket, made if missing.
-    pub async fn open(nats: &Nats, names: &Names, replicas: u8) -> Result<Self, ProvisionError> {
-        let bucket = Bucket::open(nats, Settings::threads(names, replicas)).await?;
+    /// Opens the bucket, which is made with the ledger's other streams and by nobody that serves.
+    pub async fn open(nats: &Nats, names: &Names) -> Result<Self, ProvisionError> {
+        let bucket = Bucket::open_existing(nats, &names.thread_bucket()).await?;
         Ok(Self { bucket })
     }
 

@@ -196,7 +196,7 @@ async fn the_ledgers_facts_are_made_once_and_then_fixed() {
 async fn a_response_is_bound_once_and_found_by_its_id_alone() {
     let nats = TestNats::start().await;
     let (connection, names) = provisioned(&nats).await;
-    let threads = Threads::open(&connection, &names, 1).await.unwrap();
+    let threads = Threads::open(&connection, &names).await.unwrap();
     let thread = |account: &str| Thread {
         v: Thread::VERSION,
         account: AccountId::new(account).unwrap(),
@@ -218,7 +218,7 @@ async fn a_response_is_bound_once_and_found_by_its_id_alone() {
         assert_eq!(threads.find(odd).await.unwrap(), None, "{odd}");
     }
     // another process, and a value that is none
-    let again = Threads::open(&connection, &names, 1).await.unwrap();
+    let again = Threads::open(&connection, &names).await.unwrap();
     assert_eq!(again.find("resp_1").await.unwrap(), Some(mine));
     assert_eq!(again.find("resp_2").await.unwrap(), None);
     let jetstream = async_nats::jetstream::new(connection.client().clone());

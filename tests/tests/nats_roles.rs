@@ -276,6 +276,7 @@ fn own_of_provisioning() -> (Vec<String>, Vec<&'static str>) {
         JOURNAL,
         "KV_SEATBELT_META",
         "KV_SEATBELT_SECRETS",
+        "KV_SEATBELT_THREADS",
         "SEATBELT_USAGE",
     ] {
         publish.push(format!("$JS.API.STREAM.UPDATE.{stream}"));
@@ -310,7 +311,7 @@ fn own_of_gateways() -> (Vec<String>, Vec<&'static str>) {
     for bucket in ["META", "SECRETS", "SNAPSHOTS", "THREADS"] {
         publish.extend(read(&format!("KV_SEATBELT_{bucket}")));
     }
-    for bucket in ["LEASES", "NEURONS", "SNAPSHOTS", "THREADS"] {
+    for bucket in ["LEASES", "NEURONS", "SNAPSHOTS"] {
         publish.push(make(&format!("KV_SEATBELT_{bucket}")));
     }
     publish.extend(read("SEATBELT_FEED"));

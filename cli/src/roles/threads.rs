@@ -20,7 +20,7 @@ pub(super) async fn threads(
     if !config.upstreams.iter().any(|upstream| upstream.threads) {
         return Ok(None);
     }
-    let threads = nats::Threads::open(&bus.nats, &bus.names, bus.replicas).await?;
+    let threads = nats::Threads::open(&bus.nats, &bus.names).await?;
     Ok(Some(Arc::new(Kept(threads))))
 }
 
