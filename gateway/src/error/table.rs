@@ -60,7 +60,7 @@ pub(super) struct Row {
 
 impl Case {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 26] = [
+    pub(super) const ALL: [Self; 27] = [
         Self::BalanceSpent,
         Self::WindowSpent,
         Self::WindowUnsatisfiable,
