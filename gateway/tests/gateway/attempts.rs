@@ -206,7 +206,7 @@ async fn an_error_that_breaks_off_is_not_shown_as_whole() {
     let (stack, second) = two(|_| ()).await;
     stack
         .upstream
-        .plays(Script::Half(503, "{\"error\":{\"message\":\"bu"));
+        .plays(Script::Half(503, "{\"error\":{\"message\":\"over"));
     let (status, body) = status_and_body(stack.chat(&hi(20))).await;
     assert_eq!(status, 503);
     assert!(body["error"]["message"].is_string(), "{body}");
