@@ -53,7 +53,7 @@ pub struct Echo {
     /// As the client wrote them.
     pub(crate) fields: Fields,
     /// Its tools that are no plain functions to the client.
-    pub(crate) tools: responses_chat::Known,
+    pub(crate) tools: responses_chat::KnownTools,
 }
 
 /// Fields that a response says again.

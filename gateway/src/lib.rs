@@ -41,5 +41,5 @@ pub use config::{
 };
 pub use ready::{Cause, Readiness, Reason, Room};
 pub use server::{Gateway, GatewayError, Parts};
-pub use threads::{ThreadFailure, Threads};
+pub use threads::{ThreadFailure, ThreadStore};
 pub use upstream::catalog::UnreadTokenizer;

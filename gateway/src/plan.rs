@@ -24,7 +24,7 @@ use crate::{
     gate::{Gate, Want},
     metrics::{Metrics, Stage},
     receive::{Caller, Received, aside::Aside, shares::Share},
-    threads::{Binding, Followed, Threads},
+    threads::{Binding, Followed, ThreadStore},
     upstream::{
         Candidate,
         catalog::{Catalog, Size},
@@ -91,7 +91,7 @@ pub(crate) struct Planner {
     /// For counts by neurons that hand out none.
     pub(crate) counter: Counter,
     /// Whose the responses are that upstreams keep.
-    pub(crate) threads: Option<Arc<dyn Threads>>,
+    pub(crate) threads: Option<Arc<dyn ThreadStore>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -113,9 +113,8 @@ impl Planner {
             room,
         } = received;
         let api = candidate.api(client);
-        let threads = self.threads.as_ref();
-        let followed = Followed::take(threads, &caller, &candidate, api, &mut body).await?;
-        let binding = Binding::of(threads, followed.as_ref(), &caller, &candidate);
+        let followed = self.followed(&caller, &candidate, api, &mut body);
+        let (followed, binding) = followed.await?;
         let way = between(client, api)?;
         let reading = move || Ok((read(way, api, body)?, room));
         let ((mut body, mut ask, echo), room) = aside.clone().work(reading).await?;
@@ -130,10 +129,7 @@ impl Planner {
             aside,
         };
         let (candidate, bound, read) = self.bound(&caller, &model, api, candidate, read).await?;
-        let bound = match &candidate {
-            Candidate::Foreign(_, model) => with_calls(bound, calls, model.limits.context)?,
-            Candidate::Neuron(_) => bound,
-        };
+        let bound = with_calls_of(&candidate, bound, calls)?;
         let Read {
             mut body,
             ask,
@@ -143,12 +139,11 @@ impl Planner {
         if ask.stream {
             api.want_usage(&mut body);
         }
+        let input_tokens = known_input(&candidate, &bound);
+        let name = || self.name(id, &model, input_tokens);
         let face = match way {
             None => Face::same(api, &ask),
-            Some(way) => {
-                let name = self.name(id, &model, known_input(&candidate, &bound));
-                way.face(name, &ask, &body, echo)
-            }
+            Some(way) => way.face(name(), &ask, &body, echo),
         };
         self.metrics.stage(Stage::Bound, began.elapsed());
         Ok(Plan {
@@ -171,6 +166,20 @@ impl Planner {
             room,
             instead,
         })
+    }
+
+    /// What a request has of a conversation that its upstream keeps, and what binds its response.
+    async fn followed(
+        &self,
+        caller: &Caller,
+        candidate: &Candidate,
+        api: Api,
+        body: &mut Fields,
+    ) -> Result<(Option<Followed>, Option<Binding>), ApiError> {
+        let threads = self.threads.as_ref();
+        let followed = Followed::take(threads, caller, candidate, api, body).await?;
+        let binding = Binding::of(threads, followed.as_ref(), caller, candidate);
+        Ok((followed, binding))
     }
 
     /// By what an answer in another API is named.
@@ -359,6 +368,14 @@ fn class_of(candidate: &Candidate, body: &Fields) -> Result<Option<PricedClass>,
             let why = "together with another class of service it has no price: ask for one of them";
             Err(ApiError::unbounded(another.class.aspect.as_str(), why))
         }
+    }
+}
+
+/// A bound with what calls of tools add that the provider runs: a neuron runs none.
+fn with_calls_of(candidate: &Candidate, bound: Bound, calls: Calls) -> Result<Bound, ApiError> {
+    match candidate {
+        Candidate::Foreign(_, model) => with_calls(bound, calls, model.limits.context),
+        Candidate::Neuron(_) => Ok(bound),
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
     metrics::Metrics,
     plan::{Instead, Plan, Planner},
     receive::shares::Share,
-    threads::Binding,
+    threads::{Binding, Followed},
     upstream::{
         Attempt, Candidate,
         catalog::{Catalog, Size},
@@ -169,10 +169,7 @@ impl Runner {
             }
         }
         let api = plan.api;
-        api.set_max(&mut body, max, candidate.max_field());
-        if let Some(followed) = &plan.followed {
-            followed.write(&mut body);
-        }
+        finish(&mut body, api, max, (&candidate, plan.followed.as_ref()));
         let size = Size {
             input_tokens: bound.input_tokens,
             output_tokens: Some(max),
@@ -285,6 +282,19 @@ fn pass<'a>(
             hold: &reservation.hold,
         }),
         deadline_ms: reservation.map_or(deadline_ms, held_until),
+    }
+}
+
+/// Writes into a body what is decided last: its output maximum, and what it has of a conversation that is kept.
+fn finish(
+    body: &mut Fields,
+    api: Api,
+    max: u64,
+    (candidate, followed): (&Candidate, Option<&Followed>),
+) {
+    api.set_max(body, max, candidate.max_field());
+    if let Some(followed) = followed {
+        followed.write(body);
     }
 }
 

@@ -36,7 +36,7 @@ use crate::{
     receive::{Receiver, caller::Keyring, run_secret::RunSecrets},
     routes,
     run::Runner,
-    threads::Threads,
+    threads::ThreadStore,
     upstream::{
         catalog::{Catalog, UnreadTokenizer},
         client::client,
@@ -55,7 +55,7 @@ pub struct Parts {
     /// Usage as neurons report it.
     pub usage: Arc<dyn UsageEvents>,
     /// Whose the responses are that upstreams keep; nothing where none keeps any.
-    pub threads: Option<Arc<dyn Threads>>,
+    pub threads: Option<Arc<dyn ThreadStore>>,
     /// The neurons alive now.
     pub neurons: Neurons,
     /// The keys that may be used now.
@@ -156,7 +156,7 @@ fn planner(
     secret: &NeuronSecret,
     clock: &Clock,
     catalog: &Arc<Catalog>,
-    threads: Option<Arc<dyn Threads>>,
+    threads: Option<Arc<dyn ThreadStore>>,
     (gate, metrics): (&Arc<Gate>, &Arc<Metrics>),
 ) -> Planner {
     Planner {

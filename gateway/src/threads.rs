@@ -20,7 +20,7 @@ use crate::{error::ApiError, receive::Caller, upstream::Candidate};
 pub type ThreadFailure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Who keeps the bindings.
-pub trait Threads: Send + Sync {
+pub trait ThreadStore: Send + Sync {
     /// To what a response is bound.
     fn find(&self, id: String) -> BoxFuture<'static, Result<Option<Thread>, ThreadFailure>>;
 
@@ -51,7 +51,7 @@ impl Followed {
     /// Takes out of a body what it says of what is kept, where its upstream's responses are bound; else the body
     /// stays as it is, to be refused for it.
     pub(crate) async fn take(
-        threads: Option<&Arc<dyn Threads>>,
+        threads: Option<&Arc<dyn ThreadStore>>,
         caller: &Caller,
         candidate: &Candidate,
         api: Api,
@@ -109,7 +109,7 @@ impl Followed {
 
 /// Binds the response of one request.
 pub(crate) struct Binding {
-    threads: Arc<dyn Threads>,
+    threads: Arc<dyn ThreadStore>,
     account: AccountId,
     upstream: String,
     model: ModelId,
@@ -124,7 +124,7 @@ impl fmt::Debug for Binding {
 impl Binding {
     /// For a response that is to be kept.
     pub(crate) fn of(
-        threads: Option<&Arc<dyn Threads>>,
+        threads: Option<&Arc<dyn ThreadStore>>,
         followed: Option<&Followed>,
         caller: &Caller,
         candidate: &Candidate,

@@ -61,12 +61,9 @@ fn read_upstream(
     let errors_are_free = section.flag("errors_are_free").unwrap_or(false);
     let responses = section.flag("responses").unwrap_or(false);
     if responses && kind == Some(Dialect::Anthropic) {
-        section.mistake(
-            "responses",
-            "is for upstreams of kind \"openai\": leave it out",
-        );
+        let problem = "is for upstreams of kind \"openai\": leave it out";
+        section.mistake("responses", problem);
     }
-    let threads = section.flag("threads").unwrap_or(false);
     let (weight, priority) = (weight(&mut section), priority(&mut section));
     let (least, most) = ATTEMPTS.bounds();
     let attempts = section.number("attempts", least, most);
@@ -75,12 +72,7 @@ fn read_upstream(
         .into_iter()
         .filter_map(|part| read_deployment(part, context, names));
     let deployments: Vec<_> = deployments.collect();
-    if threads && !(responses && deployments.is_empty()) {
-        section.mistake(
-            "threads",
-            "are kept where one address speaks /v1/responses: set responses = true, without deployments",
-        );
-    }
+    let threads = threads(&mut section, responses && deployments.is_empty());
     let models = read_models(&mut section, context, kind, ids);
     let bounds_calls = match kind {
         Some(Dialect::OpenAi) => {
@@ -114,6 +106,18 @@ fn read_upstream(
         attempts: attempts.and_then(|attempts| u8::try_from(attempts).ok()),
         models,
     })
+}
+
+/// Whether it keeps responses, which one address does that speaks the API.
+fn threads(section: &mut Section, may: bool) -> bool {
+    let threads = section.flag("threads").unwrap_or(false);
+    if threads && !may {
+        section.mistake(
+            "threads",
+            "are kept where one address speaks /v1/responses: set responses = true, without deployments",
+        );
+    }
+    threads
 }
 
 /// `[[upstreams.deployments]]`: another place where the upstream serves the same.
@@ -240,10 +244,8 @@ fn read_model(
         .zip(output)
         .is_some_and(|(context, output)| output > context)
     {
-        section.mistake(
-            "output",
-            "is above the model's context, which holds input and output",
-        );
+        let problem = "is above the model's context, which holds input and output";
+        section.mistake("output", problem);
     }
     let allowance = |section: &mut Section, name| {
         let (least, most) = ALLOWANCE_TOKENS_BOUNDS;

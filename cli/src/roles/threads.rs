@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::{FutureExt, future::BoxFuture};
 use seatbelt_bus as nats;
-use seatbelt_gateway::{ThreadFailure, Threads};
+use seatbelt_gateway::{ThreadFailure, ThreadStore};
 use seatbelt_schemas::thread::Thread;
 
 use super::bus::{Bus, BusError};
@@ -16,7 +16,7 @@ struct Kept(nats::Threads);
 pub(super) async fn threads(
     config: &Config,
     bus: &Bus,
-) -> Result<Option<Arc<dyn Threads>>, BusError> {
+) -> Result<Option<Arc<dyn ThreadStore>>, BusError> {
     if !config.upstreams.iter().any(|upstream| upstream.threads) {
         return Ok(None);
     }
@@ -24,7 +24,7 @@ pub(super) async fn threads(
     Ok(Some(Arc::new(Kept(threads))))
 }
 
-impl Threads for Kept {
+impl ThreadStore for Kept {
     fn find(&self, id: String) -> BoxFuture<'static, Result<Option<Thread>, ThreadFailure>> {
         let threads = self.0.clone();
         async move { Ok(threads.find(&id).await?) }.boxed()

@@ -15,7 +15,7 @@ pub(crate) use answer::from_chat;
 pub(super) use request::{asked, to_chat};
 pub use stream::ResponsesStream;
 use tools::flat;
-pub(crate) use tools::{Known, known_tools};
+pub(crate) use tools::{KnownTools, known_tools};
 
 /// The one argument of the function that stands for a custom tool.
 const INPUT: &str = "input";

@@ -332,24 +332,28 @@ fn response_body(extra: Value) -> Fields {
     body
 }
 
+/// Over both APIs that responses are translated to.
+#[track_caller]
+fn refused_response(extra: Value, param: &str) {
+    for way in [
+        Translation::ResponsesToChat,
+        Translation::ResponsesToMessages,
+    ] {
+        let shown = extra.to_string();
+        let error = way
+            .request(&response_body(extra.clone()))
+            .expect_err(&shown);
+        assert_eq!(
+            (error.fault, error.param.as_str()),
+            (Fault::Invalid, param),
+            "{shown}"
+        );
+    }
+}
+
 #[test]
 fn a_field_of_responses_without_counterpart_is_refused_by_name() {
-    let refused = |extra: Value, param: &str| {
-        for way in [
-            Translation::ResponsesToChat,
-            Translation::ResponsesToMessages,
-        ] {
-            let shown = extra.to_string();
-            let error = way
-                .request(&response_body(extra.clone()))
-                .expect_err(&shown);
-            assert_eq!(
-                (error.fault, error.param.as_str()),
-                (Fault::Invalid, param),
-                "{shown}"
-            );
-        }
-    };
+    let refused = refused_response;
     for field in [
         "conversation",
         "previous_response_id",
@@ -381,6 +385,11 @@ fn a_field_of_responses_without_counterpart_is_refused_by_name() {
     );
     refused(json!({"reasoning": {"mode": "pro"}}), "reasoning.mode");
     refused(json!({"reasoning": {"effort": 5}}), "reasoning.effort");
+}
+
+#[test]
+fn a_tool_of_responses_without_counterpart_is_refused_by_name() {
+    let refused = refused_response;
     let tool = |tool: Value| json!({ "tools": [tool] });
     refused(tool(json!({"type": "web_search"})), "tools[0].type");
     refused(tool(json!({"type": "function"})), "tools[0].name");
@@ -407,6 +416,11 @@ fn a_field_of_responses_without_counterpart_is_refused_by_name() {
     refused(json!({"tool_choice": "required"}), "tool_choice");
     let choice = json!({"tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "allowed_tools"}});
     refused(choice, "tool_choice");
+}
+
+#[test]
+fn an_item_of_responses_without_counterpart_is_refused_by_name() {
+    let refused = refused_response;
     refused(json!({"instructions": ["x"]}), "instructions");
     refused(json!({"input": []}), "input");
     refused(json!({"input": ["x"]}), "input[0]");

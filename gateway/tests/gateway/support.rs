@@ -25,7 +25,7 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use seatbelt_gateway::{
     Dialect, Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret, KeyTable, Parts, Prices,
-    Readiness, ThreadFailure, Threads, UpstreamConfig, UpstreamModel, system_clock,
+    Readiness, ThreadFailure, ThreadStore, UpstreamConfig, UpstreamModel, system_clock,
 };
 use seatbelt_ledger::{
     api::{
@@ -446,7 +446,7 @@ fn unless_away(away: bool) -> Result<(), ThreadFailure> {
     }
 }
 
-impl Threads for TestThreads {
+impl ThreadStore for TestThreads {
     fn find(&self, id: String) -> BoxFuture<'static, Result<Option<Thread>, ThreadFailure>> {
         let found = self.bound.lock().unwrap().get(&id).cloned();
         let away = self.away.load(SeqCst);
@@ -626,7 +626,7 @@ impl Stack {
             ledger: Arc::clone(&ledger) as Arc<dyn Ledger>,
             snapshots: Arc::clone(&snapshots) as Arc<dyn Snapshots>,
             usage: Arc::clone(&usage) as Arc<dyn UsageEvents>,
-            threads: Some(Arc::clone(&threads) as Arc<dyn Threads>),
+            threads: Some(Arc::clone(&threads) as Arc<dyn ThreadStore>),
             neurons: alive,
             neuron_secret: neuron_secret(),
             clock: system_clock(),

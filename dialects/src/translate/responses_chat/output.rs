@@ -6,7 +6,7 @@
 use bytes::BytesMut;
 use serde_json::{Map, Value, json};
 
-use super::{INPUT, Known};
+use super::{INPUT, KnownTools};
 use crate::{
     odd::Unread,
     sse::write_event,
@@ -170,7 +170,7 @@ pub(super) struct Output {
     /// What is unique of the answer's id.
     id: String,
     /// Tools that are no plain functions to the client.
-    tools: Known,
+    tools: KnownTools,
     items: Vec<Item>,
     /// What is thought or said goes on there.
     open: Option<usize>,
@@ -182,7 +182,7 @@ pub(super) struct Output {
 
 impl Output {
     /// Of a stream, which tells of each piece; or of an answer that is whole.
-    pub(super) fn new(id: &str, tools: &Known, streams: bool) -> Self {
+    pub(super) fn new(id: &str, tools: &KnownTools, streams: bool) -> Self {
         Self {
             id: id.to_owned(),
             tools: tools.clone(),

@@ -18,7 +18,7 @@ pub(super) fn flat(namespace: &str, name: &str) -> String {
 
 /// Tools that are no plain functions to the client.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Known {
+pub(crate) struct KnownTools {
     /// Names of those that are called with a plain text.
     pub(super) custom: Vec<String>,
     /// Functions in a namespace: the name in one word, and both.
@@ -26,8 +26,8 @@ pub(crate) struct Known {
 }
 
 /// Those of a body.
-pub(crate) fn known_tools(body: &Fields) -> Known {
-    let mut known = Known::default();
+pub(crate) fn known_tools(body: &Fields) -> KnownTools {
+    let mut known = KnownTools::default();
     for tool in body
         .get("tools")
         .and_then(Value::as_array)
