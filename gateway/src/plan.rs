@@ -82,6 +82,22 @@ struct Read {
     aside: Aside,
 }
 
+impl Read {
+    /// Its parts, as they go out: a stream is to tell what it used.
+    fn asking_for_usage(self, api: Api) -> (Fields, Ask, Share) {
+        let Self {
+            mut body,
+            ask,
+            room,
+            ..
+        } = self;
+        if ask.stream {
+            api.want_usage(&mut body);
+        }
+        (body, ask, room)
+    }
+}
+
 /// Plans requests.
 pub(crate) struct Planner {
     pub(crate) catalog: Arc<Catalog>,
@@ -130,15 +146,7 @@ impl Planner {
         };
         let (candidate, bound, read) = self.bound(&caller, &model, api, candidate, read).await?;
         let bound = with_calls_of(&candidate, bound, calls)?;
-        let Read {
-            mut body,
-            ask,
-            room,
-            ..
-        } = read;
-        if ask.stream {
-            api.want_usage(&mut body);
-        }
+        let (body, ask, room) = read.asking_for_usage(api);
         let input_tokens = known_input(&candidate, &bound);
         let name = || self.name(id, &model, input_tokens);
         let face = match way {

@@ -176,13 +176,8 @@ impl Runner {
         };
         let deadline_ms = (self.clock)().saturating_add(ms(self.request_timeout));
         let pass = pass(&self.neuron_secret, reservation.as_ref(), deadline_ms);
-        let attempt = Attempt::new(
-            &candidate,
-            api,
-            &pass,
-            &plan.headers,
-            written(&body, exact.as_ref()),
-        );
+        let body = written(&body, exact.as_ref());
+        let attempt = Attempt::new(&candidate, api, &pass, &plan.headers, body);
         room.shrink_to(attempt.body.len());
         let began = Instant::now();
         Job {

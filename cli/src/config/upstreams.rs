@@ -271,10 +271,7 @@ fn read_model(
     let fallback = fallback(&mut section, id.as_ref());
     let mut price = read_price(&mut section, id.as_ref(), writes_cost_more);
     let tools = read_tools(&mut section, price.as_mut());
-    let mut classes = Vec::new();
-    for part in section.sections("class", CLASSES_MAX) {
-        classes.extend(read_class(part, price.as_ref(), writes_cost_more, ids));
-    }
+    let classes = read_classes(&mut section, price.as_ref(), writes_cost_more, ids);
     section.finish();
     Some(UpstreamModel {
         id: id?,
@@ -295,6 +292,17 @@ fn read_model(
         media,
         fallback,
     })
+}
+
+fn read_classes(
+    section: &mut Section,
+    of: Option<&Price>,
+    writes_cost_more: bool,
+    ids: &mut BTreeSet<ModelId>,
+) -> Vec<PricedClass> {
+    let parts = section.sections("class", CLASSES_MAX).into_iter();
+    let classes = parts.filter_map(|part| read_class(part, of, writes_cost_more, ids));
+    classes.collect()
 }
 
 /// Models that are asked in its place; whether there are such models is known once all upstreams are read.
