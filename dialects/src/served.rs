@@ -72,6 +72,8 @@ const TOOL_COUNTS: [&str; 3] = [
 ];
 /// Counts of a report that stand alone.
 const TOOL_COUNT: [&str; 2] = ["num_search_queries", "num_sources_used"];
+/// Object of an answer that says of each tool of the provider how often it was asked.
+const TOOL_USAGE: &str = "tool_usage";
 /// Lists of an answer in which calls of the provider's tools stand.
 const LISTS: [&str; 2] = ["output", "content"];
 
@@ -87,6 +89,14 @@ impl Served {
     pub(crate) fn answer(&mut self, fields: &Pairs<'_>) {
         self.fields(fields, &[Aspect::Model]);
         self.fields(fields, &CLASSES);
+        for tools in fields.all(TOOL_USAGE) {
+            for (name, raw) in Pairs::of(tools).iter() {
+                let counts = Pairs::of(raw);
+                counts
+                    .all("num_requests")
+                    .for_each(|raw| self.tool(name, raw));
+            }
+        }
         for list in LISTS.into_iter().flat_map(|name| fields.all(name)) {
             let mut names = Names::default();
             for (item, place) in items(list).into_iter().zip(0u64..) {
@@ -487,6 +497,24 @@ mod tests {
             none.other(&unnamed),
             Some((Aspect::Tools, "server_tool_use"))
         );
+    }
+
+    #[test]
+    fn searches_that_an_answer_counts_beside_its_usage_are_calls() {
+        let tools = [Provided {
+            kind: "web_search".to_owned(),
+            calls_max: 5,
+            input_max: 1000,
+            charged: true,
+        }];
+        let answer = r#"{"output": [{"type": "web_search_call", "id": "a"}],
+            "tool_usage": {"web_search": {"num_requests": 4}, "image_gen": {"input_tokens": 0}}}"#;
+        assert_eq!(served(answer, "{}").charged_calls(&tools).least, 4);
+        let odd = served(
+            r#"{"tool_usage": {"web_search": {"num_requests": 0}}}"#,
+            "{}",
+        );
+        assert_eq!(odd.charged_calls(&tools).least, 0);
     }
 
     #[test]
