@@ -29,6 +29,10 @@ impl State {
         match ending.finish() {
             Some("length") => Self::Incomplete("max_output_tokens"),
             Some("content_filter") => Self::Incomplete("content_filter"),
+            // as vLLM, OpenRouter and DeepSeek say that something broke off on their side
+            Some("error" | "abort" | "cancelled" | "insufficient_system_resource") => {
+                Self::Incomplete("error")
+            }
             _ => Self::Completed,
         }
     }
@@ -120,4 +124,25 @@ fn usage_shown(usage: Usage) -> Value {
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.input_tokens.saturating_add(usage.output_tokens),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_broke_off_upstream_is_not_shown_as_complete() {
+        for (reason, shown) in [
+            ("stop", "completed"),
+            ("tool_calls", "completed"),
+            ("length", "incomplete"),
+            ("error", "incomplete"),
+            ("abort", "incomplete"),
+        ] {
+            let choice = format!(r#"{{"finish_reason":"{reason}"}}"#);
+            let mut ending = Ending::default();
+            ending.note(&Pairs::read(&choice).unwrap());
+            assert_eq!(State::of(&ending).as_str(), shown, "{reason}");
+        }
+    }
 }
