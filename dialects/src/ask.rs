@@ -322,7 +322,7 @@ fn printing_adds(content: &Value, by: &mut dyn Measure) -> u64 {
     by.json(content).saturating_sub(counted)
 }
 
-fn is_known_role(role: &str) -> bool {
+pub(crate) fn is_known_role(role: &str) -> bool {
     matches!(
         role,
         "system" | "developer" | "user" | "assistant" | "tool" | "function"

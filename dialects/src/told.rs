@@ -15,7 +15,7 @@ pub use report::Least;
 pub(crate) use report::{COUNT_MAX, Counts, Odd, Report};
 pub use stream::{Part, Sent, StreamTold};
 pub use whole::Told;
-pub(crate) use whole::{Body, finish, text};
+pub(crate) use whole::{Body, finish, has_content, text};
 
 #[cfg(test)]
 mod tests;

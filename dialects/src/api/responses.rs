@@ -5,20 +5,20 @@
 //! API for a server that does not speak this one.
 
 use seatbelt_schemas::ids::EndUserId;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use super::{MaxField, chat};
 use crate::{
     allow::{Found, Profile, Shape},
-    ask::{Ask, Measure},
+    ask::{Ask, Measure, is_known_role},
     ends::{named_error, of_unread},
     fields::{self, FieldError, Fields, flag, whole},
     media::Medium,
     provided::called_by,
-    raw::Pairs,
+    raw::{Pairs, items},
     sse::SseEvent,
     state::refuse_kept_item,
-    told::{Body, Counts, Odd, Part, Report, StreamTold, finish, status_named, text},
+    told::{Body, Counts, Odd, Part, Report, StreamTold, finish, has_content, status_named, text},
 };
 
 mod allowed;
@@ -34,6 +34,8 @@ pub(super) use allowed::{IMAGE, WHY};
 
 /// Most items of one input.
 const ITEMS_MAX: usize = 100_000;
+/// Where events have what deltas told piece by piece, but for items.
+const WHOLE: [&str; 5] = ["part", "text", "refusal", "arguments", "input"];
 /// What joins the texts of an item's parts.
 const PART_JOINT: u64 = 1;
 /// Counted by themselves, or of no weight.
@@ -112,7 +114,10 @@ fn ask_item(
     ask.framed += 1;
     for (name, value) in fields {
         match (name.as_str(), value) {
-            ("type" | "role" | "status", Value::String(_)) | (_, Value::Null) => {}
+            ("type", Value::String(_)) | (_, Value::Null) => {}
+            // another word may be printed as it is
+            ("role", Value::String(role)) if is_known_role(role) => {}
+            ("status", Value::String(status)) if is_known_status(status) => {}
             ("content" | "output", content) => content_of(ask, content, by),
             (name, other) => ask.text += name.len() as u64 + by.json(other),
         }
@@ -137,9 +142,25 @@ fn part_of(ask: &mut Ask, part: &Value, by: &mut dyn Measure) {
     let text = part.get("text").and_then(Value::as_str);
     let kind = part.get("type").and_then(Value::as_str);
     ask.text += match (kind, text) {
-        (Some("input_text" | "output_text"), Some(text)) => by.text(text),
+        (Some("input_text" | "output_text"), Some(text)) => by.text(text) + beside(part, by),
         _ => by.json(part),
     };
+}
+
+/// What a part with a text says besides: notes on it, which some servers print.
+fn beside(part: &Value, by: &mut dyn Measure) -> u64 {
+    let fields = part.as_object().into_iter().flatten();
+    let says =
+        |value: &Value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty());
+    let others =
+        fields.filter(|(name, value)| !matches!(name.as_str(), "type" | "text") && says(value));
+    others
+        .map(|(name, value)| name.len() as u64 + by.json(value))
+        .sum()
+}
+
+fn is_known_status(status: &str) -> bool {
+    matches!(status, "in_progress" | "completed" | "incomplete")
 }
 
 fn end_user(body: &Fields) -> Option<EndUserId> {
@@ -186,6 +207,17 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
     if kind.ends_with(".delta") {
         body.0.all("delta").for_each(|raw| told.content(raw));
     }
+    // said as a whole, with deltas or without: a server may send none
+    if kind.ends_with(".done") {
+        let whole = WHOLE.into_iter().flat_map(|name| body.0.all(name));
+        told.has_content |= whole.into_iter().any(has_content);
+    }
+    if kind == "response.output_item.done" {
+        body.0.all("item").for_each(|item| told.item(item));
+    }
+    response.all("output").for_each(|listed| told.items(listed));
+    let listed = response.all("output").flat_map(items);
+    told.has_content |= body.0.all("item").chain(listed).any(says_something);
     if reported {
         told.content_since = false;
     }
@@ -198,6 +230,21 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
         "error" => failed(told, &body),
         _ if named_error(event) => failed(told, &body),
         _ => Part::Content,
+    }
+}
+
+/// Whether an item is output: a message with something in it, or anything else.
+fn says_something(item: &RawValue) -> bool {
+    let fields = Pairs::of(item);
+    match text(fields.last("type")).as_str() {
+        "message" => {
+            let parts = |content| match items(content) {
+                parts if parts.is_empty() => vec![content],
+                parts => parts,
+            };
+            fields.all("content").flat_map(parts).any(has_content)
+        }
+        _ => !fields.is_empty(),
     }
 }
 
@@ -353,6 +400,52 @@ mod tests {
         let start = r#"{"type":"response.created","sequence_number":0,"response":{"id":"r","status":"in_progress","usage":null}}"#;
         let delta = r#"{"type":"response.output_text.delta","delta":"hi"}"#;
         [start, delta, ending].map(str::to_owned).to_vec()
+    }
+
+    #[test]
+    fn output_that_comes_whole_and_not_piece_by_piece_is_output() {
+        let zero = r#""usage":{"input_tokens":0,"output_tokens":0,"total_tokens":0}"#;
+        let ending = |output: &str| {
+            format!(
+                r#"{{"type":"response.completed","response":{{"status":"completed","output":{output},{zero}}}}}"#
+            )
+        };
+        let start = events("{}").remove(0);
+        let said = r#"{"type":"message","id":"m","content":[{"type":"output_text","text":"hello","annotations":[]}]}"#;
+        let listed = format!("[{said}]");
+        let sealed = r#"[{"type":"reasoning","id":"r","summary":[],"encrypted_content":"x"}]"#;
+        for event in [
+            format!(r#"{{"type":"response.output_item.done","output_index":0,"item":{said}}}"#),
+            r#"{"type":"response.output_text.done","text":"hello"}"#.to_owned(),
+            ending(&listed),
+            ending(sealed),
+        ] {
+            let (told, _) = told(&[start.clone(), event.clone(), ending("[]")]);
+            assert_eq!(told.final_usage(true), None, "zero is no report: {event}");
+        }
+        let empty = r#"{"type":"response.output_item.done","item":{"type":"message","id":"m","role":"assistant","status":"completed","content":[{"type":"output_text","text":"","annotations":[]}]}}"#;
+        let (nothing, _) = told(&[start.clone(), empty.to_owned(), ending("[]")]);
+        assert!(nothing.final_usage(true).is_some(), "nothing was said");
+        let (told, _) = told(&[start, ending(&listed)]);
+        assert_eq!(told.output_bytes, listed.len() as u64);
+    }
+
+    #[test]
+    fn what_may_be_printed_beside_a_text_is_counted() {
+        let text = |item: Value| asked(json!({"input": [item]})).unwrap().text;
+        let plain = text(json!({"role": "user", "content": "q"}));
+        let long = "x".repeat(5000);
+        let part = json!([{"type": "output_text", "text": "q", "annotations": [], "logprobs": []}]);
+        let bare = text(json!({"role": "assistant", "content": part}));
+        assert!(bare < plain + 10, "{bare}");
+        for item in [
+            json!({"role": long, "content": "q"}),
+            json!({"role": "user", "status": long, "content": "q"}),
+            json!({"role": "assistant", "content": [{"type": "output_text", "text": "q", "annotations": [long]}]}),
+            json!({"role": "assistant", "content": [{"type": "output_text", "text": "q", "logprobs": {"a": long}}]}),
+        ] {
+            assert!(text(item.clone()) > 5000, "{item}");
+        }
     }
 
     #[test]

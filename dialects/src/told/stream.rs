@@ -55,7 +55,7 @@ pub struct StreamTold {
     odd: bool,
     /// Output came after the last report, which then cannot be the last word.
     pub(crate) content_since: bool,
-    has_content: bool,
+    pub(crate) has_content: bool,
     /// The report came with or after the end of the output.
     pub(crate) closed: bool,
     open_choices: BTreeSet<u64>,
@@ -64,6 +64,9 @@ pub struct StreamTold {
     pub finish: Option<String>,
     /// Bytes of the output as JSON: a bound of the tokens in it.
     pub output_bytes: u64,
+    /// Bytes of items that came whole: all there is to go by where nothing was told piece by piece.
+    item_bytes: u64,
+    has_pieces: bool,
     /// How it says that it was served.
     pub served: Served,
     /// The id of the response, where the API keeps what has one.
@@ -88,6 +91,8 @@ impl StreamTold {
             seen_choices: BTreeSet::new(),
             finish: None,
             output_bytes: 0,
+            item_bytes: 0,
+            has_pieces: false,
             served: Served::default(),
             id: None,
             failure: None,
@@ -212,7 +217,25 @@ impl StreamTold {
             .any(|report| matches!(self.api.counts(&report), Ok(counts) if counts.output.is_some()))
     }
 
+    /// An item as a whole.
+    pub(crate) fn item(&mut self, raw: &RawValue) {
+        self.items_of(self.item_bytes + length(raw));
+    }
+
+    /// All items as a whole.
+    pub(crate) fn items(&mut self, raw: &RawValue) {
+        self.items_of(length(raw));
+    }
+
+    fn items_of(&mut self, bytes: u64) {
+        self.item_bytes = self.item_bytes.max(bytes);
+        if !self.has_pieces {
+            self.output_bytes = self.output_bytes.max(self.item_bytes);
+        }
+    }
+
     pub(crate) fn content(&mut self, raw: &RawValue) {
+        self.has_pieces = true;
         self.output_bytes += length(raw);
         if has_content(raw) {
             self.has_content = true;

@@ -98,7 +98,7 @@ pub(super) fn length(raw: &RawValue) -> u64 {
 }
 
 /// Whether a message, a delta or a block carries any output.
-pub(super) fn has_content(raw: &RawValue) -> bool {
+pub(crate) fn has_content(raw: &RawValue) -> bool {
     match Pairs::read(raw.get()) {
         Some(fields) => {
             let names_it = |name: &str| matches!(name, "role" | "type" | "index");

@@ -38,7 +38,6 @@ pub(crate) const GENERIC: Shape = &[
     ("typical_p", Anything),
     ("repetition_penalty", Anything),
     ("ignore_eos", Anything),
-    ("min_tokens", Anything),
     ("stop_token_ids", Anything),
     ("skip_special_tokens", Anything),
     ("include_stop_str_in_output", Anything),
