@@ -144,7 +144,7 @@ impl Receiver {
         let aside = match encoding {
             Encoding::Identity => aside,
             // how much there is to do shows only then
-            Encoding::Gzip => aside.to_unpack(),
+            Encoding::Gzip => aside.unpacking(),
         };
         let (body, exact, room) = self
             .bodies

@@ -47,7 +47,7 @@ pub(crate) struct Found {
 /// What a close did.
 pub(crate) enum Closed {
     /// It ended the run, which stood so before, and all inside it.
-    Whole(Found),
+    Whole(Box<Found>),
     /// The run had ended before. It ended those that were still open inside.
     Inside { ended: u64 },
 }
@@ -124,7 +124,7 @@ impl Gate {
             Ok(found) => self.end_run(key, found.run.reservation).await?,
             // it may have ended, and left others inside: that is for those who could have closed it
             Err(error) if error.code() == NOT_FOUND && may_have_closed(key, run) => {}
-            Err(_) => return found.map(Closed::Whole),
+            Err(_) => return found.map(Box::new).map(Closed::Whole),
         }
         let mut ended = 0;
         for _ in 0..LOOKS_MAX {
@@ -135,7 +135,7 @@ impl Gate {
         }
         match found {
             Err(_) if ended > 0 => Ok(Closed::Inside { ended }),
-            found => found.map(Closed::Whole),
+            found => found.map(Box::new).map(Closed::Whole),
         }
     }
 

@@ -33,7 +33,7 @@ impl Aside {
     }
 
     /// For a body of which only the work shows how much there is to do.
-    pub(super) fn to_unpack(self) -> Self {
+    pub(super) fn unpacking(self) -> Self {
         Self {
             is_large: true,
             ..self
