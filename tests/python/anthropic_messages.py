@@ -22,7 +22,9 @@ assert streamed.stop_reason in ("end_turn", "max_tokens", "stop_sequence"), stre
 
 
 def usage(message):
-    return {"input_tokens": message.usage.input_tokens, "output_tokens": message.usage.output_tokens}
+    # what was read from a cache stands beside the input in this dialect, and is charged like it where it has no price
+    read = message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)
+    return {"input_tokens": read, "output_tokens": message.usage.output_tokens}
 
 
 print(json.dumps({"whole": usage(whole), "streamed": usage(streamed), "text": text}))
