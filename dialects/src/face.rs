@@ -132,8 +132,8 @@ impl Face {
     pub fn failure(&mut self, envelope: Value) -> Value {
         match self {
             Self::Same { .. } | Self::Messages(_) | Self::Chat(_) => envelope,
-            Self::Responses(stream) => stream.failure(envelope),
-            Self::ResponsesOverMessages(stream) => stream.failure(envelope),
+            Self::Responses(stream) => stream.failure(&envelope),
+            Self::ResponsesOverMessages(stream) => stream.failure(&envelope),
         }
     }
 }

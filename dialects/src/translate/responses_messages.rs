@@ -87,10 +87,8 @@ impl ResponsesOverMessages {
             Ok(()) => self.responses.end(usage, out),
             Err(Unread) => {
                 let message = "the answer is too large to be shown";
-                self.responses.failed(
-                    json!({"error": {"message": message, "type": "server_error"}}),
-                    out,
-                );
+                let envelope = json!({"error": {"message": message, "type": "server_error"}});
+                self.responses.failed(&envelope, out);
             }
         }
     }
@@ -101,7 +99,7 @@ impl ResponsesOverMessages {
     }
 
     /// An error in its envelope as an event of this API.
-    pub(crate) fn failure(&mut self, envelope: Value) -> Value {
+    pub(crate) fn failure(&mut self, envelope: &Value) -> Value {
         self.responses.failure(envelope)
     }
 }

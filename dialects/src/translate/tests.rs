@@ -334,6 +334,10 @@ fn response_body(extra: Value) -> Fields {
 
 /// Over both APIs that responses are translated to.
 #[track_caller]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a case is a literal that is used once"
+)]
 fn refused_response(extra: Value, param: &str) {
     for way in [
         Translation::ResponsesToChat,

@@ -212,7 +212,7 @@ fn what_is_not_open_is_not_exchanged() {
     let own = story.send(never.reserve.id, Request::Exchange(never.clone()));
     assert!(matches!(story.error(&own), CommandError::Invalid { .. }));
     never.release = ReservationId::from_parts(story.now_ms, 77);
-    let never = story.send(never.reserve.id, Request::Exchange(never.clone()));
+    let never = story.send(never.reserve.id, Request::Exchange(never));
     assert!(matches!(
         story.error(&never),
         CommandError::UnknownReservation { .. }
@@ -220,7 +220,7 @@ fn what_is_not_open_is_not_exchanged() {
     // of another account, and so of another partition as well, it is as unknown
     let mut elsewhere = story.exchange_command(&budget, &ask(1, 1));
     elsewhere.reserve.account = seatbelt_schemas::ids::AccountId::new("other").unwrap();
-    let elsewhere = story.send(elsewhere.reserve.id, Request::Exchange(elsewhere.clone()));
+    let elsewhere = story.send(elsewhere.reserve.id, Request::Exchange(elsewhere));
     assert!(matches!(
         story.error(&elsewhere),
         CommandError::UnknownAccount { .. }

@@ -65,7 +65,7 @@ pub(crate) fn from_chat(body: &[u8], shown: &Shown, usage: Option<Usage>) -> Opt
         shown.model = model;
     }
     let usage = usage.or_else(|| reported(&body));
-    let response = response(&shown, state, output.json(), usage);
+    let response = response(&shown, state, &output.json(), usage);
     Some(response.to_string().into())
 }
 
@@ -75,7 +75,7 @@ fn reported(body: &Pairs<'_>) -> Option<Usage> {
 }
 
 /// The object of a response. What was asked for is said again, but for instructions and tools, which are long.
-pub(super) fn response(shown: &Shown, state: State, output: Value, usage: Option<Usage>) -> Value {
+pub(super) fn response(shown: &Shown, state: State, output: &Value, usage: Option<Usage>) -> Value {
     let asked = |name: &str, else_: Value| {
         let said = shown.echo.fields.get(name).cloned();
         said.filter(|said| !said.is_null()).unwrap_or(else_)

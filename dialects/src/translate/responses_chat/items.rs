@@ -24,7 +24,7 @@ pub(super) fn history(body: &Fields) -> Result<Vec<Value>, FieldError> {
         Some(_) => return Err(FieldError::invalid("instructions", "must be a string")),
     }
     match body.get("input") {
-        Some(Value::String(text)) => history.said("user", json!(text)),
+        Some(Value::String(text)) => history.said("user", &json!(text)),
         Some(Value::Array(items)) if (1..=ITEMS_MAX).contains(&items.len()) => {
             for (n, item) in items.iter().enumerate() {
                 history.item(&At {
@@ -124,7 +124,7 @@ impl History {
             }
             Some("user") => {
                 let content = joined(content).ok_or_else(|| at.no_part())?;
-                self.said("user", content);
+                self.said("user", &content);
             }
             _ => {
                 let problem = "must be 'user', 'assistant', 'system' or 'developer'";
@@ -137,7 +137,7 @@ impl History {
     fn instruct(&mut self, text: String) {
         let is_begun = !self.chat.is_empty() || !self.shown.is_empty() || self.is_turn();
         match is_begun {
-            true => self.said("system", json!(text)),
+            true => self.said("system", &json!(text)),
             false => self.instructions.push(text),
         }
     }
@@ -147,7 +147,7 @@ impl History {
         !(turn.texts.is_empty() && turn.calls.is_empty())
     }
 
-    fn said(&mut self, role: &str, content: Value) {
+    fn said(&mut self, role: &str, content: &Value) {
         self.end_turn();
         self.show();
         self.chat.push(json!({"role": role, "content": content}));

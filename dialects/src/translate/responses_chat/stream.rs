@@ -71,7 +71,7 @@ impl ResponsesStream {
         }
         self.begun = true;
         for kind in ["response.created", "response.in_progress"] {
-            let response = response(&self.shown, State::InProgress, json!([]), None);
+            let response = response(&self.shown, State::InProgress, &json!([]), None);
             self.output
                 .events
                 .emit(kind, &json!({ "response": response }));
@@ -84,14 +84,12 @@ impl ResponsesStream {
         if self.output.any_nameless() {
             out.extend_from_slice(&self.output.events.take());
             let message = "the upstream called a tool without its name";
-            return self.failed(
-                json!({"error": {"message": message, "type": "server_error"}}),
-                out,
-            );
+            let envelope = json!({"error": {"message": message, "type": "server_error"}});
+            return self.failed(&envelope, out);
         }
         let state = State::of(&self.ending);
         self.output.finish(state.as_str());
-        let response = response(&self.shown, state, self.output.json(), usage);
+        let response = response(&self.shown, state, &self.output.json(), usage);
         let kind = format!("response.{}", state.as_str());
         self.output
             .events
@@ -102,17 +100,17 @@ impl ResponsesStream {
     /// Writes an error that came within the stream.
     pub(crate) fn error(&mut self, event: &SseEvent, out: &mut BytesMut) {
         let envelope = translated(Dialect::OpenAi, None, &event.data);
-        self.failed(envelope, out);
+        self.failed(&envelope, out);
     }
 
     /// Writes an error as the last event.
-    pub(crate) fn failed(&mut self, envelope: Value, out: &mut BytesMut) {
+    pub(crate) fn failed(&mut self, envelope: &Value, out: &mut BytesMut) {
         let error = self.failure(envelope);
         write_event(out, Some("error"), error.to_string().as_bytes());
     }
 
     /// An error in its envelope as an event of this API: clients look for it there, or in the envelope.
-    pub(crate) fn failure(&mut self, envelope: Value) -> Value {
+    pub(crate) fn failure(&mut self, envelope: &Value) -> Value {
         let error = envelope.get("error").cloned().unwrap_or_default();
         let said = |name: &str| error.get(name).filter(|said| !said.is_null());
         let code = said("code").or_else(|| said("type"));
