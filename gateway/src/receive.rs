@@ -138,7 +138,7 @@ impl Receiver {
             read = self.bodies.read(body, account) => read?,
             () = self.cut.cancelled() => return Err(ApiError::busy("the gateway is stopping")),
         };
-        let aside = Aside::of(&body, self.benches.bench(account));
+        let aside = Aside::of(&body, &self.benches, account);
         // only now: a client that is slow with its body keeps nobody out
         let place = self.places.take(account, 1)?;
         let aside = match encoding {

@@ -80,7 +80,7 @@ fn received(body: Value, is_metered: bool) -> Received {
         body,
         exact: None,
         place: free(),
-        aside: Aside::of(&Bytes::new(), Benches::new(1).bench(None)),
+        aside: Aside::of(&Bytes::new(), &Benches::new(1), None),
         room: free(),
     }
 }

@@ -21,15 +21,19 @@ use crate::{
 /// Where the work on a body is done.
 #[derive(Debug, Clone)]
 pub(crate) struct Aside {
-    bench: Bench,
+    benches: Arc<Benches>,
+    account: Option<AccountId>,
     /// Else where it was read: that takes less than to hand it over would matter.
     is_large: bool,
 }
 
 impl Aside {
-    pub(crate) fn of(body: &Bytes, bench: Bench) -> Self {
-        let is_large = body.len() > DONE_AT_ONCE_MAX;
-        Self { bench, is_large }
+    pub(crate) fn of(body: &Bytes, benches: &Arc<Benches>, account: Option<&AccountId>) -> Self {
+        Self {
+            benches: Arc::clone(benches),
+            account: account.cloned(),
+            is_large: body.len() > DONE_AT_ONCE_MAX,
+        }
     }
 
     /// For a body of which only the work shows how much there is to do.
@@ -56,7 +60,7 @@ impl Aside {
         if !self.is_large {
             return work();
         }
-        let Bench { benches, own } = self.bench;
+        let (benches, own) = (&self.benches, self.benches.own(self.account.clone()));
         // the account's own turn first: what waits for it keeps no other's place
         let turn = Arc::clone(&own.turns).acquire_owned().await;
         let place = Arc::clone(&benches.all).acquire_owned().await;
@@ -76,17 +80,11 @@ impl Aside {
 pub(crate) struct Benches {
     all: Arc<Semaphore>,
     each: usize,
-    /// Of the accounts that have a request here.
+    /// Of the accounts that have a large body here.
     own: Mutex<HashMap<Option<AccountId>, Weak<Own>>>,
 }
 
 /// An account's place at them; requests without a key are one account.
-#[derive(Debug, Clone)]
-pub(crate) struct Bench {
-    benches: Arc<Benches>,
-    own: Arc<Own>,
-}
-
 #[derive(Debug)]
 struct Own {
     turns: Arc<Semaphore>,
@@ -104,11 +102,10 @@ impl Benches {
         })
     }
 
-    pub(crate) fn bench(self: &Arc<Self>, account: Option<&AccountId>) -> Bench {
+    fn own(self: &Arc<Self>, account: Option<AccountId>) -> Arc<Own> {
         let mut known = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        let account = account.cloned();
         let found = known.get(&account).and_then(Weak::upgrade);
-        let own = found.unwrap_or_else(|| {
+        found.unwrap_or_else(|| {
             let own = Arc::new(Own {
                 turns: Arc::new(Semaphore::new(self.each)),
                 account: account.clone(),
@@ -116,11 +113,7 @@ impl Benches {
             });
             known.insert(account, Arc::downgrade(&own));
             own
-        });
-        Bench {
-            benches: Arc::clone(self),
-            own,
-        }
+        })
     }
 }
 
@@ -151,7 +144,7 @@ mod tests {
     fn large(benches: &Arc<Benches>, account: &str) -> Aside {
         let account = AccountId::new(account).unwrap();
         let body = Bytes::from(vec![b' '; DONE_AT_ONCE_MAX + 1]);
-        Aside::of(&body, benches.bench(Some(&account)))
+        Aside::of(&body, benches, Some(&account))
     }
 
     /// Work that ends once it is told to.
@@ -167,7 +160,7 @@ mod tests {
         let benches = Benches::new(1);
         let (tell, told) = mpsc::channel();
         let working = large(&benches, "a").work(until(told));
-        let small = Aside::of(&Bytes::from_static(b"{}"), benches.bench(None));
+        let small = Aside::of(&Bytes::from_static(b"{}"), &benches, None);
         let (worked, _) = join(working, async {
             small.work(|| Ok(())).await.unwrap();
             tell.send(())
