@@ -142,7 +142,9 @@ impl Runner {
         held: Option<(Reservation, Grant)>,
     ) -> oneshot::Receiver<Result<Response, ApiError>> {
         let (head, answered) = oneshot::channel();
-        let run = drive(Arc::clone(self), self.job(plan, held), head);
+        let job = Box::new(self.job(plan, held));
+        // boxed before it is handed on: each hand would copy all of it
+        let run = Box::pin(drive(Arc::clone(self), job, head));
         self.tracker.spawn(run.in_current_span());
         answered
     }
@@ -313,17 +315,18 @@ fn grant_headers(grant: &Grant, now_ms: u64, headers: &mut HeaderMap) {
 }
 
 /// Drives a request to its end.
-async fn drive(runner: Arc<Runner>, mut job: Job, mut head: Head) {
+async fn drive(runner: Arc<Runner>, mut job: Box<Job>, mut head: Head) {
     let mut answered = job.attempts(&mut head).await;
-    loop {
-        match runner.falls_back(job, answered, &mut head).await {
-            Turn::Next(next) => job = *next,
-            Turn::Stays(same, told) => {
-                (job, answered) = (*same, told);
-                break;
+    while let Some(instead) = job.instead.take() {
+        // boxed, since it is large and seldom
+        let turn = Box::pin(runner.falls_back(job, (instead, answered), &mut head)).await;
+        (job, answered) = match turn {
+            Turn::Stays(same, told) => (same, told),
+            Turn::Next(mut next) => {
+                let told = Box::pin(next.attempts(&mut head)).await;
+                (next, told)
             }
-        }
-        answered = job.attempts(&mut head).await;
+        };
     }
     job.room.shrink_to(0);
     let response = match answered {
@@ -343,19 +346,15 @@ async fn drive(runner: Arc<Runner>, mut job: Job, mut head: Head) {
 impl Job {
     /// Asks for the model, of whoever serves it, until one did something or nobody is left to ask.
     async fn attempts(&mut self, head: &mut Head) -> Result<reqwest::Response, Stop> {
-        let mut answered = self.dispatch(head).await;
-        while self.turns_elsewhere(&answered) {
-            drop(answered); // a connection that is not read to its end is not used again
-            answered = self.dispatch(head).await;
-        }
         loop {
-            let (same, tries_again) = self.tries_again(answered, head).await;
-            answered = same;
-            if !tries_again {
-                return answered;
+            let answered = self.dispatch(head).await;
+            if !self.turns_elsewhere(&answered) {
+                let (answered, tries_again) = self.tries_again(answered, head).await;
+                if !tries_again {
+                    return answered;
+                }
             }
-            drop(answered); // a connection that is not read to its end is not used again
-            answered = self.dispatch(head).await;
+            // a connection that is not read to its end is not used again
         }
     }
 

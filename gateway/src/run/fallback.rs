@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     gate::{NotExchanged, Reservation},
-    plan::Plan,
+    plan::{Instead, Plan},
 };
 
 /// Which model was asked in the place of the one that was named; or why none was.
@@ -28,20 +28,17 @@ pub(super) enum Turn {
 }
 
 impl Runner {
-    /// Turns to the next model that is named for this one, where nothing was done for the request.
+    /// Turns to the next of the models that are named for this one, where nothing was done for the request.
     pub(super) async fn falls_back(
         &self,
-        mut job: Job,
-        answered: Answered,
+        mut job: Box<Job>,
+        (mut instead, answered): (Instead, Answered),
         head: &mut Head,
     ) -> Turn {
-        let Some(mut instead) = job.instead.take() else {
-            return Turn::Stays(Box::new(job), answered);
-        };
         let (answered, unused) = job.is_unused(answered, head).await;
         let in_time = Instant::now() + WORTH < job.limits.deadline;
         if !unused || !in_time || head.is_closed() {
-            return Turn::Stays(Box::new(job), answered);
+            return Turn::Stays(job, answered);
         }
         while let Some(model) = instead.next() {
             let planned = match job.place.another(0) {
@@ -53,7 +50,7 @@ impl Runner {
                     Ok(held) => {
                         job.instead = Some(instead);
                         job.metrics.attempt_again();
-                        return Turn::Next(Box::new(self.turned(job, (plan, held), &model)));
+                        return Turn::Next(self.turned(*job, (plan, held), &model));
                     }
                     Err(told) => told,
                 },
@@ -64,7 +61,7 @@ impl Runner {
             };
             job.headers.insert(X_FALLBACK, told);
         }
-        Turn::Stays(Box::new(job), answered)
+        Turn::Stays(job, answered)
     }
 
     /// The same request, on its way to another model.
@@ -73,8 +70,8 @@ impl Runner {
         before: Job,
         (plan, held): (Plan, Option<(Reservation, Grant)>),
         model: &ModelId,
-    ) -> Job {
-        let mut next = self.job(plan, held);
+    ) -> Box<Job> {
+        let mut next = Box::new(self.job(plan, held));
         let name = HeaderValue::from_str(model.as_str());
         next.headers
             .insert(X_FALLBACK, name.unwrap_or(HeaderValue::from_static("?")));
