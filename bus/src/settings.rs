@@ -123,6 +123,8 @@ impl Settings {
                 description: Some("seatbelt feed: one event per message".to_owned()),
                 duplicate_window: FEED_DUPLICATE_WINDOW,
                 persist_mode: Some(PersistenceMode::Async),
+                // its headers say much that is the same in each
+                compression: Some(Compression::S2),
                 ..unlimited(stream, subjects, replicas)
             },
             relied_on: vec!["subjects", "storage"],
