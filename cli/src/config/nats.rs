@@ -10,6 +10,7 @@ use seatbelt_schemas::{
 use secrecy::SecretString;
 
 use super::{Context, Users, reader::Section};
+use crate::nats_server;
 
 /// Number of partitions where none is given.
 const PARTITIONS_DEFAULT: u8 = 4;
@@ -27,6 +28,8 @@ pub struct NatsConfig {
     pub port: u16,
     /// The `nats-server` program to run; found by itself where not given.
     pub server: Option<PathBuf>,
+    /// Memory that the embedded server keeps to, as long as what it has in use fits.
+    pub server_memory_bytes: u64,
     /// Monitoring address of an existing server, to prove its durability by.
     pub monitor_url: Option<String>,
     /// Number of partitions, fixed when the ledger is made.
@@ -59,6 +62,13 @@ impl NatsConfig {
             data_dir: context.path(section.text("data_dir").as_deref().unwrap_or("data")),
             port: read_port(&mut section),
             server: section.text("server").map(|path| context.path(&path)),
+            server_memory_bytes: section
+                .number(
+                    "server_memory_bytes",
+                    nats_server::MEMORY_BYTES_MIN,
+                    1 << 40,
+                )
+                .unwrap_or(nats_server::MEMORY_BYTES),
             monitor_url: section.text("monitor_url"),
             partitions: Partitions::try_from(partitions).expect("checked to be within bounds"),
             replicas: read_replicas(&mut section),

@@ -195,7 +195,7 @@ models = [{ id = "m", context = 10, output = 20, price = { input = 1 } }]
         &[
             "nats.durability (line 3): \"maybe\" is not known: use \"fsync\" or \"relaxed\"",
             "nats.partitions (line 4): is 0: use 1 to 100",
-            "nats.datadir (line 5): is not known: use one of url, partitions, prefix, data_dir, port, server, monitor_url, replicas, durability, checkpoint, users",
+            "nats.datadir (line 5): is not known: use one of url, partitions, prefix, data_dir, port, server, server_memory_bytes, monitor_url, replicas, durability, checkpoint, users",
             "gateway.listen (line 7): is a number, not text: write \"...\"",
             "gateway.budget_wait_ms (line 8): is -1: use 0 to 60000",
             "entitlements.keys[0].key (line 9): is missing",

@@ -213,14 +213,18 @@ fn environment(pid: Option<u32>) -> String {
 }
 
 #[tokio::test]
-async fn the_server_and_its_guard_know_nothing_of_our_environment() -> Outcome {
+async fn the_server_and_its_guard_know_nothing_of_our_environment_but_the_servers_memory() -> Outcome
+{
     let folder = TempDir::new()?;
     let server = NatsServer::start(options(&folder)).await?;
     assert!(
         std::env::vars_os().count() > 1,
         "there is something to know"
     );
-    assert_eq!(environment(server.pid()), "");
+    assert_eq!(
+        environment(server.pid()),
+        format!("GOMEMLIMIT={}\0", super::MEMORY_BYTES)
+    );
     let guard = environment(server.guard.pid());
     assert!(
         guard.starts_with("PATH=/usr/local/bin:") && !guard.contains("HOME="),

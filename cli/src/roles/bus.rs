@@ -380,6 +380,7 @@ pub(crate) fn embedded_options(
     Ok(NatsServerOptions {
         port: from.port,
         sync_always: from.durability == Durability::Fsync,
+        memory_bytes: from.server_memory_bytes,
         protected_streams: journals
             .map(|partition| from.names.journal_stream(partition))
             .collect(),
