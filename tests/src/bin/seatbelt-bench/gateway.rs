@@ -23,9 +23,9 @@ pub(crate) async fn measure() {
         .quiet()
         .start()
         .await;
-    let chat = |base: &str, secret| Target {
+    let chat = |base: &str, secret: Option<&str>| Target {
         url: format!("{base}/v1/chat/completions"),
-        secret,
+        secret: secret.map(str::to_owned),
     };
     let targets = [
         ("direct", chat(&format!("http://{address}"), None)),

@@ -10,7 +10,7 @@ use crate::histogram;
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) url: String,
-    pub(crate) secret: Option<&'static str>,
+    pub(crate) secret: Option<String>,
 }
 
 /// What was seen.
@@ -49,10 +49,9 @@ pub(crate) struct Load {
 impl Load {
     pub(crate) fn new(connections: usize) -> Self {
         let clients = (0..connections).map(|_| seatbelt_tests::http_client());
-        let body = seatbelt_tests::stack::chat_body("test-model", 64).to_string();
         Self {
             clients: clients.collect(),
-            body: body.into(),
+            body: body(),
         }
     }
 
@@ -79,11 +78,18 @@ impl Load {
     }
 }
 
-async fn once(client: &reqwest::Client, target: &Target, body: bytes::Bytes) -> u64 {
+/// What every request says.
+pub(crate) fn body() -> bytes::Bytes {
+    let body = seatbelt_tests::stack::chat_body("test-model", 64);
+    body.to_string().into()
+}
+
+/// Sends one and reads its answer; how long that took, in nanoseconds.
+pub(crate) async fn once(client: &reqwest::Client, target: &Target, body: bytes::Bytes) -> u64 {
     let mut request = client
         .post(&target.url)
         .header("content-type", "application/json");
-    if let Some(secret) = target.secret {
+    if let Some(secret) = &target.secret {
         request = request.bearer_auth(secret);
     }
     let sent = Instant::now();

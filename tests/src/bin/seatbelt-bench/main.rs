@@ -5,8 +5,9 @@
 //! reserve on an idle account against a raw compare-and-append of the same size, and decisions per
 //! second on one hot account and over many. Size: the same with a million accounts and ten million
 //! events on the journal. Takeover: a partition changes hands right after saturation. Crowd: one account
-//! floods its partition, and what the others notice of it. Verify: a large exported copy proved. Names of
-//! parts (`gateway`, `ledger`, `size`, `takeover`, `crowd`, `verify`) as arguments measure only those.
+//! floods its partition, and what the others notice of it. Soak: a fixed rate for a long time. Verify: a large
+//! exported copy proved. Names of parts (`gateway`, `ledger`, `size`, `takeover`, `crowd`, `verify`) as arguments measure
+//! only those; `soak SECONDS RATE` that one.
 //! Bounded in time. Absolute numbers move with the machine; ratios less.
 #![expect(
     clippy::print_stdout,
@@ -20,6 +21,7 @@ mod ledger;
 mod load;
 mod payer;
 mod size;
+mod soak;
 mod takeover;
 mod upstream;
 mod verify;
@@ -74,6 +76,13 @@ async fn main() {
     {
         return size::resident(url, accounts.parse().unwrap()).await;
     }
+    if let [part, numbers @ ..] = wanted.as_slice()
+        && part == "soak"
+    {
+        let number = |n: usize, or| numbers.get(n).map_or(or, |text| text.parse().unwrap());
+        println!("machine: {}", machine());
+        return soak::measure(number(0, soak::SECONDS), number(1, soak::RATE)).await;
+    }
     let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
     println!("machine: {}", machine());
     if wants("gateway") {
@@ -90,6 +99,9 @@ async fn main() {
     }
     if wants("crowd") {
         crowd::measure().await;
+    }
+    if wanted.is_empty() {
+        soak::measure(soak::SECONDS, soak::RATE).await;
     }
     if wants("verify") {
         verify::measure();
