@@ -46,8 +46,10 @@ pub const CUDA_DEVICE_ID: Setting = Setting::new(0, 63, 0);
 pub const CUDA_MEMORY_BYTES_BOUNDS: (u64, u64) = (16 * 1024 * 1024, u64::MAX);
 /// Most nodes that may be listed for the CPU.
 pub const CUDA_CPU_NODES_MAX: usize = 1024;
-/// Most tokens of a prompt run in one go; between two goes the running requests take a step.
+/// Most tokens of a prompt run in one go on a slow device; between two goes the running requests take a step.
 pub const PREFILL_CHUNK_TOKENS: usize = 256;
+/// The same on the fastest.
+pub const READ_TOKENS_MAX: usize = 2048;
 /// A step that takes longer hangs: its model is taken out of the register.
 pub const STEP_TIME_MAX: Duration = Duration::from_secs(120);
 /// How long the last usage events may take to be published at shutdown; the rest stays in the outbox.

@@ -1,8 +1,9 @@
 //! Runs requests on one decoder, several at a time.
 //!
 //! A thread of its own owns the decoder. Requests wait in line, at most so many, then take a slot;
-//! each turn of the loop runs one piece of one waiting prompt and one step of all running answers,
-//! the piece so long that the answers go on flowing (`pace`).
+//! each turn of the loop reads some of the waiting prompts and runs one step of all running answers,
+//! so much of them that the answers go on flowing (`pace`), and several whole ones at once where that spares time
+//! (`together`).
 //! A request ends at its ceiling, its deadline, a stop, or within one step of its caller's leaving,
 //! and its usage ticket is ended before its last event is sent. A decoder that panics, or fails again and
 //! again, ends the thread; who only waited then may be served elsewhere.
@@ -29,12 +30,13 @@ pub(crate) use self::{
     health::Health,
     job::{EndReason, Ending, Event, Generation, Job, NotQueued, Piece},
     kept::Shift,
+    together::Together,
 };
 use self::{
     health::Pulse,
     job::QueuedJob,
     kept::Kept,
-    pace::{Beside, Pace},
+    pace::Pace,
     running::{Running, Turn},
     seats::idle,
 };
@@ -44,8 +46,10 @@ mod health;
 mod job;
 mod kept;
 mod pace;
+mod reading;
 mod running;
 mod seats;
+mod together;
 
 /// A step that did not work.
 #[derive(Debug, Error)]
@@ -57,6 +61,25 @@ pub(crate) struct StepError(pub(crate) String);
 pub(crate) struct Row {
     pub(crate) token: u32,
     pub(crate) position: usize,
+}
+
+/// What a decoder reads in one run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reach {
+    /// Most tokens, padding included.
+    pub(crate) tokens_max: usize,
+    pub(crate) together: Together,
+    /// Tokens that take as long as a run takes whatever it reads.
+    pub(crate) spare: usize,
+}
+
+impl Reach {
+    /// A piece of one prompt.
+    pub(crate) const PIECE: Self = Self {
+        tokens_max: PREFILL_CHUNK_TOKENS,
+        together: Together::Never,
+        spare: 0,
+    };
 }
 
 /// A model that can be stepped: slots with a cache each.
@@ -73,6 +96,19 @@ pub(crate) trait Decoder: Send {
         tokens: &[u32],
         logits: &mut Vec<f32>,
     ) -> Result<(), StepError>;
+    /// What may be read in one run.
+    fn reach(&self) -> Reach {
+        Reach::PIECE
+    }
+    /// Takes a whole prompt into each slot from `first` on; `logits` becomes the rows after their last tokens in order.
+    fn prefill_together(
+        &mut self,
+        _first: usize,
+        _prompts: &[&[u32]],
+        _logits: &mut Vec<f32>,
+    ) -> Result<(), StepError> {
+        Err(StepError("prompts are read one by one".to_owned()))
+    }
     /// Takes one token into each of the first `rows.len()` slots; `logits` becomes their rows in order.
     fn decode(&mut self, rows: &[Row], logits: &mut Vec<f32>) -> Result<(), StepError>;
     /// Most tokens of a slot that can be shifted by moving so many bytes; none where slots cannot be reached.
@@ -148,6 +184,7 @@ impl Engine {
             waiting: VecDeque::new(),
             stopping: false,
             failures: 0,
+            reach: decoder.reach(),
             pace: Pace::default(),
             pulse: Arc::clone(&pulse),
             clock: clock.clone(),
@@ -275,6 +312,7 @@ struct Worker {
     stopping: bool,
     /// Runs of the decoder that failed since one did not.
     failures: u32,
+    reach: Reach,
     pace: Pace,
     pulse: Arc<Pulse>,
     clock: Clock,
@@ -299,7 +337,9 @@ impl Worker {
             self.sweep();
             self.fill();
             self.prefill();
-            self.decode();
+            if !self.gathers() {
+                self.decode();
+            }
             let cached = self.slots.iter().flatten().map(|running| running.position);
             self.load.cached.store(cached.sum(), Ordering::Release);
         }
@@ -360,52 +400,6 @@ impl Worker {
             if let Some(reason) = reason {
                 self.end(slot, reason);
             }
-        }
-    }
-
-    /// Runs the next piece of the prompt that came first: the lowest slot is the one that is soonest
-    /// free again, and its next request would be read before an older one above it.
-    fn prefill(&mut self) {
-        let reading = self.slots.iter().enumerate().filter_map(|(slot, running)| {
-            let running = running.as_ref().filter(|running| running.reading())?;
-            Some((running.since, slot))
-        });
-        let Some((_, slot)) = reading.min() else {
-            return;
-        };
-        let beside = self.beside(slot);
-        let Some(running) = self.slots[slot].as_mut() else {
-            return;
-        };
-        let most = self.pace.piece(beside);
-        let (position, tokens) = (running.position, running.next_piece(most));
-        let (decoder, logits) = (&mut self.decoder, &mut self.logits);
-        let (ran, took) = (self.pulse).around(|| decoder.prefill(slot, position, tokens, logits));
-        let count = tokens.len();
-        self.pace.read(most, count, took);
-        self.failures = failures(self.failures, &ran);
-        let turn = match ran {
-            Ok(()) => running.read(count, &self.logits, &self.guides),
-            Err(error) => Turn::Over(EndReason::Failed(error.to_string())),
-        };
-        self.settle_turn(slot, turn);
-    }
-
-    /// Whom a piece for `slot` would hold up. Short prompts that came together are read one after the
-    /// other: held back for the first of them to answer, the last would answer later than before.
-    fn beside(&self, slot: usize) -> Beside {
-        let Some(reader) = &self.slots[slot] else {
-            return Beside::Nobody;
-        };
-        let short = reader.unread() <= PREFILL_CHUNK_TOKENS;
-        let held_up = |answer: &Running| {
-            answer
-                .read_at
-                .is_some_and(|first| !short || first <= reader.since)
-        };
-        match self.slots.iter().flatten().any(held_up) {
-            true => Beside::Answers,
-            false => Beside::Nobody,
         }
     }
 

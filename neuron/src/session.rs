@@ -17,11 +17,11 @@ use self::{
     budget::{Budget, Room, Wanted},
     fixed::{FixedSteps, Sizes},
     memory::Memory,
-    outlet::Outlet,
+    outlet::{Outlet, Rows},
 };
 use crate::{
-    config::{Device, ModelConfig},
-    engine::{Decoder, Row, Shift, StepError},
+    config::{Device, ModelConfig, PREFILL_CHUNK_TOKENS, READ_TOKENS_MAX},
+    engine::{Decoder, Reach, Row, Shift, StepError, Together},
     error::NeuronError,
     model::{GraphSpec, Model},
 };
@@ -53,6 +53,7 @@ pub(crate) struct OnnxDecoder {
     graph: GraphSpec,
     vocab: usize,
     context: usize,
+    reach: Reach,
     /// What a token takes in a slot; 0 where slots cannot be reached.
     token_bytes: usize,
 }
@@ -76,6 +77,16 @@ impl OnnxDecoder {
         let context = decoder.context;
         self_check::check(&mut decoder, context, reference.as_deref())
             .map_err(|detail| unfit(config, detail))?;
+        match self_check::together(&mut decoder, context) {
+            Ok(()) => {
+                let spare = self_check::spare(&mut decoder, context);
+                decoder.reach.spare = spare.map_err(|detail| unfit(config, detail))?;
+            }
+            Err(detail) => {
+                tracing::warn!(model = %config.id, detail, "prompts are read one by one");
+                decoder.reach.together = Together::Never;
+            }
+        }
         Ok(decoder)
     }
 
@@ -124,7 +135,14 @@ impl OnnxDecoder {
             true => caches::bytes_token(caches::element(&session, &graph)?, &graph)?,
             false => 0,
         };
-        let outlet = Outlet::new(&memory, given.element, given.vocab, ways.rows_apart)?;
+        let reach = reach(config, given)?;
+        let rows = Rows {
+            vocab: given.vocab,
+            element: given.element,
+            pruned: given.last_row_alone,
+            apart: ways.rows_apart.then_some(reach.tokens_max),
+        };
+        let outlet = Outlet::new(&memory, &rows)?;
         let sizes = Sizes {
             slots: room.slots,
             context: room.context,
@@ -150,6 +168,7 @@ impl OnnxDecoder {
             graph,
             vocab: given.vocab,
             context: room.context,
+            reach,
             token_bytes,
         })
     }
@@ -167,6 +186,32 @@ fn room(session: &Session, config: &ModelConfig, model: &Model) -> Result<Room, 
     };
     let room = Budget::of(config).room(wanted);
     room.map_err(|error| unfit(config, error.to_string()))
+}
+
+/// Most bytes of the logits that one run over prompts gives.
+const LOGITS_BYTES_MAX: usize = 256 << 20;
+
+/// What one run may read. A CPU gains nothing from more than a piece, and needs memory for it; a GPU is idle without.
+fn reach(config: &ModelConfig, given: &open::Given) -> ort::Result<Reach> {
+    let row = given.element.byte_size(given.vocab);
+    let row = row.ok_or_else(|| ort::Error::new("logits are numbers"))?;
+    let tokens_max = match config.device {
+        Device::Cpu => PREFILL_CHUNK_TOKENS,
+        Device::Cuda if given.last_row_alone => READ_TOKENS_MAX,
+        Device::Cuda => {
+            (LOGITS_BYTES_MAX / row.max(1)).clamp(PREFILL_CHUNK_TOKENS, READ_TOKENS_MAX)
+        }
+    };
+    let together = match given.last_row_alone {
+        true => Together::OfOneLength,
+        false => Together::Padded,
+    };
+    Ok(Reach {
+        tokens_max,
+        together,
+        // Found out once it runs.
+        spare: 0,
+    })
 }
 
 /// What only a device with memory of its own gains from. The CPU can do it too, which tests use.
@@ -225,11 +270,10 @@ impl Decoder for OnnxDecoder {
         tokens: &[u32],
         logits: &mut Vec<f32>,
     ) -> Result<(), StepError> {
-        let width = position + tokens.len();
         let step = Step {
             ids: tokens.iter().map(|token| i64::from(*token)).collect(),
             rows: 1,
-            mask: vec![1; width],
+            mask: vec![1; position + tokens.len()],
         };
         let lane = &mut self.slot_lanes[slot];
         let ran = step.bind(lane, &self.graph).and_then(|()| {
@@ -239,8 +283,22 @@ impl Decoder for OnnxDecoder {
                 options: &self.options,
                 logits: &self.graph.logits,
             };
-            self.outlet.last_row(run, tokens.len(), logits)
+            self.outlet.last_rows(run, &[tokens.len()], logits)
         });
+        ran.map_err(|error| StepError(error.to_string()))
+    }
+
+    fn reach(&self) -> Reach {
+        self.reach
+    }
+
+    fn prefill_together(
+        &mut self,
+        first: usize,
+        prompts: &[&[u32]],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), StepError> {
+        let ran = self.read_together(first, prompts, logits);
         ran.map_err(|error| StepError(error.to_string()))
     }
 
@@ -267,6 +325,34 @@ impl Decoder for OnnxDecoder {
 }
 
 impl OnnxDecoder {
+    /// Whole prompts, the shorter ones with padding behind them: what that leaves in their slots lies where their
+    /// next tokens go, and no mask shows it before.
+    fn read_together(
+        &mut self,
+        first: usize,
+        prompts: &[&[u32]],
+        logits: &mut Vec<f32>,
+    ) -> ort::Result<()> {
+        let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.len()).collect();
+        let mut made;
+        let lane = match first {
+            0 => &mut self.prefix_lanes[prompts.len() - 1],
+            _ => {
+                let (graph, count) = (&self.graph, prompts.len());
+                made = caches::lane(&self.session, graph, &self.caches, first, count)?;
+                &mut made
+            }
+        };
+        Step::of_prompts(prompts).bind(lane, &self.graph)?;
+        let run = outlet::Run {
+            session: &mut self.session,
+            lane,
+            options: &self.options,
+            logits: &self.graph.logits,
+        };
+        self.outlet.last_rows(run, &lengths, logits)
+    }
+
     /// A step as wide as its longest row.
     fn decode_freely(&mut self, rows: &[Row], logits: &mut Vec<f32>) -> ort::Result<()> {
         let width = rows.iter().map(|row| row.position + 1).max().unwrap_or(1);
@@ -295,6 +381,24 @@ struct Step {
 }
 
 impl Step {
+    fn of_prompts(prompts: &[&[u32]]) -> Self {
+        let width = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+        let mut step = Self {
+            ids: vec![0; prompts.len() * width],
+            rows: prompts.len(),
+            mask: vec![0; prompts.len() * width],
+        };
+        let ids = step.ids.chunks_exact_mut(width);
+        let lines = ids.zip(step.mask.chunks_exact_mut(width));
+        for (prompt, (ids, mask)) in prompts.iter().zip(lines) {
+            for (id, token) in ids.iter_mut().zip(*prompt) {
+                *id = i64::from(*token);
+            }
+            mask[..prompt.len()].fill(1);
+        }
+        step
+    }
+
     fn bind(self, lane: &mut IoBinding, graph: &GraphSpec) -> ort::Result<()> {
         let length = self.ids.len() / self.rows;
         let width = self.mask.len() / self.rows;

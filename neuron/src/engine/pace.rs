@@ -1,9 +1,10 @@
-//! How much of a prompt is read between two steps of the answers under way.
+//! How much of prompts is read between two steps of the answers under way.
 //!
-//! A piece is sized by time: it may take as long as one and a half steps, so that a prompt, however
+//! A run is sized by time: it may take as long as one and a half steps, so that a prompt, however
 //! long, makes two tokens of an answer lie no further apart than three steps; but it has a few tokens
-//! however long they take. What a piece takes is learned from the pieces before. Nothing is measured here:
-//! times come in, sizes go out.
+//! however long they take. Beside nobody it may take as long as arrivals may wait to be looked at, and has the
+//! tokens of a piece however long they take: a CPU reads in pieces, a GPU all at once. What a run takes is
+//! learned from the runs before. Nothing is measured here: times come in, sizes go out.
 
 use std::time::Duration;
 
@@ -16,8 +17,10 @@ const PIECE_MIN: usize = 8;
 /// A piece may take so many halves of a step. Two steps would be the limit; the rest is for steps that
 /// take longer than those before.
 const HALF_STEPS: u32 = 3;
-/// A piece is at most so many times as long as the one before, of which its time is foretold.
+/// A piece beside answers is at most so many times as long as the one before, of which its time is foretold.
 const GROWTH_MAX: usize = 2;
+/// A run beside nobody may take so long, if it is to be longer than a piece: who comes meanwhile waits for its end.
+const ALONE_MAX: Duration = Duration::from_millis(50);
 /// The part of the newest step in what a step is taken to take.
 const NEWEST_SHARE: u32 = 4;
 
@@ -68,14 +71,18 @@ impl Pace {
         }
     }
 
-    /// Most tokens of the next piece.
-    pub(super) fn piece(&self, beside: Beside) -> usize {
+    /// Most tokens of the next run, where the decoder reads no more than `most` at once.
+    pub(super) fn piece(&self, beside: Beside, most: usize) -> usize {
+        assert!(most >= PREFILL_CHUNK_TOKENS, "every decoder reads a piece");
         match (beside, self.step, self.last) {
-            (Beside::Nobody, ..) => PREFILL_CHUNK_TOKENS,
+            (Beside::Nobody, _, None) => PREFILL_CHUNK_TOKENS,
+            (Beside::Nobody, _, Some(last)) => {
+                fitting(last, ALONE_MAX).clamp(PREFILL_CHUNK_TOKENS, most)
+            }
             (Beside::Answers, Some(step), Some(last)) => {
-                let most = last.tokens.saturating_mul(GROWTH_MAX);
+                let grown = last.tokens.saturating_mul(GROWTH_MAX);
                 let fitting = fitting(last, step * HALF_STEPS / 2);
-                fitting.min(most).clamp(PIECE_MIN, PREFILL_CHUNK_TOKENS)
+                fitting.min(grown).clamp(PIECE_MIN, most)
             }
             (Beside::Answers, ..) => PIECE_MIN,
         }
@@ -107,6 +114,9 @@ mod tests {
 
     use super::*;
 
+    /// What a decoder reads at once.
+    const MOST: usize = 2_048;
+
     const fn us(micros: u64) -> Duration {
         Duration::from_micros(micros)
     }
@@ -117,7 +127,7 @@ mod tests {
         let mut left = prompt;
         let mut longest = 0;
         while left > 0 {
-            let planned = pace.piece(Beside::Answers);
+            let planned = pace.piece(Beside::Answers, PREFILL_CHUNK_TOKENS);
             let tokens = left.min(planned as u64);
             let took = fixed + each * tokens;
             pace.read(planned, usize::try_from(tokens).unwrap(), us(took));
@@ -146,28 +156,52 @@ mod tests {
     #[test]
     fn a_prompt_beside_nobody_is_read_in_the_longest_pieces() {
         let mut pace = Pace::default();
-        assert_eq!(pace.piece(Beside::Nobody), PREFILL_CHUNK_TOKENS);
+        assert_eq!(pace.piece(Beside::Nobody, MOST), PREFILL_CHUNK_TOKENS);
         pace.stepped(us(10));
         pace.read(1, 1, us(1_000_000));
-        assert_eq!(pace.piece(Beside::Nobody), PREFILL_CHUNK_TOKENS);
+        assert_eq!(pace.piece(Beside::Nobody, MOST), PREFILL_CHUNK_TOKENS);
+    }
+
+    #[test]
+    fn beside_nobody_a_fast_device_reads_all_at_once_and_a_slow_one_in_pieces() {
+        let mut gpu = Pace::default();
+        gpu.read(256, 256, us(3_500));
+        assert_eq!(gpu.piece(Beside::Nobody, MOST), MOST);
+        gpu.read(MOST, 1_644, us(8_000));
+        gpu.read(MOST, 16, us(3_000));
+        assert_eq!(
+            gpu.piece(Beside::Nobody, MOST),
+            MOST,
+            "a short prompt tells nothing"
+        );
+        let mut between = Pace::default();
+        between.read(256, 256, us(20_000));
+        assert_eq!(between.piece(Beside::Nobody, MOST), 640);
+        let mut cpu = Pace::default();
+        cpu.read(256, 256, us(1_000_000));
+        assert_eq!(cpu.piece(Beside::Nobody, MOST), PREFILL_CHUNK_TOKENS);
     }
 
     #[test]
     fn pieces_grow_to_what_a_step_allows_and_shrink_at_once() {
         let mut pace = Pace::default();
-        assert_eq!(pace.piece(Beside::Answers), PIECE_MIN, "nothing is known");
+        assert_eq!(
+            pace.piece(Beside::Answers, MOST),
+            PIECE_MIN,
+            "nothing is known"
+        );
         pace.stepped(us(1_000));
         let mut sizes = Vec::new();
         for _ in 0..6 {
-            let tokens = pace.piece(Beside::Answers);
+            let tokens = pace.piece(Beside::Answers, MOST);
             pace.read(tokens, tokens, us(tokens as u64 * 50));
             sizes.push(tokens);
         }
         assert_eq!(sizes, [8, 16, 30, 30, 30, 30]);
         pace.read(30, 30, us(5_000));
-        assert_eq!(pace.piece(Beside::Answers), 9);
+        assert_eq!(pace.piece(Beside::Answers, MOST), 9);
         pace.read(9, 9, us(15_000));
-        assert_eq!(pace.piece(Beside::Answers), PIECE_MIN, "however long");
+        assert_eq!(pace.piece(Beside::Answers, MOST), PIECE_MIN, "however long");
     }
 
     #[test]
@@ -176,7 +210,7 @@ mod tests {
         pace.stepped(us(1_000));
         pace.read(100, 100, us(10_000));
         pace.stepped(us(1_000_000));
-        assert_eq!(pace.piece(Beside::Answers), 18);
+        assert_eq!(pace.piece(Beside::Answers, MOST), 18);
     }
 
     #[test]
@@ -185,7 +219,7 @@ mod tests {
         pace.stepped(us(1_000));
         pace.read(30, 30, us(1_500));
         pace.read(30, 1, us(900));
-        assert_eq!(pace.piece(Beside::Answers), 30);
+        assert_eq!(pace.piece(Beside::Answers, MOST), 30);
     }
 
     proptest! {
@@ -206,8 +240,8 @@ mod tests {
             for (tokens, read, step) in times {
                 pace.read(tokens, tokens, us(read.into()));
                 pace.stepped(us(step.into()));
-                let piece = pace.piece(Beside::Answers);
-                prop_assert!((PIECE_MIN..=PREFILL_CHUNK_TOKENS).contains(&piece), "{piece}");
+                let piece = pace.piece(Beside::Answers, MOST);
+                prop_assert!((PIECE_MIN..=MOST).contains(&piece), "{piece}");
             }
         }
     }

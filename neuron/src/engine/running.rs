@@ -54,7 +54,7 @@ pub(super) struct Running {
     /// When its prompt was wholly read, and its first token chosen.
     pub(super) read_at: Option<Instant>,
     /// When its last token was chosen.
-    last: Option<Instant>,
+    pub(super) last: Option<Instant>,
     clock: Clock,
     metrics: EngineMetrics,
 }
@@ -119,6 +119,11 @@ impl Running {
     pub(super) fn next_piece(&self, most: usize) -> &[u32] {
         let count = cut(self.prompt - self.position, most);
         &self.tokens[self.position..self.position + count]
+    }
+
+    /// Its prompt, where none of it was read.
+    pub(super) fn whole(&self) -> Option<&[u32]> {
+        (self.reading() && self.position == 0).then(|| &self.tokens[..self.prompt])
     }
 
     /// Tokens that its prompt had to read when it came.

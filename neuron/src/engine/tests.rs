@@ -42,6 +42,13 @@ impl Gated {
             .map(|token| if token == letter { 1.0 } else { 0.0 })
             .collect()
     }
+
+    /// What is said to a prompt of so many tokens.
+    fn letters(prompt: usize, output: usize) -> String {
+        let letters = prompt..prompt + output;
+        let letters = letters.map(|at| b'a' + u8::try_from(at % 26).unwrap());
+        letters.map(char::from).collect()
+    }
 }
 
 impl Decoder for Gated {

@@ -4,7 +4,9 @@
 //! and by a step, alone, beside idle slots, and with two slots at once. They agree only if the caches are
 //! written in place, for the right slot.
 
-use crate::engine::{Decoder, Row, StepError};
+use std::time::{Duration, Instant};
+
+use crate::engine::{Decoder, Row, StepError, Together};
 
 /// How far the logits of two ways to the same token may lie apart, as a share of their range.
 const TOLERANCE: f32 = 0.02;
@@ -61,6 +63,69 @@ pub(super) fn check(
         ),
         _ => Ok(()),
     }
+}
+
+/// That two prompts read in one run are two read one by one, and that nothing is seen of what pads the shorter.
+pub(super) fn together(decoder: &mut impl Decoder, context: usize) -> Result<(), String> {
+    let Some(first) = decoder.slots().checked_sub(2) else {
+        return Ok(());
+    };
+    let tokens = tokens(context);
+    let (before, last) = tokens.split_at(tokens.len() - 1);
+    let expected = whole(decoder, context)?;
+    let forgot = prefilled(decoder, 0, &[last])?;
+    let same = |logits: &[f32]| agree(&expected, logits, &forgot);
+    let shorter = match decoder.reach().together {
+        Together::Never => return Ok(()),
+        Together::OfOneLength => tokens,
+        Together::Padded => before,
+    };
+    let mut logits = Vec::new();
+    let read = decoder.prefill_together(first, &[shorter, tokens], &mut logits);
+    read.map_err(|error| failed(&error))?;
+    let vocab = decoder.vocab();
+    let mut rows = vec![logits[vocab..].to_vec()];
+    match shorter.len() < tokens.len() {
+        true => rows.extend(stepped(decoder, &[first], last[0], before.len())?),
+        false => rows.push(logits[..vocab].to_vec()),
+    }
+    match rows.iter().all(|row| same(row)) {
+        true => Ok(()),
+        false => Err("prompts read in one run are not what each is by itself".to_owned()),
+    }
+}
+
+/// Tokens of the runs by which it is found out what a run takes.
+const SHORT: usize = 8;
+const LONG: usize = 64;
+/// How often each is run: the machine does other things too, and the first run is slower.
+const TIMES: usize = 3;
+
+/// Tokens that take as long as a run takes whatever it reads.
+pub(super) fn spare(decoder: &mut impl Decoder, context: usize) -> Result<usize, String> {
+    if context <= LONG {
+        return Ok(0);
+    }
+    let mut best = |length: usize| -> Result<Duration, String> {
+        let tokens = vec![TOKENS[0]; length];
+        let mut best = Duration::MAX;
+        for _ in 0..TIMES {
+            let began = Instant::now();
+            prefilled(decoder, 0, &[&tokens])?;
+            best = best.min(began.elapsed());
+        }
+        Ok(best)
+    };
+    Ok(fixed(best(SHORT)?, best(LONG)?).min(decoder.reach().tokens_max))
+}
+
+/// The same of the times of a short and a long run, on the line through both.
+fn fixed(short: Duration, long: Duration) -> usize {
+    let more = long.saturating_sub(short).as_nanos().max(1);
+    let tokens = short.as_nanos().saturating_mul((LONG - SHORT) as u128) / more;
+    usize::try_from(tokens)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(SHORT)
 }
 
 fn tokens(context: usize) -> &'static [u32] {
@@ -136,6 +201,7 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{config::PREFILL_CHUNK_TOKENS as PIECE, engine::Reach};
 
     /// Says the sum of what its slot has read, weighed by position; what it gets wrong is told.
     struct Summing {
@@ -147,6 +213,9 @@ mod tests {
         skips_tokens: bool,
         /// Of several rows that are not idle, only the first is right.
         mixes_rows: bool,
+        /// What pads a prompt is taken for a part of it.
+        sees_padding: bool,
+        together: Together,
     }
 
     impl Summing {
@@ -158,6 +227,8 @@ mod tests {
                 forgets_steps: false,
                 skips_tokens: false,
                 mixes_rows: false,
+                sees_padding: false,
+                together: Together::Padded,
             }
         }
 
@@ -198,6 +269,32 @@ mod tests {
             };
             self.take(slot, position, &tokens[skipped..]);
             *logits = self.row(slot).to_vec();
+            Ok(())
+        }
+
+        fn reach(&self) -> Reach {
+            Reach {
+                together: self.together,
+                ..Reach::PIECE
+            }
+        }
+
+        fn prefill_together(
+            &mut self,
+            first: usize,
+            prompts: &[&[u32]],
+            logits: &mut Vec<f32>,
+        ) -> Result<(), StepError> {
+            logits.clear();
+            let width = prompts.iter().map(|prompt| prompt.len()).max().unwrap();
+            for (slot, prompt) in (first..).zip(prompts) {
+                let mut tokens = prompt.to_vec();
+                if self.sees_padding && tokens.len() < width {
+                    tokens = vec![9; width];
+                }
+                self.slots[slot] = tokens;
+                logits.extend(self.row(slot));
+            }
             Ok(())
         }
 
@@ -256,6 +353,34 @@ mod tests {
             let step = checked(fault).unwrap_err();
             assert!(step.starts_with("a step on the cache"), "{step}");
         }
+    }
+
+    #[test]
+    fn prompts_read_together_are_each_what_they_are_alone() {
+        for slots in [1, 2, 5] {
+            together(&mut Summing::new(slots), 100).unwrap();
+        }
+        let mut padded = Summing::new(3);
+        padded.sees_padding = true;
+        together(&mut padded, 100).unwrap_err();
+        padded.together = Together::OfOneLength;
+        together(&mut padded, 100).unwrap();
+        padded.together = Together::Never;
+        together(&mut padded, 2).unwrap();
+    }
+
+    #[test]
+    fn what_a_run_costs_is_told_in_tokens() {
+        let of = |fixed_us: u64, each_us: u64| {
+            let run = |tokens: usize| Duration::from_micros(fixed_us + each_us * tokens as u64);
+            fixed(run(SHORT), run(LONG))
+        };
+        assert_eq!(of(420, 8), 52);
+        assert_eq!(of(0, 8), 0);
+        assert!(of(3_000, 0) > 1_000_000);
+        assert_eq!(fixed(Duration::ZERO, Duration::ZERO), 0);
+        assert!(spare(&mut Summing::new(2), 100).unwrap() <= PIECE);
+        assert_eq!(spare(&mut Summing::new(2), 64).unwrap(), 0);
     }
 
     #[test]

@@ -124,6 +124,7 @@ fn the_ways_of_a_gpu_give_what_the_ways_of_the_cpu_give() {
     let expected = stepped(&mut decoder(3), 1, &prompt, 64, 48);
     let mut decoder = decoder_as_on_a_gpu(3);
     self_check::check(&mut decoder, 1024, None).unwrap();
+    self_check::together(&mut decoder, 1024).unwrap();
     for (slot, piece) in [(0, 64), (2, 256), (1, 1), (1, 300)] {
         assert_eq!(
             stepped(&mut decoder, slot, &prompt, piece, 48),
@@ -131,4 +132,54 @@ fn the_ways_of_a_gpu_give_what_the_ways_of_the_cpu_give() {
             "slot {slot}, pieces of {piece}"
         );
     }
+}
+
+/// Greedy, each prompt in a slot of its own from `first` on, all read in one run and stepped together.
+fn read_at_once(
+    decoder: &mut OnnxDecoder,
+    first: usize,
+    prompts: &[&[u32]],
+    count: usize,
+) -> Vec<Vec<u32>> {
+    let vocab = decoder.vocab();
+    let mut logits = Vec::new();
+    (decoder.prefill_together(first, prompts, &mut logits)).unwrap();
+    assert_eq!(logits.len(), prompts.len() * vocab);
+    let mut out: Vec<Vec<u32>> = logits.chunks(vocab).map(|row| vec![best(row)]).collect();
+    while out[0].len() < count {
+        let idle = Row {
+            token: 0,
+            position: 0,
+        };
+        let mut rows = vec![idle; first];
+        rows.extend(prompts.iter().zip(&out).map(|(prompt, said)| Row {
+            token: said[said.len() - 1],
+            position: prompt.len() + said.len() - 1,
+        }));
+        decoder.decode(&rows, &mut logits).unwrap();
+        for (row, said) in logits.chunks(vocab).skip(first).zip(&mut out) {
+            said.push(best(row));
+        }
+    }
+    out
+}
+
+#[test]
+fn prompts_of_any_lengths_read_in_one_run_give_what_each_gives_alone() {
+    let all: Vec<u32> = (0..300).map(|n| 97 + n * 7 % 26).collect();
+    let lengths = [37, 2, 90, 41];
+    let prompts: Vec<&[u32]> = lengths
+        .iter()
+        .map(|length| &all[*length..2 * length])
+        .collect();
+    let mut decoder = decoder(6);
+    assert_eq!(decoder.reach().together, Together::Padded);
+    let alone: Vec<Vec<u32>> = (prompts.iter())
+        .map(|prompt| stepped(&mut decoder, 0, prompt, 300, 30))
+        .collect();
+    for first in [0, 2, 1] {
+        assert_eq!(read_at_once(&mut decoder, first, &prompts, 30), alone);
+    }
+    let mut decoder = decoder_as_on_a_gpu(6);
+    assert_eq!(read_at_once(&mut decoder, 1, &prompts, 30), alone);
 }

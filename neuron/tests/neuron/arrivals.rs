@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::common::{Neuron, chat, open};
 
-const SLOTS: usize = 3;
+const SLOTS: usize = 5;
 const CASES: u32 = 4;
 
 /// A request as it comes.

@@ -15,10 +15,49 @@ struct Timed {
     now: Arc<AtomicU64>,
     /// When steps ended.
     steps: Sender<u64>,
-    /// How long pieces were.
+    /// How long pieces were, several prompts at once with what pads them.
     pieces: Sender<usize>,
     /// The first piece waits for this.
     gate: Option<Receiver<()>>,
+    /// No piece begins while this is held.
+    door: Arc<Mutex<()>>,
+    device: Device,
+}
+
+/// How fast it reads, and how much at once.
+#[derive(Clone, Copy)]
+struct Device {
+    fixed: u64,
+    each: u64,
+    reach: Reach,
+}
+
+const CPU: Device = Device {
+    fixed: FIXED,
+    each: EACH,
+    reach: Reach::PIECE,
+};
+/// Takes as long for a token as for hundreds.
+const GPU: Device = Device {
+    fixed: 3_000,
+    each: 3,
+    reach: Reach {
+        tokens_max: 2_048,
+        together: Together::Padded,
+        spare: 1_000,
+    },
+};
+
+impl Timed {
+    fn reads(&mut self, tokens: usize) {
+        if let Some(gate) = self.gate.take() {
+            let _ = gate.recv();
+        }
+        drop(self.door.lock());
+        let took = self.device.fixed + self.device.each * tokens as u64;
+        self.now.fetch_add(took, Ordering::AcqRel);
+        let _ = self.pieces.send(tokens);
+    }
 }
 
 impl Decoder for Timed {
@@ -37,13 +76,26 @@ impl Decoder for Timed {
         tokens: &[u32],
         logits: &mut Vec<f32>,
     ) -> Result<(), StepError> {
-        if let Some(gate) = self.gate.take() {
-            let _ = gate.recv();
-        }
-        let took = FIXED + EACH * tokens.len() as u64;
-        self.now.fetch_add(took, Ordering::AcqRel);
-        let _ = self.pieces.send(tokens.len());
+        self.reads(tokens.len());
         *logits = Gated::row(position + tokens.len());
+        Ok(())
+    }
+
+    fn reach(&self) -> Reach {
+        self.device.reach
+    }
+
+    fn prefill_together(
+        &mut self,
+        _first: usize,
+        prompts: &[&[u32]],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), StepError> {
+        let width = prompts.iter().map(|prompt| prompt.len()).max();
+        self.reads(width.unwrap() * prompts.len());
+        *logits = (prompts.iter())
+            .flat_map(|prompt| Gated::row(prompt.len()))
+            .collect();
         Ok(())
     }
 
@@ -64,20 +116,24 @@ struct Flow {
     steps: Receiver<u64>,
     pieces: Receiver<usize>,
     gate: Sender<()>,
+    door: Arc<Mutex<()>>,
 }
 
 impl Flow {
-    fn new(slots: usize) -> Self {
+    fn new(slots: usize, device: Device) -> Self {
         let (gate, gated) = channel();
         let (steps_tx, steps) = channel();
         let (pieces_tx, pieces) = channel();
         let now = Arc::new(AtomicU64::new(0));
+        let door = Arc::default();
         let decoder = Timed {
             slots,
             now: Arc::clone(&now),
             steps: steps_tx,
             pieces: pieces_tx,
             gate: Some(gated),
+            door: Arc::clone(&door),
+            device,
         };
         let start = Instant::now();
         let clock = Clock::of(move || start + Duration::from_micros(now.load(Ordering::Acquire)));
@@ -93,6 +149,7 @@ impl Flow {
             steps,
             pieces,
             gate,
+            door,
         }
     }
 
@@ -106,7 +163,7 @@ impl Flow {
 
 #[test]
 fn a_long_prompt_keeps_no_answer_waiting_for_more_than_three_steps() {
-    let flow = Flow::new(2);
+    let flow = Flow::new(2, CPU);
     flow.gate.send(()).unwrap();
     let mut answer = flow.submit(1, ENDLESS);
     assert!(matches!(answer.0.blocking_recv(), Some(Event::Text(_))));
@@ -122,7 +179,7 @@ fn a_long_prompt_keeps_no_answer_waiting_for_more_than_three_steps() {
 
 #[test]
 fn short_prompts_that_come_together_are_read_whole() {
-    let flow = Flow::new(3);
+    let flow = Flow::new(3, CPU);
     let mut together: Vec<Generation> = (0..3).map(|_| flow.submit(200, 5)).collect();
     flow.gate.send(()).unwrap();
     for generation in &mut together {
@@ -130,4 +187,65 @@ fn short_prompts_that_come_together_are_read_whole() {
     }
     let pieces: Vec<usize> = flow.pieces.try_iter().collect();
     assert_eq!(pieces, [200, 200, 200]);
+}
+
+#[test]
+fn prompts_that_come_together_take_fewer_runs_than_they_are() {
+    let flow = Flow::new(16, GPU);
+    flow.gate.send(()).unwrap();
+    // What a run takes has to be known before one is longer than a piece.
+    assert_eq!(read(&mut flow.submit(256, 1)).1, EndReason::Length);
+    let door = flow.door.lock().unwrap();
+    let mut together: Vec<Generation> = (0..16).map(|n| flow.submit(20 + n, 5)).collect();
+    drop(door);
+    for (n, generation) in together.iter_mut().enumerate() {
+        let expected = (Gated::letters(20 + n, 5), EndReason::Length);
+        assert_eq!(read(generation), expected);
+    }
+    // The first may be read before the others are there.
+    let runs: Vec<usize> = flow.pieces.try_iter().skip(1).collect();
+    assert!(runs.len() <= 2, "{runs:?}");
+    assert_eq!(flow.steps.try_iter().count(), 4, "all steps together");
+}
+
+#[test]
+fn a_fast_device_reads_a_long_prompt_in_one_or_two_runs() {
+    let flow = Flow::new(2, GPU);
+    flow.gate.send(()).unwrap();
+    for expected in [&[256, 1_644][..], &[1_900]] {
+        assert_eq!(read(&mut flow.submit(1_900, 1)).1, EndReason::Length);
+        let pieces: Vec<usize> = flow.pieces.try_iter().collect();
+        assert_eq!(pieces, expected);
+    }
+    // Beside an answer, as much as fits between its tokens.
+    let mut answer = flow.submit(2, ENDLESS);
+    assert!(matches!(answer.0.blocking_recv(), Some(Event::Text(_))));
+    assert_eq!(read(&mut flow.submit(1_900, 1)).1, EndReason::Length);
+    drop(answer);
+    let steps: Vec<u64> = flow.steps.try_iter().collect();
+    let longest = steps.windows(2).map(|pair| pair[1] - pair[0]).max();
+    assert!(longest.unwrap_or_default() <= 3 * STEP, "{longest:?}");
+    let pieces = flow.pieces.try_iter().skip(1).count();
+    assert!(pieces <= 2, "{pieces}");
+}
+
+#[test]
+fn answers_wait_with_their_next_step_for_prompts_that_came_with_theirs_but_not_long() {
+    let device = Device {
+        fixed: 10_000,
+        each: 1_000,
+        ..CPU
+    };
+    let flow = Flow::new(16, device);
+    let mut together: Vec<Generation> = (0..16).map(|_| flow.submit(20, 8)).collect();
+    flow.gate.send(()).unwrap();
+    for generation in &mut together {
+        assert_eq!(read(generation).1, EndReason::Length);
+    }
+    // 30 ms a prompt: four and the step after them, and so on.
+    let steps: Vec<u64> = flow.steps.try_iter().collect();
+    assert_eq!(flow.pieces.try_iter().count(), 16);
+    assert!(steps.len() <= 7 + 4, "{} steps", steps.len());
+    let longest = steps.windows(2).map(|pair| pair[1] - pair[0]).max();
+    assert!(longest.unwrap() <= 130_000 + STEP, "{longest:?}");
 }

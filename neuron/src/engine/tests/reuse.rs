@@ -11,6 +11,7 @@ use super::*;
 const CONTEXT: usize = 160;
 /// Bytes of a token.
 const EACH: usize = 1 << 10;
+const PADDING: u32 = 7;
 
 /// Says a letter by all that its slot holds up to the row; slots hold what was written there, by whomever.
 struct Remembering {
@@ -20,6 +21,9 @@ struct Remembering {
     /// How many tokens prompts had read.
     reads: Sender<usize>,
     breaks_shifts: bool,
+    together: Together,
+    /// No run begins while this is held.
+    door: Arc<Mutex<()>>,
 }
 
 impl Remembering {
@@ -47,9 +51,37 @@ impl Decoder for Remembering {
         logits: &mut Vec<f32>,
     ) -> Result<(), StepError> {
         assert!(!tokens.is_empty());
+        drop(self.door.lock());
         let _ = self.reads.send(tokens.len());
         self.slots[slot][position..position + tokens.len()].copy_from_slice(tokens);
         *logits = self.row(slot, position + tokens.len() - 1);
+        Ok(())
+    }
+
+    fn reach(&self) -> Reach {
+        Reach {
+            together: self.together,
+            spare: 20,
+            ..Reach::PIECE
+        }
+    }
+
+    fn prefill_together(
+        &mut self,
+        first: usize,
+        prompts: &[&[u32]],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), StepError> {
+        let width = prompts.iter().map(|prompt| prompt.len()).max().unwrap();
+        let alike = prompts.iter().all(|prompt| prompt.len() == width);
+        assert!(alike || self.together == Together::Padded);
+        logits.clear();
+        for (slot, prompt) in (first..).zip(prompts) {
+            let _ = self.reads.send(prompt.len());
+            self.slots[slot][..prompt.len()].copy_from_slice(prompt);
+            self.slots[slot][prompt.len()..width].fill(PADDING);
+            logits.extend(self.row(slot, prompt.len() - 1));
+        }
         Ok(())
     }
 
@@ -89,21 +121,29 @@ struct Memory {
     engine: Engine,
     office: Office,
     reads: Receiver<usize>,
+    door: Arc<Mutex<()>>,
 }
 
 impl Memory {
     fn new(slots: usize, movable: usize) -> Self {
-        Self::with(slots, movable, false)
+        Self::with(|decoder| {
+            decoder.slots = vec![[0; CONTEXT]; slots];
+            decoder.movable = movable;
+        })
     }
 
-    fn with(slots: usize, movable: usize, breaks_shifts: bool) -> Self {
+    fn with(change: impl FnOnce(&mut Remembering)) -> Self {
         let (reads_tx, reads) = channel();
-        let decoder = Remembering {
-            slots: vec![[0; CONTEXT]; slots],
-            movable,
+        let door = Arc::default();
+        let mut decoder = Remembering {
+            slots: vec![[0; CONTEXT]],
+            movable: 0,
             reads: reads_tx,
-            breaks_shifts,
+            breaks_shifts: false,
+            together: Together::Never,
+            door: Arc::clone(&door),
         };
+        change(&mut decoder);
         let office = Office::new();
         let metrics = office
             .office
@@ -114,6 +154,7 @@ impl Memory {
             engine,
             office,
             reads,
+            door,
         }
     }
 
@@ -160,6 +201,8 @@ fn alone(prompt: &[u32], max_output: usize) -> String {
         movable: 0,
         reads: channel().0,
         breaks_shifts: false,
+        together: Together::Never,
+        door: Arc::default(),
     };
     let mut logits = Vec::new();
     slot.prefill(0, 0, prompt, &mut logits).unwrap();
@@ -216,7 +259,11 @@ fn nothing_is_shared_between_accounts_or_by_those_without_one() {
 
 #[test]
 fn what_could_not_be_moved_is_read_again() {
-    let memory = Memory::with(2, CONTEXT, true);
+    let memory = Memory::with(|decoder| {
+        decoder.slots = vec![[0; CONTEXT]; 2];
+        decoder.movable = CONTEXT;
+        decoder.breaks_shifts = true;
+    });
     let prompt = letters("a question that is long enough to be kept");
     let alone = memory.says(Some("ann"), &prompt, 9);
     memory.says(Some("bob"), &letters("another thing that is asked here"), 9);
@@ -257,15 +304,22 @@ proptest! {
     #[test]
     fn no_answer_depends_on_what_slots_hold(
         all in proptest::collection::vec(asked(), 1..20),
-        slots in 1usize..4,
+        slots in 1usize..6,
         movable in prop_oneof![Just(0usize), Just(30), Just(CONTEXT)],
-        at_once in 1usize..5,
+        at_once in 1usize..8,
+        together in prop_oneof![Just(Together::Never), Just(Together::OfOneLength), Just(Together::Padded)],
     ) {
-        let memory = Memory::new(slots, movable);
+        let memory = Memory::with(|decoder| {
+            decoder.slots = vec![[0; CONTEXT]; slots];
+            decoder.movable = movable;
+            decoder.together = together;
+        });
         for group in all.chunks(at_once) {
+            let door = memory.door.lock().unwrap();
             let running: Vec<Generation> = group.iter()
                 .map(|asked| memory.submit(asked.account, &asked.prompt, asked.max_output))
                 .collect();
+            drop(door);
             for (asked, mut generation) in group.iter().zip(running) {
                 if asked.leaves {
                     continue;
