@@ -4,6 +4,7 @@
 //! of a call is given out as text before it is decided. What looks like a call and cannot be read is text. The way
 //! is found by the chat template, which tells the model how to write. Not here: ids, and which calls may be made.
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use self::{
@@ -143,7 +144,7 @@ impl CallReader {
         let mut parts = Vec::new();
         loop {
             if self.state == State::Calls {
-                let Some(end) = self.held.find(TAG_END) else {
+                let Some(end) = tag_end(&self.held) else {
                     return parts;
                 };
                 let rest = self.held.split_off(end + TAG_END.len());
@@ -251,6 +252,22 @@ fn undecided(text: &str, mark: &str) -> usize {
     let longest = text.len().min(mark.len() - 1);
     let begins = |count: &usize| text.ends_with(&mark[..*count]);
     (1..=longest).rev().find(begins).unwrap_or(0)
+}
+
+/// Where the closing tag of the call stands that `held` begins with. One within a text of the call is no closing tag.
+fn tag_end(held: &str) -> Option<usize> {
+    let first = held.find(TAG_END)?;
+    let inside = held.strip_prefix(TAG).unwrap_or(held);
+    let mut values = serde_json::Deserializer::from_str(inside).into_iter::<IgnoredAny>();
+    match values.next() {
+        Some(Ok(_)) => {
+            let after = held.len() - inside.len() + values.byte_offset();
+            Some(after + held[after..].find(TAG_END)?)
+        }
+        // It goes on.
+        Some(Err(error)) if error.is_eof() => None,
+        _ => Some(first),
+    }
 }
 
 fn tagged_call(inside: &str) -> Option<Call> {

@@ -37,7 +37,7 @@ use seatbelt_schemas::{
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-pub(crate) use self::{access::Used, doubts::Doubts};
+pub(crate) use self::{access::Used, doubts::Doubts, shaping::Shaping};
 use self::{error::ErrorAnswer, request::Dialect};
 use crate::{
     clock::SharedTime,
@@ -57,6 +57,7 @@ mod generate;
 mod headers;
 mod recipe;
 mod request;
+mod shaping;
 mod tokenize;
 
 /// A model that is up.
@@ -113,6 +114,7 @@ pub(crate) struct App {
     pub(crate) office: TicketOffice,
     /// Places for work on large bodies.
     pub(crate) aside: Arc<Semaphore>,
+    pub(crate) shaping: Shaping,
     pub(crate) draining: AtomicBool,
     pub(crate) since_s: u64,
 }

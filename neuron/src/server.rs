@@ -26,7 +26,7 @@ use crate::{
     config::{Access, FLUSH_MAX, NeuronConfig},
     engine::Engine,
     error::NeuronError,
-    http::{self, App, Doubts, Served, Used},
+    http::{self, App, Doubts, Served, Shaping, Used},
     load::{Loaded, keep_loaded, load_models},
     metrics::Metrics,
     usage::{Outbox, TicketOffice, UsageSink},
@@ -154,6 +154,7 @@ async fn start_all(
         failed,
         office,
         aside: Arc::new(Semaphore::new(cores())),
+        shaping: Shaping::new(cores()),
         draining: AtomicBool::new(false),
         since_s: unix_ms() / 1000,
     });

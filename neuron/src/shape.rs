@@ -18,9 +18,8 @@ use thiserror::Error;
 pub(crate) use self::guide::{Allowed, Guide, Guides};
 
 mod guide;
+mod sound;
 
-/// Largest schema, as JSON.
-const SCHEMA_BYTES_MAX: usize = 256 * 1024;
 /// Work of reading a shape, and of each step: fifty, and about twenty milliseconds.
 const READING_FUEL: u64 = 2_500_000;
 const STEP_FUEL: u64 = 200_000;
@@ -81,8 +80,25 @@ impl Shapes {
         }
     }
 
-    /// A guide for one answer. Takes its time.
-    pub(crate) fn guide(&self, shape: &Shape) -> Result<Guide, ShapeError> {
+    /// Guides for so many answers. Takes its time.
+    ///
+    /// On a thread of its own, since the library calls itself for each level of a schema and the stacks of others are
+    /// made for other work.
+    pub(crate) fn guides(&self, shape: &Shape, count: usize) -> Result<Vec<Guide>, ShapeError> {
+        let all = || (0..count).map(|_| self.guide(shape)).collect();
+        std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new()
+                .name("shape".to_owned())
+                .stack_size(sound::STACK_BYTES);
+            let reading = builder.spawn_scoped(scope, all);
+            let broke = |words: &str| ShapeError::Vocabulary(words.to_owned());
+            let reading = reading.map_err(|error| broke(&error.to_string()))?;
+            let read = reading.join();
+            read.unwrap_or_else(|_| Err(broke("reading the shape broke off")))
+        })
+    }
+
+    fn guide(&self, shape: &Shape) -> Result<Guide, ShapeError> {
         let factory = self.factory()?;
         let grammar = grammar(shape)?;
         let mut matcher = Matcher::new(factory.create_parser(grammar));
@@ -129,6 +145,7 @@ impl Shapes {
         limits.initial_lexer_fuel = READING_FUEL;
         limits.step_lexer_fuel = STEP_FUEL;
         limits.step_max_items = STEP_ITEMS_MAX;
+        limits.max_items_in_row = STEP_ITEMS_MAX;
         limits.max_lexer_states = STATES_MAX;
         limits.max_grammar_size = GRAMMAR_SIZE_MAX;
         limits.verbose_errors = false;
@@ -181,8 +198,8 @@ fn sound(schema: &Value) -> Result<Value, ShapeError> {
     let Value::Object(_) = schema else {
         return no("the schema is not an object");
     };
-    if schema.to_string().len() > SCHEMA_BYTES_MAX {
-        return no("the schema has more than 256 KiB");
+    if let Some(words) = sound::beyond(schema) {
+        return Err(ShapeError::Impossible(words));
     }
     let mut schema = schema.clone();
     let options = JsonCompileOptions {
@@ -194,6 +211,10 @@ fn sound(schema: &Value) -> Result<Value, ShapeError> {
 }
 
 fn shortened(words: &str) -> String {
+    // The library catches its own panics, whose words help nobody.
+    if words.contains("panic") {
+        return "its numbers or its depth are more than can be followed".to_owned();
+    }
     let words: String = words.trim().chars().take(WORDS_MAX).collect();
     words.replace('\n', " ")
 }

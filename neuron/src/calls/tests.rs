@@ -64,6 +64,19 @@ fn calls_in_tags_stand_among_text() {
         &[bern.clone(), says("Done. ")],
     );
     check(Tagged, "2 <tool 3 < 4 ", &[says("2 <tool 3 < 4 ")]);
+    let quoting = |text: &str| {
+        format!(
+            "<tool_call>\n{{\"name\": \"say\", \"arguments\": {{\"text\": {text}}}}}\n</tool_call>"
+        )
+    };
+    let quoted = "see </tool_call> here";
+    check(
+        Tagged,
+        &format!("{}\n{call}", quoting(&json!(quoted).to_string())),
+        &[calls("say", json!({ "text": quoted })), bern.clone()],
+    );
+    let open = quoting("\"never closed");
+    check(Tagged, &open, &[says(&open)]);
     let unclosed = call.trim_end_matches("</tool_call>");
     check(Tagged, unclosed, &[bern]);
     let broken = "<tool_call>{\"name\": </tool_call>";

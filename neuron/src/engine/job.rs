@@ -42,6 +42,8 @@ pub(crate) enum EndReason {
     Stopping,
     /// It never had a turn, and will have none here: it may be run elsewhere.
     NotRun,
+    /// Its shape cannot be followed any further.
+    Misshapen(String),
     /// A step failed.
     Failed(String),
 }

@@ -171,7 +171,7 @@ impl Running {
     fn choose(&mut self, logits: &[f32], guides: &Guides) -> Turn {
         let allowed = match self.guide.as_mut().map(Guide::next).transpose() {
             Ok(allowed) => allowed,
-            Err(error) => return Turn::Over(EndReason::Failed(error.to_string())),
+            Err(error) => return Turn::Over(EndReason::Misshapen(error.to_string())),
         };
         let Some(chosen) = self.sampler.choose(logits, allowed) else {
             return Turn::Over(EndReason::Failed(
@@ -293,6 +293,6 @@ fn outcome(reason: &EndReason) -> NeuronOutcome {
         EndReason::Expired => NeuronOutcome::Expired,
         EndReason::Left | EndReason::Stopping => NeuronOutcome::Aborted,
         EndReason::NotRun => NeuronOutcome::Rejected,
-        EndReason::Failed(_) => NeuronOutcome::Failed,
+        EndReason::Misshapen(_) | EndReason::Failed(_) => NeuronOutcome::Failed,
     }
 }

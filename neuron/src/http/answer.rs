@@ -237,6 +237,7 @@ async fn closing(ending: Ending) -> Result<(&'static str, Used), ErrorAnswer> {
         EndReason::Expired => return Err(ErrorAnswer::expired()),
         EndReason::NotRun => return Err(ErrorAnswer::closed("the neuron is stopping")),
         EndReason::Left | EndReason::Stopping => return Err(ErrorAnswer::broken_off()),
+        EndReason::Misshapen(words) => return Err(ErrorAnswer::misshapen(&words)),
         EndReason::Failed(detail) => {
             tracing::error!(%detail, "a step failed");
             return Err(ErrorAnswer::engine("the model could not be run"));

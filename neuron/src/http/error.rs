@@ -67,7 +67,7 @@ impl ErrorAnswer {
     }
 
     /// Not now, and nothing was done.
-    fn busy(message: impl Into<String>) -> Self {
+    pub(super) fn busy(message: impl Into<String>) -> Self {
         let retry_after_s = Some(RETRY_AFTER_S);
         Self {
             retry_after_s,
@@ -231,6 +231,14 @@ impl ErrorAnswer {
             unused: false,
             ..Self::busy("the neuron is stopping")
         }
+    }
+
+    /// Its shape led an answer to where it cannot be followed.
+    pub(super) fn misshapen(words: &str) -> Self {
+        Self::bad(
+            "shape_not_followed",
+            format!("{words}: say a simpler schema, what was written until then is charged"),
+        )
     }
 
     pub(super) fn expired() -> Self {

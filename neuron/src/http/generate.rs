@@ -168,16 +168,17 @@ async fn guide(
         return Ok(None);
     };
     let shared = Arc::clone(app);
-    let reading = move || shared.models[at].model.shapes.guide(&shape);
-    // However small a body is, its shape may take milliseconds.
-    let guide = aside(app, usize::MAX, reading).await?;
-    guide.map(Some).map_err(|error| match error {
-        ShapeError::Impossible(words) => {
-            let message = format!("{field} asks for what cannot be: {words}");
-            ErrorAnswer::unsupported(field, message)
-        }
-        ShapeError::Vocabulary(_) => ErrorAnswer::unsupported(field, error.to_string()),
-    })
+    let reading = move || shared.models[at].model.shapes.guides(&shape, 1);
+    // However small a body is, its shape may take milliseconds, and longer than that.
+    let read = app.shaping.read(field, reading).await?;
+    read.map(|mut guides| guides.pop())
+        .map_err(|error| match error {
+            ShapeError::Impossible(words) => {
+                let message = format!("{field} asks for what cannot be: {words}");
+                ErrorAnswer::unsupported(field, message)
+            }
+            ShapeError::Vocabulary(_) => ErrorAnswer::unsupported(field, error.to_string()),
+        })
 }
 
 /// The body, if it is neither too large nor too slow, and the one that was signed.

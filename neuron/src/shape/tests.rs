@@ -11,7 +11,7 @@ fn shapes() -> Shapes {
 /// What comes out where every token is as likely as any, but those of `liked`, each more than the ones after.
 fn written(shape: &Shape, liked: &str, most: usize) -> String {
     let (shapes, guides) = (shapes(), Guides::start().unwrap());
-    let mut guide = shapes.guide(shape).unwrap();
+    let mut guide = shapes.guides(shape, 1).unwrap().remove(0);
     let mut text = String::new();
     for _ in 0..most {
         let mut row = vec![0.0f32; shapes.vocab as usize];
@@ -76,7 +76,7 @@ fn a_call_stands_in_its_tags_and_is_one_of_the_tools() {
 fn what_cannot_be_is_told_at_once() {
     let shapes = shapes();
     let refused = |schema: Value| {
-        let error = shapes.guide(&Shape::Json(schema)).unwrap_err();
+        let error = shapes.guides(&Shape::Json(schema), 1).unwrap_err();
         assert!(matches!(error, ShapeError::Impossible(_)), "{error}");
         error.to_string()
     };
@@ -87,7 +87,7 @@ fn what_cannot_be_is_told_at_once() {
     refused(json!({ "type": "integer", "minimum": 5, "maximum": 4 }));
     let never = refused(json!({ "not": { "type": "string" } }));
     assert!(never.contains("not"), "{never}");
-    let large = refused(json!({ "enum": ["x".repeat(SCHEMA_BYTES_MAX)] }));
+    let large = refused(json!({ "enum": ["x".repeat(sound::SCHEMA_BYTES_MAX)] }));
     assert!(large.contains("256 KiB"), "{large}");
 }
 
@@ -101,7 +101,65 @@ fn a_shape_that_would_take_for_ever_is_refused_in_time() {
     });
     for schema in [hard, nested] {
         // Either way, but soon.
-        let _ = shapes.guide(&Shape::Json(schema));
+        let _ = shapes.guides(&Shape::Json(schema), 1);
     }
     assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
+}
+
+/// So many definitions, each of which refers to the next.
+fn chain(length: usize, link: impl Fn(Value) -> Value) -> Value {
+    let mut definitions: serde_json::Map<String, Value> = (0..length)
+        .map(|n| {
+            let next = json!({ "$ref": format!("#/$defs/d{}", n + 1) });
+            (format!("d{n}"), link(next))
+        })
+        .collect();
+    definitions.insert(format!("d{length}"), json!({ "type": "integer" }));
+    json!({ "$defs": definitions, "$ref": "#/$defs/d0" })
+}
+
+#[test]
+fn references_as_deep_as_they_may_be_end_no_process() {
+    let shapes = shapes();
+    let most = sound::LEVELS_MAX;
+    let object = |next: Value| json!({ "type": "object", "properties": { "a": next, "b": next } });
+    for schema in [
+        chain(most / 2 - 10, |next| next),
+        chain(most / 4 - 10, |next| json!({ "allOf": [next] })),
+        chain(
+            most / 4 - 10,
+            |next| json!({ "anyOf": [next, { "type": "null" }] }),
+        ),
+        chain(most / 4 - 10, object),
+    ] {
+        assert_eq!(sound::beyond(&schema), None);
+        // Whatever comes of it.
+        let _ = shapes.guides(&Shape::Json(schema), 1);
+    }
+    for schema in [chain(most, |next| next), chain(most, object)] {
+        let error = shapes
+            .guides(&Shape::Json(schema), 1)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("levels") || error.contains("KiB"), "{error}");
+    }
+}
+
+#[test]
+fn an_object_of_many_optional_properties_can_be_followed() {
+    let names = (0..900).map(|n| (format!("p{n}"), json!({ "type": "integer" })));
+    let properties: serde_json::Map<String, Value> = names.collect();
+    let schema =
+        json!({ "type": "object", "properties": properties, "additionalProperties": false });
+    let text = written(&Shape::Json(schema), "}", 50);
+    assert_eq!(text, "{}");
+}
+
+#[test]
+fn no_words_of_a_panic_are_shown() {
+    let bounds = json!({ "type": "integer", "minimum": -9_007_199_254_740_991i64, "maximum": 9_007_199_254_740_991i64 });
+    if let Err(error) = shapes().guides(&Shape::Json(bounds), 1) {
+        assert!(!error.to_string().contains("panic"), "{error}");
+    }
+    assert!(!shortened("panic: attempt to negate <backtrace>").contains("panic"));
 }

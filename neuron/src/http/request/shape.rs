@@ -87,21 +87,23 @@ impl ShapeWish {
                 "one of the tools",
             ));
         }
-        let calls = |key: &str| wanted.iter().map(|tool| call(tool, key)).collect();
+        let calls = |key: &str| -> Result<Vec<Value>, ErrorAnswer> {
+            wanted.iter().map(|tool| call(tool, key)).collect()
+        };
         Ok(Some(match format {
             Some(CallFormat::Tagged) => Shape::Wrapped {
                 before: "<tool_call>\n",
-                schemas: calls("arguments"),
+                schemas: calls("arguments")?,
                 after: "\n</tool_call>",
             },
             Some(CallFormat::Json) => Shape::Wrapped {
                 before: "",
-                schemas: calls("parameters"),
+                schemas: calls("parameters")?,
                 after: "",
             },
             Some(CallFormat::Mistral) => Shape::Wrapped {
                 before: "[",
-                schemas: calls("arguments"),
+                schemas: calls("arguments")?,
                 after: "]",
             },
             Some(CallFormat::Pythonic) | None => {
@@ -113,25 +115,63 @@ impl ShapeWish {
 }
 
 /// The schema of a call of a tool, with its arguments under this key.
-fn call(tool: &Value, key: &str) -> Value {
+fn call(tool: &Value, key: &str) -> Result<Value, ErrorAnswer> {
     let function = &tool["function"];
-    let parameters = match &function["parameters"] {
-        Value::Null => json!({ "type": "object" }),
-        parameters => parameters.clone(),
-    };
-    let mut schema = json!({
+    let parameters = parameters(&function["parameters"], key);
+    let parameters = parameters.ok_or_else(|| {
+        let name = function["name"].as_str().unwrap_or_default();
+        let message = format!(
+            "the parameters of {name:?} are no object, so that a call of it cannot be demanded"
+        );
+        ErrorAnswer::unsupported("tools", message)
+    })?;
+    Ok(json!({
         "type": "object",
         "properties": { "name": { "const": function["name"] }, key: parameters },
         "required": ["name", key],
         "additionalProperties": false,
-    });
-    // Where parameters point to, from the top.
-    for name in ["$defs", "definitions"] {
-        if let Some(shared) = function["parameters"].get(name) {
-            schema[name] = shared.clone();
+    }))
+}
+
+/// Parameters as the arguments of a call: an object, and what they refer to found where they stand in the call; nothing
+/// where no object has them.
+fn parameters(told: &Value, key: &str) -> Option<Value> {
+    let mut parameters = match told {
+        Value::Null | Value::Bool(true) => json!({}),
+        Value::Object(_) => told.clone(),
+        _ => return None,
+    };
+    let is_object = match &parameters["type"] {
+        Value::Null => true,
+        Value::Array(kinds) => kinds.iter().any(|kind| kind == "object"),
+        kind => kind == "object",
+    };
+    parameters["type"] = json!("object");
+    refer(&mut parameters, &format!("#/properties/{key}"));
+    is_object.then_some(parameters)
+}
+
+/// Has references that begin at the top begin here.
+fn refer(schema: &mut Value, here: &str) {
+    match schema {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Value::String(reference) if name == "$ref" => {
+                        if let Some(path) = reference.strip_prefix('#')
+                            && (path.is_empty() || path.starts_with('/'))
+                        {
+                            *reference = format!("{here}{path}");
+                        }
+                    }
+                    _ if matches!(name.as_str(), "const" | "enum" | "default" | "examples") => {}
+                    value => refer(value, here),
+                }
+            }
         }
+        Value::Array(items) => items.iter_mut().for_each(|item| refer(item, here)),
+        _ => {}
     }
-    schema
 }
 
 fn format(body: &Fields<'_>) -> Result<Option<ShapeWish>, ErrorAnswer> {
@@ -175,5 +215,55 @@ fn choice(body: &Fields<'_>) -> Result<Option<ShapeWish>, ErrorAnswer> {
                 .then(|| Some(ShapeWish::CallOf(name.to_owned())))
                 .ok_or_else(wanted)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn called(told: &Value) -> Option<Value> {
+        let tool = json!({ "function": { "name": "f", "parameters": told } });
+        let schema = call(&tool, "arguments").ok()?;
+        Some(schema["properties"]["arguments"].clone())
+    }
+
+    #[test]
+    fn arguments_of_a_demanded_call_are_an_object() {
+        let object = Some(json!({ "type": "object" }));
+        for told in [
+            json!(null),
+            json!({}),
+            json!(true),
+            json!({ "type": ["object", "null"] }),
+        ] {
+            assert_eq!(called(&told), object, "{told}");
+        }
+        for told in [
+            json!(false),
+            json!({ "type": "array" }),
+            json!({ "type": ["string", "null"] }),
+            json!(7),
+        ] {
+            assert_eq!(called(&told), None, "{told}");
+        }
+    }
+
+    #[test]
+    fn references_of_parameters_begin_at_the_parameters() {
+        let told = json!({
+            "properties": {
+                "a": { "$ref": "#/properties/b" }, "b": { "$ref": "#" }, "c": { "items": [{ "$ref": "#/$defs/d" }] },
+                "e": { "const": { "$ref": "#" } }, "f": { "$ref": "other.json#/x" },
+            },
+            "$defs": { "d": { "type": "string" } },
+        });
+        let properties = &called(&told).unwrap()["properties"];
+        let expected = json!({
+            "a": { "$ref": "#/properties/arguments/properties/b" }, "b": { "$ref": "#/properties/arguments" },
+            "c": { "items": [{ "$ref": "#/properties/arguments/$defs/d" }] },
+            "e": { "const": { "$ref": "#" } }, "f": { "$ref": "other.json#/x" },
+        });
+        assert_eq!(*properties, expected);
     }
 }
