@@ -6,12 +6,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::timeout,
+};
 
 use super::error::ErrorAnswer;
 
 /// So long may reading a shape take, and so long is waited for those of others.
-const READING_TIME_MAX: Duration = Duration::from_secs(10);
+const READING_TIME_MAX: Duration = Duration::from_secs(30);
 /// Shapes that nobody waits for any more and that are still being read.
 const RUNAWAYS_MAX: usize = 2;
 
@@ -47,16 +50,22 @@ impl Shaping {
         let _place = place.map_err(|_| busy())?;
         let thread = Arc::clone(&self.threads).try_acquire_owned();
         let thread = thread.map_err(|_| busy())?;
-        let read = tokio::task::spawn_blocking(move || {
-            let read = reading();
-            // Held to the end, although nobody may wait for it any more.
-            drop(thread);
-            read
-        });
+        let (told, read) = oneshot::channel();
+        // Not one of the runtime's, whose end would wait for it.
+        let reader = std::thread::Builder::new()
+            .name("shape".to_owned())
+            .spawn(move || {
+                let read = reading();
+                // Held to the end, although nobody may wait for it any more.
+                drop(thread);
+                drop(told.send(read));
+            });
+        let broke = |why: &dyn std::fmt::Display| {
+            ErrorAnswer::engine(format!("reading the shape broke off: {why}"))
+        };
+        reader.map_err(|error| broke(&error))?;
         match timeout(self.patience, read).await {
-            Ok(read) => read.map_err(|error| {
-                ErrorAnswer::engine(format!("reading the shape broke off: {error}"))
-            }),
+            Ok(read) => read.map_err(|error| broke(&error)),
             Err(_) => {
                 let message = format!("{field} takes too long to read: say a simpler schema");
                 Err(ErrorAnswer::unsupported(field, message))
