@@ -337,6 +337,9 @@ impl Worker {
             self.sweep();
             self.fill();
             self.prefill();
+            // Who came meanwhile may be one whom the answers wait for.
+            self.obey_all();
+            self.fill();
             if !self.gathers() {
                 self.decode();
             }
@@ -348,9 +351,7 @@ impl Worker {
     /// Ends all there are. Commands that came too late are answered too.
     fn close(&mut self, reason: &EndReason) {
         self.end_all(reason);
-        while let Ok(command) = self.inbox.try_recv() {
-            self.obey(command);
-        }
+        self.obey_all();
         self.end_all(reason);
     }
 
@@ -366,10 +367,14 @@ impl Worker {
                 Err(mpsc::RecvError) => return false,
             }
         }
+        self.obey_all();
+        !self.stopping
+    }
+
+    fn obey_all(&mut self) {
         while let Ok(command) = self.inbox.try_recv() {
             self.obey(command);
         }
-        !self.stopping
     }
 
     fn obey(&mut self, command: Command) {

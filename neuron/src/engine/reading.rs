@@ -96,6 +96,14 @@ impl Worker {
         let (decoder, logits) = (&mut self.decoder, &mut self.logits);
         let (ran, took) = (self.pulse).around(|| decoder.prefill(slot, position, tokens, logits));
         let count = tokens.len();
+        if let Err(error) = &ran
+            && count > PREFILL_CHUNK_TOKENS
+        {
+            // Most likely there is no memory for so many: they are read again in pieces.
+            tracing::warn!(%error, tokens = count, "a long piece of a prompt could not be read, and pieces are shorter from now on");
+            self.reach.tokens_max = PREFILL_CHUNK_TOKENS;
+            return;
+        }
         self.pace.read(most, count, took);
         self.failures = failures(self.failures, &ran);
         let turn = match ran {

@@ -30,12 +30,15 @@ struct Device {
     fixed: u64,
     each: u64,
     reach: Reach,
+    /// More tokens at once fail.
+    memory: usize,
 }
 
 const CPU: Device = Device {
     fixed: FIXED,
     each: EACH,
     reach: Reach::PIECE,
+    memory: usize::MAX,
 };
 /// Takes as long for a token as for hundreds.
 const GPU: Device = Device {
@@ -46,17 +49,22 @@ const GPU: Device = Device {
         together: Together::Padded,
         spare: 1_000,
     },
+    memory: usize::MAX,
 };
 
 impl Timed {
-    fn reads(&mut self, tokens: usize) {
+    fn reads(&mut self, tokens: usize) -> Result<(), StepError> {
         if let Some(gate) = self.gate.take() {
             let _ = gate.recv();
         }
         drop(self.door.lock());
         let took = self.device.fixed + self.device.each * tokens as u64;
         self.now.fetch_add(took, Ordering::AcqRel);
+        if tokens > self.device.memory {
+            return Err(StepError("no memory".to_owned()));
+        }
         let _ = self.pieces.send(tokens);
+        Ok(())
     }
 }
 
@@ -76,7 +84,7 @@ impl Decoder for Timed {
         tokens: &[u32],
         logits: &mut Vec<f32>,
     ) -> Result<(), StepError> {
-        self.reads(tokens.len());
+        self.reads(tokens.len())?;
         *logits = Gated::row(position + tokens.len());
         Ok(())
     }
@@ -92,7 +100,7 @@ impl Decoder for Timed {
         logits: &mut Vec<f32>,
     ) -> Result<(), StepError> {
         let width = prompts.iter().map(|prompt| prompt.len()).max();
-        self.reads(width.unwrap() * prompts.len());
+        self.reads(width.unwrap() * prompts.len())?;
         *logits = (prompts.iter())
             .flat_map(|prompt| Gated::row(prompt.len()))
             .collect();
@@ -227,6 +235,24 @@ fn a_fast_device_reads_a_long_prompt_in_one_or_two_runs() {
     assert!(longest.unwrap_or_default() <= 3 * STEP, "{longest:?}");
     let pieces = flow.pieces.try_iter().skip(1).count();
     assert!(pieces <= 2, "{pieces}");
+}
+
+#[test]
+fn runs_that_no_memory_is_there_for_are_made_shorter_and_fail_nobody() {
+    let device = Device { memory: 300, ..GPU };
+    let flow = Flow::new(8, device);
+    flow.gate.send(()).unwrap();
+    assert_eq!(read(&mut flow.submit(256, 1)).1, EndReason::Length);
+    let door = flow.door.lock().unwrap();
+    let mut together: Vec<Generation> = (0..8).map(|_| flow.submit(100, 3)).collect();
+    drop(door);
+    for generation in &mut together {
+        let expected = (Gated::letters(100, 3), EndReason::Length);
+        assert_eq!(read(generation), expected);
+    }
+    assert_eq!(read(&mut flow.submit(1_000, 1)).1, EndReason::Length);
+    let longest = flow.pieces.try_iter().max();
+    assert!(longest <= Some(300), "{longest:?}");
 }
 
 #[test]
