@@ -122,7 +122,7 @@ pub(crate) trait Decoder: Send {
 }
 
 enum Command {
-    Run(Box<QueuedJob>),
+    Run(Vec<QueuedJob>),
     AbortAll,
     Stop,
 }
@@ -213,29 +213,43 @@ impl Engine {
     }
 
     /// Puts a request in line.
+    #[cfg(test)]
     pub(crate) fn submit(&self, job: Job) -> Result<Generation, NotQueued> {
-        let admitted = &self.load.admitted;
-        let room = |now: usize| (now < self.room).then_some(now + 1);
+        let mut generations = self.submit_all(vec![job])?;
+        Ok(generations.pop().expect("there is one for each"))
+    }
+
+    /// Puts the answers of one request in line: all of them, or none.
+    pub(crate) fn submit_all(&self, jobs: Vec<Job>) -> Result<Vec<Generation>, NotQueued> {
+        let (admitted, count) = (&self.load.admitted, jobs.len());
+        let room = |now: usize| now.checked_add(count).filter(|after| *after <= self.room);
         if admitted
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, room)
             .is_err()
         {
-            return Err(NotQueued::QueueFull(Box::new(job.ticket)));
+            let parts = jobs.into_iter().map(|job| job.ticket);
+            return Err(NotQueued::QueueFull(parts.collect()));
         }
-        let (events, generation) = unbounded_channel();
-        let waiting = Box::new(QueuedJob {
-            job,
-            since: self.clock.now(),
-            events,
+        let since = self.clock.now();
+        let queued = jobs.into_iter().map(|job| {
+            let (events, generation) = unbounded_channel();
+            (QueuedJob { job, since, events }, Generation(generation))
         });
-        match self.commands.send(Command::Run(waiting)) {
-            Ok(()) => Ok(Generation(generation)),
-            Err(mpsc::SendError(Command::Run(waiting))) => {
-                admitted.fetch_sub(1, Ordering::AcqRel);
-                Err(NotQueued::Stopped(Box::new(waiting.job.ticket)))
+        let (queued, generations): (Vec<QueuedJob>, Vec<Generation>) = queued.unzip();
+        match self.commands.send(Command::Run(queued)) {
+            Ok(()) => Ok(generations),
+            Err(mpsc::SendError(Command::Run(queued))) => {
+                admitted.fetch_sub(count, Ordering::AcqRel);
+                let parts = queued.into_iter().map(|waiting| waiting.job.ticket);
+                Err(NotQueued::Stopped(parts.collect()))
             }
             Err(_) => unreachable!("a failed send gives back what was sent"),
         }
+    }
+
+    /// Answers that can run or wait at once.
+    pub(crate) fn room(&self) -> usize {
+        self.room
     }
 
     /// Tokens in the caches of requests in slots.
@@ -379,7 +393,7 @@ impl Worker {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Run(waiting) => self.waiting.push_back(waiting),
+            Command::Run(jobs) => self.waiting.extend(jobs.into_iter().map(Box::new)),
             Command::AbortAll => self.end_all(&EndReason::Stopping),
             Command::Stop => self.stopping = true,
         }

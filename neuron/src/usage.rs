@@ -24,6 +24,7 @@ use crate::{clock::unix_ms, config::Device, metrics::Metrics};
 
 mod file;
 mod outbox;
+pub(crate) mod parts;
 mod publish;
 
 pub(crate) use outbox::{Durable, Outbox};
@@ -71,6 +72,17 @@ pub(crate) struct Times {
     pub(crate) queued_ms: u64,
     pub(crate) prefill_ms: u64,
     pub(crate) decode_ms: u64,
+}
+
+impl Times {
+    /// The longer of each part.
+    fn longer(self, other: Self) -> Self {
+        Self {
+            queued_ms: self.queued_ms.max(other.queued_ms),
+            prefill_ms: self.prefill_ms.max(other.prefill_ms),
+            decode_ms: self.decode_ms.max(other.decode_ms),
+        }
+    }
 }
 
 /// Makes tickets.
@@ -170,6 +182,11 @@ impl Ticket {
     /// One more token was generated.
     pub(crate) fn wrote(&mut self) {
         self.event.usage.output_tokens += 1;
+    }
+
+    /// What was used until now.
+    fn used(&self) -> NeuronUsage {
+        self.event.usage
     }
 
     /// The request is over.

@@ -1,13 +1,15 @@
 //! A request as it comes to an engine, and what its caller gets to see of it.
 
-use std::time::Instant;
+use std::{future::poll_fn, task::Poll, time::Instant};
+
+use seatbelt_schemas::usage::NeuronUsage;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::{
     sampler::{Chosen, Sampling},
     shape::Guide,
-    usage::{Durable, Ticket},
+    usage::{Durable, parts::Part},
 };
 
 /// A request, ready to run.
@@ -24,7 +26,7 @@ pub(crate) struct Job {
     pub(crate) continues: bool,
     /// When it must have ended.
     pub(crate) deadline: Option<Instant>,
-    pub(crate) ticket: Ticket,
+    pub(crate) ticket: Part,
 }
 
 /// Why a request ended.
@@ -52,10 +54,9 @@ pub(crate) enum EndReason {
 #[derive(Debug)]
 pub(crate) struct Ending {
     pub(crate) reason: EndReason,
-    pub(crate) output_tokens: usize,
-    /// Of the prompt, what was not read again.
-    pub(crate) cached_tokens: usize,
-    /// Resolves when the usage event is on disk.
+    /// By the whole request, until now.
+    pub(crate) used: NeuronUsage,
+    /// Resolves when the usage event is on disk, of the last answer of a request.
     pub(crate) durable: Durable,
 }
 
@@ -90,18 +91,31 @@ pub(crate) enum Event {
 pub(crate) struct Generation(pub(super) UnboundedReceiver<Event>);
 
 impl Generation {
-    /// The next event; none if the engine died.
-    pub(crate) async fn next(&mut self) -> Option<Event> {
-        self.0.recv().await
+    /// The next event of any of these, and whose it is: none if the engine died. Nothing where there are none.
+    pub(crate) async fn next_of(all: &mut [Option<Self>]) -> Option<(usize, Option<Event>)> {
+        if all.iter().all(Option::is_none) {
+            return None;
+        }
+        let next = poll_fn(|context| {
+            for (index, generation) in all.iter_mut().enumerate() {
+                if let Some(generation) = generation
+                    && let Poll::Ready(event) = generation.0.poll_recv(context)
+                {
+                    return Poll::Ready((index, event));
+                }
+            }
+            Poll::Pending
+        });
+        Some(next.await)
     }
 }
 
-/// A request that was not taken, with its ticket.
+/// Requests that were not taken, with their parts in the ticket.
 pub(crate) enum NotQueued {
     /// As many wait as may.
-    QueueFull(Box<Ticket>),
+    QueueFull(Vec<Part>),
     /// The engine has stopped.
-    Stopped(Box<Ticket>),
+    Stopped(Vec<Part>),
 }
 
 /// A request in line.

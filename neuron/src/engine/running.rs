@@ -15,7 +15,7 @@ use crate::{
     sampler::{Chosen, Sampler},
     shape::{Guide, Guides},
     stop::{Passed, StopWatch},
-    usage::{Ticket, Times},
+    usage::{Times, parts::Part},
 };
 
 /// Whether a request goes on after its turn.
@@ -47,7 +47,7 @@ pub(super) struct Running {
     likely: Vec<Chosen>,
     text: TextStream,
     stop: StopWatch,
-    ticket: Ticket,
+    ticket: Part,
     /// When it was submitted.
     pub(super) since: Instant,
     began: Instant,
@@ -129,6 +129,11 @@ impl Running {
     /// Tokens that its prompt had to read when it came.
     pub(super) fn unread(&self) -> usize {
         self.prompt - self.reused
+    }
+
+    /// Whether it answers the same prompt of the same request.
+    pub(super) fn shares_prompt_of(&self, part: &Part) -> bool {
+        self.ticket.is_of_the_prompt_of(part)
     }
 
     /// Whose it is.
@@ -261,12 +266,11 @@ impl Running {
         if self.read_at.is_some() {
             self.metrics.prefill.took(read_at - self.began);
         }
-        let durable = self.ticket.end(outcome(&reason), times);
+        let ended = self.ticket.end(outcome(&reason), times);
         let _ = self.events.send(Event::End(Ending {
             reason,
-            output_tokens: self.output,
-            cached_tokens: self.reused,
-            durable,
+            used: ended.usage,
+            durable: ended.durable,
         }));
         kept
     }
@@ -278,12 +282,11 @@ pub(super) fn end_waiting(waiting: QueuedJob, reason: EndReason) {
         queued_ms: millis(waiting.since.elapsed()),
         ..Times::default()
     };
-    let durable = waiting.job.ticket.end(outcome(&reason), times);
+    let ended = waiting.job.ticket.end(outcome(&reason), times);
     let _ = waiting.events.send(Event::End(Ending {
         reason,
-        output_tokens: 0,
-        cached_tokens: 0,
-        durable,
+        used: ended.usage,
+        durable: ended.durable,
     }));
 }
 

@@ -16,11 +16,15 @@ const MOVED_BYTES_BESIDE_MAX: usize = 64 << 20;
 impl Worker {
     /// Gives free slots to those who wait.
     pub(super) fn fill(&mut self) {
-        while let Some(waiting) = self.waiting.front() {
-            let Some(place) = self.place(&waiting.job) else {
+        let next = |all: &Self| {
+            let mut waiting = all.waiting.iter();
+            waiting.position(|waiting| !all.waits_for_its_prompt(&waiting.job))
+        };
+        while let Some(at) = next(self) {
+            let Some(place) = self.place(&self.waiting[at].job) else {
                 return;
             };
-            let Some(waiting) = self.waiting.pop_front() else {
+            let Some(waiting) = self.waiting.remove(at) else {
                 return;
             };
             let reused = self.make_room(&place);
@@ -34,6 +38,16 @@ impl Worker {
             ));
             self.load.active.fetch_add(1, Ordering::AcqRel);
         }
+    }
+
+    /// Whether another answer to the same prompt reads it just now, and it is shorter to copy what that has read. Short
+    /// prompts are read together instead.
+    fn waits_for_its_prompt(&self, job: &Job) -> bool {
+        let prompt = job.prompt.len();
+        let copied = prompt <= self.decoder.movable(MOVED_BYTES_BESIDE_MAX);
+        let worth = copied && prompt > self.reach.spare && job.ticket.account().is_some();
+        let mut running = self.slots.iter().flatten();
+        worth && running.any(|running| running.reading() && running.shares_prompt_of(&job.ticket))
     }
 
     fn place(&self, job: &Job) -> Option<Place> {

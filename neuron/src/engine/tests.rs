@@ -11,9 +11,14 @@ use super::*;
 use crate::{
     model::tests::tiny_folder,
     sampler::Sampling,
-    usage::{Caller, TicketOffice, tests::Office},
+    usage::{
+        Caller, TicketOffice,
+        parts::{self, Part},
+        tests::Office,
+    },
 };
 
+mod choices;
 mod flow;
 mod reuse;
 
@@ -162,7 +167,7 @@ fn job(office: &TicketOffice, prompt: usize, max_output: usize) -> Job {
         guide: None,
         continues: false,
         deadline: None,
-        ticket,
+        ticket: Part::only(ticket),
     }
 }
 
@@ -210,10 +215,10 @@ fn no_more_wait_than_may_and_a_place_is_free_again_after_an_end() {
     let mut rig = Rig::new(1, 1);
     let mut first = taken(rig.submit(rig.job(1, 2)));
     let mut second = taken(rig.submit(rig.job(1, 1)));
-    let Err(NotQueued::QueueFull(ticket)) = rig.submit(rig.job(1, 1)) else {
+    let Err(NotQueued::QueueFull(refused)) = rig.submit(rig.job(1, 1)) else {
         panic!("a third was taken")
     };
-    drop(ticket.reject());
+    drop(parts::reject(refused));
     rig.step();
     assert_eq!(read(&mut first).1, EndReason::Length);
     assert_eq!(read(&mut second).1, EndReason::Length);
@@ -362,10 +367,10 @@ fn a_stop_ends_all_with_a_report_each() {
     assert_eq!(read(&mut runs).1, EndReason::Stopping);
     assert_eq!(read(&mut waits).1, EndReason::NotRun);
     assert_eq!(rig.engine.health(), Health::Dead);
-    let Err(NotQueued::Stopped(ticket)) = rig.submit(rig.job(1, 1)) else {
+    let Err(NotQueued::Stopped(refused)) = rig.submit(rig.job(1, 1)) else {
         panic!("it was taken")
     };
-    drop(ticket);
+    drop(refused);
     assert_eq!((0..3).map(|_| rig.report()).count(), 3);
 }
 

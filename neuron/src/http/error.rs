@@ -218,6 +218,12 @@ impl ErrorAnswer {
         )
     }
 
+    pub(super) fn too_many_answers(most: usize) -> Self {
+        let message =
+            format!("this model runs and queues {most} answers at most: ask for fewer at once");
+        Self::unsupported("n", message)
+    }
+
     pub(super) fn queue_full() -> Self {
         Self::busy("as many requests wait for this model as may: try again")
     }

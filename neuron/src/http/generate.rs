@@ -13,7 +13,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http_body_util::LengthLimitError;
-use seatbelt_schemas::neuron::signature::BodyHash;
+use seatbelt_schemas::neuron::{HEADER_MAX_OUTPUT_TOKENS, signature::BodyHash};
 use seatbelt_tokens::PromptError;
 use serde_json::Value;
 use ulid::Ulid;
@@ -32,7 +32,10 @@ use crate::{
     engine::{Job, NotQueued},
     sampler::Sampling,
     shape::{Guide, ShapeError},
-    usage::Ticket,
+    usage::{
+        Ticket,
+        parts::{self, Part},
+    },
 };
 
 /// Bodies up to this size are read and tokenized in place; larger ones would hold up other requests.
@@ -74,15 +77,16 @@ fn open(app: &App, request: &Request) -> Result<Ticket, ErrorAnswer> {
 /// A request that may run.
 struct Plan {
     served: usize,
-    prompt: Vec<u32>,
+    prompts: Vec<Read>,
     max_output: usize,
     sampling: Sampling,
     eos: Vec<u32>,
     /// Whether it tells how likely the tokens were.
     told: bool,
-    /// Finds calls of tools in the answer, where there are tools.
-    calls: Option<Calls>,
-    guide: Option<Guide>,
+    /// For each answer, what finds calls of tools in it, where there are tools.
+    calls: Vec<Calls>,
+    /// For each answer, where it has to have a shape.
+    guides: Vec<Guide>,
     deadline: Option<Instant>,
     continues: bool,
     wish: Wish,
@@ -109,29 +113,36 @@ async fn prepare(
     if let Some(reason) = app.closed_for(served) {
         return Err(ErrorAnswer::closed(reason));
     }
-    let stand_in = Prompt::Tokens(Vec::new());
-    let prompt = std::mem::replace(&mut wish.prompt, stand_in);
-    let continues = prompt.continues();
-    let calls = prompt
-        .tools()
-        .map(|tools| calls(served, tools, wish.one_call));
-    let calls = calls.transpose()?;
-    let guide = guide(app, at, &mut wish.shape, prompt.tools()).await?;
-    let prompt = tokens(app, at, prompt, size).await?;
-    let max_output = ceiling(served, &limits, &wish, prompt.len())?;
+    let prompts = std::mem::take(&mut wish.prompts);
+    let count = prompts.len() * wish.choices;
+    if count > served.engine().room() {
+        return Err(ErrorAnswer::too_many_answers(served.engine().room()));
+    }
+    // Chats are alone, and of several texts either all are gone on with.
+    let continues = prompts.iter().all(Prompt::continues);
+    let tools = prompts.iter().find_map(Prompt::tools);
+    let calls = tools.map_or(Ok(Vec::new()), |tools| {
+        (0..count)
+            .map(|_| calls(served, tools, wish.one_call))
+            .collect()
+    })?;
+    let guides = guides(app, at, &mut wish.shape, tools, count).await?;
+    let prompts = read_prompts(app, at, prompts, size, wish.echo).await?;
+    let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
+    let max_output = ceiling(served, &limits, &wish, &lengths)?;
     let told = wish.sampling.tells_logprobs();
     let sampling = std::mem::take(&mut wish.sampling);
     let sampling = sampling.over(served.model.sampling, random_seed);
     let eos = wish.ends.of(&served.model);
     Ok(Plan {
         served: at,
-        prompt,
+        prompts,
         max_output,
         sampling,
         eos,
         told,
         calls,
-        guide,
+        guides,
         deadline,
         continues,
         wish,
@@ -155,30 +166,30 @@ fn calls(served: &Served, tools: &Value, one_call: bool) -> Result<Calls, ErrorA
     ))
 }
 
-/// Leads the answer through the shape that it has to have.
-async fn guide(
+/// Leads answers through the shape that they have to have.
+async fn guides(
     app: &Arc<App>,
     at: usize,
     wish: &mut ShapeWish,
     tools: Option<&Value>,
-) -> Result<Option<Guide>, ErrorAnswer> {
+    count: usize,
+) -> Result<Vec<Guide>, ErrorAnswer> {
     let wish = std::mem::take(wish);
     let field = wish.field();
     let Some(shape) = wish.of(tools, app.models[at].model.call_format)? else {
-        return Ok(None);
+        return Ok(Vec::new());
     };
     let shared = Arc::clone(app);
-    let reading = move || shared.models[at].model.shapes.guides(&shape, 1);
+    let reading = move || shared.models[at].model.shapes.guides(&shape, count);
     // However small a body is, its shape may take milliseconds, and longer than that.
     let read = app.shaping.read(field, reading).await?;
-    read.map(|mut guides| guides.pop())
-        .map_err(|error| match error {
-            ShapeError::Impossible(words) => {
-                let message = format!("{field} asks for what cannot be: {words}");
-                ErrorAnswer::unsupported(field, message)
-            }
-            ShapeError::Vocabulary(_) => ErrorAnswer::unsupported(field, error.to_string()),
-        })
+    read.map_err(|error| match error {
+        ShapeError::Impossible(words) => {
+            let message = format!("{field} asks for what cannot be: {words}");
+            ErrorAnswer::unsupported(field, message)
+        }
+        ShapeError::Vocabulary(_) => ErrorAnswer::unsupported(field, error.to_string()),
+    })
 }
 
 /// The body, if it is neither too large nor too slow, and the one that was signed.
@@ -202,14 +213,15 @@ pub(super) async fn read_body(body: Body, signed: Option<Signed>) -> Result<Byte
     }
 }
 
-/// The exact tokens of a request's prompt.
+/// How many tokens the prompts of a request have, exactly.
 pub(super) async fn prompt_tokens(
     app: &Arc<App>,
     wish: Wish,
     size: usize,
-) -> Result<Vec<u32>, ErrorAnswer> {
+) -> Result<usize, ErrorAnswer> {
     let (at, _) = find(app, &wish.model)?;
-    tokens(app, at, wish.prompt, size).await
+    let prompts = read_prompts(app, at, wish.prompts, size, false).await?;
+    Ok(prompts.iter().map(|prompt| prompt.tokens.len()).sum())
 }
 
 /// Does what takes its time with a body of this size, beside the workers that serve everybody where it is
@@ -243,26 +255,47 @@ fn find<'a>(app: &'a App, name: &str) -> Result<(usize, &'a Served), ErrorAnswer
     found.ok_or_else(|| app.absent(name))
 }
 
-/// The tokens of a prompt in a body of this size: the fewest bytes can be the most messages.
-async fn tokens(
+/// A prompt as the model reads it, and as it is shown before its answer.
+struct Read {
+    tokens: Vec<u32>,
+    shown: String,
+}
+
+/// The tokens of prompts in a body of this size: the fewest bytes can be the most messages.
+async fn read_prompts(
     app: &Arc<App>,
     at: usize,
-    prompt: Prompt,
+    prompts: Vec<Prompt>,
     size: usize,
-) -> Result<Vec<u32>, ErrorAnswer> {
+    echo: bool,
+) -> Result<Vec<Read>, ErrorAnswer> {
     let model = &app.models[at].model;
-    if model.tokenizer.fewest(prompt.bytes()) >= model.context {
+    let fewest = |prompt: &Prompt| model.tokenizer.fewest(prompt.bytes());
+    if prompts.iter().any(|prompt| fewest(prompt) >= model.context) {
         return Err(ErrorAnswer::over_context(model.context));
     }
     let shared = Arc::clone(app);
-    let tokens = aside(app, size, move || prompt.tokens(&shared.models[at].model)).await?;
-    let tokens = tokens.map_err(prompt_error)?;
-    if tokens.is_empty() || tokens.iter().any(|token| *token >= model.vocab) {
+    let read = move || -> Result<Vec<Read>, PromptError> {
+        let model = &shared.models[at].model;
+        let read = |prompt: &Prompt| {
+            let shown = if echo {
+                prompt.shown(model)
+            } else {
+                String::new()
+            };
+            prompt.tokens(model).map(|tokens| Read { tokens, shown })
+        };
+        prompts.iter().map(read).collect()
+    };
+    let prompts = aside(app, size, read).await?.map_err(prompt_error)?;
+    let unknown = |token: &u32| *token >= model.vocab;
+    let unsound = |prompt: &Read| prompt.tokens.is_empty() || prompt.tokens.iter().any(unknown);
+    if prompts.iter().any(unsound) {
         return Err(ErrorAnswer::no_prompt(
             "the prompt must have at least one token, and only tokens of this model",
         ));
     }
-    Ok(tokens)
+    Ok(prompts)
 }
 
 fn prompt_error(error: PromptError) -> ErrorAnswer {
@@ -275,23 +308,36 @@ fn prompt_error(error: PromptError) -> ErrorAnswer {
     }
 }
 
-/// Most output tokens of a request: the smallest of what was reserved, asked for, allowed and fits.
+/// Most output tokens of each answer: the smallest of what was reserved, asked for, allowed and fits.
 fn ceiling(
     served: &Served,
     limits: &Limits,
     wish: &Wish,
-    prompt: usize,
+    prompts: &[usize],
 ) -> Result<usize, ErrorAnswer> {
     let model = &served.model;
-    if let Some(most) = limits.input_tokens.filter(|most| prompt > *most) {
-        return Err(ErrorAnswer::over_reservation(most, prompt));
+    let all = prompts.iter().sum();
+    if let Some(most) = limits.input_tokens.filter(|most| all > *most) {
+        return Err(ErrorAnswer::over_reservation(most, all));
     }
-    if prompt >= model.context {
+    let longest = prompts.iter().copied().max().unwrap_or(0);
+    if longest >= model.context {
         return Err(ErrorAnswer::over_context(model.context));
     }
-    let asked = [limits.output_tokens, wish.max_output];
-    let room = model.output.min(model.context - prompt);
-    Ok(asked.into_iter().flatten().fold(room, usize::min))
+    // What was reserved is for all of them.
+    let answers = prompts.len() * wish.choices;
+    let reserved = limits.output_tokens.map(|most| most / answers.max(1));
+    if reserved == Some(0) {
+        return Err(ErrorAnswer::invalid_header(
+            HEADER_MAX_OUTPUT_TOKENS,
+            "at least 1 for each answer",
+        ));
+    }
+    let room = model.output.min(model.context - longest);
+    Ok([reserved, wish.max_output]
+        .into_iter()
+        .flatten()
+        .fold(room, usize::min))
 }
 
 async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Response {
@@ -303,43 +349,77 @@ async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Res
         ticket.expire().wait().await;
         return ErrorAnswer::expired().into_response();
     }
-    let prompt_tokens = plan.prompt.len();
-    ticket.begin(prompt_tokens, plan.max_output);
-    let job = Job {
-        prompt: plan.prompt,
-        max_output: plan.max_output,
-        sampling: plan.sampling,
-        eos: plan.eos,
-        guide: plan.guide,
-        stops: plan.wish.stops,
-        continues: plan.continues,
-        deadline: plan.deadline,
-        ticket,
-    };
-    let generation = match app.models[plan.served].engine().submit(job) {
-        Ok(generation) => generation,
-        Err(NotQueued::QueueFull(ticket)) => {
-            return turn_away(*ticket, ErrorAnswer::queue_full()).await;
+    let prompt_tokens = plan.prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+    let answers = plan.prompts.len() * plan.wish.choices;
+    ticket.begin(prompt_tokens, plan.max_output * answers);
+    let engine = app.models[plan.served].engine();
+    let (style, jobs) = plan.into_jobs(app, dialect, &id, ticket);
+    let (stream, running) = match engine.submit_all(jobs) {
+        Ok(generations) => (style.stream, answer::Running::new(generations)),
+        Err(NotQueued::QueueFull(parts)) => {
+            // The refusal stands even if its report could not be written: nothing was used.
+            parts::reject(parts).wait().await;
+            return ErrorAnswer::queue_full().into_response();
         }
-        Err(NotQueued::Stopped(ticket)) => {
-            return turn_away(*ticket, ErrorAnswer::closed("the engine has stopped")).await;
+        Err(NotQueued::Stopped(parts)) => {
+            parts::reject(parts).wait().await;
+            return ErrorAnswer::closed("the engine has stopped").into_response();
         }
     };
-    let tokenizer = &app.models[plan.served].model.tokenizer;
-    let style = answer::Style {
-        dialect,
-        id: answer::id(dialect, &id),
-        created_s: unix_ms() / 1000,
-        model: plan.wish.model,
-        prompt_tokens,
-        include_usage: plan.wish.include_usage,
-        told: plan.told.then(|| Told::new(dialect, tokenizer.clone())),
-        calls: plan.calls,
-    };
-    if plan.wish.stream {
-        answer::stream(style, generation).await
-    } else {
-        answer::whole(style, generation).await
+    match stream {
+        true => answer::stream(style, running).await,
+        false => answer::whole(style, running).await,
+    }
+}
+
+impl Plan {
+    /// A job for each answer, and how they are shown.
+    fn into_jobs(
+        self,
+        app: &App,
+        dialect: Dialect,
+        request: &str,
+        ticket: Ticket,
+    ) -> (answer::Style, Vec<Job>) {
+        let tokenizer = &app.models[self.served].model.tokenizer;
+        let choices = self.wish.choices;
+        let (mut calls, mut guides) = (self.calls.into_iter(), self.guides.into_iter());
+        let mut style = answer::Style {
+            dialect,
+            id: answer::id(dialect, request),
+            created_s: unix_ms() / 1000,
+            model: self.wish.model,
+            prompt_tokens: self.prompts.iter().map(|prompt| prompt.tokens.len()).sum(),
+            stream: self.wish.stream,
+            include_usage: self.wish.include_usage,
+            choices: Vec::new(),
+        };
+        let parts = Part::of(ticket, self.prompts.len(), choices);
+        let mut jobs = Vec::with_capacity(parts.len());
+        for (n, ticket) in parts.into_iter().enumerate() {
+            let prompt = &self.prompts[n / choices];
+            style.choices.push(answer::Choice {
+                echo: prompt.shown.clone(),
+                told: self.told.then(|| Told::new(dialect, tokenizer.clone())),
+                calls: calls.next(),
+            });
+            jobs.push(Job {
+                prompt: prompt.tokens.clone(),
+                max_output: self.max_output,
+                // The first is what it would be alone.
+                sampling: Sampling {
+                    seed: self.sampling.seed.wrapping_add(n as u64),
+                    ..self.sampling.clone()
+                },
+                eos: self.eos.clone(),
+                guide: guides.next(),
+                stops: self.wish.stops.clone(),
+                continues: self.continues,
+                deadline: self.deadline,
+                ticket,
+            });
+        }
+        (style, jobs)
     }
 }
 

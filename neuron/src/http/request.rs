@@ -3,7 +3,7 @@
 //! A field that would change the answer and is not served is refused, and so is one that is not known: to ignore it
 //! would be an answer to another request.
 
-use seatbelt_tokens::{Chat, MessagesError, PromptError};
+use seatbelt_tokens::{Chat, MessagesError, PromptError, TextStream};
 use serde_json::{Map, Value};
 
 pub(super) use self::{
@@ -17,6 +17,8 @@ mod sampling;
 mod shape;
 mod unserved;
 
+/// Most answers of one request.
+const CHOICES_MAX: usize = 128;
 const STOPS_MAX: usize = 4;
 const STOP_BYTES_MAX: usize = 512;
 
@@ -58,6 +60,19 @@ impl Prompt {
         }
     }
 
+    /// What it is shown as before its answer.
+    pub(super) fn shown(&self, model: &Model) -> String {
+        match self {
+            Self::Chat(_) => String::new(),
+            Self::Text(text) => text.clone(),
+            Self::Tokens(tokens) => {
+                let mut text = TextStream::new(model.tokenizer.clone());
+                let pieces: String = tokens.iter().map(|token| text.push(*token)).collect();
+                pieces + &text.finish()
+            }
+        }
+    }
+
     pub(super) fn tokens(&self, model: &Model) -> Result<Vec<u32>, PromptError> {
         match self {
             Self::Chat(chat) => model.chat_prompt(chat),
@@ -71,7 +86,12 @@ impl Prompt {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Wish {
     pub(super) model: String,
-    pub(super) prompt: Prompt,
+    /// At least one, each answered by itself.
+    pub(super) prompts: Vec<Prompt>,
+    /// Answers to each.
+    pub(super) choices: usize,
+    /// The prompt stands before each answer.
+    pub(super) echo: bool,
     pub(super) max_output: Option<usize>,
     pub(super) sampling: SamplingWish,
     pub(super) stops: Vec<String>,
@@ -95,12 +115,16 @@ impl Wish {
         body.refuse_unserved()?;
         unserved::refuse(body.0)?;
         let stream = body.flag("stream")?.unwrap_or(false);
+        let model = body.model()?;
+        let prompts = match dialect {
+            Dialect::Chat => vec![Prompt::Chat(body.chat()?)],
+            Dialect::Completion => body.prompts()?,
+        };
         Ok(Self {
-            model: body.model()?,
-            prompt: match dialect {
-                Dialect::Chat => Prompt::Chat(body.chat()?),
-                Dialect::Completion => body.prompt()?,
-            },
+            model,
+            choices: body.choices(&prompts)?,
+            prompts,
+            echo: body.echo(dialect)?,
             max_output: body.max_output()?,
             sampling: SamplingWish::read(dialect, &body)?,
             stops: body.stops()?,
@@ -130,23 +154,47 @@ impl<'a> Fields<'a> {
     }
 
     fn refuse_unserved(&self) -> Result<(), ErrorAnswer> {
-        if self.whole("n")?.is_some_and(|n| n != 1)
-            || self.whole("best_of")?.is_some_and(|n| n != 1)
-        {
-            return Err(ErrorAnswer::unsupported(
-                "n",
-                "only one answer per request is served: n must be 1",
-            ));
-        }
-        if self.flag("echo")? == Some(true) {
-            return Err(ErrorAnswer::unsupported("echo", "echo is not served"));
-        }
         let functions = self.get("functions");
         if functions.is_some_and(|list| list.as_array().is_none_or(|list| !list.is_empty())) {
             let message = "functions are not served: say tools";
             return Err(ErrorAnswer::unsupported("functions", message));
         }
         Ok(())
+    }
+
+    /// Answers to each prompt.
+    fn choices(&self, prompts: &[Prompt]) -> Result<usize, ErrorAnswer> {
+        let wanted =
+            || ErrorAnswer::invalid_value("n", &format!("from 1 to {CHOICES_MAX} answers in all"));
+        let count = self.whole("n")?.unwrap_or(1);
+        if self
+            .whole("best_of")?
+            .is_some_and(|best_of| best_of != count)
+        {
+            let message = "which of several answers is the best is not found out here: leave best_of out, or say what n says";
+            return Err(ErrorAnswer::unsupported("best_of", message));
+        }
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        match count.checked_mul(prompts.len()) {
+            Some(all) if (1..=CHOICES_MAX).contains(&all) => Ok(count),
+            _ if count == 1 => {
+                let wanted = format!("up to {CHOICES_MAX} prompts");
+                Err(ErrorAnswer::invalid_value("prompt", &wanted))
+            }
+            _ => Err(wanted()),
+        }
+    }
+
+    fn echo(&self, dialect: Dialect) -> Result<bool, ErrorAnswer> {
+        let echo = self.flag("echo")?.unwrap_or(false);
+        let no = |message: &'static str| Err(ErrorAnswer::unsupported("echo", message));
+        match dialect {
+            Dialect::Chat if echo => no("a chat is not shown again: leave echo out"),
+            Dialect::Completion if echo && self.get("logprobs").is_some() => {
+                no("how likely the tokens of a prompt are is not told: leave echo or logprobs out")
+            }
+            _ => Ok(echo),
+        }
     }
 
     fn whole(&self, name: &'static str) -> Result<Option<u64>, ErrorAnswer> {
@@ -252,17 +300,24 @@ impl<'a> Fields<'a> {
         })
     }
 
-    fn prompt(&self) -> Result<Prompt, ErrorAnswer> {
-        let wanted = || ErrorAnswer::invalid_value("prompt", "one string or one list of tokens");
-        match self.get("prompt") {
-            Some(Value::String(text)) => Ok(Prompt::Text(text.clone())),
-            Some(Value::Array(list)) => match list.as_slice() {
-                [Value::String(text)] => Ok(Prompt::Text(text.clone())),
-                [Value::Array(tokens)] => tokens_of(tokens).ok_or_else(wanted),
-                tokens => tokens_of(tokens).ok_or_else(wanted),
-            },
-            _ => Err(wanted()),
-        }
+    /// A text or a list of tokens, or several of either.
+    fn prompts(&self) -> Result<Vec<Prompt>, ErrorAnswer> {
+        let wanted = || {
+            ErrorAnswer::invalid_value("prompt", "a string, a list of tokens, or several of either")
+        };
+        let one = |value: &Value| match value {
+            Value::String(text) => Some(Prompt::Text(text.clone())),
+            Value::Array(tokens) => tokens_of(tokens),
+            _ => None,
+        };
+        let prompts = match self.get("prompt") {
+            Some(Value::Array(list)) if !list.iter().any(Value::is_number) => {
+                list.iter().map(one).collect::<Option<Vec<Prompt>>>()
+            }
+            Some(value) => one(value).map(|prompt| vec![prompt]),
+            None => None,
+        };
+        (prompts.filter(|prompts| !prompts.is_empty())).ok_or_else(wanted)
     }
 }
 
@@ -303,7 +358,7 @@ mod tests {
             "stop": ["a", "b"], "stream": true, "stream_options": { "include_usage": true }, "n": 1, "made_up": null,
         });
         let wish = read(&body).unwrap();
-        let Prompt::Chat(Chat { messages, .. }) = &wish.prompt else {
+        let [Prompt::Chat(Chat { messages, .. })] = wish.prompts.as_slice() else {
             panic!("a chat")
         };
         assert_eq!(messages[0].content, "be brief");
@@ -347,7 +402,9 @@ mod tests {
             ("seed", json!("x")),
             ("stop", json!(["a", "b", "c", "d", "e"])),
             ("stop", json!("")),
-            ("n", json!(2)),
+            ("n", json!(129)),
+            ("n", json!(0)),
+            ("echo", json!(true)),
             ("stream", json!("yes")),
             ("logprobs", json!(5)),
             ("top_logprobs", json!(2)),
@@ -397,22 +454,62 @@ mod tests {
         assert_eq!(error["error"]["code"], "missing_model_field");
     }
 
+    fn completion(change: Value) -> Result<Wish, ErrorAnswer> {
+        let mut body = json!({ "model": "m" });
+        let fields = change.as_object().unwrap().clone();
+        body.as_object_mut().unwrap().extend(fields);
+        Wish::read(Dialect::Completion, body.to_string().as_bytes())
+    }
+
     #[test]
-    fn a_completion_takes_one_text_or_one_list_of_tokens() {
-        let read = |prompt: Value| {
-            Wish::read(
-                Dialect::Completion,
-                json!({ "model": "m", "prompt": prompt })
-                    .to_string()
-                    .as_bytes(),
-            )
-            .map(|wish| wish.prompt)
+    fn a_completion_takes_texts_and_lists_of_tokens() {
+        let read = |prompt: Value| completion(json!({ "prompt": prompt })).map(|wish| wish.prompts);
+        let text = |text: &str| Prompt::Text(text.to_owned());
+        assert_eq!(read(json!("hi")).unwrap(), [text("hi")]);
+        assert_eq!(read(json!(["hi"])).unwrap(), [text("hi")]);
+        assert_eq!(read(json!([1, 2])).unwrap(), [Prompt::Tokens(vec![1, 2])]);
+        assert_eq!(read(json!([[1, 2]])).unwrap(), [Prompt::Tokens(vec![1, 2])]);
+        assert_eq!(read(json!(["a", "b"])).unwrap(), [text("a"), text("b")]);
+        let mixed = [Prompt::Tokens(vec![1]), text("b")];
+        assert_eq!(read(json!([[1], "b"])).unwrap(), mixed);
+        for wrong in [
+            json!({}),
+            json!([]),
+            json!([1, "a"]),
+            json!(7),
+            json!([-1]),
+            json!(null),
+        ] {
+            assert!(read(wrong.clone()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn answers_are_counted_over_all_prompts() {
+        let read = |change: Value| {
+            let read = completion(change).map(|wish| (wish.prompts.len(), wish.choices));
+            read.map_err(|error| error.json()["error"]["param"].as_str().unwrap().to_owned())
         };
-        assert_eq!(read(json!("hi")).unwrap(), Prompt::Text("hi".to_owned()));
-        assert_eq!(read(json!(["hi"])).unwrap(), Prompt::Text("hi".to_owned()));
-        assert_eq!(read(json!([1, 2])).unwrap(), Prompt::Tokens(vec![1, 2]));
-        assert_eq!(read(json!([[1, 2]])).unwrap(), Prompt::Tokens(vec![1, 2]));
-        assert!(read(json!(["a", "b"])).is_err());
-        assert!(read(json!({})).is_err());
+        let two = json!(["a", "b"]);
+        assert_eq!(read(json!({ "prompt": two })), Ok((2, 1)));
+        assert_eq!(
+            read(json!({ "prompt": two, "n": 64, "best_of": 64 })),
+            Ok((2, 64))
+        );
+        for (change, field) in [
+            (json!({ "prompt": two, "n": 65 }), "n"),
+            (json!({ "prompt": two, "n": 0 }), "n"),
+            (json!({ "prompt": "a", "n": u64::MAX }), "n"),
+            (json!({ "prompt": vec!["a"; 129] }), "prompt"),
+            (json!({ "prompt": "a", "best_of": 2 }), "best_of"),
+            (
+                json!({ "prompt": "a", "echo": true, "logprobs": 1 }),
+                "echo",
+            ),
+        ] {
+            assert_eq!(read(change.clone()), Err(field.to_owned()), "{change}");
+        }
+        let error = super::tests::read(&with("echo", json!(true))).unwrap_err();
+        assert_eq!(error.json()["error"]["param"], "echo", "of a chat");
     }
 }

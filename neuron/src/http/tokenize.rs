@@ -35,7 +35,7 @@ async fn count(app: &Arc<App>, request: Request) -> Result<Response, ErrorAnswer
         .served(&wish.model)
         .ok_or_else(|| app.absent(&wish.model))?;
     let limits = (served.model.context, served.model.output);
-    let tokens = prompt_tokens(app, wish, size).await?.len();
+    let tokens = prompt_tokens(app, wish, size).await?;
     Ok(
         Json(json!({ "input_tokens": tokens, "context": limits.0, "output": limits.1 }))
             .into_response(),

@@ -39,12 +39,20 @@ pub(super) struct Parcel {
 
 /// Resolves when an event is on disk.
 #[derive(Debug)]
-pub(crate) struct Durable(oneshot::Receiver<()>);
+pub(crate) struct Durable(Option<oneshot::Receiver<()>>);
 
 impl Durable {
+    /// There is nothing to wait for.
+    pub(super) fn nothing() -> Self {
+        Self(None)
+    }
+
     /// False if the event could not be written.
     pub(crate) async fn wait(self) -> bool {
-        self.0.await.is_ok()
+        match self.0 {
+            Some(written) => written.await.is_ok(),
+            None => true,
+        }
     }
 }
 
@@ -130,7 +138,7 @@ impl Outbox {
         let n = begun.unwrap_or_else(|| self.number());
         let (done, durable) = oneshot::channel();
         self.write(Record::Ended { n, id, event }, Some(done));
-        Durable(durable)
+        Durable(Some(durable))
     }
 
     /// Notes that the sink has an event.
@@ -341,14 +349,17 @@ mod tests {
         let thread = std::thread::spawn(move || writer.run());
         let event = || Bytes::from_static(b"event");
         let durable = outbox.end(None, "a".to_owned(), event());
-        assert!(durable.0.blocking_recv().is_err(), "nobody promised it");
+        assert!(
+            durable.0.unwrap().blocking_recv().is_err(),
+            "nobody promised it"
+        );
         assert!(!outbox.open_for_requests());
         assert!(outgoing.try_recv().is_err());
 
         OutboxFile::free_disk(folder.path());
         assert_eq!(outgoing.blocking_recv().unwrap().id, "a");
         let durable = outbox.end(None, "b".to_owned(), event());
-        assert_eq!(durable.0.blocking_recv(), Ok(()));
+        assert_eq!(durable.0.unwrap().blocking_recv(), Ok(()));
         assert!(outbox.open_for_requests());
         drop(outbox);
         thread.join().unwrap();

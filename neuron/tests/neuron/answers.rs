@@ -327,7 +327,7 @@ async fn every_error_has_the_envelope() {
             "model_not_found",
         ),
         (
-            with(chat("x", 1), "n", json!(2)),
+            with(chat("x", 1), "best_of", json!(2)),
             400,
             "unsupported_parameter",
         ),

@@ -9,6 +9,7 @@ mod common;
 mod access;
 mod answers;
 mod arrivals;
+mod choices;
 mod nats;
 mod real_model;
 mod reports;

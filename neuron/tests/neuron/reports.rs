@@ -53,7 +53,7 @@ async fn a_request_turned_away_is_reported_once_under_its_own_id() {
     let bodies: [(&str, Value); 5] = [
         (CHAT, json!([])),
         (CHAT, with(chat("x", 1), "model", json!("gpt"))),
-        (CHAT, with(chat("x", 1), "n", json!(3))),
+        (CHAT, with(chat("x", 1), "n", json!(0))),
         ("/v1/completions", json!({ "model": "tiny" })),
         ("/v1/embeddings", json!({ "model": "tiny", "input": "x" })),
     ];

@@ -8,7 +8,7 @@ use seatbelt_schemas::ids::AccountId;
 
 use super::*;
 
-const CONTEXT: usize = 160;
+pub(super) const CONTEXT: usize = 160;
 /// Bytes of a token.
 const EACH: usize = 1 << 10;
 const PADDING: u32 = 7;
@@ -117,15 +117,15 @@ impl Decoder for Remembering {
     }
 }
 
-struct Memory {
-    engine: Engine,
-    office: Office,
+pub(super) struct Memory {
+    pub(super) engine: Engine,
+    pub(super) office: Office,
     reads: Receiver<usize>,
     door: Arc<Mutex<()>>,
 }
 
 impl Memory {
-    fn new(slots: usize, movable: usize) -> Self {
+    pub(super) fn new(slots: usize, movable: usize) -> Self {
         Self::with(|decoder| {
             decoder.slots = vec![[0; CONTEXT]; slots];
             decoder.movable = movable;
@@ -168,7 +168,7 @@ impl Memory {
         ticket.begin(prompt.len(), max_output);
         let job = Job {
             prompt: prompt.to_vec(),
-            ticket,
+            ticket: Part::only(ticket),
             ..job(&self.office.office, 1, max_output)
         };
         taken(self.engine.submit(job))
@@ -179,7 +179,7 @@ impl Memory {
         ended(&mut self.submit(account, prompt, max_output))
     }
 
-    fn read(&self) -> usize {
+    pub(super) fn read(&self) -> usize {
         self.reads.try_iter().sum()
     }
 }
@@ -189,7 +189,10 @@ fn ended(generation: &mut Generation) -> (String, usize) {
     loop {
         match generation.0.blocking_recv().expect("the engine lives") {
             Event::Text(piece) => whole.push_str(&piece.text),
-            Event::End(ending) => return (whole, ending.cached_tokens),
+            Event::End(ending) => {
+                let cached = usize::try_from(ending.used.cached_input_tokens).unwrap();
+                return (whole, cached);
+            }
         }
     }
 }
@@ -220,7 +223,7 @@ fn alone(prompt: &[u32], max_output: usize) -> String {
     }
 }
 
-fn letters(text: &str) -> Vec<u32> {
+pub(super) fn letters(text: &str) -> Vec<u32> {
     text.bytes().map(u32::from).collect()
 }
 
