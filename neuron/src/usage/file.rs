@@ -148,7 +148,9 @@ fn locked(folder: &Path) -> io::Result<File> {
         .write(true)
         .open(folder.join(LOCK_FILE))?;
     lock.try_lock().map_err(|_| {
-        io::Error::new(io::ErrorKind::WouldBlock, "another neuron uses this outbox")
+        let words =
+            "another neuron uses this outbox: give each neuron a data_dir of its own in [nats]";
+        io::Error::new(io::ErrorKind::WouldBlock, words)
     })?;
     Ok(lock)
 }
