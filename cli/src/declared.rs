@@ -130,7 +130,8 @@ async fn declare(
         multiplier_ppm,
     } = declaration;
     change(to, account, Change::OpenAccount).await?;
-    let mut wanted: BTreeSet<CapId> = BTreeSet::new();
+    // what bounds a key stands before the key does: whoever knows it already may send it in between
+    let wanted = bounds(to, account, declaration).await?;
     for key in keys {
         let issued = KeyIssued {
             key: key.key.clone(),
@@ -138,9 +139,6 @@ async fn declare(
             secret_sha256: None,
         };
         change(to, account, Change::IssueKey(issued)).await?;
-        for cap in key.caps.iter().filter(|cap| wanted.insert(cap.cap.clone())) {
-            change(to, account, Change::SetCap(CapSpec::clone(cap))).await?;
-        }
     }
     for key in retired {
         let (key, reason) = (key.clone(), Some("retired by the configuration".to_owned()));
@@ -164,6 +162,24 @@ async fn declare(
         tracing::warn!(%account, caps = found.shared.join(", "), "caps stay in force that are not declared here, since the account has keys that are not named here and may have declared them: name those keys under entitlements.retired_keys if nobody uses them any more");
     }
     Ok(())
+}
+
+/// Sets every cap that any key is declared with, and what the account's costs are multiplied by; which caps
+/// these are.
+async fn bounds(
+    to: &To,
+    account: &AccountId,
+    declaration: &Declaration,
+) -> Result<BTreeSet<CapId>, CommandError> {
+    let mut wanted: BTreeSet<CapId> = BTreeSet::new();
+    let caps = declaration.keys.iter().flat_map(|key| &key.caps);
+    for cap in caps.filter(|cap| wanted.insert(cap.cap.clone())) {
+        change(to, account, Change::SetCap(CapSpec::clone(cap))).await?;
+    }
+    if let Some(ppm) = declaration.multiplier_ppm {
+        change(to, account, Change::SetMultiplier { ppm }).await?;
+    }
+    Ok(wanted)
 }
 
 /// What an account has that this configuration does not declare.
@@ -256,3 +272,6 @@ fn admin(at_ms: u64, account: AccountId, change: Change) -> Admin {
         change,
     }
 }
+
+#[cfg(test)]
+mod tests;
