@@ -23,7 +23,8 @@ pub struct Cap {
     pub spec: CapSpec,
     /// What credits have added to its limit.
     pub credits: u64,
-    /// Sum of the open holds that it applies to.
+    /// Sum of the open holds that it applies to. Exact: what is let in keeps the account's sums countable
+    /// ([`validate`](crate::decide::validate)), so that none stops at the end of its range.
     pub held: u64,
     /// What is spent.
     pub counter: Counter,

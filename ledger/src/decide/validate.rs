@@ -10,8 +10,9 @@ use seatbelt_schemas::{
     command::{Admin, Change, CommandError, Exchange, Release, Reserve, Resize, Settle},
     event::{KeyIssued, Report},
     ids::{CommandId, RunId},
+    meter::{Amounts, Meter},
     price::{Price, Rates, TIERS_MAX},
-    scope::Scope,
+    scope::{Scope, Scopes},
 };
 
 use crate::account::Account;
@@ -32,6 +33,14 @@ pub const OPEN_PER_ACCOUNT_MAX: usize = 50_000;
 pub const KEYS_PER_ACCOUNT_MAX: usize = 50_000;
 /// Longest free text in a command.
 pub const TEXT_LEN_MAX: usize = 512;
+
+// what requests hold in tokens stays countable beside all runs, those included that are let in although as many
+// as may be are open; of costs see `holdable`
+const _: () = {
+    let requests = 2 * OPEN_PER_ACCOUNT_MAX as u128;
+    let tokens = 2 * TOKENS_PER_REQUEST_MAX as u128;
+    assert!(requests * tokens + AMOUNT_MAX as u128 <= u64::MAX as u128);
+};
 
 /// A command that is not looked at: what is wrong with it shows without any state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -135,6 +144,29 @@ fn countable(account: &Account, budget: &Budget) -> Result<(), CommandError> {
             "{amount} {meter} and what the account holds already are more than {AMOUNT_MAX}: give a smaller budget"
         ))),
     }
+}
+
+/// As [`countable`], for a request that takes `hold` in the place of `before`. Costs alone are looked at: no
+/// number of tokens comes near the end of their range. Where its run holds the cost already, that was looked at
+/// when the run was opened.
+pub fn holdable(
+    account: &Account,
+    scopes: &Scopes,
+    (before, hold): (&Amounts, &Amounts),
+) -> Result<(), CommandError> {
+    let by_run = account.run_of(scopes);
+    if by_run.is_some_and(|run| run.budget.amount(Meter::Cost).is_some()) {
+        return Ok(());
+    }
+    let (before, cost) = (before.cost.unwrap_or(0), hold.cost.unwrap_or(0));
+    let others = account.held_in(&Scope::Account, Meter::Cost);
+    let others = others.saturating_sub(before);
+    if cost <= before || others.saturating_add(cost) <= AMOUNT_MAX {
+        return Ok(());
+    }
+    Err(CommandError::invalid(format!(
+        "a cost of {cost} nano-USD and what the account holds already are more than {AMOUNT_MAX}: ask for less at once"
+    )))
 }
 
 /// Runs inside one that ended are inside no other that takes its name, and give that nothing back.

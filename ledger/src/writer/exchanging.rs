@@ -5,6 +5,7 @@ use seatbelt_schemas::{
     command::{Ack, CommandError, Exchange},
     event::{Released, Reserved},
     ids::Actor,
+    meter::Amounts,
 };
 
 use super::{Caller, Writer, request_of};
@@ -48,7 +49,9 @@ impl<T: Caller> Writer<T> {
         };
         let without = |account: &Account, prices: &PriceBook| {
             let verdict = decide::reserve(account, Context { at_ms, prices }, request, true)?;
-            exchange::taken(account, verdict)
+            let reserved = exchange::taken(account, verdict)?;
+            let hold = (&Amounts::zero(), &reserved.hold);
+            validate::holdable(account, &reserved.scopes, hold).map(|()| reserved)
         };
         let reserved = self.state.without(&reserve.account, *release, without);
         let gone = CommandError::UnknownReservation {

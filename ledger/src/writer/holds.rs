@@ -142,6 +142,9 @@ impl<T: Caller> Writer<T> {
         let decided = self.account(account).and_then(|state| {
             let resized = decide::resize(state, context, *reservation, tokens.0, tokens.1)?;
             let hold = resized.hold;
+            if let Some(open) = state.open().get(reservation) {
+                validate::holdable(state, &open.scopes, (&open.hold, &hold))?;
+            }
             Ok((resized.into(), hold))
         });
         let by = By {

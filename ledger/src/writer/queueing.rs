@@ -8,6 +8,7 @@ use seatbelt_schemas::{
     command::Reserve,
     event::{Event, EventBody},
     ids::{AccountId, ReservationId},
+    meter::Amounts,
 };
 
 use super::{
@@ -185,6 +186,9 @@ impl<T: Caller> Writer<T> {
             let request = request_of(&waiter.command);
             validate::opening(state, &waiter.command)?;
             let verdict = decide::reserve(state, context, request, last_call)?;
+            if let Verdict::Reserve(data) = &verdict {
+                validate::holdable(state, &data.scopes, (&Amounts::zero(), &data.hold))?;
+            }
             let behind = match &verdict {
                 Verdict::Reserve(data) if !last_call => decide::contested(state, data, blocked),
                 Verdict::Wait(short) => short.iter().filter(|cap| blocked(cap)).cloned().collect(),

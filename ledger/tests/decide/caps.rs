@@ -647,3 +647,33 @@ fn evidence_is_what_stood_before_the_decision() {
     assert_eq!((cap.limit, cap.spent, cap.held), (100, 15, 30));
     assert_eq!(events.last().unwrap().event.at_ms, START_MS);
 }
+
+/// A sum that stopped at the end of its range would give back more than it took.
+#[test]
+fn what_an_account_holds_stays_countable() {
+    let mut story = Story::new(&["all account cost balance 100 soft"]);
+    story.price("m", 0, 1_000_000_000);
+    let dear = Ask {
+        model: Some("m"),
+        ..ask(0, 4_000_000_000)
+    };
+    let small = Ask {
+        output: 1,
+        ..dear.clone()
+    };
+    let (first, second) = (story.reserve(&dear), story.reserve(&small));
+    let held = story.stands("all").1;
+    assert_eq!(held, 4_000_000_001_000_000_000);
+    let more = (0..5).map(|_| story.reserve(&dear)).collect::<Vec<_>>();
+    let grown = story.resize(&second, 0, 4_000_000_000);
+    let exchanged = story.exchange(&second, &dear);
+    for call in more.iter().chain([&grown, &exchanged]) {
+        let error = story.error(call);
+        assert!(matches!(error, CommandError::Invalid { .. }), "{error}");
+    }
+    assert_eq!(story.stands("all").1, held);
+    let other = story.exchange(&first, &dear);
+    story.grant(&other);
+    story.release(&other);
+    assert_eq!(story.stands("all").1, 1_000_000_000);
+}
