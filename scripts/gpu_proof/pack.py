@@ -50,8 +50,10 @@ def wheels(work):
 
 
 def weights(work):
-    found = list(work.glob("**/*.gguf"))
-    return found[0] if found else make_model.fetch(work)
+    folder = work / "weights"
+    folder.mkdir(exist_ok=True)
+    found = list(folder.glob("**/*.gguf"))
+    return found[0] if found else make_model.fetch(folder)
 
 
 def stripped(binary, work):
