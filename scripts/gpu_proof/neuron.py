@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 CONFIGURATION = """
@@ -41,12 +42,28 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 ADDRESS = re.compile(r'neuron serves.*?address[=":]+\s*"?([\d.]+:\d+)')
 STEP = re.compile(r"seatbelt_neuron_decode_step_seconds_(sum|count)\S* (\S+)")
 STOP_TIME_MAX = 60
+# What an open neuron believes: an account goes on with what it asked before, and nobody else does.
+ACCOUNT = "x-seatbelt-account"
 
 
 def toml(value):
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{name} = {toml(part)}" for name, part in value.items()) + " }"
     return json.dumps(value)
+
+
+@dataclass
+class Streamed:
+    text: str
+    usage: dict
+    # when each piece of the text came, in seconds after the request
+    moments: list
+
+    def first(self):
+        return self.moments[0] if self.moments else float("nan")
+
+    def cached(self):
+        return self.usage["prompt_tokens_details"]["cached_tokens"]
 
 
 class Neuron:
@@ -115,12 +132,30 @@ class Neuron:
         body = {"model": "m", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **parameters}
         return json.loads(self.ask("POST", "/v1/completions", body))
 
-    def chat(self, question, **parameters):
-        """The text of an answer to a question, or the error instead."""
+    def answer(self, question, **parameters):
+        """The first choice of the answer to a question, or all of an error."""
         messages = [{"role": "user", "content": question}]
         body = {"model": "m", "messages": messages, "max_tokens": 48, "temperature": 0, **parameters}
         answer = json.loads(self.ask("POST", "/v1/chat/completions", body))
-        return answer["choices"][0]["message"]["content"] if "choices" in answer else json.dumps(answer)
+        return answer["choices"][0] if "choices" in answer else answer
+
+    def chat(self, question, **parameters):
+        """The text of an answer to a question, or the error instead."""
+        choice = self.answer(question, **parameters)
+        return choice["message"]["content"] if "message" in choice else json.dumps(choice)
+
+    def stream(self, messages, account=None, on_piece=None, **parameters):
+        """The answer to a chat, and when its pieces came; each is told at once, by how many there were."""
+        body = {"model": "m", "messages": messages, "max_tokens": 32, "temperature": 0, "stream": True, **parameters}
+        body["stream_options"] = {"include_usage": True}
+        headers = {"content-type": "application/json", **({ACCOUNT: account} if account else {})}
+        connection = http.client.HTTPConnection(self.address, timeout=300)
+        try:
+            start = time.monotonic()
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+            return read_events(connection.getresponse(), start, on_piece)
+        finally:
+            connection.close()
 
     def device(self):
         return json.loads(self.ask("GET", "/v1/models"))["data"][0]["device"]
@@ -132,6 +167,28 @@ class Neuron:
         """Seconds spent in steps of decoding, and how many there were."""
         found = dict(STEP.findall(self.metrics()))
         return float(found["sum"]), float(found["count"])
+
+
+def read_events(response, start, on_piece):
+    if response.status != 200:
+        raise RuntimeError(f"status {response.status}: {response.read().decode()}")
+    text, usage, moments = [], None, []
+    for line in response:
+        if not line.startswith(b"data: {"):
+            continue
+        event = json.loads(line[6:])
+        if "error" in event:
+            raise RuntimeError(f"the stream broke off: {event}")
+        usage = event.get("usage") or usage
+        for choice in event["choices"]:
+            if piece := choice["delta"].get("content"):
+                text.append(piece)
+                moments.append(time.monotonic() - start)
+                if on_piece:
+                    on_piece(len(moments))
+    if usage is None:
+        raise RuntimeError("the stream ended without its usage")
+    return Streamed("".join(text), usage, moments)
 
 
 def together(calls):

@@ -7,6 +7,7 @@ prove.py and anchor.py. All that they print goes to the report too.
 
 import argparse
 import glob
+import json
 import lzma
 import os
 import subprocess
@@ -44,16 +45,25 @@ def prepare(folder):
 
 
 def make_models(folder):
-    converter = [sys.executable, str(folder / "scripts" / "smollm2.py"), str(folder / "weights.gguf")]
-    commands = [
-        converter + [str(folder / "fp16"), "--precision", "fp16"],
-        converter + [str(folder / "fp16-pruned"), "--precision", "fp16", "--last-row"],
-    ]
-    if (folder / "fp16-pruned" / "tokenizer_config.json").exists():
-        return
-    for process in [subprocess.Popen(command) for command in commands]:
-        if process.wait() != 0:
-            raise SystemExit("run: the model could not be made")
+    folders = [folder / "fp16", folder / "fp16-pruned"]
+    if not (folders[-1] / "tokenizer_config.json").exists():
+        converter = [sys.executable, str(folder / "scripts" / "smollm2.py"), str(folder / "weights.gguf")]
+        commands = [converter + [str(model), "--precision", "fp16"] for model in folders]
+        commands[-1].append("--last-row")
+        for process in [subprocess.Popen(command) for command in commands]:
+            if process.wait() != 0:
+                raise SystemExit("run: the model could not be made")
+    for model in folders:
+        teach_tools(model / "tokenizer_config.json")
+
+
+def teach_tools(path):
+    """The model's own template has no place for tools. Without tools it writes what it wrote before."""
+    teaching = (Path(__file__).resolve().parent / "tools.jinja").read_text(encoding="utf-8").strip()
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if not config["chat_template"].startswith(teaching):
+        config["chat_template"] = teaching + config["chat_template"]
+        path.write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def library_path(folder):
@@ -75,6 +85,8 @@ def stage(name, folder, core, arguments):
         command += ["--onnxruntime", str(core), "--pruned", str(folder / "fp16-pruned")]
         command += ["--expect", str(scripts / "texts.json"), "--slots", str(arguments.slots)]
         command += ["--context", str(arguments.context)]
+        if arguments.write_texts:
+            command += ["--write-texts", str(arguments.write_texts.resolve())]
     return command
 
 
@@ -95,6 +107,7 @@ def main():
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--report", type=Path, help="default: FOLDER/report.txt")
     parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--write-texts", type=Path, help="what texts.json is made of, on the CPU")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--batches", default="1,8,32,64")
     parser.add_argument("--tokens", type=int, default=128)
