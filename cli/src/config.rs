@@ -63,7 +63,7 @@ pub struct Config {
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read configuration {}", path.display())]
+    #[error("cannot read configuration {} (--config names another file)", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,

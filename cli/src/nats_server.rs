@@ -36,7 +36,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::process::{Child, Command};
 
 pub use error::NatsServerError;
-pub use locate::find_nats_server;
+pub use locate::{find_nats_server, nats_server_at};
 pub use users::LedgerOf;
 
 use folder::DataFolder;

@@ -34,7 +34,7 @@ pub struct PricesArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Write a price book for `include`, as TOML. What was not understood is left out and told by name, on standard
-    /// error too; ends with 1 where a model that was asked for by name is
+    /// error too; ends with 1 where a model that was asked for by name is left out
     Import {
         #[command(flatten)]
         list: ListArgs,

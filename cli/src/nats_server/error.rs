@@ -10,8 +10,8 @@ use std::time::Duration;
 pub enum NatsServerError {
     /// Install it, or say where it is.
     #[error(
-        "no nats-server found (looked at {looked}): run `make setup`, set SEATBELT_NATS_SERVER to the program, \
-         or set nats.url to use a running server"
+        "no nats-server found (looked at {looked}): run `make setup`, set nats.server or SEATBELT_NATS_SERVER \
+         to the program's file, or set nats.url to use a running server"
     )]
     BinaryMissing {
         /// The places looked at.

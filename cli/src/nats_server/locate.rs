@@ -32,6 +32,14 @@ pub fn find_nats_server() -> Result<PathBuf, NatsServerError> {
     )
 }
 
+/// The program that `nats.server` names.
+///
+/// # Errors
+/// It is no file.
+pub fn nats_server_at(path: &Path) -> Result<PathBuf, NatsServerError> {
+    first_file([path.to_owned()], [])
+}
+
 pub(super) fn first_file(
     set_up: impl IntoIterator<Item = PathBuf>,
     installed: impl IntoIterator<Item = PathBuf>,

@@ -498,6 +498,8 @@ fn a_missing_program_is_an_error_with_the_remedy() {
         super::locate::first_file([PathBuf::from("/nowhere/nats-server")], []).unwrap_err();
     assert!(missing.to_string().contains("/nowhere/nats-server"));
     assert!(missing.to_string().contains("make setup"));
+    let folder = super::nats_server_at(Path::new("/")).unwrap_err();
+    assert!(folder.to_string().contains("nats.server"));
 }
 
 #[test]

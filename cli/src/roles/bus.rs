@@ -32,7 +32,9 @@ use crate::{
     audit::{AuditError, checkpoint::Checkpoint},
     config::{self, Config},
     login::{DialError, Dialler},
-    nats_server::{LedgerOf, NatsServer, NatsServerError, NatsServerOptions, find_nats_server},
+    nats_server::{
+        LedgerOf, NatsServer, NatsServerError, NatsServerOptions, find_nats_server, nats_server_at,
+    },
 };
 
 use super::Role;
@@ -373,7 +375,7 @@ pub(crate) fn embedded_options(
     partitions: Partitions,
 ) -> Result<NatsServerOptions, NatsServerError> {
     let binary = match &from.server {
-        Some(path) => path.clone(),
+        Some(path) => nats_server_at(path)?,
         None => find_nats_server()?,
     };
     let journals = partitions.iter();

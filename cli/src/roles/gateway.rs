@@ -75,6 +75,9 @@ const KEYS_NAMED_MAX: usize = 5;
 
 /// Says which keys may spend without bound: a cap that was forgotten looks just like one that was not wanted.
 pub(super) fn warn_of_unlimited(config: &Config) {
+    if config.keys.is_empty() && config.gateway.require_auth {
+        warn!("no key is declared, so every request is refused: add [[entitlements.keys]]");
+    }
     let unlimited = config.unlimited();
     if unlimited.is_empty() {
         return;

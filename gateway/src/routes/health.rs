@@ -35,7 +35,7 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     let mut warnings = found.warnings.clone();
     warnings.extend(app.catalog.fleet().warnings);
     warnings.extend(app.catalog.out(Instant::now()).map(|(model, name, out_for)| {
-        let seconds = out_for.as_secs();
+        let seconds = out_for.as_secs().max(1);
         format!("deployment {name} of model {model} failed and is left alone for {seconds} s more")
     }));
     let body = json!({
