@@ -454,7 +454,7 @@ mod tests {
         assert_eq!(error["error"]["code"], "missing_model_field");
     }
 
-    fn completion(change: Value) -> Result<Wish, ErrorAnswer> {
+    fn completion(change: &Value) -> Result<Wish, ErrorAnswer> {
         let mut body = json!({ "model": "m" });
         let fields = change.as_object().unwrap().clone();
         body.as_object_mut().unwrap().extend(fields);
@@ -463,7 +463,8 @@ mod tests {
 
     #[test]
     fn a_completion_takes_texts_and_lists_of_tokens() {
-        let read = |prompt: Value| completion(json!({ "prompt": prompt })).map(|wish| wish.prompts);
+        let read =
+            |prompt: Value| completion(&json!({ "prompt": prompt })).map(|wish| wish.prompts);
         let text = |text: &str| Prompt::Text(text.to_owned());
         assert_eq!(read(json!("hi")).unwrap(), [text("hi")]);
         assert_eq!(read(json!(["hi"])).unwrap(), [text("hi")]);
@@ -486,14 +487,14 @@ mod tests {
 
     #[test]
     fn answers_are_counted_over_all_prompts() {
-        let read = |change: Value| {
+        let read = |change: &Value| {
             let read = completion(change).map(|wish| (wish.prompts.len(), wish.choices));
             read.map_err(|error| error.json()["error"]["param"].as_str().unwrap().to_owned())
         };
         let two = json!(["a", "b"]);
-        assert_eq!(read(json!({ "prompt": two })), Ok((2, 1)));
+        assert_eq!(read(&json!({ "prompt": two })), Ok((2, 1)));
         assert_eq!(
-            read(json!({ "prompt": two, "n": 64, "best_of": 64 })),
+            read(&json!({ "prompt": two, "n": 64, "best_of": 64 })),
             Ok((2, 64))
         );
         for (change, field) in [
@@ -507,7 +508,7 @@ mod tests {
                 "echo",
             ),
         ] {
-            assert_eq!(read(change.clone()), Err(field.to_owned()), "{change}");
+            assert_eq!(read(&change), Err(field.to_owned()), "{change}");
         }
         let error = super::tests::read(&with("echo", json!(true))).unwrap_err();
         assert_eq!(error.json()["error"]["param"], "echo", "of a chat");

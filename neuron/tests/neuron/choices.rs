@@ -11,7 +11,7 @@ use crate::common::{Answer, Neuron, chat, with};
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 
-fn completion(prompt: Value, max_tokens: usize) -> Value {
+fn completion(prompt: &Value, max_tokens: usize) -> Value {
     json!({ "model": "tiny", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0 })
 }
 
@@ -73,13 +73,11 @@ async fn several_prompts_are_answered_in_their_order_each_as_often_as_asked() {
     let mut alone = Vec::new();
     let mut input = 0;
     for prompt in &prompts {
-        let answer = neuron
-            .post(COMPLETIONS, &completion(prompt.clone(), 9))
-            .await;
+        let answer = neuron.post(COMPLETIONS, &completion(prompt, 9)).await;
         alone.extend(texts(&answer));
         input += usage(&answer.json()).0;
     }
-    let both = with(completion(json!(prompts), 9), "n", json!(2));
+    let both = with(completion(&json!(prompts), 9), "n", json!(2));
     let answer = neuron.post(COMPLETIONS, &both).await;
     let expected: Vec<String> = (alone.iter())
         .flat_map(|text| [text.clone(), text.clone()])
@@ -89,7 +87,7 @@ async fn several_prompts_are_answered_in_their_order_each_as_often_as_asked() {
     let answer = neuron
         .post(
             COMPLETIONS,
-            &with(completion(json!(prompts), 9), "echo", json!(true)),
+            &with(completion(&json!(prompts), 9), "echo", json!(true)),
         )
         .await;
     let shown = ["Once upon a time", "Hi!", "x"];
@@ -103,7 +101,7 @@ async fn several_prompts_are_answered_in_their_order_each_as_often_as_asked() {
 async fn a_stream_names_the_choice_of_each_piece_and_ends_each_once() {
     let neuron = Neuron::start().await;
     let body = with(
-        completion(json!(["Hello", "Good morning"]), 11),
+        completion(&json!(["Hello", "Good morning"]), 11),
         "n",
         json!(2),
     );
@@ -133,7 +131,7 @@ async fn a_stream_names_the_choice_of_each_piece_and_ends_each_once() {
 #[tokio::test]
 async fn what_was_reserved_is_for_all_answers_together() {
     let neuron = Neuron::start().await;
-    let body = with(completion(json!(["ab", "cd"]), 50), "n", json!(2));
+    let body = with(completion(&json!(["ab", "cd"]), 50), "n", json!(2));
     let ask = async |input: &str, output: &str| {
         let headers = [
             (HEADER_MAX_INPUT_TOKENS, input),
