@@ -35,6 +35,7 @@ pub mod vital;
 // what there is on NATS alone
 pub mod feed;
 pub mod feed_look;
+pub mod first_uses;
 pub mod neuron_secret;
 pub mod neurons;
 pub mod register;
@@ -50,6 +51,7 @@ pub use connect::{
 pub use durability::{Durability, DurabilityError, Proof, prove};
 pub use feed::{FeedEntry, FeedMessage, FeedState, FeedStream};
 pub use feed_look::{FedMessage, FeedLook};
+pub use first_uses::{FirstUseError, FirstUses};
 pub use neuron_secret::neuron_secret;
 pub use neurons::watch_neurons;
 pub use pauses::Pauses;

@@ -152,6 +152,7 @@ async fn provision_now(nats: &Nats, names: &Names, layout: Layout) -> Result<Met
     neuron_bucket(nats, names, replicas).await?;
     lease_bucket(nats, names, replicas).await?;
     Settings::threads(names, replicas).ensure(nats).await?;
+    Settings::first_uses(names, replicas).ensure(nats).await?;
     Ok(meta)
 }
 

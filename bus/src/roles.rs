@@ -176,7 +176,11 @@ impl<'a> Grants<'a> {
         self.api(&format!("STREAM.PURGE.{}", kv(&names.meta_bucket())));
         // settings of what is a source are written once more when it is made
         let sources = [kv(&names.meta_bucket()), kv(&names.secret_bucket())];
-        let others = [names.usage_stream(), kv(&names.thread_bucket())];
+        let others = [
+            names.usage_stream(),
+            kv(&names.thread_bucket()),
+            kv(&names.first_use_bucket()),
+        ];
         for stream in sources.iter().chain(&others) {
             self.api(&format!("STREAM.UPDATE.{stream}"));
         }
@@ -226,8 +230,10 @@ impl<'a> Grants<'a> {
             self.follow(&kv(&bucket));
         }
         self.publish(&keys(&names.lease_bucket(), ">"));
-        self.get(&kv(&names.thread_bucket()));
-        self.publish(&keys(&names.thread_bucket(), "*"));
+        for bucket in [names.thread_bucket(), names.first_use_bucket()] {
+            self.get(&kv(&bucket));
+            self.publish(&keys(&bucket, "*"));
+        }
         // one that is damaged is made again
         self.api(&format!("STREAM.DELETE.{}", kv(&names.lease_bucket())));
         // where it is lost while requests are served
@@ -310,6 +316,7 @@ impl<'a> Grants<'a> {
             names.lease_bucket(),
             names.neuron_bucket(),
             names.thread_bucket(),
+            names.first_use_bucket(),
         ];
         let journals = self.partitions.iter();
         let journals = journals.map(|partition: Partition| names.journal_stream(partition));
@@ -414,6 +421,7 @@ mod tests {
         check_publishers("$KV.SEATBELT_LEASES.>", &[Gateway]);
         check_publishers("$KV.SEATBELT_NEURONS.>", &[Neuron]);
         check_publishers("$KV.SEATBELT_THREADS.>", &[Gateway]);
+        check_publishers("$KV.SEATBELT_IDEMPOTENCE.>", &[Gateway]);
         check_publishers("$KV.SEATBELT_META.journal.00", &[Provisioning, Gateway]);
         check_publishers("$KV.SEATBELT_META.ledger", &[Provisioning]);
         check_publishers("$KV.SEATBELT_SECRETS.>", &[Provisioning]);

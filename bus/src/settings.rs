@@ -12,6 +12,7 @@ use seatbelt_schemas::{names::Names, position::Partition};
 
 use super::{
     Nats, ProvisionError,
+    first_uses::{FIRST_USE_MAX_AGE, FIRST_USES_MAX},
     neurons::NEURON_TTL,
     stream::{ensure, ensure_derived, inspect},
     threads::THREAD_MAX_AGE,
@@ -168,6 +169,13 @@ impl Settings {
         Self::bucket(&names.thread_bucket(), replicas).for_at_most(THREAD_MAX_AGE)
     }
 
+    /// What clients may repeat: known to nobody else, and of as many as are never a disk full.
+    pub fn first_uses(names: &Names, replicas: u8) -> Self {
+        let mut settings = Self::bucket(&names.first_use_bucket(), replicas);
+        settings.config.max_messages = FIRST_USES_MAX;
+        settings.for_at_most(FIRST_USE_MAX_AGE)
+    }
+
     /// A bucket of which each key's last value is kept for good.
     fn bucket(name: &str, replicas: u8) -> Self {
         let subjects = format!("$KV.{name}.>");
@@ -277,6 +285,7 @@ mod tests {
             Settings::leases(names, replicas),
             Settings::neurons(names, replicas),
             Settings::threads(names, replicas),
+            Settings::first_uses(names, replicas),
         ]
     }
 
@@ -298,7 +307,8 @@ mod tests {
                 "SEATBELT_USAGE",
                 "KV_SEATBELT_META",
                 "KV_SEATBELT_SECRETS",
-                "KV_SEATBELT_THREADS"
+                "KV_SEATBELT_THREADS",
+                "KV_SEATBELT_IDEMPOTENCE"
             ]
         );
     }
@@ -313,6 +323,7 @@ mod tests {
             ("KV_SEATBELT_LEASES", 60),
             ("KV_SEATBELT_NEURONS", 10),
             ("KV_SEATBELT_THREADS", 30 * 24 * 60 * 60),
+            ("KV_SEATBELT_IDEMPOTENCE", 24 * 60 * 60),
         ];
         let expected = expected.map(|(stream, secs)| (stream.to_owned(), secs));
         assert_eq!(old.collect::<Vec<_>>(), expected);

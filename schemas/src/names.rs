@@ -88,6 +88,11 @@ impl Names {
         format!("{}_THREADS", self.upper)
     }
 
+    /// Bucket of the requests that clients may repeat under a key of their own.
+    pub fn first_use_bucket(&self) -> String {
+        format!("{}_IDEMPOTENCE", self.upper)
+    }
+
     pub fn snapshot_bucket(&self) -> String {
         format!("{}_SNAPSHOTS", self.upper)
     }
@@ -200,6 +205,7 @@ mod tests {
         assert_eq!(names.feed_type("settled"), "seatbelt.spend.settled.v1");
         assert_eq!(names.snapshot_bucket(), "SEATBELT_SNAPSHOTS");
         assert_eq!(names.thread_bucket(), "SEATBELT_THREADS");
+        assert_eq!(names.first_use_bucket(), "SEATBELT_IDEMPOTENCE");
         assert_eq!(Names::snapshot_account_key(&account), "account.acct-cap");
         assert_eq!(Names::snapshot_piece_key(&account, 7), "account.acct-cap.7");
         for key in ["account.acct-cap", "account.acct-cap.7"] {

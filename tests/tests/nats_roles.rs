@@ -103,6 +103,7 @@ fn streams() -> Vec<String> {
         "LEASES",
         "NEURONS",
         "THREADS",
+        "IDEMPOTENCE",
     ] {
         streams.push(format!("KV_SEATBELT_{bucket}"));
     }
@@ -169,6 +170,7 @@ fn publishable() -> Vec<String> {
         "LEASES",
         "NEURONS",
         "THREADS",
+        "IDEMPOTENCE",
     ] {
         for key in [
             "ledger",
