@@ -79,11 +79,12 @@ ROOMS = {
     "upstream": BASE,
     "gate": BASE,
     "threads": BASE | {"receive", "upstream"},
+    "repeats": BASE | {"receive", "gate"},
     "plan": BASE | FIRST | {"threads"},
     "run": BASE | FIRST | {"threads", "plan"},
-    "app": BASE | FIRST | {"plan", "run", "ready"},
+    "app": BASE | FIRST | {"repeats", "plan", "run", "ready"},
     "routes": BASE | FIRST | {"app", "ready"},
-    "server": BASE | FIRST | {"threads", "plan", "run", "app", "routes", "ready"},
+    "server": BASE | FIRST | {"threads", "repeats", "plan", "run", "app", "routes", "ready"},
 }
 
 # All of ledger/src is decision code, held to be pure, but for these modules (file or folder of that name).

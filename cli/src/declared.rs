@@ -215,6 +215,7 @@ async fn look(
                 account,
                 key,
                 run: None,
+                reservation: None,
             })
             .await?;
         found.alone = standing.live_keys == Some(declaration.keys.len() as u64);

@@ -27,6 +27,7 @@ use crate::{config::Config, declared::DeclareError};
 
 mod bus;
 mod declaring;
+mod first_uses;
 mod gateway;
 mod parts;
 mod projector;
@@ -321,6 +322,7 @@ async fn start_gateway(
         )),
         usage: Arc::new(usage.map_err(BusError::from)?),
         threads: threads::threads(config, bus).await?,
+        first_uses: Some(first_uses::first_uses(bus)),
         neurons,
         neuron_secret: bus.neuron_secret().await?,
         clock: Arc::new(move || with.time.now_ms()),

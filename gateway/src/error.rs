@@ -24,6 +24,7 @@ use serde_json::{Map, Value, json};
 
 pub(crate) mod ratelimit;
 mod refusal;
+mod repeated;
 mod seldom;
 mod table;
 
@@ -34,6 +35,10 @@ pub(crate) use table::{Case, is_final};
 pub(crate) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// Position of the last event of the request that was known when the headers were sent.
 pub(crate) const X_POSITION: HeaderName = HeaderName::from_static("x-seatbelt-position");
+/// The hold that a request is let through with.
+pub(crate) const X_RESERVATION: HeaderName = HeaderName::from_static("x-seatbelt-reservation");
+/// What a request was charged that is sent again, by meter.
+const X_CHARGE: HeaderName = HeaderName::from_static("x-seatbelt-charge");
 /// Who refused: a cap of the ledger, or the upstream itself.
 pub(crate) const X_REFUSED_BY: HeaderName = HeaderName::from_static("x-seatbelt-refused-by");
 pub(crate) const BY_UPSTREAM: HeaderValue = HeaderValue::from_static("upstream");

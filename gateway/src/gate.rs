@@ -13,7 +13,7 @@ use std::{
 
 use seatbelt_ledger::api::{CommandError, Ledger, Read, Release, Reserve, ReserveOutcome};
 use seatbelt_schemas::{
-    command::{Grant, Standing},
+    command::{Fate, Grant, Standing},
     event::{OnShort, OnUnknown},
     ids::{AccountId, Actor, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::Meter,
@@ -146,7 +146,7 @@ impl Gate {
         tokio::time::sleep_until(asked_at + DECIDED_WITHIN).await;
     }
 
-    fn command_id(&self) -> CommandId {
+    pub(crate) fn command_id(&self) -> CommandId {
         CommandId::from_parts((self.clock)(), Ulid::new().random())
     }
 
@@ -155,7 +155,16 @@ impl Gate {
         self: &Arc<Self>,
         want: Want,
     ) -> Result<(Reservation, Grant), ApiError> {
-        let command = self.reserve_command(&want);
+        self.reserve_as(self.command_id(), want).await
+    }
+
+    /// The same, under an id that somebody knows already.
+    pub(crate) async fn reserve_as(
+        self: &Arc<Self>,
+        id: CommandId,
+        want: Want,
+    ) -> Result<(Reservation, Grant), ApiError> {
+        let command = self.reserve_command(id, &want);
         let deadline_ms = command.deadline_ms;
         match self.decided(command).await? {
             ReserveOutcome::Reserved(grant) => Ok((self.granted(want, deadline_ms, &grant), grant)),
@@ -205,7 +214,7 @@ impl Gate {
             id: command.id.into(),
             armed: true,
         };
-        let patience = Duration::from_millis(command.wait_ms) + self.ledger_timeout;
+        let patience = self.patience(Duration::from_millis(command.wait_ms));
         let answer = tokio::select! {
             biased;
             answer = timeout(patience, self.ledger.reserve(command)) => answer,
@@ -254,7 +263,13 @@ impl Gate {
     async fn standing(&self, key: &KeyEntry, of: Option<KeyId>) -> Result<Standing, ApiError> {
         let account = key.account.clone();
         let (key, run) = (of, None);
-        self.read(Read { account, key, run }).await
+        self.read(Read {
+            account,
+            key,
+            run,
+            reservation: None,
+        })
+        .await
     }
 
     /// Asks the ledger how something stands.
@@ -266,15 +281,42 @@ impl Gate {
             .map_err(|error| ApiError::from_command(&error))
     }
 
+    /// What became of a reservation of an account.
+    pub(crate) async fn fate(
+        &self,
+        account: &AccountId,
+        reservation: ReservationId,
+    ) -> Result<Fate, ApiError> {
+        let query = Read {
+            account: account.clone(),
+            key: None,
+            run: None,
+            reservation: Some(reservation),
+        };
+        let untold =
+            || ApiError::ledger_unavailable("the partition's writer is of an older release");
+        self.read(query).await?.fate.ok_or_else(untold)
+    }
+
+    /// How long an answer to a reserve is awaited that may wait for so long itself.
+    fn patience(&self, wait: Duration) -> Duration {
+        wait + self.ledger_timeout
+    }
+
+    /// How long the answer to one is awaited.
+    pub(crate) fn patience_for(&self, want: &Want) -> Duration {
+        self.patience(self.wait(want))
+    }
+
     fn wait(&self, want: &Want) -> Duration {
         want.wait.unwrap_or(self.budget_wait)
     }
 
-    fn reserve_command(&self, want: &Want) -> Reserve {
+    fn reserve_command(&self, id: CommandId, want: &Want) -> Reserve {
         let wait = self.wait(want);
         let life = wait + self.request_timeout + HOLD_GRACE;
         Reserve {
-            id: self.command_id(),
+            id,
             account: want.account.clone(),
             key: want.key.clone(),
             model: Some(want.model.clone()),

@@ -18,6 +18,7 @@ mod threads;
 mod upstream;
 
 mod gate;
+mod repeats;
 
 mod run;
 
@@ -40,6 +41,7 @@ pub use config::{
     Profile, Provided, TokenizerName, UpstreamConfig, UpstreamModel,
 };
 pub use ready::{Cause, Readiness, Reason, Room};
+pub use repeats::{FirstUseFailure, FirstUses};
 pub use server::{Gateway, GatewayError, Parts};
 pub use threads::{ThreadFailure, ThreadStore};
 pub use upstream::catalog::UnreadTokenizer;

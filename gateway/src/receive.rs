@@ -50,6 +50,8 @@ const X_USER: &str = "x-seatbelt-user";
 /// How long the request may wait for open holds to resolve, ms: its caller's own patience instead of the
 /// configured one.
 const X_WAIT: &str = "x-seatbelt-wait-ms";
+/// A request under it is charged once, however often it is sent.
+pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// The id of a request, in its answer and in the log.
 #[derive(Clone)]

@@ -26,7 +26,7 @@ use tracing::Instrument;
 use crate::{
     clock::{Clock, ms},
     config::{HOLD_GRACE, OnDisconnect, PricedClass, USAGE_EVENT_WAIT},
-    error::{ApiError, Charged, X_POSITION, ratelimit},
+    error::{ApiError, Charged, X_POSITION, X_RESERVATION, ratelimit},
     gate::Reservation,
     metrics::Metrics,
     plan::{Instead, Plan, Planner},
@@ -55,7 +55,6 @@ use report::Known;
 
 /// The output maximum of one choice, where it was lowered.
 const X_CLAMPED: HeaderName = HeaderName::from_static("x-seatbelt-clamped");
-const X_RESERVATION: HeaderName = HeaderName::from_static("x-seatbelt-reservation");
 
 /// How the client gets its answer.
 type Head = oneshot::Sender<Result<Response, ApiError>>;

@@ -34,6 +34,7 @@ use crate::{
     plan::Planner,
     ready::Readiness,
     receive::{Receiver, caller::Keyring, run_secret::RunSecrets},
+    repeats::{FirstUses, Repeats},
     routes,
     run::Runner,
     threads::ThreadStore,
@@ -56,6 +57,8 @@ pub struct Parts {
     pub usage: Arc<dyn UsageEvents>,
     /// Whose the responses are that upstreams keep; nothing where none keeps any.
     pub threads: Option<Arc<dyn ThreadStore>>,
+    /// What clients' own keys of requests were used for; nothing where no request may be repeated.
+    pub first_uses: Option<Arc<dyn FirstUses>>,
     /// The neurons alive now.
     pub neurons: Neurons,
     /// The keys that may be used now.
@@ -228,6 +231,11 @@ fn app(
             tracker: tracker.clone(),
             cut: cut.clone(),
         }),
+        repeats: Repeats {
+            kept: parts.first_uses,
+            gate: Arc::clone(&gate),
+            clock: Arc::clone(&parts.clock),
+        },
         planner,
         keyring,
         prices: parts.prices,

@@ -99,6 +99,7 @@ async fn probe(
                 account: AccountId::system(),
                 key: None,
                 run: None,
+                reservation: None,
             });
             told.send_replace(match answer.await {
                 Err(error @ CommandError::Unavailable { .. }) => Some(error.to_string()),
@@ -226,6 +227,7 @@ impl Slot {
                 account: AccountId::system(),
                 key: None,
                 run: None,
+                reservation: None,
             });
             tokio::select! {
                 biased;

@@ -14,7 +14,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use seatbelt_schemas::{
     budget::Budget,
     cap::CapStanding,
-    command::{Change, Exchange, Refusal, Release, Reserve, Resize, Resolution, Settle},
+    command::{Change, Exchange, Fate, Refusal, Release, Reserve, Resize, Resolution, Settle},
     event::{Asked, Event, EventBody, Refused, Report},
     ids::{AccountId, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
     meter::Amounts,
@@ -227,19 +227,58 @@ pub fn asked(command: &Reserve) -> Asked {
     }
 }
 
+/// How a hold stands that was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stands {
+    Open {
+        /// What is held.
+        hold: Amounts,
+        /// Whether it is less than asked.
+        clamped: bool,
+    },
+    Ended(End),
+}
+
+/// The end of a reservation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// Where it is recorded.
+    pub position: Position,
+    pub of: EndOf,
+}
+
+/// What a reservation came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndOf {
+    /// This is charged.
+    Charged(Amounts),
+    /// Another attempt took its place.
+    ReplacedBy(ReservationId),
+}
+
+impl End {
+    /// The reservation that an event ends, and how.
+    pub fn by(event: &Event) -> Option<(ReservationId, Self)> {
+        let reservation = ended_by(&event.body)?;
+        let of = match &event.body {
+            EventBody::Settled(data) => EndOf::Charged(data.charge),
+            EventBody::Expired(data) => EndOf::Charged(data.charge),
+            EventBody::Released(data) => match data.replaced_by {
+                Some(by) => EndOf::ReplacedBy(by),
+                None => EndOf::Charged(Amounts::zero()),
+            },
+            _ => return None,
+        };
+        let position = event.position;
+        Some((reservation, Self { position, of }))
+    }
+}
+
 /// What became of a command.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// A hold was taken.
-    Reserved {
-        position: Position,
-        /// What was held.
-        hold: Amounts,
-        /// Whether it is less than asked.
-        clamped: bool,
-        /// Where the reservation ended, if it has.
-        ended: Option<Position>,
-    },
+    Reserved { position: Position, stands: Stands },
     /// A reserve was refused.
     Refused(Box<Refusal>),
     /// A reservation was settled, released or resized.
@@ -294,13 +333,11 @@ impl Outcome {
         let resolved = |amounts| Some(Self::Resolved(Resolution { position, amounts }));
         match &event.body {
             EventBody::Reserved(data) => {
-                let clamped = data.hold.output_tokens < data.asked.output_tokens;
-                Some(Self::Reserved {
-                    position,
+                let stands = Stands::Open {
                     hold: data.hold,
-                    clamped,
-                    ended: None,
-                })
+                    clamped: data.hold.output_tokens < data.asked.output_tokens,
+                };
+                Some(Self::Reserved { position, stands })
             }
             EventBody::Refused(data) => Self::of_refused(data, position, event.at_ms),
             EventBody::Resized(data) => resolved(data.hold),
@@ -400,9 +437,35 @@ impl Outcomes {
 
     /// Where a reservation ended, if that is still known.
     pub fn ended(&self, reservation: ReservationId) -> Option<Position> {
-        match self.known(reservation.into()) {
-            Some(Some((_, Outcome::Reserved { ended, .. }))) => *ended,
-            _ => None,
+        match self.fate(reservation) {
+            Fate::Ended { position, .. } | Fate::Replaced { position, .. } => Some(position),
+            Fate::Unknown | Fate::Refused { .. } | Fate::Open => None,
+        }
+    }
+
+    /// What became of a reservation, as far as that is known here: nothing of one that is cold.
+    pub fn fate(&self, reservation: ReservationId) -> Fate {
+        let Some(Some((_, outcome))) = self.known(reservation.into()) else {
+            return Fate::Unknown;
+        };
+        match outcome {
+            Outcome::Reserved { stands, .. } => match stands {
+                Stands::Open { .. } => Fate::Open,
+                Stands::Ended(End { position, of }) => match *of {
+                    EndOf::Charged(charge) => Fate::Ended {
+                        position: *position,
+                        charge,
+                    },
+                    EndOf::ReplacedBy(by) => Fate::Replaced {
+                        position: *position,
+                        by,
+                    },
+                },
+            },
+            Outcome::Refused(refusal) => Fate::Refused {
+                position: refusal.position,
+            },
+            Outcome::Resolved(_) | Outcome::Changed(_) | Outcome::Unchanged(_) => Fate::Unknown,
         }
     }
 
@@ -410,15 +473,15 @@ impl Outcomes {
     pub fn apply(&mut self, event: &Event) {
         if let Some(fingerprint) = Fingerprint::of_event(event) {
             self.apply_as(event, fingerprint);
-        } else if let Some(reservation) = ended_by(&event.body) {
-            self.end(reservation, event.position);
+        } else if let Some((reservation, end)) = End::by(event) {
+            self.end(reservation, end);
         }
     }
 
     /// Folds in an event of a command whose fingerprint is known.
     pub fn apply_as(&mut self, event: &Event, fingerprint: Fingerprint) {
-        if let Some(reservation) = ended_by(&event.body) {
-            self.end(reservation, event.position);
+        if let Some((reservation, end)) = End::by(event) {
+            self.end(reservation, end);
         }
         // of several events with one cause (a settle and its overrun) the first tells
         if let Some(outcome) = Outcome::of_event(event) {
@@ -462,8 +525,8 @@ impl Outcomes {
     /// Takes in what the journal tells of an older command.
     pub fn recollect(&mut self, trace: &Trace) {
         for event in &trace.events {
-            if let Some(reservation) = ended_by(&event.body) {
-                self.end(reservation, event.position);
+            if let Some((reservation, end)) = End::by(event) {
+                self.end(reservation, end);
             }
             if self.hot(event.cause).is_none()
                 && let Some(known) = known_by(event)
@@ -475,22 +538,22 @@ impl Outcomes {
         if self.is_cold(trace.id) {
             self.recollected.keep(trace.id, since.known);
         }
-        if let Some(position) = since.ended {
-            self.end(trace.id.into(), position);
+        if let Some(end) = since.ended {
+            self.end(trace.id.into(), end);
         }
     }
 
-    fn end(&mut self, reservation: ReservationId, position: Position) {
+    fn end(&mut self, reservation: ReservationId, end: End) {
         let id = CommandId::from(reservation);
-        self.searches.note_end(id, position);
+        self.searches.note_end(id, end);
         let known = match self.hot.known.get_mut(&id) {
             Some(known) => Some(known),
             None => self.recollected.known.get_mut(&id).and_then(Option::as_mut),
         };
         match known {
-            Some((_, Outcome::Reserved { ended, .. })) => *ended = Some(position),
+            Some((_, Outcome::Reserved { stands, .. })) => *stands = Stands::Ended(end),
             Some(_) => {}
-            None => self.note_end(id, position),
+            None => self.note_end(id, end),
         }
     }
 }

@@ -13,15 +13,16 @@ use std::{
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use seatbelt_ledger::{
-    api::{Answer, CommandError, Ledger, Read, Reserve, ReserveOutcome, Resize},
+    api::{Ack, Answer, CommandError, Exchange, Ledger, Read, Reserve, ReserveOutcome, Resize},
     host::{HostConfig, HostedPartition, PartitionHandle, PartitionStatus, bounds::Bounds, now_ms},
     journal::{AppendError, Journal, ReadError, Sequence, Stored, memory::MemoryJournal},
     testing::{Payer, balance, command_id, one_partition},
 };
 use seatbelt_schemas::{
-    command::Change,
+    command::{Change, Fate},
     event::EventBody,
     ids::{Actor, CommandId, ReservationId},
+    meter::Amounts,
     position::{Partition, Position},
     scope::Scope,
 };
@@ -160,6 +161,66 @@ async fn what_comes_for_an_expired_reservation_is_told_where_that_ended() {
     assert_eq!(ended(&released), Some(position));
     let resized = handle.resize(resize(reservation)).await;
     assert_eq!(ended(&resized), Some(position));
+    host.stop().await;
+}
+
+/// Who asks later learns what was charged, however long ago that was.
+#[tokio::test(start_paused = true)]
+async fn what_became_of_a_reservation_is_told_also_from_the_journal() {
+    let journal = Shut::default();
+    let host = start(&journal);
+    let handle = host.handle();
+    open(handle).await;
+    let settled = granted(handle, payer().reserve(5)).await;
+    let charge = handle
+        .settle(payer().settle(settled, 3), Ack::Durable)
+        .await
+        .unwrap();
+    let released = granted(handle, payer().reserve(5)).await;
+    let given_back = handle.release(payer().release(released)).await.unwrap();
+    let replaced = granted(handle, payer().reserve(5)).await;
+    let by = payer().reserve(7);
+    let exchange = Exchange {
+        release: replaced,
+        reserve: by.clone(),
+    };
+    handle.exchange(exchange).await.unwrap();
+    let refused = payer().reserve(100_000);
+    let Ok(ReserveOutcome::Refused(refusal)) = handle.reserve(refused.clone()).await else {
+        panic!("it does not fit");
+    };
+    // other commands have pushed all of them out of what is hot
+    granted(handle, payer().reserve(1)).await;
+    granted(handle, payer().reserve(1)).await;
+    let fate = async |reservation| {
+        let read = Read {
+            account: payer().account,
+            key: None,
+            run: None,
+            reservation: Some(reservation),
+        };
+        handle.read(read).await.unwrap().fate.unwrap()
+    };
+    let ended = Fate::Ended {
+        position: charge.position,
+        charge: charge.amounts,
+    };
+    assert_eq!(fate(settled).await, ended);
+    let nothing = Fate::Ended {
+        position: given_back.position,
+        charge: Amounts::zero(),
+    };
+    assert_eq!(fate(released).await, nothing);
+    let told = fate(replaced).await;
+    let by = by.id.into();
+    assert!(
+        matches!(told, Fate::Replaced { by: told, .. } if told == by),
+        "{told:?}"
+    );
+    assert_eq!(fate(by).await, Fate::Open);
+    let position = refusal.position;
+    assert_eq!(fate(refused.id.into()).await, Fate::Refused { position });
+    assert_eq!(fate(command_id().into()).await, Fate::Unknown);
     host.stop().await;
 }
 
@@ -317,6 +378,7 @@ async fn a_host_that_hands_over_lets_nobody_wait() {
             account,
             key: None,
             run: None,
+            reservation: None,
         })
         .await
         .unwrap();

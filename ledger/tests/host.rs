@@ -76,6 +76,7 @@ async fn stands(host: &LedgerHost) -> (u64, u64) {
             account: payer().account,
             key: None,
             run: None,
+            reservation: None,
         })
         .await
         .unwrap();

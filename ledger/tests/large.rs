@@ -213,6 +213,7 @@ async fn standing(host: &LedgerHost) -> Result<Standing, CommandError> {
         account,
         key,
         run: None,
+        reservation: None,
     })
     .await
 }

@@ -247,6 +247,7 @@ async fn standing(host: &LedgerHost, name: &str) -> Result<Standing, CommandErro
         account,
         key: None,
         run: None,
+        reservation: None,
     })
     .await
 }

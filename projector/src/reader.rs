@@ -58,6 +58,7 @@ impl SnapshotReader {
             live_keys: None,
             run: None,
             inside: Vec::new(),
+            fate: None,
             more: false,
         };
         let age_ms = at_ms.saturating_sub(current_ms.max(snapshot.at_ms));

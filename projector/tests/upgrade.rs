@@ -136,6 +136,7 @@ impl World {
                 account,
                 key: None,
                 run: None,
+                reservation: None,
             })
             .await?;
         Ok(standing.caps[0].spent)

@@ -252,6 +252,38 @@ pub struct Read {
     /// How this run stands too, and only its own caps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunId>,
+    /// What became of this reservation too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<ReservationId>,
+}
+
+/// What became of a reservation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// Nothing tells of it: it never was, or is not yet.
+    Unknown,
+    /// It was refused.
+    Refused {
+        /// Where; a refusal has no end.
+        position: Position,
+    },
+    /// It holds.
+    Open,
+    /// It was settled, given back, or ended by its deadline.
+    Ended {
+        /// Where.
+        position: Position,
+        /// What is charged.
+        charge: Amounts,
+    },
+    /// Another attempt of the same request took its place.
+    Replaced {
+        /// Where it ended.
+        position: Position,
+        /// That attempt.
+        by: ReservationId,
+    },
 }
 
 /// How a run stands that is open with a budget of its own. What it spent and holds is told by its caps.
@@ -304,6 +336,9 @@ pub struct Standing {
     /// [`STANDING_RUNS_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inside: Vec<RunId>,
+    /// What became of the reservation that was asked for; `None` of a writer that does not tell it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fate: Option<Fate>,
 }
 
 /// Most caps in one answer of a writer: it is one message, and has to stay below what a NATS server lets

@@ -121,6 +121,7 @@ impl World {
             account,
             key: None,
             run: None,
+            reservation: None,
         });
         read.await.unwrap().open
     }

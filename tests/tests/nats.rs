@@ -19,8 +19,8 @@ use async_nats::jetstream::stream::PersistenceMode;
 use bytes::Bytes;
 use futures::{FutureExt, TryStreamExt, future::BoxFuture};
 use seatbelt_bus::{
-    Bucket, ConnectError, Durability, DurabilityError, FeedMessage, FeedStream, GenesisError,
-    Layout, Nats, NatsUsageEvents, Proof, Settings, ThreadError, Threads, connect,
+    Bucket, ConnectError, Durability, DurabilityError, FeedMessage, FeedStream, FirstUses,
+    GenesisError, Layout, Nats, NatsUsageEvents, Proof, Settings, ThreadError, Threads, connect,
     durability::check_copies, meta, neuron_secret, prove, provision, snapshot_bucket,
     watch_neurons,
 };
@@ -38,6 +38,7 @@ use seatbelt_schemas::{
         Ack, Admin, AdminOutcome, Change, CommandError, Read, Release, Reserve, ReserveOutcome,
         Resize, Resolution, Settle, Standing,
     },
+    first_use::FirstUse,
     ids::{AccountId, Actor, CapId, CommandId, ModelId, NeuronId, ReservationId},
     meter::{Amounts, Meter},
     names::Names,
@@ -193,6 +194,30 @@ async fn the_ledgers_facts_are_made_once_and_then_fixed() {
 }
 
 #[tokio::test]
+async fn a_key_of_a_request_has_one_first_use_until_that_is_known_to_be_nothing() {
+    let nats = TestNats::start().await;
+    let (connection, names) = provisioned(&nats).await;
+    let uses = FirstUses::at(&connection, &names);
+    let first = |asked| FirstUse {
+        v: FirstUse::VERSION,
+        asked: [asked; 32],
+        reservation: "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
+        until_ms: 5,
+    };
+    assert_eq!(uses.find("k").await.unwrap(), None);
+    uses.write("k", Revision(0), &first(1)).await.unwrap();
+    let again = uses.write("k", Revision(0), &first(2)).await;
+    assert!(matches!(again, Err(WriteError::Moved)), "{again:?}");
+    let (found, revision) = uses.find("k").await.unwrap().unwrap();
+    assert_eq!(found, first(1));
+    uses.write("k", revision, &first(2)).await.unwrap();
+    assert_eq!(uses.find("k").await.unwrap().unwrap().0, first(2));
+    let unprovisioned = TestNats::start().await;
+    let uses = FirstUses::at(&unprovisioned.connect("test").await, &names);
+    assert!(uses.find("k").await.is_err(), "and nothing waits for it");
+}
+
+#[tokio::test]
 async fn a_response_is_bound_once_and_found_by_its_id_alone() {
     let nats = TestNats::start().await;
     let (connection, names) = provisioned(&nats).await;
@@ -244,6 +269,7 @@ async fn what_can_be_rebuilt_need_not_be_synced_and_all_else_is() {
         ("SEATBELT_USAGE", false),
         ("KV_SEATBELT_META", false),
         ("KV_SEATBELT_THREADS", false),
+        ("KV_SEATBELT_IDEMPOTENCE", false),
     ]) {
         let stream = connection.jetstream().get_stream(name).await.unwrap();
         let mode = stream.cached_info().config.persist_mode;
@@ -694,6 +720,7 @@ impl Ledger for Scripted {
                 live_keys: None,
                 run: None,
                 inside: Vec::new(),
+                fate: None,
                 more: false,
             })
         }
@@ -727,6 +754,7 @@ fn read(name: &str) -> Read {
         account: account(name),
         key: None,
         run: None,
+        reservation: None,
     }
 }
 

@@ -87,6 +87,7 @@ async fn stands(ledger: &dyn Ledger) -> Vec<(String, u64, u64)> {
         account: payer().account,
         key: None,
         run: None,
+        reservation: None,
     };
     let caps = ledger.read(read).await.unwrap().caps.into_iter();
     caps.map(|cap| (cap.cap.to_string(), cap.spent, cap.held))

@@ -420,6 +420,7 @@ async fn a_host_that_stops_waits_for_nobody_who_waits_for_room() {
         account: payer(0).account,
         key: None,
         run: None,
+        reservation: None,
     };
     let waiter = Arc::clone(&ledger);
     let mut waiting = tokio::spawn(async move { waiter.reserve(waits).await });

@@ -123,6 +123,7 @@ impl Run {
             account: self.account.clone(),
             key: None,
             run: None,
+            reservation: None,
         };
         let caps = self.ledger.read(read).await?.caps;
         let own = Scope::Run(self.id.clone());

@@ -31,6 +31,8 @@ pub(crate) enum Case {
     UpstreamTimeout,
     InvalidBody,
     IdempotencyKeyReused,
+    RequestInProgress,
+    RequestAnswered,
     MissingModelField,
     BodyTooLarge,
     BodyTimeout,
@@ -60,7 +62,7 @@ pub(super) struct Row {
 
 impl Case {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 27] = [
+    pub(super) const ALL: [Self; 29] = [
         Self::BalanceSpent,
         Self::WindowSpent,
         Self::WindowUnsatisfiable,
@@ -80,6 +82,8 @@ impl Case {
         Self::UpstreamTimeout,
         Self::InvalidBody,
         Self::IdempotencyKeyReused,
+        Self::RequestInProgress,
+        Self::RequestAnswered,
         Self::MissingModelField,
         Self::BodyTooLarge,
         Self::BodyTimeout,
@@ -137,6 +141,8 @@ impl Case {
             Self::UpstreamTimeout => (S::GATEWAY_TIMEOUT, API, "upstream_timeout", Some(false)),
             Self::InvalidBody => (S::BAD_REQUEST, INVALID, "invalid_body", None),
             Self::IdempotencyKeyReused => (S::UNPROCESSABLE_ENTITY, INVALID, REUSED, None),
+            Self::RequestInProgress => (S::CONFLICT, INVALID, "request_in_progress", Some(true)),
+            Self::RequestAnswered => (S::CONFLICT, INVALID, "request_answered", Some(false)),
             Self::MissingModelField => (S::BAD_REQUEST, INVALID, "missing_model_field", None),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, INVALID, "request_too_large", None),
             Self::BodyTimeout => (S::REQUEST_TIMEOUT, INVALID, "request_timeout", None),

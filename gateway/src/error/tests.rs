@@ -5,7 +5,7 @@ use seatbelt_schemas::{
     command::Refusal,
     event::RefusalReason,
     ids::{CapId, KeyId},
-    meter::Meter,
+    meter::{Amounts, Meter},
     position::Position,
     scope::Scope,
     window::Window,
@@ -95,6 +95,11 @@ fn all_other_errors_follow_the_table() {
     check(ApiError::upstream_timeout("u"), "504 api_error upstream_timeout - false");
     check(ApiError::invalid_body("x"), "400 invalid_request_error invalid_body - false");
     check(ApiError::missing_model(), "400 invalid_request_error missing_model_field - false");
+    let id = "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap();
+    check(ApiError::idempotency_key_of_another(), "422 invalid_request_error idempotency_key_reused - false");
+    check(ApiError::request_in_progress(id), "409 invalid_request_error request_in_progress 1 true");
+    check(ApiError::request_answered(id, Position(7), &Amounts::zero()), "409 invalid_request_error request_answered - false");
+    check(ApiError::first_uses_away(""), "503 api_error service_unavailable 1 true");
     check(ApiError::new(Case::BodyTooLarge, ""), "413 invalid_request_error request_too_large - false");
     check(ApiError::new(Case::BodyTimeout, ""), "408 invalid_request_error request_timeout - -");
     check(ApiError::new(Case::RouteNotFound, ""), "404 invalid_request_error route_not_found - false");
@@ -117,7 +122,7 @@ fn what_no_retry_can_cure_says_so_and_nothing_else_does() {
                 | Case::TooManyRuns
                 | Case::HeldByRuns,
             ) => Some("false"),
-            (429 | 503, _) => Some("true"),
+            (429 | 503, _) | (409, Case::RequestInProgress) => Some("true"),
             (504, _) => Some("false"), // it was worked on for as long as a request may take
             (408 | 500 | 502, _) => None,
             _ => Some("false"),

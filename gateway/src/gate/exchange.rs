@@ -23,7 +23,7 @@ impl Gate {
         mut reservation: Reservation,
         want: Want,
     ) -> Result<(Reservation, Grant), NotExchanged> {
-        let reserve = self.reserve_command(&want);
+        let reserve = self.reserve_command(self.command_id(), &want);
         let deadline_ms = reserve.deadline_ms;
         let mut undelivered = Undelivered {
             gate: self,

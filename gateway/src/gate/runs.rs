@@ -95,6 +95,7 @@ impl Gate {
             account: key.account.clone(),
             key: None,
             run: Some(run.clone()),
+            reservation: None,
         };
         let mut standing = self.read(query).await?;
         let found = standing.run.take().filter(|found| is_own(key, run, found));
@@ -145,6 +146,7 @@ impl Gate {
             account: key.account.clone(),
             key: None,
             run: Some(run.clone()),
+            reservation: None,
         };
         let mut ended = 0;
         for inner in self.read(query).await?.inside {

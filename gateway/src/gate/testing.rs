@@ -151,6 +151,7 @@ impl Ledger for Stub {
             live_keys: None,
             run: None,
             inside: Vec::new(),
+            fate: None,
             more: self.more,
         };
         async move { Ok(standing) }.boxed()

@@ -1,5 +1,5 @@
 //! Whatever generates or reads a text for money (`POST /v1/chat/completions`, `/v1/messages`,
-//! `/v1/completions`, `/v1/responses`, `/v1/embeddings`): received, planned, reserved, run.
+//! `/v1/completions`, `/v1/responses`, `/v1/embeddings`): received, looked up where it may be a repeated one, planned, reserved, run.
 //!
 //! All take the same way; only once the hold is granted anything is dispatched. Until then all of it
 //! lives in the connection's own task, so that a client which leaves gives up its place in the queue.
@@ -53,9 +53,10 @@ async fn answer(app: &App, request: Request, api: Api) -> Response {
 /// Lets a request through to its upstream, or says why not.
 async fn generate(app: &App, request: Request, api: Api) -> Result<Response, ApiError> {
     let received = app.receiver.receive(request).await?;
+    let (received, named) = app.repeats.look_up(api, received).await?;
     let plan = app.planner.plan(api, received).await?;
     let held = match plan.want()? {
-        Some(want) => Some(app.gate.reserve(want).await?),
+        Some(want) => Some(app.repeats.reserve(named, want).await?),
         None => None,
     };
     // no await between the grant and the run that owns it

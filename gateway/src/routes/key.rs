@@ -89,6 +89,7 @@ async fn read(app: &App, caller: &KeyEntry) -> Result<SnapshotStanding, ApiError
         account: caller.account.clone(),
         key: Some(caller.key.clone()),
         run: None,
+        reservation: None,
     };
     match timeout(LOOK_MAX, app.gate.ledger().read(query)).await {
         Ok(Ok(standing)) => Ok(SnapshotStanding {

@@ -16,6 +16,7 @@ mod images;
 mod messages;
 mod neuron;
 mod provided;
+mod repeats;
 mod requests;
 mod responses;
 mod runs;

@@ -318,6 +318,7 @@ async fn a_close_that_was_cut_off_is_ended_by_the_next() {
         account: account(),
         key: None,
         run: Some(run),
+        reservation: None,
     };
     let host = &stack.ledger.host;
     let found = host.read(query).await.unwrap().run.unwrap();

@@ -24,8 +24,9 @@ use axum::{
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use seatbelt_gateway::{
-    Dialect, Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret, KeyTable, Parts, Prices,
-    Readiness, ThreadFailure, ThreadStore, UpstreamConfig, UpstreamModel, system_clock,
+    Dialect, FirstUseFailure, FirstUses, Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret,
+    KeyTable, Parts, Prices, Readiness, ThreadFailure, ThreadStore, UpstreamConfig, UpstreamModel,
+    system_clock,
 };
 use seatbelt_ledger::{
     api::{
@@ -40,6 +41,7 @@ use seatbelt_schemas::{
     cap::{CapSpec, CapStanding},
     command::Change,
     event::{KeyIssued, UsageSource},
+    first_use::FirstUse,
     ids::{AccountId, Actor, CapId, CommandId, KeyId, LedgerId, ModelId, NeuronId, ReservationId},
     meter::Meter,
     neuron::{
@@ -468,6 +470,50 @@ impl ThreadStore for TestThreads {
     }
 }
 
+/// First uses in memory, each with its revision.
+#[derive(Default)]
+pub(crate) struct TestFirstUses {
+    pub(crate) kept: Arc<Mutex<HashMap<String, (FirstUse, u64)>>>,
+    /// Nothing is read or written.
+    pub(crate) away: AtomicBool,
+    /// Each key that is looked up or written.
+    pub(crate) asked: AtomicUsize,
+}
+
+impl FirstUses for TestFirstUses {
+    fn find(
+        &self,
+        name: String,
+    ) -> BoxFuture<'static, Result<Option<(FirstUse, u64)>, FirstUseFailure>> {
+        self.asked.fetch_add(1, SeqCst);
+        let found = self.kept.lock().unwrap().get(&name).cloned();
+        let away = self.away.load(SeqCst);
+        async move { unless_away(away).map(|()| found) }.boxed()
+    }
+
+    fn write(
+        &self,
+        name: String,
+        revision: u64,
+        first: FirstUse,
+    ) -> BoxFuture<'static, Result<bool, FirstUseFailure>> {
+        self.asked.fetch_add(1, SeqCst);
+        let (kept, away) = (Arc::clone(&self.kept), self.away.load(SeqCst));
+        async move {
+            unless_away(away)?;
+            let mut kept = kept.lock().unwrap();
+            let now = kept.get(&name).map_or(0, |(_, revision)| *revision);
+            if now != revision {
+                return Ok(false);
+            }
+            let next = kept.values().map(|(_, revision)| *revision).max();
+            kept.insert(name, (first, next.unwrap_or(0) + 1));
+            Ok(true)
+        }
+        .boxed()
+    }
+}
+
 /// Snapshots taken from the ledger; frozen ones show what was last seen.
 pub(crate) struct TestSnapshots {
     host: Arc<LedgerHost>,
@@ -497,6 +543,7 @@ impl Snapshots for TestSnapshots {
                         account,
                         key,
                         run: None,
+                        reservation: None,
                     })
                     .await
                     .unwrap();
@@ -549,6 +596,7 @@ pub(crate) struct Stack {
     pub(crate) snapshots: Arc<TestSnapshots>,
     pub(crate) usage: Arc<TestUsage>,
     pub(crate) threads: Arc<TestThreads>,
+    pub(crate) first_uses: Arc<TestFirstUses>,
     pub(crate) neurons: watch::Sender<Vec<NeuronRecord>>,
     pub(crate) keys: watch::Sender<KeyTable>,
     pub(crate) prices: watch::Sender<Prices>,
@@ -614,6 +662,7 @@ impl Stack {
         });
         let usage = Arc::new(TestUsage::default());
         let threads = Arc::new(TestThreads::default());
+        let first_uses = Arc::new(TestFirstUses::default());
         let (neurons, alive) = watch::channel(Vec::new());
         let (ready, is_ready) = watch::channel(Readiness::default());
         let mut told = told(&upstream);
@@ -627,6 +676,7 @@ impl Stack {
             snapshots: Arc::clone(&snapshots) as Arc<dyn Snapshots>,
             usage: Arc::clone(&usage) as Arc<dyn UsageEvents>,
             threads: Some(Arc::clone(&threads) as Arc<dyn ThreadStore>),
+            first_uses: Some(Arc::clone(&first_uses) as Arc<dyn FirstUses>),
             neurons: alive,
             neuron_secret: neuron_secret(),
             clock: system_clock(),
@@ -646,6 +696,7 @@ impl Stack {
             snapshots,
             usage,
             threads,
+            first_uses,
             neurons,
             keys,
             prices,
@@ -679,6 +730,7 @@ impl Stack {
             account: account(),
             key: Some(key()),
             run: None,
+            reservation: None,
         };
         self.ledger.host.read(read).await.unwrap().caps.remove(0)
     }

@@ -9,9 +9,9 @@
 
 use std::collections::BTreeMap;
 
-use seatbelt_schemas::{event::Event, ids::CommandId, position::Position};
+use seatbelt_schemas::{event::Event, ids::CommandId};
 
-use super::{Outcome, Outcomes, ended_by};
+use super::{End, Outcome, Outcomes, Stands};
 use crate::{decide::validate::CLOCK_SKEW_MS_MAX, journal::Sequence};
 
 /// What is to be read of the journal.
@@ -30,8 +30,8 @@ pub struct Unsearched {
 pub(super) struct Ahead {
     unread: Unsearched,
     newest: CommandId,
-    /// Where reservations among them have ended since.
-    ended: BTreeMap<CommandId, Position>,
+    /// How reservations among them have ended since.
+    ended: BTreeMap<CommandId, End>,
 }
 
 impl Ahead {
@@ -79,10 +79,10 @@ impl Outcomes {
     pub fn apply_above(&mut self, event: &Event, floor: CommandId) {
         if event.cause > floor {
             self.apply(event);
-        } else if let Some(reservation) = ended_by(&event.body)
+        } else if let Some((reservation, end)) = End::by(event)
             && CommandId::from(reservation) > floor
         {
-            self.end(reservation, event.position);
+            self.end(reservation, end);
         }
     }
 
@@ -93,8 +93,10 @@ impl Outcomes {
         };
         let read_ids = read.hot.known.into_iter().chain(read.refused.known);
         for (id, (fingerprint, mut outcome)) in read_ids {
-            if let Outcome::Reserved { ended, .. } = &mut outcome {
-                *ended = ahead.ended.get(&id).copied().or(*ended);
+            if let Outcome::Reserved { stands, .. } = &mut outcome
+                && let Some(end) = ahead.ended.get(&id)
+            {
+                *stands = Stands::Ended(*end);
             }
             self.keep(id, (fingerprint, outcome));
         }
@@ -110,13 +112,13 @@ impl Outcomes {
         }
     }
 
-    /// Notes where a reservation has ended that is not known.
-    pub(super) fn note_end(&mut self, id: CommandId, position: Position) {
+    /// Notes how a reservation has ended that is not known.
+    pub(super) fn note_end(&mut self, id: CommandId, end: End) {
         let max = self.hot.max;
         let Some(ahead) = self.ahead.as_mut().filter(|ahead| ahead.covers(id)) else {
             return;
         };
-        ahead.ended.insert(id, position);
+        ahead.ended.insert(id, end);
         if ahead.ended.len() > max {
             self.give_up_reading();
         }
@@ -125,8 +127,10 @@ impl Outcomes {
 
 #[cfg(test)]
 mod tests {
+    use seatbelt_schemas::{meter::Amounts, position::Position};
+
     use super::*;
-    use crate::outcomes::{Fingerprint, Recall};
+    use crate::outcomes::{EndOf, Fingerprint, Recall};
 
     const NOW_MS: u64 = 1_700_000_000_000;
     const TO: Sequence = Sequence(9);
@@ -193,14 +197,18 @@ mod tests {
     fn an_end_that_came_meanwhile_is_not_forgotten() {
         let mut outcomes = resumed();
         let (at, reserved) = (Position(8), id(NOW_MS + 100));
-        outcomes.note_end(reserved, at);
+        let end = End {
+            position: at,
+            of: EndOf::Charged(Amounts::zero()),
+        };
+        outcomes.note_end(reserved, end);
         let mut read = Outcomes::after(None, 4);
-        let hold = seatbelt_schemas::meter::Amounts::zero();
         let outcome = Outcome::Reserved {
             position: Position(3),
-            hold,
-            clamped: false,
-            ended: None,
+            stands: Stands::Open {
+                hold: Amounts::zero(),
+                clamped: false,
+            },
         };
         read.remember(reserved, fingerprint(), outcome);
         outcomes.take_read(read);

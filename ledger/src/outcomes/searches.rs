@@ -7,17 +7,17 @@
 
 use std::collections::BTreeMap;
 
-use seatbelt_schemas::{ids::CommandId, position::Position};
+use seatbelt_schemas::ids::CommandId;
 
-use super::KnownOutcome;
+use super::{End, KnownOutcome};
 
 /// What became of a command since it is being looked for.
 #[derive(Debug, Default)]
 pub(super) struct Since {
     /// Its outcome, where it was carried out.
     pub(super) known: Option<KnownOutcome>,
-    /// Where what it reserved has ended.
-    pub(super) ended: Option<Position>,
+    /// How what it reserved has ended.
+    pub(super) ended: Option<End>,
 }
 
 /// Commands that are being looked for. No more than there are commands that wait.
@@ -35,9 +35,9 @@ impl Searches {
         }
     }
 
-    pub(super) fn note_end(&mut self, id: CommandId, position: Position) {
+    pub(super) fn note_end(&mut self, id: CommandId, end: End) {
         if let Some(since) = self.0.get_mut(&id) {
-            since.ended = Some(position);
+            since.ended = Some(end);
         }
     }
 
@@ -72,7 +72,7 @@ mod tests {
         scope::Scopes,
     };
 
-    use crate::outcomes::{Fingerprint, Outcome, Outcomes, Recall, Trace};
+    use crate::outcomes::{Fingerprint, Outcome, Outcomes, Recall, Stands, Trace};
 
     fn id() -> CommandId {
         CommandId::from_parts(5, 1)
@@ -185,10 +185,10 @@ mod tests {
         search(&mut outcomes, Vec::new());
         let fingerprint = Fingerprint::of_event(&reserved()).unwrap();
         let known = outcomes.recall(id(), fingerprint);
-        assert!(
-            matches!(known, Recall::Same(Outcome::Reserved { ended: None, .. })),
-            "{known:?}"
-        );
+        let Recall::Same(Outcome::Reserved { stands, .. }) = known else {
+            panic!("{known:?}");
+        };
+        assert!(matches!(stands, Stands::Open { .. }), "{stands:?}");
     }
 
     #[test]

@@ -235,6 +235,7 @@ impl Desk {
             account: account.clone(),
             key: None,
             run: None,
+            reservation: None,
         };
         let read = self.since.get_or_try_init(async || {
             let standing = self.ledger.read(query).await?;

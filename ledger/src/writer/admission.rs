@@ -6,7 +6,8 @@
 use seatbelt_schemas::{
     cap::CapStanding,
     command::{
-        Ack, AdminOutcome, CommandError, Grant, Refusal, Release, ReserveOutcome, Resize, Settle,
+        Ack, AdminOutcome, CommandError, Grant, Read, Refusal, Release, ReserveOutcome, Resize,
+        Settle,
     },
     ids::{AccountId, CommandId, ReservationId},
     position::Position,
@@ -21,7 +22,7 @@ use crate::{
     account::Account,
     api::Answer,
     decide::validate::Malformed,
-    outcomes::{Fingerprint, Outcome, Recall},
+    outcomes::{End, Fingerprint, Outcome, Recall, Stands},
 };
 
 impl<T: Caller> Writer<T> {
@@ -62,7 +63,11 @@ impl<T: Caller> Writer<T> {
         let is_open = |id| state.is_some_and(|state| state.open().contains_key(&id));
         let has_expired = |id| state.is_some_and(|state| state.expired().contains_key(&id));
         let id = match request {
-            Request::Read(_) => return None,
+            // what became of a reservation that is open the account tells
+            Request::Read(Read { reservation, .. }) => match reservation {
+                Some(reservation) if !is_open(*reservation) => CommandId::from(*reservation),
+                _ => return None,
+            },
             Request::Reserve(command) => command.id,
             Request::Admin(command) => command.id,
             // first whether it was carried out; then where the hold that was to make room ended
@@ -202,22 +207,21 @@ impl<T: Caller> Writer<T> {
             other => other.position(),
         };
         let reply = match outcome {
-            Outcome::Reserved {
-                ended: Some(position),
-                ..
-            } => Err(CommandError::AlreadyResolved {
-                reservation: id.into(),
-                position: *position,
-            }),
-            Outcome::Reserved { hold, clamped, .. } => {
-                Ok(Reply::Reserve(ReserveOutcome::Reserved(Grant {
+            Outcome::Reserved { position, stands } => match stands {
+                Stands::Ended(End { position, .. }) => Err(CommandError::AlreadyResolved {
                     reservation: id.into(),
-                    position: outcome.position(),
-                    hold: *hold,
-                    clamped: *clamped,
-                    caps: self.standings_of(account, id.into()),
-                })))
-            }
+                    position: *position,
+                }),
+                Stands::Open { hold, clamped } => {
+                    Ok(Reply::Reserve(ReserveOutcome::Reserved(Grant {
+                        reservation: id.into(),
+                        position: *position,
+                        hold: *hold,
+                        clamped: *clamped,
+                        caps: self.standings_of(account, id.into()),
+                    })))
+                }
+            },
             Outcome::Refused(refusal) => {
                 let told = Refusal {
                     held_by_runs: self.held_by_runs(account, refusal),

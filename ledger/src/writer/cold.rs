@@ -199,6 +199,7 @@ mod tests {
             account: account(),
             key: None,
             run: None,
+            reservation: None,
         };
         parked.park(fetch(), Position(0), Request::Read(read), caller);
     }

@@ -1,9 +1,9 @@
 //! Commands that take no hold: reading an account, and what an operator changes.
 
 use seatbelt_schemas::{
-    command::{Admin, AdminOutcome, Change, CommandError, Read, STANDING_CAPS_MAX, Standing},
+    command::{Admin, AdminOutcome, Change, CommandError, Fate, Read, STANDING_CAPS_MAX, Standing},
     event::EventBody,
-    ids::AccountId,
+    ids::{AccountId, ReservationId},
 };
 
 use super::{Caller, Reply, Writer, carrying::By, replies::TurnedAway};
@@ -19,6 +19,7 @@ impl<T: Caller> Writer<T> {
         let position = self.state.position();
         let standing = self.account(&query.account).map(|state| {
             let (key, run) = (query.key.as_ref(), query.run.as_ref());
+            let fate = |id| self.fate(state, id);
             let mut standings = state.standings(key, run, at_ms);
             Reply::Standing(Standing {
                 account: query.account.clone(),
@@ -31,9 +32,18 @@ impl<T: Caller> Writer<T> {
                 live_keys: Some(state.keys().iter().filter(|key| !key.revoked).count() as u64),
                 run: run.and_then(|run| state.run_standing(run)).map(Box::new),
                 inside: run.map_or_else(Vec::new, |run| state.runs_inside(run)),
+                fate: query.reservation.map(fate),
             })
         });
         self.answer(caller, standing);
+    }
+
+    /// What became of a reservation: the account tells of those that are open, however old they are.
+    fn fate(&self, state: &Account, reservation: ReservationId) -> Fate {
+        match state.open().contains_key(&reservation) {
+            true => Fate::Open,
+            false => self.outcomes.fate(reservation),
+        }
     }
 
     pub(super) fn admin(&mut self, now_ms: u64, command: &Admin, caller: T) {

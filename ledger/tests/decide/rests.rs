@@ -29,6 +29,7 @@ fn read(story: &mut Story) -> Call {
         account: account(),
         key: None,
         run: None,
+        reservation: None,
     };
     story.send(id, Request::Read(query))
 }

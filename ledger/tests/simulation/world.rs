@@ -428,6 +428,7 @@ impl World {
                 account,
                 key: None,
                 run: None,
+                reservation: None,
             }),
         };
         self.send(host, request);
@@ -895,6 +896,7 @@ impl World {
                     account,
                     key: None,
                     run: None,
+                    reservation: None,
                 }),
             );
         }

@@ -108,6 +108,7 @@ pub(crate) async fn stops_without_reading(hosts: &Hosts, payers: &Payers, host: 
                 account,
                 key: None,
                 run: None,
+                reservation: None,
             };
             tokio::join!(ledger.read(query), ledger.reserve(older))
         })

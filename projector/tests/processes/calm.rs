@@ -195,6 +195,7 @@ async fn readers(payers: &Payers, host: &Host) {
         account: vocabulary::account("crowd"),
         key: None,
         run: None,
+        reservation: None,
     };
     let read = async |reader: usize| {
         for _ in 0..EACH_READS {

@@ -152,6 +152,7 @@ impl Payers {
             account: account.clone(),
             key: None,
             run: None,
+            reservation: None,
         };
         let asked = self.ask(async |host| host.ledger.read(query.clone()).await);
         match asked.await {

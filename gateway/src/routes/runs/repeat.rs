@@ -10,9 +10,9 @@ use crate::{
     app::App,
     config::{KeyEntry, Within},
     error::ApiError,
+    receive::IDEMPOTENCY_KEY,
 };
 
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Longest such key.
 const LEN_MAX: usize = 255;
 /// What is said of a run that is not open.

@@ -165,6 +165,7 @@ fn an_account_of_another_partition_is_sent_there() {
         account: elsewhere.unwrap(),
         key: None,
         run: None,
+        reservation: None,
     };
     desk.send(Request::Read(read));
     let answer = desk.answer();

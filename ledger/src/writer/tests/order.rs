@@ -229,6 +229,7 @@ fn a_read_shows_what_is_decided_and_is_told_once_that_lasts() {
         account: desk.payer.account.clone(),
         key: None,
         run: None,
+        reservation: None,
     };
     desk.send(Request::Read(read));
     assert!(desk.answers().is_empty());
@@ -259,6 +260,7 @@ fn a_read_has_its_bounds_and_says_that_there_is_more() {
             account,
             key,
             run: None,
+            reservation: None,
         }));
         match desk.answer() {
             Ok(Reply::Standing(standing)) => standing,

@@ -357,6 +357,7 @@ async fn load(ledger: &Arc<dyn Ledger>, numbers: std::ops::Range<usize>) -> Hist
                 account: account(number),
                 key: None,
                 run: None,
+                reservation: None,
             };
             let begun = Instant::now();
             ledger.read(query).await.unwrap();

@@ -1,0 +1,51 @@
+//! What clients' own keys of requests were used for first, for the gateway: the bucket behind its trait.
+
+use std::sync::Arc;
+
+use futures::{FutureExt, future::BoxFuture};
+use seatbelt_bus::{
+    self as nats,
+    kept::{Revision, WriteError},
+};
+use seatbelt_gateway::{FirstUseFailure, FirstUses};
+use seatbelt_schemas::first_use::FirstUse;
+
+use super::bus::Bus;
+
+struct Kept(nats::FirstUses);
+
+/// The bucket, whether it is there or not: a server that was not provisioned anew serves all other requests.
+pub(super) fn first_uses(bus: &Bus) -> Arc<dyn FirstUses> {
+    Arc::new(Kept(nats::FirstUses::at(&bus.nats, &bus.names)))
+}
+
+impl FirstUses for Kept {
+    fn find(
+        &self,
+        name: String,
+    ) -> BoxFuture<'static, Result<Option<(FirstUse, u64)>, FirstUseFailure>> {
+        let kept = self.0.clone();
+        async move {
+            let found = kept.find(&name).await?;
+            Ok(found.map(|(first, Revision(revision))| (first, revision)))
+        }
+        .boxed()
+    }
+
+    fn write(
+        &self,
+        name: String,
+        revision: u64,
+        first: FirstUse,
+    ) -> BoxFuture<'static, Result<bool, FirstUseFailure>> {
+        let kept = self.0.clone();
+        async move {
+            match kept.write(&name, Revision(revision), &first).await {
+                Ok(()) => Ok(true),
+                Err(WriteError::Moved) => Ok(false),
+                Err(WriteError::Unreachable(error)) => Err(error.into()),
+            }
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,375 @@
+//! Requests that a client may send again under an `Idempotency-Key`: charged once, whichever gateway is asked and
+//! whatever dies in between.
+//!
+//! Before anything is reserved it is written which reservation the key stands for, and only where nobody wrote
+//! before. Whoever repeats the request finds that, and the ledger says what became of it. Where nothing came of it,
+//! the request goes on under a reservation of its own. Not here: how first uses are kept, and answers, which are gone.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::http::HeaderMap;
+use futures::future::BoxFuture;
+use seatbelt_dialects::{Api, Exact, Fields};
+use seatbelt_schemas::{
+    command::{Fate, Grant},
+    first_use::FirstUse,
+    ids::{AccountId, ReservationId},
+    meter::Amounts,
+    position::Position,
+};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    clock::{Clock, ms},
+    config::KeyEntry,
+    error::{ApiError, Case},
+    gate::{Gate, Reservation, Want},
+    receive::{Caller, IDEMPOTENCY_KEY, Received},
+};
+
+/// Longest such key.
+const LEN_MAX: usize = 255;
+/// Reservations that one request may have had, one in the place of another, and more.
+const ATTEMPTS_MAX: usize = 128;
+/// How long after the time for a reserve nobody asks for it any more: clocks differ.
+const UNSURE: Duration = Duration::from_secs(5);
+
+/// First uses could not be read or written: try again.
+pub type FirstUseFailure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Who keeps what each key was used for first, for a day.
+pub trait FirstUses: Send + Sync {
+    /// The first use under a name, with its revision.
+    fn find(
+        &self,
+        name: String,
+    ) -> BoxFuture<'static, Result<Option<(FirstUse, u64)>, FirstUseFailure>>;
+
+    /// Writes one where the name is at that revision, zero where it never was written; answers once it lasts. False
+    /// where somebody else wrote.
+    fn write(
+        &self,
+        name: String,
+        revision: u64,
+        first: FirstUse,
+    ) -> BoxFuture<'static, Result<bool, FirstUseFailure>>;
+}
+
+/// A request under a key of its client's, of which nothing came so far.
+#[derive(Debug)]
+pub(crate) struct Named {
+    account: AccountId,
+    /// Of the key, for nobody but who sent it.
+    name: String,
+    asked: [u8; 32],
+    /// What it takes the place of.
+    revision: u64,
+}
+
+/// What became of a request that is sent again.
+enum Became {
+    Nothing,
+    Running(ReservationId),
+    Charged(ReservationId, Position, Amounts),
+}
+
+/// Lets each of them through once.
+pub(crate) struct Repeats {
+    pub(crate) kept: Option<Arc<dyn FirstUses>>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) clock: Clock,
+}
+
+impl Repeats {
+    /// Looks a request up that may be a repeated one. An error where it is, and the first one was let through, or was
+    /// another one.
+    pub(crate) async fn look_up(
+        &self,
+        api: Api,
+        received: Received,
+    ) -> Result<(Received, Option<Named>), ApiError> {
+        let Some(key) = &received.caller.key else {
+            return Ok((received, None));
+        };
+        let Some(told) = told(&received.headers)? else {
+            return Ok((received, None));
+        };
+        let (account, name) = (key.account.clone(), name_of(key, told));
+        let (received, asked) = asked(api, received).await?;
+        let mut named = Named {
+            account,
+            name,
+            asked,
+            revision: 0,
+        };
+        if let Some((first, revision)) = self.find(&named.name).await? {
+            self.check(&named, &first).await?;
+            named.revision = revision;
+        }
+        Ok((received, Some(named)))
+    }
+
+    /// Asks for a hold; first of all, where the request may be repeated, it is written which one.
+    pub(crate) async fn reserve(
+        &self,
+        named: Option<Named>,
+        want: Want,
+    ) -> Result<(Reservation, Grant), ApiError> {
+        let Some(named) = named else {
+            return self.gate.reserve(want).await;
+        };
+        let id = self.gate.command_id();
+        let first = FirstUse {
+            v: FirstUse::VERSION,
+            asked: named.asked,
+            reservation: id.into(),
+            until_ms: (self.clock)().saturating_add(ms(self.gate.patience_for(&want) + UNSURE)),
+        };
+        let until_ms = first.until_ms;
+        let written = self
+            .kept()?
+            .write(named.name.clone(), named.revision, first)
+            .await;
+        let written = written.map_err(|error| ApiError::first_uses_away(error.to_string()))?;
+        if !written {
+            return Err(self.overtaken(&named).await);
+        }
+        let (reservation, grant) = self.gate.reserve_as(id, want).await?;
+        // whoever asked since took it that this never would be
+        if (self.clock)() >= until_ms {
+            reservation.release("reserved too late").await;
+            return Err(ApiError::busy(
+                "the request took too long to be let through",
+            ));
+        }
+        Ok((reservation, grant))
+    }
+
+    fn kept(&self) -> Result<&Arc<dyn FirstUses>, ApiError> {
+        let none = || ApiError::first_uses_away("this gateway was started without");
+        self.kept.as_ref().ok_or_else(none)
+    }
+
+    async fn find(&self, name: &str) -> Result<Option<(FirstUse, u64)>, ApiError> {
+        let found = self.kept()?.find(name.to_owned()).await;
+        found.map_err(|error| ApiError::first_uses_away(error.to_string()))
+    }
+
+    /// What is said of a request where the same one, or another under its key, was quicker.
+    async fn overtaken(&self, named: &Named) -> ApiError {
+        let found = match self.find(&named.name).await {
+            Ok(Some((first, _))) => self.check(named, &first).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        let again = || ApiError::busy("another request came under the same Idempotency-Key");
+        found.err().unwrap_or_else(again)
+    }
+
+    /// Whether a request may go on after the one that came first.
+    async fn check(&self, named: &Named, first: &FirstUse) -> Result<(), ApiError> {
+        if first.asked != named.asked {
+            return Err(ApiError::idempotency_key_of_another());
+        }
+        match self.became(&named.account, first).await? {
+            Became::Nothing => Ok(()),
+            Became::Running(id) => Err(ApiError::request_in_progress(id)),
+            Became::Charged(id, position, charge) => {
+                Err(ApiError::request_answered(id, position, &charge))
+            }
+        }
+    }
+
+    async fn became(&self, account: &AccountId, first: &FirstUse) -> Result<Became, ApiError> {
+        let mut id = first.reservation;
+        for _ in 0..ATTEMPTS_MAX {
+            return Ok(match self.gate.fate(account, id).await? {
+                Fate::Replaced { by, .. } => {
+                    id = by;
+                    continue;
+                }
+                Fate::Open => Became::Running(id),
+                Fate::Unknown if (self.clock)() < first.until_ms => Became::Running(id),
+                Fate::Unknown | Fate::Refused { .. } => Became::Nothing,
+                Fate::Ended { charge, .. } if charge.is_zero() => Became::Nothing,
+                Fate::Ended { position, charge } => Became::Charged(id, position, charge),
+            });
+        }
+        let message = "what became of the request under this Idempotency-Key is not known";
+        Err(ApiError::new(Case::Internal, message))
+    }
+}
+
+/// The key that a client names.
+fn told(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let mut sent = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = sent.next() else {
+        return Ok(None);
+    };
+    let printable = |byte: u8| (b' '..=b'~').contains(&byte);
+    let text = value
+        .to_str()
+        .ok()
+        .filter(|text| (1..=LEN_MAX).contains(&text.len()) && text.bytes().all(printable));
+    match (text, sent.next()) {
+        (Some(text), None) => Ok(Some(text)),
+        _ => {
+            let problem = format!("must be sent once, with 1 to {LEN_MAX} printable characters");
+            Err(ApiError::invalid_field(IDEMPOTENCY_KEY, &problem))
+        }
+    }
+}
+
+/// Under what the first use of a key is kept: another account, another key of it, or another run cannot meet it.
+fn name_of(key: &KeyEntry, told: &str) -> String {
+    let run = key.within.as_ref().map_or("", |within| within.run.as_str());
+    let parts = ["request", key.account.as_str(), key.key.as_str(), run, told];
+    let hash = digest(parts.map(str::as_bytes));
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A digest of what a request asks, whatever its spaces, and of whom it is for.
+async fn asked(api: Api, received: Received) -> Result<(Received, [u8; 32]), ApiError> {
+    let Received { body, exact, .. } = received;
+    let caller = received.caller;
+    let working = {
+        let caller = caller.clone();
+        move || {
+            let asked = asked_of(api, &caller, &body, exact.as_ref());
+            Ok((body, exact, asked))
+        }
+    };
+    let (body, exact, asked) = received.aside.clone().work(working).await?;
+    let received = Received {
+        body,
+        exact,
+        caller,
+        ..received
+    };
+    Ok((received, asked))
+}
+
+fn asked_of(api: Api, caller: &Caller, body: &Fields, exact: Option<&Exact>) -> [u8; 32] {
+    let body = serde_json::to_vec(body).expect("a JSON object is written to memory");
+    let body = exact.map(|exact| exact.unmarked(&body)).unwrap_or(body);
+    let api = format!("{api:?}");
+    let run = caller.run.as_ref().map_or("", |run| run.as_str());
+    let user = caller.end_user.as_ref().map_or("", |user| user.as_str());
+    digest([api.as_bytes(), run.as_bytes(), user.as_bytes(), &body])
+}
+
+fn digest<const N: usize>(parts: [&[u8]; N]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    use axum::http::HeaderValue;
+    use futures::FutureExt;
+    use seatbelt_schemas::ids::{KeyId, RunId};
+
+    use super::*;
+    use crate::{
+        config::Within,
+        gate::testing::{self, Asked, Stub},
+    };
+
+    /// Keeps nothing, and takes everything.
+    struct Empty;
+
+    impl FirstUses for Empty {
+        fn find(
+            &self,
+            _: String,
+        ) -> BoxFuture<'static, Result<Option<(FirstUse, u64)>, FirstUseFailure>> {
+            async { Ok(None) }.boxed()
+        }
+
+        fn write(
+            &self,
+            _: String,
+            _: u64,
+            _: FirstUse,
+        ) -> BoxFuture<'static, Result<bool, FirstUseFailure>> {
+            async { Ok(true) }.boxed()
+        }
+    }
+
+    /// What a gateway asks for that wakes up so much later than it wrote what it would reserve.
+    async fn asked_when_late_by(late: Duration) -> Vec<Asked> {
+        let stub = Arc::new(Stub::default());
+        let (gate, _, _) = testing::gate(&stub);
+        let (now_ms, late_ms) = (AtomicU64::new(1_700_000_000_000), ms(late));
+        let repeats = Repeats {
+            kept: Some(Arc::new(Empty)),
+            gate,
+            clock: Arc::new(move || now_ms.fetch_add(late_ms, SeqCst)),
+        };
+        let named = Named {
+            account: testing::key().account,
+            name: "n".to_owned(),
+            asked: [0; 32],
+            revision: 0,
+        };
+        let reserved = repeats.reserve(Some(named), testing::want()).await;
+        if let Ok((reservation, _)) = reserved {
+            reservation.settle(testing::report(1)).await.unwrap();
+        }
+        stub.asked()
+    }
+
+    #[tokio::test]
+    async fn a_hold_that_nobody_counts_on_any_more_is_given_back() {
+        let late = asked_when_late_by(Duration::from_secs(3600)).await;
+        let released = Asked::Release("reserved too late".to_owned());
+        assert_eq!(late.last(), Some(&released));
+        let in_time = asked_when_late_by(Duration::from_secs(1)).await;
+        assert!(matches!(in_time.last(), Some(Asked::Settle(..))));
+    }
+
+    fn headers(values: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            headers.append(IDEMPOTENCY_KEY, value);
+        }
+        headers
+    }
+
+    #[test]
+    fn a_key_is_short_printable_and_sent_once() {
+        assert_eq!(told(&headers(&[])).unwrap(), None);
+        assert_eq!(told(&headers(&["a b"])).unwrap(), Some("a b"));
+        let longest = "k".repeat(LEN_MAX);
+        assert_eq!(told(&headers(&[&longest])).unwrap(), Some(&*longest));
+        let long = "k".repeat(LEN_MAX + 1);
+        for odd in [&[""][..], &["é"], &["a\tb"], &[&long], &["a", "a"]] {
+            let error = told(&headers(odd)).unwrap_err();
+            assert_eq!(error.code(), "invalid_body", "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_elses_key_is_met() {
+        let own = testing::key();
+        let mut others = vec![own.clone(), own.clone(), own.clone()];
+        others[0].account = AccountId::new("b").unwrap();
+        others[1].key = KeyId::new("l").unwrap();
+        others[2].within = Some(Within {
+            run: RunId::new("r").unwrap(),
+            deadline_ms: 1,
+        });
+        for other in others {
+            assert_ne!(name_of(&own, "1"), name_of(&other, "1"), "{other:?}");
+        }
+        assert_ne!(name_of(&own, "1"), name_of(&own, "2"));
+        assert_eq!(name_of(&own, "1").len(), 64);
+    }
+}
