@@ -83,7 +83,7 @@ ROOMS = {
     "plan": BASE | FIRST | {"threads"},
     "run": BASE | FIRST | {"threads", "plan"},
     "app": BASE | FIRST | {"repeats", "plan", "run", "ready"},
-    "routes": BASE | FIRST | {"app", "ready"},
+    "routes": BASE | FIRST | {"repeats", "app", "ready"},
     "server": BASE | FIRST | {"threads", "repeats", "plan", "run", "app", "routes", "ready"},
 }
 

@@ -220,16 +220,6 @@ impl ApiError {
         )
     }
 
-    /// A request is repeated, and is another one.
-    pub(crate) fn idempotency_key_reused(run: &str) -> Self {
-        Self::new(
-            Case::IdempotencyKeyReused,
-            format!(
-                "the Idempotency-Key was given before, with another budget, for run '{run}': repeat that request as it was, or give another key"
-            ),
-        )
-    }
-
     /// What was asked cannot be bounded, so it cannot be held.
     pub(crate) fn unbounded(param: &str, problem: &str) -> Self {
         Self::new(

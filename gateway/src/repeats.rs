@@ -67,10 +67,26 @@ pub(crate) struct Named {
 }
 
 /// What became of a request that is sent again.
-enum Became {
+pub(crate) enum Became {
     Nothing,
-    Running(ReservationId),
+    /// It is not known to be reserved, and may be at any time.
+    Unsure(ReservationId),
+    Open(ReservationId),
     Charged(ReservationId, Position, Amounts),
+}
+
+impl Named {
+    /// Of a client's key: what else its first use is kept under, and what was asked.
+    pub(crate) fn of(key: &KeyEntry, parts: &[&[u8]], asked: &[&[u8]]) -> Self {
+        let own = [key.account.as_str().as_bytes(), key.key.as_str().as_bytes()];
+        let hash = digest(own.into_iter().chain(parts.iter().copied()));
+        Self {
+            account: key.account.clone(),
+            name: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+            asked: digest(asked.iter().copied()),
+            revision: 0,
+        }
+    }
 }
 
 /// Lets each of them through once.
@@ -94,19 +110,15 @@ impl Repeats {
         let Some(told) = told(&received.headers)? else {
             return Ok((received, None));
         };
-        let (account, name) = (key.account.clone(), name_of(key, told));
+        let (key, told) = (Arc::clone(key), told.to_owned());
         let (received, asked) = asked(api, received).await?;
-        let mut named = Named {
-            account,
-            name,
-            asked,
-            revision: 0,
-        };
-        if let Some((first, revision)) = self.find(&named.name).await? {
-            self.check(&named, &first).await?;
-            named.revision = revision;
+        let run = key.within.as_ref().map_or("", |within| within.run.as_str());
+        let parts = ["request", run, &told].map(str::as_bytes);
+        let mut named = Named::of(&key, &parts, &[&asked]);
+        match self.became(&mut named).await? {
+            Became::Nothing => Ok((received, Some(named))),
+            became => Err(refused(&became)),
         }
-        Ok((received, Some(named)))
     }
 
     /// Asks for a hold; first of all, where the request may be repeated, it is written which one.
@@ -115,24 +127,18 @@ impl Repeats {
         named: Option<Named>,
         want: Want,
     ) -> Result<(Reservation, Grant), ApiError> {
-        let Some(named) = named else {
+        let Some(mut named) = named else {
             return self.gate.reserve(want).await;
         };
         let id = self.gate.command_id();
-        let first = FirstUse {
-            v: FirstUse::VERSION,
-            asked: named.asked,
-            reservation: id.into(),
-            until_ms: (self.clock)().saturating_add(ms(self.gate.patience_for(&want) + UNSURE)),
-        };
-        let until_ms = first.until_ms;
-        let written = self
-            .kept()?
-            .write(named.name.clone(), named.revision, first)
-            .await;
-        let written = written.map_err(|error| ApiError::first_uses_away(error.to_string()))?;
-        if !written {
-            return Err(self.overtaken(&named).await);
+        let until_ms = self.until_ms(self.gate.patience_for(&want));
+        if !self.write(&named, id.into(), until_ms).await? {
+            return Err(match self.became(&mut named).await? {
+                Became::Nothing => {
+                    ApiError::busy("another request came under the same Idempotency-Key")
+                }
+                became => refused(&became),
+            });
         }
         let (reservation, grant) = self.gate.reserve_as(id, want).await?;
         // whoever asked since took it that this never would be
@@ -145,42 +151,52 @@ impl Repeats {
         Ok((reservation, grant))
     }
 
+    /// Until when anybody reserves what is written now, if its answer is awaited for so long.
+    pub(crate) fn until_ms(&self, patience: Duration) -> u64 {
+        (self.clock)().saturating_add(ms(patience + UNSURE))
+    }
+
+    /// Writes which reservation a request becomes; false where somebody was quicker.
+    pub(crate) async fn write(
+        &self,
+        named: &Named,
+        reservation: ReservationId,
+        until_ms: u64,
+    ) -> Result<bool, ApiError> {
+        let first = FirstUse {
+            v: FirstUse::VERSION,
+            asked: named.asked,
+            reservation,
+            until_ms,
+        };
+        let written = self
+            .kept()?
+            .write(named.name.clone(), named.revision, first);
+        let written = written.await;
+        written.map_err(|error| ApiError::first_uses_away(error.to_string()))
+    }
+
     fn kept(&self) -> Result<&Arc<dyn FirstUses>, ApiError> {
         let none = || ApiError::first_uses_away("this gateway was started without");
         self.kept.as_ref().ok_or_else(none)
     }
 
-    async fn find(&self, name: &str) -> Result<Option<(FirstUse, u64)>, ApiError> {
-        let found = self.kept()?.find(name.to_owned()).await;
-        found.map_err(|error| ApiError::first_uses_away(error.to_string()))
-    }
-
-    /// What is said of a request where the same one, or another under its key, was quicker.
-    async fn overtaken(&self, named: &Named) -> ApiError {
-        let found = match self.find(&named.name).await {
-            Ok(Some((first, _))) => self.check(named, &first).await,
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
+    /// What became of the first use of a key; an error where that was another request.
+    pub(crate) async fn became(&self, named: &mut Named) -> Result<Became, ApiError> {
+        let found = self.kept()?.find(named.name.clone()).await;
+        let found = found.map_err(|error| ApiError::first_uses_away(error.to_string()))?;
+        let Some((first, revision)) = found else {
+            return Ok(Became::Nothing);
         };
-        let again = || ApiError::busy("another request came under the same Idempotency-Key");
-        found.err().unwrap_or_else(again)
-    }
-
-    /// Whether a request may go on after the one that came first.
-    async fn check(&self, named: &Named, first: &FirstUse) -> Result<(), ApiError> {
         if first.asked != named.asked {
             return Err(ApiError::idempotency_key_of_another());
         }
-        match self.became(&named.account, first).await? {
-            Became::Nothing => Ok(()),
-            Became::Running(id) => Err(ApiError::request_in_progress(id)),
-            Became::Charged(id, position, charge) => {
-                Err(ApiError::request_answered(id, position, &charge))
-            }
-        }
+        named.revision = revision;
+        self.led_to(&named.account, &first).await
     }
 
-    async fn became(&self, account: &AccountId, first: &FirstUse) -> Result<Became, ApiError> {
+    /// What the ledger says of its reservation, and of those that took its place.
+    async fn led_to(&self, account: &AccountId, first: &FirstUse) -> Result<Became, ApiError> {
         let mut id = first.reservation;
         for _ in 0..ATTEMPTS_MAX {
             return Ok(match self.gate.fate(account, id).await? {
@@ -188,8 +204,8 @@ impl Repeats {
                     id = by;
                     continue;
                 }
-                Fate::Open => Became::Running(id),
-                Fate::Unknown if (self.clock)() < first.until_ms => Became::Running(id),
+                Fate::Open => Became::Open(id),
+                Fate::Unknown if (self.clock)() < first.until_ms => Became::Unsure(id),
                 Fate::Unknown | Fate::Refused { .. } => Became::Nothing,
                 Fate::Ended { charge, .. } if charge.is_zero() => Became::Nothing,
                 Fate::Ended { position, charge } => Became::Charged(id, position, charge),
@@ -197,6 +213,15 @@ impl Repeats {
         }
         let message = "what became of the request under this Idempotency-Key is not known";
         Err(ApiError::new(Case::Internal, message))
+    }
+}
+
+/// What is said of a request that is not let through again.
+fn refused(became: &Became) -> ApiError {
+    match became {
+        Became::Charged(id, position, charge) => ApiError::request_answered(*id, *position, charge),
+        Became::Unsure(id) | Became::Open(id) => ApiError::request_in_progress(*id),
+        Became::Nothing => ApiError::new(Case::Internal, "nothing came of the request"),
     }
 }
 
@@ -218,14 +243,6 @@ fn told(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
             Err(ApiError::invalid_field(IDEMPOTENCY_KEY, &problem))
         }
     }
-}
-
-/// Under what the first use of a key is kept: another account, another key of it, or another run cannot meet it.
-fn name_of(key: &KeyEntry, told: &str) -> String {
-    let run = key.within.as_ref().map_or("", |within| within.run.as_str());
-    let parts = ["request", key.account.as_str(), key.key.as_str(), run, told];
-    let hash = digest(parts.map(str::as_bytes));
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A digest of what a request asks, whatever its spaces, and of whom it is for.
@@ -258,7 +275,7 @@ fn asked_of(api: Api, caller: &Caller, body: &Fields, exact: Option<&Exact>) -> 
     digest([api.as_bytes(), run.as_bytes(), user.as_bytes(), &body])
 }
 
-fn digest<const N: usize>(parts: [&[u8]; N]) -> [u8; 32] {
+fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_be_bytes());
@@ -273,13 +290,10 @@ mod tests {
 
     use axum::http::HeaderValue;
     use futures::FutureExt;
-    use seatbelt_schemas::ids::{KeyId, RunId};
+    use seatbelt_schemas::ids::KeyId;
 
     use super::*;
-    use crate::{
-        config::Within,
-        gate::testing::{self, Asked, Stub},
-    };
+    use crate::gate::testing::{self, Asked, Stub};
 
     /// Keeps nothing, and takes everything.
     struct Empty;
@@ -358,18 +372,15 @@ mod tests {
 
     #[test]
     fn nobody_elses_key_is_met() {
+        let name = |key: &KeyEntry, told: &str| Named::of(key, &[told.as_bytes()], &[]).name;
         let own = testing::key();
-        let mut others = vec![own.clone(), own.clone(), own.clone()];
+        let mut others = vec![own.clone(), own.clone()];
         others[0].account = AccountId::new("b").unwrap();
         others[1].key = KeyId::new("l").unwrap();
-        others[2].within = Some(Within {
-            run: RunId::new("r").unwrap(),
-            deadline_ms: 1,
-        });
         for other in others {
-            assert_ne!(name_of(&own, "1"), name_of(&other, "1"), "{other:?}");
+            assert_ne!(name(&own, "1"), name(&other, "1"), "{other:?}");
         }
-        assert_ne!(name_of(&own, "1"), name_of(&own, "2"));
-        assert_eq!(name_of(&own, "1").len(), 64);
+        assert_ne!(name(&own, "1"), name(&own, "2"));
+        assert_eq!(name(&own, "1").len(), 64);
     }
 }

@@ -10,7 +10,7 @@ use seatbelt_schemas::{
     budget::Budget,
     command::{Grant, RunStanding, Standing},
     event::{OnShort, OnUnknown},
-    ids::{ReservationId, RunId},
+    ids::{CommandId, ReservationId, RunId},
 };
 use tokio::time::timeout;
 
@@ -59,8 +59,40 @@ impl Gate {
         key: &KeyEntry,
         opening: Opening,
     ) -> Result<Grant, ApiError> {
-        let command = Reserve {
-            id: self.command_id(),
+        let command = self.opening_command(self.command_id(), key, opening);
+        let decided = self.decided(command).await?;
+        self.opened(key, decided)
+    }
+
+    /// The same under an id that somebody else may ask for, so that the run is kept whether or not this caller is there
+    /// to hear of it.
+    pub(crate) async fn open_run_to_keep(
+        self: &Arc<Self>,
+        key: &KeyEntry,
+        id: CommandId,
+        opening: Opening,
+    ) -> Result<Grant, ApiError> {
+        let patience = self.patience_of(&opening);
+        let command = self.opening_command(id, key, opening);
+        let gate = Arc::clone(self);
+        let asked = self
+            .tracker
+            .spawn(async move { gate.ledger.reserve(command).await });
+        let late = || ApiError::ledger_unavailable("the opening of a run was not answered in time");
+        let answer = timeout(patience, asked).await.map_err(|_| late())?;
+        let answer = answer.map_err(|_| late())?;
+        let decided = answer.map_err(|error| ApiError::from_command(&error))?;
+        self.opened(key, decided)
+    }
+
+    /// How long the answer to an opening is awaited.
+    pub(crate) fn patience_of(&self, opening: &Opening) -> Duration {
+        self.patience(opening.wait.unwrap_or(self.budget_wait))
+    }
+
+    fn opening_command(&self, id: CommandId, key: &KeyEntry, opening: Opening) -> Reserve {
+        Reserve {
+            id,
             account: key.account.clone(),
             key: key.key.clone(),
             model: None,
@@ -75,8 +107,11 @@ impl Gate {
             on_unknown: OnUnknown::Release,
             budget: Some(opening.budget),
             within: opening.within,
-        };
-        match self.decided(command).await? {
+        }
+    }
+
+    fn opened(&self, key: &KeyEntry, decided: ReserveOutcome) -> Result<Grant, ApiError> {
+        match decided {
             ReserveOutcome::Reserved(grant) => {
                 self.mark(&key.account, grant.position);
                 Ok(grant)

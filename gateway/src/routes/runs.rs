@@ -2,7 +2,7 @@
 //! that spends within it alone; `GET /v1/runs/{id}` shows how it stands; `POST /v1/runs/{id}/close` gives the
 //! rest back.
 
-use std::sync::Arc;
+use std::{fmt::Display, sync::Arc};
 
 use axum::{
     Json,
@@ -87,8 +87,8 @@ async fn opened(app: &App, request: Request) -> Result<(StatusCode, Value), ApiE
     let received = app.receiver.receive(request).await?;
     let caller = &received.caller;
     let key = caller.key.as_ref().ok_or_else(ApiError::invalid_key)?;
-    let repeats = repeat::named(&received.headers, key, caller.run.as_ref())?;
-    let asked = Asked::read(&received.body, repeats.unwrap_or_else(Ulid::new))?;
+    let asked = Asked::read(&received.body)?;
+    let named = repeat::named(&received.headers, key, caller.run.as_ref(), &asked)?;
     if key.within.is_none() && caller.run.is_some() {
         let problem = "does not open a run inside another: send that run's secret as the key, or leave the header out";
         return Err(ApiError::invalid_field(X_RUN, problem));
@@ -97,34 +97,28 @@ async fn opened(app: &App, request: Request) -> Result<(StatusCode, Value), ApiE
     let outer = key.within.as_ref();
     let life_ms = asked.ttl_s.saturating_mul(1000).min(RUN_LIFE_MS_MAX);
     let until_ms = now_ms.saturating_add(life_ms);
-    let within = Within {
-        run: asked.run,
-        deadline_ms: outer.map_or(until_ms, |outer| until_ms.min(outer.deadline_ms)),
-    };
-    let outer = caller.run.as_ref();
-    let told = |within: &Within, position| told(app, key, (within, outer), &asked.budget, position);
-    let before = async || match repeats {
-        Some(_) => repeat::found(app, key, (&within.run, outer), &asked.budget).await,
-        None => Ok(None),
-    };
-    if let Some((within, position)) = before().await? {
-        return Ok((StatusCode::OK, told(&within, position)));
-    }
-    let opening = Opening {
-        run: within.run.clone(),
+    let deadline_ms = outer.map_or(until_ms, |outer| until_ms.min(outer.deadline_ms));
+    let opening = |run| Opening {
+        run,
         budget: asked.budget,
-        deadline_ms: within.deadline_ms,
+        deadline_ms,
         within: caller.run.clone(),
         wait: caller.wait,
     };
-    match app.gate.open_run(key, opening).await {
-        Ok(grant) => Ok((StatusCode::CREATED, told(&within, grant.position))),
-        // the same request, meanwhile
-        Err(error) => match before().await? {
-            Some((within, position)) => Ok((StatusCode::OK, told(&within, position))),
-            None => Err(error),
-        },
-    }
+    let (status, within, position) = match named {
+        Some(named) => repeat::opened(app, key, named, opening, &asked.label).await?,
+        None => {
+            let run = run_id(&asked.label, Ulid::new())?;
+            let grant = app.gate.open_run(key, opening(run.clone())).await?;
+            let within = Within { run, deadline_ms };
+            (StatusCode::CREATED, within, grant.position)
+        }
+    };
+    let outer = caller.run.as_ref();
+    Ok((
+        status,
+        told(app, key, (&within, outer), &asked.budget, position),
+    ))
 }
 
 /// A run as its opener is told of it, with the secret that spends within it.
@@ -150,13 +144,13 @@ fn told(
 
 /// What a client asks for.
 struct Asked {
-    run: RunId,
+    label: String,
     budget: Budget,
     ttl_s: u64,
 }
 
 impl Asked {
-    fn read(body: &Fields, unique: Ulid) -> Result<Self, ApiError> {
+    fn read(body: &Fields) -> Result<Self, ApiError> {
         let (mut amounts, mut ttl, mut label) = (None, None, None);
         for (name, value) in body {
             match name.as_str() {
@@ -172,25 +166,33 @@ impl Asked {
             }
         }
         Ok(Self {
-            run: run_id(label, unique)?,
+            label: label_told(label)?,
             budget: budget(amounts)?,
             ttl_s: ttl_s(ttl)?,
         })
     }
 }
 
-/// An id, which begins with the label: it stands in every event of the run.
-fn run_id(label: Option<&Value>, unique: Ulid) -> Result<RunId, ApiError> {
+/// What the id of a run begins with.
+fn label_told(label: Option<&Value>) -> Result<String, ApiError> {
     let label = match label {
         None | Some(Value::Null) => Some("run"),
         Some(label) => label.as_str(),
     };
-    let new = |label: &str| RunId::new(format!("{label}-{unique}")).ok();
-    let fits = |label: &&str| (1..=RUN_LABEL_MAX).contains(&label.len());
-    label.filter(fits).and_then(new).ok_or_else(|| {
-        let problem = format!("must be 1 to {RUN_LABEL_MAX} characters of A-Z a-z 0-9 _ -");
-        ApiError::invalid_field("label", &problem)
-    })
+    let label = label.ok_or_else(wrong_label)?;
+    run_id(label, Ulid::nil()).map(|_| label.to_owned())
+}
+
+/// An id, which begins with the label: it stands in every event of the run.
+fn run_id(label: &str, unique: impl Display) -> Result<RunId, ApiError> {
+    let fits = (1..=RUN_LABEL_MAX).contains(&label.len());
+    let id = fits.then(|| RunId::new(format!("{label}-{unique}")).ok());
+    id.flatten().ok_or_else(wrong_label)
+}
+
+fn wrong_label() -> ApiError {
+    let problem = format!("must be 1 to {RUN_LABEL_MAX} characters of A-Z a-z 0-9 _ -");
+    ApiError::invalid_field("label", &problem)
 }
 
 /// The part of a run's id that its opener chose.
@@ -287,7 +289,7 @@ mod tests {
     #[track_caller]
     fn check(body: &Value, expected: Result<u64, &str>) {
         let body = body.as_object().unwrap();
-        let read = Asked::read(body, Ulid::new()).map(|asked| asked.ttl_s);
+        let read = Asked::read(body).map(|asked| asked.ttl_s);
         let read = read.map_err(|error| error.into_response(Dialect::OpenAi).status().as_u16());
         assert_eq!(read, expected.map_err(|_| 400), "{body:?}");
     }
@@ -329,11 +331,14 @@ mod tests {
 
     #[test]
     fn a_label_is_told_from_the_id_that_it_begins() {
-        let id = run_id(Some(&json!("deep-research")), Ulid::new()).unwrap();
+        let id = run_id("deep-research", Ulid::new()).unwrap();
         assert_eq!(label_of(&id), Some("deep-research"));
-        assert_eq!(label_of(&run_id(None, Ulid::new()).unwrap()), Some("run"));
+        assert_eq!(
+            label_of(&run_id(&label_told(None).unwrap(), Ulid::new()).unwrap()),
+            Some("run")
+        );
         assert_eq!(label_of(&RunId::new("of-an-operator").unwrap()), None);
         let longest = "l".repeat(RUN_LABEL_MAX);
-        assert!(run_id(Some(&json!(longest)), Ulid::new()).is_ok());
+        assert!(run_id(&longest, Ulid::new()).is_ok());
     }
 }

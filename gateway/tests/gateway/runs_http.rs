@@ -1,5 +1,7 @@
 //! Runs over HTTP: a key sets a budget aside and hands out a secret that spends within it alone.
 
+use std::sync::atomic::Ordering::SeqCst;
+
 use reqwest::RequestBuilder;
 use seatbelt_gateway::{KeyEntry, KeySecret};
 use seatbelt_ledger::api::{Ledger, Read, Release};
@@ -467,6 +469,55 @@ async fn what_opens_a_run_is_checked_and_holds_nothing_where_it_is_wrong() {
     let keyless = keyless.body(json!({"budget": {"tokens": 100}}).to_string());
     is(&status_and_body(keyless).await, 401, "invalid_api_key");
     assert_eq!(stack.spent_once_idle().await, 0);
+}
+
+/// Whose secret it was is in no run that came after.
+#[tokio::test]
+async fn the_secret_of_a_run_is_none_of_the_next_under_the_same_key() {
+    let stack = Stack::balance(1000).await;
+    let body = json!({"budget": {"tokens": 300}});
+    let ask = async || {
+        let request = asks(&stack, None, &body).header("idempotency-key", "k");
+        let (status, told) = status_and_body(request).await;
+        assert_eq!(status, 201, "{told}");
+        Opened {
+            id: told["id"].as_str().unwrap().to_owned(),
+            secret: told["secret"].as_str().unwrap().to_owned(),
+            told,
+        }
+    };
+    let first = ask().await;
+    assert_eq!(close(&stack, &first).await.0, 200);
+    let second = ask().await;
+    assert_ne!(first.id, second.id);
+    is(&chat(&stack, &first, 20).await, 403, "run_ended");
+    assert_eq!(chat(&stack, &second, 20).await.0, 200);
+}
+
+/// Whoever asks again is told of the run that the first one opened, and nobody takes it back.
+#[tokio::test]
+async fn a_run_whose_opener_heard_nothing_is_kept_for_its_next_try() {
+    let stack = Stack::balance(1000).await;
+    let body = json!({"budget": {"tokens": 300}});
+    let request = || asks(&stack, None, &body).header("idempotency-key", "k");
+    stack.ledger.answers_lost.store(true, SeqCst);
+    is(&status_and_body(request()).await, 503, "ledger_unavailable");
+    stack.ledger.answers_lost.store(false, SeqCst);
+    let (status, told) = status_and_body(request()).await;
+    assert_eq!(status, 200, "{told}");
+    let run = Opened {
+        id: told["id"].as_str().unwrap().to_owned(),
+        secret: told["secret"].as_str().unwrap().to_owned(),
+        told,
+    };
+    for _ in 0..5 {
+        assert_eq!(chat(&stack, &run, 20).await.0, 200);
+    }
+    assert_eq!(
+        stack.ledger.releases.load(SeqCst),
+        0,
+        "nobody gives it back"
+    );
 }
 
 /// Its answer may have been lost: sent again it is the same run, and nothing is set aside twice.

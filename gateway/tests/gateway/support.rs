@@ -339,6 +339,8 @@ pub(crate) struct Switched {
     pub(crate) only_taken: AtomicBool,
     /// Settles that reached the writer.
     pub(crate) settles: AtomicUsize,
+    /// Releases that were asked for.
+    pub(crate) releases: AtomicUsize,
 }
 
 impl Switched {
@@ -415,6 +417,7 @@ impl Ledger for Switched {
     fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {
         async move {
             self.check()?;
+            self.releases.fetch_add(1, SeqCst);
             self.host.release(command).await
         }
         .boxed()
@@ -652,6 +655,7 @@ impl Stack {
             seconds_lost: AtomicBool::new(false),
             only_taken: AtomicBool::new(false),
             settles: AtomicUsize::new(0),
+            releases: AtomicUsize::new(0),
         });
         let snapshots = Arc::new(TestSnapshots {
             host,
