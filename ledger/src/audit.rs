@@ -26,7 +26,7 @@ use thiserror::Error;
 use crate::{
     account::Account,
     decide::{
-        self, Context, ReserveRequest, Verdict,
+        self, Context, Cover, ReserveRequest, Verdict,
         follows::{Following, Follows},
     },
     journal::{
@@ -284,6 +284,7 @@ impl Verifier {
         let context = Context {
             at_ms: event.at_ms,
             prices: self.state.prices(),
+            cover: Cover::Always,
         };
         let body = match claim {
             Claim::Reserved(request) => {
@@ -326,6 +327,10 @@ impl Verifier {
             }
             EventBody::Resized(data) => {
                 let (input, output) = (data.hold.input_tokens, data.hold.output_tokens);
+                let context = Context {
+                    cover: Cover::by(data.uncovered),
+                    ..context
+                };
                 decide::resize(opened(account)?, context, data.reservation, input, output)
                     .map_err(refused)?
                     .into()
@@ -555,8 +560,13 @@ fn decide_reserve(
         asked,
         budget,
         within,
+        uncovered,
     } = claimed;
     let (reservation, asked) = (*reservation, *asked);
+    let context = Context {
+        cover: Cover::by(*uncovered),
+        ..context
+    };
     let request = ReserveRequest {
         reservation,
         key: &scopes.key,

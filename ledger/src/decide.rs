@@ -12,6 +12,7 @@ pub mod exchange;
 pub mod follows;
 mod reserve;
 mod run;
+mod taking;
 pub mod validate;
 
 pub use change::{change, change_of, set_price};
@@ -26,4 +27,24 @@ pub struct Context<'a> {
     pub at_ms: u64,
     /// The prices in force.
     pub prices: &'a PriceBook,
+    pub cover: Cover,
+}
+
+/// What it is worth to a request, in a cap that stands above its limit, that its open run holds its share there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cover {
+    /// All: as events say that were decided before this was told apart.
+    Always,
+    /// Nothing: the request takes of what the limit leaves beside what others hold.
+    WithinLimits,
+}
+
+impl Cover {
+    /// By what an event says of itself.
+    pub fn by(uncovered: bool) -> Self {
+        match uncovered {
+            true => Self::WithinLimits,
+            false => Self::Always,
+        }
+    }
 }

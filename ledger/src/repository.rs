@@ -26,7 +26,7 @@ use thiserror::Error;
 
 use crate::{
     account::Account,
-    decide::{self, Context, ReserveRequest, Verdict, follows::Follows},
+    decide::{self, Context, Cover, ReserveRequest, Verdict, follows::Follows},
     journal::{AppendError, Journal, ReadError, Sequence, strays},
     outcomes,
     partition::{ChainError, PartitionState},
@@ -73,6 +73,7 @@ impl AccountAggregate {
         let context = Context {
             at_ms: command.at_ms,
             prices: &self.prices,
+            cover: Cover::WithinLimits,
         };
         match &command.action {
             AccountAction::Reserve(reserve) => {

@@ -24,7 +24,7 @@ use seatbelt_schemas::{
 
 use crate::{
     api::Answer,
-    decide::{Context, ReserveRequest, follows::Follows},
+    decide::{Context, Cover, ReserveRequest, follows::Follows},
     host::skew::ClockOff,
     journal::Sequence,
     outcomes::{self, Fingerprint, Outcomes},
@@ -467,6 +467,7 @@ impl<T: Caller> Writer<T> {
         Context {
             at_ms: self.event_ms(now_ms),
             prices: self.state.prices(),
+            cover: Cover::WithinLimits,
         }
     }
 

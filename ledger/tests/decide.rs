@@ -19,6 +19,8 @@ mod exchange;
 mod idempotency;
 #[path = "decide/life.rs"]
 mod life;
+#[path = "decide/lowered.rs"]
+mod lowered;
 #[path = "decide/many_runs.rs"]
 mod many_runs;
 #[path = "decide/multiplier.rs"]

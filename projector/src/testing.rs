@@ -132,6 +132,7 @@ pub(crate) fn reserved(id: &str, number: u64, tokens: u64) -> Body {
         on_unknown: OnUnknown::ChargeHold,
     };
     let reserved = Reserved {
+        uncovered: false,
         reservation: reservation(number),
         scopes: scopes().into(),
         asked,

@@ -708,6 +708,7 @@ fn reserved(at_ms: u64, number: u64) -> Reserved {
         multiplier_ppm: None,
         budget: None,
         within: None,
+        uncovered: false,
         caps: Vec::new(),
         attempt: None,
     }

@@ -43,6 +43,9 @@ pub struct ReserveClaim {
     /// The run that it was to be taken out of.
     #[serde(default)]
     pub within: Option<RunId>,
+    /// Whether what its run holds counted for nothing in a cap above its limit.
+    #[serde(default)]
+    pub uncovered: bool,
 }
 
 /// A refusal, besides what the decision gave.
@@ -64,6 +67,8 @@ struct RefusedFields {
     asked: Asked,
     budget: Option<Budget>,
     within: Option<RunId>,
+    #[serde(default)]
+    uncovered: bool,
     terms: Option<IgnoredAny>,
     #[serde(default = "one")]
     count: u64,
@@ -109,6 +114,7 @@ impl Body for Claim {
                         asked: data.asked,
                         budget: data.budget,
                         within: data.within,
+                        uncovered: data.uncovered,
                     },
                     count: data.count,
                     decided_at_ms: data.decided_at_ms,

@@ -118,7 +118,8 @@ fn written_today() -> Vec<(String, Bytes)> {
         .chain(cases::priced_in_full())
         .chain(cases::tool_calls())
         .chain(cases::multiplied())
-        .chain(cases::exchanged());
+        .chain(cases::exchanged())
+        .chain(cases::uncovered());
     let events = events.map(|(name, event)| (name, event.encode()));
     let commits = cases::commits()
         .into_iter()

@@ -179,7 +179,7 @@ fn budget() -> impl Strategy<Value = Budget> {
 prop_compose! {
     fn reserved()(reservation in reservation(), scopes in scopes(), asked in asked(), hold in amounts(),
         (price, multiplier_ppm) in any::<(Option<u32>, Option<u64>)>(), budget in option::of(budget()), within in option::of(run()), caps in vec(evidence(), 0..5)) -> Reserved {
-        Reserved { reservation, scopes: scopes.into(), asked, hold, price, multiplier_ppm, budget, within, caps, attempt: None, }
+        Reserved { reservation, scopes: scopes.into(), asked, hold, price, multiplier_ppm, budget, within, caps, attempt: None, uncovered: false, }
     }
 }
 
@@ -308,6 +308,7 @@ fn of_requests() -> impl Strategy<Value = EventBody> {
                 reservation,
                 key,
                 hold,
+                uncovered: false,
                 caps
             }
             .into()

@@ -238,6 +238,7 @@ mod tests {
         let account = AccountId::new("a").unwrap();
         let budget = Budget::new([(Meter::Tokens, 500)]).unwrap();
         let reserved = Reserved {
+            uncovered: false,
             reservation: ReservationId::from_parts(7, 7),
             scopes: Scopes {
                 key: KeyId::new("k").unwrap(),

@@ -119,6 +119,13 @@ impl Account {
         })
     }
 
+    /// What of an open run's budget in a meter nobody spent and none of its requests holds.
+    pub(crate) fn unused_of_run(&self, id: &RunId, meter: Meter) -> u64 {
+        let unused = unused(&self.caps, id).into_iter();
+        let mut of_meter = unused.filter(|(known, _)| *known == meter);
+        of_meter.next().map_or(0, |(_, amount)| amount)
+    }
+
     /// Open runs within a run, whether that is open or not, the innermost first.
     pub fn runs_inside(&self, id: &RunId) -> Vec<RunId> {
         let runs = self.runs.iter();

@@ -193,6 +193,7 @@ mod tests {
 
     fn reserved(number: u128, deadline_ms: u64) -> EventBody {
         Reserved {
+            uncovered: false,
             reservation: id(number).into(),
             scopes: scopes(),
             asked: asked(deadline_ms),
@@ -209,6 +210,7 @@ mod tests {
 
     fn refused(number: u128) -> EventBody {
         Refused {
+            uncovered: false,
             reservation: id(number).into(),
             scopes: scopes(),
             asked: asked(1),

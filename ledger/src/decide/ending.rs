@@ -13,8 +13,9 @@ use seatbelt_schemas::{
 
 use super::{
     Context,
-    reserve::{Bounds, amounts, need},
+    reserve::{Bounds, amounts},
     run,
+    taking::Taking,
 };
 use crate::account::{Account, Reservation};
 
@@ -31,22 +32,23 @@ pub fn resize(
         .get(&reservation)
         .ok_or(CommandError::UnknownReservation { reservation })?;
     run::is_request(account, reservation, open)?;
-    let run = account.run_of(&open.scopes);
     let most = Bounds {
         input_tokens,
         output_tokens,
         tool_calls: open.asked.tool_calls,
     };
     let hold = amounts(price_of(open, context), most)?;
-    let mut caps = Vec::with_capacity(2);
+    let (mut caps, mut uncovered) = (Vec::with_capacity(2), false);
     for cap in account.matching(&open.scopes) {
         let evidence = cap.evidence(context.at_ms);
-        let old = need(run, cap, &open.hold).unwrap_or(0);
-        let more = need(run, cap, &hold).unwrap_or(0).saturating_sub(old);
+        let taking = Taking::of(account, context, &open.scopes, cap);
+        let old = taking.need(cap, &open.hold).unwrap_or(0);
+        let more = taking.need(cap, &hold).unwrap_or(0).saturating_sub(old);
         let available = evidence
             .limit
             .saturating_sub(evidence.spent)
-            .saturating_sub(evidence.held);
+            .saturating_sub(taking.held().unwrap_or(0));
+        uncovered |= taking.is_uncovered();
         if cap.spec.hard && more > available {
             let (cap, meter) = (evidence.cap, cap.spec.meter);
             return Err(CommandError::Short {
@@ -62,6 +64,7 @@ pub fn resize(
         reservation,
         key: open.scopes.key.clone(),
         hold,
+        uncovered,
         caps,
     })
 }

@@ -13,8 +13,8 @@ use seatbelt_schemas::{
     scope::Scopes,
 };
 
-use super::{Context, run};
-use crate::account::{Account, Cap, Run, deciding};
+use super::{Context, run, taking::Taking};
+use crate::account::{Account, Cap, deciding};
 
 /// A reserve, as far as the decision depends on it.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +66,8 @@ pub fn reserve(
         Some(want)
     } else if request.asked.on_short == OnShort::Clamp {
         let most = Bounds::of(&request.asked);
-        clamp(limiting(account, &scopes), price, most, context.at_ms)?
+        let limiting = limiting(account, context, &scopes);
+        clamp(limiting, price, most, context.at_ms)?
     } else {
         None
     };
@@ -84,6 +85,7 @@ pub fn reserve(
         budget: request.budget.copied(),
         within: out_of(&request).cloned(),
         attempt: request.attempt,
+        uncovered: survey.uncovered,
         caps: survey.evidence,
     }))
 }
@@ -100,8 +102,14 @@ fn survey(
         return survey_budget(account, context, request, scopes, budget);
     }
     let want = amounts(price, Bounds::of(&request.asked))?;
-    let run = account.run_of(scopes);
-    let need = |cap: &Cap| need(run, cap, &want);
+    let need = |cap: &Cap| {
+        let taking = Taking::of(account, context, scopes, cap);
+        Need {
+            amount: taking.need(cap, &want),
+            held: taking.held().unwrap_or(cap.held),
+            uncovered: taking.is_uncovered(),
+        }
+    };
     let survey = Survey::of(account.matching(scopes), need, context.at_ms);
     Ok((want, survey))
 }
@@ -131,6 +139,7 @@ fn short(
     let terms = refused_by.map(|cap| cap.terms(context.at_ms));
     Verdict::Refuse(Refused {
         terms,
+        uncovered: survey.uncovered,
         reservation: request.reservation,
         scopes,
         asked: request.asked,
@@ -148,21 +157,17 @@ fn short(
     })
 }
 
-/// What a request needs of a cap; `None` where that is not known (no price). Nothing where its run
-/// holds its share already.
-pub(super) fn need(run: Option<&Run>, cap: &Cap, want: &Amounts) -> Option<u64> {
-    if run.is_some_and(|run| run.covers(&cap.spec)) {
-        return Some(0);
-    }
-    want.held_in(cap.spec.meter)
-}
-
-/// The caps that a request needs something of.
-fn limiting<'a>(account: &'a Account, scopes: &'a Scopes) -> impl Iterator<Item = &'a Cap> {
-    let run = account.run_of(scopes);
-    account
-        .matching(scopes)
-        .filter(move |cap| run.is_none_or(|run| !run.covers(&cap.spec)))
+/// The caps that a request needs something of, each with what is held there against it.
+fn limiting<'a>(
+    account: &'a Account,
+    context: Context<'a>,
+    scopes: &'a Scopes,
+) -> impl Iterator<Item = (&'a Cap, u64)> {
+    let caps = account.matching(scopes);
+    caps.filter_map(move |cap| {
+        let taking = Taking::of(account, context, scopes, cap);
+        taking.held().map(|held| (cap, held))
+    })
 }
 
 /// The run that a budget is taken out of.
@@ -182,9 +187,16 @@ fn survey_budget(
     let run = run::admit(account, request, budget)?;
     let payer = deciding(scopes, Some(budget), request.within);
     let outer = account.run_of(&payer);
-    let need = |cap: &Cap| match outer {
-        Some(outer) if outer.covers(&cap.spec) => Some(0), // it holds there already what it gives
-        _ => Some(budget.amount(cap.spec.meter).unwrap_or(0)),
+    let need = |cap: &Cap| {
+        let amount = match outer {
+            Some(outer) if outer.covers(&cap.spec) => 0, // it holds there already what it gives
+            _ => budget.amount(cap.spec.meter).unwrap_or(0),
+        };
+        Need {
+            amount: Some(amount),
+            held: cap.held,
+            uncovered: false,
+        }
     };
     let survey = Survey::of(account.matching(&payer), need, context.at_ms);
     if survey.fits() {
@@ -302,9 +314,21 @@ impl Shortage {
     }
 }
 
+/// What is needed of one cap.
+struct Need {
+    /// `None` where that is not known (no price).
+    amount: Option<u64>,
+    /// What is held there against it.
+    held: u64,
+    /// Whether it is needed although a run holds for it.
+    uncovered: bool,
+}
+
 /// Every matching cap against one want.
 struct Survey {
     evidence: Vec<CapEvidence>,
+    /// Whether a run holds for it in a cap where that counts for nothing.
+    uncovered: bool,
     /// The weightiest shortage that waiting for holds does not cure.
     shortage: Option<Shortage>,
     /// Caps that are short only because of open holds.
@@ -314,29 +338,32 @@ struct Survey {
 impl Survey {
     fn of<'a>(
         caps: impl Iterator<Item = &'a Cap>,
-        need: impl Fn(&Cap) -> Option<u64>,
+        need: impl Fn(&Cap) -> Need,
         at_ms: u64,
     ) -> Self {
         let mut survey = Self {
             evidence: Vec::with_capacity(2),
+            uncovered: false,
             shortage: None,
             short: Vec::new(),
         };
         for cap in caps {
             let evidence = cap.evidence(at_ms);
             if cap.spec.hard {
-                survey.weigh(cap, &evidence, need(cap), at_ms);
+                let need = need(cap);
+                survey.uncovered |= need.uncovered;
+                survey.weigh(cap, &evidence, &need, at_ms);
             }
             survey.evidence.push(evidence);
         }
         survey
     }
 
-    fn weigh(&mut self, cap: &Cap, evidence: &CapEvidence, need: Option<u64>, at_ms: u64) {
+    fn weigh(&mut self, cap: &Cap, evidence: &CapEvidence, needed: &Need, at_ms: u64) {
         let empty_room = evidence.limit.saturating_sub(evidence.spent);
-        match need {
+        match needed.amount {
             Some(need) if need <= empty_room => {
-                if need > empty_room.saturating_sub(evidence.held) {
+                if need > empty_room.saturating_sub(needed.held) {
                     self.short.push(evidence.cap.clone());
                 }
             }
@@ -385,7 +412,7 @@ fn shortage(cap: &Cap, evidence: &CapEvidence, need: Option<u64>, at_ms: u64) ->
 
 /// The largest hold with less output that fits now; `None` where not even one output token does.
 fn clamp<'a>(
-    caps: impl Iterator<Item = &'a Cap>,
+    caps: impl Iterator<Item = (&'a Cap, u64)>,
     price: Option<Terms<'_>>,
     most: Bounds,
     at_ms: u64,
@@ -395,11 +422,11 @@ fn clamp<'a>(
         output_tokens,
         ..most
     };
-    for cap in caps.filter(|cap| cap.spec.hard) {
+    for (cap, held) in caps.filter(|(cap, _)| cap.spec.hard) {
         let room = cap
             .limit()
             .saturating_sub(cap.spent(at_ms))
-            .saturating_sub(cap.held);
+            .saturating_sub(held);
         let fits = |output: u64| match cap.spec.meter {
             Meter::Tokens => most.input_tokens.saturating_add(output) <= room,
             Meter::OutputTokens => output <= room,

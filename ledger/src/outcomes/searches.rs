@@ -102,6 +102,7 @@ mod tests {
             end_user: None,
         };
         let data = Reserved {
+            uncovered: false,
             reservation: id.into(),
             scopes: Arc::new(scopes),
             asked: Asked {

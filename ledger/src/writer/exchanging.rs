@@ -12,7 +12,7 @@ use super::{Caller, Writer, request_of};
 use crate::{
     account::Account,
     api::Answer,
-    decide::{self, Context, ReserveRequest, exchange, validate},
+    decide::{self, Context, Cover, ReserveRequest, exchange, validate},
     outcomes::Fingerprint,
     prices::PriceBook,
 };
@@ -48,7 +48,12 @@ impl<T: Caller> Writer<T> {
             ..request_of(reserve)
         };
         let without = |account: &Account, prices: &PriceBook| {
-            let verdict = decide::reserve(account, Context { at_ms, prices }, request, true)?;
+            let context = Context {
+                at_ms,
+                prices,
+                cover: Cover::WithinLimits,
+            };
+            let verdict = decide::reserve(account, context, request, true)?;
             let reserved = exchange::taken(account, verdict)?;
             let hold = (&Amounts::zero(), &reserved.hold);
             validate::holdable(account, &reserved.scopes, hold).map(|()| reserved)

@@ -233,6 +233,7 @@ mod tests {
             held: MOST,
         };
         let reserved = Reserved {
+            uncovered: false,
             reservation: CommandId::from_parts(1, 1).into(),
             scopes: scopes(),
             asked: Asked {

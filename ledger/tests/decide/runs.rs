@@ -779,30 +779,6 @@ fn a_cap_removed_and_set_again_while_a_run_is_open_still_gets_its_rest_back() {
 }
 
 #[test]
-fn a_cap_lowered_below_an_open_run_lets_the_run_go_on_and_nothing_else() {
-    let mut story = Story::new(ALL);
-    story.reserve(&opens("r", "tokens 50"));
-    story.cap("all account tokens balance 20");
-    story.skip();
-    story.spend(&within("r", 0, 30), 0, 30);
-    assert_eq!(story.stands("all"), (30, 20));
-    story.reserve(&ask(0, 1));
-    story.reserve(&opens("s", "tokens 1"));
-    story.reserve(&within("r", 0, 20));
-    story.then(&[
-        "reserved 0+30",
-        "settled 0+30",
-        "crossed 50% of all",
-        "crossed 80% of all",
-        "crossed 100% of all",
-        "crossed 50% of run:r:tokens",
-        "refused spent by all",
-        "refused spent by all",
-        "reserved 0+20",
-    ]);
-}
-
-#[test]
 fn the_caps_of_an_open_run_are_not_an_operators_to_change() {
     let mut story = Story::new(ALL);
     let set = story.change(Change::SetCap(spec(

@@ -339,12 +339,14 @@ impl Books {
         let cap = self.caps.get(&id).ok_or("refused by no cap")?;
         let at_ms = data.decided_at_ms.unwrap_or(event.at_ms);
         let (spent, held) = self.stands(&event.account, &data.cap, at_ms, None);
+        let uncovered = self.uncovered(&taken, &cap.spec, at_ms);
+        let held = uncovered.unwrap_or(held);
         let limit = self.limit(&event.account, &data.cap);
         let fits = data
             .want
             .held_in(cap.spec.meter)
             .is_some_and(|need| spent + i128::from(held) + i128::from(need) <= i128::from(limit));
-        if fits || !self.takes_from(&taken, &cap.spec) {
+        if fits || !(self.takes_from(&taken, &cap.spec) || uncovered.is_some()) {
             return Err(format!(
                 "position {}: cap {} refuses without reason",
                 event.position, data.cap
@@ -469,7 +471,11 @@ impl Books {
         reservation: ReservationId,
     ) -> Result<(), String> {
         for ((account, id), Cap { spec, .. }) in &self.caps {
-            if *account != event.account || !spec.hard || !self.takes_from(taken, spec) {
+            if *account != event.account || !spec.hard {
+                continue;
+            }
+            let uncovered = self.uncovered(taken, spec, event.at_ms);
+            if uncovered.is_none() && !self.takes_from(taken, spec) {
                 continue;
             }
             let need = match taken.budget {
@@ -477,8 +483,12 @@ impl Books {
                 None => taken.hold.held_in(spec.meter).unwrap_or(0),
             };
             // what takes nothing is let through, also where an overrun has passed the limit
-            let grows = need > old.held_in(spec.meter).unwrap_or(0);
+            let before = old.held_in(spec.meter).unwrap_or(0);
+            let grows = need > before;
             let (spent, held) = self.stands(account, id, event.at_ms, Some(reservation));
+            let is_open = self.open.contains_key(&reservation);
+            let own = if is_open { before } else { 0 };
+            let held = uncovered.map_or(held, |held| held - own);
             let limit = self.limit(account, id);
             if grows && spent + i128::from(held) + i128::from(need) > i128::from(limit) {
                 return Err(format!(
@@ -591,6 +601,23 @@ impl Books {
         let opening = taken.opening.and_then(|opening| self.open.get(&opening));
         taken.scopes.matches(&spec.scope)
             && opening.is_none_or(|opening| !self.holds_in(opening, spec))
+    }
+
+    /// What is held against a request of an open run in a cap that the run holds in, where that stands above its
+    /// limit: what others hold there, and what the run's requests do.
+    fn uncovered(&self, taken: &Taken, spec: &CapSpec, at_ms: u64) -> Option<u64> {
+        let id = taken.opening.filter(|_| taken.budget.is_none())?;
+        let opening = self.open.get(&id)?;
+        let covers = taken.scopes.matches(&spec.scope) && self.holds_in(opening, spec);
+        let (spent, held) = self.stands(&taken.account, &spec.cap, at_ms, None);
+        let above = spent + i128::from(held) > i128::from(self.limit(&taken.account, &spec.cap));
+        if !(spec.hard && covers && above) {
+            return None;
+        }
+        let of_run = self.open.values().filter(|open| open.opening == Some(id));
+        let asked = of_run.map(|open| open.hold.held_in(spec.meter).unwrap_or(0));
+        let left = self.left(id, &opening.budget?, spec.meter);
+        Some(held - (left - asked.sum::<u64>()))
     }
 
     /// What an open run still holds: what its requests have left of the budget, or what they hold.

@@ -87,6 +87,10 @@ pub struct Reserved {
     /// Where it took the place of another one of the same request, which was released right before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<Attempt>,
+    /// A cap in which its open run holds its share stood above its limit, so that this counted for nothing there;
+    /// absent in events of builds that let it pass.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub uncovered: bool,
     /// Every matching cap, as the decision met it.
     pub caps: Vec<CapEvidence>,
 }
@@ -98,6 +102,10 @@ pub struct Resized {
     pub key: KeyId,
     /// The hold from here on.
     pub hold: Amounts,
+    /// A cap in which its open run holds its share stood above its limit, so that this counted for nothing there;
+    /// absent in events of builds that let it pass.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub uncovered: bool,
     /// Every matching cap, as the decision met it.
     pub caps: Vec<CapEvidence>,
 }
@@ -159,6 +167,10 @@ pub struct Refused {
     /// What the cap that refused was; absent in events of earlier builds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terms: Option<CapTerms>,
+    /// A cap in which its open run holds its share stood above its limit, so that this counted for nothing there;
+    /// absent in events of builds that let it pass.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub uncovered: bool,
     /// Every matching cap, as the decision met it.
     pub caps: Vec<CapEvidence>,
     /// How many refusals of the same key, cap and reason this event stands for; one where absent.

@@ -361,6 +361,7 @@ fn basic_caps_and_prices() -> Vec<EventBody> {
 fn basic_reserves() -> Vec<EventBody> {
     vec![
         Reserved {
+            uncovered: false,
             reservation: reservation(1),
             scopes: key_alone().into(),
             asked: asked(),
@@ -374,6 +375,7 @@ fn basic_reserves() -> Vec<EventBody> {
         }
         .into(),
         Resized {
+            uncovered: false,
             reservation: reservation(1),
             key: key(),
             hold: hold(),
@@ -511,6 +513,7 @@ fn full_caps_and_prices() -> Vec<EventBody> {
 fn full_reserves() -> Vec<EventBody> {
     vec![
         Reserved {
+            uncovered: false,
             reservation: reservation(2),
             scopes: all_scopes().into(),
             asked: asked_in_full(),
@@ -524,6 +527,7 @@ fn full_reserves() -> Vec<EventBody> {
         }
         .into(),
         Resized {
+            uncovered: false,
             reservation: reservation(2),
             key: key(),
             hold: priced(26_000_000_000),
@@ -749,6 +753,7 @@ pub(crate) fn tool_calls() -> Vec<Case<Event>> {
         budget: None,
         within: None,
         attempt: None,
+        uncovered: false,
         caps: evidence(),
     };
     let refused = Refused {
@@ -781,6 +786,7 @@ pub(crate) fn multiplied() -> Vec<Case<Event>> {
     let multiplier_ppm = Some(1_100_000);
     let opened = AccountOpened { multiplier_ppm };
     let reserved = Reserved {
+        uncovered: false,
         reservation: reservation(114),
         scopes: key_alone().into(),
         asked: asked(),
@@ -834,6 +840,7 @@ pub(crate) fn budgets() -> Vec<Case<Event>> {
         ..asked()
     };
     let reserved = Reserved {
+        uncovered: false,
         reservation: reservation(105),
         scopes: scopes.clone().into(),
         asked,
@@ -891,6 +898,7 @@ pub(crate) fn exchanged() -> Vec<Case<Event>> {
         replaced_by: Some(reservation(113)),
     };
     let reserved = Reserved {
+        uncovered: false,
         reservation: reservation(113),
         scopes: key_alone().into(),
         asked: asked(),
@@ -911,5 +919,43 @@ pub(crate) fn exchanged() -> Vec<Case<Event>> {
         ("released-exchanged".to_owned(), event(112, released.into())),
         ("reserved-attempt".to_owned(), event(113, reserved.into())),
         ("settled-attempt".to_owned(), event(114, settled.into())),
+    ]
+}
+
+/// A run's requests under a cap that was lowered below what the run holds there.
+pub(crate) fn uncovered() -> Vec<Case<Event>> {
+    let scopes = Scopes {
+        run: Some(RunId::new("run-1").unwrap()),
+        ..key_alone()
+    };
+    let reserved = Reserved {
+        reservation: reservation(115),
+        scopes: scopes.clone().into(),
+        asked: asked(),
+        hold: Amounts::request(10, 20, None),
+        price: None,
+        multiplier_ppm: None,
+        budget: None,
+        within: None,
+        attempt: None,
+        uncovered: true,
+        caps: evidence(),
+    };
+    let resized = Resized {
+        reservation: reservation(115),
+        key: key(),
+        hold: Amounts::request(10, 30, None),
+        uncovered: true,
+        caps: evidence(),
+    };
+    let refused = Refused {
+        scopes: scopes.into(),
+        uncovered: true,
+        ..refused()
+    };
+    vec![
+        ("reserved-uncovered".to_owned(), event(115, reserved.into())),
+        ("resized-uncovered".to_owned(), event(116, resized.into())),
+        ("refused-uncovered".to_owned(), event(117, refused.into())),
     ]
 }

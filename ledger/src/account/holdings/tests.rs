@@ -125,6 +125,7 @@ impl World {
             on_unknown: OnUnknown::ChargeHold,
         };
         self.apply(Reserved {
+            uncovered: false,
             reservation,
             scopes: scopes.into(),
             asked,
@@ -210,6 +211,7 @@ impl World {
         let mut budgets = self.account.runs().values();
         if !budgets.any(|run| run.reservation == reservation) {
             self.apply(Resized {
+                uncovered: false,
                 reservation,
                 key: KeyId::new("n0").unwrap(),
                 hold: Amounts::request(1, tokens, None),

@@ -56,6 +56,7 @@ fn reserve(state: &mut Account, number: u64) {
     };
     let id = ReservationId::from_parts(AT_MS + number, u128::from(number) << 40);
     let reserved = Reserved {
+        uncovered: false,
         reservation: id,
         scopes: scopes().into(),
         asked,
