@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use seatbelt_schemas::{
-    cap::{CapSpec, CapStanding},
+    cap::CapSpec,
     event::{Adjusted, Asked, Attempt, Event, EventBody, Expired, Reserved, Resized, Settled},
     ids::{CapId, KeyId, ReservationId, RunId, TeamId},
     meter::{Amounts, Meter},
@@ -21,6 +21,7 @@ mod caps;
 mod holdings;
 mod run;
 mod sections;
+mod standing;
 
 pub use caps::{Cap, Matching};
 use caps::{each_matching, range_of};
@@ -96,6 +97,9 @@ pub struct Account {
     /// What of all this is held, by scope.
     #[serde(skip)]
     holdings: Box<Holdings>,
+    /// How many of the keys are not revoked.
+    #[serde(skip)]
+    live_keys: u64,
 }
 
 impl Account {
@@ -117,6 +121,11 @@ impl Account {
     /// The account's keys, by id.
     pub fn keys(&self) -> &[Key] {
         &self.keys
+    }
+
+    /// How many of them are not revoked.
+    pub fn live_keys(&self) -> u64 {
+        self.live_keys
     }
 
     pub fn key(&self, key: &KeyId) -> Option<&Key> {
@@ -212,36 +221,6 @@ impl Account {
             .filter(move |cap| run.is_none_or(|run| !run.covers(&cap.spec)))
     }
 
-    /// The caps as callers see them at `at_ms`; only those that apply to `key` where one is given,
-    /// those of its open runs included; only those of `run` where one is given.
-    pub fn standings<'a>(
-        &'a self,
-        key: Option<&'a KeyId>,
-        run: Option<&'a RunId>,
-        at_ms: u64,
-    ) -> impl Iterator<Item = CapStanding> + 'a {
-        let team = key
-            .and_then(|key| self.key(key))
-            .and_then(|key| key.team.as_ref());
-        let applies = move |scope: &Scope| match (scope, key) {
-            (_, None) | (Scope::Account, _) => true,
-            (Scope::Key(id), Some(key)) => id == key,
-            (Scope::Team(id), _) => Some(id) == team,
-            (Scope::Run(id), Some(key)) => {
-                self.runs.get(id).is_some_and(|run| run.payer.key == *key)
-            }
-            _ => false,
-        };
-        let own = match run {
-            Some(run) => range_of(&self.caps, Scope::sort_key_of_run(run)),
-            None => 0..self.caps.len(),
-        };
-        self.caps[own]
-            .iter()
-            .filter(move |cap| run.is_some() || applies(&cap.spec.scope))
-            .map(move |cap| cap.standing(at_ms))
-    }
-
     /// Folds one event in. Cannot fail: what does not fit the state (a settle of an unknown
     /// reservation) changes nothing here and is found by the audit, which decides again.
     pub fn apply(&mut self, event: &Event) {
@@ -260,7 +239,8 @@ impl Account {
             }),
             EventBody::KeyRevoked(data) => {
                 if let Ok(index) = self.keys.binary_search_by(|known| known.key.cmp(&data.key)) {
-                    self.keys[index].revoked = true;
+                    let was = std::mem::replace(&mut self.keys[index].revoked, true);
+                    self.live_keys -= u64::from(!was);
                 }
             }
             EventBody::CapSet(spec) => self.set_cap(spec, at_ms),
@@ -289,8 +269,14 @@ impl Account {
 
     fn issue(&mut self, key: Key) {
         match self.keys.binary_search_by(|known| known.key.cmp(&key.key)) {
-            Ok(index) => self.keys[index] = key,
-            Err(index) => self.keys.insert(index, key),
+            Ok(index) => {
+                let before = std::mem::replace(&mut self.keys[index], key);
+                self.live_keys += u64::from(before.revoked);
+            }
+            Err(index) => {
+                self.keys.insert(index, key);
+                self.live_keys += 1;
+            }
         }
     }
 

@@ -64,6 +64,8 @@ pub(super) struct Holdings {
     /// What of the above open runs hold.
     by_runs: HashMap<Scope, Held>,
     of_runs: HashMap<RunId, BTreeSet<ReservationId>>,
+    /// Open runs by the key that opened them.
+    of_keys: HashMap<KeyId, BTreeSet<RunId>>,
 }
 
 impl Holdings {
@@ -74,6 +76,9 @@ impl Holdings {
         caps: &[Cap],
     ) -> Self {
         let mut holdings = Self::default();
+        for (id, run) in runs {
+            holdings.run_opened(id, run);
+        }
         for (id, reservation) in open {
             let scopes = &reservation.scopes;
             holdings.opened(*id, scopes);
@@ -114,6 +119,28 @@ impl Holdings {
     /// The open reservations of a run, its budget included.
     pub(super) fn of_run(&self, run: &RunId) -> impl Iterator<Item = &ReservationId> {
         self.of_runs.get(run).into_iter().flatten()
+    }
+
+    /// The open runs of a key, by id.
+    pub(super) fn runs_of(&self, key: &KeyId) -> impl Iterator<Item = &RunId> {
+        self.of_keys.get(key).into_iter().flatten()
+    }
+
+    /// A run is open from here on.
+    pub(super) fn run_opened(&mut self, id: &RunId, run: &Run) {
+        let of_key = self.of_keys.entry(run.payer.key.clone()).or_default();
+        of_key.insert(id.clone());
+    }
+
+    /// A run is not open any more.
+    pub(super) fn run_closed(&mut self, id: &RunId, run: &Run) {
+        let key = &run.payer.key;
+        if let Some(of_key) = self.of_keys.get_mut(key) {
+            of_key.remove(id);
+            if of_key.is_empty() {
+                self.of_keys.remove(key);
+            }
+        }
     }
 
     /// A reservation is open from here on.

@@ -179,6 +179,7 @@ impl Account {
         });
         self.holdings.rest(&run, &Amounts::zero(), &budget.hold());
         self.insert_open(data, at_ms);
+        self.holdings.run_opened(&id, &run);
         self.runs.insert(id.clone(), run);
         budget.caps(&id).for_each(|spec| self.set_cap(&spec, at_ms));
     }
@@ -192,6 +193,7 @@ impl Account {
         let Some(run) = self.runs.remove(id) else {
             return;
         };
+        self.holdings.run_closed(id, &run);
         self.each_matching(&run.payer, |cap| {
             if run.covers(&cap.spec) {
                 let amount = left.spent_in(cap.spec.meter).unwrap_or(0);

@@ -36,6 +36,7 @@ impl From<Stored> for Account {
             multiplier_ppm,
         } = stored;
         let holdings = Box::new(Holdings::of(&open, &runs, &caps));
+        let live_keys = keys.iter().filter(|key| !key.revoked).count() as u64;
         Self {
             opened,
             version,
@@ -46,6 +47,7 @@ impl From<Stored> for Account {
             runs,
             multiplier_ppm,
             holdings,
+            live_keys,
         }
     }
 }

@@ -29,7 +29,7 @@ impl<T: Caller> Writer<T> {
                 multiplier_ppm: state.multiplier_ppm(),
                 caps: standings.by_ref().take(STANDING_CAPS_MAX).collect(),
                 more: standings.next().is_some(),
-                live_keys: Some(state.keys().iter().filter(|key| !key.revoked).count() as u64),
+                live_keys: Some(state.live_keys()),
                 run: run.and_then(|run| state.run_standing(run)).map(Box::new),
                 inside: run.map_or_else(Vec::new, |run| state.runs_inside(run)),
                 fate: query.reservation.map(fate),

@@ -9,8 +9,8 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 use seatbelt_schemas::{
     cap::CapSpec,
     event::{
-        Asked, Event, EventBody, Expired, OnShort, OnUnknown, Released, Report, Reserved, Resized,
-        Settled, Timings, UsageSource,
+        Asked, Event, EventBody, Expired, KeyIssued, OnShort, OnUnknown, Released, Report,
+        Reserved, Resized, Settled, Timings, UsageSource,
     },
     ids::{AccountId, Actor, CapId, CommandId},
     position::Position,
@@ -365,6 +365,58 @@ fn runs_and_caps(open: u128) -> Duration {
         from.elapsed()
     });
     rounds.min().unwrap()
+}
+
+/// How long it takes at best to tell how two keys stand, so many times, in an account of so many others with
+/// three caps and a run each.
+fn reads(others: u32) -> Duration {
+    let mut world = World::default();
+    let key = |id: String| KeyId::new(id).unwrap();
+    for number in 0..others {
+        let other = key(format!("other-{number}"));
+        world.apply(KeyIssued {
+            key: other.clone(),
+            team: None,
+            secret_sha256: None,
+        });
+        for cap in 0..3 {
+            let id = format!("{number}-{cap}");
+            world.set(&Scope::Key(other.clone()), Meter::Tokens, id);
+        }
+        let payer = Scopes {
+            key: other,
+            run: Some(RunId::new(format!("run-{number}")).unwrap()),
+            ..scopes(NOBODY)
+        };
+        let budget = Budget::new([(Meter::Tokens, 1)]).unwrap();
+        world.reserve(payer, budget.hold(), Some(budget));
+    }
+    world.set(&Scope::Account, Meter::Tokens, "all".to_owned());
+    let asked = [
+        key("nobody".to_owned()),
+        key(format!("other-{}", others / 2)),
+    ];
+    let account = &world.account;
+    let rounds = (0..5).map(|_| {
+        let from = Instant::now();
+        for _ in 0..50 {
+            for (key, caps) in asked.iter().zip([1, 5]) {
+                let standings = account.standings(Some(key), None, AT_MS);
+                assert_eq!(black_box(standings.count()), caps);
+            }
+            assert_eq!(account.live_keys(), u64::from(others));
+        }
+        from.elapsed()
+    });
+    rounds.min().unwrap()
+}
+
+/// Whoever asks how a key stands takes the writer from all others meanwhile.
+#[test]
+fn what_others_have_does_not_make_it_dear_to_ask_how_a_key_stands() {
+    let (few, many) = (reads(3), reads(1_500));
+    let dear = few * 10 + Duration::from_millis(1);
+    assert!(many < dear, "{many:?} beside many, {few:?} beside few");
 }
 
 /// Whoever opens a run or sets a cap in a full account takes the writer from all others meanwhile.
