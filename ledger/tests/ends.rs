@@ -272,7 +272,7 @@ async fn a_host_finds_out_that_its_journal_shrank_though_nobody_asks() {
         matches!(answer, Err(CommandError::Unavailable { .. })),
         "{answer:?}"
     );
-    let ended = tokio::time::timeout(Duration::from_secs(20), host.handle().ended());
+    let ended = tokio::time::timeout(Duration::from_secs(8), host.handle().ended());
     let reason = ended.await.unwrap_or_default();
     assert!(reason.contains("shorter"), "{reason:?}");
     host.stop().await;

@@ -114,6 +114,9 @@ impl<J: Journal> Task<J> {
         if writer.is_overtaken_at(end) {
             return Some(StepDown::Fenced);
         }
+        if self.short_looks > 0 {
+            self.time.make_sure();
+        }
         (self.short_looks >= SHORT_LOOKS).then_some(StepDown::Truncated)
     }
 }

@@ -21,6 +21,8 @@ const STEP_MS_MIN: i64 = 20;
 /// set.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// How soon it is looked again after a look that found something to be made sure of.
+const LOOK_SURE: Duration = Duration::from_secs(1);
 
 /// What the server told.
 #[derive(Debug)]
@@ -117,6 +119,12 @@ impl Timepiece {
             self.look_at = None;
         }
         due
+    }
+
+    /// What the last look found is to be made sure of: the next one is not far.
+    pub(super) fn make_sure(&mut self) {
+        let soon = self.clock.instant() + LOOK_SURE;
+        self.look_at = self.look_at.map(|at| at.min(soon));
     }
 
     /// Takes in what came of a look.
