@@ -91,6 +91,64 @@ fn a_resize_up_takes_more_only_if_it_fits() {
     assert_eq!(story.stands("all"), (0, 100));
 }
 
+/// As a stream does that has no maximum of its own.
+#[test]
+fn a_hold_that_grows_in_slices_ends_at_the_tightest_cap_and_settles_once() {
+    let mut story = Story::new(&[
+        "all account tokens balance 100",
+        "mine key:k output_tokens balance 75",
+    ]);
+    let call = story.reserve(&ask(10, 20));
+    let (mut output, mut slice) = (20, 20);
+    loop {
+        let grown = story.resize(&call, 10, output + slice);
+        match story.answer(&grown) {
+            Some(Ok(_)) => output += slice,
+            Some(Err(CommandError::Short { available: 0, .. })) => break,
+            Some(Err(CommandError::Short { available, .. })) => slice = *available,
+            other => panic!("{other:?}"),
+        }
+    }
+    story.then(&[
+        "reserved 10+20",
+        "resized to 10+40",
+        "resized to 10+60",
+        "resized to 10+75",
+    ]);
+    assert_eq!(
+        (story.stands("all"), story.stands("mine")),
+        ((0, 85), (0, 75))
+    );
+    story.settle(&call, 10, 70);
+    assert_eq!(
+        (story.stands("all"), story.stands("mine")),
+        ((80, 0), (70, 0))
+    );
+}
+
+/// Work in progress goes before work that has not begun, which keeps its place.
+#[test]
+fn a_hold_grows_before_those_who_wait() {
+    let mut story = Story::new(ALL);
+    let call = story.reserve(&ask(10, 20));
+    let waits = |story: &mut Story, output| {
+        let ask = Ask {
+            wait_ms: 60_000,
+            ..ask(10, output)
+        };
+        story.reserve(&ask)
+    };
+    let (first, second) = (waits(&mut story, 80), waits(&mut story, 1));
+    story.resize(&call, 10, 60);
+    assert!(story.answer(&first).is_none() && story.answer(&second).is_none());
+    story.then(&["reserved 10+20", "resized to 10+60"]);
+    story.settle(&call, 0, 0);
+    story.then(&["settled 0+0", "reserved 10+80"]);
+    assert!(story.answer(&second).is_none());
+    story.release(&first);
+    story.then(&["released", "reserved 10+1"]);
+}
+
 #[test]
 fn a_resize_down_always_passes_also_above_a_lowered_cap() {
     let mut story = Story::new(ALL);
