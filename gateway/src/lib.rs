@@ -41,7 +41,7 @@ pub use config::{
     Profile, Provided, TokenizerName, UpstreamConfig, UpstreamModel,
 };
 pub use ready::{Cause, Readiness, Reason, Room};
-pub use repeats::{FirstUseFailure, FirstUses};
+pub use repeats::{FirstUseFailure, FirstUseStore};
 pub use server::{Gateway, GatewayError, Parts};
 pub use threads::{ThreadFailure, ThreadStore};
 pub use upstream::catalog::UnreadTokenizer;

@@ -38,7 +38,7 @@ const UNSURE: Duration = Duration::from_secs(5);
 pub type FirstUseFailure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Who keeps what each key was used for first, for a day.
-pub trait FirstUses: Send + Sync {
+pub trait FirstUseStore: Send + Sync {
     /// The first use under a name, with its revision.
     fn find(
         &self,
@@ -91,12 +91,24 @@ impl Named {
 
 /// Lets each of them through once.
 pub(crate) struct Repeats {
-    pub(crate) kept: Option<Arc<dyn FirstUses>>,
-    pub(crate) gate: Arc<Gate>,
-    pub(crate) clock: Clock,
+    kept: Option<Arc<dyn FirstUseStore>>,
+    gate: Arc<Gate>,
+    clock: Clock,
 }
 
 impl Repeats {
+    pub(crate) fn new(
+        kept: Option<Arc<dyn FirstUseStore>>,
+        gate: &Arc<Gate>,
+        clock: &Clock,
+    ) -> Self {
+        Self {
+            kept,
+            gate: Arc::clone(gate),
+            clock: Arc::clone(clock),
+        }
+    }
+
     /// Looks a request up that may be a repeated one. An error where it is, and the first one was let through, or was
     /// another one.
     pub(crate) async fn look_up(
@@ -176,7 +188,7 @@ impl Repeats {
         written.map_err(|error| ApiError::first_uses_away(error.to_string()))
     }
 
-    fn kept(&self) -> Result<&Arc<dyn FirstUses>, ApiError> {
+    fn kept(&self) -> Result<&Arc<dyn FirstUseStore>, ApiError> {
         let none = || ApiError::first_uses_away("this gateway was started without");
         self.kept.as_ref().ok_or_else(none)
     }
@@ -298,7 +310,7 @@ mod tests {
     /// Keeps nothing, and takes everything.
     struct Empty;
 
-    impl FirstUses for Empty {
+    impl FirstUseStore for Empty {
         fn find(
             &self,
             _: String,

@@ -34,7 +34,7 @@ use crate::{
     plan::Planner,
     ready::Readiness,
     receive::{Receiver, caller::Keyring, run_secret::RunSecrets},
-    repeats::{FirstUses, Repeats},
+    repeats::{FirstUseStore, Repeats},
     routes,
     run::Runner,
     threads::ThreadStore,
@@ -58,7 +58,7 @@ pub struct Parts {
     /// Whose the responses are that upstreams keep; nothing where none keeps any.
     pub threads: Option<Arc<dyn ThreadStore>>,
     /// What clients' own keys of requests were used for; nothing where no request may be repeated.
-    pub first_uses: Option<Arc<dyn FirstUses>>,
+    pub first_uses: Option<Arc<dyn FirstUseStore>>,
     /// The neurons alive now.
     pub neurons: Neurons,
     /// The keys that may be used now.
@@ -231,11 +231,7 @@ fn app(
             tracker: tracker.clone(),
             cut: cut.clone(),
         }),
-        repeats: Repeats {
-            kept: parts.first_uses,
-            gate: Arc::clone(&gate),
-            clock: Arc::clone(&parts.clock),
-        },
+        repeats: Repeats::new(parts.first_uses, &gate, clock),
         planner,
         keyring,
         prices: parts.prices,

@@ -7,7 +7,7 @@ use seatbelt_bus::{
     self as nats,
     kept::{Revision, WriteError},
 };
-use seatbelt_gateway::{FirstUseFailure, FirstUses};
+use seatbelt_gateway::{FirstUseFailure, FirstUseStore};
 use seatbelt_schemas::first_use::FirstUse;
 
 use super::bus::Bus;
@@ -15,11 +15,11 @@ use super::bus::Bus;
 struct Kept(nats::FirstUses);
 
 /// The bucket, whether it is there or not: a server that was not provisioned anew serves all other requests.
-pub(super) fn first_uses(bus: &Bus) -> Arc<dyn FirstUses> {
+pub(super) fn first_uses(bus: &Bus) -> Arc<dyn FirstUseStore> {
     Arc::new(Kept(nats::FirstUses::at(&bus.nats, &bus.names)))
 }
 
-impl FirstUses for Kept {
+impl FirstUseStore for Kept {
     fn find(
         &self,
         name: String,

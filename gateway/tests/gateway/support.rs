@@ -24,9 +24,9 @@ use axum::{
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use seatbelt_gateway::{
-    Dialect, FirstUseFailure, FirstUses, Gateway, GatewayConfig, GatewayError, KeyEntry, KeySecret,
-    KeyTable, Parts, Prices, Readiness, ThreadFailure, ThreadStore, UpstreamConfig, UpstreamModel,
-    system_clock,
+    Dialect, FirstUseFailure, FirstUseStore, Gateway, GatewayConfig, GatewayError, KeyEntry,
+    KeySecret, KeyTable, Parts, Prices, Readiness, ThreadFailure, ThreadStore, UpstreamConfig,
+    UpstreamModel, system_clock,
 };
 use seatbelt_ledger::{
     api::{
@@ -483,7 +483,7 @@ pub(crate) struct TestFirstUses {
     pub(crate) asked: AtomicUsize,
 }
 
-impl FirstUses for TestFirstUses {
+impl FirstUseStore for TestFirstUses {
     fn find(
         &self,
         name: String,
@@ -680,7 +680,7 @@ impl Stack {
             snapshots: Arc::clone(&snapshots) as Arc<dyn Snapshots>,
             usage: Arc::clone(&usage) as Arc<dyn UsageEvents>,
             threads: Some(Arc::clone(&threads) as Arc<dyn ThreadStore>),
-            first_uses: Some(Arc::clone(&first_uses) as Arc<dyn FirstUses>),
+            first_uses: Some(Arc::clone(&first_uses) as Arc<dyn FirstUseStore>),
             neurons: alive,
             neuron_secret: neuron_secret(),
             clock: system_clock(),
