@@ -20,6 +20,7 @@ pub(crate) mod choose;
 pub(crate) mod client;
 pub(crate) mod count;
 pub(crate) mod deployments;
+pub(crate) mod handed;
 pub(crate) mod health;
 pub(crate) mod model;
 pub(crate) mod neuron;

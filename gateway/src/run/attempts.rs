@@ -16,7 +16,7 @@ use super::{Head, Job};
 use crate::{
     clock::ms,
     metrics::Stage,
-    upstream::{Candidate, answer::unreadable},
+    upstream::{Candidate, answer::unreadable, handed::with_body},
 };
 
 const LOST: &str = "it is not registered any more and does not answer";
@@ -85,12 +85,9 @@ impl Job {
         if let Candidate::Foreign(chosen, _) = &self.candidate {
             chosen.asked(Instant::now());
         }
-        let sent = self
-            .client
-            .post(attempt.url)
-            .headers(attempt.headers)
-            .body(attempt.body)
-            .send();
+        let request = self.client.post(attempt.url).headers(attempt.headers);
+        let (request, left) = with_body(request, attempt.body);
+        let sent = request.send();
         let answered = self.limits.unless_stopped(sent, head.closed()).await;
         self.tell_outcome(&answered);
         match answered? {
@@ -101,7 +98,10 @@ impl Job {
                     .stage(Stage::UpstreamFirstByte, self.began.elapsed());
                 Ok(answer)
             }
-            Err(error) if error.is_connect() => Err(Stop::Unreachable(in_one_line(&error))),
+            // whoever never had all of a request did nothing for it
+            Err(error) if error.is_connect() || left.any() => {
+                Err(Stop::Unreachable(in_one_line(&error)))
+            }
             Err(error) => Err(Stop::Broke(in_one_line(&error))),
         }
     }

@@ -318,3 +318,30 @@ async fn whatever_upstreams_do_each_use_is_charged_each_hold_ends_and_each_clien
         }
     }
 }
+
+/// One that answers before it has read all, and closes: the rest is written into nothing.
+#[tokio::test]
+async fn an_upstream_that_never_had_the_whole_request_did_nothing() {
+    let hasty = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = hasty.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut one, _) = hasty.accept().await.unwrap();
+            let mut head = [0; 1024];
+            let _ = tokio::io::AsyncReadExt::read(&mut one, &mut head).await;
+            // what was not read makes a reset of its end
+            drop(one);
+        }
+    });
+    let stack = Stack::start_with(tokens(100_000_000, Window::Balance), |told| {
+        told.upstreams[0].base_url = format!("http://{address}/v1");
+        told.upstreams[0].models[0].context = 50_000_000;
+    })
+    .await;
+    let mut body = hi(20);
+    body["messages"][0]["content"] = json!("x".repeat(16_000_000));
+    let answer = stack.chat(&body).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 502);
+    assert_eq!(answer.headers()["x-seatbelt-charged"], "nothing");
+    assert_eq!(stack.spent_once_idle().await, 0);
+}
