@@ -160,8 +160,16 @@ pub(super) fn event(told: &mut StreamTold, event: &SseEvent) -> Part {
         told.served.answer(&message);
         reported |= told.reports(&message);
     }
+    let early = body.0.all("message").map(Pairs::of);
+    let early: Vec<_> = early
+        .filter_map(|message| message.last("content"))
+        .collect();
     if reported {
         told.content_since = false;
+    }
+    // after its report, which says nothing of it
+    for content in early.into_iter().filter(|raw| raw.get() != "[]") {
+        told.content(content);
     }
     if kind.starts_with("content_block") {
         let place = body.0.last("index").and_then(|raw| raw.get().parse().ok());

@@ -13,10 +13,12 @@ use crate::{
     sse::{SseEvent, write_event},
     translate::{
         Shown,
-        pieces::{Joint, Piece, object, piece, within, word},
+        pieces::{Joint, Piece, each, object, piece, within, word},
     },
 };
 
+/// Where a block stands that came with the beginning: at no place of one that follows.
+const EARLY: u64 = u64::MAX;
 /// Most blocks of one answer that are open at once.
 const OPEN_MAX: usize = 256;
 
@@ -76,7 +78,14 @@ impl ChatStream {
         let index = said.last("index");
         let index = index.and_then(|raw| raw.get().parse().ok()).unwrap_or(0);
         match word(&said, "type").as_deref() {
-            Some("message_start") => self.begin(out),
+            Some("message_start") => {
+                self.begin(out);
+                // as some servers that write in one go
+                for block in each(&within(&said, "message")?, "content")? {
+                    self.start(EARLY, &block, out)?;
+                    self.stop(EARLY, out);
+                }
+            }
             Some("content_block_start") => {
                 self.start(index, &within(&said, "content_block")?, out)?;
             }
@@ -242,4 +251,31 @@ impl ChatStream {
 
 fn arguments(place: u64, text: &str) -> Value {
     json!({"tool_calls": [{"index": place, "function": {"arguments": text}}]})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_with_the_beginning_is_shown() {
+        let mut stream = ChatStream::new(Shown::default());
+        let mut out = BytesMut::new();
+        let start = json!({"type": "message_start", "message": {"content": [
+            {"type": "text", "text": "hello"},
+            {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}},
+        ]}});
+        let event = |data: &Value| SseEvent {
+            raw: bytes::Bytes::new(),
+            name: None,
+            data: data.to_string().into(),
+        };
+        stream.content(&event(&start), &mut out).unwrap();
+        let next = json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "!"}});
+        stream.content(&event(&next), &mut out).unwrap();
+        let text = String::from_utf8(out.to_vec()).unwrap();
+        for said in ["hello", r#"{\"a\":1}"#, r#""content":"!""#] {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+    }
 }
