@@ -18,4 +18,6 @@ pub use whole::Told;
 pub(crate) use whole::{Body, finish, has_content, text};
 
 #[cfg(test)]
+mod odd_places;
+#[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use super::{
     report::{CHOICES_MAX, Counts, Least, Odd, Report, Tally, believed, reports_within},
     whole::{Choice, finish, has_content, length},
 };
-use crate::{api::Api, ask::Ask, raw::Pairs, served::Served, sse::SseEvent};
+use crate::{api::Api, ask::Ask, odd::says_nothing, raw::Pairs, served::Served, sse::SseEvent};
 
 /// What one event of a stream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,7 +168,18 @@ impl StreamTold {
 
     /// Takes the reports among some fields in; whether there was one.
     pub(crate) fn reports(&mut self, fields: &Pairs<'_>) -> bool {
-        self.reports_in(fields, None)
+        let mut reported = self.reports_in(fields, None);
+        let is_error = |raw: &RawValue| !says_nothing(raw.get());
+        if fields.all("error").any(is_error) {
+            // an error tells of its use wherever it likes
+            for (_, raw) in fields.iter().filter(|(name, _)| *name != "usage") {
+                for raw in reports_within(raw.get()) {
+                    self.served.report(raw);
+                    reported |= self.report(raw, None);
+                }
+            }
+        }
+        reported
     }
 
     /// Takes the reports within a choice in, which stand for it alone; whether there was one. Of several
