@@ -122,6 +122,8 @@ struct Job {
     charged: Option<Charged>,
     /// What it is charged for, once that is known.
     billed: Option<Usage>,
+    /// What is read again by whoever goes on with its response: never below what it can have been.
+    size: Option<Usage>,
     /// Why an answer that was read already did not come whole.
     cut_short: Option<Stop>,
     /// Headers of the answer.
@@ -206,6 +208,7 @@ impl Runner {
             first_byte_ms: 0,
             charged: None,
             billed: None,
+            size: None,
             cut_short: None,
             headers,
             room,

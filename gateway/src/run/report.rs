@@ -130,6 +130,15 @@ impl Job {
             },
         };
         self.billed = Some(usage);
+        self.size = Some(match source {
+            UsageSource::Upstream | UsageSource::Neuron => usage,
+            // what is charged may be less than what was used, by the key's word
+            UsageSource::Counted | UsageSource::Hold => Usage {
+                input_tokens: usage.input_tokens.max(reservation.hold.input_tokens),
+                output_tokens: usage.output_tokens.max(reservation.hold.output_tokens),
+                ..usage
+            },
+        });
         let position = reservation.settle(report).await?;
         self.charged = Some(match source {
             UsageSource::Hold => Charged::Hold,
@@ -141,7 +150,7 @@ impl Job {
     /// Binds the response to its account, once it is charged: before that its size is not known, and before its
     /// last word is let go nobody can go on with it.
     pub(super) async fn bind(&mut self, id: impl FnOnce() -> Option<String>) {
-        if let (Some(binding), Some(used)) = (&self.binding, self.billed) {
+        if let (Some(binding), Some(used)) = (&self.binding, self.size) {
             binding.bind(id(), used).await;
         }
     }
