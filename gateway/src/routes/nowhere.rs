@@ -2,7 +2,7 @@
 
 use axum::{
     extract::Request,
-    http::{HeaderMap, Uri},
+    http::{HeaderMap, HeaderValue, Uri, header},
     response::Response,
 };
 use seatbelt_dialects::Dialect;
@@ -47,7 +47,14 @@ pub(super) async fn not_found(uri: Uri, headers: HeaderMap) -> Response {
     let dialect = dialect(&uri, &headers);
     let path: String = uri.path().chars().take(PATH_CHARS_MAX).collect();
     let message = format!("there is no route {path}: {}", instead(&path, dialect));
-    ApiError::new(Case::RouteNotFound, message).into_response(dialect)
+    unread(ApiError::new(Case::RouteNotFound, message).into_response(dialect))
+}
+
+/// Nobody read the body: the connection ends, and says so, or the next request on it would be lost.
+fn unread(mut response: Response) -> Response {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
+    response
 }
 
 /// What would do. SDKs write the rest of a path themselves: OpenAI's behind `/v1`, Anthropic's with it.
@@ -67,7 +74,7 @@ fn instead(path: &str, dialect: Dialect) -> String {
 pub(super) async fn method_not_allowed(uri: Uri, request: Request) -> Response {
     let message = format!("{} does not take {}", uri.path(), request.method());
     let dialect = dialect(&uri, request.headers());
-    ApiError::new(Case::MethodNotAllowed, message).into_response(dialect)
+    unread(ApiError::new(Case::MethodNotAllowed, message).into_response(dialect))
 }
 
 pub(super) async fn not_served(uri: Uri, headers: HeaderMap) -> Response {

@@ -316,3 +316,16 @@ async fn models_are_listed_in_the_dialect_of_whoever_asks() {
         (404, &json!("not_found_error"))
     );
 }
+
+/// The next request on the connection would be lost.
+#[tokio::test]
+async fn a_body_that_nobody_reads_ends_its_connection() {
+    let stack = Stack::balance(1000).await;
+    let body = json!({"input": "x".repeat(60_000)});
+    for (path, status) in [("/v1/moderations", 404), ("/v1/models", 405)] {
+        let answer = stack.post(path, &body).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status);
+        assert_eq!(answer.headers()["connection"], "close");
+        assert_eq!(status_and_body(stack.chat(&hi(20))).await.0, 200);
+    }
+}
