@@ -302,6 +302,8 @@ pub struct UpstreamConfig {
     /// How often a request is sent at most, where it is known each time that nothing was done for it
     /// ([`ATTEMPTS`]); twice where it has deployments, else once, where not given.
     pub attempts: Option<u8>,
+    /// A request of which is not known what it did is sent once more, with a hold besides what the first was charged.
+    pub retry_unknown: bool,
     /// What it serves.
     pub models: Vec<UpstreamModel>,
 }
@@ -323,6 +325,7 @@ impl UpstreamConfig {
             weight: 1,
             priority: 0,
             attempts: None,
+            retry_unknown: false,
             models: Vec::new(),
         }
     }
@@ -558,6 +561,7 @@ mod tests {
             weight: 1,
             priority: 0,
             attempts: None,
+            retry_unknown: false,
             models: vec![UpstreamModel::new(ModelId::new("m").unwrap(), 100, 200)],
         }
     }

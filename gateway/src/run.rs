@@ -16,6 +16,7 @@ use seatbelt_dialects::{Api, Dialect, Exact, Face, Fields, Sent};
 use seatbelt_ledger::api::UsageEvents;
 use seatbelt_schemas::{
     command::Grant,
+    ids::ReservationId,
     neuron::signature::NeuronSecret,
     usage::{Usage, UsageEvent},
 };
@@ -40,6 +41,7 @@ use crate::{
 };
 
 mod again;
+mod anew;
 mod attempts;
 mod elsewhere;
 mod fallback;
@@ -96,6 +98,10 @@ struct Job {
     again: Option<Again>,
     /// For a request to a model that names others for when nothing was done.
     instead: Option<Instead>,
+    /// What it takes to begin anew, where nobody knows what was done.
+    anew: Option<Box<Instead>>,
+    /// The hold of which is not known what was used of it, once it has its end.
+    unknown: Option<ReservationId>,
     /// A neuron counts as busy until the end.
     candidate: Candidate,
     upstream: String,
@@ -209,6 +215,8 @@ impl Runner {
             charged: None,
             billed: None,
             size: None,
+            anew: None,
+            unknown: None,
             cut_short: None,
             headers,
             room,
@@ -316,33 +324,65 @@ fn grant_headers(grant: &Grant, now_ms: u64, headers: &mut HeaderMap) {
     ratelimit::show(&grant.caps, now_ms, headers);
 }
 
-/// Drives a request to its end.
+/// Drives a request to its end, and where that is not known, and the operator wants it, the same one once more.
 async fn drive(runner: Arc<Runner>, mut job: Box<Job>, mut head: Head) {
-    let mut answered = job.attempts(&mut head).await;
+    loop {
+        let ended = match led(&runner, job, &mut head).await {
+            Led::Streams(job, answer) => return job.relay(answer, head).await,
+            Led::Ended(same, ended) => {
+                job = same;
+                ended
+            }
+        };
+        if let Some(anew) = job.anew(&ended, &head)
+            && let Some(next) = Box::pin(runner.begins_anew(&mut job, anew)).await
+        {
+            job = next;
+            continue;
+        }
+        let _ = head.send(ended.map_err(|mut error| {
+            error.headers.extend(std::mem::take(&mut job.headers));
+            match job.charged {
+                Some(charged) => error.charged(charged),
+                None => error,
+            }
+        }));
+        return;
+    }
+}
+
+/// How far a request was led.
+enum Led {
+    /// To the head of a stream, all else of which is still to come.
+    Streams(Box<Job>, reqwest::Response),
+    /// To its end.
+    Ended(Box<Job>, anew::Ended),
+}
+
+/// Asks until there is an answer to stay with, and gives that its end where it is no stream.
+async fn led(runner: &Runner, mut job: Box<Job>, head: &mut Head) -> Led {
+    let mut answered = job.attempts(head).await;
     while let Some(instead) = job.instead.take() {
         // boxed, since it is large and seldom
-        let turn = Box::pin(runner.falls_back(job, (instead, answered), &mut head)).await;
+        let turn = Box::pin(runner.falls_back(job, (instead, answered), head)).await;
         (job, answered) = match turn {
             Turn::Stays(same, told) => (same, told),
             Turn::Next(mut next) => {
-                let told = Box::pin(next.attempts(&mut head)).await;
+                let told = Box::pin(next.attempts(head)).await;
                 (next, told)
             }
         };
     }
     job.room.shrink_to(0);
-    let response = match answered {
-        Ok(answer) if job.is_stream(&answer) => return job.relay(answer, head).await,
-        Ok(answer) => job.whole(answer, &mut head).await,
+    let ended = match answered {
+        Ok(answer) if job.is_stream(&answer) => {
+            job.anew = None; // what was shown is asked for by nobody again
+            return Led::Streams(job, answer);
+        }
+        Ok(answer) => job.whole(answer, head).await,
         Err(stop) => Err(job.stopped(stop, Known::default()).await),
     };
-    let _ = head.send(response.map_err(|mut error| {
-        error.headers.extend(std::mem::take(&mut job.headers));
-        match job.charged {
-            Some(charged) => error.charged(charged),
-            None => error,
-        }
-    }));
+    Led::Ended(job, ended)
 }
 
 impl Job {

@@ -65,6 +65,8 @@ pub(crate) struct Upstream {
     pub(crate) priority: u8,
     /// How often a request is sent at most.
     pub(crate) attempts: u8,
+    /// One of which is not known what it did is sent once more.
+    pub(crate) retry_unknown: bool,
 }
 
 impl Upstream {
@@ -85,6 +87,7 @@ impl Upstream {
             weight: at.weight,
             priority: at.priority,
             attempts: config.attempts(),
+            retry_unknown: config.retry_unknown,
         })
     }
 
@@ -283,6 +286,7 @@ mod tests {
             weight: 1,
             priority: 0,
             attempts: None,
+            retry_unknown: false,
             models: Vec::new(),
         };
         let model = UpstreamModel::new(ModelId::new("m").unwrap(), 100, 10);

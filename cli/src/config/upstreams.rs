@@ -67,6 +67,7 @@ fn read_upstream(
     let (weight, priority) = (weight(&mut section), priority(&mut section));
     let (least, most) = ATTEMPTS.bounds();
     let attempts = section.number("attempts", least, most);
+    let retry_unknown = section.flag("retry_unknown").unwrap_or(false);
     let deployments = section.sections("deployments", DEPLOYMENTS_MAX);
     let deployments = deployments
         .into_iter()
@@ -103,6 +104,7 @@ fn read_upstream(
         deployments,
         weight,
         priority,
+        retry_unknown,
         attempts: attempts.and_then(|attempts| u8::try_from(attempts).ok()),
         models,
     })

@@ -17,6 +17,8 @@ use crate::{
 pub(crate) struct Instead {
     /// Those that are left, the next one last.
     models: Vec<ModelId>,
+    /// The one that is asked.
+    asked: ModelId,
     client: Api,
     id: String,
     caller: Caller,
@@ -28,17 +30,19 @@ pub(crate) struct Instead {
 }
 
 impl Instead {
-    /// Of a request to a model that names others; none where there is no room to keep its body.
+    /// Of a request to a model that names others, or that may be begun anew; none where there is no room to keep its
+    /// body.
     pub(super) fn of(candidate: &Candidate, client: Api, received: &Received) -> Option<Self> {
-        let Candidate::Foreign(_, model) = candidate else {
+        let Candidate::Foreign(upstream, model) = candidate else {
             return None;
         };
-        if model.told.fallback.is_empty() {
+        if model.told.fallback.is_empty() && !upstream.retry_unknown {
             return None;
         }
         let room = &received.room;
         Some(Self {
             models: model.told.fallback.iter().rev().cloned().collect(),
+            asked: model.told.id.clone(),
             client,
             id: received.id.clone(),
             caller: received.caller.clone(),
@@ -50,9 +54,21 @@ impl Instead {
         })
     }
 
+    /// Whether another model may be asked.
+    pub(crate) fn names_others(&self) -> bool {
+        !self.models.is_empty()
+    }
+
     /// The model that comes next.
     pub(crate) fn next(&mut self) -> Option<ModelId> {
-        self.models.pop()
+        let next = self.models.pop()?;
+        self.asked.clone_from(&next);
+        Some(next)
+    }
+
+    /// The model that was asked last.
+    pub(crate) fn asked(&self) -> &ModelId {
+        &self.asked
     }
 }
 

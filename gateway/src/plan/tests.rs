@@ -33,6 +33,7 @@ fn upstream(name: &str, kind: Dialect) -> UpstreamConfig {
         weight: 1,
         priority: 0,
         attempts: None,
+        retry_unknown: false,
         models: vec![UpstreamModel::new(id, 1000, 100)],
     }
 }

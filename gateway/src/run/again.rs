@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How often the request was sent, where that was more than once.
-const X_ATTEMPTS: HeaderName = HeaderName::from_static("x-seatbelt-attempts");
+pub(super) const X_ATTEMPTS: HeaderName = HeaderName::from_static("x-seatbelt-attempts");
 /// How long to wait for one that names no time, before it is asked the second time; doubled each time.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 /// Longest time that an upstream may name.

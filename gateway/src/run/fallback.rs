@@ -35,9 +35,13 @@ impl Runner {
         (mut instead, answered): (Instead, Answered),
         head: &mut Head,
     ) -> Turn {
-        let (answered, unused) = job.is_unused(answered, head).await;
+        let (answered, unused) = match instead.names_others() {
+            true => job.is_unused(answered, head).await,
+            false => (answered, false),
+        };
         let in_time = Instant::now() + WORTH < job.limits.deadline;
         if !unused || !in_time || head.is_closed() {
+            job.anew = Some(Box::new(instead));
             return Turn::Stays(job, answered);
         }
         while let Some(model) = instead.next() {

@@ -114,6 +114,8 @@ impl Job {
             },
         };
         let end = account_for(&reservation.hold, &known, event.as_ref(), terms);
+        let is_known = !matches!(end, End::Unknown | End::Used(_, UsageSource::Hold));
+        self.unknown = (!is_known).then_some(reservation.id);
         let End::Used(usage, source) = end else {
             reservation.release("its usage is not known").await;
             self.charged = Some(Charged::Nothing);

@@ -853,6 +853,7 @@ fn config(upstream: &Upstream) -> GatewayConfig {
             weight: 1,
             priority: 0,
             attempts: None,
+            retry_unknown: false,
             models: vec![UpstreamModel::new(
                 ModelId::new("test-model").unwrap(),
                 8192,

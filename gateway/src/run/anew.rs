@@ -1,0 +1,78 @@
+//! One more attempt after one of which nobody knows what it did, where the operator wants it (`retry_unknown`): the
+//! first keeps its charge, and this one needs a hold besides it. Only before anything reached the client.
+
+use axum::{
+    http::{HeaderName, HeaderValue},
+    response::Response,
+};
+use seatbelt_schemas::ids::ReservationId;
+use tokio::time::Instant;
+
+use super::{
+    Head, Job, Runner,
+    again::{WORTH, X_ATTEMPTS},
+};
+use crate::{
+    error::{ApiError, Charged},
+    plan::Instead,
+    upstream::Candidate,
+};
+
+/// The reservation of an attempt that was charged although nothing came of it.
+const X_ALSO_CHARGED: HeaderName = HeaderName::from_static("x-seatbelt-also-charged");
+
+/// What came of a request: shown to the client, or begun anew.
+pub(super) type Ended = Result<Response, ApiError>;
+
+impl Job {
+    /// What it takes to begin anew, where the request may be.
+    pub(super) fn anew(
+        &mut self,
+        ended: &Ended,
+        head: &Head,
+    ) -> Option<(Box<Instead>, ReservationId)> {
+        let instead = self.anew.take()?;
+        let Candidate::Foreign(upstream, _) = &self.candidate else {
+            return None;
+        };
+        let failed = match ended {
+            Ok(response) => !response.status().is_success(),
+            Err(_) => true,
+        };
+        let in_time = Instant::now() + WORTH < self.limits.deadline;
+        let may = upstream.retry_unknown && failed && in_time && !head.is_closed();
+        let first = self
+            .unknown
+            .filter(|_| may && !self.limits.cut.is_cancelled())?;
+        Some((instead, first))
+    }
+}
+
+impl Runner {
+    /// The same request once more, with a hold of its own; nothing where there is no room for it.
+    pub(super) async fn begins_anew(
+        &self,
+        before: &mut Job,
+        (instead, first): (Box<Instead>, ReservationId),
+    ) -> Option<Box<Job>> {
+        let place = before.place.another(0).ok()?;
+        let plan = self
+            .planner
+            .plan_instead(&instead, instead.asked(), place)
+            .await;
+        let plan = plan.inspect_err(ApiError::note).ok()?;
+        let want = plan.want().ok().flatten()?;
+        let held = self.planner.gate.reserve(want).await;
+        let held = held.inspect_err(ApiError::note).ok()?;
+        self.metrics.attempt_again();
+        let mut next = Box::new(self.job(plan, Some(held)));
+        if before.charged == Some(Charged::Hold) {
+            let told = HeaderValue::try_from(first.to_string());
+            let told = told.expect("a reservation id is a valid header value");
+            next.headers.insert(X_ALSO_CHARGED, told);
+        }
+        next.headers.insert(X_ATTEMPTS, 2.into());
+        next.limits.deadline = before.limits.deadline;
+        Some(next)
+    }
+}
