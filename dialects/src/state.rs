@@ -32,7 +32,10 @@ const KEPT_BY_ID: &[&str] = &[
     "imagefile",
     "images",
     "inputaudio",
+    "previousresponse",
     "prompt",
+    "response",
+    "responses",
     "source",
     "thread",
     "vectorstore",
@@ -70,6 +73,22 @@ const THE_CLIENTS: &[&str] = &[
 ];
 /// What the client says of itself and its request, at the top of a body.
 const LABELS: &[&str] = &["metadata", "clientmetadata"];
+/// What an item has that comes whole.
+const CONTENTS: &[&str] = &[
+    "action",
+    "actions",
+    "arguments",
+    "content",
+    "encrypted_content",
+    "input",
+    "operation",
+    "output",
+    "outputs",
+    "queries",
+    "result",
+    "results",
+    "tools",
+];
 /// Most characters of a name that are looked at, and shown.
 const NAME_CHARS_MAX: usize = 40;
 const WHY: &str =
@@ -80,6 +99,10 @@ pub fn refuse_state(body: &Fields, accepted: [&[String]; 2]) -> Result<(), Field
     for (name, value) in body.iter().filter(|(_, value)| !value.is_null()) {
         if name == "input" {
             refuse_kept_items(value)?;
+        }
+        // in responses it is never a text of the client's
+        if folded(name) == "prompt" && value.is_string() && body.contains_key("input") {
+            return Err(FieldError::invalid(shown(name), WHY));
         }
         if !LABELS.contains(&folded(name).as_str()) {
             let search = Search { accepted };
@@ -124,17 +147,14 @@ fn is_kept_item(item: &Fields) -> bool {
     match item.get("type").and_then(Value::as_str) {
         Some("item_reference") => true,
         // what the model thought comes along sealed; an id alone stands for what the provider keeps
-        Some("reasoning") => {
+        Some("reasoning" | "compaction") => {
             let sealed = item.get("encrypted_content").and_then(Value::as_str);
-            sealed.is_none_or(str::is_empty)
+            sealed.is_none_or(|sealed| sealed.trim().is_empty())
         }
         // a search is said again without what it found
         Some("web_search_call") => false,
-        // a reference need not say that it is one
-        _ => {
-            let names_it = |name: &str| matches!(name, "id" | "type" | "status" | "role");
-            says("id") && !item.keys().any(|name| !names_it(name) && says(name))
-        }
+        // a reference need not say that it is one, and may say some odd word besides
+        _ => says("id") && !CONTENTS.iter().any(|name| says(name)),
     }
 }
 
@@ -174,6 +194,12 @@ impl Search<'_> {
     fn value(&self, value: &Value, place: ValuePath<'_>) -> Result<(), FieldError> {
         match value {
             Value::Object(fields) => {
+                if fields
+                    .get("type")
+                    .is_some_and(|kind| kind == "item_reference")
+                {
+                    return Err(FieldError::invalid(place.path, WHY));
+                }
                 let is_call = is_call(fields);
                 let looked_into = |name: &str| !(is_call && name == "input");
                 fields
@@ -298,6 +324,39 @@ mod tests {
         check(&json!({"store": true}), "store");
         check(&json!({"Store": "yes"}), "Store");
         check(&json!({"prompt": {"id": "p"}}), "prompt.id");
+    }
+
+    #[test]
+    fn an_odd_word_beside_an_id_makes_no_content_of_a_reference() {
+        let item = |item: Value| json!({"input": [item]});
+        for kept in [
+            json!({"id": "msg_x", "phase": "x"}),
+            json!({"type": "image_generation_call", "id": "ig", "x": 1}),
+            json!({"type": "code_interpreter_call", "id": "ci", "code": "x"}),
+            json!({"type": "compaction", "id": "c", "encrypted_content": " "}),
+            json!({"type": "reasoning", "id": "rs", "encrypted_content": " "}),
+        ] {
+            check(&item(kept), "input[0]");
+        }
+        check(
+            &item(json!({"role": "user", "content": [{"type": "item_reference", "id": "m"}]})),
+            "input[0].content[0]",
+        );
+        check(&json!({"input": "hi", "prompt": "pmpt_x"}), "prompt");
+        check(&json!({"responses": [{"id": "r"}]}), "responses[0].id");
+        check(
+            &json!({"previous_response": {"id": "r"}}),
+            "previous_response.id",
+        );
+        for whole in [
+            json!({"type": "message", "id": "m", "role": "user", "content": "hi"}),
+            json!({"type": "function_call", "id": "f", "call_id": "c", "name": "f", "arguments": "{}"}),
+            json!({"type": "compaction", "id": "c", "encrypted_content": "x"}),
+            json!({"type": "web_search_call", "id": "w"}),
+        ] {
+            assert_eq!(refused(&item(whole.clone())), None, "{whole}");
+        }
+        assert_eq!(refused(&json!({"prompt": "hi"})), None, "a completion");
     }
 
     #[test]
