@@ -17,9 +17,12 @@ pub(crate) fn empty(value: &Value) -> bool {
 
 /// The first field of an object that is none of these and says something.
 pub(crate) fn other_field<'a>(object: &'a Value, known: &[&str]) -> Option<&'a str> {
-    let fields = object.as_object()?;
-    let mut others = fields
-        .iter()
-        .filter(|(name, value)| !known.contains(&name.as_str()) && !empty(value));
-    others.next().map(|(name, _)| name.as_str())
+    other_fields(object, known).next()
+}
+
+/// All of them.
+pub(crate) fn other_fields<'a>(object: &'a Value, known: &[&str]) -> impl Iterator<Item = &'a str> {
+    let fields = object.as_object().into_iter().flatten();
+    let others = fields.filter(|(name, value)| !known.contains(&name.as_str()) && !empty(value));
+    others.map(|(name, _)| name.as_str())
 }

@@ -16,9 +16,10 @@ use crate::{
 };
 
 /// Fields that the client wrote under another name.
-const RENAMED: [(&str, &str); 2] = [
+const RENAMED: [(&str, &str); 3] = [
     ("response_format", "text.format"),
     ("reasoning_effort", "reasoning.effort"),
+    ("verbosity", "text.verbosity"),
 ];
 
 /// A body of `/v1/messages`, without its output maximum.

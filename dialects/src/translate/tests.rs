@@ -387,6 +387,18 @@ fn a_field_of_responses_without_counterpart_is_refused_by_name() {
         json!({"text": {"format": {"type": "grammar"}}}),
         "text.format",
     );
+    refused(
+        json!({"text": {"format": {"type": "json_object", "schema": {}}}}),
+        "text.format.schema",
+    );
+    refused(
+        json!({"text": {"format": {"type": "text", "x": 1}}}),
+        "text.format.x",
+    );
+    refused(
+        json!({"reasoning": {"summary": {"x": 1}}}),
+        "reasoning.summary",
+    );
     refused(json!({"reasoning": {"mode": "pro"}}), "reasoning.mode");
     refused(json!({"reasoning": {"effort": 5}}), "reasoning.effort");
 }
@@ -418,8 +430,21 @@ fn a_tool_of_responses_without_counterpart_is_refused_by_name() {
         "tools[0].format",
     );
     refused(json!({"tool_choice": "required"}), "tool_choice");
-    let choice = json!({"tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "allowed_tools"}});
-    refused(choice, "tool_choice");
+    let choosing = |choice: Value| json!({"tools": [{"type": "function", "name": "f"}], "tool_choice": choice});
+    refused(choosing(json!({"type": "allowed_tools"})), "tool_choice");
+    refused(
+        choosing(json!({"type": "function", "name": "f", "x": 1})),
+        "tool_choice.x",
+    );
+    // what is harmless hides nothing
+    refused(
+        tool(json!({"defer_loading": false, "type": "function", "name": "f", "output_schema": {}})),
+        "tools[0].output_schema",
+    );
+    refused(
+        tool(json!({"type": "custom", "name": "c", "format": {"type": "text", "x": 1}})),
+        "tools[0].format.x",
+    );
 }
 
 #[test]

@@ -139,6 +139,10 @@ fn text(body: &Fields, chat: &mut Fields) -> Result<(), FieldError> {
 fn format(format: &Value) -> Result<Option<Value>, FieldError> {
     let schema = format.get("schema").filter(|schema| schema.is_object());
     match (format.get("type").and_then(Value::as_str), schema) {
+        (Some("text" | "json_object"), _) if other_field(format, &["type"]).is_some() => {
+            let name = other_field(format, &["type"]).unwrap_or_default();
+            Err(no_counterpart(format!("text.format.{name}")))
+        }
         (Some("text"), _) => Ok(None),
         (Some("json_object"), _) => Ok(Some(json!({"type": "json_object"}))),
         (Some("json_schema"), Some(schema)) => {
@@ -178,7 +182,11 @@ fn reasoning(body: &Fields, chat: &mut Fields) -> Result<(), FieldError> {
                 chat.insert("reasoning_effort".to_owned(), value.clone());
             }
             "effort" => return Err(FieldError::invalid("reasoning.effort", "must be a string")),
-            "summary" | "generate_summary" => {}
+            "summary" | "generate_summary" if value.is_string() => {}
+            "summary" | "generate_summary" => {
+                let problem = "must be a string";
+                return Err(FieldError::invalid(format!("reasoning.{name}"), problem));
+            }
             _ => return Err(no_counterpart(format!("reasoning.{name}"))),
         }
     }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::INPUT;
 use crate::{
     fields::{FieldError, Fields, flag},
-    translate::refuse::{no_counterpart, other_field},
+    translate::refuse::{no_counterpart, other_field, other_fields},
 };
 
 /// Between the names of a namespace and of a function in it, where all functions stand in one list.
@@ -67,6 +67,7 @@ pub(super) fn definitions(body: &Fields, chat: &mut Fields) -> Result<(), FieldE
             _ => functions.push(function(&param, tool)?),
         }
     }
+    told_apart(body, &functions)?;
     let offered = !functions.is_empty();
     if offered {
         chat.insert("tools".to_owned(), Value::Array(functions));
@@ -81,6 +82,23 @@ pub(super) fn definitions(body: &Fields, chat: &mut Fields) -> Result<(), FieldE
         chat.insert("parallel_tool_calls".to_owned(), json!(false));
     }
     Ok(())
+}
+
+/// Refuses names that are one and the same in one word: whose call would it be?
+fn told_apart(body: &Fields, functions: &[Value]) -> Result<(), FieldError> {
+    let spaced = known_tools(body).spaced;
+    let name = |function: &Value| function["function"]["name"].as_str().map(str::to_owned);
+    let names: Vec<_> = functions.iter().filter_map(name).collect();
+    let is_twice = |flat: &&String| names.iter().filter(|name| name == flat).count() > 1;
+    match spaced.iter().map(|(flat, _)| flat).find(is_twice) {
+        None => Ok(()),
+        Some(flat) => {
+            let problem = format!(
+                "have two functions that are both '{flat}' in one word, as this model's upstream needs them: rename one"
+            );
+            Err(FieldError::invalid("tools", problem))
+        }
+    }
 }
 
 /// The functions of a namespace, each under both names.
@@ -127,7 +145,7 @@ fn function(param: &str, tool: &Value) -> Result<Value, FieldError> {
         }
     };
     let harmless = |name: &str| name == "defer_loading" && tool[name] == false;
-    if let Some(name) = other_field(tool, known).filter(|name| !harmless(name)) {
+    if let Some(name) = other_fields(tool, known).find(|name| !harmless(name)) {
         return Err(no_counterpart(format!("{param}.{name}")));
     }
     let name = named(param, tool)?;
@@ -181,7 +199,10 @@ fn grammar(param: &str, tool: &Value) -> Result<Option<String>, FieldError> {
     };
     let said = |name: &str| format.get(name).and_then(Value::as_str);
     match (said("type"), said("syntax"), said("definition")) {
-        (Some("text"), ..) => Ok(None),
+        (Some("text"), ..) => match other_field(format, &["type"]) {
+            None => Ok(None),
+            Some(name) => Err(no_counterpart(format!("{param}.format.{name}"))),
+        },
         (Some("grammar"), Some(syntax @ ("lark" | "regex")), Some(definition)) => {
             let known = ["type", "syntax", "definition"];
             if let Some(name) = other_field(format, &known) {
@@ -204,7 +225,14 @@ fn choice(body: &Fields, offered: bool) -> Result<Option<Value>, FieldError> {
         None | Some(Value::Null) => return Ok(None),
         Some(choice) => choice,
     };
-    let named = choice.get("name").and_then(Value::as_str);
+    if let Some(name) = other_field(choice, &["type", "name", "namespace"]) {
+        return Err(no_counterpart(format!("tool_choice.{name}")));
+    }
+    let said = |name: &str| choice.get(name).and_then(Value::as_str);
+    let named = said("name").map(|name| match said("namespace") {
+        Some(space) => flat(space, name),
+        None => name.to_owned(),
+    });
     let of_one = matches!(choice["type"].as_str(), Some("function" | "custom"));
     let written = match (choice.as_str(), named) {
         (Some("auto" | "none"), _) => choice.clone(),
@@ -222,4 +250,41 @@ fn choice(body: &Fields, offered: bool) -> Result<Option<Value>, FieldError> {
         }
     };
     Ok(Some(written).filter(|_| offered))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(name: &str, inner: &str) -> Value {
+        let function = json!({"type": "function", "name": inner});
+        json!({"type": "namespace", "name": name, "tools": [function]})
+    }
+
+    fn written(body: &Value) -> Result<Fields, FieldError> {
+        let mut chat = Map::new();
+        definitions(body.as_object().unwrap(), &mut chat).map(|()| chat)
+    }
+
+    #[test]
+    fn functions_that_would_be_one_by_name_are_told_apart_or_refused() {
+        let plain = json!({"type": "function", "name": "a__b__c"});
+        for tools in [
+            json!([space("a", "b__c"), space("a__b", "c")]),
+            json!([plain, space("a", "b__c")]),
+        ] {
+            let error = written(&json!({ "tools": tools })).unwrap_err();
+            assert_eq!(error.param, "tools");
+            assert!(error.problem.contains("a__b__c"), "{}", error.problem);
+        }
+        assert!(written(&json!({"tools": [space("a", "b"), space("b", "a"), plain]})).is_ok());
+    }
+
+    #[test]
+    fn a_function_in_a_namespace_is_chosen_by_the_name_that_it_goes_by() {
+        let choice = json!({"type": "function", "namespace": "a", "name": "b"});
+        let chat = written(&json!({"tools": [space("a", "b")], "tool_choice": choice}));
+        let chosen = &chat.unwrap()["tool_choice"]["function"]["name"];
+        assert_eq!(chosen, "a__b");
+    }
 }
