@@ -33,9 +33,15 @@ pub(crate) fn first_choice<'a>(body: &Pairs<'a>) -> Result<Option<Pairs<'a>>, Un
     Ok(each(body, "choices")?.into_iter().next())
 }
 
+/// Where a choice says something: whole, in a piece, and whichever of them a server takes for the other.
+const SAID_IN: [&str; 2] = ["message", "delta"];
+
 /// What the message or the delta of a choice says.
 pub(crate) fn said(choice: &Pairs<'_>, field: &str) -> Result<Said, Unread> {
-    let message = within(choice, field)?;
+    let named = |name: &str| choice.last(name).is_some();
+    let other = SAID_IN.into_iter().find(|other| *other != field);
+    let other = other.filter(|other| !named(field) && named(other));
+    let message = within(choice, other.unwrap_or(field))?;
     let mut said = Said {
         thought: thought(&message),
         refusal: piece(&message, "refusal")?,
@@ -44,6 +50,8 @@ pub(crate) fn said(choice: &Pairs<'_>, field: &str) -> Result<Said, Unread> {
     match message.last("content") {
         Some(list) if list.get().starts_with('[') => parts(&message, &mut said)?,
         Some(text) => said.text = piece_of(text)?,
+        // as completions of before chats have it
+        None if message.is_empty() => said.text = piece(choice, "text")?,
         None => {}
     }
     match calls(&message) {
@@ -149,5 +157,30 @@ impl Ending {
             _ if stop.is_some() => ("stop_sequence", stop.map(String::as_str)),
             _ => ("end_turn", None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_choice_says_is_found_wherever_its_server_puts_it() {
+        let text = |choice: &str, field| {
+            let said = said(&Pairs::read(choice).unwrap(), field).unwrap();
+            said.text.map(|piece| piece.whole())
+        };
+        for choice in [
+            r#"{"delta":{"content":"hi"}}"#,
+            r#"{"message":{"content":"hi"}}"#,
+            r#"{"text":"hi"}"#,
+            r#"{"delta":{},"text":"hi"}"#,
+        ] {
+            assert_eq!(text(choice, "delta").as_deref(), Some("hi"), "{choice}");
+            assert_eq!(text(choice, "message").as_deref(), Some("hi"), "{choice}");
+        }
+        // as some end a stream: all that was said, once more
+        let again = r#"{"delta":{},"message":{"content":"hi"}}"#;
+        assert_eq!(text(again, "delta"), None);
     }
 }
