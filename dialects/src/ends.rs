@@ -76,6 +76,23 @@ fn is_told(dialect: Dialect, event: &SseEvent) -> bool {
     }
 }
 
+/// Whether an event is an error of `/v1/responses` as it is: it has no envelope, and says what went wrong itself.
+pub(crate) fn says_error_itself(event: &SseEvent) -> bool {
+    let text = readable(&event.data);
+    let Ok(Some(fields)) = fields(&text) else {
+        return false;
+    };
+    let is_text = |name: &str| {
+        fields
+            .get(name)
+            .is_some_and(|raw| raw.get().starts_with('"'))
+    };
+    fields
+        .get("type")
+        .is_some_and(|raw| raw.get() == "\"error\"")
+        && is_text("message")
+}
+
 /// A zero is no error to an SDK.
 fn is_object_or_text(raw: &RawValue) -> bool {
     raw.get().starts_with(['{', '"'])

@@ -8,13 +8,13 @@ use crate::{
     api::Api,
     ask::Ask,
     dialect::Dialect,
-    ends::pass_error,
+    ends::{error_in, pass_error, says_error_itself},
     odd::Unread,
     sse::{SseEvent, write_event},
     told::Part,
     translate::{
-        ChatStream, MessagesStream, ResponsesOverMessages, ResponsesStream, errors::translated,
-        from_chat, from_messages, response_from_chat,
+        ChatStream, MessagesStream, ResponsesOverMessages, ResponsesStream, error_event,
+        errors::translated, from_chat, from_messages, response_from_chat,
     },
 };
 
@@ -27,6 +27,8 @@ pub enum Face {
         dialect: Dialect,
         /// Whether to hide it.
         hide_usage: bool,
+        /// Of a stream of responses, how many events were passed: each has a number, from 0 on.
+        numbered: Option<u64>,
     },
     /// As one of `/v1/messages`.
     Messages(MessagesStream),
@@ -45,6 +47,7 @@ impl Face {
         Self::Same {
             dialect: api.dialect(),
             hide_usage,
+            numbered: (api == Api::Responses).then_some(0),
         }
     }
 
@@ -99,8 +102,28 @@ impl Face {
                 out.extend_from_slice(&end.split()); // an earlier one was not the last
                 end.extend_from_slice(&event.raw);
             }
+            (
+                Self::Same {
+                    numbered: Some(passed),
+                    ..
+                },
+                Part::Error,
+            ) => pass_error_of_responses(event, *passed, out),
             (Self::Same { dialect, .. }, Part::Error) => pass_error(*dialect, event, out),
-            (Self::Same { hide_usage, .. }, Part::Content) => pass(&event.raw, *hide_usage, out),
+            (
+                Self::Same {
+                    hide_usage,
+                    numbered,
+                    ..
+                },
+                Part::Content,
+            ) => {
+                // a comment is no event
+                if let Some(passed) = numbered.as_mut().filter(|_| !event.data.is_empty()) {
+                    *passed += 1;
+                }
+                pass(&event.raw, *hide_usage, out);
+            }
             (_, Part::End) => {}
             (Self::Messages(_), Part::Error) => error_within(Dialect::Anthropic, event, out),
             (Self::Chat(_), Part::Error) => error_within(Dialect::OpenAi, event, out),
@@ -131,6 +154,10 @@ impl Face {
     /// An error in its envelope, as the last event of a stream says it.
     pub fn failure(&mut self, envelope: Value) -> Value {
         match self {
+            Self::Same {
+                numbered: Some(passed),
+                ..
+            } => error_event(&envelope, *passed),
             Self::Same { .. } | Self::Messages(_) | Self::Chat(_) => envelope,
             Self::Responses(stream) => stream.failure(&envelope),
             Self::ResponsesOverMessages(stream) => stream.failure(&envelope),
@@ -142,6 +169,15 @@ impl Face {
 fn error_within(dialect: Dialect, event: &SseEvent, out: &mut BytesMut) {
     let error = translated(dialect, None, &event.data).to_string();
     write_event(out, Some("error"), error.as_bytes());
+}
+
+/// Passes an upstream's error on within a stream of responses: as it came where it is an event of that API.
+fn pass_error_of_responses(event: &SseEvent, passed: u64, out: &mut BytesMut) {
+    if says_error_itself(event) {
+        return out.extend_from_slice(&event.raw);
+    }
+    let error = error_event(&error_in(Dialect::OpenAi, &event.data), passed);
+    write_event(out, Some("error"), error.to_string().as_bytes());
 }
 
 /// Passes an event on; without the `usage: null` that only the gateway's own question brought.
@@ -172,6 +208,49 @@ mod tests {
         let mut out = BytesMut::new();
         pass(raw.as_bytes(), hide_usage, &mut out);
         String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn an_error_of_a_stream_of_responses_is_an_event_of_that_api() {
+        let ask = Ask::default();
+        let event = |data: &str| SseEvent {
+            raw: format!("data: {data}\n\n").into(),
+            name: None,
+            data: data.to_owned().into(),
+        };
+        let after_two = |error: &str| {
+            let mut face = Face::same(Api::Responses, &ask);
+            let (mut end, mut out) = (BytesMut::new(), BytesMut::new());
+            for data in [r#"{"type":"response.created"}"#, r#"{"type":"x"}"#] {
+                let event = event(data);
+                face.event(&event, Part::Content, &mut end, &mut out)
+                    .unwrap();
+            }
+            out.clear();
+            let event = event(error);
+            face.event(&event, Part::Error, &mut end, &mut out).unwrap();
+            (face, String::from_utf8(out.to_vec()).unwrap())
+        };
+        let own = r#"{"type":"error","code":"server_error","message":"no","param":null,"sequence_number":2}"#;
+        let (mut face, passed) = after_two(own);
+        assert_eq!(passed, format!("data: {own}\n\n"), "as it came");
+        let broke = face
+            .failure(serde_json::json!({"error": {"message": "broke", "type": "server_error"}}));
+        assert_eq!(broke["type"], "error");
+        assert_eq!(broke["sequence_number"], 2);
+        assert_eq!(
+            (&broke["message"], &broke["error"]["message"]),
+            (&"broke".into(), &"broke".into())
+        );
+        let (_, told) = after_two(r#"{"error":{"message":"busy","code":"rate_limit_exceeded"}}"#);
+        for said in [
+            r#""type":"error""#,
+            r#""sequence_number":2"#,
+            r#""code":"rate_limit_exceeded""#,
+            r#""message":"busy""#,
+        ] {
+            assert!(told.contains(said), "{told}");
+        }
     }
 
     #[test]

@@ -30,8 +30,8 @@ pub use chat_messages::ChatStream;
 pub(crate) use chat_messages::from_messages;
 pub(crate) use messages_chat::from_chat;
 pub use messages_chat::{MessagesStream, without_our_thoughts};
-pub use responses_chat::ResponsesStream;
-pub(crate) use responses_chat::from_chat as response_from_chat;
+pub use responses_chat::{ResponsesStream, without_thoughts_of_others};
+pub(crate) use responses_chat::{error_event, from_chat as response_from_chat};
 pub use responses_messages::ResponsesOverMessages;
 
 /// A pair of APIs with a way between them.

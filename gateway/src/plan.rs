@@ -10,7 +10,9 @@ use axum::http::HeaderMap;
 use seatbelt_dialects::{
     Api, Ask, Calls, Dialect, Exact, Face, Fields, MediaLimits,
     allow::{Allowed, Profile, refuse_state},
-    translate::{Echo, Name, Translation, between, without_our_thoughts},
+    translate::{
+        Echo, Name, Translation, between, without_our_thoughts, without_thoughts_of_others,
+    },
 };
 use seatbelt_schemas::{amount::TOKENS_PER_REQUEST_MAX, event::OnShort, ids::ModelId};
 use seatbelt_tokens::{ChatCounter, CountError, MessagesError, PromptError};
@@ -480,8 +482,10 @@ fn read(way: Option<Translation>, api: Api, body: Fields) -> Result<(Fields, Ask
         Some(way) => Ok(way.request(&body)?),
         None => {
             let mut body = body;
-            if api == Api::Messages {
-                without_our_thoughts(&mut body);
+            match api {
+                Api::Messages => without_our_thoughts(&mut body),
+                Api::Responses => without_thoughts_of_others(&mut body),
+                Api::Chat | Api::Completions | Api::Embeddings => {}
             }
             let ask = api.ask(&body)?;
             Ok((body, ask, Echo::default()))

@@ -43,6 +43,16 @@ impl Calls {
     /// Takes a piece: the place of its call, and what of the arguments is known by it.
     pub(crate) fn add(&mut self, piece: CallPiece) -> Result<(usize, String), Unread> {
         let at = self.place(&piece)?;
+        Ok(self.add_at(at, piece))
+    }
+
+    /// Takes a call that came whole: one of its own, whatever id it has.
+    pub(crate) fn add_whole(&mut self, piece: CallPiece) -> Result<(usize, String), Unread> {
+        let at = self.begin(piece.index)?;
+        Ok(self.add_at(at, piece))
+    }
+
+    fn add_at(&mut self, at: usize, piece: CallPiece) -> (usize, String) {
         let call = &mut self.0[at];
         if call.id.is_empty() {
             call.id = piece.id.unwrap_or_default();
@@ -53,7 +63,7 @@ impl Calls {
         let arguments = piece.arguments.unwrap_or_else(|| Piece::of(""));
         let text = call.joint.join(&arguments);
         call.arguments.note(&text);
-        Ok((at, text))
+        (at, text)
     }
 
     /// Where a call stands: where its id does, else where its index does, else the last. Some servers give
@@ -66,14 +76,18 @@ impl Calls {
             let at = self.0.iter().rposition(same_index)?;
             (!self.0[at].is_followed_by(piece)).then_some(at)
         };
-        if let Some(at) = by_id.or_else(by_index) {
-            return Ok(at);
+        match by_id.or_else(by_index) {
+            Some(at) => Ok(at),
+            None => self.begin(piece.index),
         }
+    }
+
+    fn begin(&mut self, index: Option<u64>) -> Result<usize, Unread> {
         if self.0.len() == CALLS_MAX {
             return Err(Unread);
         }
         self.0.push(Call {
-            index: piece.index,
+            index,
             ..Call::default()
         });
         Ok(self.0.len() - 1)

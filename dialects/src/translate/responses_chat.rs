@@ -9,11 +9,14 @@ mod items;
 mod output;
 mod request;
 mod stream;
+mod thoughts;
 mod tools;
 
 pub(crate) use answer::from_chat;
 pub(super) use request::{asked, to_chat};
 pub use stream::ResponsesStream;
+pub(crate) use stream::error_event;
+pub use thoughts::without_thoughts_of_others;
 use tools::flat;
 pub(crate) use tools::{KnownTools, known_tools};
 

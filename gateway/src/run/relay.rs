@@ -374,6 +374,7 @@ mod tests {
         Face::Same {
             dialect,
             hide_usage,
+            numbered: None,
         }
     }
 

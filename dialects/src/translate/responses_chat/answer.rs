@@ -131,6 +131,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn calls_of_a_whole_answer_are_as_many_as_there_are() {
+        let call =
+            |arguments: &str| json!({"id": "c", "function": {"name": "f", "arguments": arguments}});
+        let calls = [r#"{"a":1}"#, r#"{"a":2}"#].map(call);
+        let body =
+            json!({"choices": [{"message": {"tool_calls": calls}, "finish_reason": "tool_calls"}]});
+        let shown = from_chat(body.to_string().as_bytes(), &Shown::default(), None).unwrap();
+        let shown: Value = serde_json::from_slice(&shown).unwrap();
+        let arguments = |n: usize| &shown["output"][n]["arguments"];
+        assert_eq!(shown["output"].as_array().unwrap().len(), 2, "{shown}");
+        assert_eq!(
+            (arguments(0), arguments(1)),
+            (&json!(r#"{"a":1}"#), &json!(r#"{"a":2}"#))
+        );
+    }
+
+    #[test]
     fn what_broke_off_upstream_is_not_shown_as_complete() {
         for (reason, shown) in [
             ("stop", "completed"),

@@ -6,7 +6,7 @@
 use bytes::BytesMut;
 use serde_json::{Map, Value, json};
 
-use super::{INPUT, KnownTools};
+use super::{INPUT, KnownTools, thoughts};
 use crate::{
     odd::Unread,
     sse::write_event,
@@ -259,7 +259,7 @@ impl Output {
             text: String::new(),
             joint: Joint::default(),
         };
-        let at = self.push("rs", kind);
+        let at = self.push(thoughts::PREFIX, kind);
         self.open = Some(at);
         let part = json!({"type": "reasoning_text", "text": ""});
         self.tell_part(
@@ -330,7 +330,10 @@ impl Output {
     }
 
     fn call(&mut self, piece: CallPiece) -> Result<(), Unread> {
-        let (at, more) = self.calls.add(piece)?;
+        let (at, more) = match self.events.written {
+            Some(_) => self.calls.add(piece)?,
+            None => self.calls.add_whole(piece)?,
+        };
         self.room(&more)?;
         if self.called.len() <= at {
             self.called.resize_with(at + 1, Called::default);

@@ -109,22 +109,27 @@ impl ResponsesStream {
         write_event(out, Some("error"), error.to_string().as_bytes());
     }
 
-    /// An error in its envelope as an event of this API: clients look for it there, or in the envelope.
+    /// An error in its envelope as an event of this API.
     pub(crate) fn failure(&mut self, envelope: &Value) -> Value {
-        let error = envelope.get("error").cloned().unwrap_or_default();
-        let said = |name: &str| error.get(name).filter(|said| !said.is_null());
-        let code = said("code").or_else(|| said("type"));
-        let code = code.map(|code| {
-            code.as_str()
-                .map_or_else(|| code.to_string(), str::to_owned)
-        });
-        json!({
-            "type": "error",
-            "sequence_number": self.output.events.number(),
-            "code": code,
-            "message": said("message"),
-            "param": said("param"),
-            "error": error,
-        })
+        error_event(envelope, self.output.events.number())
     }
+}
+
+/// An error in its envelope as an event of responses: clients look for it there, or in the envelope.
+pub(crate) fn error_event(envelope: &Value, number: u64) -> Value {
+    let error = envelope.get("error").cloned().unwrap_or_default();
+    let said = |name: &str| error.get(name).filter(|said| !said.is_null());
+    let code = said("code").or_else(|| said("type"));
+    let code = code.map(|code| {
+        code.as_str()
+            .map_or_else(|| code.to_string(), str::to_owned)
+    });
+    json!({
+        "type": "error",
+        "sequence_number": number,
+        "code": code,
+        "message": said("message"),
+        "param": said("param"),
+        "error": error,
+    })
 }
