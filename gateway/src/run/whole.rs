@@ -99,7 +99,11 @@ impl Job {
     /// not known.
     async fn not_answered(&mut self, problem: &str, read: Told) -> ApiError {
         let ended = match read.usage {
-            None if read.is_error && self.is_nothing(&read.least, &read.served) => {
+            usage
+                if is_no_use(usage)
+                    && read.is_error
+                    && self.is_nothing(&read.least, &read.served) =>
+            {
                 self.release("upstream answered with an error").await;
                 Ok(None)
             }
@@ -149,8 +153,9 @@ impl Job {
         told: Told,
     ) -> Result<(), ApiError> {
         let worked = undone.is_none() && self.worked(status);
-        let is_nothing = told.usage.is_none() && self.is_nothing(&told.least, &told.served);
-        if is_nothing && !worked {
+        let is_nothing = is_no_use(told.usage) && self.is_nothing(&told.least, &told.served);
+        // that nothing was used it may say itself, whatever came before
+        if is_nothing && (!worked || told.usage.is_some()) {
             let reason = format!("upstream answered {}", status.as_u16());
             self.release(&reason).await;
             return Ok(());
@@ -251,6 +256,11 @@ impl Limits {
         };
         (body, stop)
     }
+}
+
+/// Whether an error tells of no use, or that there was none.
+fn is_no_use(usage: Option<Usage>) -> bool {
+    usage.is_none_or(|usage| usage == Usage::default())
 }
 
 /// Why a body under a status of success is no answer.
