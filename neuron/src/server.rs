@@ -128,10 +128,7 @@ async fn start_all(
         time,
         following,
     } = ties;
-    let mistakes = config.mistakes();
-    if !mistakes.is_empty() {
-        return Err(NeuronError::Config(mistakes));
-    }
+    without_mistakes(&config)?;
     let metrics = Arc::new(Metrics::new());
     let Loaded { served, failed } = load_models(&config, &metrics).await?;
     let (listener, address) = listen(config.listen).await?;
@@ -186,6 +183,14 @@ async fn start_all(
         run: tokio::spawn(life.until(shutdown.clone())),
         shutdown,
     })
+}
+
+fn without_mistakes(config: &NeuronConfig) -> Result<(), NeuronError> {
+    let mistakes = config.mistakes();
+    match mistakes.is_empty() {
+        true => Ok(()),
+        false => Err(NeuronError::Config(mistakes)),
+    }
 }
 
 fn no_outbox(config: &NeuronConfig, source: std::io::Error) -> NeuronError {
