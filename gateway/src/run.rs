@@ -98,6 +98,8 @@ struct Job {
     again: Option<Again>,
     /// For a request to a model that names others for when nothing was done.
     instead: Option<Instead>,
+    /// For a request that another model is asked, what the client of the first would be told.
+    first: Option<Box<anew::Ended>>,
     /// What it takes to begin anew, where nobody knows what was done.
     anew: Option<Box<Instead>>,
     /// The hold of which is not known what was used of it, once it has its end.
@@ -215,6 +217,7 @@ impl Runner {
             charged: None,
             billed: None,
             size: None,
+            first: None,
             anew: None,
             unknown: None,
             cut_short: None,
@@ -328,7 +331,7 @@ fn grant_headers(grant: &Grant, now_ms: u64, headers: &mut HeaderMap) {
 async fn drive(runner: Arc<Runner>, mut job: Box<Job>, mut head: Head) {
     loop {
         let ended = match led(&runner, job, &mut head).await {
-            Led::Streams(job, answer) => return job.relay(answer, head).await,
+            Led::Streams(mut job, answer) => return job.relay(answer, head).await,
             Led::Ended(same, ended) => {
                 job = same;
                 ended
@@ -340,6 +343,7 @@ async fn drive(runner: Arc<Runner>, mut job: Box<Job>, mut head: Head) {
             job = next;
             continue;
         }
+        let ended = job.of_whom_was_named(ended);
         let _ = head.send(ended.map_err(|mut error| {
             error.headers.extend(std::mem::take(&mut job.headers));
             match job.charged {

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep};
 use super::{Head, Job, attempts::Stop};
 use crate::{
     error::Seldom,
+    plan::Instead,
     upstream::{
         Attempt, Candidate, answer::unreadable, catalog::Catalog, deployments::Chosen,
         health::Outcome,
@@ -140,6 +141,8 @@ impl Job {
         };
         let another = match places.another(&again.tried, Instant::now()) {
             Some(another) => another,
+            // who is asked next is in order, as far as is known
+            None if self.names_others() => return false,
             None => {
                 let another = places.choose(&again.tried, Instant::now());
                 let pause = self.pause_before(&another, again.tried.len(), answered);
@@ -165,15 +168,19 @@ impl Job {
         true
     }
 
-    /// How long to wait for one that is asked although it failed: as long as it is out, and as it said itself
-    /// where it is the one that answered last.
+    fn names_others(&self) -> bool {
+        self.instead.as_ref().is_some_and(Instead::names_others)
+    }
+
+    /// How long to wait for one that is asked although it failed: as it said itself, where it is the one that answered
+    /// last.
     fn pause_before(&self, another: &Chosen, tried: usize, answered: &Answered) -> Duration {
         let is_same = another.name == self.upstream;
         let answer = answered.as_ref().ok().filter(|_| is_same);
         let told = answer.and_then(|answer| retry_after(answer.headers()));
         let doubled = PAUSE_FIRST.saturating_mul(1 << (tried.max(1) - 1).min(8));
-        told.or_else(|| another.out_for(Instant::now()))
-            .unwrap_or(doubled)
+        // what is only thought to be ill keeps nobody from an answer
+        told.unwrap_or(doubled)
     }
 
     /// Waits, if the request's time leaves room for it; not for a client that leaves, whatever becomes of work:

@@ -8,10 +8,14 @@ use tokio::time::Instant;
 use super::{
     Head, Job, Runner,
     again::{Answered, WORTH},
+    anew::Ended,
+    attempts::Stop,
 };
 use crate::{
+    error::{ApiError, Charged},
     gate::{NotExchanged, Reservation},
     plan::{Instead, Plan},
+    upstream::answer::passed_headers,
 };
 
 /// Which model was asked in the place of the one that was named; or why none was.
@@ -54,7 +58,13 @@ impl Runner {
                     Ok(held) => {
                         job.instead = Some(instead);
                         job.metrics.attempt_again();
-                        return Turn::Next(self.turned(*job, (plan, held), &model));
+                        let first = match job.first.take() {
+                            Some(first) => first,
+                            None => Box::new(job.refused_with(answered).await),
+                        };
+                        let mut next = self.turned(*job, (plan, held), &model);
+                        next.first = Some(first);
+                        return Turn::Next(next);
                     }
                     Err(told) => told,
                 },
@@ -88,6 +98,44 @@ impl Runner {
 }
 
 impl Job {
+    /// What the client is told by an attempt of which nothing came.
+    async fn refused_with(&mut self, answered: Answered) -> Ended {
+        let answer = match answered {
+            Ok(answer) => answer,
+            Err(Stop::Unreachable(log)) => {
+                let error = ApiError::upstream_unreachable(&self.upstream, log);
+                return Err(error.charged(Charged::Nothing));
+            }
+            Err(_) => return Err(ApiError::upstream_broke(&self.upstream, "nothing was used")),
+        };
+        let (status, headers) = (answer.status(), passed_headers(answer.headers()));
+        let body = answer.bytes().await.unwrap_or_default(); // it was read before
+        self.charged = Some(Charged::Nothing);
+        self.upstream_error(status, headers, body, None)
+    }
+
+    /// What is shown of a request that another model was asked for: that one's refusal of it is not the matter of whoever
+    /// named the first.
+    pub(super) fn of_whom_was_named(&mut self, ended: Ended) -> Ended {
+        let Some(first) = self.first.take() else {
+            return ended;
+        };
+        let refuses = ended
+            .as_ref()
+            .is_ok_and(|response| matches!(response.status().as_u16(), 400 | 404 | 413 | 422));
+        if !refuses || self.charged != Some(Charged::Nothing) {
+            return ended;
+        }
+        let mut first = *first;
+        match &mut first {
+            Ok(response) => response.headers_mut().insert(X_FALLBACK, NOT_POSSIBLE),
+            Err(error) => error.headers.insert(X_FALLBACK, NOT_POSSIBLE),
+        };
+        self.headers.clear(); // they are of the other
+        self.charged = None; // it says so itself
+        first
+    }
+
     /// The hold of another model's attempt, in the place of this one's; nothing for what is not metered.
     async fn holds_for(
         &mut self,

@@ -179,7 +179,7 @@ impl Job {
 
     /// The upstream answered with an error: passed on as it is, or its status alone where the body could not
     /// be read to its end.
-    fn upstream_error(
+    pub(super) fn upstream_error(
         &self,
         status: StatusCode,
         mut headers: HeaderMap,

@@ -57,11 +57,6 @@ impl Drop for Chosen {
 }
 
 impl Chosen {
-    /// For how much longer it is left alone.
-    pub(crate) fn out_for(&self, now: Instant) -> Option<Duration> {
-        self.0.with(|state| state.health.out_for(now))
-    }
-
     /// It is being sent the request.
     pub(crate) fn asked(&self, now: Instant) {
         self.0.with(|state| state.health.asked(now));

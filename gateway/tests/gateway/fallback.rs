@@ -232,3 +232,38 @@ async fn whatever_upstreams_do_each_use_is_charged_each_hold_ends_and_each_clien
         }
     }
 }
+
+#[tokio::test]
+async fn who_named_the_first_model_is_told_what_that_one_said_where_the_other_takes_no_such_request()
+ {
+    let (stack, second) = two(tokens(100_000, Window::Balance), |_| ()).await;
+    stack.upstream.plays(refuses(429));
+    for status in [400, 404, 422] {
+        let said = json!({"error": {"message": "n must be 1"}}).to_string();
+        second.plays(Script::Whole(status, "application/json", said));
+        let answer = stack.chat(&hi(20)).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 429);
+        assert_eq!(answer.headers()["retry-after"], "7");
+        assert_eq!(answer.headers()["x-seatbelt-fallback"], "not-possible");
+        assert_eq!(answer.headers()["x-seatbelt-charged"], "nothing");
+        assert!(!answer.headers().contains_key("x-should-retry"));
+    }
+    assert_eq!(stack.spent_once_idle().await, 0);
+}
+
+/// Each would be waited for as long as it said, and another model is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_model_in_whose_place_another_may_be_asked() {
+    let (stack, second) = two(tokens(100_000, Window::Balance), |told| {
+        told.upstreams[0].attempts = Some(3);
+    })
+    .await;
+    stack.upstream.plays(refuses(429));
+    let begun = std::time::Instant::now();
+    assert_eq!(status_and_body(stack.chat(&hi(20))).await.0, 200);
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(5),
+        "it said 7 s"
+    );
+    assert_eq!(hits(&stack, &second), (1, 1));
+}
