@@ -50,9 +50,8 @@ impl Medium {
         let at = |pointer: &str| part.pointer(pointer).and_then(Value::as_str);
         let image = |url: Option<&str>, detail: Option<&str>| {
             let inline = url.and_then(|url| url.strip_prefix("data:"));
-            let data = inline.and_then(|inline| inline.split_once(";base64,"));
             Self::Image(Image {
-                size: data.and_then(|(_, data)| header::image_size(data)),
+                size: inline.and_then(inline_image).and_then(header::image_size),
                 is_low: detail == Some("low"),
                 is_inline: inline.is_some(),
                 printed: json_bytes(part),
@@ -81,6 +80,15 @@ impl Medium {
             _ => None,
         }
     }
+}
+
+/// The base64 of an address that has all of an image in it: `image/png;base64,...`. With more than one comma or another
+/// word in it, readers differ on where it begins.
+fn inline_image(inline: &str) -> Option<&str> {
+    let (kind, data) = inline.split_once(',')?;
+    let kind = kind.strip_suffix(";base64")?.strip_prefix("image/")?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'+' | b'-');
+    (!kind.is_empty() && kind.bytes().all(plain)).then_some(data)
 }
 
 /// Whether the length of a sound can be told.

@@ -735,7 +735,7 @@ fn images_and_sounds_pass_where_their_model_has_a_limit_for_them() {
     assert_eq!(with_media(Api::Responses, &gave), Ok(()));
     let sound =
         |data: &str| json!({"type": "input_audio", "input_audio": {"data": data, "format": "mp3"}});
-    assert_eq!(with_media(Api::Chat, &user(sound("SUQzBAAA"))), Ok(()));
+    assert_eq!(with_media(Api::Chat, &user(sound("//uQAA=="))), Ok(()));
     let at = "messages[0].content[0]";
     let refused = |api, body: Value, param: &str| {
         assert_eq!(with_media(api, &body), Err(param.to_owned()), "{body}");
@@ -743,7 +743,7 @@ fn images_and_sounds_pass_where_their_model_has_a_limit_for_them() {
     refused(Api::Chat, user(sound("AAAA")), &format!("{at}.input_audio"));
     refused(Api::Messages, user(image), at);
     refused(Api::Messages, json!({"system": [block]}), "system[0]");
-    refused(Api::Messages, user(sound("SUQzBAAA")), at);
+    refused(Api::Messages, user(sound("//uQAA==")), at);
     let more = json!({"type": "image_url", "image_url": {"url": "u"}, "uuid": "u"});
     refused(Api::Chat, user(more), &format!("{at}.uuid"));
     let file = json!({"type": "input_image", "file_id": "f"});

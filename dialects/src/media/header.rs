@@ -63,43 +63,77 @@ fn le(bytes: &[u8], at: usize, width: usize) -> Option<u64> {
     )
 }
 
+/// The header, said once before the pixels begin: some readers go by a second one.
 fn png(bytes: &[u8]) -> Option<(u64, u64)> {
     bytes.strip_prefix(b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR")?;
-    Some((be(bytes, 16, 4)?, be(bytes, 20, 4)?))
+    let mut at = 33;
+    loop {
+        match bytes.get(at + 4..at + 8)? {
+            b"IDAT" => return Some((be(bytes, 16, 4)?, be(bytes, 20, 4)?)),
+            b"IHDR" => return None,
+            _ => at = at.checked_add(12 + usize::try_from(be(bytes, at, 4)?).ok()?)?,
+        }
+    }
 }
 
-/// Segments one behind the other, each of a kind that may come before a frame, then the frame.
+/// Segments one behind the other, each of a kind that may come before the pixels, and one frame among them.
 fn jpeg(bytes: &[u8]) -> Option<(u64, u64)> {
     bytes.strip_prefix(b"\xff\xd8")?;
-    let mut at = 2;
+    let (mut at, mut frame) = (2, None);
     loop {
         if *bytes.get(at)? != 0xff {
             return None;
         }
         match *bytes.get(at + 1)? {
-            0xc0..=0xc2 => return Some((be(bytes, at + 7, 2)?, be(bytes, at + 5, 2)?)),
-            // tables, what applications say, and comments
-            0xc4 | 0xdb | 0xdd | 0xe0..=0xef | 0xfe => {
-                let length = usize::try_from(be(bytes, at + 2, 2)?).ok()?;
-                at += 2 + length.max(2);
+            0xc0..=0xc2 if frame.is_none() => {
+                frame = Some((be(bytes, at + 7, 2)?, be(bytes, at + 5, 2)?));
             }
+            0xda => return frame,
+            // tables, what applications say, and comments
+            0xc4 | 0xdb | 0xdd | 0xe0..=0xef | 0xfe => {}
             _ => return None,
         }
+        let length = usize::try_from(be(bytes, at + 2, 2)?).ok()?;
+        at += 2 + length.max(2);
     }
 }
 
-/// The canvas, where there is one; else the only frame.
+/// The only frame. Where there is a canvas, the frame has to be as large, or may be one of many upon it.
 fn webp(bytes: &[u8]) -> Option<(u64, u64)> {
     bytes.strip_prefix(b"RIFF")?;
-    match (bytes.get(8..12)?, bytes.get(12..16)?) {
-        (b"WEBP", b"VP8X") => Some((le(bytes, 24, 3)? + 1, le(bytes, 27, 3)? + 1)),
-        (b"WEBP", b"VP8L") if *bytes.get(20)? == 0x2f => {
-            let sizes = le(bytes, 21, 4)?;
+    if bytes.get(8..16)? != b"WEBPVP8X" {
+        return (bytes.get(8..12)? == b"WEBP")
+            .then(|| webp_frame(bytes, 12))
+            .flatten();
+    }
+    let canvas = (le(bytes, 24, 3)? + 1, le(bytes, 27, 3)? + 1);
+    let is_animated = *bytes.get(20)? & 2 != 0;
+    if is_animated {
+        return Some(canvas);
+    }
+    let mut at = 30;
+    loop {
+        if matches!(bytes.get(at..at + 4)?, b"VP8 " | b"VP8L") {
+            return webp_frame(bytes, at).filter(|frame| *frame == canvas);
+        }
+        let length = usize::try_from(le(bytes, at + 4, 4)?).ok()?;
+        at = at
+            .checked_add(8)?
+            .checked_add(length)?
+            .checked_add(length % 2)?;
+    }
+}
+
+fn webp_frame(bytes: &[u8], at: usize) -> Option<(u64, u64)> {
+    match bytes.get(at..at + 4)? {
+        b"VP8L" if *bytes.get(at + 8)? == 0x2f => {
+            let sizes = le(bytes, at + 9, 4)?;
             Some(((sizes & 0x3fff) + 1, (sizes >> 14 & 0x3fff) + 1))
         }
-        (b"WEBP", b"VP8 ") if bytes.get(23..26)? == b"\x9d\x01\x2a" => {
-            Some((le(bytes, 26, 2)? & 0x3fff, le(bytes, 28, 2)? & 0x3fff))
-        }
+        b"VP8 " if bytes.get(at + 11..at + 14)? == b"\x9d\x01\x2a" => Some((
+            le(bytes, at + 14, 2)? & 0x3fff,
+            le(bytes, at + 16, 2)? & 0x3fff,
+        )),
         _ => None,
     }
 }
@@ -114,6 +148,9 @@ fn wav_bytes_per_second(bytes: &[u8]) -> Option<u64> {
     let (format, channels) = (le(bytes, 20, 2)?, le(bytes, 22, 2)?);
     let (rate, per_second) = (le(bytes, 24, 4)?, le(bytes, 28, 4)?);
     let (block, bits) = (le(bytes, 32, 2)?, le(bytes, 34, 2)?);
+    if !has_one_format(bytes)? {
+        return None;
+    }
     let is_pcm =
         matches!(format, 1 | 3) && channels > 0 && bits >= 8 && rate >= SAMPLES_PER_SECOND_MIN;
     let by_block = rate.checked_mul(block)?;
@@ -122,8 +159,36 @@ fn wav_bytes_per_second(bytes: &[u8]) -> Option<u64> {
     (is_pcm && slowest > 0).then_some(slowest)
 }
 
-/// A tag, or the first frame of a layer III.
+/// Whether no other format stands before the data: some readers go by the last.
+fn has_one_format(bytes: &[u8]) -> Option<bool> {
+    let (mut at, mut formats) = (12_usize, 0);
+    loop {
+        match bytes.get(at..at + 4)? {
+            b"data" => return Some(formats == 1),
+            b"fmt " => formats += 1,
+            _ => {}
+        }
+        let length = usize::try_from(le(bytes, at + 4, 4)?).ok()?;
+        at = at
+            .checked_add(8)?
+            .checked_add(length)?
+            .checked_add(length % 2)?;
+    }
+}
+
+/// The first frame of a layer III, behind a tag where there is one: another sound may have such a tag too. One of a
+/// bitrate of its own may be slower than any.
 fn is_mp3(bytes: &[u8]) -> bool {
-    let is_frame = bytes.len() >= 2 && bytes[0] == 0xff && bytes[1] & 0xe6 == 0xe2;
-    bytes.starts_with(b"ID3") || is_frame
+    let begin = match bytes.starts_with(b"ID3") {
+        false => Some(0),
+        true => bytes.get(6..10).map(|size| {
+            let seven = |sum: usize, byte: &u8| sum << 7 | usize::from(byte & 0x7f);
+            10 + size.iter().fold(0, seven)
+        }),
+    };
+    let frame = begin.and_then(|begin| bytes.get(begin..begin + 3));
+    frame.is_some_and(|frame| {
+        let has_a_rate = !matches!(frame[2] >> 4, 0 | 15);
+        frame[0] == 0xff && frame[1] & 0xe6 == 0xe2 && has_a_rate
+    })
 }

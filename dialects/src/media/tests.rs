@@ -19,7 +19,8 @@ fn png(width: u32, height: u32) -> Vec<u8> {
     let mut bytes = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR".to_vec();
     bytes.extend(width.to_be_bytes());
     bytes.extend(height.to_be_bytes());
-    bytes.extend([8, 2, 0, 0, 0]);
+    bytes.extend([8, 2, 0, 0, 0, 0, 0, 0, 0]);
+    bytes.extend(b"\0\0\0\x04IDATabcd");
     bytes
 }
 
@@ -30,6 +31,7 @@ fn jpeg(before: &[u8], width: u16, height: u16) -> Vec<u8> {
     bytes.extend(height.to_be_bytes());
     bytes.extend(width.to_be_bytes());
     bytes.extend([3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1]);
+    bytes.extend(b"\xff\xda\0\x02");
     bytes
 }
 
@@ -57,7 +59,12 @@ fn a_size_is_read_of_headers_that_every_reader_takes_the_same_way() {
     let tables = b"\xff\xe0\0\x04ab\xff\xdb\0\x03c";
     assert_eq!(size(&jpeg(tables, 640, 480)), Some((640, 480)));
     let canvas = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\x7f\x02\0\xdf\x01\0";
-    assert_eq!(size(canvas), Some((640, 480)));
+    let frame = b"VP8 \x0a\0\0\0\0\0\0\x9d\x01\x2a\x80\x02\xe0\x41";
+    let with_alpha = [&canvas[..], b"ALPH\x01\0\0\0aa", frame].concat();
+    assert_eq!(size(&with_alpha), Some((640, 480)));
+    let mut animated = canvas.to_vec();
+    animated[20] = 2;
+    assert_eq!(size(&animated), Some((640, 480)));
     let lossy = b"RIFF\0\0\0\0WEBPVP8 \0\0\0\0\0\0\0\x9d\x01\x2a\x80\x02\xe0\x41";
     assert_eq!(size(lossy), Some((640, 480)));
     let lossless = b"RIFF\0\0\0\0WEBPVP8L\0\0\0\0\x2f\x7f\xc2\x77\0";
@@ -85,6 +92,19 @@ fn what_is_odd_has_no_size() {
             &before[..before.len().min(4)]
         );
     }
+    // two words on one size, of which readers take one or the other
+    let mut twice = png(1, 1);
+    twice.splice(
+        33..33,
+        b"\0\0\0\x0dIHDR\0\0\x0f\xa0\0\0\x0f\xa0\x08\x02\0\0\0abcd".to_vec(),
+    );
+    assert_eq!(size(&twice), None);
+    let frame = b"\xff\xc0\0\x11\x08\x0f\xa0\x0f\xa0\x03\x01\x22\0\x02\x11\x01\x03\x11\x01";
+    assert_eq!(size(&jpeg(frame, 1, 1)), None);
+    let small = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let large = b"VP8 \x0a\0\0\0\0\0\0\x9d\x01\x2a\xb8\x0b\xb8\x0b";
+    assert_eq!(size(&[&small[..], large].concat()), None);
+    assert_eq!(size(small), None, "no frame at all");
     assert_eq!(size(&png(0, 480)), None);
     assert_eq!(size(&png(640, 480)[..20]), None);
     let mut moved = png(1, 1);
@@ -117,7 +137,15 @@ fn a_sound_lasts_no_longer_than_is_said() {
         }
         assert_eq!(of(&odd, "wav"), None, "{at}");
     }
-    assert_eq!(of(&[&b"ID3"[..], &[0; 9_997]].concat(), "mp3"), Some(11));
+    let tag = b"ID3\x04\0\0\0\0\x01\x02";
+    let tagged = |sound: &[u8]| [&tag[..], &[0; 130], sound, &[0; 9_000]].concat();
+    assert_eq!(of(&tagged(b"\xff\xfb\x90\0"), "mp3"), Some(10));
+    assert_eq!(of(&tagged(b"fLaC"), "mp3"), None, "another sound");
+    assert_eq!(of(b"\xff\xe3\x08\xc0", "mp3"), None, "a rate of its own");
+    let mut twice = wav(16_000, 1, 16, 100);
+    let other = wav(8_000, 1, 8, 0)[12..36].to_vec();
+    twice.splice(36..36, other);
+    assert_eq!(of(&twice, "wav"), None);
     assert_eq!(of(b"\xff\xfb\x90\0", "mp3"), Some(1));
     assert_eq!(of(b"OggS", "mp3"), None);
     assert_eq!(of(&wav(16_000, 1, 16, 100), "ogg"), None);
@@ -146,6 +174,14 @@ fn parts_of_every_api_are_known() {
         sizes(json!({"type": "input_image", "file_id": "f"})),
         (None, false, false)
     );
+    for odd in [
+        format!("data:image/png,{data};base64,{data}"),
+        format!("data:image/png;a=b;base64,{data}"),
+        format!("data:video/mp4;base64,{data}"),
+    ] {
+        let part = json!({"type": "image_url", "image_url": {"url": odd}});
+        assert_eq!(sizes(part), (None, false, true), "{odd}");
+    }
     let source = json!({"type": "base64", "media_type": "image/png", "data": data});
     assert_eq!(
         sizes(json!({"type": "image", "source": source})),

@@ -20,12 +20,28 @@ pub(super) const LIMITS: MediaLimits = MediaLimits {
 const MOST: u64 = 3000;
 const PER_SECOND: u64 = 32;
 
-/// Headers of PNG images, with width and height.
+/// PNG images up to where their pixels begin, with width and height.
 const IMAGES: &[(&str, u64, u64)] = &[
-    ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAAA=", 1, 1),
-    ("iVBORw0KGgoAAAANSUhEUgAAAoAAAAHgCAIAAAA=", 640, 480),
-    ("iVBORw0KGgoAAAANSUhEUgAAD6AAAAu4CAIAAAA=", 4000, 3000),
-    ("iVBORw0KGgoAAAANSUhEUgAAACEAAAfQCAIAAAA=", 33, 2000),
+    (
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAAAAAAAAAAAAAElEQVQA",
+        1,
+        1,
+    ),
+    (
+        "iVBORw0KGgoAAAANSUhEUgAAAoAAAAHgCAIAAAAAAAAAAAAAAElEQVQA",
+        640,
+        480,
+    ),
+    (
+        "iVBORw0KGgoAAAANSUhEUgAAD6AAAAu4CAIAAAAAAAAAAAAAAElEQVQA",
+        4000,
+        3000,
+    ),
+    (
+        "iVBORw0KGgoAAAANSUhEUgAAACEAAAfQCAIAAAAAAAAAAAAAAElEQVQA",
+        33,
+        2000,
+    ),
 ];
 /// No longer than a second.
 const SOUND: &str = "UklGRgAAAABXQVZFZm10IBAAAAABAAEAQB8AAEAfAAABAAgAZGF0YQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
