@@ -91,8 +91,7 @@ const CONTENTS: &[&str] = &[
 ];
 /// Most characters of a name that are looked at, and shown.
 const NAME_CHARS_MAX: usize = 40;
-const WHY: &str =
-    "names what the provider keeps, which all keys of this gateway would share: send its content";
+const WHY: &str = "names what the provider keeps, which all keys of this gateway would share: send its content; responses alone may be gone on with, where the operator sets threads = true for the upstream";
 
 /// Refuses what the provider keeps, but for ids that the operator accepts by their path.
 pub fn refuse_state(body: &Fields, accepted: [&[String]; 2]) -> Result<(), FieldError> {

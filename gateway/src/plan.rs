@@ -226,6 +226,8 @@ impl Planner {
                     calls = allowed.pin_calls(body)?;
                 }
                 Err(error) if caller.run.is_some() || self.gate.bounds(key).await? => {
+                    // what the provider keeps is no matter of cost alone
+                    refuse_state(body, allowed.accepted)?;
                     return Err(error.into());
                 }
                 Err(_) => {}

@@ -103,7 +103,8 @@ async fn a_stream_that_is_cut_costs_its_hold_and_says_so() {
     stack.upstream.plays(Script::Broken(cut));
     let body = ask(json!({"stream": true}));
     let text = broken_text(&stack, stack.post("/v1/responses", &body)).await;
-    assert!(text.contains("event: error\ndata: {\"error\":"), "{text}");
+    let error = "event: error\ndata: {\"type\":\"error\",\"sequence_number\":1,";
+    assert!(text.contains(error), "{text}");
     assert_eq!(stack.spent_once_idle().await, 2 + 8 + 8 + 20);
 }
 
@@ -116,7 +117,7 @@ async fn what_is_kept_or_has_no_bound_is_refused_by_name() {
             "previous_response_id",
         ),
         (json!({"conversation": "conv_1"}), "conversation"),
-        (json!({"prompt": {"id": "pmpt_1"}}), "prompt"),
+        (json!({"prompt": {"id": "pmpt_1"}}), "prompt.id"),
         (json!({"store": true}), "store"),
         (json!({"background": true}), "background"),
         (
@@ -125,7 +126,7 @@ async fn what_is_kept_or_has_no_bound_is_refused_by_name() {
         ),
         (
             json!({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}),
-            "input[0].content[0]",
+            "input[0].content[0].file_id",
         ),
         (json!({"tools": [{"type": "web_search"}]}), "tools[0]"),
     ] {

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use seatbelt_schemas::{
+    event::OnUnknown,
     ids::{AccountId, ModelId},
     thread::Thread,
     window::Window,
@@ -176,4 +177,39 @@ async fn a_response_is_bound_before_the_last_event_of_its_stream() {
     let rest = read_until(&mut streamed, "response.completed").await;
     assert!(rest.contains("resp_1"));
     assert_eq!(stack.threads.bound.lock().unwrap()["resp_1"].tokens, USED);
+}
+
+#[tokio::test]
+async fn where_no_threads_are_kept_an_id_is_refused_for_what_it_is() {
+    let stack = Stack::start_with(tokens(1000, Window::Balance), |config| {
+        config.upstreams[0].responses = true;
+    })
+    .await;
+    for field in ["previous_response_id", "conversation"] {
+        let (status, answer) = ask(&stack, &json!({ field: "x" })).await;
+        assert_eq!(status, 400, "{answer}");
+        let told = answer["error"]["message"].as_str().unwrap();
+        assert!(told.contains("threads = true"), "{told}");
+        assert!(!told.contains("allow_fields"), "{told}");
+    }
+    assert_eq!(stack.upstream.hits(), 0);
+}
+
+/// By its key's word it is charged less than it may have used; whoever goes on with it reads all of that.
+#[tokio::test]
+async fn what_was_not_told_whole_is_bound_at_no_less_than_its_hold() {
+    let stack = Stack::start_with(tokens(1000, Window::Balance), |told| {
+        told.upstreams[0].responses = true;
+        told.upstreams[0].threads = true;
+        told.keys[0].on_unknown = OnUnknown::Release;
+    })
+    .await;
+    let mut part = response("resp_1");
+    part["usage"] = json!({"output_tokens": 10});
+    let part = Script::Whole(200, "application/json", part.to_string());
+    stack.upstream.plays(part);
+    assert_eq!(ask(&stack, &json!({})).await.0, 200);
+    assert_eq!(stack.spent_once_idle().await, 10);
+    let bound = stack.threads.bound.lock().unwrap();
+    assert!(bound["resp_1"].tokens >= HELD - USED, "{bound:?}");
 }
