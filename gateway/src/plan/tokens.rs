@@ -8,12 +8,12 @@ use std::time::Duration;
 use axum::http::{HeaderMap, StatusCode};
 use bytes::{Bytes, BytesMut};
 use seatbelt_dialects::{
-    Api,
+    Api, Exact, Fields,
     allow::refuse_state,
     translate::{between, without_our_thoughts},
 };
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{Planner, Read, allowed, counted, foreign_bound, model_id, read};
 use crate::{
@@ -25,12 +25,16 @@ use crate::{
         Attempt, Candidate,
         answer::{is_of_no_api, not_there, passed_headers, unreadable},
         count::{count, number_told},
+        deployments::Chosen,
+        model::Model,
         neuron::Pass,
     },
 };
 
 /// Largest answer to a count.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// Deployments that are asked for one count, at most.
+const TRIES_MAX: usize = 3;
 /// How long an upstream may count.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -71,6 +75,22 @@ fn below(client: Api) -> Option<&'static str> {
     }
 }
 
+/// An attempt at what is below its path.
+fn at(mut attempt: Attempt, below: &str) -> Attempt {
+    if let Ok(mut path) = attempt.url.path_segments_mut() {
+        path.push(below);
+    }
+    attempt
+}
+
+/// Whether a count failed for reasons of whoever was asked: another one may know.
+fn is_of_the_asked(told: &Result<TokenCount, ApiError>) -> bool {
+    match told {
+        Ok(count) => count.status.is_server_error() || count.status.as_u16() == 429,
+        Err(_) => true,
+    }
+}
+
 impl Planner {
     /// Counts what a body of `/v1/messages` or `/v1/responses` has, which needs no maximum for that.
     pub(crate) async fn count_tokens(
@@ -96,21 +116,10 @@ impl Planner {
             if api == Api::Messages {
                 without_our_thoughts(&mut body);
             }
-            let pass = Pass {
-                secret: &self.counter.secret,
-                held: None,
-                deadline_ms: (self.counter.clock)().saturating_add(ms(COUNT_TIMEOUT)),
-            };
-            let mut written =
-                serde_json::to_vec(&body).expect("a JSON object is written to memory");
-            if let Some(exact) = &exact {
-                written = exact.unmarked(&written);
-            }
-            let mut attempt = Attempt::new(&candidate, api, &pass, &headers, written);
-            if let Ok(mut path) = attempt.url.path_segments_mut() {
-                path.push(below);
-            }
-            return self.asked(attempt, &candidate.name()).await;
+            let said = (&body, exact.as_ref());
+            return self
+                .passed_on(candidate, (api, below), &headers, said)
+                .await;
         }
         if client == Api::Messages {
             body.entry("max_tokens").or_insert_with(|| json!(1));
@@ -141,6 +150,58 @@ impl Planner {
                 Ok(TokenCount::here(client, "exact", tokens))
             }
         }
+    }
+
+    /// Asks an upstream that counts itself, in the API that it was asked in.
+    async fn passed_on(
+        &self,
+        candidate: Candidate,
+        (api, below): (Api, &str),
+        headers: &HeaderMap,
+        (body, exact): (&Fields, Option<&Exact>),
+    ) -> Result<TokenCount, ApiError> {
+        let pass = Pass {
+            secret: &self.counter.secret,
+            held: None,
+            deadline_ms: (self.counter.clock)().saturating_add(ms(COUNT_TIMEOUT)),
+        };
+        let mut written = serde_json::to_vec(body).expect("a JSON object is written to memory");
+        if let Some(exact) = exact {
+            written = exact.unmarked(&written);
+        }
+        let attempt = Attempt::new(&candidate, api, &pass, headers, written);
+        match candidate {
+            Candidate::Foreign(first, model) => {
+                let asked = (first, &*model);
+                self.asked_of_any(asked, (api, below), headers, attempt)
+                    .await
+            }
+            Candidate::Neuron(_) => self.asked(at(attempt, below), &candidate.name()).await,
+        }
+    }
+
+    /// Asks one deployment after another: a count costs nothing, so whatever came of one that failed is no matter.
+    async fn asked_of_any(
+        &self,
+        (first, model): (Chosen, &Model),
+        (api, below): (Api, &str),
+        headers: &HeaderMap,
+        attempt: Attempt,
+    ) -> Result<TokenCount, ApiError> {
+        let body = attempt.body.clone();
+        let mut told = self.asked(at(attempt, below), &first.name).await;
+        let mut tried = vec![first.name.clone()];
+        while tried.len() < TRIES_MAX && is_of_the_asked(&told) {
+            let places = self.catalog.deployments(&model.told.id);
+            let Some(next) = places.and_then(|places| places.another(&tried, Instant::now()))
+            else {
+                break;
+            };
+            let attempt = Attempt::to(&next, api, headers, body.clone());
+            told = self.asked(at(attempt, below), &next.name).await;
+            tried.push(next.name.clone());
+        }
+        told
     }
 
     async fn asked(&self, attempt: Attempt, upstream: &str) -> Result<TokenCount, ApiError> {

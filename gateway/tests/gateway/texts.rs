@@ -5,13 +5,14 @@
     reason = "a case is a literal that is used once"
 )]
 
+use seatbelt_gateway::{DeploymentConfig, Dialect};
 use seatbelt_schemas::window::Window;
 use serde_json::{Value, json};
 
 use crate::{
     messages::native,
     neuron::{serves, tiny},
-    support::{Script, Stack, hi, status_and_body, stream_text, tokens},
+    support::{Script, Stack, Upstream, hi, status_and_body, stream_text, tokens},
 };
 
 fn completion(extra: Value) -> Value {
@@ -198,6 +199,37 @@ async fn tokens_are_counted_by_the_upstream_by_a_neuron_or_by_the_bound() {
     let stack = Stack::start(tokens(1, Window::Balance)).await;
     assert_eq!(counted(&stack, &body).await, ("bound".to_owned(), 18));
     assert_eq!((stack.upstream.hits(), stack.cap().await.spent), (0, 0));
+}
+
+#[tokio::test]
+async fn a_count_is_asked_of_another_deployment_where_one_gives_none() {
+    let second = Upstream::start().await;
+    let stack = Stack::start_with(tokens(100, Window::Balance), |told| {
+        let upstream = &mut told.upstreams[0];
+        upstream.kind = Dialect::Anthropic;
+        upstream.base_url = upstream.base_url.trim_end_matches("/v1").to_owned();
+        upstream.deployments = vec![DeploymentConfig {
+            name: "second".to_owned(),
+            base_url: format!("http://{}", second.address),
+            api_key: None,
+            weight: 1,
+            priority: 1,
+        }];
+    })
+    .await;
+    let answer = r#"{"input_tokens":14}"#.to_owned();
+    second.plays(Script::Whole(200, "application/json", answer));
+    for odd in [
+        Script::Whole(529, "application/json", "{}".to_owned()),
+        Script::Half(200, "{"),
+    ] {
+        stack.upstream.plays(odd);
+        let asked = stack.post("/v1/messages/count_tokens", &hi(20));
+        let (status, shown) = status_and_body(asked).await;
+        assert_eq!((status, &shown["input_tokens"]), (200, &json!(14)));
+    }
+    assert_eq!((stack.upstream.hits(), second.hits()), (2, 2));
+    assert_eq!(second.last().path, "/v1/messages/count_tokens");
 }
 
 #[tokio::test]
