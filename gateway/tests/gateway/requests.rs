@@ -3,7 +3,7 @@
 use seatbelt_schemas::{cap::CapSpec, meter::Meter, window::Window};
 use serde_json::{Value, json};
 
-use crate::support::{SECRET, Stack, hi, hi_stream, status_and_body, stream_text, tokens};
+use crate::support::{SECRET, Script, Stack, hi, hi_stream, status_and_body, stream_text, tokens};
 
 #[tokio::test]
 async fn the_body_is_forwarded_with_its_maximum_and_accepted_fields() {
@@ -328,4 +328,26 @@ async fn a_body_that_nobody_reads_ends_its_connection() {
         assert_eq!(answer.headers()["connection"], "close");
         assert_eq!(status_and_body(stack.chat(&hi(20))).await.0, 200);
     }
+}
+
+/// It may be asked again, and costs nothing.
+#[tokio::test]
+async fn an_error_that_says_that_nothing_was_used_is_charged_nothing() {
+    let stack = Stack::balance(1000).await;
+    let usage = json!({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0});
+    let said = json!({"error": {"message": "busy"}, "usage": usage}).to_string();
+    for status in [429, 500, 503] {
+        let script = Script::Whole(status, "application/json", said.clone());
+        stack.upstream.plays(script);
+        let answer = stack.chat(&hi(20)).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status);
+        assert_eq!(
+            answer.headers()["x-seatbelt-charged"],
+            "nothing",
+            "{status}"
+        );
+        let retry = answer.headers().get("x-should-retry");
+        assert_ne!(retry.map(|word| word.as_bytes()), Some(&b"false"[..]));
+    }
+    assert_eq!(stack.spent_once_idle().await, 0);
 }
