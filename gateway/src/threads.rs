@@ -144,6 +144,7 @@ impl Binding {
     /// Binds it. One that is not bound is nobody's: whoever goes on with it is told that it is not there.
     pub(crate) async fn bind(&self, id: Option<String>, used: Usage) {
         let Some(id) = id else {
+            tracing::warn!(upstream = %self.upstream, "a response that is kept has no id that is a text: nobody can go on with it");
             return;
         };
         let thread = Thread {
