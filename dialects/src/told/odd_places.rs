@@ -37,7 +37,7 @@ fn an_error_tells_of_its_use_wherever_it_likes() {
     ] {
         let whole = whole(&body).usage.map(|usage| usage.output_tokens);
         assert_eq!(whole, Some(7), "{body}");
-        let (stream, parts) = told(Api::Chat, &[body.clone()]);
+        let (stream, parts) = told(Api::Chat, std::slice::from_ref(&body));
         assert_eq!(parts, [Part::Error]);
         let stream = stream.usage_so_far().map(|usage| usage.input_tokens);
         assert_eq!(stream, Some(3), "{body}");
