@@ -9,7 +9,7 @@ CARGO_TARGET_DIR ?= target
 export CARGO_TARGET_DIR
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-clients clients model build up ci test nightly mutants faults gpu-proof bench lint typos deny layers clean-data
+.PHONY: help setup setup-test setup-clients clients model build up ci test nightly mutants faults gpu-proof bench bench-neuron lint typos deny layers clean-data
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -75,6 +75,9 @@ bench: setup ## measure; prints one table
 	cargo build --release --locked -p seatbelt-cli -p seatbelt-tests --bins
 	$(CARGO_TARGET_DIR)/release/seatbelt-bench
 	cargo test --release --locked --quiet -p seatbelt-schemas --test codec -- --ignored --nocapture
+
+bench-neuron: build model ## measure a neuron beside onnxruntime-genai on the CPU; prints one table (needs Python 3.11)
+	@$(PYTHON) scripts/bench_neuron.py --binary $(CARGO_TARGET_DIR)/release/seatbelt $(BENCH)
 
 lint: ## formatting, clippy and documentation, all without warnings
 	cargo fmt --all --check
