@@ -201,6 +201,12 @@ impl<'a> Grants<'a> {
         }
         self.api(&format!("STREAM.PURGE.{}", kv(&names.snapshot_bucket())));
         self.api(&format!("STREAM.DELETE.{}", names.feed_stream()));
+        // ends a run that nobody can close any more
+        for verb in ["release", "read"] {
+            for partition in self.partitions.iter() {
+                self.publish(&names.ledger_subject(partition, verb));
+            }
+        }
     }
 
     fn gateway(&mut self) {
@@ -211,7 +217,11 @@ impl<'a> Grants<'a> {
             self.get(&stream);
             self.follow(&stream);
             self.publish(&names.journal_subject(partition));
-            for requester in [NatsRole::Gateway, NatsRole::Projector] {
+            for requester in [
+                NatsRole::Gateway,
+                NatsRole::Projector,
+                NatsRole::Provisioning,
+            ] {
                 self.publish(&format!("{}.>", requester.inbox()));
             }
         }
@@ -427,6 +437,7 @@ mod tests {
         check_publishers("$KV.SEATBELT_SECRETS.>", &[Provisioning]);
         check_publishers("seatbelt.ledger.v1.00.settle", &[Gateway, Projector]);
         check_publishers("seatbelt.ledger.v1.00.admin", &[Gateway]);
+        check_publishers("seatbelt.ledger.v1.00.release", &[Provisioning, Gateway]);
         check_publishers("$JS.ACK.SEATBELT_FEED.billing.1", &[Billing, Reader]);
     }
 

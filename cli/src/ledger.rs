@@ -17,8 +17,16 @@ use seatbelt_ledger::{
         skip::{self, SkipError},
     },
 };
-use seatbelt_schemas::position::Partition;
+use seatbelt_schemas::{
+    command::CommandError,
+    ids::{AccountId, RunId},
+    position::Partition,
+};
 use thiserror::Error;
+
+mod close_run;
+
+use close_run::{Ending, close_run};
 
 use crate::{
     audit::{self, AuditError},
@@ -82,6 +90,22 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// End an open run whose key is gone, and all runs inside it, while the gateways serve: what is left of its
+    /// budget goes back
+    CloseRun {
+        /// The configuration of the ledger
+        #[arg(long, value_name = "FILE", default_value = "seatbelt.toml")]
+        config: PathBuf,
+        /// The account that pays
+        #[arg(long)]
+        account: AccountId,
+        /// The run
+        #[arg(long)]
+        run: RunId,
+        /// Do it; without, only what it holds is told
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 impl Command {
@@ -89,7 +113,8 @@ impl Command {
         match self {
             Self::AdoptJournal { config, .. }
             | Self::SkipMessage { config, .. }
-            | Self::RebuildMeta { config, .. } => config,
+            | Self::RebuildMeta { config, .. }
+            | Self::CloseRun { config, .. } => config,
         }
     }
 }
@@ -122,6 +147,14 @@ pub enum LedgerError {
     /// The facts are not made again.
     #[error(transparent)]
     Rebuild(#[from] RebuildError),
+    /// Nothing to end.
+    #[error(
+        "account {account} has no open run {run}: `GET /v1/key` and the caps of `seatbelt audit show` name those that it has"
+    )]
+    NoRun { account: AccountId, run: RunId },
+    /// Whoever serves the partition did not carry it out.
+    #[error("the run is not ended: a gateway has to serve the ledger meanwhile")]
+    NotEnded(#[from] CommandError),
     /// What was adopted is not there any more after the server was started again.
     #[error(
         "the adoption of partition {partition} was written and did not hold when the server was started again: {detail}; stop everything, take the folder of stream {stream} away from nats.data_dir, and run the command again"
@@ -166,6 +199,12 @@ pub async fn run(args: LedgerArgs) -> Result<ExitCode, LedgerError> {
             false => tell_message(&connected, &config, partition).await,
         },
         Command::RebuildMeta { yes, .. } => rebuild_meta(&connected, &config, yes).await,
+        Command::CloseRun {
+            account, run, yes, ..
+        } => {
+            let by = by("close-run");
+            close_run(&connected, &config, &Ending { account, run, by }, yes).await
+        }
     };
     drop(connected);
     if let Some(server) = started {

@@ -261,6 +261,8 @@ fn own_of_provisioning() -> (Vec<String>, Vec<&'static str>) {
     ]));
     publish.extend(texts(&[
         "seatbelt.journal.v1.0*",
+        "seatbelt.ledger.v1.*.release",
+        "seatbelt.ledger.v1.*.read",
         "$SYS.REQ.SERVER.PING.JSZ",
     ]));
     publish.extend(texts(&[
@@ -294,6 +296,7 @@ fn own_of_gateways() -> (Vec<String>, Vec<&'static str>) {
     publish.extend(texts(&[
         "_INBOX_gateway.*",
         "_INBOX_projector.*",
+        "_INBOX_provisioning.*",
         "$SYS.REQ.SERVER.PING.JSZ",
     ]));
     publish.extend(texts(&[
