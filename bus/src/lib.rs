@@ -56,7 +56,7 @@ pub use neuron_secret::neuron_secret;
 pub use neurons::watch_neurons;
 pub use pauses::Pauses;
 pub use provision::{GenesisError, Layout, Meta, meta, provision};
-pub use register::{Register, Twin};
+pub use register::{Register, Twin, Unseen};
 pub use report::UsageReports;
 pub use roles::{NatsRole, Permissions};
 pub use server_time::ServerTime;

@@ -9,15 +9,17 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use seatbelt_schemas::{ids::NeuronId, names::Names, neuron::NeuronRecord, wire};
+use seatbelt_schemas::{
+    chain::in_one_line, ids::NeuronId, names::Names, neuron::NeuronRecord, wire,
+};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     Bucket, Nats, ProvisionError,
@@ -51,12 +53,53 @@ impl Twin {
     }
 }
 
+/// Heartbeats in a row that were not written, from which on no gateway sees the neuron any more.
+const MISSED_FROM: u32 = 5;
+const _: () = assert!(HEARTBEAT.as_millis() * MISSED_FROM as u128 >= NEURON_TTL.as_millis());
+
+/// Whether what a neuron registers is kept.
+#[derive(Debug, Clone, Default)]
+pub struct Unseen(Arc<Mutex<Option<String>>>);
+
+impl Unseen {
+    /// That it is not, for people, with the remedy.
+    pub fn warning(&self) -> Option<String> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        // no code panics while it holds the lock
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in that so many heartbeats in a row were not written, and why; says it where it is news.
+    fn missed(&self, heartbeats: u32, bucket: &str, failure: &str) {
+        if heartbeats < MISSED_FROM {
+            return;
+        }
+        let warning = format!(
+            "bucket {bucket} has not taken this neuron's registration {heartbeats} times in a row ({failure}): gateways send it nothing; if it lasts although the server is well, make room in its store, or delete the bucket, which a gateway then makes again"
+        );
+        if self.lock().replace(warning.clone()).is_none() {
+            error!("{warning}");
+        }
+    }
+
+    fn kept(&self) {
+        if self.lock().take().is_some() {
+            info!("the neuron's registration is kept again");
+        }
+    }
+}
+
 /// The place of one neuron.
 #[derive(Debug)]
 pub struct Register {
     bucket: Bucket,
     neuron: NeuronId,
+    name: String,
     twin: Twin,
+    unseen: Unseen,
 }
 
 impl Register {
@@ -71,13 +114,20 @@ impl Register {
         Ok(Self {
             bucket: Bucket::at(nats, &names.neuron_bucket()),
             neuron: neuron.clone(),
+            name: names.neuron_bucket(),
             twin: Twin::default(),
+            unseen: Unseen::default(),
         })
     }
 
     /// Tells whether another neuron has the same id.
     pub fn twin(&self) -> Twin {
         self.twin.clone()
+    }
+
+    /// Tells whether gateways see it.
+    pub fn unseen(&self) -> Unseen {
+        self.unseen.clone()
     }
 
     /// Writes what `record` gives, now and at every heartbeat, until `stop`; then takes it back.
@@ -87,14 +137,22 @@ impl Register {
         stop: CancellationToken,
     ) {
         let mut beat = tokio::time::interval(HEARTBEAT);
-        let mut last = Last::default();
+        let (mut last, mut missed) = (Last::default(), 0);
         loop {
             tokio::select! {
                 _ = beat.tick() => {}
                 () = stop.cancelled() => break,
             }
-            if let Err(error) = self.write(&mut last, &record()).await {
-                warn!(%error, "the neuron's registration was not written, the next heartbeat tries again");
+            match self.write(&mut last, &record()).await {
+                Ok(()) => {
+                    missed = 0;
+                    self.unseen.kept();
+                }
+                Err(error) => {
+                    missed += 1;
+                    warn!(%error, "the neuron's registration was not written, the next heartbeat tries again");
+                    self.unseen.missed(missed, &self.name, &in_one_line(&error));
+                }
             }
         }
         self.take_back(last).await;
@@ -178,6 +236,21 @@ impl Last {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_registration_that_is_not_kept_is_told_once_no_gateway_sees_it() {
+        let unseen = Unseen::default();
+        for heartbeats in 1..MISSED_FROM {
+            unseen.missed(heartbeats, "SEATBELT_NEURONS", "no space");
+            assert_eq!(unseen.warning(), None);
+        }
+        unseen.missed(MISSED_FROM, "SEATBELT_NEURONS", "no space");
+        let warning = unseen.warning().unwrap();
+        let named = warning.contains("SEATBELT_NEURONS") && warning.contains("no space");
+        assert!(named, "{warning}");
+        unseen.kept();
+        assert_eq!(unseen.warning(), None);
+    }
 
     #[test]
     fn another_is_there_where_it_is_found_again_and_again() {

@@ -29,7 +29,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use seatbelt_bus::Twin;
+use seatbelt_bus::{Twin, Unseen};
 use seatbelt_schemas::{
     ids::ModelId,
     neuron::{NeuronModel, PATH_RECIPE},
@@ -106,8 +106,9 @@ pub(crate) struct App {
     pub(crate) doubts: Doubts,
     /// What an operator was told at the start.
     pub(crate) notices: Vec<String>,
-    /// Whether another neuron registers under the same id; none where nothing is registered.
-    pub(crate) twin: Option<Twin>,
+    /// Whether another neuron registers under the same id, and whether gateways see this one; none where nothing
+    /// is registered.
+    pub(crate) registered: Option<(Twin, Unseen)>,
     pub(crate) models: Vec<Served>,
     /// Configured, but not loaded.
     pub(crate) failed: Vec<Failed>,
@@ -258,9 +259,11 @@ fn warnings(app: &App) -> Vec<String> {
     });
     let doubts = app.doubts.warnings(Instant::now());
     let doubts = doubts.into_iter().map(str::to_owned);
-    let twin = app.twin.as_ref().and_then(Twin::warning);
+    let registered = app.registered.as_ref();
+    let twin = registered.and_then(|(twin, _)| twin.warning());
+    let unseen = registered.and_then(|(_, unseen)| unseen.warning());
     let found = failed.chain(closed).chain(app.notices.iter().cloned());
-    let found = found.chain(app.time.warning()).chain(twin);
+    let found = found.chain(app.time.warning()).chain(twin).chain(unseen);
     found.chain(doubts).collect()
 }
 

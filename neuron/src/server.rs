@@ -143,7 +143,7 @@ async fn start_all(
     let app = Arc::new(App {
         access: access(&config, secret),
         notices: notices_of(&config, address),
-        twin: register.as_ref().map(Register::twin),
+        registered: register.as_ref().map(|it| (it.twin(), it.unseen())),
         time,
         used: Used::default(),
         doubts: Doubts::default(),
