@@ -210,9 +210,17 @@ impl CallReader {
             CallFormat::Tagged => vec![TAG.to_owned()],
             CallFormat::Json => vec![PYTHON.to_owned(), "{".to_owned()],
             CallFormat::Pythonic => vec!["[".to_owned()],
-            CallFormat::Mistral => vec![MISTRAL.to_owned(), "[{".to_owned()],
+            CallFormat::Mistral => vec![MISTRAL.to_owned()],
         };
         if self.format == CallFormat::Mistral {
+            // A list, with blanks before its first call or without.
+            let list = held.strip_prefix('[').map(str::trim_start);
+            if list.is_some_and(|list| list.starts_with('{')) {
+                return Some(true);
+            }
+            if list == Some("") {
+                return None;
+            }
             let named = self.tools.iter();
             marks.extend(named.map(|name| format!("{name}{{")));
             let named = self.tools.iter();

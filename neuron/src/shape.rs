@@ -215,8 +215,13 @@ fn shortened(words: &str) -> String {
     if words.contains("panic") {
         return "its numbers or its depth are more than can be followed".to_owned();
     }
-    let words: String = words.trim().chars().take(WORDS_MAX).collect();
-    words.replace('\n', " ")
+    // Of what was made of a schema here nobody but us knows anything.
+    let words = words.rsplit("failed to compile JSON schema: ").next();
+    let words = words
+        .and_then(|words| words.lines().next())
+        .unwrap_or_default();
+    let words = words.replace("<non-verbose/>", "");
+    words.trim().chars().take(WORDS_MAX).collect()
 }
 
 #[cfg(test)]

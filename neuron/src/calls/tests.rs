@@ -148,7 +148,8 @@ fn calls_of_mistral_are_read_with_their_mark_or_without() {
     let now = calls("now", json!({}));
     let list =
         r#"[{"name": "weather", "arguments": {"city": "Bern"}}, {"name": "now", "arguments": {}}]"#;
-    for text in [list.to_owned(), format!("[TOOL_CALLS] {list}")] {
+    let spaced = list.replace('[', "[ ").replace(']', "\n]");
+    for text in [list.to_owned(), format!("[TOOL_CALLS] {list}"), spaced] {
         check(Mistral, &text, &[bern.clone(), now.clone()]);
     }
     let named = r#"[TOOL_CALLS]weather[ARGS]{"city": "Bern"}[TOOL_CALLS]now[ARGS]{}"#;

@@ -161,5 +161,7 @@ fn no_words_of_a_panic_are_shown() {
     if let Err(error) = shapes().guides(&Shape::Json(bounds), 1) {
         assert!(!error.to_string().contains("panic"), "{error}");
     }
+    let grammar = "at 2(8): failed to compile JSON schema: no such type\n\n1 | start: (call0)\n";
+    assert_eq!(shortened(grammar), "no such type");
     assert!(!shortened("panic: attempt to negate <backtrace>").contains("panic"));
 }
