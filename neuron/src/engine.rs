@@ -185,7 +185,7 @@ impl Engine {
             stopping: false,
             failures: 0,
             reach: decoder.reach(),
-            pace: Pace::default(),
+            pace: Pace::new(decoder.reach().spare),
             pulse: Arc::clone(&pulse),
             clock: clock.clone(),
             load: Arc::clone(&load),

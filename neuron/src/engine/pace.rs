@@ -47,9 +47,19 @@ struct Piece {
 pub(super) struct Pace {
     step: Option<Duration>,
     last: Option<Piece>,
+    /// Tokens that take as long as a run takes whatever it reads, as they were measured, and as they are believed.
+    spare: [usize; 2],
 }
 
 impl Pace {
+    /// Where so many tokens take as long as a run takes whatever it reads.
+    pub(super) fn new(spare: usize) -> Self {
+        Self {
+            spare: [spare, spare],
+            ..Self::default()
+        }
+    }
+
     /// A step of the answers took so long. One that took very long is an accident, and no reason to
     /// let all further pieces take as long.
     pub(super) fn stepped(&mut self, took: Duration) {
@@ -64,6 +74,7 @@ impl Pace {
 
     /// A piece of `tokens` took so long, where it might have been `planned` long.
     pub(super) fn read(&mut self, planned: usize, tokens: usize, took: Duration) {
+        self.compare(tokens, took);
         // The end of a prompt may be a token or two, of which nothing follows for longer pieces.
         let tells = tokens == planned || self.last.is_none_or(|last| took > last.took);
         if tells && tokens > 0 {
@@ -77,15 +88,43 @@ impl Pace {
         match (beside, self.step, self.last) {
             (Beside::Nobody, _, None) => PREFILL_CHUNK_TOKENS,
             (Beside::Nobody, _, Some(last)) => {
-                fitting(last, ALONE_MAX).clamp(PREFILL_CHUNK_TOKENS, most)
+                (self.fitting(last, ALONE_MAX)).clamp(PREFILL_CHUNK_TOKENS, most)
             }
             (Beside::Answers, Some(step), Some(last)) => {
-                let grown = last.tokens.saturating_mul(GROWTH_MAX);
-                let fitting = fitting(last, step * HALF_STEPS / 2);
+                let grown = last.tokens.saturating_mul(GROWTH_MAX) + self.spare[1];
+                let fitting = self.fitting(last, step * HALF_STEPS / 2);
                 fitting.min(grown).clamp(PIECE_MIN, most)
             }
             (Beside::Answers, ..) => PIECE_MIN,
         }
+    }
+
+    /// Tokens that take `budget` together with what a run takes whatever it reads, by what the last piece took.
+    fn fitting(&self, last: Piece, budget: Duration) -> usize {
+        let [_, spare] = self.spare;
+        let took = last.took.as_nanos().max(1);
+        let all = ((last.tokens + spare) as u128).saturating_mul(budget.as_nanos()) / took;
+        usize::try_from(all)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(spare)
+    }
+
+    /// A longer piece that took much longer than was foretold tells that what a run takes was measured too high, and
+    /// one that did not, that it was not.
+    fn compare(&mut self, tokens: usize, took: Duration) {
+        let [measured, believed] = self.spare;
+        let Some(last) = self.last.filter(|last| tokens > last.tokens) else {
+            return;
+        };
+        let (before, now) = (
+            (last.tokens + believed) as u128,
+            (tokens + believed) as u128,
+        );
+        let foretold = last.took.as_nanos().saturating_mul(now) / before.max(1);
+        self.spare[1] = match took.as_nanos() * 2 > foretold.saturating_mul(3) {
+            true => believed / 2,
+            false => measured.min(believed + measured.div_ceil(16)),
+        };
     }
 }
 
@@ -99,13 +138,6 @@ pub(super) fn cut(left: usize, most: usize) -> usize {
         1 => tokens + 1,
         _ => tokens,
     }
-}
-
-/// Tokens that take `budget` if each takes what one of the last piece took.
-fn fitting(last: Piece, budget: Duration) -> usize {
-    let took = last.took.as_nanos().max(1);
-    let tokens = (last.tokens as u128).saturating_mul(budget.as_nanos()) / took;
-    usize::try_from(tokens).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -202,6 +234,44 @@ mod tests {
         assert_eq!(pace.piece(Beside::Answers, MOST), 9);
         pace.read(9, 9, us(15_000));
         assert_eq!(pace.piece(Beside::Answers, MOST), PIECE_MIN, "however long");
+    }
+
+    /// What a run of so many tokens takes.
+    fn run(fixed: u64, each: u64, tokens: usize) -> Duration {
+        us(fixed + each * tokens as u64)
+    }
+
+    #[test]
+    fn what_a_run_takes_whatever_it_reads_is_no_reason_for_short_pieces() {
+        // Weights of four bits: unpacking them takes as long as fifty tokens, and most of a step of sixteen answers.
+        let (fixed, each, step) = (45_000, 900, 60_000);
+        let mut pace = Pace::new(50);
+        pace.stepped(us(step));
+        pace.read(8, 8, run(fixed, each, 8));
+        assert_eq!(
+            pace.piece(Beside::Answers, MOST),
+            50,
+            "1.5 steps, and no less"
+        );
+        let mut unaware = Pace::default();
+        unaware.stepped(us(step));
+        unaware.read(8, 8, run(fixed, each, 8));
+        assert_eq!(unaware.piece(Beside::Answers, MOST), 13);
+    }
+
+    #[test]
+    fn a_measure_that_was_too_high_does_not_make_pieces_too_long_again_and_again() {
+        let (each, step) = (1_000, 10_000);
+        let mut pace = Pace::new(50);
+        pace.stepped(us(step));
+        let mut long = 0;
+        for _ in 0..50 {
+            let tokens = pace.piece(Beside::Answers, MOST);
+            let took = run(0, each, tokens);
+            long += usize::from(took > us(2 * step));
+            pace.read(tokens, tokens, took);
+        }
+        assert!(long <= 8, "{long} of 50 took more than two steps");
     }
 
     #[test]
