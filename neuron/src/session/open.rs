@@ -2,7 +2,7 @@
 
 use ort::{
     environment::Environment,
-    ep,
+    ep::{self, cuda::AttentionBackend},
     logging::LogLevel,
     session::{
         Session,
@@ -61,6 +61,14 @@ fn cuda(builder: SessionBuilder, config: &ModelConfig) -> ort::Result<SessionBui
     Ok(builder.with_execution_providers([provider])?)
 }
 
+/// ONNX Runtime's own kernels, not cuDNN's, which makes a plan for each number of tokens that it has not met: 50 ms on
+/// an H100, where a prompt of 1,900 tokens is read in 6. Prompts have any length, and steps any number of rows.
+fn attention() -> AttentionBackend {
+    AttentionBackend::FLASH_ATTENTION
+        | AttentionBackend::EFFICIENT_ATTENTION
+        | AttentionBackend::MATH
+}
+
 fn provider(options: &CudaOptions) -> ep::CUDA {
     let strategy = match options.arena {
         Arena::Exact => ep::ArenaExtendStrategy::SameAsRequested,
@@ -69,6 +77,7 @@ fn provider(options: &CudaOptions) -> ep::CUDA {
     let provider = ep::CUDA::default()
         .with_device_id(options.device_id)
         .with_arena_extend_strategy(strategy)
+        .with_attention_backend(attention())
         .with_cuda_graph(options.graphs);
     match options.memory_bytes_max {
         Some(bytes) => provider.with_memory_limit(bytes),
@@ -157,6 +166,8 @@ mod tests {
         let plain = format!("{:?}", provider(&CudaOptions::default()));
         assert!(plain.contains("SameAsRequested"), "{plain}");
         assert!(!plain.contains("gpu_mem_limit"), "{plain}");
+        // flash, efficient and plain attention, without cuDNN's (8)
+        assert!(plain.contains(r#""sdpa_kernel": "19""#), "{plain}");
         let told = format!(
             "{:?}",
             provider(&CudaOptions {
