@@ -34,16 +34,16 @@ pub use ends::{End, EndOf, Stands, ended_by};
 use kept::{Newest, Recollected};
 use searches::Searches;
 
-/// How many commands of one partition stay hot. That is 5 seconds at 100,000 decisions a second and
-/// nearly nine minutes at 1,000.
-pub const HOT_MAX: usize = 1 << 19;
+/// How many commands of one partition stay hot. That is 2.6 seconds at 100,000 decisions a second and
+/// more than four minutes at 1,000.
+pub const HOT_MAX: usize = 1 << 18;
 /// How many refusals that are events of their own stay hot beside them.
 pub const REFUSED_MAX: usize = HOT_MAX / 4;
 /// How many refusals that were counted into an event of others do. The journal knows none of them, so
 /// forgetting one makes no other id doubtful.
 pub const COUNTED_MAX: usize = HOT_MAX / 16;
 /// What all of them take at most: at the worst filling of their trees, which is twice the best.
-pub const HOT_BYTES_MAX: usize = 256 << 20;
+pub const HOT_BYTES_MAX: usize = 128 << 20;
 
 /// A node of a tree has room for 11 entries and holds 5 at least.
 const ENTRY_BYTES: usize = size_of::<(CommandId, KnownOutcome)>() * 11 / 5;
