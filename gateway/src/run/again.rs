@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How often the request was sent, where that was more than once.
-pub(super) const X_ATTEMPTS: HeaderName = HeaderName::from_static("x-seatbelt-attempts");
+const X_ATTEMPTS: HeaderName = HeaderName::from_static("x-seatbelt-attempts");
 /// How long to wait for one that names no time, before it is asked the second time; doubled each time.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 /// Longest time that an upstream may name.
@@ -89,8 +89,8 @@ impl Job {
         let tries_again = unused && self.turns_to_another(&mut again, &answered, head).await;
         if tries_again {
             self.metrics.attempt_again();
-            let attempts = again.tried.len() + 1;
-            self.headers.insert(X_ATTEMPTS, attempts.into());
+            let before = self.headers.clone();
+            sent_once_more(&before, &mut self.headers);
             self.again = Some(again);
         }
         (answered, tries_again)
@@ -220,6 +220,13 @@ impl Job {
     }
 }
 
+/// Says that a request is sent once more than it was before.
+pub(super) fn sent_once_more(before: &HeaderMap, now: &mut HeaderMap) {
+    let sent = before.get(X_ATTEMPTS).and_then(|sent| sent.to_str().ok());
+    let sent: u64 = sent.and_then(|sent| sent.parse().ok()).unwrap_or(1);
+    now.insert(X_ATTEMPTS, sent.saturating_add(1).into());
+}
+
 /// Whether an answer of this status comes before any work.
 fn turns_away(status: StatusCode) -> bool {
     matches!(status.as_u16(), 429 | 503 | 529)
@@ -254,7 +261,9 @@ fn tells_of_use(body: &[u8]) -> bool {
         // JSON that is cut, or events
         Err(_) => {
             let begins = body.trim_ascii_start().first();
+            let is_event = |line: &[u8]| line.starts_with(b"data:");
             begins.is_some_and(|first| b"{[".contains(first))
+                || body.split(|byte| b"\r\n".contains(byte)).any(is_event)
                 || body.windows(6).any(|part| part == b"usage\"")
         }
     }
@@ -322,6 +331,8 @@ mod tests {
             r#"[{"output_tokens":50.0}]"#,
             r#"{"error":{"message":"busy"},"usage":{"prompt_tokens":3"#,
             "data: {\"usage\":{\"prompt_tokens\":3}}",
+            "event: error\ndata: {\"us\\u0061ge\":{\"prompt_tokens\":3}}",
+            "data: {\"prompt_tokens\":3}",
         ] {
             assert!(tells_of_use(told.as_bytes()), "{told}");
         }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Head, Job, Runner,
-    again::{WORTH, X_ATTEMPTS},
+    again::{WORTH, sent_once_more},
 };
 use crate::{
     error::{ApiError, Charged},
@@ -71,7 +71,7 @@ impl Runner {
             let told = told.expect("a reservation id is a valid header value");
             next.headers.insert(X_ALSO_CHARGED, told);
         }
-        next.headers.insert(X_ATTEMPTS, 2.into());
+        sent_once_more(&before.headers, &mut next.headers);
         next.limits.deadline = before.limits.deadline;
         Some(next)
     }

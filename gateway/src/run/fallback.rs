@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Head, Job, Runner,
-    again::{Answered, WORTH},
+    again::{Answered, WORTH, sent_once_more},
     anew::Ended,
     attempts::Stop,
 };
@@ -89,6 +89,7 @@ impl Runner {
         let name = HeaderValue::from_str(model.as_str());
         next.headers
             .insert(X_FALLBACK, name.unwrap_or(HeaderValue::from_static("?")));
+        sent_once_more(&before.headers, &mut next.headers);
         next.limits.deadline = before.limits.deadline;
         next.began = before.began;
         next.instead = before.instead;

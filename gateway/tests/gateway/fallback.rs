@@ -90,6 +90,7 @@ async fn another_model_answers_after_one_that_did_nothing_and_all_is_charged_onc
         let answer = stack.chat(&hi(20)).send().await.unwrap();
         assert_eq!(answer.status().as_u16(), 200, "{status}");
         assert_eq!(answer.headers()["x-seatbelt-fallback"], "other-model");
+        assert_eq!(answer.headers()["x-seatbelt-attempts"], "2");
         assert_eq!(second.last().body["model"], "other-model");
         assert_eq!(hits(&stack, &second), (1, 1));
         assert_eq!(stack.spent_once_idle().await, 45, "at its own price");
