@@ -63,6 +63,7 @@ impl Ledger for Told {
             live_keys: Some(2),
             run: None,
             inside: Vec::new(),
+            fate: None,
         };
         Box::pin(async { Ok(standing) })
     }

@@ -214,6 +214,7 @@ mod tests {
                 account: payer().account,
                 key: None,
                 run: None,
+                reservation: None,
             };
             ledger.read(query).await.unwrap().caps[0].held
         };
