@@ -3,7 +3,7 @@
 //! | route | what |
 //! |---|---|
 //! | `POST /v1/chat/completions`, `/v1/completions` | an answer, whole or as server-sent events |
-//! | `POST /v1/embeddings` | refused: no decoder gives embeddings |
+//! | `POST /v1/embeddings` | a vector for each text, of a model that is an encoder |
 //! | `POST /tokenize` | `{"input_tokens", "context", "output"}` of the same body; runs nothing, reports nothing |
 //! | `POST /recipe` | the tokenizer and chat template of this name, by which gateways count |
 //! | `GET /v1/models`, `/v1/models/{id}`, `/models` | the models with their limits |
@@ -37,7 +37,7 @@ use seatbelt_schemas::{
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-pub(crate) use self::{access::Used, doubts::Doubts, shaping::Shaping};
+pub(crate) use self::{access::Used, doubts::Doubts, embeddings::Embeds, shaping::Shaping};
 use self::{error::ErrorAnswer, request::Dialect};
 use crate::{
     clock::SharedTime,
@@ -52,6 +52,7 @@ use crate::{
 mod access;
 mod answer;
 mod doubts;
+mod embeddings;
 mod error;
 mod generate;
 mod headers;
@@ -110,6 +111,7 @@ pub(crate) struct App {
     /// is registered.
     pub(crate) registered: Option<(Twin, Unseen)>,
     pub(crate) models: Vec<Served>,
+    pub(crate) embedders: Vec<Embeds>,
     /// Configured, but not loaded.
     pub(crate) failed: Vec<Failed>,
     pub(crate) office: TicketOffice,
@@ -127,6 +129,13 @@ impl App {
 
     /// What is said of a model that is not served.
     fn absent(&self, name: &str) -> ErrorAnswer {
+        if self
+            .embedders
+            .iter()
+            .any(|embeds| embeds.id.as_str() == name)
+        {
+            return ErrorAnswer::embeddings_alone(name);
+        }
         match self.failed.iter().any(|failed| failed.id.as_str() == name) {
             true => ErrorAnswer::model_failed(name),
             false => ErrorAnswer::unknown_model(name),
@@ -149,7 +158,11 @@ impl App {
     /// Every model as gateways are told of it.
     pub(crate) fn records(&self) -> Vec<NeuronModel> {
         let record = |served: &Served| served.record(self.closed_for(served).is_none());
-        self.models.iter().map(record).collect()
+        let embeds = self.embedders.iter().map(|embeds| {
+            let closed = self.closed().or_else(|| embeds.closed());
+            embeds.record(closed.is_none())
+        });
+        self.models.iter().map(record).chain(embeds).collect()
     }
 }
 
@@ -182,7 +195,7 @@ async fn completions(State(app): State<Arc<App>>, request: Request) -> Response 
 }
 
 async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Response {
-    generate::refuse(&app, request, ErrorAnswer::no_embeddings()).await
+    embeddings::serve(&app, request).await
 }
 
 async fn models(State(app): State<Arc<App>>) -> Json<Value> {
@@ -190,15 +203,31 @@ async fn models(State(app): State<Arc<App>>) -> Json<Value> {
         .models
         .iter()
         .map(|served| model_json(&app, served))
+        .chain(app.embedders.iter().map(|embeds| embeds_json(&app, embeds)))
         .collect();
     Json(json!({ "object": "list", "data": data }))
 }
 
 async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
-    match app.served(&id) {
-        Some(served) => Json(model_json(&app, served)).into_response(),
-        None => app.absent(&id).into_response(),
+    let embeds = app.embedders.iter().find(|embeds| embeds.id.as_str() == id);
+    match (app.served(&id), embeds) {
+        (Some(served), _) => Json(model_json(&app, served)).into_response(),
+        (None, Some(embeds)) => Json(embeds_json(&app, embeds)).into_response(),
+        (None, None) => app.absent(&id).into_response(),
     }
+}
+
+fn embeds_json(app: &App, embeds: &Embeds) -> Value {
+    json!({
+        "id": embeds.id,
+        "object": "model",
+        "created": app.since_s,
+        "owned_by": "seatbelt",
+        "context_length": embeds.context,
+        "max_output_tokens": 0,
+        "embedding_length": embeds.embedder.width(),
+        "device": embeds.device.as_str(),
+    })
 }
 
 fn model_json(app: &App, served: &Served) -> Value {
@@ -217,14 +246,21 @@ fn model_json(app: &App, served: &Served) -> Value {
 /// An engine that broke down may come back by itself; whoever asks again and again and still hears no,
 /// starts the process anew.
 async fn live(State(app): State<Arc<App>>) -> Response {
-    let broken = app
+    let served = app
         .models
         .iter()
-        .find_map(|served| Some((served, served.closed()?)));
+        .map(|served| (&served.id, served.closed()));
+    let embeds = app
+        .embedders
+        .iter()
+        .map(|embeds| (&embeds.id, embeds.closed()));
+    let broken = served
+        .chain(embeds)
+        .find_map(|(id, closed)| Some((id, closed?)));
     match broken {
         None => Json(json!({ "status": "live" })).into_response(),
-        Some((served, reason)) => unavailable(&json!({
-            "status": "not live", "model": served.id, "reason": reason
+        Some((id, reason)) => unavailable(&json!({
+            "status": "not live", "model": id, "reason": reason
         })),
     }
 }
@@ -234,10 +270,12 @@ fn unavailable(body: &Value) -> Response {
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let closed: Vec<_> = (app.models.iter())
-        .map(|served| app.closed_for(served))
-        .collect();
-    match closed.iter().copied().min().flatten() {
+    let served = app.models.iter().map(|served| app.closed_for(served));
+    let embeds = app
+        .embedders
+        .iter()
+        .map(|embeds| app.closed().or_else(|| embeds.closed()));
+    match served.chain(embeds).min().flatten() {
         None => {
             let mut ready = json!({ "status": "ready" });
             let warnings = warnings(&app);

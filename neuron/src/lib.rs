@@ -17,6 +17,8 @@ mod calls;
 mod http;
 mod model;
 
+mod embed;
+mod encoder;
 mod engine;
 mod sampler;
 mod session;

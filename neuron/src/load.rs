@@ -14,13 +14,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{ModelConfig, NeuronConfig},
+    embed::Embedder,
+    encoder::{EncoderFolder, is_encoder},
     engine::{Decoder, Engine, Health, Voice},
     error::NeuronError,
-    http::{App, Served},
+    http::{App, Embeds, Served},
     library,
     metrics::Metrics,
     model::Model,
-    session::OnnxDecoder,
+    session::{OnnxDecoder, OnnxEncoder},
 };
 
 /// How often engines are looked at.
@@ -57,6 +59,7 @@ pub(crate) struct Failed {
 /// What came of the models of a configuration.
 pub(crate) struct Loaded {
     pub(crate) served: Vec<Served>,
+    pub(crate) embedders: Vec<Embeds>,
     pub(crate) failed: Vec<Failed>,
 }
 
@@ -84,12 +87,20 @@ fn load_all(
 ) -> Result<Loaded, NeuronError> {
     let mut loaded = Loaded {
         served: Vec::new(),
+        embedders: Vec::new(),
         failed: Vec::new(),
     };
     let mut first = None;
     for model in &config.models {
-        match load_model(config, library, model, metrics) {
-            Ok(served) => loaded.served.push(served),
+        let done =
+            match is_encoder(&model.path) {
+                true => load_embedder(config, library, model)
+                    .map(|embeds| loaded.embedders.push(embeds)),
+                false => load_model(config, library, model, metrics)
+                    .map(|served| loaded.served.push(served)),
+            };
+        match done {
+            Ok(()) => {}
             Err(error @ (NeuronError::Model { .. } | NeuronError::Device { .. })) => {
                 let reason = error.to_string();
                 tracing::error!(model = %model.id, %reason, "the model does not load and is not served");
@@ -103,9 +114,31 @@ fn load_all(
         }
     }
     match first {
-        Some(error) if loaded.served.is_empty() => Err(error),
+        Some(error) if loaded.served.is_empty() && loaded.embedders.is_empty() => Err(error),
         _ => Ok(loaded),
     }
+}
+
+fn load_embedder(
+    config: &NeuronConfig,
+    library: &Path,
+    wanted: &ModelConfig,
+) -> Result<Embeds, NeuronError> {
+    let folder = EncoderFolder::read(wanted)?;
+    let encoder = OnnxEncoder::load(library, wanted, &folder, config.threads)?;
+    let embedder = Embedder::start(Box::new(encoder), config.queue);
+    let embedder = embedder.map_err(|error| NeuronError::Model {
+        model: wanted.id.to_string(),
+        detail: format!("no thread for it: {error}"),
+    })?;
+    Ok(Embeds {
+        id: wanted.id.clone(),
+        device: wanted.device,
+        tokenizer: folder.tokenizer,
+        context: folder.context,
+        vocab: folder.vocab,
+        embedder,
+    })
 }
 
 fn load_model(

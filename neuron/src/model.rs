@@ -16,7 +16,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{calls::CallFormat, config::ModelConfig, error::NeuronError, shape::Shapes};
 
-const CONFIG_FILE: &str = "genai_config.json";
+pub(crate) const CONFIG_FILE: &str = "genai_config.json";
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// The graph and the names of what goes in and out.
@@ -194,7 +194,7 @@ fn read_text(path: &Path) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
     serde_json::from_str(&read_text(path)?).map_err(|error| format!("{}: {error}", path.display()))
 }
 

@@ -27,7 +27,7 @@ use crate::{
     engine::Engine,
     error::NeuronError,
     http::{self, App, Doubts, Served, Shaping, Used},
-    load::{Loaded, keep_loaded, load_models},
+    load::{keep_loaded, load_models},
     metrics::Metrics,
     usage::{Outbox, TicketOffice, UsageSink},
 };
@@ -130,7 +130,7 @@ async fn start_all(
     } = ties;
     without_mistakes(&config)?;
     let metrics = Arc::new(Metrics::new());
-    let Loaded { served, failed } = load_models(&config, &metrics).await?;
+    let loaded = load_models(&config, &metrics).await?;
     let (listener, address) = listen(config.listen).await?;
     let publishing = CancellationToken::new();
     let outbox = Outbox::start(&config.outbox_dir, sink, publishing.clone());
@@ -147,8 +147,9 @@ async fn start_all(
         time,
         used: Used::default(),
         doubts: Doubts::default(),
-        models: served,
-        failed,
+        models: loaded.served,
+        embedders: loaded.embedders,
+        failed: loaded.failed,
         office,
         aside: Arc::new(Semaphore::new(cores())),
         shaping: Shaping::new(cores()),
@@ -163,7 +164,7 @@ async fn start_all(
         let now = Arc::new(move || with_load(&app, &record));
         tokio::spawn(register.keep(now, shutdown.clone()))
     });
-    tracing::info!(neuron = %config.id, %address, models = app.models.len(), "neuron serves");
+    tracing::info!(neuron = %config.id, %address, models = app.models.len() + app.embedders.len(), "neuron serves");
     let life = Life {
         loading: tokio::spawn(keep_loaded(
             Arc::clone(&app),
@@ -263,11 +264,16 @@ fn with_load(app: &App, record: &NeuronRecord) -> NeuronRecord {
             .map(|served| of(&served.engine()))
             .sum::<usize>()
     };
+    let embedding = app
+        .embedders
+        .iter()
+        .map(|embeds| embeds.embedder.waiting())
+        .sum::<usize>();
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     NeuronRecord {
         models: app.records(),
         active: count(sum(Engine::active)),
-        queued: count(sum(Engine::queued)),
+        queued: count(sum(Engine::queued) + embedding),
         at_ms: unix_ms(),
         ..record.clone()
     }
@@ -322,6 +328,7 @@ impl Life {
         let stop = move || {
             let stop = |served: &Served| served.engine().stop(FLUSH_MAX);
             app.models.iter().for_each(stop);
+            (app.embedders.iter()).for_each(|embeds| embeds.embedder.stop(FLUSH_MAX));
         };
         drop(tokio::task::spawn_blocking(stop).await);
         self.flush().await;

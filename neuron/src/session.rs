@@ -13,6 +13,7 @@ use ort::{
     value::{DynTensor, Tensor},
 };
 
+pub(crate) use self::encoder::{OnnxEncoder, normalised};
 use self::{
     budget::{Budget, Room, Wanted},
     fixed::{FixedSteps, Sizes},
@@ -28,6 +29,7 @@ use crate::{
 
 mod budget;
 mod caches;
+mod encoder;
 mod fixed;
 mod host;
 mod library;
@@ -101,7 +103,7 @@ impl OnnxDecoder {
         model: &Model,
         threads: usize,
     ) -> Result<Self, NeuronError> {
-        let session = open::session(environment, config, model, threads)?;
+        let session = open::session(environment, config, &model.graph.file, threads)?;
         let given =
             open::check(&session, &model.graph).map_err(|error| model_error(config, &error))?;
         let ways = Ways::of(config, &given);

@@ -214,8 +214,19 @@ impl ErrorAnswer {
     pub(super) fn no_embeddings() -> Self {
         Self::bad(
             "unsupported_endpoint",
-            "no embedding model is served here: this neuron runs text decoders only",
+            "this model writes texts and gives no embeddings: ask for a model that does",
         )
+    }
+
+    pub(super) fn embeddings_alone(name: &str) -> Self {
+        let message =
+            format!("model {name} gives embeddings and writes no texts: ask for a model that does");
+        Self::bad("unsupported_endpoint", message)
+    }
+
+    pub(super) fn text_too_long(context: usize) -> Self {
+        let message = format!("a text has more than the {context} tokens that this model reads");
+        Self::bad("context_length_exceeded", message)
     }
 
     pub(super) fn too_many_answers(most: usize) -> Self {

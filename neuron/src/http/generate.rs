@@ -56,19 +56,9 @@ pub(super) async fn serve(app: &Arc<App>, dialect: Dialect, request: Request) ->
     with_request_id(response, &id)
 }
 
-/// Refuses a request that could cost something, whatever its body.
-pub(super) async fn refuse(app: &App, request: Request, error: ErrorAnswer) -> Response {
-    let ticket = match open(app, &request) {
-        Ok(ticket) => ticket,
-        Err(error) => return error.into_response(),
-    };
-    let id = ticket.request().to_owned();
-    with_request_id(turn_away(ticket, error).await, &id)
-}
-
 /// The ticket of a request that has its reservation for itself. Where another had it, there is none: the
 /// reservation has its one event from the other.
-fn open(app: &App, request: &Request) -> Result<Ticket, ErrorAnswer> {
+pub(super) fn open(app: &App, request: &Request) -> Result<Ticket, ErrorAnswer> {
     let (headers, signed) = (request.headers(), request.extensions().get::<Signed>());
     access::take(app, signed, headers)?;
     Ok(app.office.open(headers::caller(headers)))
@@ -423,13 +413,13 @@ impl Plan {
     }
 }
 
-async fn turn_away(ticket: Ticket, error: ErrorAnswer) -> Response {
+pub(super) async fn turn_away(ticket: Ticket, error: ErrorAnswer) -> Response {
     // The refusal stands even if its report could not be written: nothing was used.
     ticket.reject().wait().await;
     error.into_response()
 }
 
-fn with_request_id(mut response: Response, id: &str) -> Response {
+pub(super) fn with_request_id(mut response: Response, id: &str) -> Response {
     if let Ok(id) = HeaderValue::from_str(id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }

@@ -16,6 +16,7 @@ const RESERVATION_LEN_MAX: usize = 128;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) input_tokens: Option<usize>,
+    /// None are reserved for embeddings.
     pub(super) output_tokens: Option<usize>,
     pub(super) deadline_ms: Option<u64>,
 }
@@ -49,18 +50,11 @@ pub(super) fn limits(headers: &HeaderMap) -> Result<Limits, ErrorAnswer> {
     let tokens = |name| {
         number(headers, name).map(|tokens| tokens.map(|n| usize::try_from(n).unwrap_or(usize::MAX)))
     };
-    let limits = Limits {
+    Ok(Limits {
         input_tokens: tokens(HEADER_MAX_INPUT_TOKENS)?,
         output_tokens: tokens(HEADER_MAX_OUTPUT_TOKENS)?,
         deadline_ms: number(headers, HEADER_DEADLINE_MS)?,
-    };
-    if limits.output_tokens == Some(0) {
-        return Err(ErrorAnswer::invalid_header(
-            HEADER_MAX_OUTPUT_TOKENS,
-            "at least 1",
-        ));
-    }
-    Ok(limits)
+    })
 }
 
 fn is_reservation(id: &str) -> bool {
@@ -117,7 +111,6 @@ mod tests {
     fn malformed_headers_are_refused() {
         for bad in [
             (HEADER_MAX_INPUT_TOKENS, "-1"),
-            (HEADER_MAX_OUTPUT_TOKENS, "0"),
             (HEADER_MAX_OUTPUT_TOKENS, "1.5"),
             (HEADER_DEADLINE_MS, "soon"),
             (HEADER_ACCOUNT, "a b"),

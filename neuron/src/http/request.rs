@@ -7,12 +7,14 @@ use seatbelt_tokens::{Chat, MessagesError, PromptError, TextStream};
 use serde_json::{Map, Value};
 
 pub(super) use self::{
+    embedding::EmbeddingWish,
     sampling::{EndsWish, SamplingWish},
     shape::ShapeWish,
 };
 use super::error::ErrorAnswer;
 use crate::model::Model;
 
+mod embedding;
 mod sampling;
 mod shape;
 mod unserved;
@@ -106,11 +108,7 @@ pub(super) struct Wish {
 
 impl Wish {
     pub(super) fn read(dialect: Dialect, body: &[u8]) -> Result<Self, ErrorAnswer> {
-        let value: Value = serde_json::from_slice(body)
-            .map_err(|error| ErrorAnswer::invalid_body(format!("the body is not JSON: {error}")))?;
-        let Value::Object(body) = value else {
-            return Err(ErrorAnswer::invalid_body("the body is not a JSON object"));
-        };
+        let body = object(body)?;
         let body = Fields(&body);
         body.refuse_unserved()?;
         unserved::refuse(body.0)?;
@@ -118,7 +116,7 @@ impl Wish {
         let model = body.model()?;
         let prompts = match dialect {
             Dialect::Chat => vec![Prompt::Chat(body.chat()?)],
-            Dialect::Completion => body.prompts()?,
+            Dialect::Completion => body.texts("prompt")?,
         };
         Ok(Self {
             model,
@@ -134,6 +132,15 @@ impl Wish {
             stream,
             include_usage: stream && body.include_usage()?,
         })
+    }
+}
+
+fn object(body: &[u8]) -> Result<Map<String, Value>, ErrorAnswer> {
+    let value = serde_json::from_slice(body)
+        .map_err(|error| ErrorAnswer::invalid_body(format!("the body is not JSON: {error}")))?;
+    match value {
+        Value::Object(body) => Ok(body),
+        _ => Err(ErrorAnswer::invalid_body("the body is not a JSON object")),
     }
 }
 
@@ -301,16 +308,15 @@ impl<'a> Fields<'a> {
     }
 
     /// A text or a list of tokens, or several of either.
-    fn prompts(&self) -> Result<Vec<Prompt>, ErrorAnswer> {
-        let wanted = || {
-            ErrorAnswer::invalid_value("prompt", "a string, a list of tokens, or several of either")
-        };
+    fn texts(&self, name: &'static str) -> Result<Vec<Prompt>, ErrorAnswer> {
+        let wanted =
+            || ErrorAnswer::invalid_value(name, "a string, a list of tokens, or several of either");
         let one = |value: &Value| match value {
             Value::String(text) => Some(Prompt::Text(text.clone())),
             Value::Array(tokens) => tokens_of(tokens),
             _ => None,
         };
-        let prompts = match self.get("prompt") {
+        let prompts = match self.get(name) {
             Some(Value::Array(list)) if !list.iter().any(Value::is_number) => {
                 list.iter().map(one).collect::<Option<Vec<Prompt>>>()
             }

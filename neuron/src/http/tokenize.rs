@@ -1,20 +1,22 @@
 //! `POST /tokenize`: how many input tokens a body would have, exactly, and the model's limits.
 //!
-//! The body is that of a chat, or of a completion if it has no `messages`. Nothing is run and no
+//! The body is that of a chat, of embeddings if it has an `input`, or else of a completion. Nothing is run and no
 //! usage is reported, so a gateway can size a hold before it reserves.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json,
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
+use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::{
     App,
     access::Signed,
+    embeddings,
     error::ErrorAnswer,
     generate::{aside, prompt_tokens, read_body},
     request::{Dialect, Wish},
@@ -30,6 +32,9 @@ async fn count(app: &Arc<App>, request: Request) -> Result<Response, ErrorAnswer
     let signed = request.extensions().get::<Signed>().copied();
     let body = read_body(request.into_body(), signed).await?;
     let size = body.len();
+    if is_of(&body, "input") {
+        return Ok(Json(embeddings::count(app, &body).await?).into_response());
+    }
     let wish = aside(app, size, move || read(&body)).await??;
     let served = app
         .served(&wish.model)
@@ -42,10 +47,14 @@ async fn count(app: &Arc<App>, request: Request) -> Result<Response, ErrorAnswer
     )
 }
 
+/// Whether a body has this field.
+fn is_of(body: &[u8], field: &str) -> bool {
+    let body = serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(body);
+    body.is_ok_and(|body| body.contains_key(field))
+}
+
 fn read(body: &[u8]) -> Result<Wish, ErrorAnswer> {
-    let chat = serde_json::from_slice::<serde_json::Value>(body)
-        .is_ok_and(|body| body.get("messages").is_some());
-    let dialect = match chat {
+    let dialect = match is_of(body, "messages") {
         true => Dialect::Chat,
         false => Dialect::Completion,
     };

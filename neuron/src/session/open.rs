@@ -1,5 +1,7 @@
 //! Opens the session of a graph on its device, and sees that the graph is one that can be bound.
 
+use std::path::Path;
+
 use ort::{
     environment::Environment,
     ep::{self, cuda::AttentionBackend},
@@ -15,7 +17,7 @@ use super::{caches, device_error, model_error, placement, unfit};
 use crate::{
     config::{Arena, CudaOptions, Device, ModelConfig},
     error::NeuronError,
-    model::{GraphSpec, Model},
+    model::GraphSpec,
 };
 
 /// What a graph gives.
@@ -30,7 +32,7 @@ pub(super) struct Given {
 pub(super) fn session(
     environment: &Environment,
     config: &ModelConfig,
-    model: &Model,
+    file: &Path,
     threads: usize,
 ) -> Result<Session, NeuronError> {
     let builder =
@@ -39,8 +41,7 @@ pub(super) fn session(
         Device::Cpu => builder,
         Device::Cuda => cuda(builder, config).map_err(|error| device_error(config, &error))?,
     };
-    let session = (builder.commit_from_file(&model.graph.file))
-        .map_err(|error| load_error(config, &error))?;
+    let session = (builder.commit_from_file(file)).map_err(|error| load_error(config, &error))?;
     match config.device {
         Device::Cpu => Ok(session),
         Device::Cuda => all_on_the_gpu(session, config),
@@ -157,7 +158,7 @@ fn load_error(config: &ModelConfig, error: &ort::Error) -> NeuronError {
 mod tests {
     use super::*;
     use crate::{
-        model::tests::tiny_config,
+        model::{Model, tests::tiny_config},
         session::library::{self, tests::fetched},
     };
 

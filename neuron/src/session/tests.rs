@@ -16,7 +16,7 @@ fn decoder_as_on_a_gpu(slots: usize) -> OnnxDecoder {
     let config = tiny_config(slots);
     let model = Model::load(&config).unwrap();
     let environment = library::runtime(&fetched()).unwrap();
-    let session = open::session(&environment, &config, &model, 1).unwrap();
+    let session = open::session(&environment, &config, &model.graph.file, 1).unwrap();
     let given = open::check(&session, &model.graph).unwrap();
     let ways = Ways {
         rows_apart: true,

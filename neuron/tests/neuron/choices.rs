@@ -141,7 +141,9 @@ async fn what_was_reserved_is_for_all_answers_together() {
     };
     let answer = ask("100", "23").await;
     assert!(usage(&answer.json()).1 <= 4 * 5, "{answer:?}");
-    assert_eq!(ask("100", "3").await.code(), "invalid_header");
+    for none in ["3", "0"] {
+        assert_eq!(ask("100", none).await.code(), "invalid_header");
+    }
     assert_eq!(ask("3", "100").await.code(), "input_over_reservation");
     let answer = ask(&usage(&answer.json()).0.to_string(), "100").await;
     assert_eq!(texts(&answer).len(), 4);

@@ -10,6 +10,7 @@ mod access;
 mod answers;
 mod arrivals;
 mod choices;
+mod embeddings;
 mod nats;
 mod real_model;
 mod reports;

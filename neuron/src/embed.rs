@@ -1,0 +1,531 @@
+//! Turns texts into vectors, those of several requests at a time.
+//!
+//! A thread of its own owns the encoder. Requests wait in line, at most so many; each run takes as many texts, in the
+//! order in which they came, as its tokens allow. A request ends at its last text, its deadline, a stop, or before the next run
+//! once its caller has left, and its usage ticket is ended before it is answered. An encoder that panics, or fails
+//! again and again, ends the thread.
+//!
+//! The encoder is a trait: nothing here knows ONNX Runtime.
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use seatbelt_schemas::usage::NeuronOutcome;
+use tokio::sync::oneshot;
+
+use crate::{
+    clock::millis,
+    engine::StepError,
+    usage::{Durable, Ticket, Times},
+};
+
+/// Most tokens of a run, with what pads the shorter texts.
+const RUN_TOKENS_MAX: usize = 2_048;
+/// Runs in a row that failed: all further ones will.
+const FAILURES_MAX: u32 = 3;
+
+/// A model that gives a vector for each text.
+pub(crate) trait Encoder: Send {
+    /// Numbers of a vector.
+    fn width(&self) -> usize;
+    /// The vectors of texts, in their order, each of length one.
+    fn encode(&mut self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>, StepError>;
+}
+
+/// A request, ready to run.
+pub(crate) struct Ask {
+    pub(crate) texts: Vec<Vec<u32>>,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) ticket: Ticket,
+}
+
+/// All vectors of a request.
+#[derive(Debug)]
+pub(crate) struct Embedded {
+    pub(crate) vectors: Vec<Vec<f32>>,
+    /// Resolves when the usage event is on disk.
+    pub(crate) durable: Durable,
+}
+
+/// Why there are none.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Undone {
+    Expired,
+    Stopping,
+    Failed(String),
+}
+
+/// A request that was not taken, with its ticket.
+pub(crate) enum NotTaken {
+    /// As many wait as may.
+    QueueFull(Box<Ticket>),
+    /// The thread has ended.
+    Stopped(Box<Ticket>),
+}
+
+type Answer = oneshot::Sender<Result<Embedded, Undone>>;
+
+enum Order {
+    Embed(Box<Line>),
+    Stop,
+}
+
+/// A request in line.
+struct Line {
+    ask: Ask,
+    answer: Answer,
+    since: Instant,
+    began: Option<Instant>,
+    done: Vec<Vec<f32>>,
+}
+
+/// Handle of the thread.
+pub(crate) struct Embedder {
+    orders: mpsc::Sender<Order>,
+    waiting: Arc<AtomicUsize>,
+    room: usize,
+    width: usize,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Embedder {
+    /// Starts the thread. At most `room` requests are in line.
+    pub(crate) fn start(encoder: Box<dyn Encoder>, room: usize) -> std::io::Result<Self> {
+        let (orders, inbox) = mpsc::channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let width = encoder.width();
+        let worker = Worker {
+            encoder,
+            inbox,
+            line: VecDeque::new(),
+            waiting: Arc::clone(&waiting),
+            failures: 0,
+            stopping: false,
+        };
+        let thread = std::thread::Builder::new().name("embedder".to_owned());
+        Ok(Self {
+            orders,
+            waiting,
+            room: room.max(1),
+            width,
+            thread: Mutex::new(Some(thread.spawn(move || worker.run())?)),
+        })
+    }
+
+    /// Puts a request in line.
+    pub(crate) fn submit(
+        &self,
+        ask: Ask,
+    ) -> Result<oneshot::Receiver<Result<Embedded, Undone>>, NotTaken> {
+        let room = |now: usize| (now < self.room).then_some(now + 1);
+        let taken = (self.waiting).fetch_update(Ordering::AcqRel, Ordering::Acquire, room);
+        if taken.is_err() {
+            return Err(NotTaken::QueueFull(Box::new(ask.ticket)));
+        }
+        let (answer, answered) = oneshot::channel();
+        let line = Box::new(Line {
+            ask,
+            answer,
+            since: Instant::now(),
+            began: None,
+            done: Vec::new(),
+        });
+        match self.orders.send(Order::Embed(line)) {
+            Ok(()) => Ok(answered),
+            Err(mpsc::SendError(Order::Embed(line))) => {
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+                Err(NotTaken::Stopped(Box::new(line.ask.ticket)))
+            }
+            Err(_) => unreachable!("a failed send gives back what was sent"),
+        }
+    }
+
+    /// Numbers of a vector.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Requests in line.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Acquire)
+    }
+
+    /// Whether its thread is there.
+    pub(crate) fn is_alive(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Ends every request and the thread, and waits for it, at most so long.
+    pub(crate) fn stop(&self, patience: Duration) {
+        let _ = self.orders.send(Order::Stop);
+        let until = Instant::now() + patience;
+        while self.is_alive() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+struct Worker {
+    encoder: Box<dyn Encoder>,
+    inbox: mpsc::Receiver<Order>,
+    line: VecDeque<Line>,
+    waiting: Arc<AtomicUsize>,
+    failures: u32,
+    stopping: bool,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let turns = catch_unwind(AssertUnwindSafe(|| self.turns()));
+        let undone = match turns {
+            Ok(()) if self.failures < FAILURES_MAX => || Undone::Stopping,
+            _ => || Undone::Failed("the encoder broke down".to_owned()),
+        };
+        while let Ok(Order::Embed(line)) = self.inbox.try_recv() {
+            self.line.push_back(*line);
+        }
+        while let Some(line) = self.line.pop_front() {
+            self.end(line, NeuronOutcome::Aborted, Err(undone()));
+        }
+    }
+
+    fn turns(&mut self) {
+        while self.receive() {
+            self.sweep();
+            let plan = plan(&self.line);
+            if !plan.is_empty() {
+                self.turn(&plan);
+            }
+        }
+    }
+
+    /// Takes all orders there are; waits for one if there is nothing else to do. False at the end.
+    fn receive(&mut self) -> bool {
+        if self.failures >= FAILURES_MAX {
+            return false;
+        }
+        if self.line.is_empty() {
+            match self.inbox.recv() {
+                Ok(order) => self.obey(order),
+                Err(mpsc::RecvError) => return false,
+            }
+        }
+        while let Ok(order) = self.inbox.try_recv() {
+            self.obey(order);
+        }
+        !self.stopping
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Embed(line) => self.line.push_back(*line),
+            Order::Stop => self.stopping = true,
+        }
+    }
+
+    /// Ends those that no longer want or may have a turn.
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        for _ in 0..self.line.len() {
+            let Some(line) = self.line.pop_front() else {
+                return;
+            };
+            if line.answer.is_closed() {
+                self.end(line, NeuronOutcome::Aborted, Err(Undone::Stopping));
+            } else if line.ask.deadline.is_some_and(|deadline| now >= deadline) {
+                self.end(line, NeuronOutcome::Expired, Err(Undone::Expired));
+            } else {
+                self.line.push_back(line);
+            }
+        }
+    }
+
+    /// One run: so many of the next texts of each request from the front.
+    fn turn(&mut self, plan: &[usize]) {
+        let now = Instant::now();
+        let mut texts: Vec<&[u32]> = Vec::new();
+        for (line, count) in self.line.iter_mut().zip(plan) {
+            line.began.get_or_insert(now);
+            let next = line.ask.texts.iter().skip(line.done.len()).take(*count);
+            texts.extend(next.map(Vec::as_slice));
+        }
+        let ran = self.encoder.encode(&texts);
+        let expected = texts.len();
+        match ran {
+            Ok(vectors) if vectors.len() == expected => {
+                self.failures = 0;
+                self.share(vectors, plan);
+            }
+            Ok(_) => self.fail(plan.len(), "the encoder gave another number of vectors"),
+            Err(error) => self.fail(plan.len(), &error.to_string()),
+        }
+    }
+
+    fn share(&mut self, vectors: Vec<Vec<f32>>, plan: &[usize]) {
+        let mut vectors = vectors.into_iter();
+        for count in plan {
+            let Some(mut line) = self.line.pop_front() else {
+                return;
+            };
+            let first = line.done.len();
+            line.done.extend(vectors.by_ref().take(*count));
+            let read = line.ask.texts[first..line.done.len()].iter();
+            line.ask.ticket.read(read.map(Vec::len).sum());
+            if line.done.len() < line.ask.texts.len() {
+                // Only the last of a plan is not whole: it goes on first.
+                self.line.push_front(line);
+                return;
+            }
+            let done = std::mem::take(&mut line.done);
+            self.end(line, NeuronOutcome::Completed, Ok(done));
+        }
+    }
+
+    fn fail(&mut self, lines: usize, words: &str) {
+        self.failures += 1;
+        tracing::error!(detail = words, "texts could not be embedded");
+        for _ in 0..lines {
+            if let Some(line) = self.line.pop_front() {
+                let undone = Undone::Failed(words.to_owned());
+                self.end(line, NeuronOutcome::Failed, Err(undone));
+            }
+        }
+    }
+
+    /// Ends the ticket, then tells the caller.
+    fn end(&mut self, line: Line, outcome: NeuronOutcome, result: Result<Vec<Vec<f32>>, Undone>) {
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        let now = Instant::now();
+        let began = line.began.unwrap_or(now);
+        let times = Times {
+            queued_ms: millis(began - line.since),
+            prefill_ms: millis(now - began),
+            decode_ms: 0,
+        };
+        let durable = line.ask.ticket.end(outcome, times);
+        // Whoever asked may have left.
+        let _ = line
+            .answer
+            .send(result.map(|vectors| Embedded { vectors, durable }));
+    }
+}
+
+/// How many texts of each request, from the front, go into one run: in their order, as long as the tokens suffice and
+/// padding is not most of them. One text at least.
+fn plan(line: &VecDeque<Line>) -> Vec<usize> {
+    let (mut count, mut longest, mut tokens) = (0usize, 0usize, 0usize);
+    let mut plan = Vec::new();
+    for request in line {
+        let mut taken = 0;
+        let left = request.ask.texts.iter().skip(request.done.len());
+        let whole = left.len();
+        for text in left {
+            let padded = (count + 1) * longest.max(text.len());
+            let fits = padded <= RUN_TOKENS_MAX && padded <= 2 * (tokens + text.len());
+            if count > 0 && !fits {
+                break;
+            }
+            count += 1;
+            longest = longest.max(text.len());
+            tokens += text.len();
+            taken += 1;
+        }
+        if taken > 0 {
+            plan.push(taken);
+        }
+        if taken < whole {
+            return plan;
+        }
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usage::{Caller, tests::Office};
+
+    /// Says how long a text is and how many it was read with; waits at the door.
+    struct Counting {
+        door: Arc<Mutex<()>>,
+    }
+
+    /// A text with this token fails its run.
+    const POISON: u32 = 13;
+
+    impl Encoder for Counting {
+        fn width(&self) -> usize {
+            2
+        }
+
+        fn encode(&mut self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>, StepError> {
+            drop(self.door.lock());
+            if texts.iter().any(|text| text.contains(&POISON)) {
+                return Err(StepError("poisoned".to_owned()));
+            }
+            let number = |count: usize| f32::from(u16::try_from(count).unwrap());
+            let vector = |text: &&[u32]| vec![number(text.len()), number(texts.len())];
+            Ok(texts.iter().map(vector).collect())
+        }
+    }
+
+    struct Rig {
+        embedder: Embedder,
+        office: Office,
+        door: Arc<Mutex<()>>,
+    }
+
+    impl Rig {
+        fn new(room: usize) -> Self {
+            let door = Arc::default();
+            let encoder = Counting {
+                door: Arc::clone(&door),
+            };
+            Self {
+                embedder: Embedder::start(Box::new(encoder), room).unwrap(),
+                office: Office::new(),
+                door,
+            }
+        }
+
+        fn ask(&self, lengths: &[usize]) -> Ask {
+            let mut ticket = self.office.office.open(Caller::default());
+            ticket.begin(lengths.iter().sum(), 0);
+            Ask {
+                texts: lengths.iter().map(|length| vec![1; *length]).collect(),
+                deadline: None,
+                ticket,
+            }
+        }
+
+        fn submit(&self, ask: Ask) -> oneshot::Receiver<Result<Embedded, Undone>> {
+            let submitted = self.embedder.submit(ask);
+            submitted.unwrap_or_else(|_| panic!("the request was refused"))
+        }
+    }
+
+    fn vectors(answer: oneshot::Receiver<Result<Embedded, Undone>>) -> Vec<Vec<f32>> {
+        answer.blocking_recv().unwrap().unwrap().vectors
+    }
+
+    #[test]
+    fn texts_of_several_requests_are_read_together_and_each_gets_its_own() {
+        let mut rig = Rig::new(8);
+        let door = rig.door.lock().unwrap();
+        let first = rig.submit(rig.ask(&[5]));
+        let others: Vec<_> = [&[3, 4][..], &[6]]
+            .map(|lengths| rig.submit(rig.ask(lengths)))
+            .into();
+        drop(door);
+        assert_eq!(vectors(first)[0][0], 5.0);
+        let others: Vec<_> = others.into_iter().map(vectors).collect();
+        let lengths: Vec<f32> = others.iter().flatten().map(|vector| vector[0]).collect();
+        assert_eq!(lengths, [3.0, 4.0, 6.0]);
+        let usage: Vec<u64> = (0..3)
+            .map(|_| rig.office.next().usage.input_tokens)
+            .collect();
+        assert_eq!(usage, [5, 7, 6]);
+        assert_eq!(rig.embedder.waiting(), 0);
+    }
+
+    #[test]
+    fn no_run_has_more_tokens_than_it_may_nor_more_padding_than_text() {
+        let line = |lengths: &[usize]| {
+            let rig = Rig::new(1);
+            Line {
+                ask: rig.ask(lengths),
+                answer: oneshot::channel().0,
+                since: Instant::now(),
+                began: None,
+                done: Vec::new(),
+            }
+        };
+        let planned = |all: &[&[usize]]| plan(&all.iter().map(|lengths| line(lengths)).collect());
+        assert_eq!(planned(&[&[10, 10], &[10]]), [2, 1]);
+        assert_eq!(planned(&[&[900, 900, 900], &[10]]), [2]);
+        assert_eq!(planned(&[&[9_000], &[10]]), [1]);
+        assert_eq!(planned(&[&[10], &[100], &[10]]), [1, 1]);
+        assert_eq!(planned(&[&[100], &[100], &[10]]), [1, 1, 1]);
+    }
+
+    #[test]
+    fn a_request_of_many_texts_is_read_in_several_runs() {
+        let mut rig = Rig::new(1);
+        let lengths = vec![500; 11];
+        let all = vectors(rig.submit(rig.ask(&lengths)));
+        let together: Vec<f32> = all.iter().map(|vector| vector[1]).collect();
+        assert_eq!(together, [vec![4.0; 8], vec![3.0; 3]].concat());
+        assert_eq!(rig.office.next().usage.input_tokens, 5_500);
+    }
+
+    #[test]
+    fn who_is_too_many_too_late_or_gone_costs_nothing() {
+        let mut rig = Rig::new(3);
+        let door = rig.door.lock().unwrap();
+        let first = rig.submit(rig.ask(&[5]));
+        let late = rig.submit(Ask {
+            deadline: Some(Instant::now()),
+            ..rig.ask(&[5])
+        });
+        drop(rig.submit(rig.ask(&[5])));
+        let Err(NotTaken::QueueFull(ticket)) = rig.embedder.submit(rig.ask(&[5])) else {
+            panic!("a fourth was taken")
+        };
+        drop(ticket.reject());
+        drop(door);
+        drop(vectors(first));
+        assert_eq!(late.blocking_recv().unwrap().unwrap_err(), Undone::Expired);
+        let mut used: Vec<u64> = (0..4)
+            .map(|_| rig.office.next().usage.input_tokens)
+            .collect();
+        used.sort_unstable();
+        // The one that left may have been read with the first.
+        assert_eq!(used[..2], [0, 0], "{used:?}");
+    }
+
+    #[test]
+    fn what_fails_is_told_and_again_and_again_ends_the_thread() {
+        let mut rig = Rig::new(3);
+        for _ in 0..FAILURES_MAX {
+            let mut ask = rig.ask(&[2]);
+            ask.texts[0][0] = POISON;
+            let failed = rig.submit(ask).blocking_recv().unwrap();
+            assert_eq!(failed.unwrap_err(), Undone::Failed("poisoned".to_owned()));
+            assert_eq!(rig.office.next().outcome, NeuronOutcome::Failed);
+        }
+        while rig.embedder.is_alive() {
+            std::thread::yield_now();
+        }
+        let Err(NotTaken::Stopped(_)) = rig.embedder.submit(rig.ask(&[5])) else {
+            panic!("it was taken")
+        };
+    }
+
+    #[test]
+    fn a_stop_ends_all_with_a_report_each() {
+        let mut rig = Rig::new(3);
+        let door = rig.door.lock().unwrap();
+        let all: Vec<_> = (0..3).map(|_| rig.submit(rig.ask(&[1_500]))).collect();
+        let stopping = rig.embedder.orders.send(Order::Stop);
+        stopping.unwrap();
+        drop(door);
+        rig.embedder.stop(Duration::from_secs(20));
+        assert!(!rig.embedder.is_alive());
+        let ended: Vec<_> = all
+            .into_iter()
+            .map(|one| one.blocking_recv().unwrap())
+            .collect();
+        assert_eq!(ended[2].as_ref().unwrap_err(), &Undone::Stopping);
+        assert_eq!((0..3).map(|_| rig.office.next()).count(), 3);
+    }
+}
