@@ -81,11 +81,13 @@ pub(crate) fn exactly(
     context: u64,
     output: u64,
 ) -> Result<Bound, ApiError> {
-    let left = context.saturating_sub(input_tokens);
-    if left == 0 {
-        return Err(ApiError::context_exceeded(input_tokens, context));
+    // Several prompts are read apart, each in a context of its own, to which their neuron holds the longest.
+    let each = input_tokens / ask.prompts.max(1);
+    let left = context.saturating_sub(each);
+    if left == 0 && ask.choices > 0 {
+        return Err(ApiError::context_exceeded(each, context));
     }
-    let most = left.min(output.max(1));
+    let most = left.min(output).max(1);
     Ok(Bound {
         input_tokens,
         output_tokens: ask.max.unwrap_or(most).clamp(1, most),

@@ -131,6 +131,8 @@ impl Candidate {
             Self::Neuron(_) => client == Api::Completions,
         };
         match self {
+            // One that writes nothing embeds.
+            Self::Neuron(neuron) if neuron.model.output == 0 => Api::Embeddings,
             _ if speaks => client,
             Self::Foreign(upstream, _) => Api::of(upstream.kind),
             Self::Neuron(_) => Api::Chat,
@@ -202,6 +204,7 @@ impl Attempt {
         let url = {
             let (path, url) = match api {
                 Api::Completions => (PATH_COMPLETIONS, &neuron.completions_url),
+                Api::Embeddings => (choose::PATH_EMBEDDINGS, &neuron.embeddings_url),
                 _ => (PATH_CHAT, &neuron.chat_url),
             };
             pass.write(&neuron.neuron, path, &body, &mut headers);

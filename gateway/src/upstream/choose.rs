@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::standing::{Fault, Standing};
 
+/// Where a neuron embeds texts.
+pub(super) const PATH_EMBEDDINGS: &str = "/v1/embeddings";
 /// Most neurons whose standing is kept before those with nothing there are forgotten.
 const KNOWN_MAX: usize = 4096;
 
@@ -28,6 +30,7 @@ pub(crate) struct ChosenNeuron {
     pub(crate) neuron: NeuronId,
     pub(crate) chat_url: Url,
     pub(crate) completions_url: Url,
+    pub(crate) embeddings_url: Url,
     pub(crate) tokenize_url: Url,
     pub(crate) model: NeuronModel,
     /// As registered.
@@ -133,6 +136,7 @@ impl Loads {
         now: Instant,
     ) -> Option<ChosenNeuron> {
         let (chat_url, completions_url) = (below(base, PATH_CHAT)?, below(base, PATH_COMPLETIONS)?);
+        let embeddings_url = below(base, PATH_EMBEDDINGS)?;
         let tokenize_url = below(base, PATH_TOKENIZE)?;
         let standing = self.of(&record.neuron);
         standing.is_called(&record.url, base, now);
@@ -141,6 +145,7 @@ impl Loads {
             neuron: record.neuron.clone(),
             chat_url,
             completions_url,
+            embeddings_url,
             tokenize_url,
             model: served.clone(),
             url: record.url.clone(),

@@ -151,6 +151,34 @@ async fn the_default_maximum_is_what_the_context_leaves() {
 }
 
 #[tokio::test]
+async fn a_neuron_that_writes_nothing_embeds_and_does_nothing_else() {
+    let stack = Stack::balance(40).await;
+    let mut record = record("n-1", stack.upstream.address, None);
+    record.models[0].output = 0;
+    stack.neurons.send(vec![record]).unwrap();
+    let answer = json!({
+        "object": "list", "model": "tiny", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}],
+        "usage": {"prompt_tokens": 10, "total_tokens": 10},
+    });
+    let answer = Script::Whole(200, "application/json", answer.to_string());
+    stack.upstream.plays(answer);
+    let body = json!({"model": "tiny", "input": ["abc", "de"]});
+    let (status, shown) = status_and_body(stack.post("/v1/embeddings", &body)).await;
+    assert_eq!((status, &shown["data"][0]["index"]), (200, &json!(0)));
+    let asked = stack.upstream.last();
+    assert_eq!(
+        (asked.path.as_str(), &asked.body),
+        ("/v1/embeddings", &body)
+    );
+    assert!(is_signed(&asked.path, &asked.headers, &asked.bytes));
+    assert_eq!(asked.headers["x-seatbelt-max-input-tokens"], "10");
+    assert_eq!(stack.spent_once_idle().await, 10);
+    let (status, refused) = status_and_body(stack.chat(&tiny(hi(5)))).await;
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("model")));
+    assert_eq!(stack.upstream.hits(), 1);
+}
+
+#[tokio::test]
 async fn a_stream_of_a_neuron_is_settled_from_its_answer() {
     let stack = with_neuron(1000).await;
     stack.upstream.plays(Script::Stream(chat_stream()));
