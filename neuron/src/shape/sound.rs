@@ -22,8 +22,8 @@ const NAMES_MAX: usize = 2_000;
 const MULTIPLES_MAX: u128 = 10_000;
 /// Where numbers are exact, as JSON is read by others.
 const NUMBER_MAX: f64 = 9_007_199_254_740_992.0;
-/// What stands under these keys is data and no schema.
-const DATA: [&str; 4] = ["const", "enum", "default", "examples"];
+/// Patterns for names of properties: each is held against each of the others.
+const PATTERNS_MAX: usize = 32;
 
 /// Why a schema is beyond the bounds; nothing where it is within them.
 pub(super) fn beyond(schema: &Value) -> Option<String> {
@@ -40,6 +40,7 @@ struct Found<'a> {
     references: BTreeSet<&'a str>,
     multiples: BTreeSet<u128>,
     names: usize,
+    patterns: usize,
     wrong: Option<String>,
 }
 
@@ -52,6 +53,7 @@ impl<'a> Found<'a> {
         }
     }
 
+    /// Data too, as that of `const` and `default`: a property may have such a name, and a reference may lead into it.
     fn read_fields(&mut self, fields: &'a Map<String, Value>) {
         for (name, value) in fields {
             match (name.as_str(), value) {
@@ -64,11 +66,10 @@ impl<'a> Found<'a> {
                 }
                 ("properties", Value::Object(properties)) => self.names += properties.len(),
                 ("required", Value::Array(required)) => self.names += required.len(),
+                ("patternProperties", Value::Object(patterns)) => self.patterns += patterns.len(),
                 _ => {}
             }
-            if !DATA.contains(&name.as_str()) {
-                self.read(value);
-            }
+            self.read(value);
         }
     }
 
@@ -106,6 +107,11 @@ impl<'a> Found<'a> {
         }
         if self.names > NAMES_MAX {
             return Some(format!("the schema names more than {NAMES_MAX} properties"));
+        }
+        if self.patterns > PATTERNS_MAX {
+            return Some(format!(
+                "the schema has more than {PATTERNS_MAX} patterns for names of properties"
+            ));
         }
         let states = (self.multiples.iter()).try_fold(1u128, |all, one| all.checked_mul(*one));
         if states.is_none_or(|states| states > MULTIPLES_MAX) {
@@ -175,6 +181,7 @@ mod tests {
             })
             .collect();
         let names: Vec<String> = (0..3_000).map(|n| format!("p{n}")).collect();
+        let patterns: Map<String, Value> = (0..50).map(|n| (format!("^p{n}"), json!({}))).collect();
         for (schema, words) in [
             (json!({ "$defs": chain, "$ref": "#/$defs/d0" }), "levels"),
             (json!({ "required": names }), "properties"),
@@ -184,6 +191,15 @@ mod tests {
                 "multipleOf",
             ),
             (json!({ "multipleOf": 1e300 }), "multipleOf"),
+            (
+                json!({ "properties": { "default": { "multipleOf": 99_999_989 } } }),
+                "multipleOf",
+            ),
+            (
+                json!({ "$ref": "#/const/m", "const": { "m": { "multipleOf": 99_999_989 } } }),
+                "multipleOf",
+            ),
+            (json!({ "patternProperties": patterns }), "patterns"),
             (json!({ "items": { "minimum": -1e30 } }), "2^53"),
             (json!({ "enum": ["x".repeat(SCHEMA_BYTES_MAX)] }), "256 KiB"),
         ] {
