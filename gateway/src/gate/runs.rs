@@ -65,24 +65,42 @@ impl Gate {
     }
 
     /// The same under an id that somebody else may ask for, so that the run is kept whether or not this caller is there
-    /// to hear of it.
+    /// to hear of it. Not from `until_ms` on: whoever asks for it then has another one opened.
     pub(crate) async fn open_run_to_keep(
         self: &Arc<Self>,
-        key: &KeyEntry,
+        key: &Arc<KeyEntry>,
         id: CommandId,
         opening: Opening,
+        until_ms: u64,
     ) -> Result<Grant, ApiError> {
         let patience = self.patience_of(&opening);
         let command = self.opening_command(id, key, opening);
-        let gate = Arc::clone(self);
+        let (gate, own) = (Arc::clone(self), Arc::clone(key));
         let asked = self
             .tracker
-            .spawn(async move { gate.ledger.reserve(command).await });
+            .spawn(async move { gate.open_before(until_ms, &own, command).await });
         let late = || ApiError::ledger_unavailable("the opening of a run was not answered in time");
         let answer = timeout(patience, asked).await.map_err(|_| late())?;
-        let answer = answer.map_err(|_| late())?;
-        let decided = answer.map_err(|error| ApiError::from_command(&error))?;
+        let decided = answer.map_err(|_| late())??;
         self.opened(key, decided)
+    }
+
+    async fn open_before(
+        self: &Arc<Self>,
+        until_ms: u64,
+        key: &KeyEntry,
+        command: Reserve,
+    ) -> Result<ReserveOutcome, ApiError> {
+        let id = command.id.into();
+        let decided = self.ledger.reserve(command).await;
+        let decided = decided.map_err(|error| ApiError::from_command(&error))?;
+        let is_open = matches!(decided, ReserveOutcome::Reserved(_));
+        if is_open && (self.clock)() >= until_ms {
+            let late = self.release_command(&key.account, &key.key, id, "opened too late");
+            self.follow_up_release(late);
+            return Err(ApiError::busy("the run took too long to be opened"));
+        }
+        Ok(decided)
     }
 
     /// How long the answer to an opening is awaited.
@@ -226,4 +244,42 @@ fn may_have_closed(key: &KeyEntry, run: &RunId) -> bool {
 fn is_own(key: &KeyEntry, id: &RunId, found: &RunStanding) -> bool {
     let within = key.within.as_ref().map(|within| &within.run);
     found.key == key.key && within.is_none_or(|own| own == id || found.within.contains(own))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::testing::{self, Asked, Stub};
+
+    /// Opens a run of which nobody counts on the opening from then on.
+    async fn opened_before(until_ms: u64) -> (bool, Vec<Asked>) {
+        let stub = Arc::new(Stub::default());
+        let (gate, _, tracker) = testing::gate(&stub);
+        let opening = Opening {
+            run: RunId::new("r").unwrap(),
+            budget: serde_json::from_str(r#"{"requests":1}"#).unwrap(),
+            deadline_ms: u64::MAX,
+            within: None,
+            wait: None,
+        };
+        let (key, id) = (Arc::new(testing::key()), gate.command_id());
+        let opened = gate.open_run_to_keep(&key, id, opening, until_ms).await;
+        tracker.close();
+        tracker.wait().await;
+        (opened.is_ok(), stub.asked())
+    }
+
+    #[tokio::test]
+    async fn a_run_that_is_opened_too_late_is_given_back() {
+        let reserved = Asked::Reserve {
+            input: 0,
+            output: 0,
+        };
+        let released = Asked::Release("opened too late".to_owned());
+        assert_eq!(
+            opened_before(0).await,
+            (false, vec![reserved.clone(), released])
+        );
+        assert_eq!(opened_before(u64::MAX).await, (true, vec![reserved]));
+    }
 }

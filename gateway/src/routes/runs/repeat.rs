@@ -79,12 +79,17 @@ pub(super) async fn opened(
                     run: opening.run.clone(),
                     deadline_ms: opening.deadline_ms,
                 };
-                let grant = app.gate.open_run_to_keep(key, id, opening).await?;
+                let grant = app.gate.open_run_to_keep(key, id, opening, until_ms);
+                let grant = grant.await?;
                 return Ok((StatusCode::CREATED, within, grant.position));
             }
             Became::Open(id) => {
                 let run = run_id(label, id)?;
                 match app.gate.run(key, &run).await {
+                    // its time is up, and its end not written yet
+                    Ok(found) if found.run.deadline_ms <= (app.clock)() => {
+                        app.gate.close_run(Arc::clone(key), run).await?;
+                    }
                     Ok(found) => {
                         let deadline_ms = found.run.deadline_ms;
                         let within = Within { run, deadline_ms };
