@@ -81,7 +81,7 @@ ROOMS = {
     "threads": BASE | {"receive", "upstream"},
     "repeats": BASE | {"receive", "gate"},
     "plan": BASE | FIRST | {"threads"},
-    "run": BASE | FIRST | {"threads", "plan"},
+    "run": BASE | FIRST | {"threads", "repeats", "plan"},
     "app": BASE | FIRST | {"repeats", "plan", "run", "ready"},
     "routes": BASE | FIRST | {"repeats", "app", "ready"},
     "server": BASE | FIRST | {"threads", "repeats", "plan", "run", "app", "routes", "ready"},

@@ -42,18 +42,19 @@ impl FirstUses {
         Self { bucket }
     }
 
-    /// What a key was used for first, with its revision.
-    pub async fn find(&self, name: &str) -> Result<Option<(FirstUse, Revision)>, FirstUseError> {
+    /// What a key was used for first, where it was and nobody took that out, and the revision that the next write
+    /// expects.
+    pub async fn find(&self, name: &str) -> Result<(Option<FirstUse>, Revision), FirstUseError> {
         let kept = self.bucket.read(name).await?;
         let Some(bytes) = kept.value else {
-            return Ok(None);
+            return Ok((None, kept.revision));
         };
         let read = wire::decode::<FirstUse>("first use", &bytes).ok();
         let read = read.filter(|first| first.v == FirstUse::VERSION);
         let first = read.ok_or_else(|| FirstUseError::Unreadable {
             name: name.to_owned(),
         })?;
-        Ok(Some((first, kept.revision)))
+        Ok((Some(first), kept.revision))
     }
 
     /// Writes a first use, where the key is at the `expected` revision; once this is done, it lasts.

@@ -35,7 +35,7 @@ pub(crate) struct App {
     pub(crate) clock: Clock,
     /// The way of a request that costs, step by step.
     pub(crate) receiver: Receiver,
-    pub(crate) repeats: Repeats,
+    pub(crate) repeats: Arc<Repeats>,
     pub(crate) planner: Arc<Planner>,
     pub(crate) runner: Arc<Runner>,
     /// Every task that outlives its connection.

@@ -296,6 +296,22 @@ mod tests {
     }
 
     #[test]
+    fn each_of_several_prompts_has_a_context_of_its_own() {
+        let body = json!({"model": "m", "prompt": ["a", "b", "c"], "n": 2, "max_tokens": 50});
+        let ask = Api::Completions.ask(body.as_object().unwrap()).unwrap();
+        let bound = exactly(&ask, 240, 100, 64).unwrap();
+        assert_eq!(
+            (bound.input_tokens, bound.output_tokens, ask.choices),
+            (240, 20, 6)
+        );
+        assert!(exactly(&ask, 300, 100, 64).is_err());
+        let body = json!({"model": "m", "input": ["a", "b"]});
+        let ask = Api::Embeddings.ask(body.as_object().unwrap()).unwrap();
+        let bound = exactly(&ask, 200, 100, 0).unwrap();
+        assert_eq!((bound.input_tokens, ask.choices), (200, 0));
+    }
+
+    #[test]
     fn calls_of_the_providers_tools_have_the_prompt_read_again() {
         let bound = Bound {
             input_tokens: 100,

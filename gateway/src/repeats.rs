@@ -39,11 +39,11 @@ pub type FirstUseFailure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Who keeps what each key was used for first, for a day.
 pub trait FirstUseStore: Send + Sync {
-    /// The first use under a name, with its revision.
+    /// The first use under a name, where there is one, and the revision that the next write expects.
     fn find(
         &self,
         name: String,
-    ) -> BoxFuture<'static, Result<Option<(FirstUse, u64)>, FirstUseFailure>>;
+    ) -> BoxFuture<'static, Result<(Option<FirstUse>, u64), FirstUseFailure>>;
 
     /// Writes one where the name is at that revision, zero where it never was written; answers once it lasts. False
     /// where somebody else wrote.
@@ -56,7 +56,7 @@ pub trait FirstUseStore: Send + Sync {
 }
 
 /// A request under a key of its client's, of which nothing came so far.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Named {
     account: AccountId,
     /// Of the key, for nobody but who sent it.
@@ -163,6 +163,25 @@ impl Repeats {
         Ok((reservation, grant))
     }
 
+    /// Asks for one more hold for a request that was let through, after one of which nobody knows what it did. Where
+    /// that one came to nothing, whoever repeats the request would take its place: so it is written first that
+    /// this one does, and there is none where somebody was quicker.
+    pub(crate) async fn reserve_anew(
+        &self,
+        named: Option<Named>,
+        first: ReservationId,
+        want: Want,
+    ) -> Result<(Reservation, Grant), ApiError> {
+        let Some(mut named) = named else {
+            return self.gate.reserve(want).await;
+        };
+        match self.became(&mut named).await? {
+            Became::Nothing => self.reserve(Some(named), want).await,
+            Became::Charged(id, ..) if id == first => self.gate.reserve(want).await,
+            became => Err(refused(&became)),
+        }
+    }
+
     /// Until when anybody reserves what is written now, if its answer is awaited for so long.
     pub(crate) fn until_ms(&self, patience: Duration) -> u64 {
         (self.clock)().saturating_add(ms(patience + UNSURE))
@@ -197,13 +216,14 @@ impl Repeats {
     pub(crate) async fn became(&self, named: &mut Named) -> Result<Became, ApiError> {
         let found = self.kept()?.find(named.name.clone()).await;
         let found = found.map_err(|error| ApiError::first_uses_away(error.to_string()))?;
-        let Some((first, revision)) = found else {
+        let (first, revision) = found;
+        named.revision = revision;
+        let Some(first) = first else {
             return Ok(Became::Nothing);
         };
         if first.asked != named.asked {
             return Err(ApiError::idempotency_key_of_another());
         }
-        named.revision = revision;
         self.led_to(&named.account, &first).await
     }
 
@@ -314,8 +334,8 @@ mod tests {
         fn find(
             &self,
             _: String,
-        ) -> BoxFuture<'static, Result<Option<(FirstUse, u64)>, FirstUseFailure>> {
-            async { Ok(None) }.boxed()
+        ) -> BoxFuture<'static, Result<(Option<FirstUse>, u64), FirstUseFailure>> {
+            async { Ok((None, 0)) }.boxed()
         }
 
         fn write(

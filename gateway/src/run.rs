@@ -32,6 +32,7 @@ use crate::{
     metrics::Metrics,
     plan::{Instead, Plan, Planner},
     receive::shares::Share,
+    repeats::{Named, Repeats},
     threads::{Binding, Followed},
     upstream::{
         Attempt, Candidate,
@@ -72,6 +73,8 @@ pub(crate) struct Runner {
     pub(crate) catalog: Arc<Catalog>,
     /// Plans what another model is asked.
     pub(crate) planner: Arc<Planner>,
+    /// Writes under a client's key what takes the place of a request.
+    pub(crate) repeats: Arc<Repeats>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) request_timeout: Duration,
@@ -102,6 +105,8 @@ struct Job {
     first: Option<Box<anew::Ended>>,
     /// What it takes to begin anew, where nobody knows what was done.
     anew: Option<Box<Instead>>,
+    /// The key under which its client may send it again.
+    named: Option<Named>,
     /// The hold of which is not known what was used of it, once it has its end.
     unknown: Option<ReservationId>,
     /// A neuron counts as busy until the end.
@@ -149,9 +154,11 @@ impl Runner {
         self: &Arc<Self>,
         plan: Plan,
         held: Option<(Reservation, Grant)>,
+        named: Option<Named>,
     ) -> oneshot::Receiver<Result<Response, ApiError>> {
         let (head, answered) = oneshot::channel();
-        let job = Box::new(self.job(plan, held));
+        let mut job = Box::new(self.job(plan, held));
+        job.named = named;
         // boxed before it is handed on: each hand would copy all of it
         let run = Box::pin(drive(Arc::clone(self), job, head));
         self.tracker.spawn(run.in_current_span());
@@ -219,6 +226,7 @@ impl Runner {
             size: None,
             first: None,
             anew: None,
+            named: None,
             unknown: None,
             cut_short: None,
             headers,

@@ -161,8 +161,8 @@ fn planner(
     catalog: &Arc<Catalog>,
     threads: Option<Arc<dyn ThreadStore>>,
     (gate, metrics): (&Arc<Gate>, &Arc<Metrics>),
-) -> Planner {
-    Planner {
+) -> Arc<Planner> {
+    Arc::new(Planner {
         catalog: Arc::clone(catalog),
         gate: Arc::clone(gate),
         recipes: Recipes::new(client.clone(), secret.clone(), Arc::clone(clock)),
@@ -174,6 +174,14 @@ fn planner(
         },
         threads,
         metrics: Arc::clone(metrics),
+    })
+}
+
+fn patience(config: &GatewayConfig) -> Patience {
+    Patience {
+        budget_wait: config.budget_wait,
+        ledger_timeout: config.ledger_timeout,
+        request_timeout: config.request_timeout,
     }
 }
 
@@ -192,11 +200,7 @@ fn app(
     let neurons = parts.neurons.clone();
     let catalog = Catalog::new(&config.upstreams, &config.neuron_models, parts.neurons)?;
     let catalog = Arc::new(catalog);
-    let patience = Patience {
-        budget_wait: config.budget_wait,
-        ledger_timeout: config.ledger_timeout,
-        request_timeout: config.request_timeout,
-    };
+    let patience = patience(&config);
     let gate = Arc::new(Gate::new(
         parts.ledger,
         Arc::clone(&parts.clock),
@@ -208,7 +212,7 @@ fn app(
     let (secret, clock) = (&parts.neuron_secret, &parts.clock);
     let shared = (&gate, &metrics);
     let planner = planner(&client, secret, clock, &catalog, parts.threads, shared);
-    let planner = Arc::new(planner);
+    let repeats = Arc::new(Repeats::new(parts.first_uses, &gate, clock));
     Ok(App {
         receiver: Receiver::new(
             Arc::clone(&keyring),
@@ -218,6 +222,7 @@ fn app(
         ),
         runner: Arc::new(Runner {
             planner: Arc::clone(&planner),
+            repeats: Arc::clone(&repeats),
             client,
             usage: parts.usage,
             neuron_secret: parts.neuron_secret,
@@ -231,7 +236,7 @@ fn app(
             tracker: tracker.clone(),
             cut: cut.clone(),
         }),
-        repeats: Repeats::new(parts.first_uses, &gate, clock),
+        repeats,
         planner,
         keyring,
         prices: parts.prices,

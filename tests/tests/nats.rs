@@ -204,14 +204,21 @@ async fn a_key_of_a_request_has_one_first_use_until_that_is_known_to_be_nothing(
         reservation: "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
         until_ms: 5,
     };
-    assert_eq!(uses.find("k").await.unwrap(), None);
+    assert_eq!(uses.find("k").await.unwrap(), (None, Revision(0)));
     uses.write("k", Revision(0), &first(1)).await.unwrap();
     let again = uses.write("k", Revision(0), &first(2)).await;
     assert!(matches!(again, Err(WriteError::Moved)), "{again:?}");
-    let (found, revision) = uses.find("k").await.unwrap().unwrap();
-    assert_eq!(found, first(1));
+    let (found, revision) = uses.find("k").await.unwrap();
+    assert_eq!(found, Some(first(1)));
     uses.write("k", revision, &first(2)).await.unwrap();
-    assert_eq!(uses.find("k").await.unwrap().unwrap().0, first(2));
+    assert_eq!(uses.find("k").await.unwrap().0, Some(first(2)));
+    // an operator takes one out
+    let bucket = names.first_use_bucket();
+    let bucket = connection.jetstream().get_key_value(bucket).await.unwrap();
+    bucket.delete("k").await.unwrap();
+    let (none, revision) = uses.find("k").await.unwrap();
+    assert_eq!(none, None);
+    uses.write("k", revision, &first(3)).await.unwrap();
     let unprovisioned = TestNats::start().await;
     let uses = FirstUses::at(&unprovisioned.connect("test").await, &names);
     assert!(uses.find("k").await.is_err(), "and nothing waits for it");

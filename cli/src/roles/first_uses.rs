@@ -23,11 +23,11 @@ impl FirstUseStore for Kept {
     fn find(
         &self,
         name: String,
-    ) -> BoxFuture<'static, Result<Option<(FirstUse, u64)>, FirstUseFailure>> {
+    ) -> BoxFuture<'static, Result<(Option<FirstUse>, u64), FirstUseFailure>> {
         let kept = self.0.clone();
         async move {
-            let found = kept.find(&name).await?;
-            Ok(found.map(|(first, Revision(revision))| (first, revision)))
+            let (first, Revision(revision)) = kept.find(&name).await?;
+            Ok((first, revision))
         }
         .boxed()
     }

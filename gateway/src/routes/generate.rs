@@ -56,11 +56,11 @@ async fn generate(app: &App, request: Request, api: Api) -> Result<Response, Api
     let (received, named) = app.repeats.look_up(api, received).await?;
     let plan = app.planner.plan(api, received).await?;
     let held = match plan.want()? {
-        Some(want) => Some(app.repeats.reserve(named, want).await?),
+        Some(want) => Some(app.repeats.reserve(named.clone(), want).await?),
         None => None,
     };
     // no await between the grant and the run that owns it
-    let answered = app.runner.start(plan, held);
+    let answered = app.runner.start(plan, held, named);
     let lost = || ApiError::new(Case::Internal, "the request was lost inside the gateway");
     answered.await.unwrap_or_else(|_| Err(lost()))
 }

@@ -62,7 +62,8 @@ impl Runner {
             .await;
         let plan = plan.inspect_err(ApiError::note).ok()?;
         let want = plan.want().ok().flatten()?;
-        let held = self.planner.gate.reserve(want).await;
+        let named = before.named.take();
+        let held = self.repeats.reserve_anew(named, first, want).await;
         let held = held.inspect_err(ApiError::note).ok()?;
         self.metrics.attempt_again();
         let mut next = Box::new(self.job(plan, Some(held)));

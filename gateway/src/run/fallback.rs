@@ -92,6 +92,7 @@ impl Runner {
         sent_once_more(&before.headers, &mut next.headers);
         next.limits.deadline = before.limits.deadline;
         next.began = before.began;
+        next.named = before.named;
         next.instead = before.instead;
         next.place = before.place;
         next

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use seatbelt_gateway::DeploymentConfig;
-use seatbelt_schemas::window::Window;
+use seatbelt_schemas::{event::OnUnknown, window::Window};
 
 use crate::support::{
-    Script, Stack, Told, Upstream, broken_text, chat_stream, hi, hi_stream, tokens,
+    Script, Stack, Told, Upstream, broken_text, chat_stream, hi, hi_stream, read_until, tokens,
 };
 
 /// What an answer is charged.
@@ -60,6 +60,36 @@ async fn what_broke_off_is_charged_and_sent_once_more() {
         assert_eq!(hits(&stack, &second), (1, 1));
         assert_eq!(stack.spent_once_idle().await, held + USED);
     }
+}
+
+/// Nothing came of the first by what was charged, so whoever repeats the request meanwhile or later must find the
+/// second one.
+#[tokio::test]
+async fn one_that_is_sent_again_under_its_key_finds_the_second_one() {
+    let (stack, second) = two(100_000, |told| {
+        told.keys[0].on_unknown = OnUnknown::Release;
+    })
+    .await;
+    second.plays(Script::Held(chat_stream()));
+    let asked = || {
+        stack
+            .chat(&hi_stream(20))
+            .header("idempotency-key", "a")
+            .send()
+    };
+    let mut first = asked().await.unwrap();
+    assert_eq!(first.headers()["x-seatbelt-attempts"], "2");
+    read_until(&mut first, "hel").await;
+    let again = asked().await.unwrap();
+    assert_eq!(again.status().as_u16(), 409);
+    second.go_on.notify_one();
+    read_until(&mut first, "[DONE]").await;
+    let again = asked().await.unwrap();
+    assert_eq!(again.status().as_u16(), 409);
+    let own = "x-seatbelt-reservation";
+    assert_eq!(again.headers()[own], first.headers()[own]);
+    assert_eq!(hits(&stack, &second), (1, 1));
+    assert_eq!(stack.spent_once_idle().await, USED);
 }
 
 #[tokio::test]

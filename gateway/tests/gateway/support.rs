@@ -487,9 +487,10 @@ impl FirstUseStore for TestFirstUses {
     fn find(
         &self,
         name: String,
-    ) -> BoxFuture<'static, Result<Option<(FirstUse, u64)>, FirstUseFailure>> {
+    ) -> BoxFuture<'static, Result<(Option<FirstUse>, u64), FirstUseFailure>> {
         self.asked.fetch_add(1, SeqCst);
         let found = self.kept.lock().unwrap().get(&name).cloned();
+        let found = found.map_or((None, 0), |(first, revision)| (Some(first), revision));
         let away = self.away.load(SeqCst);
         async move { unless_away(away).map(|()| found) }.boxed()
     }
