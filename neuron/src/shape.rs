@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use llguidance::{
     JsonCompileOptions, Matcher, ParserFactory,
     api::TopLevelGrammar,
-    toktrie::{ApproximateTokEnv, InferenceCapabilities, TokRxInfo, TokTrie, TokenizerEnv},
+    toktrie::{
+        ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokRxInfo, TokTrie, TokenizerEnv,
+    },
 };
 use seatbelt_tokens::Tokenizer;
 use serde_json::Value;
@@ -80,12 +82,16 @@ impl Shapes {
         }
     }
 
-    /// Guides for so many answers. Takes its time.
+    /// Guides for so many answers, of one reading. Takes its time.
     ///
     /// On a thread of its own, since the library calls itself for each level of a schema and the stacks of others are
     /// made for other work.
     pub(crate) fn guides(&self, shape: &Shape, count: usize) -> Result<Vec<Guide>, ShapeError> {
-        let all = || (0..count).map(|_| self.guide(shape)).collect();
+        let all = || {
+            let (matcher, first) = self.read(shape)?;
+            let guide = |_| Guide::new(matcher.clone(), first.clone());
+            Ok((0..count).map(guide).collect())
+        };
         std::thread::scope(|scope| {
             let builder = std::thread::Builder::new()
                 .name("shape".to_owned())
@@ -98,7 +104,8 @@ impl Shapes {
         })
     }
 
-    fn guide(&self, shape: &Shape) -> Result<Guide, ShapeError> {
+    /// At its beginning, with the tokens that may be the first.
+    fn read(&self, shape: &Shape) -> Result<(Matcher, SimpleVob), ShapeError> {
         let factory = self.factory()?;
         let grammar = grammar(shape)?;
         let mut matcher = Matcher::new(factory.create_parser(grammar));
@@ -113,7 +120,7 @@ impl Shapes {
         if first.is_zero() {
             return Err(impossible("no token of this model may begin it".to_owned()));
         }
-        Ok(Guide::new(matcher, first))
+        Ok((matcher, first))
     }
 
     fn factory(&self) -> Result<&ParserFactory, ShapeError> {

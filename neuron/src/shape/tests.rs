@@ -14,24 +14,46 @@ fn written(shape: &Shape, liked: &str, most: usize) -> String {
     let mut guide = shapes.guides(shape, 1).unwrap().remove(0);
     let mut text = String::new();
     for _ in 0..most {
-        let mut row = vec![0.0f32; shapes.vocab as usize];
-        for (n, byte) in (0u8..).zip(liked.bytes()) {
-            row[usize::from(byte)] = 100.0 - f32::from(n);
-        }
-        row[257] = 200.0;
-        guide.next().unwrap().apply(&mut row);
-        let best = (0u32..)
-            .zip(&row)
-            .max_by(|a, b| a.1.total_cmp(b.1))
-            .unwrap();
-        assert!(best.1.is_finite(), "something may always come");
-        if best.0 == 257 {
+        let Some(next) = step(&mut guide, shapes.vocab, liked) else {
             return text;
-        }
-        text.push(char::from(u8::try_from(best.0).unwrap()));
-        guide.came(best.0, &guides);
+        };
+        text.push(next);
+        guide.came(next.into(), &guides);
     }
     text
+}
+
+/// The most liked of what may come next; none where the text ends.
+fn step(guide: &mut Guide, vocab: u32, liked: &str) -> Option<char> {
+    let mut row = vec![0.0f32; vocab as usize];
+    for (n, byte) in (0u8..).zip(liked.bytes()) {
+        row[usize::from(byte)] = 100.0 - f32::from(n);
+    }
+    row[257] = 200.0;
+    guide.next().unwrap().apply(&mut row);
+    let best = (0u32..)
+        .zip(&row)
+        .max_by(|a, b| a.1.total_cmp(b.1))
+        .unwrap();
+    assert!(best.1.is_finite(), "something may always come");
+    (best.0 != 257).then(|| char::from(u8::try_from(best.0).unwrap()))
+}
+
+#[test]
+fn answers_of_one_reading_go_ways_of_their_own() {
+    let (shapes, guides) = (shapes(), Guides::start().unwrap());
+    let shape = Shape::Json(json!({ "enum": ["aab", "abb", "bba"] }));
+    let mut all = shapes.guides(&shape, 3).unwrap();
+    let mut texts = vec![String::new(); 3];
+    for turn in 0..12 {
+        let n = turn % 3;
+        let liked = ["a", "b", if turn < 6 { "ab" } else { "ba" }][n];
+        if let Some(next) = step(&mut all[n], shapes.vocab, liked) {
+            texts[n].push(next);
+            all[n].came(next.into(), &guides);
+        }
+    }
+    assert_eq!(texts, ["\"aab", "\"bba", "\"abb"]);
 }
 
 #[test]
