@@ -281,6 +281,7 @@ fn own_of_provisioning() -> (Vec<String>, Vec<&'static str>) {
         "KV_SEATBELT_META",
         "KV_SEATBELT_SECRETS",
         "KV_SEATBELT_THREADS",
+        "KV_SEATBELT_IDEMPOTENCE",
         "SEATBELT_USAGE",
     ] {
         publish.push(format!("$JS.API.STREAM.UPDATE.{stream}"));
@@ -303,17 +304,18 @@ fn own_of_gateways() -> (Vec<String>, Vec<&'static str>) {
         "seatbelt.journal.v1.0*",
         "seatbelt.ledger.v1.*",
         "$KV.SEATBELT_LEASES.*",
-        "$KV.SEATBELT_THREADS.a",
-        "$KV.SEATBELT_THREADS.ledger",
-        "$KV.SEATBELT_THREADS.neuron_secret",
     ]));
+    for bucket in ["THREADS", "IDEMPOTENCE"] {
+        let keys = ["a", "ledger", "neuron_secret"];
+        publish.extend(keys.map(|key| format!("$KV.SEATBELT_{bucket}.{key}")));
+    }
     publish.extend(texts(&["$KV.SEATBELT_META.journal.*"]));
     // one of which the server keeps nothing is made again
     publish.extend(texts(&["$JS.API.STREAM.DELETE.KV_SEATBELT_LEASES"]));
     for stream in [JOURNAL, "KV_SEATBELT_LEASES", "KV_SEATBELT_NEURONS"] {
         publish.extend(read(stream).into_iter().chain(follow(stream)));
     }
-    for bucket in ["META", "SECRETS", "SNAPSHOTS", "THREADS"] {
+    for bucket in ["META", "SECRETS", "SNAPSHOTS", "THREADS", "IDEMPOTENCE"] {
         publish.extend(read(&format!("KV_SEATBELT_{bucket}")));
     }
     for bucket in ["LEASES", "NEURONS", "SNAPSHOTS"] {
