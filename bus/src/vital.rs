@@ -1,9 +1,10 @@
-//! The bucket META and the stream of usage events, looked at while the ledger runs: neither can be derived, and
-//! without a look nobody would miss them before the next start.
+//! The bucket META, the stream of usage events, and what clients' requests are bound by, looked at while the ledger
+//! runs: none can be derived, and without a look nobody would miss them before the next start.
 //!
 //! Usage events that are gone are gone; their stream is made again, so that the next ones are kept. META is
 //! not made again here: with it went what it knew of the journals' ends, and only an operator may go on
-//! without that (`seatbelt ledger rebuild-meta`).
+//! without that (`seatbelt ledger rebuild-meta`). Nor are the buckets of threads and first uses, which gateways may not
+//! make.
 
 use std::time::Duration;
 
@@ -45,8 +46,34 @@ impl Vitals {
     /// What stands against them, each with its remedy. A server that does not answer says nothing about
     /// them, and is told of elsewhere.
     pub async fn look(&self) -> Vec<String> {
-        let (meta, usage) = futures::future::join(self.meta(), self.usage()).await;
-        meta.into_iter().chain(usage).collect()
+        let threads = Settings::threads(&self.names, self.replicas);
+        let first_uses = Settings::first_uses(&self.names, self.replicas);
+        let (meta, usage, threads, first_uses) = futures::future::join4(
+            self.meta(),
+            self.usage(),
+            self.bound_by(&threads, "responses are bound to nobody"),
+            self.bound_by(&first_uses, "requests with an Idempotency-Key are refused"),
+        )
+        .await;
+        let found = meta.into_iter().chain(usage);
+        found.chain(threads).chain(first_uses).collect()
+    }
+
+    /// A bucket without which all other requests are served; `else_what` is what becomes of those that need it.
+    async fn bound_by(&self, settings: &Settings, else_what: &str) -> Option<String> {
+        let bucket = settings.bucket_name()?;
+        let found = timeout(ASK_MAX, info(&self.nats, settings.stream())).await;
+        match found.ok()? {
+            Ok(info) => {
+                let (held, most) = (info.state.messages, info.config["max_msgs"].as_u64()?);
+                let nearly = held.saturating_mul(10) >= most.saturating_mul(9);
+                nearly.then(|| format!("bucket {bucket} holds {held} of {most} at most: where it is full, {else_what} until some grow old"))
+            }
+            Err(error) if error.is_missing() => Some(format!(
+                "bucket {bucket} is gone, so {else_what}: run `seatbelt nats provision`, or start `seatbelt up` again"
+            )),
+            Err(_) => None,
+        }
     }
 
     async fn meta(&self) -> Option<String> {

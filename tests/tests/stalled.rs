@@ -189,6 +189,12 @@ async fn what_no_start_may_find_missing_is_missed_while_it_is_served() {
         told.then_some(())
     })
     .await;
+    for bucket in ["THREADS", "IDEMPOTENCE"] {
+        let stream = format!("KV_SEATBELT_{bucket}");
+        jetstream.delete_stream(&stream).await.unwrap();
+        let gone = format!("SEATBELT_{bucket} is gone");
+        warned(&stack, &[&gone, "seatbelt nats provision"]).await;
+    }
     jetstream.delete_stream("KV_SEATBELT_META").await.unwrap();
     let (status, _) = warned(&stack, &["SEATBELT_META is gone", "rebuild-meta"]).await;
     assert_eq!(status, 200);
@@ -198,6 +204,7 @@ async fn what_no_start_may_find_missing_is_missed_while_it_is_served() {
     let stack = home.start().await;
     assert!(stack.chat("sk-cap", 5).await.is_ok());
     spent(&stack, 45).await;
+    nothing_is_warned_of(&stack).await;
     stack.stop().await.verify().await;
 }
 

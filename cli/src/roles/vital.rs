@@ -1,5 +1,5 @@
-//! META and the usage events, watched while requests are served: neither is derived, and nobody would miss
-//! them before the next start.
+//! META, the usage events, and what clients' requests are bound by, watched while requests are served: none of them is
+//! derived, and nobody would miss them before the next start.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ fn tell(known: &mut Vec<String>, found: &[String]) -> bool {
         error!(what, "what no start may find missing is in trouble");
     }
     if found.is_empty() && !known.is_empty() {
-        info!("META and the usage events are there again");
+        info!("all that no start may find missing is there again");
     }
     let changed = *known != found;
     found.clone_into(known);
