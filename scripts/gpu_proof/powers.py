@@ -50,7 +50,7 @@ def prove_powers(proof, neuron, way):
         try:
             prove(proof, neuron, way)
         except (RuntimeError, OSError, KeyError) as error:
-            # The others are worth their time on a machine that is lent.
+            # The others are worth their time where the machine is paid for.
             proof.check(False, f"{way}: {prove.__name__}", repr(error)[:400])
 
 
