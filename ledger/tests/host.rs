@@ -356,7 +356,7 @@ async fn a_hold_past_its_deadline_is_charged() {
     let host = host(&journal);
     with_cap(&host, 100).await;
     host.reserve(Reserve {
-        deadline_ms: now_ms() + 30,
+        deadline_ms: now_ms() + 500,
         ..reserve(40)
     })
     .await

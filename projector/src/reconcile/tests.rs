@@ -61,6 +61,9 @@ impl UsageStore for MemoryUsage {
     }
 }
 
+/// How long a hold lasts that is to expire: longer than a busy machine takes to ask for it.
+const SOON_MS: u64 = 1_000;
+
 struct World {
     journal: MemoryJournal,
     ledger: Arc<LedgerHost>,
@@ -293,7 +296,7 @@ async fn what_its_gateway_settled_stays_as_it_is() {
 #[tokio::test]
 async fn a_hold_charged_at_its_deadline_is_corrected_to_the_truth() {
     let world = World::new().await;
-    let reservation = world.reserve(10, 1).await;
+    let reservation = world.reserve(10, SOON_MS).await;
     until(|| world.events("expired").len() == 1).await;
     world.report(&reservation);
     world.reconcile().await;
@@ -329,7 +332,10 @@ async fn doing_it_again_or_twice_at_once_settles_nothing_twice() {
 #[tokio::test]
 async fn a_second_report_lowers_no_charge() {
     let world = World::new().await;
-    let (open, expired) = (world.reserve(10, 600_000).await, world.reserve(11, 1).await);
+    let (open, expired) = (
+        world.reserve(10, 600_000).await,
+        world.reserve(11, SOON_MS).await,
+    );
     until(|| world.events("expired").len() == 1).await;
     for reservation in [open, expired] {
         world.report(&reservation);
