@@ -6,13 +6,15 @@
 //! which [`crate::Ask`] counts. Refused for everybody is only what all keys of the gateway would
 //! share ([`refuse_state`]). Not here: counting, and requests of keys without caps.
 
+use std::sync::LazyLock;
+
 use serde_json::{Value, json};
 
 pub use crate::state::refuse_state;
 use crate::{
     api::Api,
     dialect::Dialect,
-    fields::{FieldError, Fields},
+    fields::{self, FieldError, Fields},
     media::{self, MediaLimits},
     provided::{self, Calls, Provided},
     served::{Aspect, Class},
@@ -354,21 +356,17 @@ fn variant(name: &str) -> Option<Found> {
     if BOUNDING.contains(&name) {
         return None;
     }
-    let bounding = BOUNDING
-        .iter()
-        .find(|bounding| folded(bounding) == folded(name))?;
+    static FOLDED: LazyLock<Vec<String>> =
+        LazyLock::new(|| BOUNDING.iter().map(|name| folded(name)).collect());
+    let folded = folded(name);
+    let at = FOLDED.iter().position(|bounding| *bounding == folded)?;
+    let bounding = BOUNDING[at];
     let why = format!("it may be taken for '{bounding}'; write it so");
     Some(Found::new(&echo(name), why))
 }
 
-/// A name without case and separators. Upper case first: some letters share theirs with an ASCII one.
 fn folded(name: &str) -> String {
-    let letters = name.chars().take(ECHO_CHARS_MAX);
-    letters
-        .filter(|c| c.is_alphanumeric())
-        .flat_map(char::to_uppercase)
-        .flat_map(char::to_lowercase)
-        .collect()
+    fields::folded(name, ECHO_CHARS_MAX)
 }
 
 fn unlisted(name: &str, path: &str) -> Found {

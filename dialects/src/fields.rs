@@ -54,6 +54,24 @@ impl FieldError {
     }
 }
 
+/// A name without case and separators, as far as its first characters go.
+pub(crate) fn folded(name: &str, chars_max: usize) -> String {
+    if name.is_ascii() {
+        let letters = name.bytes().take(chars_max);
+        let letters = letters.filter(u8::is_ascii_alphanumeric);
+        return letters
+            .map(|c| char::from(c.to_ascii_lowercase()))
+            .collect();
+    }
+    // upper case first: some letters share theirs with an ASCII one
+    let letters = name.chars().take(chars_max);
+    letters
+        .filter(|c| c.is_alphanumeric())
+        .flat_map(char::to_uppercase)
+        .flat_map(char::to_lowercase)
+        .collect()
+}
+
 /// The messages of a body: at least one.
 pub(crate) fn messages(body: &Fields) -> Result<&[Value], FieldError> {
     match body.get("messages") {
@@ -136,6 +154,24 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_name_is_folded_to_what_a_careless_server_takes_it_for() {
+        for (name, expected) in [
+            ("Max_Tokens", "maxtokens"),
+            ("file-ID", "fileid"),
+            ("maxToken\u{17f}", "maxtokens"),
+            ("\u{212a}ey", "key"),
+            ("", ""),
+        ] {
+            assert_eq!(folded(name, 40), expected, "{name}");
+        }
+        let all_ascii: String = (0u8..128).map(char::from).collect();
+        let slowly = folded(&format!("{all_ascii}\u{e9}"), 128);
+        assert_eq!(folded(&all_ascii, 128), slowly, "both ways");
+        assert_eq!(folded("ABCDEF", 3), "abc");
+        assert_eq!(folded("\u{c4}BCDEF", 3), "\u{e4}bc");
+    }
 
     #[test]
     fn a_whole_number_may_be_written_as_a_float() {

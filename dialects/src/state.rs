@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use crate::fields::{FieldError, Fields};
+use crate::fields::{self, FieldError, Fields};
 
 /// Names of what is kept itself: servers look for them at the top of a body, and within fields of their own.
 const KEPT: &[&str] = &[
@@ -99,11 +99,12 @@ pub fn refuse_state(body: &Fields, accepted: [&[String]; 2]) -> Result<(), Field
         if name == "input" {
             refuse_kept_items(value)?;
         }
+        let folded = folded(name);
         // in responses it is never a text of the client's
-        if folded(name) == "prompt" && value.is_string() && body.contains_key("input") {
+        if folded == "prompt" && value.is_string() && body.contains_key("input") {
             return Err(FieldError::invalid(shown(name), WHY));
         }
-        if !LABELS.contains(&folded(name).as_str()) {
+        if !LABELS.contains(&folded.as_str()) {
             let search = Search { accepted };
             search.field(
                 name,
@@ -274,14 +275,7 @@ fn is_id_of_something(name: &str, folded: &str) -> bool {
 
 /// A name without case and separators.
 fn folded(name: &str) -> String {
-    let letters = name
-        .chars()
-        .take(NAME_CHARS_MAX)
-        .filter(|c| c.is_alphanumeric());
-    letters
-        .flat_map(char::to_uppercase)
-        .flat_map(char::to_lowercase)
-        .collect()
+    fields::folded(name, NAME_CHARS_MAX)
 }
 
 fn shown(name: &str) -> String {
