@@ -146,7 +146,7 @@ fn countable(account: &Account, budget: &Budget) -> Result<(), CommandError> {
     }
 }
 
-/// As [`countable`], for a request that takes `hold` in the place of `before`. Costs alone are looked at: no
+/// The same for a request that takes `hold` in the place of `before`. Costs alone are looked at: no
 /// number of tokens comes near the end of their range. Where its run holds the cost already, that was looked at
 /// when the run was opened.
 pub fn holdable(
