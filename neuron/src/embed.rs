@@ -95,6 +95,8 @@ pub(crate) struct Embedder {
     room: usize,
     width: usize,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Hangs up when the thread ends.
+    ended: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Embedder {
@@ -111,13 +113,19 @@ impl Embedder {
             failures: 0,
             stopping: false,
         };
+        let (alive, ended) = mpsc::channel();
         let thread = std::thread::Builder::new().name("embedder".to_owned());
+        let run = move || {
+            worker.run();
+            drop(alive);
+        };
         Ok(Self {
             orders,
             waiting,
             room: room.max(1),
             width,
-            thread: Mutex::new(Some(thread.spawn(move || worker.run())?)),
+            thread: Mutex::new(Some(thread.spawn(run)?)),
+            ended: Mutex::new(ended),
         })
     }
 
@@ -168,9 +176,17 @@ impl Embedder {
     /// Ends every request and the thread, and waits for it, at most so long.
     pub(crate) fn stop(&self, patience: Duration) {
         let _ = self.orders.send(Order::Stop);
-        let until = Instant::now() + patience;
-        while self.is_alive() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(2));
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if ended.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::error!("a run of the encoder does not end, and is not waited for");
+            return;
+        }
+        let thread = self.thread.lock();
+        let thread = thread.unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the embedder's thread had panicked");
         }
     }
 }
