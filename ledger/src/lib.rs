@@ -13,6 +13,7 @@ pub mod settings;
 pub mod account;
 pub mod counter;
 pub mod decide;
+mod hashing;
 pub mod outcomes;
 pub mod partition;
 pub mod prices;

@@ -9,7 +9,7 @@
 //! Outcomes are a fold of the journal like everything else. What the journal tells of an older command
 //! is kept here for a while too, as a [`Trace`].
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::Hash;
 
 use seatbelt_schemas::{
     budget::Budget,
@@ -22,7 +22,7 @@ use seatbelt_schemas::{
     price::Price,
 };
 
-use crate::decide;
+use crate::{decide, hashing};
 
 pub mod ahead;
 mod ends;
@@ -73,9 +73,7 @@ pub struct Fingerprint(u64);
 
 impl Fingerprint {
     fn of(content: impl Hash) -> Self {
-        let mut hasher = DefaultHasher::new();
-        content.hash(&mut hasher);
-        Self(hasher.finish())
+        Self(hashing::digest(content))
     }
 
     /// Of a reserve. How long its caller waits is not part of what it asks.

@@ -3,10 +3,7 @@
 //! State is the fold of the journal and nothing else. [`PartitionState::accept`] checks each commit
 //! against the chain before any of it is applied.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasherDefault, DefaultHasher},
-};
+use std::collections::HashMap;
 
 use bytes::Bytes;
 use seatbelt_schemas::{
@@ -18,7 +15,7 @@ use seatbelt_schemas::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{account::Account, prices::PriceBook};
+use crate::{account::Account, hashing, prices::PriceBook};
 
 /// Where a partition's journal stands after its last accepted commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +57,7 @@ mod chain_bytes {
 
 /// Accounts in an order that is the same in every process, so that a simulated run can be done again. Ids
 /// come from operators: nobody else could make many of them fall together.
-type Accounts = HashMap<AccountId, Account, BuildHasherDefault<DefaultHasher>>;
+type Accounts = HashMap<AccountId, Account, hashing::Fixed>;
 
 /// The state of one partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

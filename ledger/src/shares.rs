@@ -1,18 +1,17 @@
 //! Fair shares of something bounded that all accounts of a partition use: no account takes more places
 //! than its share, so that the others always find one.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use seatbelt_schemas::ids::AccountId;
+
+use crate::hashing::Map;
 
 /// Who has how many places.
 #[derive(Debug)]
 pub(crate) struct Shares {
     each_max: usize,
-    taken: Mutex<HashMap<AccountId, usize>>,
+    taken: Mutex<Map<AccountId, usize>>,
 }
 
 /// A place taken by an account, until dropped.
@@ -45,7 +44,7 @@ impl Shares {
         })
     }
 
-    fn taken(&self) -> MutexGuard<'_, HashMap<AccountId, usize>> {
+    fn taken(&self) -> MutexGuard<'_, Map<AccountId, usize>> {
         // no code panics while it holds the lock half way through a change
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -5,7 +5,7 @@
 //! part of no snapshot and no event: whoever reads an account makes it anew.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     hash::Hash,
 };
 
@@ -17,6 +17,7 @@ use seatbelt_schemas::{
 };
 
 use super::{Cap, Reservation, Run, run::left};
+use crate::hashing::Map;
 
 const METERS: [Meter; 6] = [
     Meter::Requests,
@@ -56,16 +57,16 @@ impl Held {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Holdings {
     account: Held,
-    teams: HashMap<TeamId, Held>,
-    keys: HashMap<KeyId, Held>,
-    models: HashMap<ModelId, Held>,
-    runs: HashMap<RunId, Held>,
-    end_users: HashMap<EndUserId, Held>,
+    teams: Map<TeamId, Held>,
+    keys: Map<KeyId, Held>,
+    models: Map<ModelId, Held>,
+    runs: Map<RunId, Held>,
+    end_users: Map<EndUserId, Held>,
     /// What of the above open runs hold.
-    by_runs: HashMap<Scope, Held>,
-    of_runs: HashMap<RunId, BTreeSet<ReservationId>>,
+    by_runs: Map<Scope, Held>,
+    of_runs: Map<RunId, BTreeSet<ReservationId>>,
     /// Open runs by the key that opened them.
-    of_keys: HashMap<KeyId, BTreeSet<RunId>>,
+    of_keys: Map<KeyId, BTreeSet<RunId>>,
 }
 
 impl Holdings {
@@ -253,7 +254,7 @@ fn covers(budget: Option<&Budget>, meter: Meter) -> bool {
 
 /// Changes what is held under one id; nothing held leaves nothing behind.
 fn entry<I: Hash + Eq + Clone>(
-    map: &mut HashMap<I, Held>,
+    map: &mut Map<I, Held>,
     id: Option<&I>,
     change: impl FnOnce(&mut Held),
 ) {

@@ -24,14 +24,20 @@ use crate::{
 };
 
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every message is a command"
-)]
 pub(super) enum Message {
-    Command(Request, Asker, Option<Share>),
+    /// In one piece: it passes through many hands on its way.
+    Command(Box<Handover>),
     /// Someone has left: see [`Handed::left`].
     Left,
+}
+
+/// A command on its way to the writer.
+#[derive(Debug)]
+pub(super) struct Handover {
+    pub(super) request: Request,
+    pub(super) asker: Asker,
+    /// Its place in the channel, for a reserve.
+    pub(super) place: Option<Share>,
 }
 
 /// Someone in this process who waits for an answer.
@@ -138,17 +144,33 @@ impl PartitionHandle {
     }
 
     /// Sends one request and waits for its answer.
-    pub async fn call(&self, request: Request) -> Answer<Reply> {
-        self.call_twice(request, None).await
+    pub fn call(&self, request: Request) -> impl Future<Output = Answer<Reply>> + Send + '_ {
+        self.call_twice(request, None)
     }
 
-    /// The same; `lasting` hears again, see [`Caller::second`].
-    async fn call_twice(
+    /// The same; `lasting` hears again, see [`Caller::second`]. What is sent is made before anything waits, so that no
+    /// future has the request in it.
+    fn call_twice(
         &self,
         request: Request,
         lasting: Option<oneshot::Sender<Answer<Reply>>>,
-    ) -> Answer<Reply> {
+    ) -> impl Future<Output = Answer<Reply>> + Send + '_ {
         let (sender, receiver) = oneshot::channel();
+        let command = self.command(request, sender, lasting);
+        async move {
+            match self.sender.send(Message::Command(command?)).await {
+                Ok(()) => receiver.await.unwrap_or_else(|_| Err(self.stopped())),
+                Err(_) => Err(self.stopped()),
+            }
+        }
+    }
+
+    fn command(
+        &self,
+        request: Request,
+        sender: oneshot::Sender<Answer<Reply>>,
+        lasting: Option<oneshot::Sender<Answer<Reply>>>,
+    ) -> Result<Box<Handover>, CommandError> {
         let account = match &request {
             Request::Reserve(command) => Some(command.account.clone()),
             Request::Exchange(command) => Some(command.reserve.account.clone()),
@@ -158,17 +180,15 @@ impl PartitionHandle {
             Some(account) => Some(self.place(account)?),
             None => None,
         };
-        let waiting = Asker {
-            sender,
-            account,
-            lasting,
-        };
-        let message = Message::Command(request, waiting, place);
-        let sent = self.sender.send(message).await;
-        match sent {
-            Ok(()) => receiver.await.unwrap_or_else(|_| Err(self.stopped())),
-            Err(_) => Err(self.stopped()),
-        }
+        Ok(Box::new(Handover {
+            request,
+            asker: Asker {
+                sender,
+                account,
+                lasting,
+            },
+            place,
+        }))
     }
 
     fn place(&self, account: &AccountId) -> Result<Share, CommandError> {
@@ -223,30 +243,34 @@ macro_rules! expect {
 
 impl Ledger for PartitionHandle {
     fn reserve(&self, command: Reserve) -> BoxFuture<'_, Answer<ReserveOutcome>> {
+        let account = command.account.clone();
+        let call = self.call(Request::Reserve(command));
         Box::pin(async move {
             let mut leaving = Leaving {
                 handle: self,
-                account: Some(command.account.clone()),
+                account: Some(account),
             };
-            let reply = self.call(Request::Reserve(command)).await;
+            let reply = call.await;
             leaving.account = None;
             expect!(reply, Reserve)
         })
     }
 
     fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>> {
-        Box::pin(async move { expect!(self.call(Request::Resize(command)).await, Resolution) })
+        let call = self.call(Request::Resize(command));
+        Box::pin(async move { expect!(call.await, Resolution) })
     }
 
     fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
-        Box::pin(async move { expect!(self.call(Request::Settle(command, ack)).await, Resolution) })
+        let call = self.call(Request::Settle(command, ack));
+        Box::pin(async move { expect!(call.await, Resolution) })
     }
 
     fn settle_early(&self, command: Settle) -> BoxFuture<'_, Answer<Taken>> {
+        let (sender, second) = oneshot::channel();
+        let call = self.call_twice(Request::Settle(command, Ack::Taken), Some(sender));
         Box::pin(async move {
-            let (sender, second) = oneshot::channel();
-            let request = Request::Settle(command, Ack::Taken);
-            let resolution = expect!(self.call_twice(request, Some(sender)).await, Resolution)?;
+            let resolution = expect!(call.await, Resolution)?;
             let handle = self.clone();
             let lasting = async move {
                 let reply = second.await.unwrap_or_else(|_| Err(handle.stopped()));
@@ -260,19 +284,23 @@ impl Ledger for PartitionHandle {
     }
 
     fn release(&self, command: Release) -> BoxFuture<'_, Answer<Resolution>> {
-        Box::pin(async move { expect!(self.call(Request::Release(command)).await, Resolution) })
+        let call = self.call(Request::Release(command));
+        Box::pin(async move { expect!(call.await, Resolution) })
     }
 
     fn exchange(&self, command: Exchange) -> BoxFuture<'_, Answer<ReserveOutcome>> {
-        Box::pin(async move { expect!(self.call(Request::Exchange(command)).await, Reserve) })
+        let call = self.call(Request::Exchange(command));
+        Box::pin(async move { expect!(call.await, Reserve) })
     }
 
     fn read(&self, query: Read) -> BoxFuture<'_, Answer<Standing>> {
-        Box::pin(async move { expect!(self.call(Request::Read(query)).await, Standing) })
+        let call = self.call(Request::Read(query));
+        Box::pin(async move { expect!(call.await, Standing) })
     }
 
     /// A price goes into this partition's book only.
     fn admin(&self, command: Admin) -> BoxFuture<'_, Answer<AdminOutcome>> {
-        Box::pin(async move { expect!(self.call(Request::Admin(command)).await, Admin) })
+        let call = self.call(Request::Admin(command));
+        Box::pin(async move { expect!(call.await, Admin) })
     }
 }

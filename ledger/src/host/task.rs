@@ -18,7 +18,7 @@ use super::{
     appending::{Ended, RETRY_FIRST, RETRY_LONGEST, append},
     clock::HostClock,
     fetching::{Brought, look, opened},
-    handle::{Asker, Handed, Message},
+    handle::{Asker, Handed, Handover, Message},
     timepiece::{Looked, Timepiece},
 };
 use crate::{
@@ -109,8 +109,8 @@ impl<J: Journal> Task<J> {
                 () = &mut pause => break,
                 () = self.shutdown.cancelled() => break,
                 Some(message) = self.receiver.recv() => {
-                    if let Message::Command(_, waiting, _) = message {
-                        let _ = waiting.sender.send(Err(CommandError::unavailable(reason)));
+                    if let Message::Command(command) = message {
+                        let _ = command.asker.sender.send(Err(CommandError::unavailable(reason)));
                     }
                 }
             }
@@ -327,10 +327,15 @@ impl<J: Journal> Task<J> {
         let mut taken = 0;
         while let Some(message) = next {
             taken += 1;
-            if let Message::Command(request, waiting, place) = message {
+            if let Message::Command(command) = message {
+                let Handover {
+                    request,
+                    asker,
+                    place,
+                } = *command;
                 drop(place);
                 let now_ms = self.now_ms(writer);
-                writer.submit(now_ms, request, waiting);
+                writer.submit(now_ms, request, asker);
             }
             let enough = taken >= BURST_MAX || self.time.clock().instant() >= until;
             next = if enough {

@@ -53,18 +53,18 @@ impl<T: Caller> Writer<T> {
             command.wait_ms.min(WAIT_MS_MAX)
         };
         let give_up_ms = now_ms.saturating_add(wait_ms).min(command.deadline_ms);
-        let waiter = Waiter {
+        let waiter = Box::new(Waiter {
             command,
             fingerprint,
             give_up_ms,
             short: Vec::new(),
             callers: vec![caller],
-        };
+        });
         self.enqueue(now_ms, waiter);
     }
 
     /// Answers all who wait for a reserve with an error.
-    pub(super) fn fail(&mut self, waiter: Waiter<T>, error: &CommandError) {
+    pub(super) fn fail(&mut self, waiter: Box<Waiter<T>>, error: &CommandError) {
         for caller in waiter.callers {
             self.answer(caller, Err(error.clone()));
         }
@@ -73,7 +73,7 @@ impl<T: Caller> Writer<T> {
     /// Writes a refusal, or counts it where its key has caused many in this second. What is counted
     /// takes nothing from anybody, and its event follows within a second: its answer rests on the
     /// state that refused.
-    pub(super) fn refuse(&mut self, now_ms: u64, waiter: Waiter<T>, data: Refused) {
+    pub(super) fn refuse(&mut self, now_ms: u64, waiter: Box<Waiter<T>>, data: Refused) {
         let (account, at_ms) = (waiter.command.account.clone(), self.event_ms(now_ms));
         let counted = Refused {
             decided_at_ms: Some(at_ms),
@@ -94,13 +94,13 @@ impl<T: Caller> Writer<T> {
         self.tell(&account, waiter.command.id, fingerprint, waiter.callers);
     }
 
-    pub(super) fn conclude(&mut self, now_ms: u64, waiter: Waiter<T>, body: EventBody) {
+    pub(super) fn conclude(&mut self, now_ms: u64, waiter: Box<Waiter<T>>, body: EventBody) {
         let Waiter {
             command,
             fingerprint,
             callers,
             ..
-        } = waiter;
+        } = *waiter;
         let actor = Actor::key(&command.key);
         self.carrying_out = Some((command.id, fingerprint));
         self.write(now_ms, &command.account, command.id, &actor, body);

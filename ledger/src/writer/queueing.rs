@@ -33,7 +33,7 @@ const HANDED_OVER: &str =
 
 impl<T: Caller> Writer<T> {
     /// Looks at a reserve that has just come, and lets it wait where it must.
-    pub(super) fn enqueue(&mut self, now_ms: u64, waiter: Waiter<T>) {
+    pub(super) fn enqueue(&mut self, now_ms: u64, waiter: Box<Waiter<T>>) {
         let account = waiter.command.account.clone();
         // what was left over came before
         self.sweep(now_ms, &account);
@@ -145,14 +145,14 @@ impl<T: Caller> Writer<T> {
         }
     }
 
-    fn look_at_or_keep(&mut self, now_ms: u64, ticket: Ticket, waiter: Waiter<T>) {
+    fn look_at_or_keep(&mut self, now_ms: u64, ticket: Ticket, waiter: Box<Waiter<T>>) {
         if let Some(waiter) = self.look_at(now_ms, ticket, waiter) {
             self.keep(now_ms, ticket, waiter);
         }
     }
 
     /// Lets a reserve wait, until time lets it in where nothing else does.
-    fn keep(&mut self, now_ms: u64, ticket: Ticket, waiter: Waiter<T>) {
+    fn keep(&mut self, now_ms: u64, ticket: Ticket, waiter: Box<Waiter<T>>) {
         if self.handing_over {
             return self.ask_elsewhere(waiter.callers);
         }
@@ -177,7 +177,12 @@ impl<T: Caller> Writer<T> {
     }
 
     /// Decides one reserve and answers it, or gives it back to wait on.
-    fn look_at(&mut self, now_ms: u64, ticket: Ticket, mut waiter: Waiter<T>) -> Option<Waiter<T>> {
+    fn look_at(
+        &mut self,
+        now_ms: u64,
+        ticket: Ticket,
+        mut waiter: Box<Waiter<T>>,
+    ) -> Option<Box<Waiter<T>>> {
         let last_call = now_ms >= waiter.give_up_ms;
         let account = &waiter.command.account;
         let blocked = |cap: &_| self.waiting.stands_before(account, cap, ticket);

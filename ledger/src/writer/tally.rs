@@ -5,12 +5,14 @@
 //! that the event decides again on the very state that refused. A crash loses at most a second of
 //! counts and no balance.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use seatbelt_schemas::{
     event::{RefusalReason, Refused},
     ids::{AccountId, CapId, CommandId, KeyId},
 };
+
+use crate::hashing::Map;
 
 /// How many refusals of one key by one cap for one reason are events of their own, per second.
 pub const SINGLE_REFUSALS_PER_SECOND: u32 = 256;
@@ -40,7 +42,7 @@ pub(super) struct CountedRefusals {
 #[derive(Debug)]
 pub(super) struct Tallies {
     singles_max: u32,
-    accounts: HashMap<AccountId, HashMap<Kind, Tally>>,
+    accounts: Map<AccountId, Map<Kind, Tally>>,
     due: BTreeSet<(u64, AccountId)>,
 }
 
@@ -48,7 +50,7 @@ impl Tallies {
     pub(super) fn new(singles_max: u32) -> Self {
         Self {
             singles_max,
-            accounts: HashMap::new(),
+            accounts: Map::default(),
             due: BTreeSet::new(),
         }
     }
@@ -105,8 +107,7 @@ impl Tallies {
 
     /// Accounts that have something counted.
     pub(super) fn counting(&self) -> Vec<AccountId> {
-        let counts =
-            |kinds: &HashMap<Kind, Tally>| kinds.values().any(|tally| tally.counted.is_some());
+        let counts = |kinds: &Map<Kind, Tally>| kinds.values().any(|tally| tally.counted.is_some());
         let mut accounts: Vec<_> = self
             .accounts
             .iter()

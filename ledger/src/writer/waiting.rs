@@ -7,14 +7,14 @@
 //!
 //! Pure bookkeeping. Whether a waiter fits is decided by [`decide`](crate::decide).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use seatbelt_schemas::{
     command::Reserve,
     ids::{AccountId, CapId, CommandId},
 };
 
-use crate::outcomes::Fingerprint;
+use crate::{hashing::Map, outcomes::Fingerprint};
 
 /// Most reserves that wait in one account; a further one is answered at once.
 pub const WAITERS_PER_ACCOUNT_MAX: usize = 1024;
@@ -59,7 +59,7 @@ struct Line {
 /// Those who wait in one account.
 #[derive(Debug)]
 struct Queue<T> {
-    waiters: BTreeMap<Ticket, Waiter<T>>,
+    waiters: BTreeMap<Ticket, Box<Waiter<T>>>,
     lines: BTreeMap<CapId, Line>,
     /// Lines that may move, by their heads.
     moved: BTreeSet<(Ticket, CapId)>,
@@ -100,8 +100,8 @@ impl<T> Queue<T> {
 /// All waiters of a partition.
 #[derive(Debug)]
 pub(super) struct Waiters<T> {
-    queues: HashMap<AccountId, Queue<T>>,
-    ids: HashMap<CommandId, (AccountId, Ticket)>,
+    queues: Map<AccountId, Queue<T>>,
+    ids: Map<CommandId, (AccountId, Ticket)>,
     wakes: BTreeSet<(u64, AccountId, Due)>,
     /// Accounts in which lines may still move, whoever was left over first.
     left_over: VecDeque<AccountId>,
@@ -111,8 +111,8 @@ pub(super) struct Waiters<T> {
 impl<T> Default for Waiters<T> {
     fn default() -> Self {
         Self {
-            queues: HashMap::new(),
-            ids: HashMap::new(),
+            queues: Map::default(),
+            ids: Map::default(),
             wakes: BTreeSet::new(),
             left_over: VecDeque::new(),
             last: Ticket(0),
@@ -124,7 +124,8 @@ impl<T> Waiters<T> {
     /// The waiter of a command that was sent before.
     pub(super) fn find(&mut self, id: CommandId) -> Option<&mut Waiter<T>> {
         let (account, ticket) = self.ids.get(&id)?;
-        self.queues.get_mut(account)?.waiters.get_mut(ticket)
+        let queue = self.queues.get_mut(account)?;
+        queue.waiters.get_mut(ticket).map(Box::as_mut)
     }
 
     /// Whether a reserve waits under this id.
@@ -150,7 +151,7 @@ impl<T> Waiters<T> {
     }
 
     /// Lets someone wait who was just looked at. A line that it leads needs no further look.
-    pub(super) fn put(&mut self, ticket: Ticket, waiter: Waiter<T>) {
+    pub(super) fn put(&mut self, ticket: Ticket, waiter: Box<Waiter<T>>) {
         debug_assert!(!waiter.short.is_empty(), "whoever waits, waits for a cap");
         let account = waiter.command.account.clone();
         self.ids
@@ -169,7 +170,7 @@ impl<T> Waiters<T> {
     }
 
     /// Takes someone out; the lines that it led may move.
-    pub(super) fn take(&mut self, account: &AccountId, ticket: Ticket) -> Option<Waiter<T>> {
+    pub(super) fn take(&mut self, account: &AccountId, ticket: Ticket) -> Option<Box<Waiter<T>>> {
         let queue = self.queues.get_mut(account)?;
         let waiter = queue.waiters.remove(&ticket)?;
         self.ids.remove(&waiter.command.id);
