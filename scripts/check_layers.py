@@ -27,7 +27,7 @@ EVERYTHING = {"schemas", "bus", "connections", "tokens", "dialects", "pricing", 
 ALLOWED = {
     "schemas": set(),
     "dialects": {"schemas"},
-    "tokens": set(),
+    "tokens": {"schemas"},
     "connections": set(),
     "pricing": {"schemas"},
     "bus": {"schemas"},

@@ -4,6 +4,7 @@
 //! there is. An event that its SDK takes for an error passes as it came; any other is told again.
 
 use bytes::BytesMut;
+use seatbelt_schemas::json;
 use serde_json::{Map, Value, json, value::RawValue};
 
 use crate::{
@@ -119,7 +120,7 @@ pub(crate) fn error_in(dialect: Dialect, data: &[u8]) -> Value {
 /// What is said of an error, wherever it stands.
 fn said(text: &str) -> Map<String, Value> {
     let message = |text: Value| Map::from_iter([("message".to_owned(), text)]);
-    match serde_json::from_str(text) {
+    match json::from_str(text) {
         Ok(Value::Object(mut fields)) => match fields.shift_remove("error") {
             Some(Value::Object(inner)) if !inner.is_empty() => inner,
             Some(Value::String(text)) if !text.is_empty() => message(json!(text)),
@@ -191,6 +192,10 @@ mod tests {
             r#"{"error":{"message":"0","type":"server_error"}}"#,
         );
         openai("no", r#"{"error":{"message":"no","type":"server_error"}}"#);
+        openai(
+            r#"{"message":{"$serde_json::private::RawValue":"[[{}]]"}}"#,
+            r#"{"error":{"message":{"$serde_json::private::RawValue":"[[{}]]"},"type":"server_error"}}"#,
+        );
         openai(
             r#"{"error":false,"message":"no"}"#,
             r#"{"error":{"message":"no","type":"server_error"}}"#,

@@ -6,6 +6,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
+use seatbelt_schemas::json;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 use thiserror::Error;
@@ -48,7 +49,7 @@ pub(crate) fn read_text<'a, T: Deserialize<'a>>(text: &'a str) -> Result<Option<
 
 /// Whether JSON is there as if it were not.
 pub(crate) fn says_nothing(text: &str) -> bool {
-    match serde_json::from_str(text) {
+    match json::from_str(text) {
         Ok(Value::Null | Value::Bool(false)) => true,
         Ok(Value::String(text)) => text.is_empty(),
         Ok(Value::Array(items)) => items.is_empty(),

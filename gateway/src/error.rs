@@ -19,6 +19,7 @@ use seatbelt_dialects::{Dialect, ErrorBody, Fault, FieldError};
 use seatbelt_schemas::{
     command::CommandError,
     ids::{ModelId, RunId},
+    json,
 };
 use serde_json::{Map, Value, json};
 
@@ -245,9 +246,9 @@ impl ApiError {
             Case::InvalidBody,
             "the model's neuron does not accept the request",
         );
-        error.verbatim = serde_json::from_slice(body)
+        error.verbatim = json::from_slice(body)
             .ok()
-            .filter(|body: &Value| body.get("error").is_some_and(Value::is_object))
+            .filter(|body| body.get("error").is_some_and(Value::is_object))
             .map(|body| (status, body));
         error
     }

@@ -4,6 +4,7 @@
 //! of a call is given out as text before it is decided. What looks like a call and cannot be read is text. The way
 //! is found by the chat template, which tells the model how to write. Not here: ids, and which calls may be made.
 
+use seatbelt_schemas::json;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
@@ -279,7 +280,7 @@ fn tag_end(held: &str) -> Option<usize> {
 }
 
 fn tagged_call(inside: &str) -> Option<Call> {
-    call_of(serde_json::from_str(inside.trim()).ok()?)
+    call_of(json::from_str(inside.trim()).ok()?)
 }
 
 /// A call written as an object.
@@ -292,7 +293,7 @@ fn call_of(mut call: Value) -> Option<Call> {
         .next()
         .unwrap_or_else(|| Value::Object(serde_json::Map::new()));
     // Some write them as text, as the API does.
-    let arguments = match arguments.as_str().map(serde_json::from_str) {
+    let arguments = match arguments.as_str().map(json::from_str) {
         Some(Ok(read)) => read,
         _ => arguments,
     };

@@ -31,6 +31,7 @@ pub mod usage;
 // how all of it is named and written
 pub mod chain;
 pub mod first_use;
+pub mod json;
 pub mod names;
 pub mod neuron;
 pub mod setting;

@@ -2,6 +2,7 @@
 //!
 //! One code for who serves a chat and who counts it before, so that both find the same number.
 
+use seatbelt_schemas::json;
 use serde_json::Value;
 use thiserror::Error;
 
@@ -138,7 +139,7 @@ fn tool_calls(calls: &Value) -> Result<Option<Value>, MessagesError> {
         let Some(arguments) = call["function"].get_mut("arguments") else {
             continue;
         };
-        let read = arguments.as_str().map(serde_json::from_str::<Value>);
+        let read = arguments.as_str().map(json::from_str);
         if let Some(Ok(read @ Value::Object(_))) = read {
             *arguments = read;
         }

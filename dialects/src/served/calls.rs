@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use seatbelt_schemas::amount::TOOL_CALLS_MAX;
+use seatbelt_schemas::{amount::TOOL_CALLS_MAX, json};
 use serde_json::{Value, value::RawValue};
 
 /// Most calls that are told apart in an answer; more than may be asked for.
@@ -116,7 +116,7 @@ impl Called {
 /// What a call calls itself; nothing where that is empty.
 fn named(id: Option<&RawValue>) -> Option<String> {
     let id = id?.get();
-    let name = match serde_json::from_str(id) {
+    let name = match json::from_str(id) {
         Ok(Value::String(name)) => name,
         _ => id.to_owned(),
     };

@@ -9,7 +9,7 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use seatbelt_dialects::{Exact, Fields};
-use seatbelt_schemas::ids::AccountId;
+use seatbelt_schemas::{ids::AccountId, json};
 use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 use ulid::Ulid;
@@ -139,7 +139,7 @@ fn mark() -> String {
 }
 
 fn parse(body: &[u8]) -> Result<Fields, ApiError> {
-    match serde_json::from_slice(body) {
+    match json::from_slice(body) {
         Ok(Value::Object(body)) => Ok(body),
         Ok(_) => Err(ApiError::invalid_body("it must be a JSON object")),
         Err(error) => Err(ApiError::invalid_body(format_args!(
@@ -233,5 +233,18 @@ mod tests {
         }
         let deep = "[".repeat(100_000);
         assert!(parse(deep.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn json_in_a_text_stays_a_text_whatever_its_field_is_called() {
+        // as serde_json calls it where one of its values is to be JSON in a text
+        let name = "$serde_json::private::RawValue";
+        let within = |text: &str| serde_json::json!({ "x": { name: text } }).to_string();
+        let mut nested = "[{},{}]".to_owned();
+        for _ in 0..10 {
+            let body = parse(within(&nested).as_bytes()).unwrap();
+            assert_eq!(body["x"][name], nested);
+            nested = within(&nested);
+        }
     }
 }

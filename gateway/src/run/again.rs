@@ -16,6 +16,7 @@ use axum::{
     http::{HeaderMap, HeaderName, StatusCode, header},
 };
 use seatbelt_dialects::Told;
+use seatbelt_schemas::json;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -256,7 +257,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 /// Whether a body may tell that something was used, in whatever words: another attempt wants certainty.
 fn tells_of_use(body: &[u8]) -> bool {
     let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
-    match serde_json::from_slice(body) {
+    match json::from_slice(body) {
         Ok(value) => names_use(&value),
         // JSON that is cut, or events
         Err(_) => {

@@ -1,6 +1,7 @@
 //! What is asked of every answer of an upstream, before anything reads it.
 
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use seatbelt_schemas::json;
 use serde_json::Value;
 
 use crate::error::ApiError;
@@ -20,7 +21,7 @@ pub(crate) fn is_of_no_api(status: StatusCode, body: &[u8]) -> bool {
         status,
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
     );
-    nothing_there && serde_json::from_slice::<serde_json::Map<String, Value>>(body).is_err()
+    nothing_there && !matches!(json::from_slice(body), Ok(Value::Object(_)))
 }
 
 /// Says so, and where to look.

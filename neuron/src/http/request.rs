@@ -3,6 +3,7 @@
 //! A field that would change the answer and is not served is refused, and so is one that is not known: to ignore it
 //! would be an answer to another request.
 
+use seatbelt_schemas::json;
 use seatbelt_tokens::{Chat, MessagesError, PromptError, TextStream};
 use serde_json::{Map, Value};
 
@@ -136,7 +137,7 @@ impl Wish {
 }
 
 fn object(body: &[u8]) -> Result<Map<String, Value>, ErrorAnswer> {
-    let value = serde_json::from_slice(body)
+    let value = json::from_slice(body)
         .map_err(|error| ErrorAnswer::invalid_body(format!("the body is not JSON: {error}")))?;
     match value {
         Value::Object(body) => Ok(body),
@@ -349,6 +350,13 @@ mod tests {
         let mut body = json!({ "model": "m", "messages": [{ "role": "user", "content": "hi" }] });
         body[name] = value;
         body
+    }
+
+    #[test]
+    fn json_in_a_text_stays_a_text_whatever_its_field_is_called() {
+        let hidden = r#"{"x": {"$serde_json::private::RawValue": "[{},{}]"}}"#;
+        let read = object(hidden.as_bytes()).unwrap();
+        assert!(read["x"].is_object());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A whole answer of `/v1/messages` as a chat completion.
 
 use bytes::Bytes;
-use seatbelt_schemas::usage::Usage;
+use seatbelt_schemas::{json, usage::Usage};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -65,7 +65,7 @@ pub(crate) fn from_messages(body: &[u8], shown: &Shown, usage: Option<Usage>) ->
 }
 
 fn reported(body: &Pairs<'_>) -> Option<Usage> {
-    let report: Value = serde_json::from_str(body.last("usage")?.get()).ok()?;
+    let report = json::from_str(body.last("usage")?.get()).ok()?;
     Counts::usage_of(Api::Messages, &report)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Turns alternate there, so messages of the same side that follow each other are one turn.
 
+use seatbelt_schemas::json;
 use serde_json::{Value, json};
 
 use crate::{
@@ -248,7 +249,7 @@ fn tool_use(param: &str, call: &Value) -> Result<Value, FieldError> {
     }
     let input = match arguments {
         "" => Some(json!({})),
-        text => serde_json::from_str(text).ok().filter(Value::is_object),
+        text => json::from_str(text).ok().filter(Value::is_object),
     };
     let input = input.ok_or_else(|| {
         let param = format!("{param}.function.arguments");

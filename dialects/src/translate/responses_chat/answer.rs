@@ -1,7 +1,7 @@
 //! A whole answer of chat completions as a response, and what both whole and streamed ones say of themselves.
 
 use bytes::Bytes;
-use seatbelt_schemas::usage::Usage;
+use seatbelt_schemas::{json, usage::Usage};
 use serde_json::{Value, json};
 
 use super::output::Output;
@@ -70,7 +70,7 @@ pub(crate) fn from_chat(body: &[u8], shown: &Shown, usage: Option<Usage>) -> Opt
 }
 
 fn reported(body: &Pairs<'_>) -> Option<Usage> {
-    let report: Value = serde_json::from_str(body.last("usage")?.get()).ok()?;
+    let report = json::from_str(body.last("usage")?.get()).ok()?;
     Counts::usage_of(Api::Chat, &report)
 }
 
