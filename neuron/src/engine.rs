@@ -4,6 +4,8 @@
 //! each turn of the loop reads some of the waiting prompts and runs one step of all running answers,
 //! so much of them that the answers go on flowing (`pace`), and several whole ones at once where that spares time
 //! (`together`).
+//! What may be written may grow meanwhile: an answer that has all of it waits in its slot for more, for a bounded time,
+//! and takes part in no step (`allowance`).
 //! A request ends at its ceiling, its deadline, a stop, or within one step of its caller's leaving,
 //! and its usage ticket is ended before its last event is sent. A decoder that panics, or fails again and
 //! again, ends the thread; who only waited then may be served elsewhere.
@@ -27,6 +29,7 @@ use thiserror::Error;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 pub(crate) use self::{
+    allowance::Allowance,
     health::Health,
     job::{EndReason, Ending, Event, Generation, Job, NotQueued, Piece},
     kept::Shift,
@@ -42,6 +45,7 @@ use self::{
 };
 use crate::{clock::Clock, config::PREFILL_CHUNK_TOKENS, metrics::EngineMetrics, shape::Guides};
 
+mod allowance;
 mod health;
 mod job;
 mod kept;
@@ -50,6 +54,7 @@ mod reading;
 mod running;
 mod seats;
 mod together;
+mod waits;
 
 /// A step that did not work.
 #[derive(Debug, Error)]
@@ -124,6 +129,8 @@ pub(crate) trait Decoder: Send {
 enum Command {
     Run(Vec<QueuedJob>),
     AbortAll,
+    /// Somebody who waits in a slot may have more.
+    Look,
     Stop,
 }
 
@@ -247,6 +254,12 @@ impl Engine {
         }
     }
 
+    /// Looks again at what those may have who wait in their slots.
+    pub(crate) fn look(&self) {
+        // A failed send means that the thread is gone, and with it every request.
+        let _ = self.commands.send(Command::Look);
+    }
+
     /// Answers that can run or wait at once.
     pub(crate) fn room(&self) -> usize {
         self.room
@@ -349,6 +362,7 @@ impl Worker {
     fn turns(&mut self) {
         while self.receive() {
             self.sweep();
+            self.look_at_waits();
             self.fill();
             self.prefill();
             // Who came meanwhile may be one whom the answers wait for.
@@ -380,6 +394,8 @@ impl Worker {
                 Ok(command) => self.obey(command),
                 Err(mpsc::RecvError) => return false,
             }
+        } else if self.only_waits() && !self.waits_for_word() {
+            return false;
         }
         self.obey_all();
         !self.stopping
@@ -395,6 +411,7 @@ impl Worker {
         match command {
             Command::Run(jobs) => self.waiting.extend(jobs.into_iter().map(Box::new)),
             Command::AbortAll => self.end_all(&EndReason::Stopping),
+            Command::Look => {}
             Command::Stop => self.stopping = true,
         }
     }

@@ -5,6 +5,7 @@
 //! | `POST /v1/chat/completions`, `/v1/completions` | an answer, whole or as server-sent events |
 //! | `POST /v1/embeddings` | a vector for each text, of a model that is an encoder |
 //! | `POST /tokenize` | `{"input_tokens", "context", "output"}` of the same body; runs nothing, reports nothing |
+//! | `POST /limit` | more output is held for a request that runs; says how much it has written |
 //! | `POST /recipe` | the tokenizer and chat template of this name, by which gateways count |
 //! | `GET /v1/models`, `/v1/models/{id}`, `/models` | the models with their limits |
 //! | `GET /health/live`, `/health/ready`, `/metrics` | for machines |
@@ -32,12 +33,14 @@ use axum::{
 use seatbelt_bus::{Twin, Unseen};
 use seatbelt_schemas::{
     ids::ModelId,
-    neuron::{NeuronModel, PATH_RECIPE},
+    neuron::{NeuronModel, PATH_LIMIT, PATH_RECIPE},
 };
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-pub(crate) use self::{access::Used, doubts::Doubts, embeddings::Embeds, shaping::Shaping};
+pub(crate) use self::{
+    access::Used, doubts::Doubts, embeddings::Embeds, limit::Growing, shaping::Shaping,
+};
 use self::{error::ErrorAnswer, request::Dialect};
 use crate::{
     clock::SharedTime,
@@ -56,6 +59,7 @@ mod embeddings;
 mod error;
 mod generate;
 mod headers;
+mod limit;
 mod recipe;
 mod request;
 mod shaping;
@@ -94,6 +98,7 @@ impl Served {
             slots: u32::try_from(self.slots).unwrap_or(u32::MAX),
             recipe: Some(self.model.recipe.name.clone()),
             ready,
+            grows: true,
         }
     }
 }
@@ -104,6 +109,7 @@ pub(crate) struct App {
     /// What deadlines are told in.
     pub(crate) time: SharedTime,
     pub(crate) used: Used,
+    pub(crate) growing: Growing,
     pub(crate) doubts: Doubts,
     /// What an operator was told at the start.
     pub(crate) notices: Vec<String>,
@@ -174,6 +180,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/embeddings", post(embeddings))
         .route("/tokenize", post(tokenize::tokenize))
         .route(PATH_RECIPE, post(recipe::recipe))
+        .route(PATH_LIMIT, post(limit::limit))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
         .route("/models", get(models))

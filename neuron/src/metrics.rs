@@ -58,7 +58,7 @@ pub(crate) struct Metrics {
     requests: [Counter; OUTCOMES.len()],
     turned_away: [Counter; TURNED_AWAY.len()],
     tokens: Family<[(&'static str, String); 2], Counter>,
-    engines: [ByModel; 6],
+    engines: [ByModel; 7],
 }
 
 /// Histograms of one kind, one for each model.
@@ -78,6 +78,8 @@ pub(crate) struct EngineMetrics {
     /// One step of all answers under way.
     pub(crate) decode_step: Stopwatch,
     batch: Histogram,
+    /// For more output to be held.
+    pub(crate) waited: Stopwatch,
 }
 
 impl EngineMetrics {
@@ -137,6 +139,11 @@ impl Metrics {
                 "Time of one step of all running answers.",
             ),
             batch,
+            seconds(
+                all,
+                "limit_wait",
+                "Time an answer at its limit waited for more to be held.",
+            ),
         ];
         Self {
             requests,
@@ -157,6 +164,7 @@ impl Metrics {
             between_tokens,
             decode_step,
             batch,
+            waited,
         ] = (self.engines.each_ref()).map(|family| family.get_or_create(&labels).clone());
         EngineMetrics {
             queued: Stopwatch(queued),
@@ -165,6 +173,7 @@ impl Metrics {
             between_tokens: Stopwatch(between_tokens),
             decode_step: Stopwatch(decode_step),
             batch,
+            waited: Stopwatch(waited),
         }
     }
 

@@ -119,6 +119,7 @@ impl TicketOffice {
             request,
             event,
             begun: None,
+            input_tokens: 0,
             ended: false,
             office: self.clone(),
         }
@@ -131,6 +132,8 @@ pub(crate) struct Ticket {
     request: String,
     event: UsageEvent,
     begun: Option<u64>,
+    /// Tokens of its prompts.
+    input_tokens: u64,
     ended: bool,
     office: TicketOffice,
 }
@@ -141,6 +144,12 @@ impl Ticket {
         &self.request
     }
 
+    /// What its caller reserved, where that was named.
+    pub(crate) fn reservation(&self) -> Option<&str> {
+        let named = self.event.reservation != self.request;
+        named.then_some(self.event.reservation.as_str())
+    }
+
     /// The request named a model that is served here.
     pub(crate) fn of_model(&mut self, model: &ModelId, device: Device) {
         self.event.model = Some(model.clone());
@@ -149,8 +158,22 @@ impl Ticket {
 
     /// The request is about to be run: from here on a crash is answered for with these bounds.
     pub(crate) fn begin(&mut self, input_tokens: usize, max_output: usize) {
+        self.input_tokens = count(input_tokens);
+        let lost = self.lost(max_output);
+        self.begun = Some(self.office.outbox.begin(self.message_id(), lost));
+    }
+
+    /// It may write so much by now: once that is on file.
+    pub(crate) fn grows(&self, max_output: usize) -> Option<Durable> {
+        let (begun, lost) = (self.begun?, self.lost(max_output));
+        let outbox = &self.office.outbox;
+        Some(outbox.begin_again(begun, self.message_id(), lost))
+    }
+
+    /// What is reported if nobody lives to see its end.
+    fn lost(&self, max_output: usize) -> Bytes {
         let usage = NeuronUsage {
-            input_tokens: count(input_tokens),
+            input_tokens: self.input_tokens,
             output_tokens: count(max_output),
             cached_input_tokens: 0,
         };
@@ -160,7 +183,7 @@ impl Ticket {
             at_ms: unix_ms(),
             ..self.event.clone()
         };
-        self.begun = Some(self.office.outbox.begin(self.message_id(), lost.encode()));
+        lost.encode()
     }
 
     /// So many more tokens of the prompt were run.

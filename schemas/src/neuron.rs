@@ -16,6 +16,10 @@ pub const PATH_TOKENIZE: &str = "/tokenize";
 /// Where a neuron hands out a tokenizer and chat template; the body is `{"name": NAME}`.
 pub const PATH_RECIPE: &str = "/recipe";
 
+/// Where a neuron is told that more output is held for an answer under way. The reservation and the new maximum stand in
+/// the headers, the rest in the body: a [`LimitCall`].
+pub const PATH_LIMIT: &str = "/limit";
+
 /// The reservation that pays for the request.
 pub const HEADER_RESERVATION: &str = "x-seatbelt-reservation";
 /// The account, for the usage event.
@@ -26,6 +30,9 @@ pub const HEADER_KEY: &str = "x-seatbelt-key";
 pub const HEADER_MAX_INPUT_TOKENS: &str = "x-seatbelt-max-input-tokens";
 /// Most output tokens that were reserved.
 pub const HEADER_MAX_OUTPUT_TOKENS: &str = "x-seatbelt-max-output-tokens";
+/// Most output tokens that may come to be reserved while the request runs. Where it is there, an answer that has written
+/// all that is reserved waits for more.
+pub const HEADER_GROWS_TO: &str = "x-seatbelt-output-grows-to";
 /// When the reservation ends, unix ms.
 pub const HEADER_DEADLINE_MS: &str = "x-seatbelt-deadline-ms";
 /// On a refusal: nothing was done for the request, and its reservation may be used at another neuron.
@@ -78,6 +85,36 @@ pub struct NeuronModel {
     /// Whether it takes requests now. Written only where it does not; older neurons never say so.
     #[serde(default = "ready", skip_serializing_if = "is_ready")]
     pub ready: bool,
+    /// Whether what is reserved of output may grow while it answers. Written only where it may; older neurons never
+    /// say so.
+    #[serde(default, skip_serializing_if = "is_not")]
+    pub grows: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks")]
+fn is_not(said: &bool) -> bool {
+    !*said
+}
+
+/// What a neuron is told at [`PATH_LIMIT`] besides the new maximum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitCall {
+    /// Answered once as many output tokens were written, or an answer waits for more, or all have ended.
+    pub written: u64,
+    /// Answered by then in any case, ms.
+    pub wait_ms: u64,
+    /// No more will be held: what waits ends.
+    pub last: bool,
+}
+
+/// How a request stands whose reservation grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitTold {
+    /// Output tokens that would be written if every answer were as long as the longest one is.
+    pub written: u64,
+    /// An answer has written all that is reserved, and waits for more.
+    pub waits: bool,
 }
 
 fn ready() -> bool {

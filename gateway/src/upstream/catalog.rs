@@ -294,6 +294,7 @@ mod tests {
                 slots: 1,
                 recipe: None,
                 ready: true,
+                grows: false,
             }],
             active,
             queued: 0,

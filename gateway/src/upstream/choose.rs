@@ -187,6 +187,7 @@ mod tests {
                 slots,
                 recipe: None,
                 ready: true,
+                grows: false,
             }],
             active,
             queued: 0,

@@ -181,6 +181,7 @@ mod tests {
                 slots: 1,
                 recipe: None,
                 ready: true,
+                grows: false,
             }],
             active: 0,
             queued: 0,

@@ -6,6 +6,7 @@ use seatbelt_schemas::usage::NeuronUsage;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
+use super::Allowance;
 use crate::{
     sampler::{Chosen, Sampling},
     shape::Guide,
@@ -16,6 +17,8 @@ use crate::{
 pub(crate) struct Job {
     pub(crate) prompt: Vec<u32>,
     pub(crate) max_output: usize,
+    /// What it may have of that by now, where it may not have all.
+    pub(crate) allowance: Option<Allowance>,
     pub(crate) sampling: Sampling,
     /// Tokens that end it.
     pub(crate) eos: Vec<u32>,

@@ -48,7 +48,7 @@ impl Worker {
         let held_up = |answer: &Running| {
             answer
                 .read_at
-                .is_some_and(|first| !short || first <= reader.since)
+                .is_some_and(|first| !answer.waits() && (!short || first <= reader.since))
         };
         match self.slots.iter().flatten().any(held_up) {
             true => Beside::Answers,

@@ -2,13 +2,15 @@
 //!
 //! No decoder and no thread is known here: the engine feeds rows of logits in.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use seatbelt_schemas::{ids::AccountId, usage::NeuronOutcome};
 use seatbelt_tokens::TextStream;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{EndReason, Ending, Event, Piece, QueuedJob, Row, Voice, pace::cut};
+use super::{
+    Allowance, EndReason, Ending, Event, Piece, QueuedJob, Row, Voice, allowance::May, pace::cut,
+};
 use crate::{
     clock::{Clock, millis},
     metrics::EngineMetrics,
@@ -40,6 +42,9 @@ pub(super) struct Running {
     chosen: Option<u32>,
     output: usize,
     max_output: usize,
+    allowance: Option<Allowance>,
+    /// Since when it waits for more.
+    waits_since: Option<Instant>,
     eos: Vec<u32>,
     sampler: Sampler,
     guide: Option<Guide>,
@@ -89,6 +94,8 @@ impl Running {
             chosen: None,
             output: 0,
             max_output: job.max_output,
+            allowance: job.allowance,
+            waits_since: None,
             sampler,
             guide: job.guide,
             eos: job.eos,
@@ -112,7 +119,12 @@ impl Running {
 
     /// Whether it takes part in steps.
     pub(super) fn answering(&self) -> bool {
-        self.chosen.is_some()
+        self.chosen.is_some() && !self.waits()
+    }
+
+    /// Whether it has all that it may for now.
+    pub(super) fn waits(&self) -> bool {
+        self.waits_since.is_some()
     }
 
     /// The next piece of the prompt, of about `most` tokens.
@@ -208,7 +220,38 @@ impl Running {
         if self.output >= self.max_output {
             return self.finish_text(EndReason::Length);
         }
-        Turn::On
+        match self.allowance.as_ref().map(|it| it.wrote(self.output)) {
+            None | Some(May::GoOn) => Turn::On,
+            Some(May::End) => self.finish_text(EndReason::Length),
+            Some(May::Wait) => {
+                self.waits_since = Some(now);
+                // nobody's tokens are late by it
+                self.last = None;
+                Turn::On
+            }
+        }
+    }
+
+    /// It waits, and this long at most.
+    pub(super) fn look(&mut self, now: Instant, patience: Duration) -> Turn {
+        let (Some(since), Some(allowance)) = (self.waits_since, &self.allowance) else {
+            return Turn::On;
+        };
+        let waited = now.duration_since(since);
+        let may = match allowance.look(self.output) {
+            May::Wait if waited < patience => return Turn::On,
+            May::Wait => {
+                allowance.gives_up(self.output);
+                May::End
+            }
+            may => may,
+        };
+        self.waits_since = None;
+        self.metrics.waited.took(waited);
+        match may {
+            May::GoOn => Turn::On,
+            May::Wait | May::End => self.finish_text(EndReason::Length),
+        }
     }
 
     /// Sends what may be sent of `piece`. True if a stop string ended the text.
@@ -250,6 +293,11 @@ impl Running {
     /// Ends the ticket, then tells the caller. What its slot holds then, where that can be gone on with.
     pub(super) fn end(mut self, reason: EndReason) -> Option<(AccountId, Vec<u32>)> {
         self.tokens.truncate(self.position);
+        if self.waits()
+            && let Some(allowance) = &self.allowance
+        {
+            allowance.gives_up(self.output);
+        }
         let kept = match reason {
             // Nobody knows what the slot holds.
             EndReason::Failed(_) => None,

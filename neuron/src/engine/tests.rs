@@ -20,6 +20,7 @@ use crate::{
 
 mod choices;
 mod flow;
+mod growing;
 mod reuse;
 
 const VOCAB: usize = 272;
@@ -161,6 +162,7 @@ fn job(office: &TicketOffice, prompt: usize, max_output: usize) -> Job {
     Job {
         prompt: vec![1; prompt],
         max_output,
+        allowance: None,
         sampling: Sampling::greedy(),
         eos: vec![257],
         stops: Vec::new(),

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use self::style::Delta;
 pub(super) use self::style::{Choice, Style};
-use super::{error::ErrorAnswer, request::Dialect};
+use super::{error::ErrorAnswer, limit::Listed, request::Dialect};
 use crate::engine::{EndReason, Ending, Event, Generation, Piece};
 
 pub(super) mod calls;
@@ -56,6 +56,8 @@ pub(super) struct Running {
     failed: Option<Failed>,
     /// Whether any of them ran, so that no other neuron may be asked.
     ran: bool,
+    /// While it is there, they may be let write more.
+    _grows: Option<Listed>,
 }
 
 /// Why there is no whole answer.
@@ -66,12 +68,13 @@ enum Failed {
 }
 
 impl Running {
-    pub(super) fn new(generations: Vec<Generation>) -> Self {
+    pub(super) fn new(generations: Vec<Generation>, grows: Option<Listed>) -> Self {
         Self {
             generations: generations.into_iter().map(Some).collect(),
             used: NeuronUsage::default(),
             failed: None,
             ran: false,
+            _grows: grows,
         }
     }
 

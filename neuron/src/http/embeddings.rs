@@ -56,6 +56,7 @@ impl Embeds {
             slots: 1,
             recipe: None,
             ready,
+            grows: false,
         }
     }
 

@@ -171,6 +171,16 @@ impl ErrorAnswer {
         Self::new(StatusCode::CONFLICT, INVALID, "reservation_used", message)
     }
 
+    pub(super) fn not_running() -> Self {
+        let message = "no request of this reservation runs here whose maximum may grow";
+        Self::new(
+            StatusCode::NOT_FOUND,
+            INVALID,
+            "reservation_not_running",
+            message,
+        )
+    }
+
     pub(super) fn unknown_model(name: &str) -> Self {
         let name: String = name.chars().take(80).collect();
         let message = format!("the model {name:?} is not served here");

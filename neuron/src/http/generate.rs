@@ -29,7 +29,7 @@ use super::{
 use crate::{
     clock::unix_ms,
     config::{BODY_BYTES_MAX, BODY_TIME_MAX},
-    engine::{Job, NotQueued},
+    engine::{Allowance, Job, NotQueued},
     sampler::Sampling,
     shape::{Guide, ShapeError},
     usage::{
@@ -68,7 +68,7 @@ pub(super) fn open(app: &App, request: &Request) -> Result<Ticket, ErrorAnswer> 
 struct Plan {
     served: usize,
     prompts: Vec<Read>,
-    max_output: usize,
+    ceiling: Ceiling,
     sampling: Sampling,
     eos: Vec<u32>,
     /// Whether it tells how likely the tokens were.
@@ -119,7 +119,7 @@ async fn prepare(
     let guides = guides(app, at, &mut wish.shape, tools, count).await?;
     let prompts = read_prompts(app, at, prompts, size, wish.echo).await?;
     let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
-    let max_output = ceiling(served, &limits, &wish, &lengths)?;
+    let ceiling = ceiling(served, &limits, &wish, &lengths)?;
     let told = wish.sampling.tells_logprobs();
     let sampling = std::mem::take(&mut wish.sampling);
     let sampling = sampling.over(served.model.sampling, random_seed);
@@ -127,7 +127,7 @@ async fn prepare(
     Ok(Plan {
         served: at,
         prompts,
-        max_output,
+        ceiling,
         sampling,
         eos,
         told,
@@ -298,13 +298,22 @@ fn prompt_error(error: PromptError) -> ErrorAnswer {
     }
 }
 
+/// Most output tokens of each answer.
+#[derive(Debug, Clone, Copy)]
+struct Ceiling {
+    /// As the request came.
+    now: usize,
+    /// What that may grow to while it runs.
+    most: usize,
+}
+
 /// Most output tokens of each answer: the smallest of what was reserved, asked for, allowed and fits.
 fn ceiling(
     served: &Served,
     limits: &Limits,
     wish: &Wish,
     prompts: &[usize],
-) -> Result<usize, ErrorAnswer> {
+) -> Result<Ceiling, ErrorAnswer> {
     let model = &served.model;
     let all = prompts.iter().sum();
     if let Some(most) = limits.input_tokens.filter(|most| all > *most) {
@@ -316,7 +325,8 @@ fn ceiling(
     }
     // What was reserved is for all of them.
     let answers = prompts.len() * wish.choices;
-    let reserved = limits.output_tokens.map(|most| most / answers.max(1));
+    let each = |tokens: Option<usize>| tokens.map(|most| most / answers.max(1));
+    let reserved = each(limits.output_tokens);
     if reserved == Some(0) {
         return Err(ErrorAnswer::invalid_header(
             HEADER_MAX_OUTPUT_TOKENS,
@@ -324,10 +334,13 @@ fn ceiling(
         ));
     }
     let room = model.output.min(model.context - longest);
-    Ok([reserved, wish.max_output]
-        .into_iter()
-        .flatten()
-        .fold(room, usize::min))
+    let most = wish.max_output.unwrap_or(room).min(room);
+    let now = reserved.unwrap_or(most).min(most);
+    let grown = each(limits.grows_to).unwrap_or(now).min(most);
+    Ok(Ceiling {
+        now,
+        most: grown.max(now),
+    })
 }
 
 async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Response {
@@ -341,11 +354,14 @@ async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Res
     }
     let prompt_tokens = plan.prompts.iter().map(|prompt| prompt.tokens.len()).sum();
     let answers = plan.prompts.len() * plan.wish.choices;
-    ticket.begin(prompt_tokens, plan.max_output * answers);
+    ticket.begin(prompt_tokens, plan.ceiling.now * answers);
+    let reservation = ticket.reservation().map(str::to_owned);
     let engine = app.models[plan.served].engine();
     let (style, jobs) = plan.into_jobs(app, dialect, &id, ticket);
+    // listed before it runs: from its first token on it may have to be told of more
+    let grows = reservation.and_then(|id| app.growing.list(id, &jobs, &engine));
     let (stream, running) = match engine.submit_all(jobs) {
-        Ok(generations) => (style.stream, answer::Running::new(generations)),
+        Ok(generations) => (style.stream, answer::Running::new(generations, grows)),
         Err(NotQueued::QueueFull(parts)) => {
             // The refusal stands even if its report could not be written: nothing was used.
             parts::reject(parts).wait().await;
@@ -384,6 +400,8 @@ impl Plan {
             include_usage: self.wish.include_usage,
             choices: Vec::new(),
         };
+        let Ceiling { now, most } = self.ceiling;
+        let allowance = (now < most).then(|| Allowance::new(now, most));
         let parts = Part::of(ticket, self.prompts.len(), choices);
         let mut jobs = Vec::with_capacity(parts.len());
         for (n, ticket) in parts.into_iter().enumerate() {
@@ -395,7 +413,8 @@ impl Plan {
             });
             jobs.push(Job {
                 prompt: prompt.tokens.clone(),
-                max_output: self.max_output,
+                max_output: most,
+                allowance: allowance.clone(),
                 // The first is what it would be alone.
                 sampling: Sampling {
                     seed: self.sampling.seed.wrapping_add(n as u64),

@@ -2,7 +2,7 @@
 
 use axum::http::HeaderMap;
 use seatbelt_schemas::neuron::{
-    HEADER_ACCOUNT, HEADER_DEADLINE_MS, HEADER_KEY, HEADER_MAX_INPUT_TOKENS,
+    HEADER_ACCOUNT, HEADER_DEADLINE_MS, HEADER_GROWS_TO, HEADER_KEY, HEADER_MAX_INPUT_TOKENS,
     HEADER_MAX_OUTPUT_TOKENS, HEADER_RESERVATION,
 };
 
@@ -18,6 +18,8 @@ pub(super) struct Limits {
     pub(super) input_tokens: Option<usize>,
     /// None are reserved for embeddings.
     pub(super) output_tokens: Option<usize>,
+    /// What may come to be reserved of output while it runs, where more than that may.
+    pub(super) grows_to: Option<usize>,
     pub(super) deadline_ms: Option<u64>,
 }
 
@@ -53,6 +55,7 @@ pub(super) fn limits(headers: &HeaderMap) -> Result<Limits, ErrorAnswer> {
     Ok(Limits {
         input_tokens: tokens(HEADER_MAX_INPUT_TOKENS)?,
         output_tokens: tokens(HEADER_MAX_OUTPUT_TOKENS)?,
+        grows_to: tokens(HEADER_GROWS_TO)?,
         deadline_ms: number(headers, HEADER_DEADLINE_MS)?,
     })
 }
@@ -89,11 +92,13 @@ mod tests {
             (HEADER_KEY, "key-1"),
             (HEADER_MAX_INPUT_TOKENS, "10"),
             (HEADER_MAX_OUTPUT_TOKENS, "20"),
+            (HEADER_GROWS_TO, "30"),
             (HEADER_DEADLINE_MS, "1700000000000"),
         ]);
         let expected = Limits {
             input_tokens: Some(10),
             output_tokens: Some(20),
+            grows_to: Some(30),
             deadline_ms: Some(1_700_000_000_000),
         };
         assert_eq!(limits(&all).unwrap(), expected);
@@ -113,6 +118,7 @@ mod tests {
             (HEADER_MAX_INPUT_TOKENS, "-1"),
             (HEADER_MAX_OUTPUT_TOKENS, "1.5"),
             (HEADER_DEADLINE_MS, "soon"),
+            (HEADER_GROWS_TO, "more"),
             (HEADER_ACCOUNT, "a b"),
             (HEADER_RESERVATION, ""),
         ] {

@@ -133,6 +133,14 @@ impl Outbox {
         n
     }
 
+    /// Notes that what is to report should an end never be written is something else by now. Waits for that to be on
+    /// file: what it allows may begin only then.
+    pub(super) fn begin_again(&self, n: u64, id: String, event: Bytes) -> Durable {
+        let (done, written) = oneshot::channel();
+        self.write(Record::Begun { n, id, event }, Some(done));
+        Durable(Some(written))
+    }
+
     /// Takes the event of a request that ended.
     pub(super) fn end(&self, begun: Option<u64>, id: String, event: Bytes) -> Durable {
         let n = begun.unwrap_or_else(|| self.number());
@@ -244,10 +252,8 @@ impl Writer {
             .into_iter()
             .map(|write| (write.record, write.done))
             .unzip();
-        // Only ends are promised to anyone; the rest may be lost with the power, not with the process.
-        let sync = records
-            .iter()
-            .any(|record| matches!(record, Record::Ended { .. }));
+        // Only what somebody waits for is promised; the rest may be lost with the power, not with the process.
+        let sync = dones.iter().any(Option::is_some);
         let written = self.file.append(&records, sync);
         if let Err(error) = &written
             && !self.is_broken()

@@ -68,6 +68,11 @@ impl Part {
             .collect()
     }
 
+    /// The ticket of its request.
+    pub(crate) fn shared(&self) -> SharedTicket {
+        SharedTicket(Arc::clone(&self.whole))
+    }
+
     /// Who pays, where the caller named it.
     pub(crate) fn account(&self) -> Option<&AccountId> {
         self.account.as_ref()
@@ -139,6 +144,17 @@ impl Drop for Part {
             // Only an engine that broke drops it.
             drop(self.close(NeuronOutcome::Failed, Times::default()));
         }
+    }
+}
+
+/// The ticket of a request that runs, for whoever lets it write more.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedTicket(Arc<Mutex<Whole>>);
+
+impl SharedTicket {
+    /// Its answers may write so much together by now: once that is on file. Nothing where it has ended.
+    pub(crate) fn grows(&self, max_output: usize) -> Option<Durable> {
+        lock(&self.0).ticket.as_ref()?.grows(max_output)
     }
 }
 

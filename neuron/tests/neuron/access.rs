@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::common::{Answer, Neuron, chat, secret};
 
-const CHAT: &str = "/v1/chat/completions";
+pub(crate) const CHAT: &str = "/v1/chat/completions";
 
 async fn closed() -> Neuron {
     Neuron::with(|config| config.open = false).await
@@ -27,9 +27,9 @@ fn deadline(ahead: i64) -> String {
     now.saturating_add_signed(ahead).to_string()
 }
 
-type Headers = Vec<(&'static str, String)>;
+pub(crate) type Headers = Vec<(&'static str, String)>;
 
-fn bounds(reservation: &str) -> Headers {
+pub(crate) fn bounds(reservation: &str) -> Headers {
     vec![
         (HEADER_RESERVATION, reservation.to_owned()),
         (HEADER_MAX_OUTPUT_TOKENS, "3".to_owned()),
@@ -38,7 +38,12 @@ fn bounds(reservation: &str) -> Headers {
 }
 
 /// Adds what a gateway with this secret would sign of a call.
-fn signed(secret: &NeuronSecret, path: &str, mut headers: Headers, body: &Value) -> Headers {
+pub(crate) fn signed(
+    secret: &NeuronSecret,
+    path: &str,
+    mut headers: Headers,
+    body: &Value,
+) -> Headers {
     let neuron = NeuronId::new("neuron-1").unwrap();
     let told = |name| {
         let header = headers.iter().find(|(known, _)| *known == name);
@@ -50,7 +55,7 @@ fn signed(secret: &NeuronSecret, path: &str, mut headers: Headers, body: &Value)
     headers
 }
 
-async fn post(neuron: &Neuron, path: &str, headers: &Headers, body: &Value) -> Answer {
+pub(crate) async fn post(neuron: &Neuron, path: &str, headers: &Headers, body: &Value) -> Answer {
     let headers: Vec<_> = headers
         .iter()
         .map(|(name, value)| (*name, value.as_str()))

@@ -11,6 +11,7 @@ mod answers;
 mod arrivals;
 mod choices;
 mod embeddings;
+mod limits;
 mod nats;
 mod real_model;
 mod reports;

@@ -11,7 +11,7 @@ use ring::hmac;
 use sha2::{Digest, Sha256};
 
 use super::{
-    HEADER_ACCOUNT, HEADER_DEADLINE_MS, HEADER_KEY, HEADER_MAX_INPUT_TOKENS,
+    HEADER_ACCOUNT, HEADER_DEADLINE_MS, HEADER_GROWS_TO, HEADER_KEY, HEADER_MAX_INPUT_TOKENS,
     HEADER_MAX_OUTPUT_TOKENS, HEADER_RESERVATION,
 };
 use crate::ids::NeuronId;
@@ -118,6 +118,8 @@ pub struct Call<'a> {
     /// The neuron's own: an address may have more in front.
     path: &'a str,
     headers: [Option<&'a [u8]>; SIGNED.len()],
+    /// Signed only where it is there, so that a call without it is signed as it ever was.
+    grows_to: Option<&'a [u8]>,
 }
 
 impl<'a> Call<'a> {
@@ -128,12 +130,13 @@ impl<'a> Call<'a> {
         path: &'a str,
         header: impl Fn(&'static str) -> Option<&'a [u8]>,
     ) -> Self {
-        let headers = SIGNED.map(header);
+        let headers = SIGNED.map(&header);
         Self {
             neuron,
             method,
             path,
             headers,
+            grows_to: header(HEADER_GROWS_TO),
         }
     }
 
@@ -143,7 +146,9 @@ impl<'a> Call<'a> {
         let known = [VERSION, self.neuron.as_str(), self.method, self.path];
         let known = known.map(|part| Some(part.as_bytes()));
         let parts = known.into_iter().chain(self.headers);
-        for part in parts.chain([Some(body.0.as_slice())]) {
+        let parts = parts.chain([Some(body.0.as_slice())]);
+        // one part more is another text, whatever the parts are
+        for part in parts.chain(self.grows_to.map(Some)) {
             text.push(u8::from(part.is_some()));
             let part = part.unwrap_or_default();
             text.extend((part.len() as u64).to_be_bytes());
@@ -166,8 +171,8 @@ mod tests {
     }
 
     fn call<'a>(neuron: &'a NeuronId, path: &'a str, values: &[Option<&'a str>]) -> Call<'a> {
-        let at = |name| SIGNED.iter().position(|signed| *signed == name).unwrap();
-        let value = |name| values[at(name)].map(str::as_bytes);
+        let at = |name| SIGNED.iter().position(|signed| *signed == name);
+        let value = |name| values[at(name)?].map(str::as_bytes);
         Call::new(neuron, "POST", path, value)
     }
 
@@ -226,6 +231,30 @@ mod tests {
         assert!(!knows(get));
         let moved = ["ra", "", "k", "3", "4", "99"].map(Some);
         assert!(!knows(call(&neuron, "/p", &moved)));
+    }
+
+    #[test]
+    fn how_far_a_reservation_may_grow_is_signed_where_it_is_said() {
+        let neuron = neuron();
+        let growing = |to: Option<&'static str>| {
+            Call::new(&neuron, "POST", "/p", move |name| {
+                let signed = SIGNED.iter().position(|signed| *signed == name);
+                let value = signed.map_or(to, |at| values()[at]);
+                value.map(str::as_bytes)
+            })
+        };
+        let signature = secret().sign(&growing(Some("8")), &BodyHash::of(b"body"));
+        let knows = |to| {
+            secret()
+                .verify(&growing(to), signature.as_bytes())
+                .is_some()
+        };
+        assert!(knows(Some("8")));
+        for other in [None, Some(""), Some("9")] {
+            assert!(!knows(other), "{other:?}");
+        }
+        let plain = secret().verify(&growing(None), signed().as_bytes());
+        assert!(plain.is_some(), "who says nothing signs as ever");
     }
 
     #[test]

@@ -26,6 +26,7 @@ fn jobs(
         .map(|(n, ticket)| Job {
             prompt: prompts[n / choices].clone(),
             max_output: 5,
+            allowance: None,
             sampling: Sampling::greedy(),
             eos: vec![257],
             stops: Vec::new(),
