@@ -13,7 +13,7 @@ use async_nats::{
     HeaderMap, HeaderValue,
     header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
     jetstream::{
-        ErrorCode,
+        self, ErrorCode,
         stream::{LastRawMessageError, LastRawMessageErrorKind},
     },
 };
@@ -251,6 +251,18 @@ impl Bucket {
         purged.map_err(|error| self.error("purge", key, error))
     }
 
+    /// Takes out what was written at one revision, and leaves no mark that it was there. What a key has by now of
+    /// another revision stays.
+    pub async fn take_back(&self, revision: Revision) -> Result<(), StoreError> {
+        let subject = format!("STREAM.MSG.DELETE.{}", self.stream());
+        let body = serde_json::json!({ "seq": revision.0, "no_erase": true });
+        match ask::<serde_json::Value>(&self.nats, subject, &body).await {
+            Err(JetStreamError::Refused(error)) if is_gone_already(&error) => Ok(()),
+            Err(error) => Err(self.error("take back", &revision.0.to_string(), error)),
+            Ok(_) => Ok(()),
+        }
+    }
+
     /// Every key that begins so, at most as many as a server tells in one answer.
     pub async fn keys(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         let page = self.page(&self.subject(&format!("{prefix}.>")), 0).await;
@@ -343,6 +355,14 @@ struct Page {
 struct PageState {
     #[serde(default)]
     subjects: BTreeMap<String, u64>,
+}
+
+/// Whether a message was not deleted since nothing is at its place any more.
+fn is_gone_already(error: &jetstream::Error) -> bool {
+    let code = error.error_code();
+    code == ErrorCode::SEQUENCE_NOT_FOUND
+        || (code == ErrorCode::STREAM_MESSAGE_DELETE_FAILED
+            && error.to_string().contains("no message"))
 }
 
 fn is_gone(error: &LastRawMessageError) -> bool {

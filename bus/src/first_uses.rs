@@ -1,7 +1,7 @@
 //! The bucket of requests that clients may repeat: what each of their keys was used for first.
 //!
 //! A first use is written where nobody wrote before, and another one over it only where that one is known to have
-//! come to nothing. It grows old in a day. It cannot be made again: where the bucket is lost, a request that is
+//! come to nothing. One that came to nothing at once is taken out again. It grows old in a day. It cannot be made again: where the bucket is lost, a request that is
 //! repeated is a new one.
 
 use std::time::Duration;
@@ -57,15 +57,21 @@ impl FirstUses {
         Ok((Some(first), kept.revision))
     }
 
-    /// Writes a first use, where the key is at the `expected` revision; once this is done, it lasts.
+    /// Writes a first use, where the key is at the `expected` revision, and gives the new one; once this is done,
+    /// it lasts.
     pub async fn write(
         &self,
         name: &str,
         expected: Revision,
         first: &FirstUse,
-    ) -> Result<(), WriteError> {
+    ) -> Result<Revision, WriteError> {
         let value = wire::encode(first).into();
-        self.bucket.write(name, expected, value).await?;
-        Ok(())
+        self.bucket.write(name, expected, value).await
+    }
+
+    /// Takes out what was written at a revision, as if it never had been; not what somebody wrote over it. Nothing of
+    /// it takes room any more.
+    pub async fn take_back(&self, written: Revision) -> Result<(), StoreError> {
+        self.bucket.take_back(written).await
     }
 }

@@ -244,6 +244,9 @@ impl<'a> Grants<'a> {
             self.get(&kv(&bucket));
             self.publish(&keys(&bucket, "*"));
         }
+        // of what was refused nothing stays, or whoever has no money fills it
+        let first_uses = kv(&names.first_use_bucket());
+        self.api(&format!("STREAM.MSG.DELETE.{first_uses}"));
         // one that is damaged is made again
         self.api(&format!("STREAM.DELETE.{}", kv(&names.lease_bucket())));
         // where it is lost while requests are served
@@ -443,8 +446,17 @@ mod tests {
 
     #[test]
     fn nobody_that_serves_changes_a_stream_or_removes_what_is_true() {
-        for verb in ["MSG.DELETE.>", "RESTORE.>", "SNAPSHOT.>"] {
+        for verb in ["RESTORE.>", "SNAPSHOT.>"] {
             check_publishers(&format!("$JS.API.STREAM.{verb}"), &[]);
+        }
+        for stream in Grants::new(&Names::default(), Partitions::try_from(4).unwrap()).streams() {
+            let taken_back = stream == "KV_SEATBELT_IDEMPOTENCE";
+            let who: &[_] = if taken_back {
+                &[NatsRole::Gateway]
+            } else {
+                &[]
+            };
+            check_publishers(&format!("$JS.API.STREAM.MSG.DELETE.{stream}"), who);
         }
         check_publishers("$JS.API.STREAM.UPDATE.>", &[NatsRole::Provisioning]);
         for stream in ["SEATBELT_JOURNAL_00", "SEATBELT_USAGE"] {

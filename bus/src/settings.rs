@@ -173,6 +173,8 @@ impl Settings {
     pub fn first_uses(names: &Names, replicas: u8) -> Self {
         let mut settings = Self::bucket(&names.first_use_bucket(), replicas);
         settings.config.max_messages = FIRST_USES_MAX;
+        // what was refused is taken out again
+        settings.config.deny_delete = false;
         settings.for_at_most(FIRST_USE_MAX_AGE)
     }
 

@@ -98,6 +98,38 @@ pub(crate) struct Patience {
     pub(crate) request_timeout: Duration,
 }
 
+/// Why nothing is held for a request.
+#[derive(Debug)]
+pub(crate) enum NotHeld {
+    /// The ledger said no: nothing is reserved under its id.
+    Denied(ApiError),
+    /// Whether it is reserved is not known. It is given back, or ends by its deadline.
+    Unknown(ApiError),
+}
+
+impl From<&CommandError> for NotHeld {
+    fn from(error: &CommandError) -> Self {
+        let told = ApiError::from_command(error);
+        match error {
+            CommandError::Invalid { .. }
+            | CommandError::UnknownAccount { .. }
+            | CommandError::UnknownKey { .. }
+            | CommandError::KeyRevoked { .. }
+            | CommandError::RunEnded { .. }
+            | CommandError::TooManyRuns { .. } => Self::Denied(told),
+            _ => Self::Unknown(told),
+        }
+    }
+}
+
+impl From<NotHeld> for ApiError {
+    fn from(why: NotHeld) -> Self {
+        match why {
+            NotHeld::Denied(error) | NotHeld::Unknown(error) => error,
+        }
+    }
+}
+
 impl Gate {
     pub(crate) fn new(
         ledger: Arc<dyn Ledger>,
@@ -155,7 +187,7 @@ impl Gate {
         self: &Arc<Self>,
         want: Want,
     ) -> Result<(Reservation, Grant), ApiError> {
-        self.reserve_as(self.command_id(), want).await
+        Ok(self.reserve_as(self.command_id(), want).await?)
     }
 
     /// The same, under an id that somebody knows already.
@@ -163,7 +195,7 @@ impl Gate {
         self: &Arc<Self>,
         id: CommandId,
         want: Want,
-    ) -> Result<(Reservation, Grant), ApiError> {
+    ) -> Result<(Reservation, Grant), NotHeld> {
         let command = self.reserve_command(id, &want);
         let deadline_ms = command.deadline_ms;
         match self.decided(command).await? {
@@ -174,7 +206,8 @@ impl Gate {
                 if let Some(of_key) = self.metrics.of_key(&want.account, &want.key) {
                     of_key.refused(&refusal);
                 }
-                Err(ApiError::refused(&refusal, (self.clock)()))
+                let refused = ApiError::refused(&refusal, (self.clock)());
+                Err(NotHeld::Denied(refused))
             }
         }
     }
@@ -204,7 +237,7 @@ impl Gate {
 
     /// The ledger's decision. Where none is known, because the caller left or the ledger did not
     /// answer, what may have been held is released.
-    async fn decided(self: &Arc<Self>, command: Reserve) -> Result<ReserveOutcome, ApiError> {
+    async fn decided(self: &Arc<Self>, command: Reserve) -> Result<ReserveOutcome, NotHeld> {
         let asked_at = Instant::now();
         let (account, key) = (command.account.clone(), command.key.clone());
         let mut undelivered = Undelivered {
@@ -219,7 +252,8 @@ impl Gate {
             biased;
             answer = timeout(patience, self.ledger.reserve(command)) => answer,
             () = self.stopped(tokio::time::Instant::now()) => {
-                return Err(ApiError::busy("the gateway is stopping, and room for the request is awaited"));
+                let busy = "the gateway is stopping, and room for the request is awaited";
+                return Err(NotHeld::Unknown(ApiError::busy(busy)));
             }
         };
         let away = matches!(answer, Err(_) | Ok(Err(CommandError::Unavailable { .. })));
@@ -230,9 +264,8 @@ impl Gate {
             self.metrics.stage(Stage::Reserve, asked_at.elapsed());
         }
         let late = || ApiError::ledger_unavailable("reserve was not answered in time");
-        answer
-            .map_err(|_| late())?
-            .map_err(|error| ApiError::from_command(&error))
+        let answer = answer.map_err(|_| NotHeld::Unknown(late()))?;
+        answer.map_err(|error| NotHeld::from(&error))
     }
 
     /// Whether a cap of the key has nothing left, even when all that is held comes back. Asked for only where

@@ -3,14 +3,19 @@
 //!
 //! Before anything is reserved it is written which reservation the key stands for, and only where nobody wrote
 //! before. Whoever repeats the request finds that, and the ledger says what became of it. Where nothing came of it,
-//! the request goes on under a reservation of its own. Not here: how first uses are kept, and answers, which are gone.
+//! the request goes on under a reservation of its own. What is refused leaves nothing behind, and an account has a
+//! share of what is kept (ADR 0066): no one shuts it for others. Not here: how first uses are kept, and answers, which are gone.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::HeaderMap;
 use futures::future::BoxFuture;
 use seatbelt_dialects::{Api, Exact, Fields};
 use seatbelt_schemas::{
+    chain::in_one_line,
     command::{Fate, Grant},
     first_use::FirstUse,
     ids::{AccountId, ReservationId},
@@ -18,19 +23,29 @@ use seatbelt_schemas::{
     position::Position,
 };
 use sha2::{Digest, Sha256};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use crate::{
     clock::{Clock, ms},
     config::KeyEntry,
-    error::{ApiError, Case},
-    gate::{Gate, Reservation, Want},
+    error::{ApiError, Case, Seldom},
+    gate::{Gate, NotHeld, Reservation, Want},
     receive::{Caller, IDEMPOTENCY_KEY, Received},
 };
+
+mod shares;
+
+use shares::{Hour, PER_ACCOUNT_MAX, Shares};
 
 /// Longest such key.
 const LEN_MAX: usize = 255;
 /// Reservations that one request may have had, one in the place of another, and more.
 const ATTEMPTS_MAX: usize = 128;
+/// How often a write is tried again where what was there is gone.
+const WRITES_MAX: usize = 4;
+/// How long a refusal waits until what was written is taken back.
+const TAKE_BACK_WAIT: Duration = Duration::from_secs(1);
 /// How long after the time for a reserve nobody asks for it any more: clocks differ.
 const UNSURE: Duration = Duration::from_secs(5);
 
@@ -45,14 +60,17 @@ pub trait FirstUseStore: Send + Sync {
         name: String,
     ) -> BoxFuture<'static, Result<(Option<FirstUse>, u64), FirstUseFailure>>;
 
-    /// Writes one where the name is at that revision, zero where it never was written; answers once it lasts. False
-    /// where somebody else wrote.
+    /// Writes one where the name is at that revision, zero where it never was written; answers once it lasts, with
+    /// the revision that it has. Nothing where somebody else wrote.
     fn write(
         &self,
         name: String,
         revision: u64,
         first: FirstUse,
-    ) -> BoxFuture<'static, Result<bool, FirstUseFailure>>;
+    ) -> BoxFuture<'static, Result<Option<u64>, FirstUseFailure>>;
+
+    /// Takes out what was written at a revision, and nothing else; no trace of it takes room.
+    fn take_back(&self, revision: u64) -> BoxFuture<'static, Result<(), FirstUseFailure>>;
 }
 
 /// A request under a key of its client's, of which nothing came so far.
@@ -89,11 +107,23 @@ impl Named {
     }
 }
 
+/// A first use that was written.
+#[must_use]
+pub(crate) struct Written {
+    account: AccountId,
+    revision: u64,
+    /// To which it counts.
+    hour: Hour,
+}
+
 /// Lets each of them through once.
 pub(crate) struct Repeats {
     kept: Option<Arc<dyn FirstUseStore>>,
     gate: Arc<Gate>,
     clock: Clock,
+    tracker: TaskTracker,
+    shares: Arc<Shares>,
+    seldom: Arc<Seldom>,
 }
 
 impl Repeats {
@@ -101,11 +131,15 @@ impl Repeats {
         kept: Option<Arc<dyn FirstUseStore>>,
         gate: &Arc<Gate>,
         clock: &Clock,
+        tracker: &TaskTracker,
     ) -> Self {
         Self {
             kept,
             gate: Arc::clone(gate),
             clock: Arc::clone(clock),
+            tracker: tracker.clone(),
+            shares: Arc::new(Shares::new(PER_ACCOUNT_MAX)),
+            seldom: Arc::default(),
         }
     }
 
@@ -144,15 +178,15 @@ impl Repeats {
         };
         let id = self.gate.command_id();
         let until_ms = self.until_ms(self.gate.patience_for(&want));
-        if !self.write(&named, id.into(), until_ms).await? {
-            return Err(match self.became(&mut named).await? {
-                Became::Nothing => {
-                    ApiError::busy("another request came under the same Idempotency-Key")
-                }
-                became => refused(&became),
-            });
-        }
-        let (reservation, grant) = self.gate.reserve_as(id, want).await?;
+        let written = self.first(&mut named, id.into(), until_ms).await?;
+        let (reservation, grant) = match self.gate.reserve_as(id, want).await {
+            Ok(held) => held,
+            Err(NotHeld::Denied(error)) => {
+                self.take_back(written).await;
+                return Err(error);
+            }
+            Err(NotHeld::Unknown(error)) => return Err(error),
+        };
         // whoever asked since took it that this never would be
         if (self.clock)() >= until_ms {
             reservation.release("reserved too late").await;
@@ -182,29 +216,90 @@ impl Repeats {
         }
     }
 
+    /// Writes which reservation a request becomes; an error where another one came first, of which something came.
+    async fn first(
+        &self,
+        named: &mut Named,
+        reservation: ReservationId,
+        until_ms: u64,
+    ) -> Result<Written, ApiError> {
+        for _ in 0..WRITES_MAX {
+            if let Some(written) = self.write(named, reservation, until_ms).await? {
+                return Ok(written);
+            }
+            match self.became(named).await? {
+                // that one was refused, and what was written of it is taken back
+                Became::Nothing => {}
+                became => return Err(refused(&became)),
+            }
+        }
+        let message = "other requests came under the same Idempotency-Key";
+        Err(ApiError::busy(message))
+    }
+
     /// Until when anybody reserves what is written now, if its answer is awaited for so long.
     pub(crate) fn until_ms(&self, patience: Duration) -> u64 {
         (self.clock)().saturating_add(ms(patience + UNSURE))
     }
 
-    /// Writes which reservation a request becomes; false where somebody was quicker.
+    /// Writes which reservation a request becomes; nothing where somebody was quicker.
     pub(crate) async fn write(
         &self,
         named: &Named,
         reservation: ReservationId,
         until_ms: u64,
-    ) -> Result<bool, ApiError> {
+    ) -> Result<Option<Written>, ApiError> {
+        let kept = self.kept()?;
+        let account = &named.account;
+        let Some(hour) = self.shares.take(account, (self.clock)()) else {
+            return Err(ApiError::too_many_first_uses(self.shares.most()));
+        };
         let first = FirstUse {
             v: FirstUse::VERSION,
             asked: named.asked,
             reservation,
             until_ms,
         };
-        let written = self
-            .kept()?
-            .write(named.name.clone(), named.revision, first);
-        let written = written.await;
-        written.map_err(|error| ApiError::first_uses_away(error.to_string()))
+        let written = kept.write(named.name.clone(), named.revision, first).await;
+        if let Ok(Some(revision)) = written {
+            let account = account.clone();
+            return Ok(Some(Written {
+                account,
+                revision,
+                hour,
+            }));
+        }
+        self.shares.give_back(account, hour);
+        let written = written.map_err(|error| ApiError::first_uses_away(error.to_string()))?;
+        debug_assert_eq!(written, None, "what was written was returned");
+        Ok(None)
+    }
+
+    /// Takes out what was written of a request that was refused: it costs nothing, and is to take no room of
+    /// others. Goes on where the caller leaves; where it fails, it stays for a day and counts.
+    pub(crate) async fn take_back(&self, written: Written) {
+        let Ok(kept) = self.kept() else {
+            return;
+        };
+        let taking = kept.take_back(written.revision);
+        let (shares, seldom) = (Arc::clone(&self.shares), Arc::clone(&self.seldom));
+        let taken = self.tracker.spawn(async move {
+            match taking.await {
+                Ok(()) => shares.give_back(&written.account, written.hour),
+                Err(error) => {
+                    let error = in_one_line(&*error);
+                    if let Some(left_out) = seldom.note(&error, Instant::now()) {
+                        tracing::warn!(
+                            error,
+                            left_out,
+                            "a refused request's Idempotency-Key stays kept for a day"
+                        );
+                    }
+                }
+            }
+        });
+        // the refusal waits for it, so that refusals are no quicker than it is
+        let _ = timeout(TAKE_BACK_WAIT, taken).await;
     }
 
     fn kept(&self) -> Result<&Arc<dyn FirstUseStore>, ApiError> {
@@ -343,27 +438,32 @@ mod tests {
             _: String,
             _: u64,
             _: FirstUse,
-        ) -> BoxFuture<'static, Result<bool, FirstUseFailure>> {
-            async { Ok(true) }.boxed()
+        ) -> BoxFuture<'static, Result<Option<u64>, FirstUseFailure>> {
+            async { Ok(Some(1)) }.boxed()
+        }
+
+        fn take_back(&self, _: u64) -> BoxFuture<'static, Result<(), FirstUseFailure>> {
+            async { Ok(()) }.boxed()
+        }
+    }
+
+    fn named(account: AccountId) -> Named {
+        Named {
+            account,
+            name: "n".to_owned(),
+            asked: [0; 32],
+            revision: 0,
         }
     }
 
     /// What a gateway asks for that wakes up so much later than it wrote what it would reserve.
     async fn asked_when_late_by(late: Duration) -> Vec<Asked> {
         let stub = Arc::new(Stub::default());
-        let (gate, _, _) = testing::gate(&stub);
+        let (gate, _, tracker) = testing::gate(&stub);
         let (now_ms, late_ms) = (AtomicU64::new(1_700_000_000_000), ms(late));
-        let repeats = Repeats {
-            kept: Some(Arc::new(Empty)),
-            gate,
-            clock: Arc::new(move || now_ms.fetch_add(late_ms, SeqCst)),
-        };
-        let named = Named {
-            account: testing::key().account,
-            name: "n".to_owned(),
-            asked: [0; 32],
-            revision: 0,
-        };
+        let clock: Clock = Arc::new(move || now_ms.fetch_add(late_ms, SeqCst));
+        let repeats = Repeats::new(Some(Arc::new(Empty)), &gate, &clock, &tracker);
+        let named = named(testing::key().account);
         let reserved = repeats.reserve(Some(named), testing::want()).await;
         if let Ok((reservation, _)) = reserved {
             reservation.settle(testing::report(1)).await.unwrap();
@@ -378,6 +478,30 @@ mod tests {
         assert_eq!(late.last(), Some(&released));
         let in_time = asked_when_late_by(Duration::from_secs(1)).await;
         assert!(matches!(in_time.last(), Some(Asked::Settle(..))));
+    }
+
+    #[tokio::test]
+    async fn an_account_that_has_its_share_is_refused_and_others_go_on() {
+        let stub = Arc::new(Stub::default());
+        let (gate, _, tracker) = testing::gate(&stub);
+        let clock: Clock = Arc::new(|| 1_700_000_000_000);
+        let mut repeats = Repeats::new(Some(Arc::new(Empty)), &gate, &clock, &tracker);
+        repeats.shares = Arc::new(Shares::new(3));
+        let own = named(testing::key().account);
+        let asks = async |named: &Named| {
+            let asked = repeats.reserve(Some(named.clone()), testing::want()).await;
+            let (reservation, _) = asked.map_err(|error| error.code())?;
+            reservation.release("test").await;
+            Ok(())
+        };
+        for _ in 0..3 {
+            assert_eq!(asks(&own).await, Ok(()));
+        }
+        let reserves = stub.asked().len();
+        assert_eq!(asks(&own).await, Err("too_many_idempotency_keys"));
+        assert_eq!(stub.asked().len(), reserves, "the ledger is not asked");
+        let other = named(AccountId::new("other").unwrap());
+        assert_eq!(asks(&other).await, Ok(()));
     }
 
     fn headers(values: &[&str]) -> HeaderMap {

@@ -212,7 +212,7 @@ fn app(
     let (secret, clock) = (&parts.neuron_secret, &parts.clock);
     let shared = (&gate, &metrics);
     let planner = planner(&client, secret, clock, &catalog, parts.threads, shared);
-    let repeats = Arc::new(Repeats::new(parts.first_uses, &gate, clock));
+    let repeats = Arc::new(Repeats::new(parts.first_uses, &gate, clock, &tracker));
     Ok(App {
         receiver: Receiver::new(
             Arc::clone(&keyring),

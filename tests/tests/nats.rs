@@ -225,6 +225,36 @@ async fn a_key_of_a_request_has_one_first_use_until_that_is_known_to_be_nothing(
 }
 
 #[tokio::test]
+async fn what_was_refused_is_taken_back_and_nothing_that_came_after() {
+    let nats = TestNats::start().await;
+    let (connection, names) = provisioned(&nats).await;
+    let uses = FirstUses::at(&connection, &names);
+    let first = |until_ms| FirstUse {
+        v: FirstUse::VERSION,
+        asked: [1; 32],
+        reservation: "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
+        until_ms,
+    };
+    let kept = uses.write("k", Revision(0), &first(1)).await.unwrap();
+    let refused = uses.write("l", Revision(0), &first(2)).await.unwrap();
+    uses.take_back(refused).await.unwrap();
+    uses.take_back(refused).await.expect("is gone already");
+    assert_eq!(uses.find("l").await.unwrap(), (None, Revision(0)));
+    // who found it before, and writes over it, is told to look again
+    let moved = uses.write("l", refused, &first(3)).await;
+    assert!(matches!(moved, Err(WriteError::Moved)), "{moved:?}");
+    let anew = uses.write("l", Revision(0), &first(3)).await.unwrap();
+    // who wrote over it keeps what is written
+    let over = uses.write("l", anew, &first(4)).await.unwrap();
+    uses.take_back(anew).await.unwrap();
+    assert_eq!(uses.find("l").await.unwrap(), (Some(first(4)), over));
+    assert_eq!(uses.find("k").await.unwrap(), (Some(first(1)), kept));
+    let stream = format!("KV_{}", names.first_use_bucket());
+    let stream = connection.jetstream().get_stream(stream).await.unwrap();
+    assert_eq!(stream.cached_info().state.messages, 2, "and no marks");
+}
+
+#[tokio::test]
 async fn a_response_is_bound_once_and_found_by_its_id_alone() {
     let nats = TestNats::start().await;
     let (connection, names) = provisioned(&nats).await;

@@ -312,6 +312,10 @@ fn own_of_gateways() -> (Vec<String>, Vec<&'static str>) {
     publish.extend(texts(&["$KV.SEATBELT_META.journal.*"]));
     // one of which the server keeps nothing is made again
     publish.extend(texts(&["$JS.API.STREAM.DELETE.KV_SEATBELT_LEASES"]));
+    // what was refused is taken out again
+    publish.extend(texts(&[
+        "$JS.API.STREAM.MSG.DELETE.KV_SEATBELT_IDEMPOTENCE",
+    ]));
     for stream in [JOURNAL, "KV_SEATBELT_LEASES", "KV_SEATBELT_NEURONS"] {
         publish.extend(read(stream).into_iter().chain(follow(stream)));
     }

@@ -37,15 +37,20 @@ impl FirstUseStore for Kept {
         name: String,
         revision: u64,
         first: FirstUse,
-    ) -> BoxFuture<'static, Result<bool, FirstUseFailure>> {
+    ) -> BoxFuture<'static, Result<Option<u64>, FirstUseFailure>> {
         let kept = self.0.clone();
         async move {
             match kept.write(&name, Revision(revision), &first).await {
-                Ok(()) => Ok(true),
-                Err(WriteError::Moved) => Ok(false),
+                Ok(Revision(written)) => Ok(Some(written)),
+                Err(WriteError::Moved) => Ok(None),
                 Err(WriteError::Unreachable(error)) => Err(error.into()),
             }
         }
         .boxed()
+    }
+
+    fn take_back(&self, revision: u64) -> BoxFuture<'static, Result<(), FirstUseFailure>> {
+        let kept = self.0.clone();
+        async move { Ok(kept.take_back(Revision(revision)).await?) }.boxed()
     }
 }

@@ -52,6 +52,14 @@ impl ApiError {
             .log(log)
     }
 
+    /// The account has as many keys kept as it may.
+    pub(crate) fn too_many_first_uses(most: u32) -> Self {
+        let message = format!(
+            "this account used {most} Idempotency-Keys within a day, which is as many as it may: leave that header out, or wait until some of them are a day old"
+        );
+        Self::new(Case::TooManyFirstUses, message)
+    }
+
     fn is_of(&mut self, reservation: ReservationId) {
         let id = HeaderValue::try_from(reservation.to_string());
         let id = id.expect("a reservation id is a valid header value");

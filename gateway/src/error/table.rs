@@ -33,6 +33,7 @@ pub(crate) enum Case {
     IdempotencyKeyReused,
     RequestInProgress,
     RequestAnswered,
+    TooManyFirstUses,
     MissingModelField,
     BodyTooLarge,
     BodyTimeout,
@@ -62,7 +63,7 @@ pub(super) struct Row {
 
 impl Case {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 29] = [
+    pub(super) const ALL: [Self; 30] = [
         Self::BalanceSpent,
         Self::WindowSpent,
         Self::WindowUnsatisfiable,
@@ -84,6 +85,7 @@ impl Case {
         Self::IdempotencyKeyReused,
         Self::RequestInProgress,
         Self::RequestAnswered,
+        Self::TooManyFirstUses,
         Self::MissingModelField,
         Self::BodyTooLarge,
         Self::BodyTimeout,
@@ -143,6 +145,8 @@ impl Case {
             Self::IdempotencyKeyReused => (S::UNPROCESSABLE_ENTITY, INVALID, REUSED, None),
             Self::RequestInProgress => (S::CONFLICT, INVALID, "request_in_progress", Some(true)),
             Self::RequestAnswered => (S::CONFLICT, INVALID, "request_answered", Some(false)),
+            // no rate: some clients would ask again, whatever is said
+            Self::TooManyFirstUses => (S::BAD_REQUEST, INVALID, "too_many_idempotency_keys", None),
             Self::MissingModelField => (S::BAD_REQUEST, INVALID, "missing_model_field", None),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, INVALID, "request_too_large", None),
             Self::BodyTimeout => (S::REQUEST_TIMEOUT, INVALID, "request_timeout", None),

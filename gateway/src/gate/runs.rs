@@ -14,7 +14,7 @@ use seatbelt_schemas::{
 };
 use tokio::time::timeout;
 
-use super::Gate;
+use super::{Gate, NotHeld};
 use crate::{
     clock::ms,
     config::KeyEntry,
@@ -26,6 +26,9 @@ const LOOKS_MAX: usize = 64;
 
 /// What is said of a run that is not open.
 const NOT_FOUND: &str = "run_not_found";
+
+/// By how much the clocks of gateways and writers may differ.
+const CLOCKS_DIFFER_MS: u64 = 2_000;
 
 /// What to open.
 pub(crate) struct Opening {
@@ -61,7 +64,7 @@ impl Gate {
     ) -> Result<Grant, ApiError> {
         let command = self.opening_command(self.command_id(), key, opening);
         let decided = self.decided(command).await?;
-        self.opened(key, decided)
+        Ok(self.opened(key, decided)?)
     }
 
     /// The same under an id that somebody else may ask for, so that the run is kept whether or not this caller is there
@@ -72,14 +75,15 @@ impl Gate {
         id: CommandId,
         opening: Opening,
         until_ms: u64,
-    ) -> Result<Grant, ApiError> {
+    ) -> Result<Grant, NotHeld> {
         let patience = self.patience_of(&opening);
         let command = self.opening_command(id, key, opening);
         let (gate, own) = (Arc::clone(self), Arc::clone(key));
         let asked = self
             .tracker
             .spawn(async move { gate.open_before(until_ms, &own, command).await });
-        let late = || ApiError::ledger_unavailable("the opening of a run was not answered in time");
+        let late = "the opening of a run was not answered in time";
+        let late = || NotHeld::Unknown(ApiError::ledger_unavailable(late));
         let answer = timeout(patience, asked).await.map_err(|_| late())?;
         let decided = answer.map_err(|_| late())??;
         self.opened(key, decided)
@@ -90,17 +94,38 @@ impl Gate {
         until_ms: u64,
         key: &KeyEntry,
         command: Reserve,
-    ) -> Result<ReserveOutcome, ApiError> {
+    ) -> Result<ReserveOutcome, NotHeld> {
         let id = command.id.into();
+        let run = command.run.clone();
         let decided = self.ledger.reserve(command).await;
-        let decided = decided.map_err(|error| ApiError::from_command(&error))?;
+        let decided = decided.map_err(|error| NotHeld::from(&error))?;
         let is_open = matches!(decided, ReserveOutcome::Reserved(_));
-        if is_open && (self.clock)() >= until_ms {
+        if is_open
+            && (self.clock)() >= until_ms
+            && !self.was_opened_before(until_ms, key, run.as_ref()).await?
+        {
             let late = self.release_command(&key.account, &key.key, id, "opened too late");
             self.follow_up_release(late);
-            return Err(ApiError::busy("the run took too long to be opened"));
+            let busy = ApiError::busy("the run took too long to be opened");
+            return Err(NotHeld::Unknown(busy));
         }
         Ok(decided)
+    }
+
+    /// Whether the ledger opened a run while whoever asked for it again was still told to wait: then it may have been
+    /// handed out since, and is kept. What counts is when it was opened, and not when this gateway came to hear of it.
+    async fn was_opened_before(
+        &self,
+        until_ms: u64,
+        key: &KeyEntry,
+        run: Option<&RunId>,
+    ) -> Result<bool, NotHeld> {
+        let Some(run) = run else { return Ok(false) };
+        match self.run(key, run).await {
+            Ok(found) => Ok(found.run.opened_at_ms.saturating_add(CLOCKS_DIFFER_MS) < until_ms),
+            Err(error) if error.code() == NOT_FOUND => Ok(false),
+            Err(error) => Err(NotHeld::Unknown(error)),
+        }
     }
 
     /// How long the answer to an opening is awaited.
@@ -128,7 +153,7 @@ impl Gate {
         }
     }
 
-    fn opened(&self, key: &KeyEntry, decided: ReserveOutcome) -> Result<Grant, ApiError> {
+    fn opened(&self, key: &KeyEntry, decided: ReserveOutcome) -> Result<Grant, NotHeld> {
         match decided {
             ReserveOutcome::Reserved(grant) => {
                 self.mark(&key.account, grant.position);
@@ -137,7 +162,8 @@ impl Gate {
             ReserveOutcome::Refused(refusal) => {
                 self.mark(&key.account, refusal.position);
                 self.metrics.refused(refusal.reason);
-                Err(ApiError::refused(&refusal, (self.clock)()))
+                let refused = ApiError::refused(&refusal, (self.clock)());
+                Err(NotHeld::Denied(refused))
             }
         }
     }
@@ -251,18 +277,34 @@ mod tests {
     use super::*;
     use crate::gate::testing::{self, Asked, Stub};
 
-    /// Opens a run of which nobody counts on the opening from then on.
-    async fn opened_before(until_ms: u64) -> (bool, Vec<Asked>) {
-        let stub = Arc::new(Stub::default());
+    /// Opens a run of which nobody counts on the opening from then on; the ledger opened it at that time, or does not know
+    /// of it any more.
+    async fn opened_before(until_ms: u64, opened_at_ms: Option<u64>) -> (bool, Vec<Asked>) {
+        let budget: Budget = serde_json::from_str(r#"{"requests":1}"#).unwrap();
+        let key = Arc::new(testing::key());
+        let run = opened_at_ms.map(|opened_at_ms| {
+            Box::new(RunStanding {
+                reservation: CommandId::from_parts(1, 1).into(),
+                key: key.key.clone(),
+                budget,
+                opened_at_ms,
+                deadline_ms: u64::MAX,
+                within: Vec::new(),
+            })
+        });
+        let stub = Arc::new(Stub {
+            run,
+            ..Stub::default()
+        });
         let (gate, _, tracker) = testing::gate(&stub);
         let opening = Opening {
             run: RunId::new("r").unwrap(),
-            budget: serde_json::from_str(r#"{"requests":1}"#).unwrap(),
+            budget,
             deadline_ms: u64::MAX,
             within: None,
             wait: None,
         };
-        let (key, id) = (Arc::new(testing::key()), gate.command_id());
+        let id = gate.command_id();
         let opened = gate.open_run_to_keep(&key, id, opening, until_ms).await;
         tracker.close();
         tracker.wait().await;
@@ -270,16 +312,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_run_that_is_opened_too_late_is_given_back() {
+    async fn a_run_that_is_opened_too_late_is_given_back_and_one_that_is_heard_of_too_late_is_kept()
+    {
         let reserved = Asked::Reserve {
             input: 0,
             output: 0,
         };
         let released = Asked::Release("opened too late".to_owned());
-        assert_eq!(
-            opened_before(0).await,
-            (false, vec![reserved.clone(), released])
-        );
-        assert_eq!(opened_before(u64::MAX).await, (true, vec![reserved]));
+        let back = vec![reserved.clone(), Asked::Read, released];
+        assert_eq!(opened_before(10_000, None).await, (false, back.clone()));
+        assert_eq!(opened_before(10_000, Some(10_000)).await, (false, back));
+        // whoever asked again in between was told of it
+        let kept = vec![reserved.clone(), Asked::Read];
+        assert_eq!(opened_before(10_000, Some(5_000)).await, (true, kept));
+        let in_time = opened_before(u64::MAX, None).await;
+        assert_eq!(in_time, (true, vec![reserved]));
     }
 }

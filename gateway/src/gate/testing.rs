@@ -12,7 +12,7 @@ use seatbelt_ledger::api::{
 };
 use seatbelt_schemas::{
     cap::CapStanding,
-    command::Grant,
+    command::{Grant, RunStanding},
     event::{OnShort, OnUnknown, Report, Timings, UsageSource},
     ids::{AccountId, CapId, KeyId, ModelId},
     meter::{Amounts, Meter},
@@ -45,6 +45,8 @@ pub(crate) struct Stub {
     pub(crate) caps: Vec<CapStanding>,
     /// Whether there are more than these.
     pub(crate) more: bool,
+    /// The run that any question finds.
+    pub(crate) run: Option<Box<RunStanding>>,
     pub(crate) reserve_hangs: bool,
     /// Whether the second answer to a settle says that it lasts, or never comes.
     pub(crate) lasts: bool,
@@ -58,6 +60,7 @@ impl Default for Stub {
         Self {
             caps: Vec::new(),
             more: false,
+            run: None,
             reserve_hangs: false,
             lasts: true,
             settle: Box::new(|_| Ok(())),
@@ -149,7 +152,7 @@ impl Ledger for Stub {
             multiplier_ppm: None,
             caps: self.caps.clone(),
             live_keys: None,
-            run: None,
+            run: self.run.clone(),
             inside: Vec::new(),
             fate: None,
             more: self.more,

@@ -132,6 +132,7 @@ async fn what_came_to_nothing_may_be_asked_again() {
     let big = hi(100);
     let refused = status_and_body(under(&stack, "b", &big)).await;
     is(&refused, 429, "insufficient_quota");
+    assert_eq!(stack.first_uses.kept.lock().unwrap().len(), 1, "that of a");
     let credit = Admin {
         id: CommandId::from_parts(system_clock()(), 90),
         account: account(),
@@ -211,4 +212,23 @@ async fn what_another_model_answered_is_found() {
     let first = first.values().next().unwrap().0.reservation;
     assert_ne!(told.parse::<ReservationId>().unwrap(), first);
     assert_eq!((stack.upstream.hits(), second.hits()), (1, 1));
+}
+
+/// Whoever has no money left would fill what is kept for all.
+#[tokio::test]
+async fn what_was_refused_leaves_nothing_behind() {
+    let stack = Stack::balance(50).await;
+    for number in 0..20 {
+        let key = format!("k{number}");
+        let refused = status_and_body(under(&stack, &key, &hi(100))).await;
+        is(&refused, 429, "insufficient_quota");
+        let large = json!({"budget": {"tokens": 5000}});
+        let run = stack
+            .post("/v1/runs", &large)
+            .header("idempotency-key", &key);
+        is(&status_and_body(run).await, 429, "insufficient_quota");
+    }
+    assert_eq!(stack.first_uses.kept.lock().unwrap().len(), 0);
+    assert_eq!(ask(&stack, "k0").await.0, 200);
+    is(&ask(&stack, "k0").await, 409, "request_answered");
 }

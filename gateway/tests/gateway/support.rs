@@ -8,7 +8,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -477,6 +477,7 @@ impl ThreadStore for TestThreads {
 #[derive(Default)]
 pub(crate) struct TestFirstUses {
     pub(crate) kept: Arc<Mutex<HashMap<String, (FirstUse, u64)>>>,
+    written: Arc<AtomicU64>,
     /// Nothing is read or written.
     pub(crate) away: AtomicBool,
     /// Each key that is looked up or written.
@@ -500,19 +501,32 @@ impl FirstUseStore for TestFirstUses {
         name: String,
         revision: u64,
         first: FirstUse,
-    ) -> BoxFuture<'static, Result<bool, FirstUseFailure>> {
+    ) -> BoxFuture<'static, Result<Option<u64>, FirstUseFailure>> {
         self.asked.fetch_add(1, SeqCst);
         let (kept, away) = (Arc::clone(&self.kept), self.away.load(SeqCst));
+        let written = Arc::clone(&self.written);
         async move {
             unless_away(away)?;
             let mut kept = kept.lock().unwrap();
             let now = kept.get(&name).map_or(0, |(_, revision)| *revision);
             if now != revision {
-                return Ok(false);
+                return Ok(None);
             }
-            let next = kept.values().map(|(_, revision)| *revision).max();
-            kept.insert(name, (first, next.unwrap_or(0) + 1));
-            Ok(true)
+            let next = written.fetch_add(1, SeqCst) + 1;
+            kept.insert(name, (first, next));
+            Ok(Some(next))
+        }
+        .boxed()
+    }
+
+    fn take_back(&self, revision: u64) -> BoxFuture<'static, Result<(), FirstUseFailure>> {
+        let (kept, away) = (Arc::clone(&self.kept), self.away.load(SeqCst));
+        async move {
+            unless_away(away)?;
+            kept.lock()
+                .unwrap()
+                .retain(|_, (_, kept)| *kept != revision);
+            Ok(())
         }
         .boxed()
     }

@@ -15,7 +15,7 @@ use crate::{
     app::App,
     config::{KeyEntry, Within},
     error::ApiError,
-    gate::runs::Opening,
+    gate::{NotHeld, runs::Opening},
     receive::IDEMPOTENCY_KEY,
     repeats::{Became, Named},
 };
@@ -72,16 +72,19 @@ pub(super) async fn opened(
                 let id = app.gate.command_id();
                 let opening = opening(run_id(label, id)?);
                 let until_ms = app.repeats.until_ms(app.gate.patience_of(&opening));
-                if !app.repeats.write(&named, id.into(), until_ms).await? {
+                let written = app.repeats.write(&named, id.into(), until_ms).await?;
+                let Some(written) = written else {
                     continue;
-                }
+                };
                 let within = Within {
                     run: opening.run.clone(),
                     deadline_ms: opening.deadline_ms,
                 };
-                let grant = app.gate.open_run_to_keep(key, id, opening, until_ms);
-                let grant = grant.await?;
-                return Ok((StatusCode::CREATED, within, grant.position));
+                let opened = app.gate.open_run_to_keep(key, id, opening, until_ms).await;
+                if let Err(NotHeld::Denied(_)) = &opened {
+                    app.repeats.take_back(written).await;
+                }
+                return Ok((StatusCode::CREATED, within, opened?.position));
             }
             Became::Open(id) => {
                 let run = run_id(label, id)?;
