@@ -12,7 +12,7 @@ mod allowed;
 mod header;
 mod rule;
 
-pub(crate) use allowed::{AUDIO, pin_detail};
+pub(crate) use allowed::{ADDRESS, AUDIO, MEDIA_TYPE, pin_detail};
 pub use rule::{AudioLimit, ImageLimit, ImageRule, MediaLimits};
 
 /// Something that is no text.

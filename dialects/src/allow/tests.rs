@@ -737,6 +737,41 @@ fn images_and_sounds_pass_where_their_model_has_a_limit_for_them() {
         |data: &str| json!({"type": "input_audio", "input_audio": {"data": data, "format": "mp3"}});
     assert_eq!(with_media(Api::Chat, &user(sound("//uQAA=="))), Ok(()));
     let at = "messages[0].content[0]";
+    let url = |url: &str| json!({"type": "image_url", "image_url": {"url": url}});
+    for image in ["png", "jpeg", "WEBP", "gif"] {
+        let inline = url(&format!("data:image/{image};base64,iVBO"));
+        assert_eq!(with_media(Api::Chat, &user(inline)), Ok(()), "{image}");
+    }
+    let others = [
+        "video/mp4",
+        "application/pdf",
+        "image/svg+xml",
+        "image/pdf",
+        "",
+        "text/html",
+    ];
+    for other in others {
+        for scheme in ["data:", "DATA:", " data:"] {
+            let address = format!("{scheme}{other};base64,iVBO");
+            let param = Err(format!("{at}.image_url.url"));
+            assert_eq!(
+                with_media(Api::Chat, &user(url(&address))),
+                param,
+                "{address}"
+            );
+            let shown = json!({"type": "input_image", "image_url": address});
+            let param = Err("input[0].content[0].image_url".to_owned());
+            assert_eq!(
+                with_media(Api::Responses, &input(shown)),
+                param,
+                "{address}"
+            );
+        }
+        let source = json!({"type": "base64", "media_type": other, "data": "iVBO"});
+        let block = json!({"type": "image", "source": source});
+        let param = Err(format!("{at}.source.media_type"));
+        assert_eq!(with_media(Api::Messages, &user(block)), param, "{other}");
+    }
     let refused = |api, body: Value, param: &str| {
         assert_eq!(with_media(api, &body), Err(param.to_owned()), "{body}");
     };

@@ -4,7 +4,10 @@ use serde_json::{Value, json};
 
 use super::has_a_length;
 use crate::{
-    allow::{Holds::*, Shape},
+    allow::{
+        Holds::{self, *},
+        Shape,
+    },
     fields::Fields,
 };
 
@@ -19,6 +22,46 @@ pub(crate) const AUDIO: Shape = &[
         ),
     ),
 ];
+
+/// An address of an image: of what comes within it, such as every family reckons as one image. A video or a document of
+/// many pages may cost any number of them.
+pub(crate) const ADDRESS: Holds = Holds::Only(
+    is_of_an_image,
+    "it must be the address of an image, or have a png, jpeg, webp, gif, bmp, tiff, heic, heif or avif in it as 'data:image/...;base64,'",
+);
+
+/// The type of what comes inline.
+pub(crate) const MEDIA_TYPE: Holds = Holds::Only(
+    is_type_of_images,
+    "it must be the type of an image: image/png, image/jpeg, image/webp or image/gif",
+);
+
+/// Types of single images.
+const IMAGES: [&str; 10] = [
+    "png", "jpeg", "jpg", "webp", "gif", "bmp", "tiff", "heic", "heif", "avif",
+];
+
+fn is_of_an_image(address: &Value) -> bool {
+    let Some(address) = address.as_str() else {
+        return false;
+    };
+    // readers pass over spaces before it, and take it in any case
+    let address = address.trim_start_matches(|c: char| c.is_whitespace() || c.is_control());
+    let is_inline = address
+        .get(..5)
+        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"));
+    !is_inline || address[5..].split([';', ',']).next().is_some_and(is_image)
+}
+
+fn is_type_of_images(kind: &Value) -> bool {
+    kind.as_str().is_some_and(is_image)
+}
+
+fn is_image(kind: &str) -> bool {
+    let kind = kind.trim().to_ascii_lowercase();
+    let kind = kind.strip_prefix("image/");
+    kind.is_some_and(|kind| IMAGES.contains(&kind))
+}
 
 fn is_bounded(audio: &Value) -> bool {
     let known = |name: &String| name == "data" || name == "format";

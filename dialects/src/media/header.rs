@@ -28,7 +28,7 @@ pub(super) fn seconds(base64: &str, format: &str) -> Option<u64> {
     let length = (base64.len() as u64).div_ceil(4).saturating_mul(3);
     let per_second = match format {
         "wav" => wav_bytes_per_second(&bytes)?,
-        "mp3" if is_mp3(&bytes) => MP3_BYTES_PER_SECOND,
+        "mp3" if is_mp3(base64) => MP3_BYTES_PER_SECOND,
         _ => return None,
     };
     Some(length.div_ceil(per_second))
@@ -98,7 +98,7 @@ fn jpeg(bytes: &[u8]) -> Option<(u64, u64)> {
     }
 }
 
-/// The only frame. Where there is a canvas, the frame has to be as large, or may be one of many upon it.
+/// The only frame. Where there is a canvas, the frame has to be as large.
 fn webp(bytes: &[u8]) -> Option<(u64, u64)> {
     bytes.strip_prefix(b"RIFF")?;
     if bytes.get(8..16)? != b"WEBPVP8X" {
@@ -109,7 +109,7 @@ fn webp(bytes: &[u8]) -> Option<(u64, u64)> {
     let canvas = (le(bytes, 24, 3)? + 1, le(bytes, 27, 3)? + 1);
     let is_animated = *bytes.get(20)? & 2 != 0;
     if is_animated {
-        return Some(canvas);
+        return None; // readers that know of no animation take whichever frame they find
     }
     let mut at = 30;
     loop {
@@ -176,19 +176,75 @@ fn has_one_format(bytes: &[u8]) -> Option<bool> {
     }
 }
 
-/// The first frame of a layer III, behind a tag where there is one: another sound may have such a tag too. One of a
-/// bitrate of its own may be slower than any.
-fn is_mp3(bytes: &[u8]) -> bool {
-    let begin = match bytes.starts_with(b"ID3") {
-        false => Some(0),
-        true => bytes.get(6..10).map(|size| {
-            let seven = |sum: usize, byte: &u8| sum << 7 | usize::from(byte & 0x7f);
-            10 + size.iter().fold(0, seven)
-        }),
+/// Frames of a layer III, one behind the other to the end, behind a tag where there is one: another sound may have
+/// such a tag too. Each has a bitrate that its header names: one of a rate of its own may be slower than any, and
+/// readers find it wherever it stands.
+fn is_mp3(base64: &str) -> bool {
+    let length = base64.trim_end_matches('=').len() * 3 / 4;
+    let mut at = match bytes_at(base64, 0) {
+        Some([b'I', b'D', b'3', _]) => match tag_length(base64) {
+            Some(length) => length,
+            None => return false,
+        },
+        _ => 0,
     };
-    let frame = begin.and_then(|begin| bytes.get(begin..begin + 3));
-    frame.is_some_and(|frame| {
-        let has_a_rate = !matches!(frame[2] >> 4, 0 | 15);
-        frame[0] == 0xff && frame[1] & 0xe6 == 0xe2 && has_a_rate
-    })
+    let mut frames = 0_usize;
+    while at < length {
+        let is_cut = length - at < 4;
+        let Some(header) = bytes_at(base64, at) else {
+            return is_cut && frames > 0;
+        };
+        if header.starts_with(b"TAG") && length - at == 128 {
+            break; // what older writers put at the end
+        }
+        let Some(frame) = mp3_frame(header) else {
+            return false;
+        };
+        at += frame;
+        frames += 1;
+    }
+    frames > 0
+}
+
+fn tag_length(base64: &str) -> Option<usize> {
+    let size = [bytes_at(base64, 6)?, bytes_at(base64, 8)?];
+    let size = [size[0][0], size[0][1], size[1][0], size[1][1]];
+    let seven = |sum: usize, byte: &u8| sum << 7 | usize::from(byte & 0x7f);
+    Some(10 + size.iter().fold(0, seven))
+}
+
+/// Four bytes in the middle of what is base64.
+fn bytes_at(base64: &str, at: usize) -> Option<[u8; 4]> {
+    let from = at / 3 * 4;
+    let text = base64.as_bytes();
+    let text = text.get(from..text.len().min(from + 8))?;
+    let mut decoded = [0; 6];
+    let length = STANDARD.decode_slice(text, &mut decoded).ok()?;
+    let bytes = decoded.get(at % 3..length)?;
+    bytes.get(..4)?.try_into().ok()
+}
+
+/// The length of the frame that such a header begins.
+fn mp3_frame([sync, kind, rates, _]: [u8; 4]) -> Option<usize> {
+    const KBITS: [[usize; 14]; 2] = [
+        [
+            32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320,
+        ],
+        [8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160],
+    ];
+    const HERTZ: [usize; 3] = [44_100, 48_000, 32_000];
+    if sync != 0xff || kind & 0xe6 != 0xe2 {
+        return None;
+    }
+    // the versions that are of half the rate, and of a quarter
+    let (table, slower, slots) = match kind >> 3 & 3 {
+        0 => (1, 4, 72),
+        2 => (1, 2, 72),
+        3 => (0, 1, 144),
+        _ => return None,
+    };
+    let kbits = KBITS[table].get(usize::from(rates >> 4).checked_sub(1)?)?;
+    let hertz = HERTZ.get(usize::from(rates >> 2 & 3))? / slower;
+    let padding = usize::from(rates >> 1 & 1);
+    Some(slots * kbits * 1000 / hertz + padding)
 }

@@ -64,7 +64,15 @@ fn a_size_is_read_of_headers_that_every_reader_takes_the_same_way() {
     assert_eq!(size(&with_alpha), Some((640, 480)));
     let mut animated = canvas.to_vec();
     animated[20] = 2;
-    assert_eq!(size(&animated), Some((640, 480)));
+    let (animated, frame) = (
+        animated,
+        b"VP8 \x0a\0\0\0\0\0\0\x9d\x01\x2a\xb8\x0b\xb8\x0b",
+    );
+    assert_eq!(
+        size(&[&animated[..], frame].concat()),
+        None,
+        "of some readers the frame"
+    );
     let lossy = b"RIFF\0\0\0\0WEBPVP8 \0\0\0\0\0\0\0\x9d\x01\x2a\x80\x02\xe0\x41";
     assert_eq!(size(lossy), Some((640, 480)));
     let lossless = b"RIFF\0\0\0\0WEBPVP8L\0\0\0\0\x2f\x7f\xc2\x77\0";
@@ -138,10 +146,29 @@ fn a_sound_lasts_no_longer_than_is_said() {
         assert_eq!(of(&odd, "wav"), None, "{at}");
     }
     let tag = b"ID3\x04\0\0\0\0\x01\x02";
-    let tagged = |sound: &[u8]| [&tag[..], &[0; 130], sound, &[0; 9_000]].concat();
-    assert_eq!(of(&tagged(b"\xff\xfb\x90\0"), "mp3"), Some(10));
+    let tagged = |sound: &[u8]| [&tag[..], &[0; 130], sound].concat();
+    // 417 bytes each, and 24: half the rate, and the slowest
+    let frames = |header: &[u8], length, count| {
+        let mut frame = header.to_vec();
+        frame.resize(length, 0);
+        frame.repeat(count)
+    };
+    let sound = frames(b"\xff\xfb\x90\0", 417, 22);
+    assert_eq!(of(&tagged(&sound), "mp3"), Some(10));
+    let mut tagged_after = sound.clone();
+    tagged_after.extend([&b"TAG"[..], &[0; 125]].concat());
+    assert_eq!(of(&tagged_after, "mp3"), Some(10));
+    assert_eq!(of(&sound[..9_000], "mp3"), Some(9), "the last is cut");
     assert_eq!(of(&tagged(b"fLaC"), "mp3"), None, "another sound");
-    assert_eq!(of(b"\xff\xe3\x08\xc0", "mp3"), None, "a rate of its own");
+    assert_eq!(of(&tagged(b""), "mp3"), None, "no sound");
+    let own_rate = frames(b"\xff\xe3\x08\xc0", 16, 10);
+    assert_eq!(of(&own_rate, "mp3"), None, "a rate of its own");
+    for begun in [&b"\xff\xe3\x18"[..], &sound] {
+        let hidden = [begun, &own_rate].concat();
+        assert_eq!(of(&hidden, "mp3"), None, "behind what has one");
+    }
+    let slow = frames(b"\xff\xe3\x18\xc0", 72 * 8000 / 8000, 100);
+    assert_eq!(of(&slow, "mp3"), Some(8));
     let mut twice = wav(16_000, 1, 16, 100);
     let other = wav(8_000, 1, 8, 0)[12..36].to_vec();
     twice.splice(36..36, other);

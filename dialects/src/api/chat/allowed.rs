@@ -2,7 +2,10 @@
 
 use serde_json::Value;
 
-use crate::allow::{Holds, Holds::*, Kind, SETTING, Shape};
+use crate::{
+    allow::{Holds, Holds::*, Kind, SETTING, Shape},
+    media::ADDRESS,
+};
 
 /// Fields of a body that every server of this API knows, or ignores.
 pub(crate) const BODY: Shape = &[
@@ -237,5 +240,8 @@ fn is_text_only(modalities: &Value) -> bool {
 /// An image, where its model has a limit for one.
 pub(crate) const IMAGE: Shape = &[
     ("type", Anything),
-    ("image_url", Object(&[("url", TEXT), ("detail", SETTING)])),
+    (
+        "image_url",
+        Object(&[("url", ADDRESS), ("detail", SETTING)]),
+    ),
 ];

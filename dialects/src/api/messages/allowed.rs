@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::{
     allow::{Found, Holds, Holds::*, Kind, SETTING, Shape},
     fields::Fields,
+    media::{ADDRESS, MEDIA_TYPE},
 };
 
 /// Fields of a body.
@@ -280,9 +281,9 @@ pub(crate) const IMAGE: Shape = &[
         "source",
         Object(&[
             ("type", SETTING),
-            ("media_type", SETTING),
+            ("media_type", MEDIA_TYPE),
             ("data", Only(Value::is_string, "it must be a string")),
-            ("url", Only(Value::is_string, "it must be a string")),
+            ("url", ADDRESS),
         ]),
     ),
     ("cache_control", CACHE),

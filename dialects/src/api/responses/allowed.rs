@@ -2,7 +2,10 @@
 
 use serde_json::Value;
 
-use crate::allow::{Holds, Holds::*, Kind, SETTING, Shape};
+use crate::{
+    allow::{Holds, Holds::*, Kind, SETTING, Shape},
+    media::ADDRESS,
+};
 
 /// Fields of a body.
 pub(crate) const BODY: Shape = &[
@@ -214,4 +217,8 @@ fn is_of_the_answer(include: &Value) -> bool {
 }
 
 /// An image, where its model has a limit for one.
-pub(crate) const IMAGE: Shape = &[("type", Anything), ("image_url", TEXT), ("detail", SETTING)];
+pub(crate) const IMAGE: Shape = &[
+    ("type", Anything),
+    ("image_url", ADDRESS),
+    ("detail", SETTING),
+];
