@@ -5,6 +5,7 @@
 //! there is none, and the hold is charged. What else is odd in an answer is the client's to read and
 //! spoils no report.
 
+mod anywhere;
 mod failure;
 mod report;
 mod stream;

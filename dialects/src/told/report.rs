@@ -220,8 +220,17 @@ pub(super) fn believed(usage: Usage, has_content: bool) -> Option<Usage> {
 /// Reports that stand somewhere in a text that cannot be read as a whole: cut off, or with something in
 /// it that is no JSON. A quote inside of a text is escaped, so that none of these is one of its texts.
 pub(super) fn reports_within(text: &str) -> impl Iterator<Item = &RawValue> {
-    let found = text.match_indices("\"usage\"").take(REPORTS_MAX);
-    found.filter_map(|(at, name)| {
+    values_within(text, "usage")
+}
+
+/// The values of that name somewhere in such a text.
+pub(super) fn values_within<'a>(
+    text: &'a str,
+    name: &str,
+) -> impl Iterator<Item = &'a RawValue> + use<'a> {
+    let quoted = format!("\"{name}\"");
+    let found: Vec<_> = text.match_indices(&quoted).take(REPORTS_MAX).collect();
+    found.into_iter().filter_map(move |(at, name)| {
         let is_escaped = text[..at].ends_with('\\');
         let rest = text[at + name.len()..].trim_start().strip_prefix(':')?;
         let mut values = serde_json::Deserializer::from_str(rest).into_iter::<&RawValue>();

@@ -6,6 +6,7 @@ use seatbelt_schemas::usage::Usage;
 use serde_json::value::RawValue;
 
 use super::{
+    anywhere::counts_anywhere,
     report::{CHOICES_MAX, Counts, Least, Odd, Report, Tally, believed, reports_within},
     whole::{Choice, finish, has_content, length},
 };
@@ -163,6 +164,7 @@ impl StreamTold {
 
     /// Takes note of an event.
     pub fn note(&mut self, event: &SseEvent) -> Part {
+        self.anywhere(&String::from_utf8_lossy(&event.data));
         self.api.event(self, event)
     }
 
@@ -212,6 +214,13 @@ impl StreamTold {
                 self.odd = true;
                 true
             }
+        }
+    }
+
+    /// Takes whatever counts there are in an answer for the least that was used.
+    pub(super) fn anywhere(&mut self, text: &str) {
+        for counts in counts_anywhere(text) {
+            self.least.take(None, counts);
         }
     }
 

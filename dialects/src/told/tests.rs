@@ -563,3 +563,37 @@ fn an_error_before_anything_came_used_nothing() {
     assert!(first.used_nothing());
     assert_eq!(first.failure, Some(529));
 }
+
+#[test]
+fn what_gemini_reports_beside_an_error_is_the_least_that_was_used() {
+    let report = r#"{"promptTokenCount":50,"candidatesTokenCount":7,"thoughtsTokenCount":3,"totalTokenCount":65}"#;
+    for body in [
+        format!(r#"{{"error":{{"code":503,"message":"busy"}},"usageMetadata":{report}}}"#),
+        format!(r#"{{"error":{{"code":503,"message":"busy","usageMetadata":{report}}}}}"#),
+        format!(r#"{{"error":{{"message":"busy"}},"usageMetadata":{report}"#),
+    ] {
+        let told = told_raw(Api::Chat, &body);
+        let usage = told.least.usage;
+        assert_eq!(
+            (usage.input_tokens, usage.output_tokens),
+            (50, 15),
+            "{body}"
+        );
+        assert_eq!(told.usage, None, "no report of its API: {body}");
+    }
+    let free = told_raw(Api::Chat, r#"{"error":{"message":"see usageMetadata"}}"#);
+    assert!(free.least.is_nothing());
+}
+
+#[test]
+fn a_response_that_only_says_its_text_is_an_answer() {
+    let said = r#"{"id":"r","status":"completed","output":[],"output_text":"hello","usage":{"input_tokens":0,"output_tokens":0},"error":{"code":"x"}}"#;
+    let told = told_raw(Api::Responses, said);
+    assert_eq!(told.usage, None, "zero with content is no report");
+    assert_eq!(told.output_bytes, 2 + 7, "an empty list and the text");
+    assert!(!told.is_error);
+    let twice = r#"{"output":[{"type":"message","content":[{"type":"output_text","text":"hello"}]}],"output_text":"hello"}"#;
+    let once = twice.replace(r#","output_text":"hello""#, "");
+    let bytes = |body: &str| told_raw(Api::Responses, body).output_bytes;
+    assert_eq!(bytes(twice), bytes(&once), "one text counts once");
+}

@@ -134,11 +134,19 @@ impl Told {
             Api::Chat | Api::Messages | Api::Completions => None,
         };
         outputs.extend(named.into_iter().flat_map(|name| body.0.all(name)));
+        let says_it = outputs.iter().any(|raw| has_content(raw));
+        if api == Api::Responses && !says_it {
+            outputs.extend(body.0.all("output_text")); // all that some say
+        }
         let has_content = outputs.iter().any(|raw| has_content(raw));
+        let usage = told
+            .counted()
+            .and_then(|usage| believed(usage, has_content));
+        if usage.is_none() {
+            told.anywhere(&text);
+        }
         Some(Self {
-            usage: told
-                .counted()
-                .and_then(|usage| believed(usage, has_content)),
+            usage,
             least: told.least(),
             output_bytes: outputs.iter().map(|raw| length(raw)).sum(),
             finish: choices
@@ -162,6 +170,7 @@ impl Told {
             told.served.report(raw);
             told.report(raw, None);
         }
+        told.anywhere(&text);
         Self {
             least: told.least(),
             served: told.served,

@@ -76,7 +76,12 @@ impl Job {
             let told = read.unwrap_or_else(unread);
             return Err(self.not_answered(problem, told).await);
         }
-        let known = read.map_or_else(Known::default, |read| Known {
+        // of what is no answer of its API, what it says of its use all the same
+        let nothing_read = || Known {
+            least: unread().least,
+            ..Known::default()
+        };
+        let known = read.map_or_else(nothing_read, |read| Known {
             usage: read.usage,
             least: read.least,
             finish: read.finish,
