@@ -289,13 +289,7 @@ impl Allowed<'_> {
         match shape.or_else(|| self.of_media(tag, path)) {
             Some(shape) => self.object(shape, path, fields),
             None if tag.is_empty() => Some(Found::new(path, "it has no type that is known here")),
-            None => {
-                let why = format!(
-                    "objects of type '{}' have no configured maximum here; leave it out",
-                    echo(tag)
-                );
-                Some(Found::new(path, why))
-            }
+            None => Some(Found::new(path, self.unknown_kind(tag, path))),
         }
     }
 }
@@ -332,6 +326,28 @@ impl Allowed<'_> {
             .map(|(_, shape)| shape)
             .or(audio)
             .filter(|_| is_said && is_part)
+    }
+}
+
+impl Allowed<'_> {
+    /// What is said of an object of a kind that is not listed: what of the model's settings would let it through.
+    fn unknown_kind(&self, tag: &str, path: &str) -> String {
+        let is_image = self.api.image().is_some_and(|(kind, _)| kind == tag);
+        let setting = match tag {
+            _ if is_image && self.media.image.is_none() => "`image`",
+            "input_audio" if self.media.audio.is_none() => "`audio`",
+            _ if path.starts_with("tools[") => "a price for it under `tools`",
+            _ => {
+                let tag = echo(tag);
+                return format!(
+                    "objects of type '{tag}' have no configured maximum here; leave it out"
+                );
+            }
+        };
+        let tag = echo(tag);
+        format!(
+            "objects of type '{tag}' have no configured maximum here; leave it out, or have the operator set {setting} for the model"
+        )
     }
 }
 

@@ -13,8 +13,8 @@ use crate::{
     sse::{SseEvent, write_event},
     told::Part,
     translate::{
-        ChatStream, MessagesStream, ResponsesOverMessages, ResponsesStream, error_event,
-        errors::translated, from_chat, from_messages, response_from_chat,
+        ChatStream, MessagesStream, ResponsesOverMessages, ResponsesStream, Translation,
+        error_event, errors::translated, from_chat, from_messages, response_from_chat,
     },
 };
 
@@ -77,7 +77,24 @@ impl Face {
     pub fn error(&self, status: u16, body: Bytes) -> Bytes {
         match self.translates_to() {
             None => body,
-            Some(dialect) => translated(dialect, Some(status), &body).to_string().into(),
+            Some(dialect) => {
+                let mut error = translated(dialect, Some(status), &body);
+                if let Some(way) = self.way() {
+                    name_fields(&mut error, way);
+                }
+                error.to_string().into()
+            }
+        }
+    }
+
+    /// The way that its answers take back.
+    fn way(&self) -> Option<Translation> {
+        match self {
+            Self::Same { .. } => None,
+            Self::Messages(_) => Some(Translation::MessagesToChat),
+            Self::Chat(_) => Some(Translation::ChatToMessages),
+            Self::Responses(_) => Some(Translation::ResponsesToChat),
+            Self::ResponsesOverMessages(_) => Some(Translation::ResponsesToMessages),
         }
     }
 
@@ -163,6 +180,24 @@ impl Face {
             Self::ResponsesOverMessages(stream) => stream.failure(&envelope),
         }
     }
+}
+
+/// Has an error name the field as its client wrote it, where it names one.
+fn name_fields(error: &mut Value, way: Translation) {
+    let Some(inner) = error.get_mut("error").and_then(Value::as_object_mut) else {
+        return;
+    };
+    let Some(told) = inner.get("param").and_then(Value::as_str) else {
+        return;
+    };
+    let (told, client) = (told.to_owned(), way.named(told));
+    if told == client {
+        return;
+    }
+    if let Some(Value::String(message)) = inner.get_mut("message") {
+        *message = message.replacen(&format!("'{told}'"), &format!("'{client}'"), 1);
+    }
+    inner.insert("param".to_owned(), Value::String(client));
 }
 
 /// Writes an error that came within a stream, in this dialect.

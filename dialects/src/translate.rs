@@ -18,6 +18,7 @@ pub(crate) mod errors;
 #[cfg(test)]
 mod golden;
 mod messages_chat;
+mod names;
 pub(crate) mod pieces;
 #[cfg(test)]
 mod pieces_of_streams;
@@ -170,6 +171,16 @@ impl Translation {
             Self::ResponsesToChat => responses_chat::to_chat(body),
             Self::ResponsesToMessages => responses_messages::request(body),
         }
+    }
+
+    /// A field as the client wrote it that is named in the upstream's API.
+    pub fn named(self, param: &str) -> String {
+        let chat = match self {
+            Self::MessagesToChat => names::OF_MESSAGES,
+            Self::ResponsesToChat | Self::ResponsesToMessages => names::OF_RESPONSES,
+            Self::ChatToMessages => names::OF_CHAT,
+        };
+        names::renamed(chat, param)
     }
 
     fn upstream(self) -> Api {

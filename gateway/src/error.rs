@@ -384,6 +384,18 @@ impl ApiError {
         }
     }
 
+    /// Names the field that is wrong in other words.
+    pub(crate) fn naming(mut self, named: impl Fn(&str) -> String) -> Self {
+        let Some(param) = self.param.take() else {
+            return self;
+        };
+        let other = named(&param);
+        let (quoted, instead) = (format!("'{param}'"), format!("'{other}'"));
+        self.message = self.message.replacen(&quoted, &instead, 1);
+        self.param = Some(other);
+        self
+    }
+
     pub(crate) fn status(&self) -> StatusCode {
         match &self.verbatim {
             Some((status, _)) => *status,
@@ -397,22 +409,13 @@ impl ApiError {
 
     /// Writes the log's side of the error, once, where the error is answered.
     pub(crate) fn note(&self) {
-        if self.case == Case::LedgerUnavailable {
-            return self.note_outage();
-        }
         let (status, code, detail) = (self.status().as_u16(), self.code(), self.log.as_deref());
-        if self.status().is_server_error() {
-            tracing::warn!(status, code, detail, "request failed");
-        } else {
-            tracing::debug!(status, code, detail, "request refused");
+        if !self.status().is_server_error() {
+            return tracing::debug!(status, code, detail, "request refused");
         }
-    }
-
-    /// As [`ApiError::note`], for what all requests meet alike while it lasts.
-    fn note_outage(&self) {
-        static OUTAGES: LazyLock<Seldom> = LazyLock::new(Seldom::default);
-        let (status, code, detail) = (self.status().as_u16(), self.code(), self.log.as_deref());
-        if let Some(left_out) = OUTAGES.note(detail.unwrap_or(code), Instant::now()) {
+        // while something is out, all requests meet it alike
+        static FAILURES: LazyLock<Seldom> = LazyLock::new(Seldom::default);
+        if let Some(left_out) = FAILURES.note(detail.unwrap_or(code), Instant::now()) {
             tracing::warn!(status, code, detail, left_out, "request failed");
         }
     }

@@ -139,14 +139,21 @@ impl Planner {
         ask.before = followed.as_ref().map_or(0, Followed::tokens);
         let class = class_of(&candidate, &body)?;
         let allowed = allowed(&candidate, api, class.as_ref());
-        let calls = self.screen(&caller, &headers, allowed, &mut body).await?;
+        // what is wrong is named as the client wrote it
+        let named = |error: ApiError| match way {
+            Some(way) => error.naming(|param| way.named(param)),
+            None => error,
+        };
+        let screened = self.screen(&caller, &headers, allowed, &mut body).await;
+        let calls = screened.map_err(named)?;
         let read = Read {
             body,
             ask,
             room,
             aside,
         };
-        let (candidate, bound, read) = self.bound(&caller, &model, api, candidate, read).await?;
+        let bounding = self.bound(&caller, &model, api, candidate, read);
+        let (candidate, bound, read) = bounding.await.map_err(named)?;
         let bound = with_calls_of(&candidate, bound, calls)?;
         let (body, ask, room) = read.asking_for_usage(api);
         let input_tokens = known_input(&candidate, &bound);

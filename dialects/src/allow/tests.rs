@@ -829,3 +829,42 @@ fn an_image_is_looked_at_as_its_most_was_stated_for() {
         "high"
     );
 }
+
+#[test]
+fn what_has_no_maximum_names_the_setting_that_would_give_it_one() {
+    let why = |api: Api, body: Value| {
+        let allowed = Allowed {
+            api,
+            profile: Profile::of(api.dialect(), None),
+            accepted: [&[], &[]],
+            output_max: OUTPUT_MAX,
+            class: None,
+            tools: &[],
+            media: MediaLimits::default(),
+        };
+        allowed
+            .check(body.as_object().unwrap())
+            .unwrap_err()
+            .problem
+    };
+    let user = |part: Value| json!({"messages": [{"role": "user", "content": [part]}]});
+    let image = why(
+        Api::Chat,
+        user(json!({"type": "image_url", "image_url": {"url": "u"}})),
+    );
+    assert!(
+        image.contains("have the operator set `image` for the model"),
+        "{image}"
+    );
+    let image = why(Api::Messages, user(json!({"type": "image", "source": {}})));
+    assert!(image.contains("`image`"), "{image}");
+    let sound = why(
+        Api::Chat,
+        user(json!({"type": "input_audio", "input_audio": {}})),
+    );
+    assert!(sound.contains("`audio`"), "{sound}");
+    let search =
+        json!({"messages": [], "tools": [{"type": "web_search_20250305", "name": "web_search"}]});
+    let search = why(Api::Messages, search);
+    assert!(search.contains("a price for it under `tools`"), "{search}");
+}

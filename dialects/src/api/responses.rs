@@ -83,6 +83,10 @@ pub(super) fn ask(body: &Fields, by: &mut dyn Measure) -> Result<Ask, FieldError
                 ask_item(&mut ask, &format!("input[{n}]"), item, by)?;
             }
         }
+        None | Some(Value::Null) if body.get("prompt").is_some_and(|prompt| !prompt.is_null()) => {
+            let problem = "names what the provider keeps, which all keys of this gateway would share: send its content as 'input'";
+            return Err(FieldError::invalid("prompt", problem));
+        }
         _ => {
             let problem = "must be a string or an array of at least one item";
             return Err(FieldError::invalid("input", problem));

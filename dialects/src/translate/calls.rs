@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Most calls of one answer.
-const CALLS_MAX: usize = 256;
+const CALLS_MAX: usize = 4096;
 
 /// A call of a tool, as far as it came.
 #[derive(Debug, Default)]
@@ -69,9 +69,11 @@ impl Calls {
     /// Where a call stands: where its id does, else where its index does, else the last. Some servers give
     /// neither, or every call the same index: then a piece with a name of its own begins another call.
     fn place(&mut self, piece: &CallPiece) -> Result<usize, Unread> {
-        let same_id = |call: &Call| piece.id.as_ref().is_some_and(|id| call.id == *id);
+        let by_id = piece.id.as_ref().and_then(|id| {
+            let same_id = |call: &Call| call.id == *id;
+            self.0.iter().rposition(same_id)
+        });
         let same_index = |call: &Call| piece.index.is_none() || call.index == piece.index;
-        let by_id = self.0.iter().rposition(same_id);
         let by_index = || {
             let at = self.0.iter().rposition(same_index)?;
             (!self.0[at].is_followed_by(piece)).then_some(at)

@@ -499,6 +499,37 @@ fn calls_are_told_apart_whatever_a_server_numbers_them_by() {
 }
 
 #[test]
+fn hundreds_of_calls_are_an_answer() {
+    let piece = |n: usize| {
+        format!(r#"{{"index":{n},"id":"c{n}","function":{{"name":"f","arguments":"{{}}"}}}}"#)
+    };
+    let pieces: Vec<_> = (0..1000).map(piece).collect();
+    let read = called(&pieces.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(read.ended && !read.failed);
+    assert_eq!(read.calls.len(), 1000);
+    let whole = format!(
+        r#"{{"choices":[{{"message":{{"tool_calls":[{}]}}}}]}}"#,
+        pieces.join(",")
+    );
+    for way in [Translation::MessagesToChat, Translation::ResponsesToChat] {
+        assert!(face(way).whole(whole.clone().into(), None).is_some());
+    }
+}
+
+#[test]
+fn an_error_names_the_field_that_its_client_wrote() {
+    let error = r#"{"error":{"message":"'response_format.json_schema' is too deep","type":"invalid_request_error","param":"response_format.json_schema"}}"#;
+    for (way, field) in [
+        (Translation::MessagesToChat, "output_config.format"),
+        (Translation::ResponsesToChat, "text.format"),
+    ] {
+        let shown: Value = serde_json::from_slice(&face(way).error(400, error.into())).unwrap();
+        assert_eq!(shown["error"]["param"], field);
+        assert_eq!(shown["error"]["message"], format!("'{field}' is too deep"));
+    }
+}
+
+#[test]
 fn a_call_without_a_name_is_an_error_and_no_call() {
     for piece in [
         r#"{"index":0,"id":"a","function":{"arguments":"{}"}}"#,

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{
     Shown,
     chat_messages::{ChatStream, from_messages, to_messages},
+    names::{OF_RESPONSES, renamed},
     responses_chat::{self, ResponsesStream, to_chat},
 };
 use crate::{
@@ -15,24 +16,11 @@ use crate::{
     sse::{SseEvent, SseReader},
 };
 
-/// Fields that the client wrote under another name.
-const RENAMED: [(&str, &str); 3] = [
-    ("response_format", "text.format"),
-    ("reasoning_effort", "reasoning.effort"),
-    ("verbosity", "text.verbosity"),
-];
-
 /// A body of `/v1/messages`, without its output maximum.
 pub(super) fn request(body: &Fields) -> Result<Fields, FieldError> {
     to_messages(&to_chat(body)?).map_err(|error| {
-        let renamed = RENAMED.iter().find(|(chat, _)| *chat == error.param);
-        match renamed {
-            Some((_, param)) => FieldError {
-                param: (*param).to_owned(),
-                ..error
-            },
-            None => error,
-        }
+        let param = renamed(OF_RESPONSES, &error.param);
+        FieldError { param, ..error }
     })
 }
 
