@@ -46,7 +46,7 @@ pub(crate) const BY_UPSTREAM: HeaderValue = HeaderValue::from_static("upstream")
 /// What a request that failed is charged.
 pub(crate) const X_CHARGED: HeaderName = HeaderName::from_static("x-seatbelt-charged");
 /// Longest wait that the official SDKs are told to sit out: they sleep for as long as they are told.
-const RETRY_WORTH_S: u64 = 60;
+pub(crate) const RETRY_WORTH_S: u64 = 60;
 /// Longest piece of a client's own text that is shown back to it.
 const ECHO_CHARS_MAX: usize = 120;
 /// Seconds after which to try again when the ledger or an upstream is away.
@@ -309,6 +309,12 @@ impl ApiError {
             format!("upstream '{upstream}' broke off before the answer was complete"),
         )
         .log(log)
+    }
+
+    /// What the upstream sent is no answer, though it came whole.
+    pub(crate) fn upstream_gave_none(upstream: &str, problem: &str) -> Self {
+        let message = format!("upstream '{upstream}' gave no answer: {problem}");
+        Self::new(Case::UpstreamConnection, message).log(problem)
     }
 
     /// The upstream refused the operator's own key or bill, or sent the request elsewhere: nothing that

@@ -18,9 +18,9 @@ pub(crate) const BUDGET_WAIT_MAX: Duration = Duration::from_millis(BUDGET_WAIT_M
 pub const LEDGER_TIMEOUT_MS: Setting = Setting::new(10, 60_000, 5000);
 /// How long an orderly stop may take. The default is below the 30 s after which many a supervisor kills.
 pub const DRAIN_MS: Setting = Setting::new(0, 600_000, 25_000);
-/// How long a pooled connection to an upstream may lie idle. The default is below the 5 s after which common
-/// Python servers close theirs, so that a request is never written into a closing connection.
-pub const POOL_IDLE_MS: Setting = Setting::new(0, 3_600_000, 4000);
+/// How long a pooled connection to an upstream may lie idle. The default is below the 2 s after which gunicorn
+/// closes its own, and the 5 s of other Python servers, so that a request is never written into a closing connection.
+pub const POOL_IDLE_MS: Setting = Setting::new(0, 3_600_000, 1500);
 /// How long connecting to an upstream may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the head of a request may be on its way, and a connection without one stay open. The default is

@@ -91,6 +91,7 @@ fn all_other_errors_follow_the_table() {
     check(ApiError::context_exceeded(9, 8), "400 invalid_request_error context_length_exceeded - false");
     check(ApiError::unbounded("a", "b"), "400 invalid_request_error cost_unbounded - false");
     check(ApiError::upstream_unreachable("u", ""), "502 api_error upstream_connection_error - -");
+    check(ApiError::upstream_gave_none("u", ""), "502 api_error upstream_connection_error - -");
     check(ApiError::upstream_broke("u", ""), "502 api_error upstream_connection_error - -");
     check(ApiError::upstream_timeout("u"), "504 api_error upstream_timeout - false");
     check(ApiError::invalid_body("x"), "400 invalid_request_error invalid_body - false");

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     error::{
-        ApiError, BY_UPSTREAM, Charged, X_CHARGED, X_POSITION, X_REFUSED_BY, X_SHOULD_RETRY,
-        is_final,
+        ApiError, BY_UPSTREAM, Charged, RETRY_WORTH_S, X_CHARGED, X_POSITION, X_REFUSED_BY,
+        X_SHOULD_RETRY, is_final,
     },
     metrics::Stage,
     upstream::{
@@ -124,7 +124,7 @@ impl Job {
             }
         };
         match ended {
-            Ok(_) => ApiError::upstream_broke(&self.upstream, problem),
+            Ok(_) => ApiError::upstream_gave_none(&self.upstream, problem),
             Err(error) => error,
         }
     }
@@ -132,12 +132,12 @@ impl Job {
     /// A whole answer in the client's dialect; an error where the client reads a stream, in which a whole
     /// answer has no event and would look like an empty one.
     fn shown(&self, body: Bytes, usage: Option<Usage>) -> Result<Bytes, ApiError> {
-        let broke = |problem| ApiError::upstream_broke(&self.upstream, problem);
+        let none = |problem| ApiError::upstream_gave_none(&self.upstream, problem);
         if self.stream {
-            return Err(broke("it answered whole where a stream was asked for"));
+            return Err(none("it answered whole where a stream was asked for"));
         }
         let shown = self.face.whole(body, usage);
-        shown.ok_or_else(|| broke("its answer is not one of its API"))
+        shown.ok_or_else(|| none("its answer is not one of its API"))
     }
 
     /// The headers of what is shown: a translation is JSON, whatever it was made of.
@@ -162,6 +162,7 @@ impl Job {
         // that nothing was used it may say itself, whatever came before
         if is_nothing && (!worked || told.usage.is_some()) {
             let reason = format!("upstream answered {}", status.as_u16());
+            let held = self.reservation.as_ref().map(|held| held.id);
             self.release(&reason).await;
             return Ok(());
         }
@@ -218,7 +219,9 @@ impl Job {
         let is_charged = self
             .charged
             .is_some_and(|charged| charged != Charged::Nothing);
-        if (is_final(status) || is_charged) && !headers.contains_key(X_SHOULD_RETRY) {
+        let is_unsaid = !headers.contains_key(X_SHOULD_RETRY);
+        // whatever its upstream says: each retry of what was charged costs again
+        if is_charged || (is_final(status) && is_unsaid) || is_far(headers) {
             headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         Ok(response)
@@ -261,6 +264,13 @@ impl Limits {
         };
         (body, stop)
     }
+}
+
+/// Whether a time is named that no client should sleep over, whatever else is said.
+fn is_far(headers: &HeaderMap) -> bool {
+    let told = headers.get(header::RETRY_AFTER);
+    let told = told.and_then(|told| told.to_str().ok()?.trim().parse::<u64>().ok());
+    told.is_some_and(|told| told > RETRY_WORTH_S)
 }
 
 /// Whether an error tells of no use, or that there was none.

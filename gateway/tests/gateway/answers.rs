@@ -119,6 +119,27 @@ async fn errors_after_work_are_free_where_the_operator_or_the_key_says_so() {
     }
 }
 
+/// Anthropic's servers say of errors after work that they may be tried again, and each retry costs here.
+#[tokio::test]
+async fn an_error_that_was_charged_is_not_to_be_tried_again_whatever_its_upstream_says() {
+    let stack = Stack::balance(10_000).await;
+    let error = r#"{"error":{"message":"no"}}"#;
+    for (status, wait, retry) in [
+        (500, "1", "false"),
+        (503, "1", "true"),
+        (429, "99999999999", "false"),
+    ] {
+        let said = [("x-should-retry", "true"), ("retry-after", wait)];
+        let said = said.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        stack
+            .upstream
+            .plays(Script::Head(status, said.to_vec(), error.to_owned()));
+        let answer = stack.chat(&crate::support::hi(20)).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status);
+        assert_eq!(answer.headers()["x-should-retry"], retry, "{status}");
+    }
+}
+
 #[tokio::test]
 async fn an_error_whose_body_breaks_ends_by_its_status_and_by_what_it_told() {
     let stack = stack().await;
