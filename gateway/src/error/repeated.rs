@@ -30,7 +30,7 @@ impl ApiError {
         charge: &Amounts,
     ) -> Self {
         let message = format!(
-            "the same request has ended already under this Idempotency-Key, at position {position}: it is charged once, and its answer is not kept; give another key to ask anew"
+            "the same request has ended already under this Idempotency-Key, at position {position}: it is not charged again, and its answer is not kept; give another key to ask anew"
         );
         let mut error = Self::new(Case::RequestAnswered, message);
         error.is_of(reservation);

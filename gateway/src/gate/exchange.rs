@@ -1,10 +1,12 @@
 //! Another attempt's hold in the place of one that used nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use seatbelt_ledger::api::{CommandError, Exchange, ReserveOutcome};
 use seatbelt_schemas::command::Grant;
 use tokio::time::timeout;
+
+use crate::error::Seldom;
 
 use super::{Gate, Reservation, Want, follow_up::Undelivered};
 
@@ -54,8 +56,13 @@ impl Gate {
         };
         undelivered.armed = false;
         let is_short = matches!(error, None | Some(CommandError::Short { .. }));
+        static TOLD: LazyLock<Seldom> = LazyLock::new(Seldom::default);
         if let Some(error) = error.filter(|_| !is_short) {
-            tracing::warn!(reservation = %release, %error, "another attempt was not let in");
+            // of one without a price it is so with every request
+            let kind = format!("{:?}", std::mem::discriminant(&error));
+            if let Some(left_out) = TOLD.note(&kind, std::time::Instant::now()) {
+                tracing::warn!(reservation = %release, %error, left_out, "another attempt was not let in");
+            }
         }
         Err(NotExchanged {
             reservation,

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::{
     Head, Job, Runner,
     again::{WORTH, sent_once_more},
+    fallback::X_FALLBACK,
 };
 use crate::{
     error::{ApiError, Charged},
@@ -72,7 +73,13 @@ impl Runner {
             let told = told.expect("a reservation id is a valid header value");
             next.headers.insert(X_ALSO_CHARGED, told);
         }
+        next.again = None; // once more, and not as often as the first time
         sent_once_more(&before.headers, &mut next.headers);
+        // of another model than was named, it is so now too
+        if let Some(fallback) = before.headers.get(&X_FALLBACK) {
+            next.headers.insert(X_FALLBACK, fallback.clone());
+        }
+        next.first = before.first.take();
         next.limits.deadline = before.limits.deadline;
         Some(next)
     }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Which model was asked in the place of the one that was named; or why none was.
-const X_FALLBACK: HeaderName = HeaderName::from_static("x-seatbelt-fallback");
+pub(super) const X_FALLBACK: HeaderName = HeaderName::from_static("x-seatbelt-fallback");
 const DOES_NOT_FIT: HeaderValue = HeaderValue::from_static("does-not-fit");
 const NOT_POSSIBLE: HeaderValue = HeaderValue::from_static("not-possible");
 

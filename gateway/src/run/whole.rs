@@ -164,6 +164,9 @@ impl Job {
             let reason = format!("upstream answered {}", status.as_u16());
             let held = self.reservation.as_ref().map(|held| held.id);
             self.release(&reason).await;
+            // that it is free says the operator; what was done nobody knows
+            let unknown = told.usage.is_none() && comes_after_work(status) && !self.is_neurons();
+            self.unknown = held.filter(|_| unknown);
             return Ok(());
         }
         let known = Known {

@@ -62,6 +62,36 @@ async fn what_broke_off_is_charged_and_sent_once_more() {
     }
 }
 
+/// That errors are free says what they cost, and not what was done.
+#[tokio::test]
+async fn what_failed_after_work_is_sent_once_more_where_it_is_free_too() {
+    let (stack, second) = two(100_000, |told| told.upstreams[0].errors_are_free = true).await;
+    let error = "{\"error\":{\"message\":\"no\"}}".to_owned();
+    stack
+        .upstream
+        .plays(Script::Whole(500, "application/json", error));
+    let answer = stack.chat(&hi(20)).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 200);
+    assert_eq!(answer.headers()["x-seatbelt-attempts"], "2");
+    assert!(!answer.headers().contains_key("x-seatbelt-also-charged"));
+    assert_eq!(hits(&stack, &second), (1, 1));
+    assert_eq!(stack.spent_once_idle().await, USED);
+}
+
+#[tokio::test]
+async fn it_is_sent_once_more_however_many_attempts_there_are() {
+    let (stack, second) = two(100_000, |told| told.upstreams[0].attempts = Some(5)).await;
+    let busy = "{\"error\":{\"message\":\"busy\"}}".to_owned();
+    let busy = Script::Head(503, vec![("retry-after".to_owned(), "0".to_owned())], busy);
+    second.plays(busy);
+    // the first deployment breaks off, and whoever is asked then is asked once
+    let answer = stack.chat(&hi(20)).send().await.unwrap();
+    assert!(!answer.status().is_success());
+    stack.spent_once_idle().await;
+    let (first, second) = hits(&stack, &second);
+    assert!(first == 1 && second <= 1, "{first} {second}");
+}
+
 /// Nothing came of the first by what was charged, so whoever repeats the request meanwhile or later must find the
 /// second one.
 #[tokio::test]

@@ -252,6 +252,20 @@ async fn who_named_the_first_model_is_told_what_that_one_said_where_the_other_ta
     assert_eq!(stack.spent_once_idle().await, 0);
 }
 
+#[tokio::test]
+async fn another_model_that_is_asked_once_more_is_another_model_still() {
+    let (stack, second) = two(tokens(100_000, Window::Balance), |told| {
+        told.upstreams[1].retry_unknown = true;
+    })
+    .await;
+    stack.upstream.plays(refuses(429));
+    second.plays(Script::Half(200, "{\"id\":"));
+    let answer = stack.chat(&hi(20)).send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 502);
+    assert_eq!(answer.headers()["x-seatbelt-fallback"], "other-model");
+    assert_eq!(hits(&stack, &second), (1, 2));
+}
+
 /// Each would be waited for as long as it said, and another model is there.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_a_model_in_whose_place_another_may_be_asked() {
