@@ -25,8 +25,11 @@ use crate::{
     error::Seldom,
     plan::Instead,
     upstream::{
-        Attempt, Candidate, answer::unreadable, catalog::Catalog, deployments::Chosen,
-        health::Outcome,
+        Attempt, Candidate,
+        answer::unreadable,
+        catalog::Catalog,
+        deployments::Chosen,
+        health::{Outcome, Who},
     },
 };
 
@@ -217,7 +220,8 @@ impl Job {
             Ok(Err(_)) | Err(Stop::Deadline) => Outcome::Ill { retry_after: None },
             Err(_) => Outcome::Unknown,
         };
-        chosen.told(outcome, Instant::now());
+        let account = self.reservation.as_ref().map(|held| &held.account);
+        chosen.told(outcome, Who::of(account), Instant::now());
     }
 }
 

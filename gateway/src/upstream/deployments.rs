@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{
     Upstream,
-    health::{Health, Outcome},
+    health::{Health, Outcome, Who},
 };
 
 /// One place where a model is served, with what goes on there.
@@ -62,11 +62,11 @@ impl Chosen {
         self.0.with(|state| state.health.asked(now));
     }
 
-    /// What came of it.
-    pub(crate) fn told(&self, outcome: Outcome, now: Instant) {
+    /// What came of it, for whom.
+    pub(crate) fn told(&self, outcome: Outcome, who: Who, now: Instant) {
         let (was_out, is_out) = self.0.with(|state| {
             let was_out = state.health.out_for(now).is_some();
-            state.health.told(outcome, now);
+            state.health.told(outcome, who, now);
             (was_out, state.health.out_for(now))
         });
         match is_out {
@@ -193,7 +193,7 @@ mod tests {
 
     fn fails(chosen: &Chosen, now: Instant) {
         for _ in 0..5 {
-            chosen.told(Outcome::Ill { retry_after: None }, now);
+            chosen.told(Outcome::Ill { retry_after: None }, Who::of(None), now);
         }
     }
 
@@ -215,7 +215,8 @@ mod tests {
         let alone: Vec<String> = (0..50).map(|_| all.choose(&[], now).name.clone()).collect();
         assert!(alone.iter().all(|name| *name == alone[0]));
         let later = now + Duration::from_secs(5);
-        all.choose(&[], later).told(Outcome::Well, later);
+        all.choose(&[], later)
+            .told(Outcome::Well, Who::of(None), later);
         let turns: Vec<String> = (0..20)
             .map(|_| all.choose(&[], later).name.clone())
             .collect();
@@ -243,7 +244,7 @@ mod tests {
             (probe.name.as_str(), all.choose(&[], later).name.as_str()),
             ("d1", "d0")
         );
-        probe.told(Outcome::Well, later);
+        probe.told(Outcome::Well, Who::of(None), later);
         assert_eq!(all.choose(&[], later).name, "d1");
     }
 
