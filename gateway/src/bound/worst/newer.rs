@@ -151,9 +151,10 @@ fn with_tools(input: u64, output: u64, calls: u64, charged: u64) -> Bill {
 
 /// Calls of all tools of a body, and of those with a fee; as many as it likes where nothing limits them.
 fn calls_of(body: &Fields, together: Option<u64>) -> (u64, u64) {
-    let tools = body.get("tools").and_then(Value::as_array);
+    let mut tools = Vec::new();
+    each_tool(body.get("tools").unwrap_or(&Value::Null), &mut tools);
     let (mut all, mut charged) = (0u64, 0u64);
-    for tool in tools.into_iter().flatten() {
+    for tool in tools {
         let kind = tool["type"].as_str().unwrap_or("");
         let charges = match kind {
             "web_search" | "web_search_20250305" => true,
@@ -170,13 +171,27 @@ fn calls_of(body: &Fields, together: Option<u64>) -> (u64, u64) {
     (all, charged)
 }
 
+/// All tools of a list, also those within others: the worst provider runs these as well.
+fn each_tool<'a>(list: &'a Value, found: &mut Vec<&'a Value>) {
+    for tool in list.as_array().into_iter().flatten() {
+        found.push(tool);
+        each_tool(&tool["tools"], found);
+    }
+}
+
 /// A tool that is not one of those that are priced costs what it did before.
-fn other_tools(body: &Fields, known: fn(&Value) -> bool) -> u64 {
-    let tools = body.get("tools").and_then(Value::as_array);
-    let tools = tools.into_iter().flatten();
-    tools
-        .map(|one| if known(one) { tokens(one) } else { tool(one) })
-        .sum()
+fn other_tools(list: &Value, known: fn(&Value) -> bool) -> u64 {
+    let tools = list.as_array().into_iter().flatten();
+    let each = tools.map(|one| match one["type"].as_str() {
+        _ if known(one) => tokens(one),
+        Some("namespace") => {
+            let within = &one["tools"];
+            let own = tokens(one).saturating_sub(tokens(within));
+            own.saturating_add(other_tools(within, known))
+        }
+        _ => tool(one),
+    });
+    each.fold(0, u64::saturating_add)
 }
 
 fn is_of_messages(tool: &Value) -> bool {
@@ -190,8 +205,8 @@ fn is_of_responses(tool: &Value) -> bool {
 fn worst_of_messages(mut body: Fields) -> Bill {
     let output = largest(&body, MAXIMA);
     let (all, charged) = calls_of(&body, None);
-    let tools = other_tools(&body, is_of_messages);
-    body.remove("tools");
+    let tools = body.remove("tools").unwrap_or(Value::Null);
+    let tools = other_tools(&tools, is_of_messages);
     let once = worst(&body).saturating_add(tools);
     with_tools(once - output, output, all, charged)
 }
@@ -212,7 +227,7 @@ fn worst_of_responses(body: &Fields) -> Bill {
             "instructions" => tokens(value) + 6,
             "text" | "tool_choice" if value.is_object() => value.to_string().len() as u64,
             "reasoning" | "text" | "tool_choice" | "truncation" | "include" => 0,
-            "tools" => other_tools(body, is_of_responses),
+            "tools" => other_tools(value, is_of_responses),
             "max_tool_calls" | "max_output_tokens" => 0, // taken above
             "store" if *value == Value::Bool(false) => 0,
             "background" if *value == Value::Bool(false) => 0,
@@ -320,11 +335,11 @@ fn text_or_ids(prompt: &Value) -> u64 {
 /// Mostly what the API has a price for and takes as it is: a tool that is refused makes no calls.
 fn provided_tools(priced: &'static [&'static str]) -> BoxedStrategy<Value> {
     let fields = prop_oneof![
-        3 => Just(Vec::new()),
+        8 => Just(Vec::new()),
         1 => vec((name(TOOL_FIELDS), scalar()), 1..2),
     ];
     let kind = prop_oneof![
-        8 => select(priced).prop_map(str::to_owned),
+        12 => select(priced).prop_map(str::to_owned),
         2 => select(TOOL_TYPES).prop_map(str::to_owned),
         1 => name(TOOL_TYPES),
     ];
@@ -339,6 +354,21 @@ fn provided_tools(priced: &'static [&'static str]) -> BoxedStrategy<Value> {
         Value::Object(tool)
     });
     vec(one, 0..3).prop_map(Value::Array).boxed()
+}
+
+/// The same, some of them within another tool, beside which one stands that is priced.
+fn nested_tools() -> BoxedStrategy<Value> {
+    let plain = || provided_tools(OF_RESPONSES);
+    let within = (plain(), any::<bool>()).prop_map(|(tools, beside)| {
+        let function = json!([{"type": "function", "name": "f"}]);
+        let tools = if tools == json!([]) { function } else { tools };
+        let space = json!({"type": "namespace", "name": "n", "tools": tools});
+        match beside {
+            true => json!([space, {"type": "web_search"}]),
+            false => json!([space]),
+        }
+    });
+    prop_oneof![3 => plain(), 1 => within].boxed()
 }
 
 fn item() -> BoxedStrategy<Value> {
@@ -391,7 +421,7 @@ fn response_body() -> impl Strategy<Value = Fields> {
         ".{0,30}".prop_map(|text| json!(text)),
         vec(item(), 1..4).prop_map(Value::Array)
     ];
-    let tools = prop_oneof![1 => Just(None), 2 => provided_tools(OF_RESPONSES).prop_map(Some)];
+    let tools = prop_oneof![1 => Just(None), 2 => nested_tools().prop_map(Some)];
     let most = proptest::option::of(0..9u64);
     (input, 1..300u64, tools, most, others(RESPONSE_FIELDS)).prop_map(
         |(input, max, tools, most, others)| {
