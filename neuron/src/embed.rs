@@ -10,12 +10,7 @@
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
-    thread::JoinHandle,
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
@@ -23,8 +18,9 @@ use seatbelt_schemas::usage::NeuronOutcome;
 use tokio::sync::oneshot;
 
 use crate::{
-    clock::millis,
+    clock::{Clock, millis},
     engine::StepError,
+    thread::{self, Health, Line, Pulse, Thread, Ties},
     usage::{Durable, Ticket, Times},
 };
 
@@ -75,12 +71,12 @@ pub(crate) enum NotTaken {
 type Answer = oneshot::Sender<Result<Embedded, Undone>>;
 
 enum Order {
-    Embed(Box<Line>),
+    Embed(Box<Asked>),
     Stop,
 }
 
 /// A request in line.
-struct Line {
+struct Asked {
     ask: Ask,
     answer: Answer,
     since: Instant,
@@ -90,43 +86,28 @@ struct Line {
 
 /// Handle of the thread.
 pub(crate) struct Embedder {
-    orders: mpsc::Sender<Order>,
-    waiting: Arc<AtomicUsize>,
-    room: usize,
+    thread: Thread<Order>,
     width: usize,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    /// Hangs up when the thread ends.
-    ended: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Embedder {
     /// Starts the thread. At most `room` requests are in line.
     pub(crate) fn start(encoder: Box<dyn Encoder>, room: usize) -> std::io::Result<Self> {
-        let (orders, inbox) = mpsc::channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
         let width = encoder.width();
-        let worker = Worker {
-            encoder,
-            inbox,
-            line: VecDeque::new(),
-            waiting: Arc::clone(&waiting),
-            failures: 0,
-            stopping: false,
-        };
-        let (alive, ended) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("embedder".to_owned());
-        let run = move || {
+        let run = move |ties: Ties<Order>| {
+            let worker = Worker {
+                encoder,
+                inbox: ties.inbox,
+                asked: VecDeque::new(),
+                line: ties.line,
+                pulse: ties.pulse,
+                failures: 0,
+                stopping: false,
+            };
             worker.run();
-            drop(alive);
         };
-        Ok(Self {
-            orders,
-            waiting,
-            room: room.max(1),
-            width,
-            thread: Mutex::new(Some(thread.spawn(run)?)),
-            ended: Mutex::new(ended),
-        })
+        let thread = Thread::start("embedder", room, Clock::system(), run)?;
+        Ok(Self { thread, width })
     }
 
     /// Puts a request in line.
@@ -134,27 +115,24 @@ impl Embedder {
         &self,
         ask: Ask,
     ) -> Result<oneshot::Receiver<Result<Embedded, Undone>>, NotTaken> {
-        let room = |now: usize| (now < self.room).then_some(now + 1);
-        let taken = (self.waiting).fetch_update(Ordering::AcqRel, Ordering::Acquire, room);
-        if taken.is_err() {
-            return Err(NotTaken::QueueFull(Box::new(ask.ticket)));
-        }
         let (answer, answered) = oneshot::channel();
-        let line = Box::new(Line {
+        let asked = Box::new(Asked {
             ask,
             answer,
             since: Instant::now(),
             began: None,
             done: Vec::new(),
         });
-        match self.orders.send(Order::Embed(line)) {
-            Ok(()) => Ok(answered),
-            Err(mpsc::SendError(Order::Embed(line))) => {
-                self.waiting.fetch_sub(1, Ordering::AcqRel);
-                Err(NotTaken::Stopped(Box::new(line.ask.ticket)))
-            }
-            Err(_) => unreachable!("a failed send gives back what was sent"),
-        }
+        let ticket = |order| match order {
+            Order::Embed(asked) => Box::new(asked.ask.ticket),
+            Order::Stop => unreachable!("what is given back is what was given"),
+        };
+        let submitted = self.thread.submit(1, Order::Embed(asked));
+        submitted.map_err(|not_taken| match not_taken {
+            thread::NotTaken::Full(order) => NotTaken::QueueFull(ticket(order)),
+            thread::NotTaken::Ended(order) => NotTaken::Stopped(ticket(order)),
+        })?;
+        Ok(answered)
     }
 
     /// Numbers of a vector.
@@ -164,38 +142,26 @@ impl Embedder {
 
     /// Requests in line.
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Acquire)
+        self.thread.busy()
     }
 
-    /// Whether its thread is there.
-    pub(crate) fn is_alive(&self) -> bool {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    /// How its thread is.
+    pub(crate) fn health(&self) -> Health {
+        self.thread.health()
     }
 
     /// Ends every request and the thread, and waits for it, at most so long.
     pub(crate) fn stop(&self, patience: Duration) {
-        let _ = self.orders.send(Order::Stop);
-        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        if ended.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
-            tracing::error!("a run of the encoder does not end, and is not waited for");
-            return;
-        }
-        let thread = self.thread.lock();
-        let thread = thread.unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
-            tracing::error!("the embedder's thread had panicked");
-        }
+        self.thread.stop(Order::Stop, patience);
     }
 }
 
 struct Worker {
     encoder: Box<dyn Encoder>,
     inbox: mpsc::Receiver<Order>,
-    line: VecDeque<Line>,
-    waiting: Arc<AtomicUsize>,
+    asked: VecDeque<Asked>,
+    line: Arc<Line>,
+    pulse: Arc<Pulse>,
     failures: u32,
     stopping: bool,
 }
@@ -208,9 +174,9 @@ impl Worker {
             _ => || Undone::Failed("the encoder broke down".to_owned()),
         };
         while let Ok(Order::Embed(line)) = self.inbox.try_recv() {
-            self.line.push_back(*line);
+            self.asked.push_back(*line);
         }
-        while let Some(line) = self.line.pop_front() {
+        while let Some(line) = self.asked.pop_front() {
             self.end(line, NeuronOutcome::Aborted, Err(undone()));
         }
     }
@@ -218,7 +184,7 @@ impl Worker {
     fn turns(&mut self) {
         while self.receive() {
             self.sweep();
-            let plan = plan(&self.line);
+            let plan = plan(&self.asked);
             if !plan.is_empty() {
                 self.turn(&plan);
             }
@@ -230,7 +196,7 @@ impl Worker {
         if self.failures >= FAILURES_MAX {
             return false;
         }
-        if self.line.is_empty() {
+        if self.asked.is_empty() {
             match self.inbox.recv() {
                 Ok(order) => self.obey(order),
                 Err(mpsc::RecvError) => return false,
@@ -244,7 +210,7 @@ impl Worker {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Embed(line) => self.line.push_back(*line),
+            Order::Embed(line) => self.asked.push_back(*line),
             Order::Stop => self.stopping = true,
         }
     }
@@ -252,8 +218,8 @@ impl Worker {
     /// Ends those that no longer want or may have a turn.
     fn sweep(&mut self) {
         let now = Instant::now();
-        for _ in 0..self.line.len() {
-            let Some(line) = self.line.pop_front() else {
+        for _ in 0..self.asked.len() {
+            let Some(line) = self.asked.pop_front() else {
                 return;
             };
             if line.answer.is_closed() {
@@ -261,7 +227,7 @@ impl Worker {
             } else if line.ask.deadline.is_some_and(|deadline| now >= deadline) {
                 self.end(line, NeuronOutcome::Expired, Err(Undone::Expired));
             } else {
-                self.line.push_back(line);
+                self.asked.push_back(line);
             }
         }
     }
@@ -270,12 +236,13 @@ impl Worker {
     fn turn(&mut self, plan: &[usize]) {
         let now = Instant::now();
         let mut texts: Vec<&[u32]> = Vec::new();
-        for (line, count) in self.line.iter_mut().zip(plan) {
+        for (line, count) in self.asked.iter_mut().zip(plan) {
             line.began.get_or_insert(now);
             let next = line.ask.texts.iter().skip(line.done.len()).take(*count);
             texts.extend(next.map(Vec::as_slice));
         }
-        let ran = self.encoder.encode(&texts);
+        let (encoder, pulse) = (&mut self.encoder, &self.pulse);
+        let (ran, _) = pulse.around(|| encoder.encode(&texts));
         let expected = texts.len();
         match ran {
             Ok(vectors) if vectors.len() == expected => {
@@ -290,7 +257,7 @@ impl Worker {
     fn share(&mut self, vectors: Vec<Vec<f32>>, plan: &[usize]) {
         let mut vectors = vectors.into_iter();
         for count in plan {
-            let Some(mut line) = self.line.pop_front() else {
+            let Some(mut line) = self.asked.pop_front() else {
                 return;
             };
             let first = line.done.len();
@@ -299,7 +266,7 @@ impl Worker {
             line.ask.ticket.read(read.map(Vec::len).sum());
             if line.done.len() < line.ask.texts.len() {
                 // Only the last of a plan is not whole: it goes on first.
-                self.line.push_front(line);
+                self.asked.push_front(line);
                 return;
             }
             let done = std::mem::take(&mut line.done);
@@ -311,7 +278,7 @@ impl Worker {
         self.failures += 1;
         tracing::error!(detail = words, "texts could not be embedded");
         for _ in 0..lines {
-            if let Some(line) = self.line.pop_front() {
+            if let Some(line) = self.asked.pop_front() {
                 let undone = Undone::Failed(words.to_owned());
                 self.end(line, NeuronOutcome::Failed, Err(undone));
             }
@@ -319,8 +286,8 @@ impl Worker {
     }
 
     /// Ends the ticket, then tells the caller.
-    fn end(&mut self, line: Line, outcome: NeuronOutcome, result: Result<Vec<Vec<f32>>, Undone>) {
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
+    fn end(&mut self, line: Asked, outcome: NeuronOutcome, result: Result<Vec<Vec<f32>>, Undone>) {
+        self.line.leave(1);
         let now = Instant::now();
         let began = line.began.unwrap_or(now);
         let times = Times {
@@ -338,7 +305,7 @@ impl Worker {
 
 /// How many texts of each request, from the front, go into one run: in their order, as long as the tokens suffice and
 /// padding is not most of them. One text at least.
-fn plan(line: &VecDeque<Line>) -> Vec<usize> {
+fn plan(line: &VecDeque<Asked>) -> Vec<usize> {
     let (mut count, mut longest, mut tokens) = (0usize, 0usize, 0usize);
     let mut plan = Vec::new();
     for request in line {
@@ -368,6 +335,8 @@ fn plan(line: &VecDeque<Line>) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
     use crate::usage::{Caller, tests::Office};
 
@@ -458,7 +427,7 @@ mod tests {
     fn no_run_has_more_tokens_than_it_may_nor_more_padding_than_text() {
         let line = |lengths: &[usize]| {
             let rig = Rig::new(1);
-            Line {
+            Asked {
                 ask: rig.ask(lengths),
                 answer: oneshot::channel().0,
                 since: Instant::now(),
@@ -519,7 +488,7 @@ mod tests {
             assert_eq!(failed.unwrap_err(), Undone::Failed("poisoned".to_owned()));
             assert_eq!(rig.office.next().outcome, NeuronOutcome::Failed);
         }
-        while rig.embedder.is_alive() {
+        while rig.embedder.health() != Health::Dead {
             std::thread::yield_now();
         }
         let Err(NotTaken::Stopped(_)) = rig.embedder.submit(rig.ask(&[5])) else {
@@ -532,11 +501,10 @@ mod tests {
         let mut rig = Rig::new(3);
         let door = rig.door.lock().unwrap();
         let all: Vec<_> = (0..3).map(|_| rig.submit(rig.ask(&[1_500]))).collect();
-        let stopping = rig.embedder.orders.send(Order::Stop);
-        stopping.unwrap();
+        rig.embedder.thread.tell(Order::Stop);
         drop(door);
         rig.embedder.stop(Duration::from_secs(20));
-        assert!(!rig.embedder.is_alive());
+        assert_eq!(rig.embedder.health(), Health::Dead);
         let ended: Vec<_> = all
             .into_iter()
             .map(|one| one.blocking_recv().unwrap())

@@ -16,11 +16,10 @@ use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -28,25 +27,29 @@ use seatbelt_tokens::Tokenizer;
 use thiserror::Error;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-pub(crate) use self::{
-    allowance::Allowance,
-    health::Health,
-    job::{EndReason, Ending, Event, Generation, Job, NotQueued, Piece},
-    kept::Shift,
-    together::Together,
-};
 use self::{
-    health::Pulse,
     job::QueuedJob,
     kept::Kept,
     pace::Pace,
     running::{Running, Turn},
     seats::idle,
 };
-use crate::{clock::Clock, config::PREFILL_CHUNK_TOKENS, metrics::EngineMetrics, shape::Guides};
+pub(crate) use self::{
+    allowance::Allowance,
+    job::{EndReason, Ending, Event, Generation, Job, NotQueued, Piece},
+    kept::Shift,
+    together::Together,
+};
+use crate::{
+    clock::Clock,
+    config::PREFILL_CHUNK_TOKENS,
+    metrics::EngineMetrics,
+    shape::Guides,
+    thread::{Health, Line, NotTaken, Pulse, Thread, Ties},
+    usage::parts::Part,
+};
 
 mod allowance;
-mod health;
 mod job;
 mod kept;
 mod pace;
@@ -134,6 +137,19 @@ enum Command {
     Stop,
 }
 
+impl Command {
+    /// The parts in tickets of what it would have run.
+    fn into_parts(self) -> Vec<Part> {
+        match self {
+            Self::Run(queued) => queued
+                .into_iter()
+                .map(|waiting| waiting.job.ticket)
+                .collect(),
+            Self::Look | Self::AbortAll | Self::Stop => Vec::new(),
+        }
+    }
+}
+
 /// What the engine needs to know of its model.
 pub(crate) struct Voice {
     pub(crate) tokenizer: Tokenizer,
@@ -142,21 +158,15 @@ pub(crate) struct Voice {
 /// Counts shared by the thread and its callers.
 #[derive(Debug, Default)]
 struct Load {
-    admitted: AtomicUsize,
     active: AtomicUsize,
     cached: AtomicUsize,
 }
 
 /// Handle of a running engine.
 pub(crate) struct Engine {
-    commands: mpsc::Sender<Command>,
+    thread: Thread<Command>,
     clock: Clock,
-    pulse: Arc<Pulse>,
     load: Arc<Load>,
-    room: usize,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    /// Closed when the thread is at its end.
-    ended: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Engine {
@@ -177,45 +187,39 @@ impl Engine {
         queue: usize,
         metrics: EngineMetrics,
     ) -> std::io::Result<Self> {
-        let (commands, inbox) = mpsc::channel();
         let load = Arc::new(Load::default());
         let slots = decoder.slots();
-        let pulse = Arc::new(Pulse::new(clock.clone()));
-        let (ending, ended) = mpsc::channel();
-        let worker = Worker {
-            slots: (0..slots).map(|_| None).collect(),
-            kept: vec![None; slots],
-            turn: 0,
-            rows: Vec::with_capacity(slots),
-            logits: Vec::new(),
-            waiting: VecDeque::new(),
-            stopping: false,
-            failures: 0,
-            reach: decoder.reach(),
-            pace: Pace::new(decoder.reach().spare),
-            pulse: Arc::clone(&pulse),
-            clock: clock.clone(),
-            load: Arc::clone(&load),
-            decoder,
-            voice,
-            guides: Guides::start()?,
-            metrics,
-            inbox,
+        let guides = Guides::start()?;
+        let (own_clock, own_load) = (clock.clone(), Arc::clone(&load));
+        let run = move |ties: Ties<Command>| {
+            let worker = Worker {
+                slots: (0..slots).map(|_| None).collect(),
+                kept: vec![None; slots],
+                turn: 0,
+                rows: Vec::with_capacity(slots),
+                logits: Vec::new(),
+                waiting: VecDeque::new(),
+                stopping: false,
+                failures: 0,
+                reach: decoder.reach(),
+                pace: Pace::new(decoder.reach().spare),
+                pulse: ties.pulse,
+                clock: own_clock,
+                line: ties.line,
+                load: own_load,
+                decoder,
+                voice,
+                guides,
+                metrics,
+                inbox: ties.inbox,
+            };
+            worker.run();
         };
-        let thread = std::thread::Builder::new()
-            .name("engine".to_owned())
-            .spawn(move || {
-                worker.run();
-                drop(ending);
-            })?;
+        let thread = Thread::start("engine", slots + queue, clock.clone(), run)?;
         Ok(Self {
-            commands,
+            thread,
             clock,
-            pulse,
             load,
-            room: slots + queue,
-            thread: Mutex::new(Some(thread)),
-            ended: Mutex::new(ended),
         })
     }
 
@@ -228,41 +232,28 @@ impl Engine {
 
     /// Puts the answers of one request in line: all of them, or none.
     pub(crate) fn submit_all(&self, jobs: Vec<Job>) -> Result<Vec<Generation>, NotQueued> {
-        let (admitted, count) = (&self.load.admitted, jobs.len());
-        let room = |now: usize| now.checked_add(count).filter(|after| *after <= self.room);
-        if admitted
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, room)
-            .is_err()
-        {
-            let parts = jobs.into_iter().map(|job| job.ticket);
-            return Err(NotQueued::QueueFull(parts.collect()));
-        }
         let since = self.clock.now();
         let queued = jobs.into_iter().map(|job| {
             let (events, generation) = unbounded_channel();
             (QueuedJob { job, since, events }, Generation(generation))
         });
         let (queued, generations): (Vec<QueuedJob>, Vec<Generation>) = queued.unzip();
-        match self.commands.send(Command::Run(queued)) {
-            Ok(()) => Ok(generations),
-            Err(mpsc::SendError(Command::Run(queued))) => {
-                admitted.fetch_sub(count, Ordering::AcqRel);
-                let parts = queued.into_iter().map(|waiting| waiting.job.ticket);
-                Err(NotQueued::Stopped(parts.collect()))
-            }
-            Err(_) => unreachable!("a failed send gives back what was sent"),
-        }
+        let submitted = self.thread.submit(queued.len(), Command::Run(queued));
+        submitted.map_err(|not_taken| match not_taken {
+            NotTaken::Full(command) => NotQueued::QueueFull(command.into_parts()),
+            NotTaken::Ended(command) => NotQueued::Stopped(command.into_parts()),
+        })?;
+        Ok(generations)
     }
 
     /// Looks again at what those may have who wait in their slots.
     pub(crate) fn look(&self) {
-        // A failed send means that the thread is gone, and with it every request.
-        let _ = self.commands.send(Command::Look);
+        self.thread.tell(Command::Look);
     }
 
     /// Answers that can run or wait at once.
     pub(crate) fn room(&self) -> usize {
-        self.room
+        self.thread.room()
     }
 
     /// Tokens in the caches of requests in slots.
@@ -277,49 +268,22 @@ impl Engine {
 
     /// Requests waiting for one.
     pub(crate) fn queued(&self) -> usize {
-        self.load
-            .admitted
-            .load(Ordering::Acquire)
-            .saturating_sub(self.active())
+        self.thread.busy().saturating_sub(self.active())
     }
 
     /// How it is.
     pub(crate) fn health(&self) -> Health {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        match thread.as_ref() {
-            Some(thread) if !thread.is_finished() => match self.pulse.is_stuck() {
-                true => Health::Stuck,
-                false => Health::Well,
-            },
-            _ => Health::Dead,
-        }
+        self.thread.health()
     }
 
     /// Ends every request now, with [`EndReason::Stopping`].
     pub(crate) fn abort_all(&self) {
-        // A failed send means that the thread is gone, and with it every request.
-        let _ = self.commands.send(Command::AbortAll);
+        self.thread.tell(Command::AbortAll);
     }
 
-    /// Ends every request and the thread, and waits for it, at most so long: a step that hangs is left to
-    /// the process's end.
+    /// Ends every request and the thread, and waits for it, at most so long.
     pub(crate) fn stop(&self, patience: Duration) {
-        let _ = self.commands.send(Command::Stop);
-        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        if ended.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
-            tracing::error!("a step of the engine does not end, and is not waited for");
-            return;
-        }
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
-            tracing::error!("the engine thread had panicked");
-        }
+        self.thread.stop(Command::Stop, patience);
     }
 }
 
@@ -334,6 +298,7 @@ struct Worker {
     kept: Vec<Option<Kept>>,
     /// Requests that ended.
     turn: u64,
+    line: Arc<Line>,
     load: Arc<Load>,
     metrics: EngineMetrics,
     stopping: bool,
@@ -494,7 +459,7 @@ impl Worker {
             return;
         };
         self.load.active.fetch_sub(1, Ordering::AcqRel);
-        self.load.admitted.fetch_sub(1, Ordering::AcqRel);
+        self.line.leave(1);
         self.turn += 1;
         let turn = self.turn;
         self.kept[slot] = running.end(reason).map(|(account, tokens)| Kept {
@@ -505,7 +470,7 @@ impl Worker {
     }
 
     fn end_waiting(&mut self, waiting: QueuedJob, reason: EndReason) {
-        self.load.admitted.fetch_sub(1, Ordering::AcqRel);
+        self.line.leave(1);
         running::end_waiting(waiting, reason);
     }
 

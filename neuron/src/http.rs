@@ -45,10 +45,11 @@ use self::{error::ErrorAnswer, request::Dialect};
 use crate::{
     clock::SharedTime,
     config::{Access, Device},
-    engine::{Engine, Health},
+    engine::Engine,
     load::{Failed, Seat},
     metrics::{self, Gauge},
     model::Model,
+    thread::Health,
     usage::TicketOffice,
 };
 

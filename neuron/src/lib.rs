@@ -24,6 +24,7 @@ mod sampler;
 mod session;
 mod shape;
 mod stop;
+mod thread;
 
 pub mod usage;
 

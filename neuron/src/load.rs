@@ -16,13 +16,14 @@ use crate::{
     config::{ModelConfig, NeuronConfig},
     embed::Embedder,
     encoder::{EncoderFolder, is_encoder},
-    engine::{Decoder, Engine, Health, Voice},
+    engine::{Decoder, Engine, Voice},
     error::NeuronError,
     http::{App, Embeds, Served},
     library,
     metrics::Metrics,
     model::Model,
     session::{OnnxDecoder, OnnxEncoder},
+    thread::Health,
 };
 
 /// How often engines are looked at.

@@ -1,7 +1,10 @@
 //! The engine with a decoder that waits to be let on, so that every order of things can be had.
 
 use std::{
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        Mutex,
+        mpsc::{Receiver, Sender, channel},
+    },
     time::Duration,
 };
 

@@ -27,6 +27,7 @@ use crate::{
     config::Device,
     embed::{Ask, Embedded, Embedder, NotTaken, Undone},
     session::normalised,
+    thread::Health,
     usage::Ticket,
 };
 
@@ -44,7 +45,11 @@ pub(crate) struct Embeds {
 impl Embeds {
     /// Why it takes no request now, if so.
     pub(super) fn closed(&self) -> Option<&'static str> {
-        (!self.embedder.is_alive()).then_some("the model broke down: start the neuron again")
+        match self.embedder.health() {
+            Health::Well => None,
+            Health::Stuck => Some("a run of the model does not end"),
+            Health::Dead => Some("the model broke down: start the neuron again"),
+        }
     }
 
     /// What is told of it to the outside. That it writes nothing says what it is for.

@@ -1,4 +1,4 @@
-//! Whether an engine's thread does its work, seen from outside.
+//! Whether a model's thread does its work, seen from outside.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -7,20 +7,20 @@ use std::{
 
 use crate::{clock::Clock, config::STEP_TIME_MAX};
 
-/// How an engine is.
+/// How a thread is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Health {
     /// It takes requests.
     Well,
-    /// One step has taken so long that it will hardly end.
+    /// One run of its model has taken so long that it will hardly end.
     Stuck,
-    /// Its thread has ended.
+    /// It has ended.
     Dead,
 }
 
 /// When the step under way began.
 #[derive(Debug)]
-pub(super) struct Pulse {
+pub(crate) struct Pulse {
     clock: Clock,
     start: Instant,
     /// Nanoseconds from the start, and one; 0 between steps.
@@ -37,7 +37,7 @@ impl Pulse {
     }
 
     /// Runs a step, and how long it took.
-    pub(super) fn around<T>(&self, step: impl FnOnce() -> T) -> (T, Duration) {
+    pub(crate) fn around<T>(&self, step: impl FnOnce() -> T) -> (T, Duration) {
         let began = self.clock.now();
         let since = nanos(began.duration_since(self.start));
         self.began.store(since.saturating_add(1), Ordering::Release);
