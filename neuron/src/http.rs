@@ -65,6 +65,7 @@ mod recipe;
 mod request;
 mod shaping;
 mod tokenize;
+mod way;
 
 /// A model that is up.
 pub(crate) struct Served {

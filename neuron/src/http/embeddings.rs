@@ -17,11 +17,9 @@ use serde_json::{Value, json};
 
 use super::{
     App,
-    access::Signed,
     error::ErrorAnswer,
-    generate::{aside, open, read_body, turn_away, with_request_id},
-    headers,
     request::{EmbeddingWish, Prompt},
+    way::{Begun, aside, begin, open, turn_away, with_request_id},
 };
 use crate::{
     config::Device,
@@ -124,13 +122,11 @@ async fn prepare(
     request: Request,
     ticket: &mut Ticket,
 ) -> Result<Plan, ErrorAnswer> {
-    let signed = request.extensions().get::<Signed>().copied();
-    if let Some(reason) = app.closed() {
-        return Err(ErrorAnswer::closed(reason));
-    }
-    let limits = headers::limits(request.headers())?;
-    let deadline = limits.deadline_ms.and_then(|at_ms| app.time.moment(at_ms));
-    let body = read_body(request.into_body(), signed).await?;
+    let Begun {
+        limits,
+        deadline,
+        body,
+    } = begin(app, request).await?;
     let size = body.len();
     let mut wish = aside(app, size, move || EmbeddingWish::read(&body)).await??;
     let at = find(app, &wish.model)?;

@@ -12,7 +12,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{App, access::Signed, error::ErrorAnswer, generate::read_body};
+use super::{App, access::Signed, error::ErrorAnswer, way::read_body};
 
 pub(super) async fn recipe(State(app): State<Arc<App>>, request: Request) -> Response {
     hand_out(&app, request)

@@ -18,8 +18,9 @@ use super::{
     access::Signed,
     embeddings,
     error::ErrorAnswer,
-    generate::{aside, prompt_tokens, read_body},
+    generate::prompt_tokens,
     request::{Dialect, Wish},
+    way::{aside, read_body},
 };
 
 pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Response {
