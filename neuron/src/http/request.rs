@@ -209,8 +209,7 @@ impl<'a> Fields<'a> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        value
-            .as_u64()
+        counted(value)
             .map(Some)
             .ok_or_else(|| ErrorAnswer::invalid_value(name, "a whole number"))
     }
@@ -326,6 +325,31 @@ impl<'a> Fields<'a> {
         };
         (prompts.filter(|prompts| !prompts.is_empty())).ok_or_else(wanted)
     }
+}
+
+/// Beyond this not every whole number is a float.
+const WHOLE_FLOAT_MAX: f64 = 9_007_199_254_740_992.0;
+
+/// A whole number, written as one or as a fraction of none: `10.0`, as languages without integers write it, and as
+/// gateways take it.
+fn whole_number(value: &Value) -> Option<i128> {
+    let of_float = || {
+        let float = value.as_f64()?;
+        let is_exact = float.fract() == 0.0 && float.abs() <= WHOLE_FLOAT_MAX;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "it is whole, and within what a float holds exactly"
+        )]
+        is_exact.then_some(float as i128)
+    };
+    let unsigned = value.as_u64().map(i128::from);
+    let signed = || value.as_i64().map(i128::from);
+    unsigned.or_else(signed).or_else(of_float)
+}
+
+/// The same of what is counted.
+fn counted(value: &Value) -> Option<u64> {
+    u64::try_from(whole_number(value)?).ok()
 }
 
 fn tokens_of(list: &[Value]) -> Option<Prompt> {
@@ -454,6 +478,44 @@ mod tests {
             let error = read(&with(name, value.clone())).unwrap_err().json();
             assert_eq!(error["error"]["param"], name, "{value}");
         }
+    }
+
+    #[test]
+    fn a_whole_number_may_be_written_as_a_fraction_of_none() {
+        let as_whole = |dialect, body: &str, said: &[(&str, i64)]| {
+            let read = |float: bool| {
+                let fields = said.iter().map(|(name, number)| match float {
+                    true => format!(", \"{name}\": {number}.0"),
+                    false => format!(", \"{name}\": {number}"),
+                });
+                let body = format!("{{\"model\": \"m\", {body}{}}}", fields.collect::<String>());
+                Wish::read(dialect, body.as_bytes()).unwrap()
+            };
+            assert_eq!(read(true), read(false));
+        };
+        let chat = r#""messages": [{"role": "user", "content": "hi"}], "logprobs": true"#;
+        let both = [("n", 2), ("max_tokens", 10), ("seed", -7), ("top_k", -1)];
+        let of_chats = [
+            ("top_logprobs", 3),
+            ("min_tokens", 4),
+            ("max_completion_tokens", 9),
+        ];
+        as_whole(Dialect::Chat, chat, &[&both[..], &of_chats].concat());
+        let of_completions = [("best_of", 2), ("logprobs", 3)];
+        let all = [&both[..], &of_completions].concat();
+        as_whole(Dialect::Completion, r#""prompt": "hi""#, &all);
+        for wrong in [
+            json!(1.5),
+            json!(1e300),
+            json!(-1.0),
+            json!(9_007_199_254_740_994.0),
+        ] {
+            assert!(read(&with("n", wrong.clone())).is_err(), "{wrong}");
+        }
+        let mut shaped = with("min_tokens", json!(5.0));
+        shaped["response_format"] = json!({ "type": "json_object" });
+        let error = read(&shaped).unwrap_err().json();
+        assert_eq!(error["error"]["param"], "min_tokens");
     }
 
     #[test]

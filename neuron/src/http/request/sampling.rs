@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{super::error::ErrorAnswer, Dialect, Fields};
+use super::{super::error::ErrorAnswer, Dialect, Fields, whole_number};
 use crate::{
     model::{Model, SamplingDefaults},
     sampler::{Leanings, Sampling},
@@ -120,7 +120,8 @@ fn top_k(body: &Fields<'_>) -> Result<Option<i64>, ErrorAnswer> {
     let Some(value) = body.get("top_k") else {
         return Ok(None);
     };
-    let count = value.as_i64().filter(|count| *count >= -1);
+    let count = whole_number(value).filter(|count| *count >= -1);
+    let count = count.and_then(|count| i64::try_from(count).ok());
     count
         .map(Some)
         .ok_or_else(|| ErrorAnswer::invalid_value("top_k", "a whole number, -1 or 0 for all"))
@@ -130,9 +131,10 @@ fn seed(body: &Fields<'_>) -> Result<Option<u64>, ErrorAnswer> {
     let Some(value) = body.get("seed") else {
         return Ok(None);
     };
-    let seed = value
-        .as_u64()
-        .or_else(|| value.as_i64().map(i64::cast_unsigned));
+    let seed = whole_number(value).and_then(|seed| {
+        let negative = || i64::try_from(seed).ok().map(i64::cast_unsigned);
+        u64::try_from(seed).ok().or_else(negative)
+    });
     seed.map(Some)
         .ok_or_else(|| ErrorAnswer::invalid_value("seed", "a whole number"))
 }

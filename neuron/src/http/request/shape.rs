@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{super::error::ErrorAnswer, Fields};
+use super::{super::error::ErrorAnswer, Fields, counted};
 use crate::{calls::CallFormat, shape::Shape};
 
 /// What a request says.
@@ -44,7 +44,7 @@ impl ShapeWish {
     fn alone(&self, body: &Fields<'_>) -> Result<(), ErrorAnswer> {
         for name in ["ignore_eos", "min_tokens"] {
             let set = body.get(name).is_some_and(|value| {
-                value.as_bool() == Some(true) || value.as_u64().is_some_and(|count| count > 0)
+                value.as_bool() == Some(true) || counted(value).is_some_and(|count| count > 0)
             });
             if set {
                 let message =
