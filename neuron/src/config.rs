@@ -4,7 +4,7 @@
 //! Reading files and environment is the caller's; here the values are only checked, all mistakes
 //! at once.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use seatbelt_schemas::{
     amount::TOKENS_PER_REQUEST_MAX,
@@ -13,6 +13,7 @@ use seatbelt_schemas::{
     setting::Setting,
 };
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 /// Largest request body.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -26,6 +27,10 @@ pub const THREADS_BOUNDS: (u64, u64) = (1, 1024);
 const THREADS_DEFAULT_MAX: usize = 8;
 /// Requests waiting for a slot, per model; more are answered 503.
 pub const QUEUE: Setting = Setting::new(1, 100_000, 64);
+/// Bytes that all models may take of a memory: less holds none.
+pub const MEMORY_BYTES_BOUNDS: (u64, u64) = (64 * 1024, u64::MAX);
+/// How long a request may wait until its model is loaded, ms.
+pub const LOAD_WAIT_MS: Setting = Setting::new(0, 600_000, 30_000);
 /// How long running requests may go on after shutdown was asked for, ms.
 pub const DRAIN_MS: Setting = Setting::new(0, 600_000, 10_000);
 /// Requests of one model that run at once.
@@ -128,8 +133,31 @@ pub(crate) enum Access {
     Open,
 }
 
+/// Token of who loads and unloads models by name; kept as its hash.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AdminToken([u8; 32]);
+
+impl AdminToken {
+    /// Of the token's text.
+    pub fn new(text: &str) -> Self {
+        Self(Sha256::digest(text).into())
+    }
+
+    /// Whether this is its text. How long it takes says nothing of the token, but of hashes.
+    pub(crate) fn is(&self, told: &[u8]) -> bool {
+        let told: [u8; 32] = Sha256::digest(told).into();
+        self.0 == told
+    }
+}
+
+impl fmt::Debug for AdminToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AdminToken")
+    }
+}
+
 /// A model to serve.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// The name clients use.
@@ -203,6 +231,15 @@ pub struct NeuronConfig {
     pub threads: usize,
     /// Most requests waiting for a slot, per model ([`QUEUE`]).
     pub queue: usize,
+    /// Most bytes that weights and caches of all models on the CPU take together ([`MEMORY_BYTES_BOUNDS`]): those
+    /// that do not fit are loaded when they are asked for, in the place of others. All are loaded where not given.
+    pub memory_bytes_max: Option<u64>,
+    /// The same of each GPU.
+    pub gpu_memory_bytes_max: Option<u64>,
+    /// How long a request may wait until its model is loaded ([`LOAD_WAIT_MS`]).
+    pub load_wait: Duration,
+    /// Whose token loads and unloads models by name, besides the gateways of the deployment.
+    pub admin_token: Option<AdminToken>,
     /// Folder of the outbox.
     pub outbox_dir: PathBuf,
     /// Copies of the usage stream and the registration bucket.
@@ -223,6 +260,10 @@ impl NeuronConfig {
             onnxruntime: None,
             threads: threads_default(),
             queue: QUEUE.default_count(),
+            memory_bytes_max: None,
+            gpu_memory_bytes_max: None,
+            load_wait: LOAD_WAIT_MS.default_ms(),
+            admin_token: None,
             outbox_dir,
             replicas: 1,
             drain: DRAIN_MS.default_ms(),

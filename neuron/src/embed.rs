@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use crate::{
     clock::{Clock, millis},
     engine::StepError,
+    metrics::EmbedderMetrics,
     thread::{self, Health, Line, Pulse, Thread, Ties},
     usage::{Durable, Ticket, Times},
 };
@@ -92,7 +93,11 @@ pub(crate) struct Embedder {
 
 impl Embedder {
     /// Starts the thread. At most `room` requests are in line.
-    pub(crate) fn start(encoder: Box<dyn Encoder>, room: usize) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        encoder: Box<dyn Encoder>,
+        room: usize,
+        metrics: EmbedderMetrics,
+    ) -> std::io::Result<Self> {
         let width = encoder.width();
         let run = move |ties: Ties<Order>| {
             let worker = Worker {
@@ -103,6 +108,7 @@ impl Embedder {
                 pulse: ties.pulse,
                 failures: 0,
                 stopping: false,
+                metrics,
             };
             worker.run();
         };
@@ -164,6 +170,7 @@ struct Worker {
     pulse: Arc<Pulse>,
     failures: u32,
     stopping: bool,
+    metrics: EmbedderMetrics,
 }
 
 impl Worker {
@@ -237,13 +244,17 @@ impl Worker {
         let now = Instant::now();
         let mut texts: Vec<&[u32]> = Vec::new();
         for (line, count) in self.asked.iter_mut().zip(plan) {
-            line.began.get_or_insert(now);
+            if line.began.is_none() {
+                line.began = Some(now);
+                self.metrics.queued.took(now - line.since);
+            }
             let next = line.ask.texts.iter().skip(line.done.len()).take(*count);
             texts.extend(next.map(Vec::as_slice));
         }
         let (encoder, pulse) = (&mut self.encoder, &self.pulse);
         let (ran, _) = pulse.around(|| encoder.encode(&texts));
         let expected = texts.len();
+        self.metrics.batch(expected);
         match ran {
             Ok(vectors) if vectors.len() == expected => {
                 self.failures = 0;
@@ -270,6 +281,9 @@ impl Worker {
                 return;
             }
             let done = std::mem::take(&mut line.done);
+            if let Some(began) = line.began {
+                self.metrics.prefill.took(began.elapsed());
+            }
             self.end(line, NeuronOutcome::Completed, Ok(done));
         }
     }
@@ -337,6 +351,8 @@ fn plan(line: &VecDeque<Asked>) -> Vec<usize> {
 mod tests {
     use std::sync::Mutex;
 
+    use seatbelt_schemas::ids::ModelId;
+
     use super::*;
     use crate::usage::{Caller, tests::Office};
 
@@ -376,9 +392,11 @@ mod tests {
             let encoder = Counting {
                 door: Arc::clone(&door),
             };
+            let office = Office::new();
+            let metrics = (office.office.metrics).of_embedder(&ModelId::new("vectors").unwrap());
             Self {
-                embedder: Embedder::start(Box::new(encoder), room).unwrap(),
-                office: Office::new(),
+                embedder: Embedder::start(Box::new(encoder), room, metrics).unwrap(),
+                office,
                 door,
             }
         }
@@ -421,6 +439,18 @@ mod tests {
             .collect();
         assert_eq!(usage, [5, 7, 6]);
         assert_eq!(rig.embedder.waiting(), 0);
+        let told = rig.office.office.metrics.render(&[]);
+        for expected in [
+            "queue_wait_seconds_count{model=\"vectors\"} 3",
+            "prefill_seconds_count{model=\"vectors\"} 3",
+            "batch_sum{model=\"vectors\"} 4.0",
+        ] {
+            let expected = format!("seatbelt_neuron_{expected}");
+            assert!(
+                told.lines().any(|line| line == expected),
+                "{expected} is not in\n{told}"
+            );
+        }
     }
 
     #[test]

@@ -27,18 +27,18 @@ use seatbelt_tokens::Tokenizer;
 use thiserror::Error;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
+pub(crate) use self::{
+    allowance::Allowance,
+    job::{EndReason, Ending, Event, Generation, Job, NotQueued, Piece},
+    kept::Shift,
+    together::Together,
+};
 use self::{
     job::QueuedJob,
     kept::Kept,
     pace::Pace,
     running::{Running, Turn},
     seats::idle,
-};
-pub(crate) use self::{
-    allowance::Allowance,
-    job::{EndReason, Ending, Event, Generation, Job, NotQueued, Piece},
-    kept::Shift,
-    together::Together,
 };
 use crate::{
     clock::Clock,
@@ -262,8 +262,14 @@ impl Engine {
     }
 
     /// Requests in slots.
+    /// Requests in slots.
     pub(crate) fn active(&self) -> usize {
         self.load.active.load(Ordering::Acquire)
+    }
+
+    /// Requests in slots and waiting for one.
+    pub(crate) fn busy(&self) -> usize {
+        self.thread.busy()
     }
 
     /// Requests waiting for one.

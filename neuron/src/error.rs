@@ -67,3 +67,10 @@ pub enum NeuronError {
     #[error(transparent)]
     Bus(#[from] seatbelt_bus::ProvisionError),
 }
+
+impl NeuronError {
+    /// Whether it is one model's alone, and others may serve.
+    pub(crate) fn is_of_one_model(&self) -> bool {
+        matches!(self, Self::Model { .. } | Self::Device { .. })
+    }
+}

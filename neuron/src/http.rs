@@ -7,11 +7,13 @@
 //! | `POST /tokenize` | `{"input_tokens", "context", "output"}` of the same body; runs nothing, reports nothing |
 //! | `POST /limit` | more output is held for a request that runs; says how much it has written |
 //! | `POST /recipe` | the tokenizer and chat template of this name, by which gateways count |
-//! | `GET /v1/models`, `/v1/models/{id}`, `/models` | the models with their limits |
+//! | `GET /v1/models`, `/v1/models/{id}`, `/models` | the models with their limits, and whether they are loaded |
+//! | `POST /models/load`, `/models/unload` | takes a model into memory, or out of it; the body is `{"model": NAME}` |
 //! | `GET /health/live`, `/health/ready`, `/metrics` | for machines |
 //!
 //! All but `/models`, health and metrics is for the gateways of its deployment alone, each reservation
-//! once (`access`), unless the neuron is configured as open. Every answer to a generation carries
+//! once (`access`), unless the neuron is configured as open. Models are loaded and unloaded by those, and by who has the
+//! admin token. Every answer to a generation carries
 //! `x-request-id`; its usage is reported before its last byte is sent.
 
 use std::{
@@ -31,29 +33,31 @@ use axum::{
     routing::{get, post},
 };
 use seatbelt_bus::{Twin, Unseen};
-use seatbelt_schemas::{
-    ids::ModelId,
-    neuron::{NeuronModel, PATH_LIMIT, PATH_RECIPE},
-};
+use seatbelt_schemas::neuron::{NeuronModel, PATH_LIMIT, PATH_RECIPE};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 pub(crate) use self::{
-    access::Used, doubts::Doubts, embeddings::Embeds, limit::Growing, shaping::Shaping,
+    access::Used, doubts::Doubts, embeddings::Embeds, limit::Growing, served::Served,
+    shaping::Shaping,
 };
-use self::{error::ErrorAnswer, request::Dialect};
+use self::{
+    admin::{PATH_LOAD, PATH_UNLOAD},
+    error::ErrorAnswer,
+    request::Dialect,
+};
 use crate::{
     clock::SharedTime,
-    config::{Access, Device},
+    config::{Access, AdminToken},
     engine::Engine,
-    load::{Failed, Seat},
     metrics::{self, Gauge},
-    model::Model,
-    thread::Health,
+    seat::Status,
+    shelf::{Failed, Roster, Shelf},
     usage::TicketOffice,
 };
 
 mod access;
+mod admin;
 mod answer;
 mod doubts;
 mod embeddings;
@@ -63,51 +67,16 @@ mod headers;
 mod limit;
 mod recipe;
 mod request;
+mod served;
 mod shaping;
 mod tokenize;
 mod way;
 
-/// A model that is up.
-pub(crate) struct Served {
-    pub(crate) id: ModelId,
-    pub(crate) device: Device,
-    pub(crate) slots: usize,
-    pub(crate) model: Model,
-    pub(crate) seat: Seat,
-}
-
-impl Served {
-    /// The engine that runs it now.
-    pub(crate) fn engine(&self) -> Arc<Engine> {
-        self.seat.engine()
-    }
-
-    /// Why it takes no request now, if so.
-    fn closed(&self) -> Option<&'static str> {
-        match self.engine().health() {
-            Health::Well => None,
-            Health::Stuck => Some("a step of the model does not end"),
-            Health::Dead => Some("the model broke down and is loaded again"),
-        }
-    }
-
-    /// What is told of it to the outside.
-    pub(crate) fn record(&self, ready: bool) -> NeuronModel {
-        NeuronModel {
-            id: self.id.clone(),
-            context: self.model.context as u64,
-            output: self.model.output as u64,
-            slots: u32::try_from(self.slots).unwrap_or(u32::MAX),
-            recipe: Some(self.model.recipe.name.clone()),
-            ready,
-            grows: true,
-        }
-    }
-}
-
 /// Everything a handler needs.
 pub(crate) struct App {
     pub(crate) access: Access,
+    /// Loads and unloads models by name.
+    pub(crate) admin: Option<AdminToken>,
     /// What deadlines are told in.
     pub(crate) time: SharedTime,
     pub(crate) used: Used,
@@ -118,10 +87,7 @@ pub(crate) struct App {
     /// Whether another neuron registers under the same id, and whether gateways see this one; none where nothing
     /// is registered.
     pub(crate) registered: Option<(Twin, Unseen)>,
-    pub(crate) models: Vec<Served>,
-    pub(crate) embedders: Vec<Embeds>,
-    /// Configured, but not loaded.
-    pub(crate) failed: Vec<Failed>,
+    pub(crate) shelf: Arc<Shelf>,
     pub(crate) office: TicketOffice,
     /// Places for work on large bodies.
     pub(crate) aside: Arc<Semaphore>,
@@ -131,23 +97,29 @@ pub(crate) struct App {
 }
 
 impl App {
-    fn served(&self, name: &str) -> Option<&Served> {
-        self.models.iter().find(|served| served.id.as_str() == name)
+    /// A model that writes.
+    fn served(&self, name: &str) -> Result<Arc<Served>, ErrorAnswer> {
+        let roster = self.shelf.roster();
+        let mut served = roster.served.iter();
+        let found = served.find(|served| served.id.as_str() == name);
+        found.cloned().ok_or_else(|| absent(&roster, name))
     }
 
-    /// What is said of a model that is not served.
-    fn absent(&self, name: &str) -> ErrorAnswer {
-        if self
-            .embedders
-            .iter()
-            .any(|embeds| embeds.id.as_str() == name)
-        {
-            return ErrorAnswer::embeddings_alone(name);
-        }
-        match self.failed.iter().any(|failed| failed.id.as_str() == name) {
-            true => ErrorAnswer::model_failed(name),
-            false => ErrorAnswer::unknown_model(name),
-        }
+    /// A model that gives vectors.
+    fn embeds(&self, name: &str) -> Result<Arc<Embeds>, ErrorAnswer> {
+        let roster = self.shelf.roster();
+        let mut embedders = roster.embedders.iter();
+        let found = embedders.find(|embeds| embeds.id.as_str() == name);
+        let writes = || {
+            roster
+                .served
+                .iter()
+                .any(|served| served.id.as_str() == name)
+        };
+        found.cloned().ok_or_else(|| match writes() {
+            true => ErrorAnswer::no_embeddings(),
+            false => absent(&roster, name),
+        })
     }
 
     /// Why no request for any model can be taken now, if so.
@@ -158,19 +130,27 @@ impl App {
         (!self.office.outbox.open_for_requests()).then_some("usage cannot be recorded now")
     }
 
-    /// The same of one model.
-    fn closed_for(&self, served: &Served) -> Option<&'static str> {
-        self.closed().or_else(|| served.closed())
-    }
-
     /// Every model as gateways are told of it.
     pub(crate) fn records(&self) -> Vec<NeuronModel> {
-        let record = |served: &Served| served.record(self.closed_for(served).is_none());
-        let embeds = self.embedders.iter().map(|embeds| {
-            let closed = self.closed().or_else(|| embeds.closed());
-            embeds.record(closed.is_none())
-        });
-        self.models.iter().map(record).chain(embeds).collect()
+        let (closed, roster) = (self.closed(), self.shelf.roster());
+        let served = roster.served.iter();
+        let served = served.map(|served| served.record(closed.or_else(|| served.closed())));
+        let embedders = roster.embedders.iter();
+        let embedders = embedders.map(|embeds| embeds.record(closed.or_else(|| embeds.closed())));
+        served.chain(embedders).collect()
+    }
+}
+
+/// What is said of a model that does not do what is asked for.
+fn absent(roster: &Roster, name: &str) -> ErrorAnswer {
+    let embeds = |embeds: &Arc<Embeds>| embeds.id.as_str() == name;
+    if roster.embedders.iter().any(embeds) {
+        return ErrorAnswer::embeddings_alone(name);
+    }
+    let failed = |failed: &Failed| failed.config.id.as_str() == name;
+    match roster.failed.iter().any(failed) {
+        true => ErrorAnswer::model_failed(name),
+        false => ErrorAnswer::unknown_model(name),
     }
 }
 
@@ -185,7 +165,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(PATH_LIMIT, post(limit::limit))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
-        .route("/models", get(models))
+        .route("/models", get(all_models))
+        .route(PATH_LOAD, post(admin::load))
+        .route(PATH_UNLOAD, post(admin::unload))
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/metrics", get(metrics))
@@ -207,69 +189,47 @@ async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Response {
     embeddings::serve(&app, request).await
 }
 
+/// What clients may ask for.
 async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    let data: Vec<Value> = app
-        .models
-        .iter()
-        .map(|served| model_json(&app, served))
-        .chain(app.embedders.iter().map(|embeds| embeds_json(&app, embeds)))
-        .collect();
+    Json(json!({ "object": "list", "data": data(&app) }))
+}
+
+/// The same, and what is configured but not to be had.
+async fn all_models(State(app): State<Arc<App>>) -> Json<Value> {
+    let mut data = data(&app);
+    let roster = app.shelf.roster();
+    data.extend(roster.failed.iter().map(|failed| {
+        json!({ "id": failed.config.id, "object": "model", "created": app.since_s, "owned_by": "seatbelt",
+            "state": "failed", "reason": failed.reason })
+    }));
     Json(json!({ "object": "list", "data": data }))
 }
 
+fn data(app: &App) -> Vec<Value> {
+    let roster = app.shelf.roster();
+    let served = roster.served.iter().map(|served| served.json(app.since_s));
+    let embedders = roster.embedders.iter();
+    let embedders = embedders.map(|embeds| embeds.json(app.since_s));
+    served.chain(embedders).collect()
+}
+
 async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
-    let embeds = app.embedders.iter().find(|embeds| embeds.id.as_str() == id);
-    match (app.served(&id), embeds) {
-        (Some(served), _) => Json(model_json(&app, served)).into_response(),
-        (None, Some(embeds)) => Json(embeds_json(&app, embeds)).into_response(),
-        (None, None) => app.absent(&id).into_response(),
+    match (app.served(&id), app.embeds(&id)) {
+        (Ok(served), _) => Json(served.json(app.since_s)).into_response(),
+        (Err(_), Ok(embeds)) => Json(embeds.json(app.since_s)).into_response(),
+        (Err(absent), Err(_)) => absent.into_response(),
     }
-}
-
-fn embeds_json(app: &App, embeds: &Embeds) -> Value {
-    json!({
-        "id": embeds.id,
-        "object": "model",
-        "created": app.since_s,
-        "owned_by": "seatbelt",
-        "context_length": embeds.context,
-        "max_output_tokens": 0,
-        "embedding_length": embeds.embedder.width(),
-        "device": embeds.device.as_str(),
-    })
-}
-
-fn model_json(app: &App, served: &Served) -> Value {
-    json!({
-        "id": served.id,
-        "object": "model",
-        "created": app.since_s,
-        "owned_by": "seatbelt",
-        "context_length": served.model.context,
-        "max_output_tokens": served.model.output,
-        "device": served.device.as_str(),
-        "slots": served.slots,
-    })
 }
 
 /// An engine that broke down may come back by itself; whoever asks again and again and still hears no,
 /// starts the process anew.
 async fn live(State(app): State<Arc<App>>) -> Response {
-    let served = app
-        .models
-        .iter()
-        .map(|served| (&served.id, served.closed()));
-    let embeds = app
-        .embedders
-        .iter()
-        .map(|embeds| (&embeds.id, embeds.closed()));
-    let broken = served
-        .chain(embeds)
-        .find_map(|(id, closed)| Some((id, closed?)));
+    let residents = app.shelf.roster().residents();
+    let broken = residents.iter().find(|one| one.status().is_broken());
     match broken {
         None => Json(json!({ "status": "live" })).into_response(),
-        Some((id, reason)) => unavailable(&json!({
-            "status": "not live", "model": id, "reason": reason
+        Some(one) => unavailable(&json!({
+            "status": "not live", "model": one.id(), "reason": one.status().closed()
         })),
     }
 }
@@ -279,12 +239,11 @@ fn unavailable(body: &Value) -> Response {
 }
 
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let served = app.models.iter().map(|served| app.closed_for(served));
-    let embeds = app
-        .embedders
+    let residents = app.shelf.roster().residents();
+    let closed = residents
         .iter()
-        .map(|embeds| app.closed().or_else(|| embeds.closed()));
-    match served.chain(embeds).min().flatten() {
+        .map(|one| app.closed().or_else(|| one.status().closed()));
+    match closed.min().flatten() {
         None => {
             let mut ready = json!({ "status": "ready" });
             let warnings = warnings(&app);
@@ -299,10 +258,16 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
 
 /// What an operator should look at although the neuron serves.
 fn warnings(app: &App) -> Vec<String> {
-    let failed = app.failed.iter().map(|failed| failed.reason.clone());
-    let closed = app.models.iter().filter_map(|served| {
-        let reason = served.closed()?;
-        Some(format!("model {}: {reason}", served.id))
+    let roster = app.shelf.roster();
+    let failed = roster.failed.iter().map(|failed| failed.reason.clone());
+    let closed = roster.residents().into_iter().filter_map(|one| {
+        let (id, status) = (one.id(), one.status());
+        match status {
+            Status::Ready | Status::Loading | Status::Unloaded(None) => None,
+            Status::Failed { reason, .. } => Some(reason),
+            Status::Unloaded(Some(why)) => Some(format!("model {id} is not loaded: {why}")),
+            Status::Broken | Status::Stuck => Some(format!("model {id}: {}", status.closed()?)),
+        }
     });
     let doubts = app.doubts.warnings(Instant::now());
     let doubts = doubts.into_iter().map(str::to_owned);
@@ -315,12 +280,17 @@ fn warnings(app: &App) -> Vec<String> {
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
+    let roster = app.shelf.roster();
+    let up: Vec<(&Served, Option<Arc<Engine>>)> = (roster.served.iter())
+        .map(|served| (&**served, served.seat.up()))
+        .collect();
     let per_model = |value: fn(&Engine) -> usize| -> Vec<(&str, usize)> {
-        app.models
-            .iter()
-            .map(|served| (served.id.as_str(), value(&served.engine())))
+        let value = |engine: &Option<Arc<Engine>>| engine.as_deref().map_or(0, value);
+        up.iter()
+            .map(|(served, engine)| (served.id.as_str(), value(engine)))
             .collect()
     };
+    let held = |served: &Served| served.slots() * served.context();
     let gauges = [
         Gauge {
             name: "seatbelt_neuron_active",
@@ -340,8 +310,13 @@ async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
         Gauge {
             name: "seatbelt_neuron_cache_tokens_max",
             help: "Tokens that the caches hold.",
-            values: (app.models.iter())
-                .map(|served| (served.id.as_str(), served.slots * served.model.context))
+            values: (up.iter())
+                .map(|(served, engine)| {
+                    (
+                        served.id.as_str(),
+                        engine.as_ref().map_or(0, |_| held(served)),
+                    )
+                })
                 .collect(),
         },
         Gauge {

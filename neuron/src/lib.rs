@@ -21,8 +21,10 @@ mod embed;
 mod encoder;
 mod engine;
 mod sampler;
+mod seat;
 mod session;
 mod shape;
+mod shelf;
 mod stop;
 mod thread;
 
@@ -34,6 +36,6 @@ mod library;
 mod load;
 mod metrics;
 
-pub use config::{Arena, CudaOptions, Device, ModelConfig, NeuronConfig};
+pub use config::{AdminToken, Arena, CudaOptions, Device, ModelConfig, NeuronConfig};
 pub use error::NeuronError;
-pub use server::{RunningNeuron, start, start_with_sink};
+pub use server::{Models, RunningNeuron, start, start_with_sink};

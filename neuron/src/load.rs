@@ -1,289 +1,268 @@
-//! Loads the models that are configured.
+//! Reads the folder of a model, and says how it is loaded and what that takes.
 //!
-//! One that does not load is left out and told, and the others serve. Where none loads, and where what all
-//! need is missing, there is no neuron.
+//! A folder is read once, when the model is configured: tokenizer and template stay. The weights come and go.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
+    sync::{Arc, OnceLock},
 };
 
-use seatbelt_schemas::ids::ModelId;
-use tokio_util::sync::CancellationToken;
-
 use crate::{
-    config::{ModelConfig, NeuronConfig},
+    config::{Device, ModelConfig, NeuronConfig, SLOTS_FOLLOWING_MAX},
     embed::Embedder,
     encoder::{EncoderFolder, is_encoder},
     engine::{Decoder, Engine, Voice},
     error::NeuronError,
-    http::{App, Embeds, Served},
+    http::{Embeds, Served},
     library,
     metrics::Metrics,
     model::Model,
+    seat::{Load, Loaded, Place, Resident, Seat},
     session::{OnnxDecoder, OnnxEncoder},
-    thread::Health,
+    shelf::Failed,
 };
 
-/// How often engines are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Longest time between two tries to load a model again.
-const RELOAD_WAIT_MAX: Duration = Duration::from_secs(60);
+/// A model that is configured.
+pub(crate) enum Entry {
+    Writes(Arc<Served>),
+    Embeds(Arc<Embeds>),
+    Unread(Failed),
+}
 
-/// The engine of a model, which may be another after a breakdown.
-pub(crate) struct Seat {
-    engine: RwLock<Arc<Engine>>,
+impl Entry {
+    pub(crate) fn resident(&self) -> Option<Arc<dyn Resident>> {
+        match self {
+            Self::Writes(served) => Some(Arc::clone(&served.seat) as _),
+            Self::Embeds(embeds) => Some(Arc::clone(&embeds.seat) as _),
+            Self::Unread(_) => None,
+        }
+    }
+}
+
+/// The memory that models may take together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Budgets {
+    host: Option<u64>,
+    gpu: Option<u64>,
+}
+
+impl Budgets {
+    fn of_config(config: &NeuronConfig) -> Self {
+        Self {
+            host: config.memory_bytes_max,
+            gpu: config.gpu_memory_bytes_max,
+        }
+    }
+
+    /// What they may take there; nobody counts it where nothing is said.
+    pub(crate) fn of(self, place: Place) -> Option<u64> {
+        match place {
+            Place::Host => self.host,
+            Place::Gpu(_) => self.gpu,
+        }
+    }
+}
+
+/// What a decoder has, once it was loaded: it has the same again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Found {
+    pub(crate) slots: usize,
+    pub(crate) context: usize,
+}
+
+/// What all models are loaded with.
+#[derive(Clone)]
+pub(crate) struct Loader {
     library: PathBuf,
-    /// What it was loaded by, with the slots and context that were found.
-    wanted: ModelConfig,
+    threads: usize,
+    queue: usize,
+    metrics: Arc<Metrics>,
+    pub(crate) budgets: Budgets,
 }
 
-impl Seat {
-    pub(crate) fn engine(&self) -> Arc<Engine> {
-        let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&engine)
-    }
-
-    fn put(&self, engine: Engine) {
-        *self.engine.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(engine);
-    }
-}
-
-/// A model that is configured and does not serve.
-#[derive(Debug, Clone)]
-pub(crate) struct Failed {
-    pub(crate) id: ModelId,
-    pub(crate) reason: String,
-}
-
-/// What came of the models of a configuration.
-pub(crate) struct Loaded {
-    pub(crate) served: Vec<Served>,
-    pub(crate) embedders: Vec<Embeds>,
-    pub(crate) failed: Vec<Failed>,
-}
-
-/// Loads models one after another, off the runtime: reading weights takes its time.
-pub(crate) async fn load_models(
-    config: &NeuronConfig,
-    metrics: &Arc<Metrics>,
-) -> Result<Loaded, NeuronError> {
-    let library = library::find(config.onnxruntime.as_deref())?;
-    let (config, metrics) = (config.clone(), Arc::clone(metrics));
-    let load = move || load_all(&config, &library, &metrics);
-    let loaded = tokio::task::spawn_blocking(load).await;
-    loaded.unwrap_or_else(|error| {
-        Err(NeuronError::Model {
-            model: "all".to_owned(),
-            detail: format!("loading broke off: {error}"),
+impl Loader {
+    pub(crate) fn new(config: &NeuronConfig, metrics: &Arc<Metrics>) -> Result<Self, NeuronError> {
+        Ok(Self {
+            library: library::find(config.onnxruntime.as_deref())?,
+            threads: config.threads,
+            queue: config.queue,
+            metrics: Arc::clone(metrics),
+            budgets: Budgets::of_config(config),
         })
-    })
-}
+    }
 
-fn load_all(
-    config: &NeuronConfig,
-    library: &Path,
-    metrics: &Arc<Metrics>,
-) -> Result<Loaded, NeuronError> {
-    let mut loaded = Loaded {
-        served: Vec::new(),
-        embedders: Vec::new(),
-        failed: Vec::new(),
-    };
-    let mut first = None;
-    for model in &config.models {
-        let done =
-            match is_encoder(&model.path) {
-                true => load_embedder(config, library, model)
-                    .map(|embeds| loaded.embedders.push(embeds)),
-                false => load_model(config, library, model, metrics)
-                    .map(|served| loaded.served.push(served)),
-            };
-        match done {
-            Ok(()) => {}
-            Err(error @ (NeuronError::Model { .. } | NeuronError::Device { .. })) => {
-                let reason = error.to_string();
-                tracing::error!(model = %model.id, %reason, "the model does not load and is not served");
-                loaded.failed.push(Failed {
-                    id: model.id.clone(),
-                    reason,
-                });
-                first.get_or_insert(error);
-            }
-            Err(error) => return Err(error),
+    /// Reads a model's folder. Its weights are not touched.
+    pub(crate) fn read(&self, wanted: &ModelConfig) -> Result<Entry, NeuronError> {
+        match is_encoder(&wanted.path) {
+            true => self.read_encoder(wanted).map(Entry::Embeds),
+            false => self.read_decoder(wanted).map(Entry::Writes),
         }
     }
-    match first {
-        Some(error) if loaded.served.is_empty() && loaded.embedders.is_empty() => Err(error),
-        _ => Ok(loaded),
+
+    fn read_encoder(&self, wanted: &ModelConfig) -> Result<Arc<Embeds>, NeuronError> {
+        let folder = Arc::new(EncoderFolder::read(wanted)?);
+        let bytes = weights(&folder.file);
+        let (loader, config, read) = (self.clone(), wanted.clone(), Arc::clone(&folder));
+        let load = move || {
+            let encoder = OnnxEncoder::load(&loader.library, &config, &read, loader.threads)?;
+            let metrics = loader.metrics.of_embedder(&config.id);
+            let runner = Embedder::start(Box::new(encoder), loader.queue, metrics);
+            let runner = runner.map_err(|error| no_thread(&config, &error))?;
+            loader.metrics.loaded(&config.id);
+            Ok(Loaded { runner, bytes })
+        };
+        Ok(Arc::new(Embeds {
+            id: wanted.id.clone(),
+            device: wanted.device,
+            folder,
+            seat: self.seat(wanted, bytes, Box::new(load)),
+            wanted: wanted.clone(),
+        }))
+    }
+
+    fn read_decoder(&self, wanted: &ModelConfig) -> Result<Arc<Served>, NeuronError> {
+        let model = Arc::new(Model::load(wanted)?);
+        let found = Arc::new(OnceLock::new());
+        let weights = weights(&model.graph.file);
+        let share = self.share(wanted, weights);
+        let estimate = weights.saturating_add(caches(wanted, &model, share));
+        let (loader, config) = (self.clone(), wanted.clone());
+        let (read, told) = (Arc::clone(&model), Arc::clone(&found));
+        let load = move || loader.load_decoder(&config, share, weights, &read, &told);
+        Ok(Arc::new(Served {
+            id: wanted.id.clone(),
+            device: wanted.device,
+            model,
+            found,
+            seat: self.seat(wanted, estimate, Box::new(load)),
+            wanted: wanted.clone(),
+        }))
+    }
+
+    fn seat<R: crate::seat::Runs>(
+        &self,
+        wanted: &ModelConfig,
+        bytes: u64,
+        load: Load<R>,
+    ) -> Arc<Seat<R>> {
+        // Where nobody counts, nothing is too large.
+        let place = Place::of(wanted);
+        let bytes = self.budgets.of(place).map_or(0, |_| bytes);
+        Arc::new(Seat::new(wanted.id.clone(), place, bytes, load))
+    }
+
+    /// Most bytes of a model's caches where only the memory of all models is told: half of what its weights leave, so
+    /// that a second model may stay beside it.
+    fn share(&self, wanted: &ModelConfig, weights: u64) -> Option<usize> {
+        let budget = self.budgets.of(Place::of(wanted))?;
+        let follows = wanted.cache_bytes_max.is_none()
+            && (wanted.slots.is_none() || wanted.context.is_none());
+        follows.then(|| usize::try_from(budget.saturating_sub(weights) / 2).unwrap_or(usize::MAX))
+    }
+
+    fn load_decoder(
+        &self,
+        wanted: &ModelConfig,
+        share: Option<usize>,
+        weights: u64,
+        model: &Model,
+        found: &OnceLock<Found>,
+    ) -> Result<Loaded<Engine>, NeuronError> {
+        let before = found.get();
+        let config = ModelConfig {
+            slots: before.map(|found| found.slots).or(wanted.slots),
+            context: before.map(|found| found.context).or(wanted.context),
+            cache_bytes_max: wanted.cache_bytes_max.or(share),
+            ..wanted.clone()
+        };
+        let decoder = OnnxDecoder::load(&self.library, &config, model, self.threads)?;
+        let now = Found {
+            slots: decoder.slots(),
+            context: decoder.context(),
+        };
+        if before.is_none() && now.context < model.context {
+            tracing::warn!(
+                model = %wanted.id, own = model.context, context = now.context,
+                "there is no memory for the model's whole context: set context, fewer slots or cache_bytes_max"
+            );
+        }
+        let bytes = weights.saturating_add(decoder.cache_bytes());
+        let voice = Voice {
+            tokenizer: model.tokenizer.clone(),
+        };
+        let metrics = self.metrics.of_engine(&wanted.id);
+        let runner = Engine::start(Box::new(decoder), voice, self.queue, metrics);
+        let runner = runner.map_err(|error| no_thread(wanted, &error))?;
+        let _ = found.set(now);
+        self.metrics.loaded(&wanted.id);
+        Ok(Loaded { runner, bytes })
     }
 }
 
-fn load_embedder(
-    config: &NeuronConfig,
-    library: &Path,
-    wanted: &ModelConfig,
-) -> Result<Embeds, NeuronError> {
-    let folder = EncoderFolder::read(wanted)?;
-    let encoder = OnnxEncoder::load(library, wanted, &folder, config.threads)?;
-    let embedder = Embedder::start(Box::new(encoder), config.queue);
-    let embedder = embedder.map_err(|error| NeuronError::Model {
+fn no_thread(wanted: &ModelConfig, error: &std::io::Error) -> NeuronError {
+    NeuronError::Model {
         model: wanted.id.to_string(),
         detail: format!("no thread for it: {error}"),
-    })?;
-    Ok(Embeds {
-        id: wanted.id.clone(),
-        device: wanted.device,
-        tokenizer: folder.tokenizer,
-        context: folder.context,
-        vocab: folder.vocab,
-        embedder,
-    })
+    }
 }
 
-fn load_model(
-    config: &NeuronConfig,
-    library: &Path,
-    wanted: &ModelConfig,
-    metrics: &Arc<Metrics>,
-) -> Result<Served, NeuronError> {
-    let model = Model::load(wanted)?;
-    let (engine, slots, context) = load_engine(config, library, wanted, &model, metrics)?;
-    if context < model.context {
-        tracing::warn!(
-            model = %wanted.id, own = model.context, context,
-            "there is no memory for the model's whole context: set context, fewer slots or cache_bytes_max"
-        );
-    }
-    let wanted = ModelConfig {
-        slots: Some(slots),
-        context: Some(context),
-        ..wanted.clone()
+/// Bytes of a graph and of what lies beside it under its name.
+fn weights(graph: &Path) -> u64 {
+    let name = graph.file_name().unwrap_or_default().to_string_lossy();
+    let files = graph.parent().and_then(|folder| fs::read_dir(folder).ok());
+    let of_it = |file: &fs::DirEntry| {
+        let file = file.file_name();
+        let file = file.to_string_lossy();
+        file.starts_with(&*name) || file.ends_with(".data") || file.ends_with("_data")
     };
-    Ok(Served {
-        id: wanted.id.clone(),
-        device: wanted.device,
+    let files = files.into_iter().flatten().flatten().filter(of_it);
+    // Weights may be links into a store.
+    files
+        .filter_map(|file| fs::metadata(file.path()).ok())
+        .map(|file| file.len())
+        .sum()
+}
+
+/// About what caches will take, before the graph says what it keeps: numbers of four bytes on a CPU, of two on a GPU.
+fn caches(wanted: &ModelConfig, model: &Model, share: Option<usize>) -> u64 {
+    let number = match wanted.device {
+        Device::Cpu => 4,
+        Device::Cuda => 2,
+    };
+    let graph = &model.graph;
+    let slots = wanted.slots.unwrap_or(SLOTS_FOLLOWING_MAX);
+    let sides = [
         slots,
-        model: model.within(context),
-        seat: Seat {
-            engine: RwLock::new(Arc::new(engine)),
-            library: library.to_owned(),
-            wanted,
-        },
-    })
-}
-
-/// The engine, its slots and its context.
-fn load_engine(
-    config: &NeuronConfig,
-    library: &Path,
-    wanted: &ModelConfig,
-    model: &Model,
-    metrics: &Arc<Metrics>,
-) -> Result<(Engine, usize, usize), NeuronError> {
-    let decoder = OnnxDecoder::load(library, wanted, model, config.threads)?;
-    let (slots, context) = (decoder.slots(), decoder.context());
-    let voice = Voice {
-        tokenizer: model.tokenizer.clone(),
-    };
-    let engine = Engine::start(
-        Box::new(decoder),
-        voice,
-        config.queue,
-        metrics.of_engine(&wanted.id),
-    );
-    let engine = engine.map_err(|error| NeuronError::Model {
-        model: wanted.id.to_string(),
-        detail: format!("no thread for it: {error}"),
-    })?;
-    Ok((engine, slots, context))
-}
-
-/// Loads models again whose engines broke down, until `stop`; ever more slowly where that does not help.
-pub(crate) async fn keep_loaded(app: Arc<App>, config: NeuronConfig, stop: CancellationToken) {
-    let mut tries: Vec<Tries> = app.models.iter().map(|_| Tries::default()).collect();
-    let mut looks = tokio::time::interval(LOOK_EVERY);
-    loop {
-        tokio::select! {
-            _ = looks.tick() => {}
-            () = stop.cancelled() => return,
-        }
-        for (at, tries) in tries.iter_mut().enumerate() {
-            if tries.is_due(app.models[at].engine().health()) {
-                let (app, config) = (Arc::clone(&app), config.clone());
-                let again = move || load_again(&app, at, &config);
-                drop(tokio::task::spawn_blocking(again).await);
-            }
-        }
-    }
-}
-
-/// When a model may be tried again, counted in looks at it.
-#[derive(Debug, Default)]
-struct Tries {
-    count: u32,
-    left: u64,
-}
-
-impl Tries {
-    fn is_due(&mut self, health: Health) -> bool {
-        match health {
-            // A step that hangs may end; its memory is not to be had before.
-            Health::Stuck => false,
-            Health::Well => {
-                // What breaks down after every load is not to be loaded every second.
-                self.left = self.left.saturating_sub(1);
-                if self.left == 0 {
-                    self.count = 0;
-                }
-                false
-            }
-            Health::Dead if self.left > 0 => {
-                self.left -= 1;
-                false
-            }
-            Health::Dead => {
-                self.left = (1 << self.count.min(16)).min(RELOAD_WAIT_MAX.as_secs());
-                self.count += 1;
-                true
-            }
-        }
-    }
-}
-
-fn load_again(app: &App, at: usize, config: &NeuronConfig) {
-    let served = &app.models[at];
-    served.engine().stop(LOOK_EVERY);
-    let (seat, metrics) = (&served.seat, &app.office.metrics);
-    match load_engine(config, &seat.library, &seat.wanted, &served.model, metrics) {
-        Ok((engine, ..)) => {
-            tracing::warn!(model = %served.id, "the model broke down and was loaded again");
-            seat.put(engine);
-        }
-        Err(error) => {
-            tracing::error!(model = %served.id, %error, "the model broke down and cannot be loaded again: it will be tried again");
-        }
+        model.context,
+        2,
+        graph.layers,
+        graph.kv_heads,
+        graph.head_size,
+    ];
+    let whole = sides
+        .iter()
+        .fold(number, |all: u64, side| all.saturating_mul(*side as u64));
+    match wanted.cache_bytes_max.or(share) {
+        Some(most) => whole.min(most as u64),
+        None => whole,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::tests::{tiny_config, tiny_folder};
 
     #[test]
-    fn what_breaks_down_is_tried_at_once_and_then_ever_more_seldom() {
-        let mut tries = Tries::default();
-        let due: Vec<usize> = (0..300).filter(|_| tries.is_due(Health::Dead)).collect();
-        assert_eq!(due[..6], [0, 2, 5, 10, 19, 36]);
-        assert!(
-            due.windows(2).all(|pair| pair[1] - pair[0] <= 61),
-            "{due:?}"
-        );
-        for _ in 0..61 {
-            assert!(!tries.is_due(Health::Well));
-        }
-        assert!(tries.is_due(Health::Dead), "it was well for long enough");
-        assert!(!Tries::default().is_due(Health::Stuck));
+    fn what_a_model_takes_is_known_before_it_is_loaded() {
+        let graph = tiny_folder().join("model.onnx");
+        let file = fs::metadata(&graph).unwrap().len();
+        assert_eq!(weights(&graph), file);
+        let model = Model::load(&tiny_config(2)).unwrap();
+        let of = |config: &ModelConfig, share| caches(config, &model, share);
+        let two = of(&tiny_config(2), None);
+        assert_eq!(of(&tiny_config(4), None), 2 * two);
+        assert_eq!(of(&tiny_config(2), Some(100)), 100);
     }
 }

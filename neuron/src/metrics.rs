@@ -58,6 +58,7 @@ pub(crate) struct Metrics {
     requests: [Counter; OUTCOMES.len()],
     turned_away: [Counter; TURNED_AWAY.len()],
     tokens: Family<[(&'static str, String); 2], Counter>,
+    loads: Family<[(&'static str, String); 1], Counter>,
     engines: [ByModel; 7],
 }
 
@@ -87,6 +88,24 @@ impl EngineMetrics {
     #[expect(clippy::cast_precision_loss, reason = "a few hundred at most")]
     pub(crate) fn batch(&self, answers: usize) {
         self.batch.observe(answers as f64);
+    }
+}
+
+/// What the embedder of one model measures, in the same histograms as engines.
+#[derive(Debug, Clone)]
+pub(crate) struct EmbedderMetrics {
+    /// From arrival to the first run with a text of it.
+    pub(crate) queued: Stopwatch,
+    /// From there to its last vector.
+    pub(crate) prefill: Stopwatch,
+    batch: Histogram,
+}
+
+impl EmbedderMetrics {
+    /// A run was over so many texts.
+    #[expect(clippy::cast_precision_loss, reason = "a few thousand at most")]
+    pub(crate) fn batch(&self, texts: usize) {
+        self.batch.observe(texts as f64);
     }
 }
 
@@ -121,12 +140,23 @@ impl Metrics {
         let tokens = Family::default();
         let about = help("Tokens run, by kind and model.");
         all.register("seatbelt_neuron_tokens", about, Family::clone(&tokens));
+        let loads = Family::default();
+        let about = help("Loads of a model into memory.");
+        all.register("seatbelt_neuron_loads", about, Family::clone(&loads));
         let batch = by_model(|| Histogram::new(BUCKETS_ROWS));
-        let about = help("Answers that took part in a step.");
+        let about = help("Answers that took part in a step, or texts in a run of an encoder.");
         all.register("seatbelt_neuron_batch", about, ByModel::clone(&batch));
         let engines = [
-            seconds(all, "queue_wait", "Time from arrival to a slot."),
-            seconds(all, "prefill", "Time to read a prompt."),
+            seconds(
+                all,
+                "queue_wait",
+                "Time from arrival to a slot, or to the first run of an encoder.",
+            ),
+            seconds(
+                all,
+                "prefill",
+                "Time to read a prompt, or all texts of a request.",
+            ),
             seconds(all, "first_token", "Time from arrival to the first token."),
             seconds(
                 all,
@@ -149,6 +179,7 @@ impl Metrics {
             requests,
             turned_away,
             tokens,
+            loads,
             engines,
             registry,
         }
@@ -177,6 +208,18 @@ impl Metrics {
         }
     }
 
+    /// For the embedder of a model.
+    pub(crate) fn of_embedder(&self, model: &ModelId) -> EmbedderMetrics {
+        let labels = [("model", escape(model.as_str()))];
+        let [queued, prefill, _, _, _, batch, _] = &self.engines;
+        let of = |family: &ByModel| family.get_or_create(&labels).clone();
+        EmbedderMetrics {
+            queued: Stopwatch(of(queued)),
+            prefill: Stopwatch(of(prefill)),
+            batch: of(batch),
+        }
+    }
+
     /// A request ended, which named this model if any.
     pub(crate) fn request(
         &self,
@@ -199,6 +242,12 @@ impl Metrics {
             let labels = [("kind", kind.to_owned()), ("model", escape(model.as_str()))];
             self.tokens.get_or_create(&labels).inc_by(tokens);
         }
+    }
+
+    /// A model was loaded.
+    pub(crate) fn loaded(&self, model: &ModelId) {
+        let labels = [("model", escape(model.as_str()))];
+        self.loads.get_or_create(&labels).inc();
     }
 
     /// A call was not let in.
@@ -332,7 +381,7 @@ mod tests {
             "seatbelt_neuron_active{model=\"a\\\"b\"} 2",
             "seatbelt_neuron_usage_pending 5",
             "# TYPE seatbelt_neuron_prefill_seconds histogram",
-            "# HELP seatbelt_neuron_prefill_seconds Time to read a prompt.",
+            "# HELP seatbelt_neuron_prefill_seconds Time to read a prompt, or all texts of a request.",
             "# EOF",
         ] {
             assert!(

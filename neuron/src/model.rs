@@ -93,16 +93,6 @@ impl Model {
         })
     }
 
-    /// The same with no more context than there is memory for.
-    pub(crate) fn within(self, context: usize) -> Self {
-        let context = self.context.min(context);
-        Self {
-            context,
-            output: self.output.min(context.saturating_sub(1)),
-            ..self
-        }
-    }
-
     /// The tokens of a chat, up to where the answer begins.
     pub(crate) fn chat_prompt(&self, chat: &Chat) -> Result<Vec<u32>, PromptError> {
         chat_prompt(self.template.as_ref(), &self.tokenizer, chat)

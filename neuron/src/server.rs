@@ -5,6 +5,7 @@
 //! may end within the drain time and are then aborted, and the last usage events are published.
 
 use std::{
+    fmt,
     net::SocketAddr,
     sync::{
         Arc,
@@ -23,12 +24,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::{SharedTime, unix_ms},
-    config::{Access, FLUSH_MAX, NeuronConfig},
+    config::{Access, FLUSH_MAX, ModelConfig, NeuronConfig},
     engine::Engine,
     error::NeuronError,
-    http::{self, App, Doubts, Growing, Served, Shaping, Used},
-    load::{keep_loaded, load_models},
+    http::{self, App, Doubts, Growing, Shaping, Used},
+    load::Loader,
     metrics::Metrics,
+    shelf::Shelf,
     usage::{Outbox, TicketOffice, UsageSink},
 };
 
@@ -38,6 +40,7 @@ mod door;
 #[derive(Debug)]
 pub struct RunningNeuron {
     address: SocketAddr,
+    models: Models,
     shutdown: CancellationToken,
     run: JoinHandle<()>,
 }
@@ -46,6 +49,11 @@ impl RunningNeuron {
     /// The bound address.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Its models, to be changed while it serves.
+    pub fn models(&self) -> Models {
+        self.models.clone()
     }
 
     /// Waits until the neuron has stopped, which it does when its shutdown token is cancelled.
@@ -59,6 +67,41 @@ impl RunningNeuron {
     pub async fn stop(self) {
         self.shutdown.cancel();
         self.join().await;
+    }
+}
+
+/// The models of a running neuron.
+#[derive(Clone)]
+pub struct Models {
+    shelf: Arc<Shelf>,
+    /// What it was started with.
+    told: NeuronConfig,
+}
+
+impl fmt::Debug for Models {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Models")
+    }
+}
+
+impl Models {
+    /// The names of those that are served, whether they are in memory or not.
+    pub fn names(&self) -> Vec<String> {
+        let residents = self.shelf.roster().residents();
+        residents.iter().map(|one| one.id().to_string()).collect()
+    }
+
+    /// Serves these from now on. Those that are configured as before stay as they are; one that is not there any
+    /// more, or otherwise, takes no more requests and leaves the memory once its work is done. New ones are loaded if
+    /// they fit beside the others, and else when they are asked for; one that cannot be read is told and left out.
+    pub async fn reload(&self, models: Vec<ModelConfig>) -> Result<(), NeuronError> {
+        let config = NeuronConfig {
+            models,
+            ..self.told.clone()
+        };
+        without_mistakes(&config)?;
+        self.shelf.reload(config.models).await;
+        Ok(())
     }
 }
 
@@ -130,7 +173,8 @@ async fn start_all(
     } = ties;
     without_mistakes(&config)?;
     let metrics = Arc::new(Metrics::new());
-    let loaded = load_models(&config, &metrics).await?;
+    let loader = Loader::new(&config, &metrics)?;
+    let shelf = Shelf::start(&config, loader, shutdown.clone()).await?;
     let (listener, address) = listen(config.listen).await?;
     let publishing = CancellationToken::new();
     let outbox = Outbox::start(&config.outbox_dir, sink, publishing.clone());
@@ -148,9 +192,8 @@ async fn start_all(
         used: Used::default(),
         growing: Growing::default(),
         doubts: Doubts::default(),
-        models: loaded.served,
-        embedders: loaded.embedders,
-        failed: loaded.failed,
+        admin: config.admin_token.clone(),
+        shelf: Arc::clone(&shelf),
         office,
         aside: Arc::new(Semaphore::new(cores())),
         shaping: Shaping::new(cores()),
@@ -165,13 +208,10 @@ async fn start_all(
         let now = Arc::new(move || with_load(&app, &record));
         tokio::spawn(register.keep(now, shutdown.clone()))
     });
-    tracing::info!(neuron = %config.id, %address, models = app.models.len() + app.embedders.len(), "neuron serves");
+    tracing::info!(neuron = %config.id, %address, models = shelf.roster().residents().len(), "neuron serves");
+    let told = config.clone();
     let life = Life {
-        loading: tokio::spawn(keep_loaded(
-            Arc::clone(&app),
-            config.clone(),
-            shutdown.clone(),
-        )),
+        keeping: tokio::spawn(Arc::clone(&shelf).keep()),
         app,
         server,
         registration,
@@ -182,6 +222,7 @@ async fn start_all(
     };
     Ok(RunningNeuron {
         address,
+        models: Models { shelf, told },
         run: tokio::spawn(life.until(shutdown.clone())),
         shutdown,
     })
@@ -259,17 +300,14 @@ fn record_of(config: &NeuronConfig, address: SocketAddr) -> NeuronRecord {
 }
 
 fn with_load(app: &App, record: &NeuronRecord) -> NeuronRecord {
-    let sum = |of: fn(&Engine) -> usize| {
-        app.models
-            .iter()
-            .map(|served| of(&served.engine()))
-            .sum::<usize>()
-    };
-    let embedding = app
-        .embedders
-        .iter()
-        .map(|embeds| embeds.embedder.waiting())
-        .sum::<usize>();
+    let roster = app.shelf.roster();
+    let engines: Vec<_> = (roster.served.iter())
+        .filter_map(|served| served.seat.up())
+        .collect();
+    let sum = |of: fn(&Engine) -> usize| engines.iter().map(|engine| of(engine)).sum::<usize>();
+    let embedders = roster.embedders.iter();
+    let embedders = embedders.filter_map(|embeds| embeds.seat.up());
+    let embedding = embedders.map(|embedder| embedder.waiting()).sum::<usize>();
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     NeuronRecord {
         models: app.records(),
@@ -283,7 +321,7 @@ fn with_load(app: &App, record: &NeuronRecord) -> NeuronRecord {
 /// All that has to be ended in order.
 struct Life {
     app: Arc<App>,
-    loading: JoinHandle<()>,
+    keeping: JoinHandle<()>,
     server: JoinHandle<()>,
     registration: Option<JoinHandle<()>>,
     following: Option<JoinHandle<()>>,
@@ -312,10 +350,7 @@ impl Life {
             tracing::warn!(
                 "requests were still running at the end of the drain time: they are aborted"
             );
-            self.app
-                .models
-                .iter()
-                .for_each(|served| served.engine().abort_all());
+            self.app.shelf.abort_all();
             if tokio::time::timeout(FLUSH_MAX, &mut self.server)
                 .await
                 .is_err()
@@ -323,15 +358,9 @@ impl Life {
                 self.server.abort();
             }
         }
-        // A model that is just being loaded again is not waited for.
-        drop(tokio::time::timeout(FLUSH_MAX, &mut self.loading).await);
-        let app = Arc::clone(&self.app);
-        let stop = move || {
-            let stop = |served: &Served| served.engine().stop(FLUSH_MAX);
-            app.models.iter().for_each(stop);
-            (app.embedders.iter()).for_each(|embeds| embeds.embedder.stop(FLUSH_MAX));
-        };
-        drop(tokio::task::spawn_blocking(stop).await);
+        // It ends with the shutdown; a model that it is just letting go may take a moment.
+        drop(tokio::time::timeout(FLUSH_MAX, &mut self.keeping).await);
+        self.app.shelf.stop().await;
         self.flush().await;
         let outbox = self.app.office.outbox.clone();
         drop(tokio::task::spawn_blocking(move || outbox.close()).await);

@@ -32,7 +32,7 @@ mod caches;
 mod encoder;
 mod fixed;
 mod host;
-mod library;
+pub(crate) mod library;
 mod logits;
 mod memory;
 mod open;
@@ -56,6 +56,8 @@ pub(crate) struct OnnxDecoder {
     vocab: usize,
     context: usize,
     reach: Reach,
+    /// What the caches take.
+    cache_bytes: u64,
     /// What a token takes in a slot; 0 where slots cannot be reached.
     token_bytes: usize,
 }
@@ -90,6 +92,11 @@ impl OnnxDecoder {
             }
         }
         Ok(decoder)
+    }
+
+    /// What the caches of all slots take.
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        self.cache_bytes
     }
 
     /// Most tokens in a slot.
@@ -133,8 +140,12 @@ impl OnnxDecoder {
             slot_lanes.push(caches::lane(&session, &graph, &caches, slot, 1)?);
             prefix_lanes.push(caches::lane(&session, &graph, &caches, 0, slot + 1)?);
         }
+        let kept = caches::bytes_token(caches::element(&session, &graph)?, &graph)?;
+        let cache_bytes = (room.slots as u64)
+            .saturating_mul(room.context as u64)
+            .saturating_mul(kept as u64);
         let token_bytes = match shift::can(&caches) {
-            true => caches::bytes_token(caches::element(&session, &graph)?, &graph)?,
+            true => kept,
             false => 0,
         };
         let reach = reach(config, given)?;
@@ -171,6 +182,7 @@ impl OnnxDecoder {
             vocab: given.vocab,
             context: room.context,
             reach,
+            cache_bytes,
             token_bytes,
         })
     }

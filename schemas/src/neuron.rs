@@ -83,12 +83,15 @@ pub struct NeuronModel {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recipe: Option<String>,
     /// Whether it takes requests now. Written only where it does not; older neurons never say so.
-    #[serde(default = "ready", skip_serializing_if = "is_ready")]
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub ready: bool,
     /// Whether what is reserved of output may grow while it answers. Written only where it may; older neurons never
     /// say so.
     #[serde(default, skip_serializing_if = "is_not")]
     pub grows: bool,
+    /// Whether it is in memory. Written only where it is not: it is loaded for the first request, which waits for that.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub loaded: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks")]
@@ -117,13 +120,13 @@ pub struct LimitTold {
     pub waits: bool,
 }
 
-fn ready() -> bool {
+fn yes() -> bool {
     true
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde asks")]
-fn is_ready(ready: &bool) -> bool {
-    *ready
+fn is_yes(said: &bool) -> bool {
+    *said
 }
 
 /// What a neuron writes to KV `SEATBELT_NEURONS` under its id, again and again while it lives.
@@ -188,11 +191,12 @@ mod tests {
     #[test]
     fn who_does_not_say_is_ready_and_who_is_ready_does_not_say() {
         let mut model: NeuronModel = serde_json::from_str(OLDER).unwrap();
-        assert!(model.ready);
+        assert!(model.ready && model.loaded);
         assert_eq!(serde_json::to_string(&model).unwrap(), OLDER);
         model.ready = false;
         let json = serde_json::to_string(&model).unwrap();
         assert!(json.ends_with(r#","ready":false}"#), "{json}");
+        model.loaded = false;
         assert_eq!(
             wire::decode::<NeuronModel>("a model", &wire::encode(&model)).unwrap(),
             model

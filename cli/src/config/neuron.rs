@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use seatbelt_neuron::{
-    Device, ModelConfig, NeuronConfig,
+    AdminToken, Device, ModelConfig, NeuronConfig,
     config::{
-        CACHE_BYTES_BOUNDS, CONTEXT_TOKENS_BOUNDS, DRAIN_MS, MODELS_MAX, OUTPUT_TOKENS_BOUNDS,
-        QUEUE, SLOTS_BOUNDS, THREADS_BOUNDS, url_mistake,
+        CACHE_BYTES_BOUNDS, CONTEXT_TOKENS_BOUNDS, DRAIN_MS, LOAD_WAIT_MS, MEMORY_BYTES_BOUNDS,
+        MODELS_MAX, OUTPUT_TOKENS_BOUNDS, QUEUE, SLOTS_BOUNDS, THREADS_BOUNDS, url_mistake,
     },
 };
 use seatbelt_schemas::{
@@ -20,6 +20,9 @@ use super::{
 
 /// Folder of usage events not yet published, inside the data folder.
 const OUTBOX: &str = "neuron-outbox";
+
+/// Fewer can be guessed.
+const ADMIN_TOKEN_BYTES_MIN: usize = 16;
 
 /// The neuron, and what its models cost.
 pub(super) fn read(
@@ -40,6 +43,13 @@ pub(super) fn read(
     let onnxruntime = section.text("onnxruntime").map(|path| context.path(&path));
     let threads = number(&mut section, "threads", THREADS_BOUNDS).unwrap_or(plain.threads);
     let queue = section.count("queue", QUEUE);
+    let memory_bytes_max = bytes(&mut section, "memory_bytes_max");
+    let gpu_memory_bytes_max = bytes(&mut section, "gpu_memory_bytes_max");
+    let load_wait = section.millis("load_wait_ms", LOAD_WAIT_MS);
+    let admin_token = section.text_with("admin_token", |text| match text.len() {
+        ..ADMIN_TOKEN_BYTES_MIN => Err("is shorter than 16 characters".to_owned()),
+        _ => Ok(AdminToken::new(text)),
+    });
     let drain = section.millis("drain_ms", DRAIN_MS);
     let (models, prices) = read_models(&mut section, context);
     section.finish();
@@ -52,6 +62,10 @@ pub(super) fn read(
         onnxruntime,
         threads,
         queue,
+        memory_bytes_max,
+        gpu_memory_bytes_max,
+        load_wait,
+        admin_token,
         replicas: nats.replicas,
         drain,
         ..plain
@@ -62,6 +76,11 @@ pub(super) fn read(
 fn number(section: &mut Section, name: &'static str, (least, most): (u64, u64)) -> Option<usize> {
     let number = section.number(name, least, most)?;
     usize::try_from(number).ok()
+}
+
+fn bytes(section: &mut Section, name: &'static str) -> Option<u64> {
+    let (least, most) = MEMORY_BYTES_BOUNDS;
+    section.number(name, least, most)
 }
 
 fn read_models(section: &mut Section, context: &Context<'_>) -> (Vec<ModelConfig>, Vec<Price>) {

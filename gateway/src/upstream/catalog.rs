@@ -294,6 +294,7 @@ mod tests {
                 slots: 1,
                 recipe: None,
                 ready: true,
+                loaded: true,
                 grows: false,
             }],
             active,

@@ -101,11 +101,13 @@ impl Loads {
     }
 
     /// Those passed over last, then by requests waiting and running per slot, in thousandths: what the neuron last
-    /// said, and what this gateway has there, which its next word may or may not include.
+    /// said, and what this gateway has there, which its next word may or may not include. A model that is not in memory
+    /// counts as if all its slots were taken: it is worth loading where the others have no slot either.
     fn rank(&self, record: &NeuronRecord, served: &NeuronModel, now: Instant) -> (bool, u64) {
         let standing = self.of(&record.neuron);
         let said = u64::from(record.active) + u64::from(record.queued);
         let load = (said + standing.load()) * 1000 / u64::from(served.slots.max(1));
+        let load = load + if served.loaded { 0 } else { 1000 };
         (standing.is_passed_over(&record.url, now), load)
     }
 
@@ -187,6 +189,7 @@ mod tests {
                 slots,
                 recipe: None,
                 ready: true,
+                loaded: true,
                 grows: false,
             }],
             active,
@@ -239,6 +242,23 @@ mod tests {
         let chosen = least(&loads, &[sick.clone(), well], &[]).unwrap();
         assert_eq!(chosen.neuron.as_str(), "b");
         assert!(least(&loads, &[sick], &[]).is_none());
+    }
+
+    #[test]
+    fn one_in_memory_is_chosen_until_its_slots_are_taken() {
+        let mut out = record("a", 0, 2, "tiny");
+        out.models[0].loaded = false;
+        let records = [out.clone(), record("b", 0, 2, "tiny")];
+        let loads = Loads::default();
+        let chosen = || least(&loads, &records, &[]).unwrap();
+        let names = [chosen(), chosen(), chosen(), chosen()];
+        let names = names.each_ref().map(|chosen| chosen.neuron.as_str());
+        assert_eq!(names[..2], ["b", "b"]);
+        assert!(names[2..].contains(&"a"), "{names:?}");
+        assert!(
+            least(&loads, &[out], &[]).is_some(),
+            "it is loaded for whoever asks"
+        );
     }
 
     #[test]

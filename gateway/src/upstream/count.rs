@@ -181,6 +181,7 @@ mod tests {
                 slots: 1,
                 recipe: None,
                 ready: true,
+                loaded: true,
                 grows: false,
             }],
             active: 0,

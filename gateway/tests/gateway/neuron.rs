@@ -48,6 +48,7 @@ pub(crate) fn record(neuron: &str, address: SocketAddr, recipe: Option<String>) 
             slots: 1,
             recipe,
             ready: true,
+            loaded: true,
             grows: false,
         }],
         active: 0,

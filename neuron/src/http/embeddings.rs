@@ -12,76 +12,88 @@ use axum::{
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use seatbelt_schemas::{ids::ModelId, neuron::NeuronModel};
-use seatbelt_tokens::Tokenizer;
 use serde_json::{Value, json};
 
 use super::{
     App,
     error::ErrorAnswer,
     request::{EmbeddingWish, Prompt},
+    served::tell,
     way::{Begun, aside, begin, open, turn_away, with_request_id},
 };
 use crate::{
-    config::Device,
+    config::{Device, ModelConfig},
     embed::{Ask, Embedded, Embedder, NotTaken, Undone},
+    encoder::EncoderFolder,
+    seat::{Lease, Resident, Seat},
     session::normalised,
-    thread::Health,
     usage::Ticket,
 };
 
-/// An encoder that is up.
+/// A model that gives vectors.
 pub(crate) struct Embeds {
     pub(crate) id: ModelId,
     pub(crate) device: Device,
-    pub(crate) tokenizer: Tokenizer,
-    /// Most tokens of a text.
-    pub(crate) context: usize,
-    pub(crate) vocab: u32,
-    pub(crate) embedder: Embedder,
+    pub(crate) folder: Arc<EncoderFolder>,
+    pub(crate) seat: Arc<Seat<Embedder>>,
+    pub(crate) wanted: ModelConfig,
 }
 
 impl Embeds {
     /// Why it takes no request now, if so.
     pub(super) fn closed(&self) -> Option<&'static str> {
-        match self.embedder.health() {
-            Health::Well => None,
-            Health::Stuck => Some("a run of the model does not end"),
-            Health::Dead => Some("the model broke down: start the neuron again"),
-        }
+        self.seat.status().closed()
     }
 
-    /// What is told of it to the outside. That it writes nothing says what it is for.
-    pub(super) fn record(&self, ready: bool) -> NeuronModel {
+    /// What gateways are told of it. That it writes nothing says what it is for.
+    pub(super) fn record(&self, closed: Option<&str>) -> NeuronModel {
         NeuronModel {
             id: self.id.clone(),
-            context: self.context as u64,
+            context: self.folder.context as u64,
             output: 0,
             slots: 1,
             recipe: None,
-            ready,
+            ready: closed.is_none(),
+            loaded: self.seat.up().is_some(),
             grows: false,
         }
+    }
+
+    pub(super) fn json(&self, since_s: u64) -> Value {
+        let up = self.seat.up().map(|embedder| embedder.width());
+        let mut told = json!({
+            "id": self.id,
+            "object": "model",
+            "created": since_s,
+            "owned_by": "seatbelt",
+            "context_length": self.folder.context,
+            "max_output_tokens": 0,
+            "embedding_length": up.or(self.folder.width),
+            "device": self.device.as_str(),
+        });
+        tell(&mut told, &*self.seat);
+        told
     }
 
     fn tokens(&self, text: &Prompt) -> Result<Vec<u32>, ErrorAnswer> {
         let tokens = match text {
             Prompt::Text(text) => {
-                if self.tokenizer.fewest(text.len()) > self.context {
-                    return Err(ErrorAnswer::text_too_long(self.context));
+                if self.folder.tokenizer.fewest(text.len()) > self.folder.context {
+                    return Err(ErrorAnswer::text_too_long(self.folder.context));
                 }
-                let tokens = self.tokenizer.encode_plain(text);
+                let tokens = self.folder.tokenizer.encode_plain(text);
                 tokens.map_err(|error| ErrorAnswer::engine(error.to_string()))?
             }
             Prompt::Tokens(tokens) => tokens.clone(),
             Prompt::Chat(_) => Vec::new(),
         };
-        if tokens.is_empty() || tokens.iter().any(|token| *token >= self.vocab) {
+        if tokens.is_empty() || tokens.iter().any(|token| *token >= self.folder.vocab) {
             return Err(ErrorAnswer::no_prompt(
                 "each text must have at least one token, and only tokens of this model",
             ));
         }
-        match tokens.len() > self.context {
-            true => Err(ErrorAnswer::text_too_long(self.context)),
+        match tokens.len() > self.folder.context {
+            true => Err(ErrorAnswer::text_too_long(self.folder.context)),
             false => Ok(tokens),
         }
     }
@@ -95,7 +107,7 @@ pub(super) async fn serve(app: &Arc<App>, request: Request) -> Response {
     };
     let id = ticket.request().to_owned();
     let response = match prepare(app, request, &mut ticket).await {
-        Ok(plan) => run(app, plan, ticket).await,
+        Ok(plan) => run(plan, ticket).await,
         Err(error) => turn_away(ticket, error).await,
     };
     with_request_id(response, &id)
@@ -104,14 +116,14 @@ pub(super) async fn serve(app: &Arc<App>, request: Request) -> Response {
 /// How many tokens the texts of a body have, exactly, and the model's limits.
 pub(super) async fn count(app: &Arc<App>, body: &[u8]) -> Result<Value, ErrorAnswer> {
     let wish = EmbeddingWish::read(body)?;
-    let at = find(app, &wish.model)?;
-    let texts = texts(app, at, wish.texts, body.len()).await?;
+    let embeds = app.embeds(&wish.model)?;
+    let texts = texts(app, &embeds, wish.texts, body.len()).await?;
     let tokens: usize = texts.iter().map(Vec::len).sum();
-    Ok(json!({ "input_tokens": tokens, "context": app.embedders[at].context, "output": 0 }))
+    Ok(json!({ "input_tokens": tokens, "context": embeds.folder.context, "output": 0 }))
 }
 
 struct Plan {
-    at: usize,
+    embedder: Lease<Embedder>,
     wish: EmbeddingWish,
     texts: Vec<Vec<u32>>,
     deadline: Option<Instant>,
@@ -129,58 +141,44 @@ async fn prepare(
     } = begin(app, request).await?;
     let size = body.len();
     let mut wish = aside(app, size, move || EmbeddingWish::read(&body)).await??;
-    let at = find(app, &wish.model)?;
-    let embeds = &app.embedders[at];
+    let embeds = app.embeds(&wish.model)?;
     ticket.of_model(&embeds.id, embeds.device);
     if let Some(reason) = embeds.closed() {
         return Err(ErrorAnswer::closed(reason));
     }
-    let width = embeds.embedder.width();
-    if wish.dimensions.is_some_and(|dimensions| dimensions > width) {
-        let wanted = format!("at most {width}, which is what this model gives");
-        return Err(ErrorAnswer::invalid_value("dimensions", &wanted));
-    }
-    let texts = texts(app, at, std::mem::take(&mut wish.texts), size).await?;
+    let texts = texts(app, &embeds, std::mem::take(&mut wish.texts), size).await?;
     let all = texts.iter().map(Vec::len).sum();
     if let Some(most) = limits.input_tokens.filter(|most| all > *most) {
         return Err(ErrorAnswer::over_reservation(most, all));
     }
+    // Nothing is loaded for who is refused.
+    let embedder = app.shelf.lease(&embeds.seat, deadline).await;
+    let embedder = embedder.map_err(|why| ErrorAnswer::not_up(&wish.model, why))?;
+    let width = embedder.width();
+    if wish.dimensions.is_some_and(|dimensions| dimensions > width) {
+        let wanted = format!("at most {width}, which is what this model gives");
+        return Err(ErrorAnswer::invalid_value("dimensions", &wanted));
+    }
     Ok(Plan {
-        at,
+        embedder,
         wish,
         texts,
         deadline,
     })
 }
 
-fn find(app: &App, name: &str) -> Result<usize, ErrorAnswer> {
-    let found = app
-        .embedders
-        .iter()
-        .position(|embeds| embeds.id.as_str() == name);
-    found.ok_or_else(|| match app.served(name) {
-        Some(_) => ErrorAnswer::no_embeddings(),
-        None => app.absent(name),
-    })
-}
-
 async fn texts(
-    app: &Arc<App>,
-    at: usize,
+    app: &App,
+    embeds: &Arc<Embeds>,
     texts: Vec<Prompt>,
     size: usize,
 ) -> Result<Vec<Vec<u32>>, ErrorAnswer> {
-    let shared = Arc::clone(app);
-    let read = move || {
-        texts
-            .iter()
-            .map(|text| shared.embedders[at].tokens(text))
-            .collect()
-    };
+    let shared = Arc::clone(embeds);
+    let read = move || texts.iter().map(|text| shared.tokens(text)).collect();
     aside(app, size, read).await?
 }
 
-async fn run(app: &App, plan: Plan, mut ticket: Ticket) -> Response {
+async fn run(plan: Plan, mut ticket: Ticket) -> Response {
     let passed = |deadline: Instant| Instant::now() >= deadline;
     if plan.deadline.is_some_and(passed) {
         ticket.expire().wait().await;
@@ -193,7 +191,10 @@ async fn run(app: &App, plan: Plan, mut ticket: Ticket) -> Response {
         deadline: plan.deadline,
         ticket,
     };
-    let answered = match app.embedders[plan.at].embedder.submit(ask) {
+    let submitted = plan.embedder.submit(ask);
+    // What is in line keeps the model in memory from now on.
+    drop(plan.embedder);
+    let answered = match submitted {
         Ok(answered) => answered,
         Err(NotTaken::QueueFull(ticket)) => {
             return turn_away(*ticket, ErrorAnswer::queue_full()).await;

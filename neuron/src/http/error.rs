@@ -12,8 +12,12 @@ use axum::{
 use seatbelt_schemas::neuron::HEADER_UNUSED;
 use serde_json::{Value, json};
 
+use crate::shelf::NotUp;
+
 /// Seconds after which a full neuron may be asked again.
 const RETRY_AFTER_S: u64 = 1;
+/// The same where a model is not loaded yet.
+const LOAD_RETRY_AFTER_S: u64 = 5;
 
 const INVALID: &str = "invalid_request_error";
 const API: &str = "api_error";
@@ -146,6 +150,16 @@ impl ErrorAnswer {
         )
     }
 
+    pub(super) fn no_admin() -> Self {
+        let message = "models are loaded and unloaded with the admin token of this neuron";
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            INVALID,
+            "invalid_admin_token",
+            message,
+        )
+    }
+
     pub(super) fn other_secret() -> Self {
         let message = "the call is signed with another secret than this neuron's, or for another neuron: its log says what to do";
         Self::new(
@@ -197,6 +211,22 @@ impl ErrorAnswer {
         ))
     }
 
+    /// Its load takes longer than its request may wait.
+    pub(super) fn model_loading(name: &str) -> Self {
+        let message = format!("the model {name:?} is not loaded yet: try again");
+        Self {
+            retry_after_s: Some(LOAD_RETRY_AFTER_S),
+            code: "model_loading",
+            ..Self::busy(message)
+        }
+    }
+
+    pub(super) fn model_busy(name: &str) -> Self {
+        let message =
+            format!("the model {name:?} has work, or is being loaded: try again when it has none");
+        Self::new(StatusCode::CONFLICT, INVALID, "model_busy", message)
+    }
+
     pub(super) fn unknown_recipe() -> Self {
         let message = "no model with a tokenizer of this name is served here";
         Self::new(StatusCode::NOT_FOUND, INVALID, "recipe_not_found", message)
@@ -243,6 +273,16 @@ impl ErrorAnswer {
         let message =
             format!("this model runs and queues {most} answers at most: ask for fewer at once");
         Self::unsupported("n", message)
+    }
+
+    /// What a request is told that does not get its model.
+    pub(super) fn not_up(name: &str, why: NotUp) -> Self {
+        match why {
+            NotUp::Closed(reason) => Self::closed(reason),
+            NotUp::Crowded => Self::queue_full(),
+            NotUp::NotInTime => Self::model_loading(name),
+            NotUp::Gone => Self::unknown_model(name),
+        }
     }
 
     pub(super) fn queue_full() -> Self {

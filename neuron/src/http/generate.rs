@@ -24,8 +24,9 @@ use super::{
 };
 use crate::{
     clock::unix_ms,
-    engine::{Allowance, Job, NotQueued},
+    engine::{Allowance, Engine, Job, NotQueued},
     sampler::Sampling,
+    seat::Lease,
     shape::{Guide, ShapeError},
     usage::{
         Ticket,
@@ -49,7 +50,8 @@ pub(super) async fn serve(app: &Arc<App>, dialect: Dialect, request: Request) ->
 
 /// A request that may run.
 struct Plan {
-    served: usize,
+    served: Arc<Served>,
+    engine: Lease<Engine>,
     prompts: Vec<Read>,
     ceiling: Ceiling,
     sampling: Sampling,
@@ -78,34 +80,39 @@ async fn prepare(
     } = begin(app, request).await?;
     let size = body.len();
     let mut wish = aside(app, size, move || Wish::read(dialect, &body)).await??;
-    let (at, served) = find(app, &wish.model)?;
+    let served = app.served(&wish.model)?;
     ticket.of_model(&served.id, served.device);
-    if let Some(reason) = app.closed_for(served) {
+    if let Some(reason) = app.closed().or_else(|| served.closed()) {
         return Err(ErrorAnswer::closed(reason));
     }
     let prompts = std::mem::take(&mut wish.prompts);
     let count = prompts.len() * wish.choices;
-    if count > served.engine().room() {
-        return Err(ErrorAnswer::too_many_answers(served.engine().room()));
-    }
+    let up = served.seat.up();
+    up.map_or(Ok(()), |engine| have_room(&engine, count))?;
     // Chats are alone, and of several texts either all are gone on with.
     let continues = prompts.iter().all(Prompt::continues);
     let tools = prompts.iter().find_map(Prompt::tools);
     let calls = tools.map_or(Ok(Vec::new()), |tools| {
         (0..count)
-            .map(|_| calls(served, tools, wish.one_call))
+            .map(|_| calls(&served, tools, wish.one_call))
             .collect()
     })?;
-    let guides = guides(app, at, &mut wish.shape, tools, count).await?;
-    let prompts = read_prompts(app, at, prompts, size, wish.echo).await?;
+    let guides = guides(app, &served, &mut wish.shape, tools, count).await?;
+    let prompts = read_prompts(app, &served, prompts, size, wish.echo).await?;
     let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
-    let ceiling = ceiling(served, &limits, &wish, &lengths)?;
+    // Nothing is loaded for who is refused; what is loaded may turn out to have less room.
+    ceiling(&served, &limits, &wish, &lengths)?;
+    let engine = app.shelf.lease(&served.seat, deadline).await;
+    let engine = engine.map_err(|why| ErrorAnswer::not_up(&wish.model, why))?;
+    have_room(&engine, count)?;
+    let ceiling = ceiling(&served, &limits, &wish, &lengths)?;
     let told = wish.sampling.tells_logprobs();
     let sampling = std::mem::take(&mut wish.sampling);
     let sampling = sampling.over(served.model.sampling, random_seed);
     let eos = wish.ends.of(&served.model);
     Ok(Plan {
-        served: at,
+        served,
+        engine,
         prompts,
         ceiling,
         sampling,
@@ -117,6 +124,14 @@ async fn prepare(
         continues,
         wish,
     })
+}
+
+/// That all answers of a request can be in line at once.
+fn have_room(engine: &Engine, count: usize) -> Result<(), ErrorAnswer> {
+    match count > engine.room() {
+        true => Err(ErrorAnswer::too_many_answers(engine.room())),
+        false => Ok(()),
+    }
 }
 
 /// Who finds calls of these tools in an answer of this model.
@@ -139,18 +154,18 @@ fn calls(served: &Served, tools: &Value, one_call: bool) -> Result<Calls, ErrorA
 /// Leads answers through the shape that they have to have.
 async fn guides(
     app: &Arc<App>,
-    at: usize,
+    served: &Arc<Served>,
     wish: &mut ShapeWish,
     tools: Option<&Value>,
     count: usize,
 ) -> Result<Vec<Guide>, ErrorAnswer> {
     let wish = std::mem::take(wish);
     let field = wish.field();
-    let Some(shape) = wish.of(tools, app.models[at].model.call_format)? else {
+    let Some(shape) = wish.of(tools, served.model.call_format)? else {
         return Ok(Vec::new());
     };
-    let shared = Arc::clone(app);
-    let reading = move || shared.models[at].model.shapes.guides(&shape, count);
+    let model = Arc::clone(&served.model);
+    let reading = move || model.shapes.guides(&shape, count);
     // However small a body is, its shape may take milliseconds, and longer than that.
     let read = app.shaping.read(field, reading).await?;
     read.map_err(|error| match error {
@@ -164,22 +179,13 @@ async fn guides(
 
 /// How many tokens the prompts of a request have, exactly.
 pub(super) async fn prompt_tokens(
-    app: &Arc<App>,
+    app: &App,
+    served: &Served,
     wish: Wish,
     size: usize,
 ) -> Result<usize, ErrorAnswer> {
-    let (at, _) = find(app, &wish.model)?;
-    let prompts = read_prompts(app, at, wish.prompts, size, false).await?;
+    let prompts = read_prompts(app, served, wish.prompts, size, false).await?;
     Ok(prompts.iter().map(|prompt| prompt.tokens.len()).sum())
-}
-
-fn find<'a>(app: &'a App, name: &str) -> Result<(usize, &'a Served), ErrorAnswer> {
-    let found = app
-        .models
-        .iter()
-        .enumerate()
-        .find(|(_, served)| served.id.as_str() == name);
-    found.ok_or_else(|| app.absent(name))
 }
 
 /// A prompt as the model reads it, and as it is shown before its answer.
@@ -190,20 +196,20 @@ struct Read {
 
 /// The tokens of prompts in a body of this size: the fewest bytes can be the most messages.
 async fn read_prompts(
-    app: &Arc<App>,
-    at: usize,
+    app: &App,
+    served: &Served,
     prompts: Vec<Prompt>,
     size: usize,
     echo: bool,
 ) -> Result<Vec<Read>, ErrorAnswer> {
-    let model = &app.models[at].model;
+    let (model, context) = (&served.model, served.context());
     let fewest = |prompt: &Prompt| model.tokenizer.fewest(prompt.bytes());
-    if prompts.iter().any(|prompt| fewest(prompt) >= model.context) {
-        return Err(ErrorAnswer::over_context(model.context));
+    if prompts.iter().any(|prompt| fewest(prompt) >= context) {
+        return Err(ErrorAnswer::over_context(context));
     }
-    let shared = Arc::clone(app);
+    let shared = Arc::clone(model);
     let read = move || -> Result<Vec<Read>, PromptError> {
-        let model = &shared.models[at].model;
+        let model = &*shared;
         let read = |prompt: &Prompt| {
             let shown = if echo {
                 prompt.shown(model)
@@ -251,14 +257,14 @@ fn ceiling(
     wish: &Wish,
     prompts: &[usize],
 ) -> Result<Ceiling, ErrorAnswer> {
-    let model = &served.model;
+    let context = served.context();
     let all = prompts.iter().sum();
     if let Some(most) = limits.input_tokens.filter(|most| all > *most) {
         return Err(ErrorAnswer::over_reservation(most, all));
     }
     let longest = prompts.iter().copied().max().unwrap_or(0);
-    if longest >= model.context {
-        return Err(ErrorAnswer::over_context(model.context));
+    if longest >= context {
+        return Err(ErrorAnswer::over_context(context));
     }
     // What was reserved is for all of them.
     let answers = prompts.len() * wish.choices;
@@ -270,7 +276,7 @@ fn ceiling(
             "at least 1 for each answer",
         ));
     }
-    let room = model.output.min(model.context - longest);
+    let room = served.output().min(context - longest);
     let most = wish.max_output.unwrap_or(room).min(room);
     let now = reserved.unwrap_or(most).min(most);
     let grown = each(limits.grows_to).unwrap_or(now).min(most);
@@ -293,11 +299,13 @@ async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Res
     let answers = plan.prompts.len() * plan.wish.choices;
     ticket.begin(prompt_tokens, plan.ceiling.now * answers);
     let reservation = ticket.reservation().map(str::to_owned);
-    let engine = app.models[plan.served].engine();
-    let (style, jobs) = plan.into_jobs(app, dialect, &id, ticket);
+    let (engine, style, jobs) = plan.into_jobs(dialect, &id, ticket);
     // listed before it runs: from its first token on it may have to be told of more
-    let grows = reservation.and_then(|id| app.growing.list(id, &jobs, &engine));
-    let (stream, running) = match engine.submit_all(jobs) {
+    let grows = reservation.and_then(|id| app.growing.list(id, &jobs, engine.runner()));
+    let submitted = engine.submit_all(jobs);
+    // What is in line keeps the model in memory from now on.
+    drop(engine);
+    let (stream, running) = match submitted {
         Ok(generations) => (style.stream, answer::Running::new(generations, grows)),
         Err(NotQueued::QueueFull(parts)) => {
             // The refusal stands even if its report could not be written: nothing was used.
@@ -316,15 +324,14 @@ async fn run(app: &App, dialect: Dialect, plan: Plan, mut ticket: Ticket) -> Res
 }
 
 impl Plan {
-    /// A job for each answer, and how they are shown.
+    /// What runs them, a job for each answer, and how they are shown.
     fn into_jobs(
         self,
-        app: &App,
         dialect: Dialect,
         request: &str,
         ticket: Ticket,
-    ) -> (answer::Style, Vec<Job>) {
-        let tokenizer = &app.models[self.served].model.tokenizer;
+    ) -> (Lease<Engine>, answer::Style, Vec<Job>) {
+        let tokenizer = &self.served.model.tokenizer;
         let choices = self.wish.choices;
         let (mut calls, mut guides) = (self.calls.into_iter(), self.guides.into_iter());
         let mut style = answer::Style {
@@ -365,7 +372,7 @@ impl Plan {
                 ticket,
             });
         }
-        (style, jobs)
+        (self.engine, style, jobs)
     }
 }
 

@@ -25,8 +25,8 @@ use super::{
     App,
     access::Signed,
     error::ErrorAnswer,
-    generate::read_body,
     headers::{self, number},
+    way::read_body,
 };
 use crate::{
     engine::{Allowance, Engine, Job},

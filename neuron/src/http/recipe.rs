@@ -30,7 +30,8 @@ async fn hand_out(app: &App, request: Request) -> Result<Response, ErrorAnswer> 
     let body = read_body(request.into_body(), signed).await?;
     let wanted: Wanted = serde_json::from_slice(&body)
         .map_err(|error| ErrorAnswer::invalid_body(format!("the body names no recipe: {error}")))?;
-    let mut served = app.models.iter().map(|served| &served.model.recipe);
+    let roster = app.shelf.roster();
+    let mut served = roster.served.iter().map(|served| &served.model.recipe);
     let found = served.find(|recipe| recipe.name == wanted.name);
     let recipe = found.ok_or_else(ErrorAnswer::unknown_recipe)?;
     let kind = [(header::CONTENT_TYPE, "application/json")];

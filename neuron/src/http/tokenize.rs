@@ -37,11 +37,9 @@ async fn count(app: &Arc<App>, request: Request) -> Result<Response, ErrorAnswer
         return Ok(Json(embeddings::count(app, &body).await?).into_response());
     }
     let wish = aside(app, size, move || read(&body)).await??;
-    let served = app
-        .served(&wish.model)
-        .ok_or_else(|| app.absent(&wish.model))?;
-    let limits = (served.model.context, served.model.output);
-    let tokens = prompt_tokens(app, wish, size).await?;
+    let served = app.served(&wish.model)?;
+    let limits = (served.context(), served.output());
+    let tokens = prompt_tokens(app, &served, wish, size).await?;
     Ok(
         Json(json!({ "input_tokens": tokens, "context": limits.0, "output": limits.1 }))
             .into_response(),

@@ -210,3 +210,40 @@ async fn each_model_does_what_it_can_and_says_what_it_cannot() {
     let longest = body(&json!("x".repeat(CONTEXT - 2)));
     assert_eq!(vectors(&neuron.post(EMBEDDINGS, &longest).await).len(), 1);
 }
+
+#[tokio::test]
+async fn an_encoder_that_breaks_down_is_loaded_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(workspace().join("models/tiny-encoder")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    // Tokens that the graph does not know fail its run.
+    let said = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&said).unwrap()).unwrap();
+    config["vocab_size"] = json!(1_000_000);
+    std::fs::write(&said, config.to_string()).unwrap();
+    let neuron = Neuron::with(|config| {
+        let id = ModelId::new("vectors").unwrap();
+        config.models = vec![ModelConfig::new(id, folder.path().to_owned())];
+    })
+    .await;
+    let first = vectors(&neuron.post(EMBEDDINGS, &body(&json!("hi"))).await);
+    for _ in 0..3 {
+        let failed = neuron.post(EMBEDDINGS, &body(&json!([999_999]))).await;
+        assert_eq!(
+            (failed.status, failed.code().as_str()),
+            (500, "engine_error")
+        );
+    }
+    let loaded = "seatbelt_neuron_loads_total{model=\"vectors\"} 2";
+    while !neuron.get("/metrics").await.body.contains(loaded) {
+        tokio::task::yield_now().await;
+    }
+    let mut again = neuron.post(EMBEDDINGS, &body(&json!("hi"))).await;
+    while again.status == 503 {
+        again = neuron.post(EMBEDDINGS, &body(&json!("hi"))).await;
+    }
+    assert_eq!(vectors(&again), first);
+    assert_eq!(neuron.get("/health/live").await.status, 200);
+}

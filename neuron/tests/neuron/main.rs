@@ -12,6 +12,7 @@ mod arrivals;
 mod choices;
 mod embeddings;
 mod limits;
+mod loading;
 mod nats;
 mod real_model;
 mod reports;

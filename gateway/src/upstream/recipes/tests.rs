@@ -37,6 +37,7 @@ fn record(neuron: &str, url: String, recipe: &str) -> NeuronRecord {
             slots: 1,
             recipe: Some(recipe.to_owned()),
             ready: true,
+            loaded: true,
             grows: false,
         }],
         active: 0,
