@@ -40,6 +40,8 @@ pub use users::{LoginSource, Users};
 /// Everything that one file configures.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The file it was read from.
+    pub file: Option<PathBuf>,
     /// Where events are kept.
     pub nats: NatsConfig,
     /// The ledger's writers.
@@ -111,7 +113,11 @@ impl Config {
     /// Reads a file, with this process's environment laid over it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let file = File::read(path)?;
-        Self::from_text(&file.text, &environment(), file.folder())
+        let read = Self::from_text(&file.text, &environment(), file.folder())?;
+        Ok(Self {
+            file: Some(file.path),
+            ..read
+        })
     }
 
     /// Reads `[nats]` of a file alone: who audits a ledger or repairs it needs no secret of a provider,
@@ -203,6 +209,7 @@ impl Config {
         root.knows("include");
         root.finish();
         Self {
+            file: None,
             nats,
             ledger,
             gateway,

@@ -29,6 +29,7 @@ mod bus;
 mod declaring;
 mod first_uses;
 mod gateway;
+mod models;
 mod parts;
 mod projector;
 mod readiness;
@@ -194,7 +195,7 @@ async fn start(
         if matches!(role, Role::All | Role::Neuron)
             && let Some(neuron) = &config.neuron
         {
-            ready.neuron = Some(start_neuron(neuron, bus, running).await?);
+            ready.neuron = Some(start_neuron(config, neuron, bus, running).await?);
         }
         if let (Some(listeners), Some(ledger), Some(time)) = (listeners, ledger, time) {
             gateway::warn_of_unlimited(config);
@@ -268,6 +269,7 @@ async fn start_ledger(
 }
 
 async fn start_neuron(
+    config: &Config,
     neuron: &NeuronConfig,
     bus: &Bus,
     running: &mut Running,
@@ -279,6 +281,9 @@ async fn start_neuron(
     let started = started.map_err(RoleError::Neuron)?;
     let own = format!("http://{}", started.local_addr());
     let url = neuron.url.clone().unwrap_or(own);
+    if let Some(file) = &config.file {
+        models::follow(started.models(), file.clone(), stop.clone());
+    }
     running.add("neuron", stop, async move {
         started.join().await;
         Ok(())

@@ -1,7 +1,8 @@
-//! SIGTERM and SIGINT ask for an orderly stop; the second one ends the process at once.
+//! SIGTERM and SIGINT ask for an orderly stop; the second one ends the process at once. SIGHUP asks a neuron to read its
+//! models again.
 
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Exit code of a process that was told twice.
@@ -34,4 +35,9 @@ pub fn stop_on_signal() -> Result<CancellationToken, SignalError> {
         }
     });
     Ok(stop)
+}
+
+/// Each SIGHUP. From then on it does not end the process.
+pub(crate) fn hangups() -> Result<Signal, SignalError> {
+    Ok(signal(SignalKind::hangup())?)
 }
