@@ -12,6 +12,7 @@ use async_nats::jetstream::{
     response::Response,
     stream::{self, RawMessageErrorKind},
 };
+use seatbelt_schemas::chain::in_one_line;
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
@@ -280,6 +281,7 @@ pub(crate) async fn ensure_derived(
     if !knows_how || wanted.num_replicas > 1 {
         wanted.persist_mode = None;
     }
+    drop_offline(nats, &wanted.name).await?;
     match make(nats, &wanted, fields).await {
         // the connected server knows how, another one of its cluster may not
         Err(ProvisionError::Refused { .. }) if wanted.persist_mode.is_some() => {
@@ -288,6 +290,31 @@ pub(crate) async fn ensure_derived(
         }
         other => other.map(drop),
     }
+}
+
+/// Takes a stream out that the server has and does not serve, as one of whose files it cannot read: it would
+/// be so after every start.
+async fn drop_offline(nats: &Nats, stream: &str) -> Result<(), ProvisionError> {
+    let reason = match info(nats, stream).await {
+        Err(JetStreamError::Refused(error))
+            if error.error_code() == ErrorCode::STREAM_OFFLINE_REASON =>
+        {
+            error.to_string()
+        }
+        _ => return Ok(()),
+    };
+    warn!(
+        stream,
+        reason, "the server does not serve a stream that is derived: it is made again"
+    );
+    let refused = |error: JetStreamError| ProvisionError::Refused {
+        stream: stream.to_owned(),
+        detail: format!(
+            "{reason}; it is derived, and made again by `seatbelt nats provision`, or where its folder is deleted (docs/recovery.md): {}",
+            in_one_line(&error)
+        ),
+    };
+    delete(nats, stream).await.map_err(refused)
 }
 
 /// Whether the stream is there, whatever its settings.

@@ -126,3 +126,30 @@ async fn a_start_that_waits_for_its_server_says_so_and_stops_when_told() {
     );
     assert!(ended.status.success(), "{ended:?}");
 }
+
+/// One bit of what the server keeps of the consumer for billing: it does not serve the stream from then on.
+#[tokio::test]
+async fn a_feed_that_the_server_does_not_serve_is_made_again() {
+    let foreign = Foreign::start().await;
+    let home = spent(&foreign).await;
+    let blocks = block(&home, "SEATBELT_FEED");
+    let folder = blocks.ancestors().nth(2).unwrap();
+    let kept = folder.join("obs/billing/meta.inf");
+    let told = fs::read_to_string(&kept).unwrap();
+    let level = "\"_nats.req.level\":\"0\"";
+    assert!(told.contains(level), "{told}");
+    // a level of its interface that the server does not have
+    fs::write(&kept, told.replace(level, &level.replace('0', "8"))).unwrap();
+    let stack = home.start().await;
+    spend(&stack, 30).await;
+    let log = stack.log();
+    assert!(log.contains("unsupported consumer"), "{log}");
+    let ready = stack.get("/health/ready", "").await;
+    assert!(ready.is_ok(), "{ready:?}");
+    let home = stack.stop().await;
+    let stack = home.start().await;
+    spend(&stack, 45).await;
+    let log = stack.log();
+    assert!(!log.contains("unsupported consumer"), "{log}");
+    stack.stop().await.verify().await;
+}
