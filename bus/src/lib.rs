@@ -28,6 +28,7 @@ pub mod publish;
 // whether what is written stays, and by whose clock
 mod ailing;
 pub mod durability;
+mod left_over;
 pub mod server_time;
 pub mod store_look;
 pub mod vital;

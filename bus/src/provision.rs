@@ -22,6 +22,7 @@ use ulid::Ulid;
 use super::{
     Bucket, FeedStream, Nats, ProvisionError, bucket,
     buckets::{lease_bucket, meta_bucket, neuron_bucket, snapshot_bucket},
+    left_over::left_over,
     neuron_secret::{NEURON_SECRET_KEY, make_neuron_secret},
     settings::Settings,
 };
@@ -106,6 +107,11 @@ pub enum GenesisError {
         "there is no ledger under bucket {bucket}: start it once, run `seatbelt nats provision`, or correct the name prefix"
     )]
     Missing { bucket: String },
+    /// The facts were lost: make them again from the journals, or restore a backup.
+    #[error(
+        "key {META_KEY} of bucket {bucket} is not there, but stream {stream} holds what a ledger left: restore the bucket; where there are journals, `seatbelt ledger rebuild-meta` makes it again from them; for a new ledger delete what is left, or use another name prefix"
+    )]
+    Lost { bucket: String, stream: String },
     /// Somebody deleted the facts: make them again from the journals.
     #[error(
         "key {META_KEY} of bucket {bucket} was deleted: where there are journals, `seatbelt ledger rebuild-meta` makes it again from them; where there are none, purge the bucket or use another name prefix"
@@ -185,7 +191,7 @@ async fn genesis(nats: &Nats, names: &Names, layout: Layout) -> Result<Meta, Gen
     let bucket = meta_bucket(nats, names, layout.replicas).await?;
     let found = match read(&bucket, &name).await? {
         Some(meta) => meta,
-        None => create(&bucket, &name, layout.partitions).await?,
+        None => begin(nats, names, layout, &bucket).await?,
     };
     found.check(layout.partitions)?;
     Ok(found)
@@ -218,6 +224,23 @@ async fn read(bucket: &Bucket, name: &str) -> Result<Option<Meta>, GenesisError>
         return Err(unreadable(WireError::Version { what, found }));
     }
     Ok(Some(meta))
+}
+
+/// Makes the facts of a new ledger, unless they are those of one that was there that are missing.
+async fn begin(
+    nats: &Nats,
+    names: &Names,
+    layout: Layout,
+    bucket: &Bucket,
+) -> Result<Meta, GenesisError> {
+    let name = names.meta_bucket();
+    let Some(stream) = left_over(nats, names).await? else {
+        return create(bucket, &name, layout.partitions).await;
+    };
+    // whoever else starts at the same moment makes the facts first
+    let meanwhile = read(bucket, &name).await?;
+    let bucket = name;
+    meanwhile.ok_or(GenesisError::Lost { bucket, stream })
 }
 
 async fn create(bucket: &Bucket, name: &str, partitions: Partitions) -> Result<Meta, GenesisError> {

@@ -78,7 +78,7 @@ impl Vitals {
 
     async fn meta(&self) -> Option<String> {
         let bucket = self.names.meta_bucket();
-        let remedy = "stop all gateways and projectors, run `seatbelt ledger rebuild-meta`, and start them again: a start without it would take every journal for another ledger's";
+        let remedy = "stop all gateways and projectors, run `seatbelt ledger rebuild-meta`, and start them again: no start goes on without it";
         let found = timeout(ASK_MAX, meta(&self.nats, &self.names)).await;
         let trouble = match found {
             Ok(Ok(found)) if found == self.meta => return None,

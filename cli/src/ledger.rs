@@ -296,12 +296,18 @@ async fn rebuild_meta(
 ) -> Result<ExitCode, LedgerError> {
     let mut out = io::stdout();
     if !yes {
-        let meta = rebuild::facts(connected, &config.names).await?;
+        let (meta, gone) = rebuild::facts(connected, &config.names).await?;
         let (ledger, partitions) = (meta.ledger, u8::from(meta.partitions));
         writeln!(
             out,
             "the journals are of ledger {ledger} with {partitions} partitions"
         )?;
+        for partition in gone {
+            writeln!(
+                out,
+                "that of partition {partition} is gone: it is not served until it is restored or adopted"
+            )?;
+        }
         writeln!(
             out,
             "nothing was changed: META is made from them with --yes"

@@ -182,3 +182,30 @@ async fn an_older_copy_of_a_journal_is_not_gone_on_from_where_only_the_feed_is_l
     assert!(told.contains("but the feed holds its events"), "{told}");
     stops_until_it_is_adopted(home, 15).await;
 }
+
+#[tokio::test]
+async fn a_journal_that_is_lost_with_meta_and_all_that_was_derived_is_not_begun_anew() {
+    let foreign = Foreign::start().await;
+    let stack = capped(&foreign).await;
+    spend(&stack, 15).await;
+    let home = stack.stop().await;
+    fs::remove_dir_all(journal(&home)).unwrap();
+    for name in ["KV_SEATBELT_META", "KV_SEATBELT_SNAPSHOTS", "SEATBELT_FEED"] {
+        fs::remove_dir_all(stream(&home, name)).unwrap();
+    }
+    let Err(refused) = home.try_start().await else {
+        panic!("another ledger is begun beside this one's journals");
+    };
+    assert!(refused.contains("rebuild-meta"), "{refused}");
+    let asked = home.run(&["ledger", "rebuild-meta"]).await;
+    let told = format!("{asked:?}");
+    assert!(
+        !asked.status.success() && told.contains("is gone"),
+        "{told}"
+    );
+    let rebuilt = home.run(&["ledger", "rebuild-meta", "--yes"]).await;
+    let told = format!("{rebuilt:?}");
+    assert!(rebuilt.status.success(), "{told}");
+    assert!(told.contains("adopt-journal"), "{told}");
+    stops_until_it_is_adopted(home, 0).await;
+}

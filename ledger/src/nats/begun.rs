@@ -46,7 +46,8 @@ const READ_TRIES_MAX: u32 = 3;
 struct Begun {
     /// Version of this shape: 1.
     v: u8,
-    /// SHA-256 of the first commit, which holds genesis.
+    /// SHA-256 of the first commit, which holds genesis; empty where nothing is known of a journal but that
+    /// there was one.
     first: ByteBuf,
     /// Sequence of the last commit known to have been acknowledged.
     end: u64,
@@ -195,12 +196,14 @@ impl OpenError {
 struct Record {
     known: Vec<Sighting>,
     fed: Option<Fed>,
+    /// Where it went to at least, where META knows nothing of its commits.
+    begun: Option<Sequence>,
 }
 
 impl Record {
     /// Nobody ever saw the journal.
     fn is_empty(&self) -> bool {
-        self.known.is_empty() && self.fed.is_none()
+        self.known.is_empty() && self.fed.is_none() && self.begun.is_none()
     }
 
     /// What it means that there is none although somebody saw it.
@@ -212,7 +215,10 @@ impl Record {
                 let at = fed.position;
                 Err(Doubt::LostOnFeed { partition, at }.into())
             }
-            (None, None) => unreachable!("asked only where somebody saw it"),
+            (None, None) => {
+                let (by, at) = ("META", self.begun.unwrap_or(Sequence(1)));
+                Err(Doubt::Lost { partition, by, at }.into())
+            }
         }
     }
 }
@@ -339,7 +345,8 @@ impl Witnesses {
         );
         // large: three requests at once
         let (begun, record, mark) = Box::pin(reads).await?;
-        if let Some(begun) = begun.as_ref().and_then(decode) {
+        let begun = begun.as_ref().and_then(decode);
+        if let Some(begun) = &begun {
             known.extend(seen("META", 1, &begun.first));
             known.extend(seen("META", begun.end, &begun.last));
         }
@@ -363,7 +370,11 @@ impl Witnesses {
             reach,
         )
         .await;
-        Ok(Record { known, fed })
+        Ok(Record {
+            known,
+            fed,
+            begun: begun.map(|begun| Sequence(begun.end)),
+        })
     }
 
     /// Puts on record how far the journal is known to go, unless more is on record.
@@ -375,7 +386,8 @@ impl Witnesses {
         let meta = self.bucket(&self.names.meta_bucket());
         for _ in 0..NOTE_TRIES_MAX {
             let kept = meta.read(&self.key()).await?;
-            let found: Option<Begun> = kept.value.as_ref().and_then(decode);
+            let found = kept.value.as_ref().and_then(decode);
+            let found = found.filter(|found: &Begun| !found.first.is_empty());
             let first = match found {
                 Some(found) if found.end >= end.0 => return Ok(()),
                 Some(found) => found.first,
@@ -391,6 +403,26 @@ impl Witnesses {
             }
         }
         Ok(()) // somebody writes all the time, and so knows more
+    }
+
+    /// Puts on record that there was a journal, where nothing is: it is gone, and nobody knows more.
+    pub(super) async fn miss(&self) -> Result<(), OpenError> {
+        let meta = self.bucket(&self.names.meta_bucket());
+        let gone = Begun {
+            v: Begun::VERSION,
+            first: ByteBuf::new(),
+            end: 1,
+            last: ByteBuf::new(),
+        };
+        let kept = meta.read(&self.key()).await?;
+        if kept.value.is_some() {
+            return Ok(());
+        }
+        let value = wire::encode(&gone).into();
+        match meta.write(&self.key(), kept.revision, value).await {
+            Ok(_) | Err(WriteError::Moved) => Ok(()),
+            Err(WriteError::Unreachable(error)) => Err(error.into()),
+        }
     }
 
     /// Forgets what was seen of another journal, and puts this one on record instead: for an operator

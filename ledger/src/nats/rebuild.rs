@@ -1,12 +1,12 @@
 //! Makes a ledger's facts again from its journals, where bucket META was lost, or was made anew by a start
 //! that found none.
 //!
-//! Each journal's genesis tells the ledger's id and its number of partitions; they must all be there and
-//! agree. An operator's word is appended to each journal that nothing else speaks against, and the facts
+//! Each journal's genesis tells the ledger's id and its number of partitions; all that are there must agree.
+//! One that is gone is put on record as gone: nobody begins it anew. An operator's word is appended to each journal that nothing else speaks against, and the facts
 //! are written last, so that a run cut short is made whole by another one. How far each journal went is
 //! known by fewer witnesses then: META forgets, the partition record and the feed do not.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use seatbelt_bus::{
@@ -24,7 +24,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use super::{
-    NatsJournal, OpenError,
+    NatsJournal, OpenError, Witnesses,
     adopt::{Adoption, server_ms},
 };
 use crate::{
@@ -46,8 +46,8 @@ pub enum RebuildError {
         "there is no journal to make META from: restore the journals first, or start a new ledger"
     )]
     NoJournal,
-    /// Not all journals are there, or not all of one ledger.
-    #[error("the journal of partition {partition} {detail}: restore it first")]
+    /// The journals are not all of one ledger.
+    #[error("the journal of partition {partition} {detail}: restore it, or take it away, first")]
     Journal {
         partition: Partition,
         /// What is wrong with it.
@@ -85,10 +85,11 @@ impl From<StoreError> for RebuildError {
 /// A partition whose journal got no word, and why.
 pub type Unsaid = (Partition, String);
 
-/// The facts as the journals tell them, where META tells others or none; changes nothing.
-pub async fn facts(nats: &Nats, names: &Names) -> Result<Meta, RebuildError> {
+/// The facts as the journals tell them, where META tells others or none, and the partitions whose journals
+/// are gone; changes nothing.
+pub async fn facts(nats: &Nats, names: &Names) -> Result<(Meta, Vec<Partition>), RebuildError> {
     let mut found: Option<Genesis> = None;
-    let mut there = 0;
+    let mut there = BTreeSet::new();
     for partition in (0..PARTITIONS_MAX).map(Partition) {
         let Some(genesis) = genesis(nats, names, partition).await? else {
             continue;
@@ -101,23 +102,28 @@ pub async fn facts(nats: &Nats, names: &Names) -> Result<Meta, RebuildError> {
             );
             return Err(RebuildError::Journal { partition, detail });
         }
-        if partition.0 != there {
-            break;
-        }
-        there += 1;
+        there.insert(partition);
     }
     let found = found.ok_or(RebuildError::NoJournal)?;
-    let partition = Partition(there);
-    let wrong = |detail: String| RebuildError::Journal { partition, detail };
-    if there != found.partitions {
-        let detail = format!("is missing: the ledger has {} partitions", found.partitions);
+    let last = there.last().copied().unwrap_or(Partition(0));
+    let wrong = |detail: String| RebuildError::Journal {
+        partition: last,
+        detail,
+    };
+    let partitions = Partitions::try_from(found.partitions);
+    let partitions = partitions.map_err(|error| wrong(error.to_string()))?;
+    if last.0 >= found.partitions {
+        let detail = format!("is none of its ledger, which has {}", found.partitions);
         return Err(wrong(detail));
     }
-    Ok(Meta {
+    let gone = partitions.iter().filter(|one| !there.contains(one));
+    let gone = gone.collect();
+    let meta = Meta {
         v: Meta::VERSION,
         ledger: found.ledger,
-        partitions: Partitions::try_from(there).map_err(|error| wrong(error.to_string()))?,
-    })
+        partitions,
+    };
+    Ok((meta, gone))
 }
 
 /// What a journal says of its ledger; `None` where there is none.
@@ -150,7 +156,7 @@ pub async fn rebuild(
     replicas: u8,
     by: &str,
 ) -> Result<(Meta, Vec<Unsaid>), RebuildError> {
-    let meta = facts(nats, names).await?;
+    let (meta, gone) = facts(nats, names).await?;
     let bucket = meta_bucket(nats, names, replicas).await?;
     let kept = match bucket.read(META_KEY).await {
         Err(error) if is_damage(&error) => Kept {
@@ -173,7 +179,10 @@ pub async fn rebuild(
             replicas,
             by: by.to_owned(),
         };
-        if let Some(reason) = say(nats, &adoption).await? {
+        if gone.contains(&partition) {
+            // before the facts, without which nobody starts; a bucket that is damaged is made again below
+            let _ = adoption.witnesses(nats).miss().await;
+        } else if let Some(reason) = say(nats, &adoption).await? {
             unsaid.push((partition, reason));
         }
     }
@@ -183,6 +192,15 @@ pub async fn rebuild(
         (Ok(_), Ok(there)) if there.value == Some(facts.clone()) => {}
         (Err(error @ WriteError::Moved), _) => return Err(error.into()),
         _ => write_anew(nats, names, (&meta, replicas), &bucket, facts).await?,
+    }
+    for partition in gone {
+        let witnesses = Witnesses::new(nats, names, partition, &meta.ledger);
+        witnesses.miss().await?;
+        let reason = match witnesses.look().await {
+            Err(OpenError::Doubt(doubt)) => doubt.to_string(),
+            other => return other.map(|()| (meta, unsaid)).map_err(Into::into),
+        };
+        unsaid.push((partition, reason));
     }
     Ok((meta, unsaid))
 }
