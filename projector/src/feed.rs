@@ -78,6 +78,10 @@ pub struct FeedMark {
     /// Feed: places on the stream that held no message.
     #[serde(default)]
     pub removed: u64,
+    /// Whether the journal was found not to hold that last message: word for the partition's writer. Such a
+    /// mark tells nothing else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disputed: bool,
 }
 
 impl FeedMark {
@@ -87,6 +91,21 @@ impl FeedMark {
     /// The mark's key.
     pub fn key(partition: Partition) -> String {
         format!("feed.{partition}")
+    }
+
+    /// The word that the journal does not hold what stands at a place of the feed.
+    fn disputing(partition: Partition, at: FeedSequence, last: Position) -> Self {
+        let Tail { sequence, head } = Tail::start(partition);
+        Self {
+            v: Self::VERSION,
+            sequence: sequence.0,
+            head,
+            published_position: Position(0),
+            published_sequence: at.0,
+            published_last: last,
+            removed: 0,
+            disputed: true,
+        }
     }
 
     fn published(&self) -> Published {
@@ -120,6 +139,8 @@ pub(crate) struct Feed<J> {
     marked: Revision,
     marked_at: Instant,
     mark_due: bool,
+    /// Whether the mark speaks against the journal.
+    disputed: bool,
     checked_at: Instant,
     /// When commits are taken up again.
     next_at: Instant,
@@ -146,6 +167,7 @@ impl<J: Journal> Feed<J> {
             marked: Revision(0),
             marked_at: Instant::now(),
             mark_due: false,
+            disputed: false,
             checked_at: Instant::now(),
             next_at: Instant::now(),
             patience: Patience::default(),
@@ -205,6 +227,7 @@ impl<J: Journal> Feed<J> {
                 return Ok(());
             }
         };
+        self.disputed = mark.disputed;
         let Some(ledger) = mark.head.ledger.clone() else {
             return Ok(());
         };
@@ -310,6 +333,8 @@ impl<J: Journal> Feed<J> {
             match claim.against(tail, events) {
                 Verdict::Holds => {
                     self.claimed = Claimed::Settled;
+                    // it was put back as it was: nothing speaks against it any more
+                    self.mark_due |= std::mem::take(&mut self.disputed);
                     return Ok(());
                 }
                 Verdict::ReadOn => return Ok(()),
@@ -318,7 +343,8 @@ impl<J: Journal> Feed<J> {
                     claim.end = end(&*self.journal, partition).await?;
                 }
                 Verdict::Missing | Verdict::Other => {
-                    let position = claim.position;
+                    let (place, position) = (claim.place, claim.position);
+                    self.dispute(place, position).await;
                     let halt = Halt::OnFeed {
                         partition,
                         at,
@@ -331,11 +357,25 @@ impl<J: Journal> Feed<J> {
         }
     }
 
+    /// Leaves word for the partition's writer, which looks there as it goes: it must not go on either.
+    async fn dispute(&mut self, at: FeedSequence, last: Position) {
+        let partition = self.tail.partition();
+        let mark = FeedMark::disputing(partition, at, last);
+        let value = Bytes::from(wire::encode(&mark));
+        let key = FeedMark::key(partition);
+        match self.marks.write(&key, self.marked, value).await {
+            Ok(revision) => (self.marked, self.mark_due) = (revision, false),
+            // it is tried again with the partition
+            Err(error) => warn!(%partition, %error, "the writer is not told what the feed holds"),
+        }
+    }
+
     async fn claim(&self, ledger: LedgerId) -> Result<Claim, NotFed> {
         let partition = self.tail.partition();
         let source = EventSource { ledger, partition };
         let published = self.writer.published(&source, self.published).await?;
         Ok(Claim {
+            place: published.sequence,
             position: published.last,
             event: self.writer.last_event(&source, published).await?,
             // after the look: what is on the feed was on the journal before
@@ -383,6 +423,7 @@ impl<J: Journal> Feed<J> {
             published_sequence: self.published.sequence.0,
             published_last: self.published.last,
             removed: self.published.removed,
+            disputed: false,
         };
         let key = FeedMark::key(self.tail.partition());
         let value = Bytes::from(wire::encode(&mark));

@@ -8,8 +8,10 @@ use std::{
     process::Command,
 };
 
-use seatbelt_schemas::{ids::AccountId, position::Partitions};
-use seatbelt_tests::{Foreign, Key, Running, Stack, stack::Stopped};
+use async_nats::jetstream::{self, Context};
+use bytes::Bytes;
+use seatbelt_schemas::{ids::AccountId, names::Names, position::Partitions};
+use seatbelt_tests::{Foreign, Key, Running, Stack, stack::Stopped, until};
 
 fn partition_of(account: &str) -> u8 {
     let partitions = Partitions::try_from(4).unwrap();
@@ -180,6 +182,79 @@ async fn an_older_copy_of_a_journal_is_not_gone_on_from_where_only_the_feed_is_l
     let told = format!("{rebuilt:?}");
     assert!(rebuilt.status.success(), "{told}");
     assert!(told.contains("but the feed holds its events"), "{told}");
+    stops_until_it_is_adopted(home, 15).await;
+}
+
+/// What META has of the capped account's journal.
+async fn on_record(jetstream: &Context) -> Bytes {
+    let bucket = jetstream
+        .get_key_value(Names::default().meta_bucket())
+        .await;
+    let key = format!("journal.{:02}", partition_of("acct-cap"));
+    bucket.unwrap().get(key).await.unwrap().unwrap_or_default()
+}
+
+/// As from a volume's snapshot, or a copy that was made while it was served, beside a META that nobody
+/// stopped in order: nothing else is left that knows more.
+#[tokio::test]
+async fn a_copy_of_a_journal_from_while_it_was_served_is_not_gone_on_from() {
+    let foreign = Foreign::start().await;
+    let stack = capped(&foreign).await;
+    let jetstream = jetstream::new(stack.nats_client().await);
+    let jetstream = &jetstream;
+    spend(&stack, 15).await;
+    let (folder, kept) = (
+        journal(stack.home()),
+        stack.home().config().with_extension("kept"),
+    );
+    copy(&folder, &kept);
+    // the first time it may be of what was copied
+    for in_all in [30, 45] {
+        let before = on_record(jetstream).await;
+        spend(&stack, in_all).await;
+        let before = &before;
+        until("the journal's end is on record as it goes", || async move {
+            (on_record(jetstream).await != *before).then_some(())
+        })
+        .await;
+    }
+    let home = stack.kill_all().await;
+    for name in ["KV_SEATBELT_SNAPSHOTS", "SEATBELT_FEED"] {
+        fs::remove_dir_all(stream(&home, name)).unwrap();
+    }
+    fs::remove_dir_all(&folder).unwrap();
+    copy(&kept, &folder);
+    stops_until_it_is_adopted(home, 15).await;
+}
+
+/// More than an opening looks back on the feed stands behind the partition's last event there: whoever reads
+/// all of it finds that, and the partition stops while it is served.
+#[tokio::test]
+async fn what_the_projector_finds_deep_in_the_feed_stops_the_partition() {
+    const MUCH: usize = 2_200;
+    let foreign = Foreign::start().await;
+    let (home, copies) = spent_on(&foreign).await;
+    let stack = home.start().await;
+    let jetstream = jetstream::new(stack.nats_client().await);
+    let subject = Names::default().feed_subject(&AccountId::new("much").unwrap(), "else");
+    let sent = (0..MUCH).map(|_| jetstream.publish(subject.clone(), "{}".into()));
+    for sent in futures::future::try_join_all(sent).await.unwrap() {
+        sent.await.unwrap();
+    }
+    let home = stack.stop().await;
+    for (folder, kept) in &copies {
+        fs::remove_dir_all(folder).unwrap();
+        copy(kept, folder);
+    }
+    let stack = home.start().await;
+    let ready = || async {
+        let ready = stack.get("/health/ready", "").await;
+        (!ready.is_ok() && ready.body.contains("adopt-journal")).then_some(())
+    };
+    until("the writer hears of it", ready).await;
+    let refused = stack.chat("sk-cap", 5).await;
+    assert_eq!(refused.status, 503, "{refused:?}");
+    let home = stack.kill_all().await;
     stops_until_it_is_adopted(home, 15).await;
 }
 

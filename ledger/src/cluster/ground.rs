@@ -3,7 +3,7 @@
 
 use std::{fmt::Debug, sync::Arc};
 
-use futures::future::BoxFuture;
+use futures::{FutureExt, future::BoxFuture};
 use seatbelt_schemas::{commit::ChainHash, position::Partition};
 use thiserror::Error;
 
@@ -49,6 +49,16 @@ pub trait Ground: Clone + Debug + Send + Sync + 'static {
         journal: &'a Self::Journal,
         last: Met,
     ) -> BoxFuture<'a, Result<(), Unopened>>;
+
+    /// Looks whether somebody has found since that a journal is not what it was. What cannot be asked speaks
+    /// against no journal.
+    fn look<'a>(
+        &'a self,
+        _partition: Partition,
+        _journal: &'a Self::Journal,
+    ) -> BoxFuture<'a, Result<(), Unopened>> {
+        std::future::ready(Ok(())).boxed()
+    }
 
     /// Where snapshots are kept.
     fn snapshots(&self) -> Arc<dyn SnapshotStore>;

@@ -33,6 +33,12 @@ const OPEN_AGAIN: Duration = Duration::from_millis(100);
 const ELSEWHERE_AFTER: Duration = Duration::from_secs(2);
 /// How long putting a journal's end on record may take.
 const NOTE_MAX: Duration = Duration::from_secs(2);
+/// How long a look at what others found of a journal may take.
+const LOOK_MAX: Duration = Duration::from_secs(20);
+/// How often the end of a journal that grew is put on record while it is served, and what others found of it
+/// is heard: so much may be forgotten at most where the journal and all that was derived from it are put back
+/// from a moment before.
+const NOTE_EVERY: Duration = Duration::from_secs(2);
 
 /// This process's place at one partition: waits for the lease, hosts while it holds it.
 pub(super) struct Seat<G> {
@@ -173,21 +179,47 @@ impl<G: Ground> Seat<G> {
     async fn remember(&mut self, journal: &Seen<G::Journal>) {
         if let Some(last) = journal.last() {
             self.seen = Some(last);
-            self.note(journal).await;
+            if let Err(failure) = self.note(journal, last).await {
+                self.not_noted(&failure);
+            }
         }
     }
 
-    async fn note(&self, journal: &Seen<G::Journal>) {
-        let Some(last) = journal.last() else {
-            return;
-        };
+    async fn note(&self, journal: &Seen<G::Journal>, last: Met) -> Result<(), String> {
         let noted = self.ground.note(self.partition, journal.inner(), last);
-        let failure = match tokio::time::timeout(NOTE_MAX, noted).await {
-            Ok(Ok(())) => return,
-            Ok(Err(failure)) => failure.to_string(),
-            Err(_) => "no answer in time".to_owned(),
-        };
+        match tokio::time::timeout(NOTE_MAX, noted).await {
+            Ok(noted) => noted.map_err(|failure| failure.to_string()),
+            Err(_) => Err("no answer in time".to_owned()),
+        }
+    }
+
+    fn not_noted(&self, failure: &str) {
         warn!(partition = %self.partition, failure, "the journal's end is not on record");
+    }
+
+    /// Puts the journal's end on record as it grows, until somebody found that it is not what it was: gives
+    /// what. A record that cannot be written stops nothing; it is tried again, and told once.
+    async fn watch(&self, journal: &Seen<G::Journal>) -> String {
+        let (mut noted, mut told) = (None, false);
+        loop {
+            let last = journal.last();
+            if let Some(last) = last.filter(|last| noted != Some(last.0)) {
+                match self.note(journal, last).await {
+                    Ok(()) => (noted, told) = (Some(last.0), false),
+                    Err(failure) if !told => {
+                        self.not_noted(&failure);
+                        told = true;
+                    }
+                    Err(_) => {}
+                }
+            }
+            let looked = self.ground.look(self.partition, journal.inner());
+            if let Ok(Err(Unopened::Doubted(reason))) = tokio::time::timeout(LOOK_MAX, looked).await
+            {
+                return reason;
+            }
+            tokio::time::sleep(NOTE_EVERY).await;
+        }
     }
 
     async fn host(
@@ -227,13 +259,17 @@ impl<G: Ground> Seat<G> {
                 reason = handle.ended() => End::SteppedDown(reason),
                 () = self.shutdown.cancelled() => End::Shutdown,
             };
-            if !matches!(end, End::Shutdown) {
-                self.local.set(WriterPlace::Elsewhere);
-            }
             end
         };
         // nobody waits for what only a later opening reads
-        let (end, ()) = futures::future::join(serving, self.note(journal)).await;
+        let end = tokio::select! {
+            biased;
+            end = serving => end,
+            reason = self.watch(journal) => End::Damaged(reason),
+        };
+        if !matches!(end, End::Shutdown) {
+            self.local.set(WriterPlace::Elsewhere);
+        }
         (end, Some(service))
     }
 

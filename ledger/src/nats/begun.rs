@@ -1,7 +1,7 @@
 //! What is on record about a journal outside of it, and the comparison at every opening.
 //!
 //! Five witnesses know how far a partition's journal once went: the facts in bucket META (written when
-//! a reign begins and when it ends), the partition record of the snapshots, the feed's mark, the feed
+//! a reign begins, every few seconds while the journal grows, and when it ends), the partition record of the snapshots, the feed's mark, the feed
 //! itself, and the writer that was here before. A journal that is gone, shorter, or another one than any of them saw is
 //! not begun anew and not appended to: only `seatbelt ledger adopt-journal` goes on from it.
 
@@ -68,6 +68,9 @@ struct Mark {
     published_sequence: u64,
     #[serde(default)]
     published_last: Position,
+    /// Whether the journal was found not to hold what stands at that place of the feed.
+    #[serde(default)]
+    disputed: bool,
 }
 
 /// A commit that somebody has seen on the journal.
@@ -355,8 +358,7 @@ impl Witnesses {
             let hash = record.head.chain.0;
             known.extend(seen("the partition record", record.sequence, &hash));
         }
-        let mark = mark.and_then(|value| wire::decode::<Mark>("feed mark", &value).ok());
-        let mark = mark.filter(|mark| mark.head.partition == self.partition);
+        let mark = self.mark(mark);
         let mut published = None;
         if let Some(mark) = mark {
             known.extend(seen("the feed", mark.sequence, &mark.head.chain.0));
@@ -375,6 +377,25 @@ impl Witnesses {
             fed,
             begun: begun.map(|begun| Sequence(begun.end)),
         })
+    }
+
+    fn mark(&self, value: Option<bytes::Bytes>) -> Option<Mark> {
+        let mark = wire::decode::<Mark>("feed mark", &value?).ok()?;
+        (mark.head.partition == self.partition).then_some(mark)
+    }
+
+    /// Whether whoever projects the journal has found that it does not hold what the feed does: an opening
+    /// does not look so far back. Then it is compared with all that is known, as at an opening.
+    pub async fn hear(&self, journal: &impl Journal) -> Result<(), OpenError> {
+        let snapshots = self.bucket(&self.names.snapshot_bucket());
+        let value = snapshots.read(&self.mark_key()).await?.value;
+        match self.mark(value) {
+            Some(mark) if mark.disputed => {
+                let record = self.record(Reach::Near).await?;
+                self.agrees(journal, &record).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Puts on record how far the journal is known to go, unless more is on record.

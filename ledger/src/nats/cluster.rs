@@ -117,6 +117,18 @@ impl Ground for NatsGround {
         .boxed()
     }
 
+    fn look<'a>(
+        &'a self,
+        partition: Partition,
+        journal: &'a NatsJournal,
+    ) -> BoxFuture<'a, Result<(), Unopened>> {
+        async move {
+            let heard = self.witnesses(partition).hear(journal).await;
+            heard.map_err(|error| unopened(&error))
+        }
+        .boxed()
+    }
+
     fn snapshots(&self) -> Arc<dyn SnapshotStore> {
         Arc::new(self.snapshots.clone())
     }

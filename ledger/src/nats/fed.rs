@@ -25,7 +25,7 @@ use crate::journal::{Journal, ReadError, Sequence};
 /// Who says so, for people.
 const BY: &str = "the feed";
 /// How many places of the feed an opening looks at, from its end: a takeover waits for it. The projector
-/// reads what is before them.
+/// reads what is before them, and leaves word in its mark of what the journal does not hold.
 const NEAR: u64 = 2048;
 /// How long an opening looks, and how long an operator's command does.
 const NEAR_MAX: Duration = Duration::from_secs(2);
@@ -82,14 +82,18 @@ async fn find(
     published: Option<(u64, Position)>,
     places: u64,
 ) -> Result<Option<Fed>, StoreError> {
-    let mut after = 0;
+    let (mut after, mut marked) = (0, None);
     if let Some((at, position)) = published.filter(|(at, _)| *at > 0) {
         let there = feed.get(at).await?;
         let id = format!("{source}/{position}");
         // it may be another feed than the one that was marked
-        after = there.filter(|there| there.id == id).map_or(0, |_| at - 1);
+        marked = there.filter(|there| there.id == id);
+        after = marked.as_ref().map_or(0, |_| at - 1);
     }
-    let found = feed.last_of(source, after, places).await?;
+    let mut found = feed.last_of(source, after, places).await?;
+    if found.is_empty() {
+        found.extend(marked); // farther back than it is looked
+    }
     let position = |id: &str| id.rsplit_once('/')?.1.parse().ok().map(Position);
     let fed = found.into_iter().filter_map(|message| {
         let position = position(&message.id)?;

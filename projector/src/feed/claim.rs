@@ -8,11 +8,13 @@ use bytes::Bytes;
 use seatbelt_ledger::journal::Sequence;
 use seatbelt_schemas::{event::StoredEvent, position::Position};
 
-use crate::chain::Tail;
+use crate::{chain::Tail, store::FeedSequence};
 
 /// The partition's last event on the feed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Claim {
+    /// Its place there.
+    pub(super) place: FeedSequence,
     pub(super) position: Position,
     /// Its bytes; `None` where they cannot be had any more.
     pub(super) event: Option<Bytes>,
@@ -61,6 +63,7 @@ mod tests {
 
     fn claim(position: u64, event: Option<Bytes>) -> Claim {
         Claim {
+            place: FeedSequence(9),
             position: Position(position),
             event,
             end: Sequence(4),

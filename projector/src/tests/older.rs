@@ -1,6 +1,7 @@
 //! A journal that was put back from an older copy under a feed that goes further: told, not gone on from.
 
 use super::*;
+use crate::{feed::FeedMark, store::FeedSequence};
 
 /// A feed of the whole story, and a journal that ends `kept` commits into it.
 async fn put_back(kept: usize, with_marks: bool) -> World {
@@ -31,6 +32,28 @@ async fn halts(world: &World, at: u64) {
     assert_eq!((position, first.sequence()), (Position(7), Sequence(at)));
     assert!(first.to_string().contains("adopt-journal"), "{first}");
     assert_eq!(world.feed.messages(), before, "nothing is published");
+    let mark = mark(world);
+    assert!(mark.disputed, "the writer is told: {mark:?}");
+    let place = FeedSequence(before.len() as u64);
+    assert_eq!(mark.published_sequence, place.0);
+    assert_eq!((mark.published_last, mark.sequence), (Position(7), 0));
+}
+
+fn mark(world: &World) -> FeedMark {
+    let kept = world.snapshots.peek(&FeedMark::key(PARTITION)).unwrap();
+    wire::decode("feed mark", &kept).unwrap()
+}
+
+#[tokio::test]
+async fn a_journal_that_is_whole_again_is_gone_on_from_and_nothing_speaks_against_it() {
+    for with_marks in [true, false] {
+        let mut world = put_back(2, with_marks).await;
+        halts(&world, 2).await;
+        world.append(&short_story()[2..]).await;
+        world.catch_up("r").await;
+        world.check("");
+        assert!(!mark(&world).disputed);
+    }
 }
 
 #[tokio::test]
