@@ -104,7 +104,6 @@ class Stack:
 def configuration(openai, anthropic, windows):
     keys = "".join(
         key(client, 'caps = [{ meter = "tokens", limit = 100000000 }, { meter = "cost", limit = "1000" }]')
-        + key(f"{client}-free", 'caps = [{ meter = "requests", limit = 100000 }]')
         + key(f"{client}-spent", 'caps = [{ meter = "requests", limit = 1 }]')
         + key(f"{client}-window", f'caps = [{{ meter = "requests", limit = 1, window = {{ kind = "rolling", seconds = {windows[client]} }} }}]')
         for client in windows
@@ -125,21 +124,21 @@ kind = "openai"
 profile = "openai"
 responses = true
 base_url = "{openai}/v1"
-models = [{model("gpt-mock")}, {model("embed-mock")}]
+models = [{model("gpt-mock", IMAGE)}, {model("embed-mock")}]
 
 [[upstreams]]
 name = "generic"
 kind = "openai"
 profile = "generic"
 base_url = "{openai}/v1"
-models = [{model("generic-mock")}]
+models = [{model("generic-mock", IMAGE)}]
 
 [[upstreams]]
 name = "anthropic"
 kind = "anthropic"
 profile = "anthropic"
 base_url = "{anthropic}"
-models = [{model("claude-mock")}]
+models = [{model("claude-mock", IMAGE)}]
 
 [neuron]
 listen = "127.0.0.1:0"
@@ -148,8 +147,12 @@ models = [{{ id = "tiny", path = "{tiny}", device = "cpu", slots = 8, price = {P
 {keys}"""
 
 
-def model(name):
-    return f'{{ id = "{name}", context = 200000, output = 32000, price = {PRICE} }}'
+# Bounds an image, so that a key with caps may send one.
+IMAGE = 'image = { rule = "grid", max_tokens = 4784 }, '
+
+
+def model(name, more=""):
+    return f'{{ id = "{name}", context = 200000, output = 32000, {more}price = {PRICE} }}'
 
 
 def key(name, caps):

@@ -5,7 +5,7 @@ import sys
 
 from openai import OpenAI
 from pydantic import BaseModel
-from steps import WEATHER, serve, weather
+from steps import PNG, WEATHER, serve, weather
 
 BASE_URL = sys.argv[1] + "/v1"
 
@@ -74,6 +74,12 @@ def chat_helper(key, model, prompt):
     return text
 
 
+def chat_image(key, model, prompt):
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
+    messages = [{"role": "user", "content": [picture, {"type": "text", "text": prompt}]}]
+    return client(key).chat.completions.create(model=model, messages=messages, max_tokens=32).choices[0].message.content
+
+
 def chat_cancelled(key, model, prompt):
     stream = client(key).chat.completions.create(model=model, messages=said(prompt), max_tokens=64, stream=True)
     for chunk in stream:
@@ -121,6 +127,12 @@ def responses_parse(key, model, prompt):
     return f"{report.city} {report.degrees}"
 
 
+def responses_image(key, model, prompt):
+    picture = {"type": "input_image", "image_url": f"data:image/png;base64,{PNG}", "detail": "auto"}
+    items = [{"role": "user", "content": [picture, {"type": "input_text", "text": prompt}]}]
+    return client(key).responses.create(model=model, input=items, max_output_tokens=32).output_text
+
+
 def responses_cancelled(key, model, prompt):
     stream = client(key).responses.create(model=model, input=prompt, max_output_tokens=64, stream=True)
     for event in stream:
@@ -155,8 +167,8 @@ def models_one(key, model, prompt):
 serve(["openai"], {
     "chat.text": chat_text, "chat.stream": chat_stream, "chat.tools": chat_tools,
     "chat.streamed_tools": chat_streamed_tools, "chat.parse": chat_parse, "chat.helper": chat_helper,
-    "chat.cancelled": chat_cancelled, "responses.text": responses_text, "responses.stream": responses_stream,
+    "chat.image": chat_image, "chat.cancelled": chat_cancelled, "responses.text": responses_text, "responses.stream": responses_stream,
     "responses.helper": responses_helper, "responses.tools": responses_tools, "responses.parse": responses_parse,
-    "responses.cancelled": responses_cancelled, "completions.text": completions_text,
+    "responses.image": responses_image, "responses.cancelled": responses_cancelled, "completions.text": completions_text,
     "completions.stream": completions_stream, "embeddings.vector": embeddings_vector, "models.one": models_one,
 })
