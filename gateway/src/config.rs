@@ -14,7 +14,7 @@ use seatbelt_schemas::{
     amount::{AMOUNT_MAX, TOKENS_PER_REQUEST_MAX},
     cap::CAPS_OF_RUNS_MAX,
     event::{OnShort, OnUnknown},
-    ids::{AccountId, KeyId, ModelId, RunId},
+    ids::{AccountId, KeyId, ModelId, RunId, TeamId},
     price::{Price, Rates},
     setting::Setting,
 };
@@ -109,6 +109,8 @@ pub struct KeyEntry {
     pub account: AccountId,
     /// The key's public id.
     pub key: KeyId,
+    /// Teams that its requests may name.
+    pub teams: Vec<TeamId>,
     /// What to do with a request that does not fit whole; a request may say otherwise.
     pub on_short: OnShort,
     /// How a reservation ends whose usage nobody reported.
@@ -120,7 +122,6 @@ pub struct KeyEntry {
 /// The run that a key was handed out for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Within {
-    /// The run.
     pub run: RunId,
     /// When it ends by itself, unix ms.
     pub deadline_ms: u64,
@@ -133,6 +134,7 @@ impl KeyEntry {
             secret,
             account,
             key,
+            teams: Vec::new(),
             on_short: OnShort::default(),
             on_unknown: OnUnknown::default(),
             within: None,

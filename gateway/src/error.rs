@@ -18,7 +18,7 @@ use axum::{
 use seatbelt_dialects::{Dialect, ErrorBody, Fault, FieldError};
 use seatbelt_schemas::{
     command::CommandError,
-    ids::{ModelId, RunId},
+    ids::{ModelId, RunId, TeamId},
     json,
 };
 use serde_json::{Map, Value, json};
@@ -368,6 +368,14 @@ impl ApiError {
             Case::RouteNotServed,
             format!("{path} is not served by this version of the gateway: {instead}"),
         )
+    }
+
+    /// A team that the caller's key may not name.
+    pub(crate) fn team_not_allowed(team: &TeamId) -> Self {
+        let message = format!(
+            "the key may not name team '{team}': leave x-seatbelt-team out, or have the operator list it in the key's teams"
+        );
+        Self::new(Case::TeamNotAllowed, message)
     }
 
     /// A command that was not carried out, in the client's words.

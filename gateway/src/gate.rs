@@ -15,7 +15,7 @@ use seatbelt_ledger::api::{CommandError, Ledger, Read, Release, Reserve, Reserve
 use seatbelt_schemas::{
     command::{Fate, Grant, Standing},
     event::{OnShort, OnUnknown},
-    ids::{AccountId, Actor, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
+    ids::{AccountId, Actor, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId, TeamId},
     meter::Meter,
     position::Position,
     scope::Scope,
@@ -57,6 +57,8 @@ const DECIDED_WITHIN: Duration = Duration::from_millis(250);
 pub(crate) struct Want {
     pub(crate) account: AccountId,
     pub(crate) key: KeyId,
+    /// Of a key that has none of its own.
+    pub(crate) team: Option<TeamId>,
     pub(crate) model: ModelId,
     pub(crate) run: Option<RunId>,
     /// It must be in this open run, which is the one above.
@@ -349,6 +351,7 @@ impl Gate {
         let wait = self.wait(want);
         let life = wait + self.request_timeout + HOLD_GRACE;
         Reserve {
+            team: want.team.clone(),
             id,
             account: want.account.clone(),
             key: want.key.clone(),

@@ -343,6 +343,7 @@ impl Plan {
         Ok(Some(Want {
             account: key.account.clone(),
             key: key.key.clone(),
+            team: self.caller.team.clone(),
             model: match &self.class {
                 Some(class) => class.price.model.clone(),
                 None => self.model.clone(),

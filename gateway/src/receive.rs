@@ -12,7 +12,7 @@ use axum::{
 use seatbelt_dialects::{Exact, Fields};
 use seatbelt_schemas::{
     event::OnShort,
-    ids::{EndUserId, RunId},
+    ids::{EndUserId, RunId, TeamId},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -39,7 +39,7 @@ use encoding::Encoding;
 use shares::{Share, Shares};
 
 /// A client may ask for its output maximum to be lowered to what fits: `clamp`, else `refuse`. This
-/// and the next three are the only `x-seatbelt-*` headers of a client that are read: they say how to decide
+/// and the next four are the only `x-seatbelt-*` headers of a client that are read: they say how to decide
 /// and what the request is part of, not who pays for it.
 const X_ON_SHORT: &str = "x-seatbelt-on-short";
 /// The agent run that the request belongs to. Naming one can only add limits, or spend what the
@@ -47,6 +47,8 @@ const X_ON_SHORT: &str = "x-seatbelt-on-short";
 pub(crate) const X_RUN: &str = "x-seatbelt-run";
 /// The caller's own end user, instead of the one that the body names: caps of that one apply too.
 const X_USER: &str = "x-seatbelt-user";
+/// The team that it is for, of those that its key may name: caps of that one apply too.
+pub(crate) const X_TEAM: &str = "x-seatbelt-team";
 /// How long the request may wait for open holds to resolve, ms: its caller's own patience instead of the
 /// configured one.
 const X_WAIT: &str = "x-seatbelt-wait-ms";
@@ -80,6 +82,8 @@ pub(crate) struct Caller {
     /// None for a request that is not metered.
     pub(crate) key: Option<Arc<KeyEntry>>,
     pub(crate) run: Option<RunId>,
+    /// Its team, where a header names one.
+    pub(crate) team: Option<TeamId>,
     /// Its end user, where a header names one.
     pub(crate) end_user: Option<EndUserId>,
     pub(crate) on_short: OnShort,
@@ -158,6 +162,7 @@ impl Receiver {
             caller: Caller {
                 on_short: on_short(&parts.headers, key.as_deref())?,
                 run: run(&parts.headers, key.as_deref())?,
+                team: team(&parts.headers, key.as_deref())?,
                 end_user: end_user(&parts.headers)?,
                 wait: wait(&parts.headers)?,
                 key,
@@ -201,6 +206,22 @@ fn run(headers: &HeaderMap, key: Option<&KeyEntry>) -> Result<Option<RunId>, Api
         return Err(ApiError::invalid_field(X_RUN, problem));
     }
     Ok(Some(named))
+}
+
+/// The team that a client names: one that its key may, since each takes of what that team has left.
+fn team(headers: &HeaderMap, key: Option<&KeyEntry>) -> Result<Option<TeamId>, ApiError> {
+    let Some(value) = headers.get(X_TEAM) else {
+        return Ok(None);
+    };
+    let named = value.to_str().ok().and_then(|text| TeamId::new(text).ok());
+    let named = named.ok_or_else(|| {
+        let problem = "must be a team id: 1 to 64 characters of A-Z a-z 0-9 _ -";
+        ApiError::invalid_field(X_TEAM, problem)
+    })?;
+    match key {
+        Some(key) if key.teams.contains(&named) => Ok(Some(named)),
+        _ => Err(ApiError::team_not_allowed(&named)),
+    }
 }
 
 /// The end user that a client names beside the body.
@@ -251,6 +272,9 @@ mod tests {
     fn receiver(requests: usize) -> Receiver {
         let entry = KeyEntry {
             on_short: OnShort::Clamp,
+            teams: ["blue", "red"]
+                .map(|team| TeamId::new(team).unwrap())
+                .to_vec(),
             ..KeyEntry::new(
                 KeySecret::hash("sk-good"),
                 AccountId::new("a").unwrap(),
@@ -279,6 +303,19 @@ mod tests {
             request = request.header(*name, *value);
         }
         request.body(Body::from(body)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_team_is_one_that_the_key_may_name() {
+        let receiver = receiver(1);
+        for team in ["blue", "red"] {
+            let asked = [(X_TEAM, team)];
+            let received = receiver.receive(request(&asked, "{}")).await.unwrap();
+            assert_eq!(received.caller.team.unwrap().as_str(), team);
+        }
+        assert_eq!(code(&[(X_TEAM, "green")], "{}").await, "team_not_allowed");
+        assert_eq!(code(&[(X_TEAM, "")], "{}").await, "invalid_body");
+        assert_eq!(code(&[(X_TEAM, "b lue")], "{}").await, "invalid_body");
     }
 
     async fn code(headers: &[(&str, &str)], body: &'static str) -> &'static str {

@@ -399,7 +399,10 @@ fn asked_of(api: Api, caller: &Caller, body: &Fields, exact: Option<&Exact>) -> 
     let api = format!("{api:?}");
     let run = caller.run.as_ref().map_or("", |run| run.as_str());
     let user = caller.end_user.as_ref().map_or("", |user| user.as_str());
-    digest([api.as_bytes(), run.as_bytes(), user.as_bytes(), &body])
+    let parts = [api.as_bytes(), run.as_bytes(), user.as_bytes(), &body];
+    // none where there is none: what was asked of an earlier release stays the same request
+    let team = caller.team.as_ref().map(|team| team.as_str().as_bytes());
+    digest(parts.into_iter().chain(team))
 }
 
 fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {

@@ -563,13 +563,12 @@ fn decide_reserve(
         uncovered,
     } = claimed;
     let (reservation, asked) = (*reservation, *asked);
-    let context = Context {
-        cover: Cover::by(*uncovered),
-        ..context
-    };
+    let cover = Cover::by(*uncovered);
+    let context = Context { cover, ..context };
     let request = ReserveRequest {
         reservation,
         key: &scopes.key,
+        team: caps::named_team(account, scopes, budget.is_some()),
         model: scopes.model.as_ref(),
         run: scopes.run.as_ref(),
         end_user: scopes.end_user.as_ref(),

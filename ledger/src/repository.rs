@@ -80,6 +80,7 @@ impl AccountAggregate {
                 let request = ReserveRequest {
                     reservation: reserve.id.into(),
                     key: &reserve.key,
+                    team: reserve.team.as_ref(),
                     model: reserve.model.as_ref(),
                     run: reserve.run.as_ref(),
                     end_user: reserve.end_user.as_ref(),

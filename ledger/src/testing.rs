@@ -66,6 +66,7 @@ impl Payer {
     /// Asks for a hold of output tokens for a minute, without waiting.
     pub fn reserve(&self, output_tokens: u64) -> Reserve {
         Reserve {
+            team: None,
             id: command_id(),
             account: self.account.clone(),
             key: self.key.clone(),

@@ -489,6 +489,7 @@ fn request_of(command: &Reserve) -> ReserveRequest<'_> {
     ReserveRequest {
         reservation: command.id.into(),
         key: &command.key,
+        team: command.team.as_ref(),
         model: command.model.as_ref(),
         run: command.run.as_ref(),
         end_user: command.end_user.as_ref(),

@@ -35,6 +35,8 @@ mod rests;
 mod runs;
 #[path = "decide/strays.rs"]
 mod strays;
+#[path = "decide/teams.rs"]
+mod teams;
 #[path = "decide/tool_calls.rs"]
 mod tool_calls;
 #[path = "decide/waiting.rs"]

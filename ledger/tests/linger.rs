@@ -84,6 +84,7 @@ impl Desk {
     fn reserve(&mut self) -> CommandId {
         let id = self.id();
         let command = Reserve {
+            team: None,
             id,
             account: account(),
             key: KeyId::new("key").unwrap(),

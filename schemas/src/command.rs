@@ -10,7 +10,9 @@ use crate::{
     budget::Budget,
     cap::{CapSpec, CapStanding},
     event::{KeyIssued, OnShort, OnUnknown, RefusalReason, Report},
-    ids::{AccountId, Actor, CapId, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId},
+    ids::{
+        AccountId, Actor, CapId, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId, TeamId,
+    },
     meter::{Amounts, Meter},
     position::Position,
     price::Price,
@@ -27,6 +29,9 @@ pub struct Reserve {
     pub account: AccountId,
     /// The key that pays. Its team comes from the ledger.
     pub key: KeyId,
+    /// The team that a request of a key without one of its own is for: its caps apply too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<TeamId>,
     pub model: Option<ModelId>,
     /// The agent run: a plain label, unless it was opened with a budget.
     pub run: Option<RunId>,

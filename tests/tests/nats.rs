@@ -797,6 +797,7 @@ fn read(name: &str) -> Read {
 
 fn reserve(name: &str, wait_ms: u64) -> Reserve {
     Reserve {
+        team: None,
         id: CommandId::from(ulid::Ulid::new()),
         account: account(name),
         key: seatbelt_schemas::ids::KeyId::new("k").unwrap(),

@@ -21,6 +21,8 @@ use super::{price::multiplier, reader::Section};
 const KEYS_MAX: usize = 10_000;
 /// Most caps one key may declare.
 const CAPS_MAX: usize = 64;
+/// Most teams that one key may name.
+const TEAMS_MAX: usize = 256;
 /// Longest secret.
 const SECRET_LEN_MAX: usize = 512;
 
@@ -42,6 +44,8 @@ pub struct DeclaredKey {
     /// The key's public id.
     pub key: KeyId,
     pub team: Option<TeamId>,
+    /// Teams that its requests may name instead, where it has none.
+    pub teams: Vec<TeamId>,
     /// Its caps, and those of its account declared with it.
     pub caps: Vec<CapSpec>,
     /// Its policies.
@@ -149,8 +153,14 @@ fn read_key(mut section: Section, seen: &mut Seen) -> Option<DeclaredKey> {
     });
     let key = section.required("key_id", |section| section.text_with("key_id", id));
     let team = section.text_with("team", id);
+    let teams = read_teams(&mut section, team.as_ref());
     let policy = read_policy(&mut section);
-    let caps = read_caps(&mut section, key.as_ref(), team.as_ref());
+    let own = Own {
+        key: key.as_ref(),
+        team: team.as_ref(),
+        teams: &teams,
+    };
+    let caps = read_caps(&mut section, own);
     if let (Some(secret), Some(account), Some(key)) = (&secret, &account, &key) {
         seen.check(&section, secret, account, key, &caps);
     }
@@ -160,6 +170,7 @@ fn read_key(mut section: Section, seen: &mut Seen) -> Option<DeclaredKey> {
         account: account?,
         key: key?,
         team,
+        teams,
         caps,
         policy,
     })
@@ -273,7 +284,35 @@ fn read_policy(section: &mut Section) -> Policy {
     }
 }
 
-fn read_caps(section: &mut Section, key: Option<&KeyId>, team: Option<&TeamId>) -> Vec<CapSpec> {
+/// Teams that a key's requests may name: of a key with a team of its own all are that team's.
+fn read_teams(section: &mut Section, own: Option<&TeamId>) -> Vec<TeamId> {
+    let named = section.texts("teams", TEAMS_MAX);
+    if own.is_some() && !named.is_empty() {
+        let problem = "is for keys without a team of their own: leave one of them out";
+        section.mistake("teams", problem);
+    }
+    let mut teams: Vec<TeamId> = Vec::with_capacity(named.len());
+    for name in named {
+        match TeamId::new(&name) {
+            Ok(team) if teams.contains(&team) => {
+                section.mistake("teams", format!("has {team} twice: name each team once"));
+            }
+            Ok(team) => teams.push(team),
+            Err(error) => section.mistake("teams", format!("has \"{name}\": {error}")),
+        }
+    }
+    teams
+}
+
+/// Whose the caps are that stand with a key.
+#[derive(Clone, Copy)]
+struct Own<'a> {
+    key: Option<&'a KeyId>,
+    team: Option<&'a TeamId>,
+    teams: &'a [TeamId],
+}
+
+fn read_caps(section: &mut Section, own: Own<'_>) -> Vec<CapSpec> {
     let has_window = section.has("window");
     let window = read_window(section).unwrap_or(Window::Balance);
     let has_cap = section.has("hard_cap") || section.has("caps");
@@ -287,21 +326,16 @@ fn read_caps(section: &mut Section, key: Option<&KeyId>, team: Option<&TeamId>) 
     let parts = section.sections("caps", CAPS_MAX);
     let declared = parts
         .into_iter()
-        .filter_map(|part| read_cap(part, window, key, team));
+        .filter_map(|part| read_cap(part, window, own));
     let mut caps: Vec<CapSpec> = declared.collect();
     let short = hard_cap
-        .zip(key)
+        .zip(own.key)
         .and_then(|(limit, key)| spec(Scope::Key(key.clone()), Meter::Tokens, window, limit));
     caps.extend(short);
     caps
 }
 
-fn read_cap(
-    mut section: Section,
-    default: Window,
-    key: Option<&KeyId>,
-    team: Option<&TeamId>,
-) -> Option<CapSpec> {
+fn read_cap(mut section: Section, default: Window, own: Own<'_>) -> Option<CapSpec> {
     let meters = [
         Meter::Tokens,
         Meter::Cost,
@@ -317,7 +351,7 @@ fn read_cap(
         _ => section.required("limit", |section| section.number("limit", 0, AMOUNT_MAX)),
     };
     let window = read_window(&mut section).unwrap_or(default);
-    let scope = read_scope(&mut section, key, team);
+    let scope = read_scope(&mut section, own);
     let hard = section.flag("hard").unwrap_or(true);
     let thresholds = read_thresholds(&mut section);
     if meter == Some(Meter::Concurrency) && window != Window::Balance {
@@ -354,16 +388,36 @@ fn read_usd(section: &mut Section) -> Option<u64> {
     })
 }
 
-fn read_scope(section: &mut Section, key: Option<&KeyId>, team: Option<&TeamId>) -> Option<Scope> {
+fn read_scope(section: &mut Section, own: Own<'_>) -> Option<Scope> {
     let words = [("key", 0), ("account", 1), ("team", 2)];
-    match section.word("scope", &words).unwrap_or(0) {
-        0 => Some(Scope::Key(key?.clone())),
+    let scope = section.word("scope", &words).unwrap_or(0);
+    let named = section.text_with("team", id::<TeamId>);
+    if named.is_some() && scope != 2 {
+        section.mistake(
+            "team",
+            "is set, but the cap is of none: set scope = \"team\"",
+        );
+    }
+    match scope {
+        0 => Some(Scope::Key(own.key?.clone())),
         1 => Some(Scope::Account),
-        _ if team.is_none() => {
-            section.mistake("scope", "is \"team\", but the key has none: set its team");
-            None
+        _ => {
+            let known = |team: &TeamId| own.team == Some(team) || own.teams.contains(team);
+            match named {
+                Some(team) if known(&team) => Some(Scope::Team(team)),
+                Some(team) => {
+                    let problem =
+                        format!("is {team}, which is neither the key's team nor among its teams");
+                    section.mistake("team", problem);
+                    None
+                }
+                None if own.team.is_none() => {
+                    section.mistake("scope", "is \"team\", but the key has none: set its team, or name one of its teams as the cap's team");
+                    None
+                }
+                None => Some(Scope::Team(own.team?.clone())),
+            }
         }
-        _ => Some(Scope::Team(team?.clone())),
     }
 }
 

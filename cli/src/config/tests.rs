@@ -1,4 +1,5 @@
 use seatbelt_gateway::{ImageRule, MediaLimits, Profile, TokenizerName};
+use seatbelt_schemas::{ids::TeamId, scope::Scope};
 use seatbelt_tokens::Encoding;
 use secrecy::ExposeSecret;
 
@@ -630,6 +631,33 @@ fn what_is_declared_twice_is_a_mistake_and_what_is_shared_is_not() {
 }
 
 #[test]
+fn a_key_without_a_team_may_have_teams_that_its_requests_name() {
+    let key = |rest: &str| {
+        format!("[[entitlements.keys]]\nkey = \"s\"\naccount_id = \"a\"\nkey_id = \"k\"\n{rest}\n")
+    };
+    let caps = "caps = [{ meter = \"tokens\", limit = 5, scope = \"team\", team = \"red\" }]";
+    let config = read(&key(&format!("teams = [\"blue\", \"red\"]\n{caps}")), &[]).unwrap();
+    let teams: Vec<_> = config.keys[0].teams.iter().map(TeamId::as_str).collect();
+    assert_eq!(teams, ["blue", "red"]);
+    let red = Scope::Team(TeamId::new("red").unwrap());
+    assert_eq!(config.keys[0].caps[0].scope, red);
+    for (bad, part) in [
+        (
+            "team = \"t\"\nteams = [\"blue\"]",
+            "without a team of their own",
+        ),
+        ("teams = [\"blue\", \"blue\"]", "twice"),
+        ("teams = [\"b lue\"]", "b lue"),
+    ] {
+        let found = mistakes(&key(bad), &[]);
+        assert!(
+            found[0].contains("teams") && found[0].contains(part),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
 fn a_named_variable_that_is_not_set_is_a_mistake() {
     let text = WHOLE.replace("MOCK_KEY", "UNSET_KEY");
     let found = mistakes(&text, &[]);
@@ -676,6 +704,14 @@ fn cost_is_decimal_text_and_windows_are_complete() {
         (
             "{ meter = \"tokens\", limit = 5, scope = \"team\" }",
             "the key has none",
+        ),
+        (
+            "{ meter = \"tokens\", limit = 5, scope = \"team\", team = \"blue\" }",
+            "neither the key's team nor among its teams",
+        ),
+        (
+            "{ meter = \"tokens\", limit = 5, team = \"blue\" }",
+            "set scope = \"team\"",
         ),
         (
             "{ meter = \"tokens\", limit = 5, thresholds = [80, 50] }",

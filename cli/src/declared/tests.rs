@@ -80,6 +80,7 @@ fn key(id: &str, cap: &str) -> DeclaredKey {
         secret: format!("sk-{id}").into(),
         account: AccountId::new("a").unwrap(),
         key: key.clone(),
+        teams: Vec::new(),
         team: None,
         caps: vec![
             balance("all", Scope::Account, 100),

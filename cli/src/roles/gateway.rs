@@ -37,6 +37,7 @@ fn key(key: &config::DeclaredKey) -> KeyEntry {
     KeyEntry {
         on_short: key.policy.on_short,
         on_unknown: key.policy.on_unknown,
+        teams: key.teams.clone(),
         ..KeyEntry::new(
             KeySecret::hash(key.secret.expose_secret()),
             key.account.clone(),

@@ -75,6 +75,7 @@ impl Run {
         let ends = SystemTime::now() + LASTS;
         let deadline_ms = ends.duration_since(UNIX_EPOCH)?.as_millis();
         Ok(Reserve {
+            team: None,
             id: self.opened,
             account: self.account.clone(),
             key,

@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 const INVALID: &str = "invalid_request_error";
 const API: &str = "api_error";
 const RATE: &str = "rate_limit_error";
+const ENCODING: &str = "encoding_not_taken";
 const REUSED: &str = "idempotency_key_reused";
 
 /// What went wrong, by the row of the table.
@@ -19,6 +20,7 @@ pub(crate) enum Case {
     HeldByRuns,
     InvalidApiKey,
     RunEnded,
+    TeamNotAllowed,
     RunNotFound,
     TooManyRuns,
     ModelNotFound,
@@ -63,7 +65,7 @@ pub(super) struct Row {
 
 impl Case {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 30] = [
+    pub(super) const ALL: [Self; 31] = [
         Self::BalanceSpent,
         Self::WindowSpent,
         Self::WindowUnsatisfiable,
@@ -71,6 +73,7 @@ impl Case {
         Self::HeldByRuns,
         Self::InvalidApiKey,
         Self::RunEnded,
+        Self::TeamNotAllowed,
         Self::RunNotFound,
         Self::TooManyRuns,
         Self::ModelNotFound,
@@ -119,6 +122,7 @@ impl Case {
             ),
             Self::InvalidApiKey => (S::UNAUTHORIZED, INVALID, "invalid_api_key", None),
             Self::RunEnded => (S::FORBIDDEN, INVALID, "run_ended", None),
+            Self::TeamNotAllowed => (S::FORBIDDEN, INVALID, "team_not_allowed", None),
             Self::RunNotFound => (S::NOT_FOUND, INVALID, "run_not_found", None),
             Self::TooManyRuns => (S::TOO_MANY_REQUESTS, RATE, "too_many_runs", Some(false)),
             Self::ModelNotFound => (S::NOT_FOUND, INVALID, "model_not_found", None),
@@ -150,12 +154,7 @@ impl Case {
             Self::MissingModelField => (S::BAD_REQUEST, INVALID, "missing_model_field", None),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, INVALID, "request_too_large", None),
             Self::BodyTimeout => (S::REQUEST_TIMEOUT, INVALID, "request_timeout", None),
-            Self::EncodingNotTaken => (
-                S::UNSUPPORTED_MEDIA_TYPE,
-                INVALID,
-                "encoding_not_taken",
-                None,
-            ),
+            Self::EncodingNotTaken => (S::UNSUPPORTED_MEDIA_TYPE, INVALID, ENCODING, None),
             Self::RouteNotFound => (S::NOT_FOUND, INVALID, "route_not_found", None),
             Self::RouteNotServed => (S::NOT_FOUND, INVALID, "route_not_served", None),
             Self::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", None),

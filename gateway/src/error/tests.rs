@@ -100,6 +100,8 @@ fn all_other_errors_follow_the_table() {
     check(ApiError::idempotency_key_of_another(), "422 invalid_request_error idempotency_key_reused - false");
     check(ApiError::request_in_progress(id), "409 invalid_request_error request_in_progress 1 true");
     check(ApiError::request_answered(id, Position(7), &Amounts::zero()), "409 invalid_request_error request_answered - false");
+    check(ApiError::team_not_allowed(&"t".parse().unwrap()), "403 invalid_request_error team_not_allowed - false");
+    check(ApiError::too_many_first_uses(1), "400 invalid_request_error too_many_idempotency_keys - false");
     check(ApiError::first_uses_away(""), "503 api_error service_unavailable 1 true");
     check(ApiError::new(Case::BodyTooLarge, ""), "413 invalid_request_error request_too_large - false");
     check(ApiError::new(Case::BodyTimeout, ""), "408 invalid_request_error request_timeout - -");

@@ -135,6 +135,7 @@ impl Gate {
 
     fn opening_command(&self, id: CommandId, key: &KeyEntry, opening: Opening) -> Reserve {
         Reserve {
+            team: None,
             id,
             account: key.account.clone(),
             key: key.key.clone(),

@@ -212,6 +212,7 @@ pub(crate) fn want() -> Want {
     Want {
         account: key.account,
         key: key.key,
+        team: None,
         model: ModelId::new("m").unwrap(),
         run: None,
         within: None,

@@ -73,6 +73,7 @@ fn received(body: Value, is_metered: bool) -> Received {
         caller: Caller {
             key: is_metered.then(|| Arc::new(key())),
             run: None,
+            team: None,
             end_user: None,
             on_short: OnShort::Clamp,
             wait: None,

@@ -26,7 +26,7 @@ use crate::{
     config::{KeyEntry, RUN_AMOUNT_MAX, RUN_LABEL_MAX, RUN_LIFE_MS_MAX, RUN_TTL_S, Within},
     error::ApiError,
     gate::runs::{Closed, Found, Opening},
-    receive::X_RUN,
+    receive::{X_RUN, X_TEAM},
 };
 
 /// `POST /v1/runs`.
@@ -92,6 +92,10 @@ async fn opened(app: &App, request: Request) -> Result<(StatusCode, Value), ApiE
     if key.within.is_none() && caller.run.is_some() {
         let problem = "does not open a run inside another: send that run's secret as the key, or leave the header out";
         return Err(ApiError::invalid_field(X_RUN, problem));
+    }
+    if caller.team.is_some() {
+        let problem = "is of requests, also of those within a run, and not of a run: leave it out";
+        return Err(ApiError::invalid_field(X_TEAM, problem));
     }
     let now_ms = (app.clock)();
     let outer = key.within.as_ref();

@@ -1,6 +1,6 @@
 //! What is forwarded, and what is refused before that.
 
-use seatbelt_schemas::{cap::CapSpec, meter::Meter, window::Window};
+use seatbelt_schemas::{cap::CapSpec, ids::TeamId, meter::Meter, scope::Scope, window::Window};
 use serde_json::{Value, json};
 
 use crate::support::{SECRET, Script, Stack, hi, hi_stream, status_and_body, stream_text, tokens};
@@ -350,4 +350,30 @@ async fn an_error_that_says_that_nothing_was_used_is_charged_nothing() {
         assert_ne!(retry.map(|word| word.as_bytes()), Some(&b"false"[..]));
     }
     assert_eq!(stack.spent_once_idle().await, 0);
+}
+
+#[tokio::test]
+async fn a_request_is_held_by_the_team_that_it_names() {
+    let blue = TeamId::new("blue").unwrap();
+    let cap = CapSpec {
+        scope: Scope::Team(blue.clone()),
+        ..tokens(90, Window::Balance)
+    };
+    let stack = Stack::start_with(cap, |told| told.keys[0].teams = vec![blue]).await;
+    let of = |team: &str| stack.chat(&hi(20)).header("x-seatbelt-team", team).send();
+    for _ in 0..4 {
+        let answer = of("blue").await.unwrap();
+        assert_eq!(answer.status().as_u16(), 200);
+        answer.text().await.unwrap();
+    }
+    let refused = of("blue").await.unwrap();
+    assert_eq!(refused.status().as_u16(), 429, "15 each, and 38 to hold");
+    assert_eq!(of("red").await.unwrap().status().as_u16(), 403);
+    let other = stack.chat(&hi(20)).send().await.unwrap();
+    assert_eq!(other.status().as_u16(), 200, "of no team");
+    let run = serde_json::json!({"budget": {"tokens": 5}});
+    let run = stack
+        .post("/v1/runs", &run)
+        .header("x-seatbelt-team", "blue");
+    assert_eq!(run.send().await.unwrap().status().as_u16(), 400);
 }

@@ -22,6 +22,7 @@ fn now_ms() -> u64 {
 /// The key opens a run with so many tokens.
 async fn open(stack: &Stack, run: &str, amount: u64) -> ReservationId {
     let outcome = stack.ledger.reserve(Reserve {
+        team: None,
         id: CommandId::from_parts(now_ms(), 1),
         account: account(),
         key: key(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use seatbelt_schemas::{
     cap::CapEvidence,
     event::{Event, EventBody, Reserved, Resized},
-    ids::CapId,
+    ids::{CapId, TeamId},
     scope::Scopes,
 };
 
@@ -22,6 +22,16 @@ pub(super) fn scopes_of(account: &Account, event: &Event) -> Option<Arc<Scopes>>
         _ => None,
     };
     scopes.map(Arc::clone)
+}
+
+/// The team that a request named: where its key has one, that is its team in any case, and a budget names none.
+pub(super) fn named_team<'a>(
+    account: &Account,
+    scopes: &'a Scopes,
+    is_budget: bool,
+) -> Option<&'a TeamId> {
+    let own = account.key(&scopes.key).and_then(|key| key.team.as_ref());
+    scopes.team.as_ref().filter(|_| own.is_none() && !is_budget)
 }
 
 /// Notes how far above its limit each cap stands that the event could take higher. Where the event

@@ -7,14 +7,14 @@ use seatbelt_schemas::{
     cap::{CapEvidence, CapSpec},
     command::CommandError,
     event::{Asked, Attempt, OnShort, RefusalReason, Refused, Reserved},
-    ids::{CapId, EndUserId, KeyId, ModelId, ReservationId, RunId},
+    ids::{CapId, EndUserId, KeyId, ModelId, ReservationId, RunId, TeamId},
     meter::{Amounts, Meter},
     price::Terms,
     scope::Scopes,
 };
 
 use super::{Context, run, taking::Taking};
-use crate::account::{Account, Cap, deciding};
+use crate::account::{Account, Cap, Key, deciding};
 
 /// A reserve, as far as the decision depends on it.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +23,8 @@ pub struct ReserveRequest<'a> {
     pub reservation: ReservationId,
     /// The key that pays.
     pub key: &'a KeyId,
+    /// The team that it is for, where its key has none of its own.
+    pub team: Option<&'a TeamId>,
     pub model: Option<&'a ModelId>,
     /// The agent run.
     pub run: Option<&'a RunId>,
@@ -242,14 +244,29 @@ pub(crate) fn scopes_of(
     }
     // the room that a run gives an inner one is its payer's, whatever the key's team is by now
     let outer = out_of(request).and_then(|outer| account.runs().get(outer));
-    let team = outer.map_or(&key.team, |outer| &outer.payer.team);
+    let team = match (outer, request.team) {
+        (Some(outer), _) => outer.payer.team.clone(),
+        (None, None) => key.team.clone(),
+        (None, Some(named)) => Some(named_team(key, named)?),
+    };
     Ok(Scopes {
         key: key.key.clone(),
-        team: team.clone(),
+        team,
         model: request.model.cloned(),
         run: request.run.cloned(),
         end_user: request.end_user.cloned(),
     })
+}
+
+/// The team that a request names: that of its key, or any where the key has none, whose caps apply in any case.
+fn named_team(key: &Key, named: &TeamId) -> Result<TeamId, CommandError> {
+    match &key.team {
+        Some(own) if own != named => Err(CommandError::invalid(format!(
+            "key {} is of team {own}: name no other team",
+            key.key
+        ))),
+        _ => Ok(named.clone()),
+    }
 }
 
 /// The most that a request can use.

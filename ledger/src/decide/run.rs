@@ -24,13 +24,14 @@ pub(super) fn admit<'a>(
     })?;
     let asked = &request.asked;
     if request.model.is_some()
+        || request.team.is_some()
         || request.end_user.is_some()
         || asked.input_tokens > 0
         || asked.output_tokens > 0
         || asked.tool_calls > 0
     {
         return Err(CommandError::invalid(
-            "a budget is no request: leave model, end user and tokens to the requests of the run",
+            "a budget is no request: leave team, model, end user and tokens to the requests of the run",
         ));
     }
     if asked.on_short == OnShort::Clamp {

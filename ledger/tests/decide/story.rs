@@ -376,6 +376,7 @@ impl Story {
 
     pub(crate) fn command(&mut self, ask: &Ask) -> Reserve {
         Reserve {
+            team: None,
             id: self.id(),
             account: account(),
             key: KeyId::new(ask.key).unwrap(),

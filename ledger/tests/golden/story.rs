@@ -199,6 +199,7 @@ impl Story {
 
     fn reserve(&mut self, account: &AccountId, key: &str, tokens: (u64, u64)) -> Reserve {
         Reserve {
+            team: None,
             id: self.id(),
             account: account.clone(),
             key: KeyId::new(key).unwrap(),

@@ -441,6 +441,7 @@ impl World {
             "priced"
         };
         Request::Reserve(Reserve {
+            team: None,
             id: self.id(),
             account,
             key: KeyId::new(if self.random.one_in(2) { "k1" } else { "k2" }).unwrap(),

@@ -135,6 +135,7 @@ impl World {
 
     async fn reserve(&self, number: u128, lasts_ms: u64) -> ReservationId {
         let reserve = Reserve {
+            team: None,
             id: command(number),
             account: account(),
             key: key(),

@@ -146,6 +146,7 @@ pub(crate) fn reserve(id: CommandId, account: &AccountId, medium: &Medium) -> Re
     let end_user = *chance.pick(&["u1", "u2"]);
     let (run, end_user) = (some(3, run), some(2, end_user));
     Reserve {
+        team: None,
         id,
         account: account.clone(),
         key: KeyId::new(*chance.pick(&["k1", "k2"])).unwrap(),

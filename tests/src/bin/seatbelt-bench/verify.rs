@@ -342,6 +342,7 @@ impl Maker {
         let account = usize::try_from(self.random.below(among)).unwrap();
         let output_tokens = 64 + self.random.below(1000);
         let command = Reserve {
+            team: None,
             id: self.id(),
             account: self.accounts[account].clone(),
             key: self.key.clone(),
