@@ -20,6 +20,9 @@ const SYSTEM_ACCOUNT: &str = "SYS";
 /// Services of the system account that may be asked; they only read.
 const SYSTEM_SERVICES: [&str; 2] = [SERVER_SERVICE, "$SYS.REQ.SERVER.PING.VARZ"];
 
+/// Where the answers go to the user that is no role: clients use it by themselves.
+const FULL_INBOX: &str = "_INBOX.>";
+
 /// How the server knows a user.
 #[derive(Debug, Clone)]
 pub(crate) enum Credential {
@@ -59,7 +62,11 @@ pub(crate) fn render(full: Option<&Full>, roles: Option<&Roles>) -> String {
         users.map(move |(role, known)| (of, role, known))
     });
     for (roles, role, known) in users {
-        let granted = Permissions::of(*role, &roles.names, roles.partitions);
+        let mut granted = Permissions::of(*role, &roles.names, roles.partitions);
+        if *role == NatsRole::Gateway && full.is_some() {
+            // whoever comes as the user that is no role asks gateways, too, as another gateway does
+            granted.publish.push(FULL_INBOX.to_owned());
+        }
         let account = accounts.entry(role.account()).or_default();
         account.users.push(user(known, &granted));
         if role.is_apart() {
