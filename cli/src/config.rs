@@ -12,7 +12,7 @@ use std::{
 use seatbelt_gateway::{GatewayConfig, UpstreamConfig};
 use seatbelt_ledger::settings::LedgerSettings;
 use seatbelt_neuron::NeuronConfig;
-use seatbelt_schemas::{price::Price, scope::Scopes};
+use seatbelt_schemas::{ids::ModelId, meter::Meter, price::Price, scope::Scopes};
 use thiserror::Error;
 
 mod cuda;
@@ -100,6 +100,8 @@ struct Context<'a> {
     environment: &'a BTreeMap<String, String>,
     /// Whether secrets named in the file must be there.
     with_secrets: bool,
+    /// Models that anything in the file serves, where all of it is read.
+    served: Option<&'a BTreeSet<String>>,
 }
 
 impl Context<'_> {
@@ -141,6 +143,7 @@ impl Config {
             folder,
             environment,
             with_secrets: true,
+            served: None,
         };
         read(text, &of_nats, None, |mut root| {
             NatsConfig::read(root.section("nats"), &context)
@@ -155,6 +158,7 @@ impl Config {
             folder: file.folder(),
             environment: &environment,
             with_secrets: false,
+            served: None,
         };
         read(
             &file.text,
@@ -183,6 +187,7 @@ impl Config {
             folder,
             environment,
             with_secrets: true,
+            served: None,
         };
         read(text, environment, Some(folder), |root| {
             Self::read(root, &context)
@@ -199,6 +204,13 @@ impl Config {
             accounts,
             retired_keys,
         } = entitlements::read(root.section("entitlements"));
+        let served = root.texts_at(&["upstreams", "models", "id"]);
+        let served = served.chain(root.texts_at(&["neuron", "models", "id"]));
+        let served: BTreeSet<String> = served.collect();
+        let context = &Context {
+            served: Some(&served),
+            ..*context
+        };
         let upstreams = upstreams::read(&mut root, context);
         let neuron = root.section("neuron");
         let neuron = has_neuron.then(|| neuron::read(neuron, context, &nats));
@@ -240,6 +252,22 @@ impl Config {
                 .any(|cap| cap.hard && scopes.matches(&cap.scope))
         };
         self.keys.iter().filter(|key| !limited(key)).collect()
+    }
+
+    /// Models that are asked in the place of a priced one and have no price themselves, where a cap counts money: none of
+    /// them is ever asked for a key under that cap. Each with the one that names it.
+    pub fn unpriced_fallbacks(&self) -> Vec<(&ModelId, &ModelId)> {
+        let mut caps = self.keys.iter().flat_map(|key| &key.caps);
+        if !caps.any(|cap| cap.hard && cap.meter == Meter::Cost) {
+            return Vec::new();
+        }
+        let prices = self.prices();
+        let has_price = |id: &ModelId| prices.iter().any(|price| price.model == *id);
+        let models = self.upstreams.iter().flat_map(|upstream| &upstream.models);
+        models
+            .flat_map(|model| model.fallback.iter().map(move |other| (&model.id, other)))
+            .filter(|(id, other)| has_price(id) && !has_price(other))
+            .collect()
     }
 
     /// Every declared price, once per model.

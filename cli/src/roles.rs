@@ -199,6 +199,7 @@ async fn start(
         }
         if let (Some(listeners), Some(ledger), Some(time)) = (listeners, ledger, time) {
             gateway::warn_of_unlimited(config);
+            gateway::warn_of_unpriced_fallbacks(config);
             let gateway = gateway::url(&listeners.clients);
             ready.metrics = Some(gateway::url(&listeners.metrics));
             ready.example = ready::example(config, &gateway);

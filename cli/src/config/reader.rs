@@ -93,6 +93,14 @@ pub(crate) struct Section {
     mistakes: Mistakes,
 }
 
+/// What is in a list; what is none, itself.
+fn each(node: &Node) -> &[Node] {
+    match &node.value {
+        Value::Array(nodes) => nodes,
+        _ => std::slice::from_ref(node),
+    }
+}
+
 /// One field, found or not.
 struct Field {
     place: String,
@@ -326,6 +334,26 @@ impl Section {
             }
         }
         texts
+    }
+
+    /// The texts at a path of names, in every table of every list on the way: looked at, and read by nobody yet.
+    pub(crate) fn texts_at(&self, path: &[&str]) -> impl Iterator<Item = String> + use<> {
+        let mut at: Vec<&Node> = Vec::new();
+        let mut names = path.iter();
+        at.extend(names.next().and_then(|name| self.fields.get(*name)));
+        for name in names {
+            let tables = at.into_iter().flat_map(each);
+            let within = tables.filter_map(|node| match &node.value {
+                Value::Table(fields) => fields.get(*name),
+                _ => None,
+            });
+            at = within.collect();
+        }
+        let texts = at.into_iter().filter_map(|node| match &node.value {
+            Value::Text(text) | Value::Override(text) => Some(text.clone()),
+            _ => None,
+        });
+        texts.collect::<Vec<_>>().into_iter()
     }
 
     /// A list of whole numbers within bounds.

@@ -883,8 +883,23 @@ fn a_model_is_not_its_own_fallback() {
             &format!("output = 4096, fallback = {models},"),
         )
     };
-    let config = read(&with(r#"["other"]"#), &[]).unwrap();
-    assert_eq!(config.upstreams[0].models[0].fallback[0].as_str(), "other");
     let found = mistakes(&with(r#"["test-model"]"#), &[]);
     assert!(found[0].contains("is the model itself"), "{found:?}");
+    // beside another mistake, with its line
+    let unknown = with(r#"["unknown"]"#).replace("context = 8192", "context = 0");
+    let found = mistakes(&unknown, &[]);
+    let fallback = found
+        .iter()
+        .find(|found| found.contains("\"unknown\" is no model"));
+    assert!(
+        fallback.is_some_and(|found| found.contains("fallback (line")),
+        "{found:?}"
+    );
+    assert!(found.len() > 1, "{found:?}");
+    let other = "models = [{ id = \"other\", context = 9, output = 9 }, ";
+    let two = |models: &str| with(models).replacen("models = [", other, 1);
+    let found = mistakes(&two(r#"["other", "other"]"#), &[]);
+    assert!(found[0].contains("named twice"), "{found:?}");
+    let config = read(&two(r#"["other"]"#), &[]).unwrap();
+    assert_eq!(config.upstreams[0].models[1].fallback[0].as_str(), "other");
 }

@@ -270,7 +270,7 @@ fn read_model(
     let answers_as = section.texts("answers_as", FIELDS_MAX);
     let writes_cost_more = kind == Some(Dialect::Anthropic);
     let media = read_media(&mut section);
-    let fallback = fallback(&mut section, id.as_ref());
+    let fallback = fallback(&mut section, id.as_ref(), files.served);
     let mut price = read_price(&mut section, id.as_ref(), writes_cost_more);
     let tools = read_tools(&mut section, price.as_mut());
     let classes = read_classes(&mut section, price.as_ref(), writes_cost_more, ids);
@@ -307,20 +307,32 @@ fn read_classes(
     classes.collect()
 }
 
-/// Models that are asked in its place; whether there are such models is known once all upstreams are read.
-fn fallback(section: &mut Section, id: Option<&ModelId>) -> Vec<ModelId> {
+/// Models that are asked in its place: others that are served, each once.
+fn fallback(
+    section: &mut Section,
+    id: Option<&ModelId>,
+    served: Option<&BTreeSet<String>>,
+) -> Vec<ModelId> {
     let mut models = Vec::new();
     for text in section.texts("fallback", FALLBACKS_MAX) {
-        match ModelId::new(&text) {
+        let is_served = served.is_none_or(|served| served.contains(&text));
+        let problem = match ModelId::new(&text) {
             Ok(model) if Some(&model) == id => {
-                section.mistake(
-                    "fallback",
-                    format!("{text:?} is the model itself: name another"),
-                );
+                format!("{text:?} is the model itself: name another")
             }
-            Ok(model) => models.push(model),
-            Err(error) => section.mistake("fallback", error.to_string()),
-        }
+            Ok(model) if models.contains(&model) => {
+                format!("{text:?} is named twice: name each model once")
+            }
+            Ok(_) if !is_served => {
+                format!("{text:?} is no model that is listed here: name one that is")
+            }
+            Ok(model) => {
+                models.push(model);
+                continue;
+            }
+            Err(error) => error.to_string(),
+        };
+        section.mistake("fallback", problem);
     }
     models
 }

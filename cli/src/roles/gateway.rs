@@ -94,6 +94,16 @@ pub(super) fn warn_of_unlimited(config: &Config) {
     );
 }
 
+/// Says which models are never asked in the place of another, since a cap counts money and they have no price.
+pub(super) fn warn_of_unpriced_fallbacks(config: &Config) {
+    for (model, fallback) in config.unpriced_fallbacks() {
+        warn!(
+            %model, %fallback,
+            "a fallback without a price is not asked for keys with a cap on cost: give it a price"
+        );
+    }
+}
+
 /// A listener's address as a URL.
 pub(super) fn url(listener: &TcpListener) -> String {
     let address = listener.local_addr();
