@@ -9,6 +9,7 @@
 mod claim;
 pub mod message;
 mod standing;
+pub(crate) mod walk;
 pub mod writer;
 
 use std::{sync::Arc, time::Duration};

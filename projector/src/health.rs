@@ -40,13 +40,18 @@ impl Component {
         }
     }
 
+    fn means(self) -> &'static str {
+        match self {
+            Self::Feed => "nothing new comes to billing; ",
+            Self::Snapshots => "/v1/key shows what was; ",
+        }
+    }
+
     fn remedy(self) -> &'static str {
         match self {
-            Self::Feed => {
-                "nothing new comes to billing; if it lasts, have the feed made again (docs/recovery.md, lost feed)"
-            }
+            Self::Feed => "if it lasts, have the feed made again (docs/recovery.md, lost feed)",
             Self::Snapshots => {
-                "/v1/key shows what was; if it lasts, have the snapshots made again (docs/recovery.md, lost snapshots)"
+                "if it lasts, have the snapshots made again (docs/recovery.md, lost snapshots)"
             }
         }
     }
@@ -61,6 +66,8 @@ pub struct Stalled {
     pub reason: String,
     /// Whether the journal itself cannot be followed.
     pub is_halted: bool,
+    /// What of a server has to be seen to, where the journal can.
+    ails: Component,
 }
 
 impl fmt::Display for Stalled {
@@ -70,12 +77,12 @@ impl fmt::Display for Stalled {
             true => {
                 "it is tried again; `seatbelt audit verify` says more, docs/recovery.md what to do"
             }
-            false => self.component.remedy(),
+            false => self.ails.remedy(),
         };
-        let reason = &self.reason;
+        let (reason, means) = (&self.reason, self.component.means());
         write!(
             f,
-            "partition {partition}, {component}: stands still: {reason}; {remedy}"
+            "partition {partition}, {component}: stands still: {reason}; {means}{remedy}"
         )
     }
 }
@@ -85,6 +92,8 @@ struct Standing {
     well_at: Instant,
     trouble: Option<String>,
     is_halted: bool,
+    /// What the trouble is with.
+    ails: Option<Component>,
 }
 
 impl Standing {
@@ -93,39 +102,61 @@ impl Standing {
             well_at: Instant::now(),
             trouble: None,
             is_halted: false,
+            ails: None,
         }
     }
 }
 
+#[derive(Debug, Default)]
+struct Known {
+    standings: BTreeMap<(Partition, Component), Standing>,
+    /// Why whoever reads the feed gets no further, though it is written.
+    unread: Option<String>,
+}
+
 /// How all projections of a process get on. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<(Partition, Component), Standing>>>);
+pub struct Health(Arc<Mutex<Known>>);
 
 impl Health {
     /// The projections that stand still, in order.
     pub fn stalled(&self) -> Vec<Stalled> {
-        let stands =
-            |standing: &Standing| standing.is_halted || standing.well_at.elapsed() >= STALLED_AFTER;
         let known = self.lock();
-        let stalled = known.iter().filter(|(_, standing)| stands(standing));
+        let stalled = known.standings.iter();
         stalled
-            .map(|((partition, component), standing)| Stalled {
-                partition: *partition,
-                component: *component,
-                reason: standing
-                    .trouble
-                    .clone()
-                    .unwrap_or_else(|| "it is being read from the journal".to_owned()),
-                is_halted: standing.is_halted,
+            .filter_map(|((partition, component), standing)| {
+                let stands = standing.is_halted || standing.well_at.elapsed() >= STALLED_AFTER;
+                let unread = known.unread.as_ref();
+                let unread = unread.filter(|_| *component == Component::Feed);
+                let reason = match (stands, unread) {
+                    (false, None) => return None,
+                    (false, Some(unread)) => unread.clone(),
+                    (true, _) => standing
+                        .trouble
+                        .clone()
+                        .unwrap_or_else(|| "it is being read from the journal".to_owned()),
+                };
+                Some(Stalled {
+                    partition: *partition,
+                    component: *component,
+                    reason,
+                    is_halted: standing.is_halted,
+                    ails: standing.ails.filter(|_| stands).unwrap_or(*component),
+                })
             })
             .collect()
+    }
+
+    /// Whether all of the feed can be read, or why not.
+    pub(crate) fn feed_reads(&self, unread: Option<String>) {
+        self.lock().unread = unread;
     }
 
     /// This process stood still for so long, as one that was stopped and goes on: nothing could be said
     /// meanwhile, and so its silence does not count.
     pub fn stood_still(&self, gap: Duration) {
         let now = Instant::now();
-        for standing in self.lock().values_mut() {
+        for standing in self.lock().standings.values_mut() {
             standing.well_at = standing
                 .well_at
                 .checked_add(gap)
@@ -138,7 +169,7 @@ impl Health {
         let known = self.lock();
         let mut ours = Component::ALL.iter();
         ours.any(|component| {
-            let standing = known.get(&(partition, *component));
+            let standing = known.standings.get(&(partition, *component));
             standing.is_some_and(|standing| standing.is_halted)
         })
     }
@@ -147,48 +178,56 @@ impl Health {
     pub(crate) fn begins(&self, partition: Partition) {
         let mut known = self.lock();
         for component in Component::ALL {
-            let standing = known.entry((partition, component));
+            let standing = known.standings.entry((partition, component));
             standing.or_insert_with(Standing::well);
         }
     }
 
     /// All is as it should be.
     pub(crate) fn works(&self, partition: Partition, component: Component) {
-        self.lock().insert((partition, component), Standing::well());
+        let well = Standing::well();
+        self.lock().standings.insert((partition, component), well);
     }
 
     /// It does not get on now, and tries again.
     pub(crate) fn waits(&self, partition: Partition, component: Component, reason: String) {
-        self.note(partition, component, reason, false);
+        self.note((partition, component), reason, None);
     }
 
-    /// As [`Self::waits`], for both.
+    /// Neither gets on, for what is beside the snapshots cannot be read or written.
     pub(crate) fn both_wait(&self, partition: Partition, reason: &str) {
         for component in Component::ALL {
-            self.waits(partition, component, reason.to_owned());
+            let ails = Some(Component::Snapshots);
+            self.note((partition, component), reason.to_owned(), ails);
         }
     }
 
     /// The journal cannot be followed.
     pub(crate) fn halted(&self, partition: Partition, reason: &str) {
         for component in Component::ALL {
-            self.note(partition, component, reason.to_owned(), true);
+            self.note((partition, component), reason.to_owned(), None);
+            let mut known = self.lock();
+            if let Some(standing) = known.standings.get_mut(&(partition, component)) {
+                standing.is_halted = true;
+            }
         }
     }
 
     /// They are another projector's to keep, or nobody's.
     pub(crate) fn lets_go(&self, partition: Partition) {
-        self.lock().retain(|(of, _), _| *of != partition);
-    }
-
-    fn note(&self, partition: Partition, component: Component, reason: String, is_halted: bool) {
         let mut known = self.lock();
-        let standing = known.entry((partition, component));
-        let standing = standing.or_insert_with(Standing::well);
-        (standing.trouble, standing.is_halted) = (Some(reason), is_halted);
+        known.standings.retain(|(of, _), _| *of != partition);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Partition, Component), Standing>> {
+    fn note(&self, of: (Partition, Component), reason: String, ails: Option<Component>) {
+        let mut known = self.lock();
+        let standing = known.standings.entry(of);
+        let standing = standing.or_insert_with(Standing::well);
+        (standing.trouble, standing.is_halted) = (Some(reason), false);
+        standing.ails = ails;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
         // no code panics while it holds the lock half way through a change
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -242,6 +281,30 @@ mod tests {
             told(&health)[0].contains("partition 03, feed"),
             "it has its usual time"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_is_told_with_the_remedy_of_what_ails() {
+        let health = Health::default();
+        health.begins(P);
+        health.both_wait(P, "cannot write partition.03 in bucket SEATBELT_SNAPSHOTS");
+        tokio::time::advance(STALLED_AFTER).await;
+        for told in told(&health) {
+            assert!(told.contains("lost snapshots"), "{told}");
+        }
+        health.works(P, Component::Feed);
+        health.works(P, Component::Snapshots);
+        assert!(health.stalled().is_empty());
+        health.feed_reads(Some("message 7 cannot be read".to_owned()));
+        let unread = told(&health);
+        assert_eq!(unread.len(), 1, "{unread:?}");
+        let told = &unread[0];
+        assert!(
+            told.contains("message 7") && told.contains("lost feed"),
+            "{told}"
+        );
+        health.feed_reads(None);
+        assert!(health.stalled().is_empty());
     }
 
     #[test]

@@ -43,7 +43,7 @@ use tracing::error;
 
 pub use self::{chain::Halt, health::Health, reader::SnapshotReader};
 use self::{
-    feed::writer::FeedWriter,
+    feed::{walk, writer::FeedWriter},
     keep::Shared,
     seat::SEAT_PATIENCE,
     snapshots::MARK_EVERY,
@@ -90,6 +90,7 @@ pub struct Projector<J> {
     openings: BTreeMap<Partition, Opening<J>>,
     health: Health,
     pace: Pace,
+    walks: bool,
 }
 
 impl<J: Journal> Projector<J> {
@@ -100,6 +101,7 @@ impl<J: Journal> Projector<J> {
             openings: BTreeMap::new(),
             health: Health::default(),
             pace: Pace::default(),
+            walks: false,
         }
     }
 
@@ -114,6 +116,15 @@ impl<J: Journal> Projector<J> {
     #[must_use]
     pub fn telling(self, health: Health) -> Self {
         Self { health, ..self }
+    }
+
+    /// Looks through the feed as it goes, whether all of it can be read.
+    #[must_use]
+    pub fn walking(self) -> Self {
+        Self {
+            walks: true,
+            ..self
+        }
     }
 
     /// Has the store for itself: whoever still has a seat is of an earlier run that did not end in order,
@@ -142,6 +153,7 @@ impl<J: Journal> Projector<J> {
             mut openings,
             health,
             pace,
+            walks,
         } = self;
         for (partition, journal) in parts.journals {
             let open = move || -> BoxFuture<'static, Result<Arc<J>, String>> {
@@ -150,6 +162,7 @@ impl<J: Journal> Projector<J> {
             };
             openings.entry(partition).or_insert_with(|| Arc::new(open));
         }
+        let walking = walks.then(|| walk::walk(Arc::clone(&parts.feed), health.clone()));
         let shared = Shared {
             writer: Arc::new(FeedWriter::new(parts.feed)),
             names: parts.names,
@@ -158,7 +171,15 @@ impl<J: Journal> Projector<J> {
             health,
             pace,
         };
-        project_all(Arc::new(shared), openings, shutdown).await
+        let projecting = project_all(Arc::new(shared), openings, shutdown);
+        match walking {
+            None => projecting.await,
+            Some(walking) => tokio::select! {
+                biased;
+                ended = projecting => ended,
+                never = walking => match never {},
+            },
+        }
     }
 }
 

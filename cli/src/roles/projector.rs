@@ -31,7 +31,7 @@ pub(super) async fn start(
         feed: Arc::new(feed.map_err(BusError::from)?),
     };
     bus.check_journals().await?;
-    let mut projector = Projector::new(parts).telling(health.clone());
+    let mut projector = Projector::new(parts).telling(health.clone()).walking();
     for partition in bus.meta.partitions.iter() {
         projector = projector.opened_by(partition, opening(bus, partition));
     }

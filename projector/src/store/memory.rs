@@ -35,6 +35,8 @@ struct Stream {
     messages: Vec<Option<FeedMessage>>,
     faults: VecDeque<StoreFault>,
     payloads_read: u64,
+    /// Places whose messages are there and cannot be read.
+    hidden: std::ops::Range<u64>,
 }
 
 impl Stream {
@@ -68,6 +70,9 @@ impl Stream {
 
     fn entry(&self, at: u64) -> Option<FeedEntry> {
         let index = usize::try_from(at.checked_sub(1)?).ok()?;
+        if self.hidden.contains(&at) {
+            return None;
+        }
         let id = self.messages.get(index)?.as_ref()?.id.clone();
         let sequence = FeedSequence(at);
         Some(FeedEntry { sequence, id })
@@ -115,6 +120,11 @@ impl MemoryFeed {
         for place in places {
             stream.messages[place] = None;
         }
+    }
+
+    /// Keeps what stands at some places from being read, as a damaged file does.
+    pub fn hide(&self, places: std::ops::Range<u64>) {
+        lock(&self.0).hidden = places;
     }
 
     /// Appends a message whatever stands before it, as another projector does.
