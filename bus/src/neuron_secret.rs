@@ -3,7 +3,7 @@
 //!
 //! Made by whoever provisions first, also for a ledger that is older than the secret; one that stands
 //! beside the facts, where it was kept at first, is moved from there. Where the bucket was lost, or the
-//! server cannot read or write it any more, the next start makes another one: then every gateway and neuron
+//! server cannot read or write it any more, or it is none, the next start makes another one: then every gateway and neuron
 //! has to be started again.
 
 use bytes::Bytes;
@@ -100,7 +100,14 @@ async fn keep(
             kept => kept.map_err(|error| Unkept::Other(error.into()))?,
         };
         if let Some(value) = kept.value {
-            return bytes_of(name, &value).map(drop).map_err(Unkept::Other);
+            if bytes_of(name, &value).is_ok() {
+                return Ok(());
+            }
+            // of no use to anybody, and no command takes it out
+            error!(
+                bucket = name,
+                "what is kept there is no secret: it is made again; start every gateway and neuron again"
+            );
         }
         let value = Bytes::copy_from_slice(secret);
         match bucket.write(NEURON_SECRET_KEY, kept.revision, value).await {

@@ -97,9 +97,9 @@ pub enum GenesisError {
         #[source]
         source: StoreError,
     },
-    /// Something else wrote there: delete the key and start again.
+    /// Something else wrote there: have it made again.
     #[error(
-        "key {NEURON_SECRET_KEY} of bucket {bucket} is not 32 bytes: delete it, and start every gateway and neuron again"
+        "key {NEURON_SECRET_KEY} of bucket {bucket} is not 32 bytes: `seatbelt nats provision`, or the next start of `seatbelt up`, makes it again; then start every gateway and neuron again"
     )]
     NoSecret { bucket: String },
     /// There is no ledger under this prefix, and the caller only reads.

@@ -96,12 +96,16 @@ async fn the_neurons_secret_is_made_once_and_told_to_all() {
         .collect();
     assert!(signed.iter().all(|one| *one == signed[0]));
     assert_ne!(signed[0], by_kept.sign(&call, &body));
+    // what is of no use to anybody is made again
     bucket.put("neuron_secret", "short".into()).await.unwrap();
-    let refused = provision(&connection, &names, layout(4)).await;
+    let refused = neuron_secret(&connection, &names).await;
     assert!(
         matches!(refused, Err(GenesisError::NoSecret { .. })),
         "{refused:?}"
     );
+    provision(&connection, &names, layout(4)).await.unwrap();
+    let again = neuron_secret(&connection, &names).await.unwrap();
+    assert_ne!(again.sign(&call, &body), signed[0]);
 }
 
 async fn provisioned(nats: &TestNats) -> (Nats, Names) {
