@@ -77,7 +77,7 @@ impl Roster {
 }
 
 /// Why a request does not get its model.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NotUp {
     Closed(&'static str),
     /// As many wait for a load as may.
