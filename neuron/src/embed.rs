@@ -1,7 +1,7 @@
 //! Turns texts into vectors, those of several requests at a time.
 //!
-//! A thread of its own owns the encoder. Requests wait in line, at most so many; each run takes as many texts, in the
-//! order in which they came, as its tokens allow. A request ends at its last text, its deadline, a stop, or before the next run
+//! A thread of its own owns the encoder. Requests wait in line, at most so many; each run takes as many texts as its
+//! tokens allow, those of one account in the order in which they came, and accounts in turns (`turns`). A request ends at its last text, its deadline, a stop, or before the next run
 //! once its caller has left, and its usage ticket is ended before it is answered. An encoder that panics, or fails
 //! again and again, ends the thread.
 //!
@@ -17,6 +17,7 @@ use std::{
 use seatbelt_schemas::usage::NeuronOutcome;
 use tokio::sync::oneshot;
 
+use self::turns::{RUN_TOKENS_MAX, Turns, Waits, next_most};
 use crate::{
     clock::{Clock, millis},
     engine::StepError,
@@ -25,8 +26,8 @@ use crate::{
     usage::{Durable, Ticket, Times},
 };
 
-/// Most tokens of a run, with what pads the shorter texts.
-const RUN_TOKENS_MAX: usize = 2_048;
+mod turns;
+
 /// Runs in a row that failed: all further ones will.
 const FAILURES_MAX: u32 = 3;
 
@@ -104,6 +105,8 @@ impl Embedder {
                 encoder,
                 inbox: ties.inbox,
                 asked: VecDeque::new(),
+                turns: Turns::default(),
+                most: RUN_TOKENS_MAX,
                 line: ties.line,
                 pulse: ties.pulse,
                 failures: 0,
@@ -166,6 +169,9 @@ struct Worker {
     encoder: Box<dyn Encoder>,
     inbox: mpsc::Receiver<Order>,
     asked: VecDeque<Asked>,
+    turns: Turns,
+    /// Tokens of the next run.
+    most: usize,
     line: Arc<Line>,
     pulse: Arc<Pulse>,
     failures: u32,
@@ -180,8 +186,8 @@ impl Worker {
             Ok(()) if self.failures < FAILURES_MAX => || Undone::Stopping,
             _ => || Undone::Failed("the encoder broke down".to_owned()),
         };
-        while let Ok(Order::Embed(line)) = self.inbox.try_recv() {
-            self.asked.push_back(*line);
+        while let Ok(order) = self.inbox.try_recv() {
+            self.obey(order);
         }
         while let Some(line) = self.asked.pop_front() {
             self.end(line, NeuronOutcome::Aborted, Err(undone()));
@@ -191,8 +197,8 @@ impl Worker {
     fn turns(&mut self) {
         while self.receive() {
             self.sweep();
-            let plan = plan(&self.asked);
-            if !plan.is_empty() {
+            let plan = self.turns.plan(&self.line_now(), self.most);
+            if plan.iter().any(|count| *count > 0) {
                 self.turn(&plan);
             }
         }
@@ -217,9 +223,20 @@ impl Worker {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Embed(line) => self.asked.push_back(*line),
+            Order::Embed(line) => {
+                self.turns.enter(line.ask.ticket.account());
+                self.asked.push_back(*line);
+            }
             Order::Stop => self.stopping = true,
         }
+    }
+
+    fn line_now(&self) -> Vec<Waits<'_>> {
+        let line = self.asked.iter().map(|line| Waits {
+            account: line.ask.ticket.account(),
+            texts: &line.ask.texts[line.done.len()..],
+        });
+        line.collect()
     }
 
     /// Ends those that no longer want or may have a turn.
@@ -239,12 +256,12 @@ impl Worker {
         }
     }
 
-    /// One run: so many of the next texts of each request from the front.
+    /// One run: so many of the next texts of each request in line.
     fn turn(&mut self, plan: &[usize]) {
         let now = Instant::now();
         let mut texts: Vec<&[u32]> = Vec::new();
         for (line, count) in self.asked.iter_mut().zip(plan) {
-            if line.began.is_none() {
+            if *count > 0 && line.began.is_none() {
                 line.began = Some(now);
                 self.metrics.queued.took(now - line.since);
             }
@@ -252,7 +269,9 @@ impl Worker {
             texts.extend(next.map(Vec::as_slice));
         }
         let (encoder, pulse) = (&mut self.encoder, &self.pulse);
-        let (ran, _) = pulse.around(|| encoder.encode(&texts));
+        let (ran, took) = pulse.around(|| encoder.encode(&texts));
+        let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
+        self.most = next_most(self.most, texts.len() * longest, took);
         let expected = texts.len();
         self.metrics.batch(expected);
         match ran {
@@ -260,25 +279,23 @@ impl Worker {
                 self.failures = 0;
                 self.share(vectors, plan);
             }
-            Ok(_) => self.fail(plan.len(), "the encoder gave another number of vectors"),
-            Err(error) => self.fail(plan.len(), &error.to_string()),
+            Ok(_) => self.fail(plan, "the encoder gave another number of vectors"),
+            Err(error) => self.fail(plan, &error.to_string()),
         }
     }
 
     fn share(&mut self, vectors: Vec<Vec<f32>>, plan: &[usize]) {
         let mut vectors = vectors.into_iter();
-        for count in plan {
-            let Some(mut line) = self.asked.pop_front() else {
-                return;
-            };
+        for (mut line, count) in std::mem::take(&mut self.asked).into_iter().zip(plan) {
             let first = line.done.len();
             line.done.extend(vectors.by_ref().take(*count));
             let read = line.ask.texts[first..line.done.len()].iter();
-            line.ask.ticket.read(read.map(Vec::len).sum());
+            let read = read.map(Vec::len).sum();
+            line.ask.ticket.read(read);
+            self.turns.read(line.ask.ticket.account(), read);
             if line.done.len() < line.ask.texts.len() {
-                // Only the last of a plan is not whole: it goes on first.
-                self.asked.push_front(line);
-                return;
+                self.asked.push_back(line);
+                continue;
             }
             let done = std::mem::take(&mut line.done);
             if let Some(began) = line.began {
@@ -288,20 +305,24 @@ impl Worker {
         }
     }
 
-    fn fail(&mut self, lines: usize, words: &str) {
+    /// Those with a text in the run fail with it.
+    fn fail(&mut self, plan: &[usize], words: &str) {
         self.failures += 1;
         tracing::error!(detail = words, "texts could not be embedded");
-        for _ in 0..lines {
-            if let Some(line) = self.asked.pop_front() {
-                let undone = Undone::Failed(words.to_owned());
-                self.end(line, NeuronOutcome::Failed, Err(undone));
+        for (line, count) in std::mem::take(&mut self.asked).into_iter().zip(plan) {
+            if *count == 0 {
+                self.asked.push_back(line);
+                continue;
             }
+            let undone = Undone::Failed(words.to_owned());
+            self.end(line, NeuronOutcome::Failed, Err(undone));
         }
     }
 
     /// Ends the ticket, then tells the caller.
     fn end(&mut self, line: Asked, outcome: NeuronOutcome, result: Result<Vec<Vec<f32>>, Undone>) {
         self.line.leave(1);
+        self.turns.leave(line.ask.ticket.account());
         let now = Instant::now();
         let began = line.began.unwrap_or(now);
         let times = Times {
@@ -317,41 +338,11 @@ impl Worker {
     }
 }
 
-/// How many texts of each request, from the front, go into one run: in their order, as long as the tokens suffice and
-/// padding is not most of them. One text at least.
-fn plan(line: &VecDeque<Asked>) -> Vec<usize> {
-    let (mut count, mut longest, mut tokens) = (0usize, 0usize, 0usize);
-    let mut plan = Vec::new();
-    for request in line {
-        let mut taken = 0;
-        let left = request.ask.texts.iter().skip(request.done.len());
-        let whole = left.len();
-        for text in left {
-            let padded = (count + 1) * longest.max(text.len());
-            let fits = padded <= RUN_TOKENS_MAX && padded <= 2 * (tokens + text.len());
-            if count > 0 && !fits {
-                break;
-            }
-            count += 1;
-            longest = longest.max(text.len());
-            tokens += text.len();
-            taken += 1;
-        }
-        if taken > 0 {
-            plan.push(taken);
-        }
-        if taken < whole {
-            return plan;
-        }
-    }
-    plan
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
 
-    use seatbelt_schemas::ids::ModelId;
+    use seatbelt_schemas::ids::{AccountId, ModelId};
 
     use super::*;
     use crate::usage::{Caller, tests::Office};
@@ -454,23 +445,31 @@ mod tests {
     }
 
     #[test]
-    fn no_run_has_more_tokens_than_it_may_nor_more_padding_than_text() {
-        let line = |lengths: &[usize]| {
-            let rig = Rig::new(1);
-            Asked {
-                ask: rig.ask(lengths),
-                answer: oneshot::channel().0,
-                since: Instant::now(),
-                began: None,
-                done: Vec::new(),
+    fn one_account_with_much_in_line_does_not_hold_up_another() {
+        let mut rig = Rig::new(8);
+        let of = |account: &str, lengths: &[usize]| {
+            let account = Some(AccountId::new(account).unwrap());
+            let caller = Caller {
+                account,
+                ..Caller::default()
+            };
+            let mut ticket = rig.office.office.open(caller);
+            ticket.begin(lengths.iter().sum(), 0);
+            Ask {
+                texts: lengths.iter().map(|length| vec![1; *length]).collect(),
+                deadline: None,
+                ticket,
             }
         };
-        let planned = |all: &[&[usize]]| plan(&all.iter().map(|lengths| line(lengths)).collect());
-        assert_eq!(planned(&[&[10, 10], &[10]]), [2, 1]);
-        assert_eq!(planned(&[&[900, 900, 900], &[10]]), [2]);
-        assert_eq!(planned(&[&[9_000], &[10]]), [1]);
-        assert_eq!(planned(&[&[10], &[100], &[10]]), [1, 1]);
-        assert_eq!(planned(&[&[100], &[100], &[10]]), [1, 1, 1]);
+        let door = rig.door.lock().unwrap();
+        let much = vec![500; 200];
+        let hogs: Vec<_> = (0..3).map(|_| rig.submit(of("hog", &much))).collect();
+        let other = rig.submit(of("other", &[500]));
+        drop(door);
+        assert_eq!(vectors(other).len(), 1);
+        // Of 150 runs that the others take it is in the second at the latest.
+        assert_eq!(rig.office.next().usage.input_tokens, 500);
+        drop(hogs);
     }
 
     #[test]
@@ -479,7 +478,11 @@ mod tests {
         let lengths = vec![500; 11];
         let all = vectors(rig.submit(rig.ask(&lengths)));
         let together: Vec<f32> = all.iter().map(|vector| vector[1]).collect();
-        assert_eq!(together, [vec![4.0; 8], vec![3.0; 3]].concat());
+        // Four have 2,000 tokens; fewer where this machine is held up.
+        assert!(
+            together.len() == 11 && together.iter().all(|count| *count <= 4.0),
+            "{together:?}"
+        );
         assert_eq!(rig.office.next().usage.input_tokens, 5_500);
     }
 
