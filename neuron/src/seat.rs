@@ -284,11 +284,6 @@ impl<R: Runs> Seat<R> {
         }
     }
 
-    /// Follows what becomes of it.
-    pub(crate) fn follow(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
-    }
-
     /// The model for a request, which is the `turn`th.
     pub(crate) fn look(self: &Arc<Self>, turn: u64) -> Look<R> {
         let mut inside = self.inside();
@@ -361,6 +356,8 @@ pub(crate) trait Resident: Send + Sync {
     fn id(&self) -> &ModelId;
     fn place(&self) -> Place;
     fn status(&self) -> Status;
+    /// Follows what becomes of it.
+    fn follow(&self) -> watch::Receiver<()>;
     fn takes(&self) -> Takes;
     /// It is asked for, by the `turn`th request.
     fn ask(&self, turn: u64);
@@ -397,6 +394,10 @@ impl<R: Runs> Resident for Seat<R> {
 
     fn status(&self) -> Status {
         status(&self.inside().state)
+    }
+
+    fn follow(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     fn takes(&self) -> Takes {

@@ -246,7 +246,9 @@ impl Shelf {
                 Look::Up(lease) => return Ok(lease),
                 Look::Closed(reason) => return Err(NotUp::Closed(reason)),
                 Look::Gone => return Err(NotUp::Gone),
-                Look::Out => self.begin(Arc::clone(seat) as Arc<dyn Resident>, Cause::Asked),
+                Look::Out => {
+                    self.begin(Arc::clone(seat) as Arc<dyn Resident>, Cause::Asked);
+                }
                 Look::Loading => {
                     // The seat outlives what follows it.
                     let _ = changes.changed().await;
@@ -263,11 +265,13 @@ impl Shelf {
         taken.is_ok().then(|| Waiting(&self.waiting))
     }
 
-    /// Loads a model behind the back of those who wait, unless somebody does.
-    fn begin(self: &Arc<Self>, resident: Arc<dyn Resident>, cause: Cause) {
-        if resident.claim(cause) {
+    /// Loads a model behind the back of those who wait, unless somebody does: whether it began.
+    fn begin(self: &Arc<Self>, resident: Arc<dyn Resident>, cause: Cause) -> bool {
+        let claimed = resident.claim(cause);
+        if claimed {
             tokio::spawn(Arc::clone(self).bring(resident));
         }
+        claimed
     }
 
     /// Makes room for a model whose load was claimed, and loads it.
@@ -362,20 +366,32 @@ impl Shelf {
         all.find(|resident| resident.id().as_str() == name)
     }
 
-    /// Loads a model by name, and waits for it.
+    /// Loads a model by name, and waits for it. Of a load that others began before, only that it worked is believed: what
+    /// made it fail may have been mended since.
     pub(crate) async fn load_named(self: &Arc<Self>, name: &str) -> Result<(), NotDone> {
         let resident = self.find(name).ok_or(NotDone::Unknown)?;
         resident.ask(self.turn.fetch_add(1, Ordering::Relaxed) + 1);
-        if resident.claim(Cause::Asked) {
-            // Not dropped with whoever asked.
-            let brought = tokio::spawn(Arc::clone(self).bring(Arc::clone(&resident)));
-            drop(brought.await);
-        }
-        match resident.status() {
-            Status::Ready => Ok(()),
-            Status::Loading => Err(NotDone::Busy),
-            Status::Unloaded(why) => Err(NotDone::NotNow(why.unwrap_or_default())),
-            other => Err(NotDone::Failed(other.reason().unwrap_or_default())),
+        let mut changes = resident.follow();
+        let mut own = self.begin(Arc::clone(&resident), Cause::Asked);
+        loop {
+            changes.mark_unchanged();
+            let status = resident.status();
+            match status {
+                Status::Ready => return Ok(()),
+                Status::Stuck => return Err(NotDone::Busy),
+                Status::Failed { .. } | Status::Unloaded(_) if !own => {
+                    own = self.begin(Arc::clone(&resident), Cause::Asked);
+                }
+                Status::Failed { reason, .. } => return Err(NotDone::Failed(reason)),
+                Status::Unloaded(why) => return Err(NotDone::NotNow(why.unwrap_or_default())),
+                Status::Loading | Status::Broken => {
+                    // The seat outlives what follows it.
+                    let _ = changes.changed().await;
+                }
+            }
+            if self.find(name).is_none() {
+                return Err(NotDone::Unknown);
+            }
         }
     }
 
@@ -441,7 +457,9 @@ impl Shelf {
 
     fn bring_if_it_fits(self: &Arc<Self>, resident: Arc<dyn Resident>) {
         match self.plan(&*resident, &self.all()) {
-            Plan::Fits => self.begin(resident, Cause::Asked),
+            Plan::Fits => {
+                self.begin(resident, Cause::Asked);
+            }
             Plan::Never => resident.fail(self.too_large(&*resident).to_string()),
             Plan::Unload(_) | Plan::Wait => {}
         }
