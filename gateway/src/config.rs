@@ -32,7 +32,7 @@ pub use bodies::{BODIES_BYTES, BODY_BYTES};
 pub use deployments::{
     ATTEMPTS, DEPLOYMENTS_MAX, DeploymentConfig, FALLBACKS_MAX, PRIORITY, WEIGHT,
 };
-pub(crate) use limits::Limits;
+pub(crate) use limits::{FIRST_SLICE, Limits, SLICE_MAX};
 pub(crate) use times::*;
 pub use times::{
     BUDGET_WAIT_MS, CLIENT_STALL_MS, CONNECT_TIMEOUT, DRAIN_MS, HEADER_TIMEOUT_MS, HOLD_GRACE,
@@ -111,8 +111,9 @@ pub struct KeyEntry {
     pub key: KeyId,
     /// Teams that its requests may name.
     pub teams: Vec<TeamId>,
-    /// What to do with a request that does not fit whole; a request may say otherwise.
-    pub on_short: OnShort,
+    /// What to do with a request that does not fit whole; a request may say otherwise. Where neither does, one that
+    /// names no maximum is held in slices if it can be, and refused if not.
+    pub on_short: Option<OnShort>,
     /// How a reservation ends whose usage nobody reported.
     pub on_unknown: OnUnknown,
     /// The run that it can spend within, and nowhere else: of a key that was handed out for a run.
@@ -135,7 +136,7 @@ impl KeyEntry {
             account,
             key,
             teams: Vec::new(),
-            on_short: OnShort::default(),
+            on_short: None,
             on_unknown: OnUnknown::default(),
             within: None,
         }

@@ -13,8 +13,8 @@ use std::{
 
 use seatbelt_ledger::api::{CommandError, Ledger, Read, Release, Reserve, ReserveOutcome};
 use seatbelt_schemas::{
-    command::{Fate, Grant, Standing},
-    event::{OnShort, OnUnknown},
+    command::{Fate, Grant, Refusal, Standing},
+    event::{OnShort, OnUnknown, RefusalReason},
     ids::{AccountId, Actor, CommandId, EndUserId, KeyId, ModelId, ReservationId, RunId, TeamId},
     meter::Meter,
     position::Position,
@@ -33,6 +33,7 @@ use crate::{
 
 mod exchange;
 mod follow_up;
+mod growing;
 mod reservation;
 pub(crate) mod runs;
 mod settling;
@@ -40,6 +41,7 @@ mod settling;
 pub(crate) mod testing;
 
 pub(crate) use exchange::NotExchanged;
+pub(crate) use growing::{Growing, NotGrown};
 pub(crate) use reservation::Reservation;
 
 use follow_up::{RELEASES_AT_ONCE_MAX, RELEASES_MAX, Undelivered};
@@ -66,6 +68,8 @@ pub(crate) struct Want {
     pub(crate) end_user: Option<EndUserId>,
     pub(crate) input_tokens: u64,
     pub(crate) output_tokens: u64,
+    /// The first slice of these, of a request that may be held slice by slice.
+    pub(crate) slice: Option<u64>,
     /// Most calls of the provider's tools that have a fee.
     pub(crate) tool_calls: u64,
     pub(crate) on_short: OnShort,
@@ -98,6 +102,23 @@ pub(crate) struct Patience {
     pub(crate) budget_wait: Duration,
     pub(crate) ledger_timeout: Duration,
     pub(crate) request_timeout: Duration,
+}
+
+/// The ledger's word on a reserve.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
+enum Decided {
+    Held((Reservation, Grant)),
+    Refused(Box<(Refusal, Want)>),
+}
+
+/// Whether the first slice of what was refused may fit once others end: the whole never would.
+fn slice_may_fit(refusal: &Refusal) -> bool {
+    let cap = &refusal.cap;
+    let never = matches!(
+        refusal.reason,
+        RefusalReason::Spent | RefusalReason::Unsatisfiable
+    );
+    never && cap.spent < cap.limit && cap.held > refusal.held_by_runs
 }
 
 /// Why nothing is held for a request.
@@ -164,6 +185,10 @@ impl Gate {
         }
     }
 
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     pub(crate) fn ledger(&self) -> &dyn Ledger {
         self.ledger.as_ref()
     }
@@ -185,10 +210,21 @@ impl Gate {
     }
 
     /// Asks for a hold. Dropping the future gives up the wait, and the hold if one was taken.
+    /// Of a request that may be held in slices, the first one is asked for where all of it would never fit, but the
+    /// slice may once others end.
     pub(crate) async fn reserve(
         self: &Arc<Self>,
         want: Want,
     ) -> Result<(Reservation, Grant), ApiError> {
+        let refused = match self.asked(self.command_id(), want).await? {
+            Decided::Held(held) => return Ok(held),
+            Decided::Refused(refused) => refused,
+        };
+        let (refusal, mut want) = *refused;
+        let Some(slice) = want.slice.take().filter(|_| slice_may_fit(&refusal)) else {
+            return Err(self.refused(&refusal, &want));
+        };
+        want.output_tokens = want.output_tokens.min(slice);
         Ok(self.reserve_as(self.command_id(), want).await?)
     }
 
@@ -198,20 +234,31 @@ impl Gate {
         id: CommandId,
         want: Want,
     ) -> Result<(Reservation, Grant), NotHeld> {
+        match self.asked(id, want).await? {
+            Decided::Held(held) => Ok(held),
+            Decided::Refused(refused) => Err(NotHeld::Denied(self.refused(&refused.0, &refused.1))),
+        }
+    }
+
+    async fn asked(self: &Arc<Self>, id: CommandId, want: Want) -> Result<Decided, NotHeld> {
         let command = self.reserve_command(id, &want);
         let deadline_ms = command.deadline_ms;
-        match self.decided(command).await? {
-            ReserveOutcome::Reserved(grant) => Ok((self.granted(want, deadline_ms, &grant), grant)),
-            ReserveOutcome::Refused(refusal) => {
-                self.mark(&want.account, refusal.position);
-                self.metrics.refused(refusal.reason);
-                if let Some(of_key) = self.metrics.of_key(&want.account, &want.key) {
-                    of_key.refused(&refusal);
-                }
-                let refused = ApiError::refused(&refusal, (self.clock)());
-                Err(NotHeld::Denied(refused))
+        Ok(match self.decided(command).await? {
+            ReserveOutcome::Reserved(grant) => {
+                Decided::Held((self.granted(want, deadline_ms, &grant), grant))
             }
+            ReserveOutcome::Refused(refusal) => Decided::Refused(Box::new((*refusal, want))),
+        })
+    }
+
+    /// Counts a refusal, and says it.
+    fn refused(&self, refusal: &Refusal, want: &Want) -> ApiError {
+        self.mark(&want.account, refusal.position);
+        self.metrics.refused(refusal.reason);
+        if let Some(of_key) = self.metrics.of_key(&want.account, &want.key) {
+            of_key.refused(refusal);
         }
+        ApiError::refused(refusal, (self.clock)())
     }
 
     /// A hold that the ledger granted.
@@ -222,7 +269,11 @@ impl Gate {
         if let Some(of_key) = &of_key {
             of_key.held(&grant.hold, &grant.caps);
         }
+        let patience = self.wait(&want);
         Reservation {
+            changing: None,
+            run: want.run,
+            patience,
             gate: Arc::clone(self),
             account: want.account,
             key: want.key,
@@ -423,7 +474,7 @@ mod tests {
         let want = want();
         let account = want.account.clone();
         let (reservation, grant) = gate.reserve(want).await.unwrap();
-        assert_eq!(reservation.hold, grant.hold);
+        assert_eq!(reservation.hold(), grant.hold);
         assert!(
             metrics
                 .text()

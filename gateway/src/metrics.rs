@@ -98,6 +98,32 @@ impl GivenUp {
     }
 }
 
+/// What became of a hold that is taken slice by slice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Slice {
+    /// The first one.
+    Begun,
+    /// A whole one more.
+    Grown,
+    /// What a cap had left.
+    Short,
+    /// No more comes.
+    Last,
+}
+
+impl Slice {
+    const ALL: [Self; 4] = [Self::Begun, Self::Grown, Self::Short, Self::Last];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Begun => "begun",
+            Self::Grown => "grown",
+            Self::Short => "short",
+            Self::Last => "last",
+        }
+    }
+}
+
 /// Why a neuron did nothing for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NothingDone {
@@ -142,6 +168,7 @@ pub(crate) struct Metrics {
     settles_given_up: [Counter; GivenUp::ALL.len()],
     other_class: [Counter; Aspect::ALL.len()],
     neuron_faults: [Counter; NothingDone::ALL.len()],
+    slices: [Counter; Slice::ALL.len()],
     settles_kept: Gauge,
     held_requests: Gauge,
     held_tokens: Gauge,
@@ -181,6 +208,12 @@ impl Metrics {
                 "Answers served in another class than was priced, charged at the hold at least, by what differs",
                 "by",
                 Aspect::ALL.map(Aspect::as_str),
+            ),
+            slices: all.counters(
+                "slices",
+                "Holds taken slice by slice while a neuron writes, and the slices: begun, grown by a whole one, by what a cap had left, and told that no more comes",
+                "what",
+                Slice::ALL.map(Slice::as_str),
             ),
             neuron_faults: all.counters(
                 "neuron_faults",
@@ -272,6 +305,12 @@ impl Metrics {
     pub(crate) fn neuron_fault(&self, why: NothingDone) {
         if let Some(n) = NothingDone::ALL.iter().position(|one| *one == why) {
             self.neuron_faults[n].inc();
+        }
+    }
+
+    pub(crate) fn slice(&self, what: Slice) {
+        if let Some(n) = Slice::ALL.iter().position(|one| *one == what) {
+            self.slices[n].inc();
         }
     }
 

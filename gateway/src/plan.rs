@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::{
     bound::{Bound, by_bytes, by_tokens, exactly, with_calls},
-    config::{Limits, PricedClass, REQUEST_ALLOWANCE_GENERIC},
+    config::{FIRST_SLICE, Limits, PricedClass, REQUEST_ALLOWANCE_GENERIC},
     error::ApiError,
     gate::{Gate, Want},
     metrics::{Metrics, Stage},
@@ -353,11 +353,12 @@ impl Plan {
             end_user: (self.caller.end_user.clone()).or_else(|| self.ask.end_user.clone()),
             input_tokens: self.bound.input_tokens,
             output_tokens,
+            slice: self.in_slices().then_some(FIRST_SLICE),
             tool_calls: self.calls.charged,
-            on_short: if self.ask.keeps_max {
-                OnShort::Refuse
-            } else {
-                self.caller.on_short
+            on_short: match self.caller.on_short {
+                _ if self.in_slices() => OnShort::Clamp,
+                Some(on_short) if !self.ask.keeps_max => on_short,
+                _ => OnShort::Refuse,
             },
             on_unknown: key.on_unknown,
             wait: self.caller.wait,
@@ -366,6 +367,18 @@ impl Plan {
 }
 
 impl Plan {
+    /// Whether what does not fit whole may be held slice by slice while it runs: the maximum is not the client's own, and
+    /// its neuron can be told another one.
+    pub(crate) fn in_slices(&self) -> bool {
+        let grows = match &self.candidate {
+            Candidate::Neuron(neuron) => neuron.model.grows,
+            Candidate::Foreign(..) => false,
+        };
+        let is_one = self.ask.choices == 1 && !self.ask.keeps_max;
+        let may = self.caller.on_short != Some(OnShort::Refuse);
+        grows && is_one && may && self.ask.max.is_none()
+    }
+
     /// Which field asks for that many choices.
     fn choices_field(&self) -> &'static str {
         let of = |name: &str| self.body.get(name).and_then(Value::as_u64).unwrap_or(0);

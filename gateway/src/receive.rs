@@ -86,7 +86,8 @@ pub(crate) struct Caller {
     pub(crate) team: Option<TeamId>,
     /// Its end user, where a header names one.
     pub(crate) end_user: Option<EndUserId>,
-    pub(crate) on_short: OnShort,
+    /// Where it or its key says so.
+    pub(crate) on_short: Option<OnShort>,
     /// Its own patience for open holds, where it says one.
     pub(crate) wait: Option<Duration>,
 }
@@ -178,11 +179,11 @@ impl Receiver {
 }
 
 /// The request's own word, else the key's.
-fn on_short(headers: &HeaderMap, caller: Option<&KeyEntry>) -> Result<OnShort, ApiError> {
+fn on_short(headers: &HeaderMap, caller: Option<&KeyEntry>) -> Result<Option<OnShort>, ApiError> {
     match headers.get(X_ON_SHORT).map(HeaderValue::as_bytes) {
-        None => Ok(caller.map_or(OnShort::Refuse, |caller| caller.on_short)),
-        Some(b"refuse") => Ok(OnShort::Refuse),
-        Some(b"clamp") => Ok(OnShort::Clamp),
+        None => Ok(caller.and_then(|caller| caller.on_short)),
+        Some(b"refuse") => Ok(Some(OnShort::Refuse)),
+        Some(b"clamp") => Ok(Some(OnShort::Clamp)),
         Some(_) => Err(ApiError::invalid_field(
             X_ON_SHORT,
             "must be 'refuse' or 'clamp'",
@@ -271,7 +272,7 @@ mod tests {
 
     fn receiver(requests: usize) -> Receiver {
         let entry = KeyEntry {
-            on_short: OnShort::Clamp,
+            on_short: Some(OnShort::Clamp),
             teams: ["blue", "red"]
                 .map(|team| TeamId::new(team).unwrap())
                 .to_vec(),
@@ -327,7 +328,7 @@ mod tests {
     async fn a_requests_own_word_goes_before_its_keys() {
         let receiver = receiver(1);
         let quiet = receiver.receive(request(&[], "{}")).await.unwrap();
-        assert_eq!(quiet.caller.on_short, OnShort::Clamp);
+        assert_eq!(quiet.caller.on_short, Some(OnShort::Clamp));
         assert_eq!(quiet.caller.run, None);
         assert_eq!(quiet.caller.wait, None);
         drop(quiet);
@@ -338,7 +339,7 @@ mod tests {
             (X_WAIT, "60000"),
         ];
         let asked = receiver.receive(request(&asked, "{}")).await.unwrap();
-        assert_eq!(asked.caller.on_short, OnShort::Refuse);
+        assert_eq!(asked.caller.on_short, Some(OnShort::Refuse));
         assert_eq!(asked.caller.wait, Some(Duration::from_secs(60)));
         assert_eq!(asked.caller.run.unwrap().as_str(), "run-1");
         assert_eq!(asked.caller.end_user.unwrap().as_str(), "u@example");

@@ -12,7 +12,7 @@ use axum::{
     response::Response,
 };
 use futures::future::BoxFuture;
-use seatbelt_dialects::{Api, Dialect, Exact, Face, Fields, Sent};
+use seatbelt_dialects::{Api, Ask, Dialect, Exact, Face, Fields, Sent};
 use seatbelt_ledger::api::UsageEvents;
 use seatbelt_schemas::{
     command::Grant,
@@ -25,6 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use crate::{
+    bound::Bound,
     clock::{Clock, ms},
     config::{HOLD_GRACE, OnDisconnect, PricedClass, USAGE_EVENT_WAIT},
     error::{ApiError, Charged, X_POSITION, X_RESERVATION, ratelimit},
@@ -48,6 +49,7 @@ mod elsewhere;
 mod fallback;
 mod relay;
 mod report;
+mod slices;
 mod whole;
 
 use again::Again;
@@ -55,6 +57,7 @@ use attempts::{Idle, Limits, Stop};
 use elsewhere::Elsewhere;
 use fallback::Turn;
 use report::Known;
+use slices::Slices;
 
 /// The output maximum of one choice, where it was lowered.
 const X_CLAMPED: HeaderName = HeaderName::from_static("x-seatbelt-clamped");
@@ -94,6 +97,8 @@ struct Job {
     metrics: Arc<Metrics>,
     /// None for a request that is not metered.
     reservation: Option<Reservation>,
+    /// Of one whose hold grows while it runs.
+    slices: Option<Slices>,
     attempt: Option<Attempt>,
     /// For a request to a neuron, until that is known to have it.
     elsewhere: Option<Elsewhere>,
@@ -166,6 +171,7 @@ impl Runner {
     }
 
     fn job(&self, plan: Plan, held: Option<(Reservation, Grant)>) -> Job {
+        let in_slices = plan.in_slices();
         let Plan {
             mut body,
             exact,
@@ -175,25 +181,23 @@ impl Runner {
             candidate,
             ..
         } = plan;
-        let (reservation, grant) = held.unzip();
-        let mut max = bound.output_tokens;
-        let mut headers = HeaderMap::new();
-        if let Some(grant) = &grant {
-            grant_headers(grant, (self.clock)(), &mut headers);
-            if grant.clamped {
-                let each = grant.hold.output_tokens.checked_div(ask.choices);
-                max = each.unwrap_or(0).max(1);
-                headers.insert(X_CLAMPED, max.into());
+        let (mut reservation, grant) = held.unzip();
+        let deadline_ms = (self.clock)().saturating_add(ms(self.request_timeout));
+        let slices = match &mut reservation {
+            Some(held) if in_slices && held.hold().output_tokens < bound.output_tokens => {
+                Some(self.slices(held, bound.output_tokens))
             }
-        }
+            _ => None,
+        };
+        let (max, headers) = self.as_granted(grant.as_ref(), slices.as_ref(), (&ask, &bound));
         let api = plan.api;
         finish(&mut body, api, max, (&candidate, plan.followed.as_ref()));
         let size = Size {
             input_tokens: bound.input_tokens,
             output_tokens: Some(max),
         };
-        let deadline_ms = (self.clock)().saturating_add(ms(self.request_timeout));
-        let pass = pass(&self.neuron_secret, reservation.as_ref(), deadline_ms);
+        let held = (reservation.as_ref(), slices.as_ref());
+        let pass = pass(&self.neuron_secret, held, deadline_ms);
         let body = written(&body, exact.as_ref());
         let attempt = Attempt::new(&candidate, api, &pass, &plan.headers, body);
         room.shrink_to(attempt.body.len());
@@ -205,6 +209,7 @@ impl Runner {
             ping: self.ping,
             usage_event: self.usage_event(&candidate, reservation.as_ref()),
             reservation,
+            slices,
             elsewhere: self.elsewhere(&candidate, &attempt, size, deadline_ms),
             instead: plan.instead,
             again: Again::of(&self.catalog, &candidate, &plan.headers, &attempt),
@@ -233,6 +238,35 @@ impl Runner {
             room,
             place: plan.place,
         }
+    }
+
+    /// The output maximum of one choice that it is sent with, and what its answer says of its grant.
+    fn as_granted(
+        &self,
+        grant: Option<&Grant>,
+        slices: Option<&Slices>,
+        (ask, bound): (&Ask, &Bound),
+    ) -> (u64, HeaderMap) {
+        let (mut max, mut headers) = (bound.output_tokens, HeaderMap::new());
+        if let Some(grant) = grant {
+            grant_headers(grant, (self.clock)(), &mut headers);
+            if grant.clamped && slices.is_none() {
+                let each = grant.hold.output_tokens.checked_div(ask.choices);
+                max = each.unwrap_or(0).max(1);
+                headers.insert(X_CLAMPED, max.into());
+            }
+        }
+        (max, headers)
+    }
+
+    /// Holds a request slice by slice from now on.
+    fn slices(&self, reservation: &mut Reservation, most: u64) -> Slices {
+        let calls = slices::Calls {
+            client: self.client.clone(),
+            secret: self.neuron_secret.clone(),
+            deadline_ms: until(reservation),
+        };
+        Slices::begin(reservation, most, calls)
     }
 
     fn limits(&self, candidate: &Candidate, is_metered: bool, began: Instant) -> Limits {
@@ -287,20 +321,26 @@ impl Runner {
 /// With what a neuron is called; `deadline_ms` is for what nobody reserved.
 fn pass<'a>(
     secret: &'a NeuronSecret,
-    reservation: Option<&'a Reservation>,
+    (reservation, slices): (Option<&'a Reservation>, Option<&Slices>),
     deadline_ms: u64,
 ) -> Pass<'a> {
-    let held_until = |held: &Reservation| held.deadline_ms.saturating_sub(ms(HOLD_GRACE));
     Pass {
         secret,
         held: reservation.map(|reservation| Held {
             reservation: reservation.id,
             account: &reservation.account,
             key: &reservation.key,
-            hold: &reservation.hold,
+            input_tokens: reservation.hold().input_tokens,
+            output_tokens: slices.map_or(reservation.hold().output_tokens, |slices| slices.first),
+            grows_to: slices.map(|slices| slices.most),
         }),
-        deadline_ms: reservation.map_or(deadline_ms, held_until),
+        deadline_ms: reservation.map_or(deadline_ms, until),
     }
+}
+
+/// Until when a neuron may serve it.
+fn until(held: &Reservation) -> u64 {
+    held.deadline_ms.saturating_sub(ms(HOLD_GRACE))
 }
 
 /// Writes into a body what is decided last: its output maximum, and what it has of a conversation that is kept.
@@ -410,6 +450,14 @@ impl Job {
             }
             // a connection that is not read to its end is not used again
         }
+    }
+
+    /// Takes the hold, to end it: nothing of it changes from now on.
+    async fn take_hold(&mut self) -> Option<Reservation> {
+        if let Some(slices) = self.slices.take() {
+            slices.stop().await;
+        }
+        self.reservation.take()
     }
 
     fn is_neurons(&self) -> bool {

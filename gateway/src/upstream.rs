@@ -22,6 +22,7 @@ pub(crate) mod count;
 pub(crate) mod deployments;
 pub(crate) mod handed;
 pub(crate) mod health;
+pub(crate) mod limit;
 pub(crate) mod model;
 pub(crate) mod neuron;
 mod pauses;

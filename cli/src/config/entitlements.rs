@@ -29,8 +29,9 @@ const SECRET_LEN_MAX: usize = 512;
 /// What the ledger does for this key when a request does not fit, or is never reported.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Refuse, or lower the output maximum to what fits.
-    pub on_short: OnShort,
+    /// Refuse, or lower the output maximum to what fits; where it says nothing, what names no maximum of its own grows
+    /// slice by slice.
+    pub on_short: Option<OnShort>,
     /// Charge the hold, or release it.
     pub on_unknown: OnUnknown,
 }
@@ -279,7 +280,7 @@ fn read_policy(section: &mut Section) -> Policy {
         ("release", OnUnknown::Release),
     ];
     Policy {
-        on_short: section.word("on_short", &on_short).unwrap_or_default(),
+        on_short: section.word("on_short", &on_short),
         on_unknown: section.word("on_unknown", &on_unknown).unwrap_or_default(),
     }
 }

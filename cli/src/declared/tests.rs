@@ -87,7 +87,7 @@ fn key(id: &str, cap: &str) -> DeclaredKey {
             balance(cap, Scope::Key(key), 10),
         ],
         policy: Policy {
-            on_short: OnShort::Refuse,
+            on_short: Some(OnShort::Refuse),
             on_unknown: seatbelt_schemas::event::OnUnknown::ChargeHold,
         },
     }

@@ -55,3 +55,8 @@ impl Limits {
         }
     }
 }
+
+/// Output tokens that are held at first of a request that is held in slices; each slice is twice the one before.
+pub(crate) const FIRST_SLICE: u64 = 64;
+/// Largest slice.
+pub(crate) const SLICE_MAX: u64 = 1024;

@@ -11,7 +11,7 @@ use seatbelt_ledger::{
 };
 use seatbelt_schemas::{
     event::{OnUnknown, Report},
-    ids::{AccountId, Actor, KeyId, ReservationId},
+    ids::{AccountId, Actor, KeyId, ReservationId, RunId},
     meter::Amounts,
     position::Position,
 };
@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 use super::{
     Gate,
     follow_up::{PAUSE_FIRST, PAUSE_MAX},
+    growing::Hold,
     settling::Unsettled,
 };
 use crate::{
@@ -34,7 +35,13 @@ pub(crate) struct Reservation {
     pub(crate) account: AccountId,
     pub(crate) key: KeyId,
     pub(crate) id: ReservationId,
-    pub(crate) hold: Amounts,
+    /// What was held at first.
+    pub(super) hold: Amounts,
+    /// What is held by now, where that changes.
+    pub(super) changing: Option<Hold>,
+    pub(super) run: Option<RunId>,
+    /// How long it waits for what others hold.
+    pub(super) patience: Duration,
     /// Calls of the provider's tools whose fees are in the hold.
     pub(crate) tool_calls: u64,
     pub(crate) deadline_ms: u64,
@@ -46,6 +53,11 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
+    /// What is held now.
+    pub(crate) fn hold(&self) -> Amounts {
+        self.changing.as_ref().map_or(self.hold, Hold::now)
+    }
+
     /// Replaces the hold by what was used. Returns once the writer's state has it, so that the next
     /// reserve of the same client sees it; durability follows in the background, except where the hold
     /// would not cover the charge.
@@ -104,7 +116,7 @@ impl Reservation {
                 report,
                 actor: Actor::key(&self.key),
             },
-            hold: self.hold,
+            hold: self.hold(),
             deadline_ms: self.deadline_ms,
             charge: None,
         }
@@ -127,7 +139,7 @@ impl Reservation {
             of_key.spent(&usage, amounts.cost);
         }
         let covered =
-            self.on_unknown == OnUnknown::ChargeHold && amounts.above(&self.hold).is_zero();
+            self.on_unknown == OnUnknown::ChargeHold && amounts.above(&self.hold()).is_zero();
         let lasts = self.gate.follow_up_settle(unsettled, Some(taken.lasting));
         if covered {
             return Ok(position);
@@ -173,9 +185,10 @@ impl Reservation {
     }
 
     fn not_held(&self) {
-        self.gate.metrics.not_held(&self.hold);
+        let hold = self.hold();
+        self.gate.metrics.not_held(&hold);
         if let Some(of_key) = &self.of_key {
-            of_key.not_held(&self.hold);
+            of_key.not_held(&hold);
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Asked {
     Reserve { input: u64, output: u64 },
+    Resize { output: u64 },
     Settle(UsageSource, Ack),
     Release(String),
     Read,
@@ -50,6 +51,8 @@ pub(crate) struct Stub {
     pub(crate) reserve_hangs: bool,
     /// Whether the second answer to a settle says that it lasts, or never comes.
     pub(crate) lasts: bool,
+    /// What a hold becomes is what was asked for, or what is said.
+    pub(crate) resize: Say<()>,
     pub(crate) settle: Say<()>,
     pub(crate) release: Say<()>,
     pub(crate) asked: Mutex<Vec<Asked>>,
@@ -63,6 +66,7 @@ impl Default for Stub {
             run: None,
             reserve_hangs: false,
             lasts: true,
+            resize: Box::new(|_| Ok(())),
             settle: Box::new(|_| Ok(())),
             release: Box::new(|_| Ok(())),
             asked: Mutex::default(),
@@ -112,8 +116,15 @@ impl Ledger for Stub {
         async move { Ok(ReserveOutcome::Reserved(grant)) }.boxed()
     }
 
-    fn resize(&self, _: Resize) -> BoxFuture<'_, Result<Resolution, CommandError>> {
-        unreachable!("the gateway resizes nothing")
+    fn resize(&self, command: Resize) -> BoxFuture<'_, Result<Resolution, CommandError>> {
+        let (input, output) = (command.input_tokens, command.output_tokens);
+        let n = self.note(Asked::Resize { output });
+        let said = (self.resize)(n);
+        let resolution = Resolution {
+            position: Position(8),
+            amounts: Amounts::request(input, output, None),
+        };
+        async move { said.map(|()| resolution) }.boxed()
     }
 
     fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Result<Resolution, CommandError>> {
@@ -219,6 +230,7 @@ pub(crate) fn want() -> Want {
         end_user: None,
         input_tokens: 5,
         output_tokens: 10,
+        slice: None,
         tool_calls: 0,
         on_short: OnShort::Refuse,
         on_unknown: OnUnknown::ChargeHold,

@@ -75,7 +75,7 @@ fn received(body: Value, is_metered: bool) -> Received {
             run: None,
             team: None,
             end_user: None,
-            on_short: OnShort::Clamp,
+            on_short: Some(OnShort::Clamp),
             wait: None,
         },
         headers: HeaderMap::new(),

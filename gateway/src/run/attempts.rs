@@ -85,6 +85,9 @@ impl Job {
         if let Candidate::Foreign(chosen, _) = &self.candidate {
             chosen.asked(Instant::now());
         }
+        if let (Some(slices), Candidate::Neuron(neuron)) = (&self.slices, &self.candidate) {
+            slices.runs_at(neuron);
+        }
         let request = self.client.post(attempt.url).headers(attempt.headers);
         let (request, left) = with_body(request, attempt.body);
         let sent = request.send();

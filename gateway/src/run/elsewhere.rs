@@ -15,6 +15,7 @@ use crate::{
     upstream::{
         Attempt, Candidate,
         catalog::{Catalog, Size},
+        choose::ChosenNeuron,
         neuron::Undone,
         standing::Fault,
     },
@@ -67,7 +68,10 @@ impl Job {
             return false;
         }
         let (asked, size) = (&elsewhere.asked, elsewhere.size);
-        let Some(other) = elsewhere.catalog.other_neuron(&model, asked, size) else {
+        let other = elsewhere.catalog.other_neuron(&model, asked, size);
+        // one that cannot be told of more would end at the first slice
+        let serves = |other: &ChosenNeuron| self.slices.is_none() || other.model.grows;
+        let Some(other) = other.filter(serves) else {
             return false;
         };
         self.note(undone, &other.neuron);
@@ -82,7 +86,8 @@ impl Job {
     /// The same request, for the neuron that is chosen now.
     fn again(&self, elsewhere: &Elsewhere) -> Attempt {
         let (secret, deadline_ms) = (&elsewhere.secret, elsewhere.deadline_ms);
-        let pass = pass(secret, self.reservation.as_ref(), deadline_ms);
+        let held = (self.reservation.as_ref(), self.slices.as_ref());
+        let pass = pass(secret, held, deadline_ms);
         let body = elsewhere.body.to_vec();
         let headers = axum::http::HeaderMap::new();
         Attempt::new(&self.candidate, self.api, &pass, &headers, body)

@@ -144,7 +144,7 @@ impl Job {
         plan: &Plan,
     ) -> Result<Option<(Reservation, Grant)>, HeaderValue> {
         let want = plan.want().map_err(|_| NOT_POSSIBLE)?;
-        let (Some(want), Some(reservation)) = (want, self.reservation.take()) else {
+        let (Some(want), Some(reservation)) = (want, self.take_hold().await) else {
             return Ok(None);
         };
         let gate = reservation.gate();

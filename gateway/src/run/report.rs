@@ -84,7 +84,7 @@ impl Job {
     /// what was counted where that is a bound, else as the key says of what is not known: at the hold, or
     /// not at all.
     pub(super) async fn settle(&mut self, known: Known) -> Result<Option<Position>, ApiError> {
-        let Some(reservation) = self.reservation.take() else {
+        let Some(reservation) = self.take_hold().await else {
             return Ok(None);
         };
         let event = match (known.usage, self.usage_event.take()) {
@@ -113,7 +113,8 @@ impl Job {
                 false => reservation.on_unknown,
             },
         };
-        let end = account_for(&reservation.hold, &known, event.as_ref(), terms);
+        let hold = reservation.hold();
+        let end = account_for(&hold, &known, event.as_ref(), terms);
         let is_known = !matches!(end, End::Unknown | End::Used(_, UsageSource::Hold));
         self.unknown = (!is_known).then_some(reservation.id);
         let End::Used(usage, source) = end else {
@@ -136,8 +137,8 @@ impl Job {
             UsageSource::Upstream | UsageSource::Neuron => usage,
             // what is charged may be less than what was used, by the key's word
             UsageSource::Counted | UsageSource::Hold => Usage {
-                input_tokens: usage.input_tokens.max(reservation.hold.input_tokens),
-                output_tokens: usage.output_tokens.max(reservation.hold.output_tokens),
+                input_tokens: usage.input_tokens.max(hold.input_tokens),
+                output_tokens: usage.output_tokens.max(hold.output_tokens),
                 ..usage
             },
         });
@@ -184,7 +185,7 @@ impl Job {
 
     /// Gives the hold back: nothing was used.
     pub(super) async fn release(&mut self, reason: &str) {
-        if let Some(reservation) = self.reservation.take() {
+        if let Some(reservation) = self.take_hold().await {
             reservation.release(reason).await;
             self.charged = Some(Charged::Nothing);
         }

@@ -12,7 +12,10 @@ use std::{
 use reqwest::Url;
 use seatbelt_schemas::{
     ids::{ModelId, NeuronId},
-    neuron::{NeuronModel, NeuronRecord, PATH_CHAT, PATH_COMPLETIONS, PATH_TOKENIZE, url_mistake},
+    neuron::{
+        NeuronModel, NeuronRecord, PATH_CHAT, PATH_COMPLETIONS, PATH_LIMIT, PATH_TOKENIZE,
+        url_mistake,
+    },
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +35,7 @@ pub(crate) struct ChosenNeuron {
     pub(crate) completions_url: Url,
     pub(crate) embeddings_url: Url,
     pub(crate) tokenize_url: Url,
+    pub(crate) limit_url: Url,
     pub(crate) model: NeuronModel,
     /// As registered.
     url: String,
@@ -140,6 +144,7 @@ impl Loads {
         let (chat_url, completions_url) = (below(base, PATH_CHAT)?, below(base, PATH_COMPLETIONS)?);
         let embeddings_url = below(base, PATH_EMBEDDINGS)?;
         let tokenize_url = below(base, PATH_TOKENIZE)?;
+        let limit_url = below(base, PATH_LIMIT)?;
         let standing = self.of(&record.neuron);
         standing.is_called(&record.url, base, now);
         standing.busy.fetch_add(1, Relaxed);
@@ -149,6 +154,7 @@ impl Loads {
             completions_url,
             embeddings_url,
             tokenize_url,
+            limit_url,
             model: served.clone(),
             url: record.url.clone(),
             lost: standing.lost(),

@@ -4,9 +4,8 @@
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use seatbelt_schemas::{
     ids::{AccountId, KeyId, NeuronId, ReservationId},
-    meter::Amounts,
     neuron::{
-        HEADER_ACCOUNT, HEADER_DEADLINE_MS, HEADER_KEY, HEADER_MAX_INPUT_TOKENS,
+        HEADER_ACCOUNT, HEADER_DEADLINE_MS, HEADER_GROWS_TO, HEADER_KEY, HEADER_MAX_INPUT_TOKENS,
         HEADER_MAX_OUTPUT_TOKENS, HEADER_RESERVATION, HEADER_UNUSED,
         signature::{BodyHash, Call, HEADER_SIGNATURE, NeuronSecret},
     },
@@ -21,7 +20,10 @@ pub(crate) struct Held<'a> {
     pub(crate) reservation: ReservationId,
     pub(crate) account: &'a AccountId,
     pub(crate) key: &'a KeyId,
-    pub(crate) hold: &'a Amounts,
+    pub(crate) input_tokens: u64,
+    pub(crate) output_tokens: u64,
+    /// What of output may come to be held while it runs.
+    pub(crate) grows_to: Option<u64>,
 }
 
 impl Held<'_> {
@@ -29,9 +31,12 @@ impl Held<'_> {
         set(headers, HEADER_RESERVATION, self.reservation.to_string());
         set(headers, HEADER_ACCOUNT, self.account.to_string());
         set(headers, HEADER_KEY, self.key.to_string());
-        let (input, output) = (self.hold.input_tokens, self.hold.output_tokens);
+        let (input, output) = (self.input_tokens, self.output_tokens);
         set(headers, HEADER_MAX_INPUT_TOKENS, input.to_string());
         set(headers, HEADER_MAX_OUTPUT_TOKENS, output.to_string());
+        if let Some(most) = self.grows_to {
+            set(headers, HEADER_GROWS_TO, most.to_string());
+        }
     }
 }
 
@@ -122,7 +127,9 @@ mod tests {
             reservation: CommandId::from_parts(5, 7).into(),
             account: &account,
             key: &key,
-            hold: &Amounts::request(3, 4, None),
+            input_tokens: 3,
+            output_tokens: 4,
+            grows_to: Some(5),
         };
         let reservation = held.reservation;
         let pass = Pass {
@@ -138,8 +145,10 @@ mod tests {
         assert_eq!(told(HEADER_KEY), "k");
         assert_eq!(told(HEADER_MAX_INPUT_TOKENS), "3");
         assert_eq!(told(HEADER_MAX_OUTPUT_TOKENS), "4");
+        assert_eq!(told(HEADER_GROWS_TO), "5");
         assert_eq!(told(HEADER_DEADLINE_MS), "99");
-        let call = Call::new(&neuron, "POST", "/p", |name| Some(headers[name].as_bytes()));
+        let signed = |name| headers.get(name).map(HeaderValue::as_bytes);
+        let call = Call::new(&neuron, "POST", "/p", signed);
         let signature = headers[HEADER_SIGNATURE].as_bytes();
         let body = pass.secret.verify(&call, signature);
         assert_eq!(body, Some(BodyHash::of(b"body")));

@@ -23,6 +23,7 @@ mod responses;
 mod runs;
 mod runs_http;
 mod service;
+mod slices;
 mod streams;
 mod support;
 mod tenants;

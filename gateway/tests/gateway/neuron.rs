@@ -62,7 +62,7 @@ pub(crate) fn tiny(mut body: Value) -> Value {
     body
 }
 
-fn event(
+pub(crate) fn event(
     reservation: &str,
     outcome: NeuronOutcome,
     input_tokens: u64,

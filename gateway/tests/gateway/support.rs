@@ -331,7 +331,7 @@ pub(crate) struct Switched {
     pub(crate) settles_away: AtomicBool,
     /// What an upstream reported is found invalid.
     pub(crate) reports_invalid: AtomicBool,
-    /// Reserves are decided, and their answers lost.
+    /// Reserves and resizes are decided, and their answers lost.
     pub(crate) answers_lost: AtomicBool,
     /// That a settle lasts is told to nobody.
     pub(crate) seconds_lost: AtomicBool,
@@ -387,7 +387,15 @@ impl Ledger for Switched {
     }
 
     fn resize(&self, command: Resize) -> BoxFuture<'_, Answer<Resolution>> {
-        self.host.resize(command)
+        async move {
+            self.check()?;
+            let answer = self.host.resize(command).await;
+            match self.answers_lost.load(SeqCst) {
+                true => Err(CommandError::unavailable("lost by the test")),
+                false => answer,
+            }
+        }
+        .boxed()
     }
 
     fn settle(&self, command: Settle, ack: Ack) -> BoxFuture<'_, Answer<Resolution>> {
