@@ -152,9 +152,12 @@ pub enum LedgerError {
         "account {account} has no open run {run}: `GET /v1/key` and the caps of `seatbelt audit show` name those that it has"
     )]
     NoRun { account: AccountId, run: RunId },
-    /// Whoever serves the partition did not carry it out.
+    /// Whoever serves the partition did not answer.
     #[error("the run is not ended: a gateway has to serve the ledger meanwhile")]
-    NotEnded(#[from] CommandError),
+    NotServed(#[source] CommandError),
+    /// Whoever serves the partition did not carry it out.
+    #[error("the run is not ended")]
+    NotEnded(#[source] CommandError),
     /// What was adopted is not there any more after the server was started again.
     #[error(
         "the adoption of partition {partition} was written and did not hold when the server was started again: {detail}; stop everything, take the folder of stream {stream} away from nats.data_dir, and run the command again"
@@ -173,6 +176,15 @@ pub enum LedgerError {
     /// Standard output is gone or full.
     #[error("cannot write the output")]
     Output(#[from] io::Error),
+}
+
+impl From<CommandError> for LedgerError {
+    fn from(error: CommandError) -> Self {
+        match error {
+            CommandError::Unavailable { .. } => Self::NotServed(error),
+            _ => Self::NotEnded(error),
+        }
+    }
 }
 
 /// Carries an operator's decision out. The exit code is 0 only if it is carried out.

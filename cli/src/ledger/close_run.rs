@@ -5,7 +5,7 @@
 
 use std::{io::Write, time::Duration};
 
-use seatbelt_bus::Nats;
+use seatbelt_bus::{Nats, stream::info};
 use seatbelt_ledger::{
     api::{Ledger, Read, Release},
     host::now_ms,
@@ -13,7 +13,7 @@ use seatbelt_ledger::{
 };
 use seatbelt_schemas::{
     cap::CapStanding,
-    command::{CommandError, Standing},
+    command::{CommandError, STANDING_RUNS_MAX, Standing},
     ids::{AccountId, Actor, CommandId, ReservationId, RunId},
     time::rfc3339_ms,
 };
@@ -51,7 +51,11 @@ pub(super) async fn close_run(
         writeln!(out, "nothing was changed: it is ended with --yes")?;
         return Ok(ExitCode::FAILURE);
     }
-    let inside = ending.end_whole(&ledger, standing).await?;
+    // the clock that the partition's writer is held to, wherever the operator sits
+    let shown = info(connected, &config.names.journal_stream(partition)).await;
+    let shown = shown.ok().and_then(|found| found.server_ms().ok()?);
+    let at_ms = shown.unwrap_or_else(now_ms);
+    let inside = ending.end_whole(&ledger, standing, at_ms).await?;
     let run = &ending.run;
     writeln!(out, "run {run} is ended, and {inside} inside it")?;
     Ok(ExitCode::SUCCESS)
@@ -70,9 +74,14 @@ impl Ending {
 
     /// Ends the run first, for then nothing is opened inside any more, and then all that are inside it; how many
     /// these were.
-    async fn end_whole(&self, ledger: &dyn Ledger, first: Standing) -> Result<u64, LedgerError> {
+    async fn end_whole(
+        &self,
+        ledger: &dyn Ledger,
+        first: Standing,
+        at_ms: u64,
+    ) -> Result<u64, LedgerError> {
         if let Some(run) = &first.run {
-            self.end(ledger, run.reservation).await?;
+            self.end(ledger, run.reservation, at_ms).await?;
         }
         let mut ended = 0;
         for _ in 0..LOOKS_MAX {
@@ -82,7 +91,7 @@ impl Ending {
             }
             for inner in inside {
                 if let Some(inner) = self.look(ledger, &inner).await?.run {
-                    self.end(ledger, inner.reservation).await?;
+                    self.end(ledger, inner.reservation, at_ms).await?;
                     ended += 1;
                 }
             }
@@ -104,11 +113,12 @@ impl Ending {
         &self,
         ledger: &dyn Ledger,
         reservation: ReservationId,
+        at_ms: u64,
     ) -> Result<(), LedgerError> {
         let mut random = [0; 16];
         getrandom::fill(&mut random).expect("the system gives random bytes");
         let release = Release {
-            id: CommandId::from_parts(now_ms(), u128::from_be_bytes(random)),
+            id: CommandId::from_parts(at_ms, u128::from_be_bytes(random)),
             account: self.account.clone(),
             reservation,
             reason: REASON.to_owned(),
@@ -124,7 +134,10 @@ impl Ending {
 
 /// What would be ended, for people.
 fn told(run: &RunId, standing: &Standing) -> String {
-    let inside = standing.inside.len();
+    let inside = match standing.inside.len() {
+        STANDING_RUNS_MAX.. => format!("{STANDING_RUNS_MAX} or more"),
+        some => some.to_string(),
+    };
     let Some(open) = &standing.run else {
         return format!("run {run} has ended, and {inside} runs inside it have not\n");
     };
@@ -208,7 +221,8 @@ mod tests {
             text.contains("key gone") && text.contains("1 runs inside"),
             "{text}"
         );
-        assert_eq!(ending.end_whole(ledger, standing).await.unwrap(), 1);
+        let ended = ending.end_whole(ledger, standing, now_ms()).await;
+        assert_eq!(ended.unwrap(), 1);
         let held = async || {
             let query = Read {
                 account: payer().account,
