@@ -18,7 +18,7 @@ use crate::{
     library,
     metrics::Metrics,
     model::Model,
-    seat::{Load, Loaded, Place, Resident, Seat},
+    seat::{Load, Loaded, Memory, Resident, Seat},
     session::{OnnxDecoder, OnnxEncoder},
     shelf::Failed,
 };
@@ -56,10 +56,10 @@ impl Budgets {
     }
 
     /// What they may take there; nobody counts it where nothing is said.
-    pub(crate) fn of(self, place: Place) -> Option<u64> {
+    pub(crate) fn of(self, place: Memory) -> Option<u64> {
         match place {
-            Place::Host => self.host,
-            Place::Gpu(_) => self.gpu,
+            Memory::Host => self.host,
+            Memory::Gpu(_) => self.gpu,
         }
     }
 }
@@ -147,7 +147,7 @@ impl Loader {
         load: Load<R>,
     ) -> Arc<Seat<R>> {
         // Where nobody counts, nothing is too large.
-        let place = Place::of(wanted);
+        let place = Memory::of(wanted);
         let bytes = self.budgets.of(place).map_or(0, |_| bytes);
         Arc::new(Seat::new(wanted.id.clone(), place, bytes, load))
     }
@@ -155,7 +155,7 @@ impl Loader {
     /// Most bytes of a model's caches where only the memory of all models is told: half of what its weights leave, so
     /// that a second model may stay beside it.
     fn share(&self, wanted: &ModelConfig, weights: u64) -> Option<usize> {
-        let budget = self.budgets.of(Place::of(wanted))?;
+        let budget = self.budgets.of(Memory::of(wanted))?;
         let follows = wanted.cache_bytes_max.is_none()
             && (wanted.slots.is_none() || wanted.context.is_none());
         follows.then(|| usize::try_from(budget.saturating_sub(weights) / 2).unwrap_or(usize::MAX))

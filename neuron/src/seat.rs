@@ -70,12 +70,12 @@ impl Runs for Embedder {
 
 /// Whose memory a model takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Memory {
     Host,
     Gpu(i32),
 }
 
-impl Place {
+impl Memory {
     pub(crate) fn of(config: &ModelConfig) -> Self {
         match config.device {
             Device::Cpu => Self::Host,
@@ -209,7 +209,7 @@ impl<R: Runs> Inside<R> {
 /// The place of a model.
 pub(crate) struct Seat<R> {
     id: ModelId,
-    place: Place,
+    place: Memory,
     load: Load<R>,
     inside: Mutex<Inside<R>>,
     changed: watch::Sender<()>,
@@ -255,7 +255,7 @@ impl<R: Runs> Drop for Lease<R> {
 
 impl<R: Runs> Seat<R> {
     /// A model that is not in memory, where it would take about so much.
-    pub(crate) fn new(id: ModelId, place: Place, bytes: u64, load: Load<R>) -> Self {
+    pub(crate) fn new(id: ModelId, place: Memory, bytes: u64, load: Load<R>) -> Self {
         Self {
             id,
             place,
@@ -354,7 +354,7 @@ pub(crate) enum NotOut {
 /// A seat, whatever runs in it.
 pub(crate) trait Resident: Send + Sync {
     fn id(&self) -> &ModelId;
-    fn place(&self) -> Place;
+    fn place(&self) -> Memory;
     fn status(&self) -> Status;
     /// Follows what becomes of it.
     fn follow(&self) -> watch::Receiver<()>;
@@ -388,7 +388,7 @@ impl<R: Runs> Resident for Seat<R> {
         &self.id
     }
 
-    fn place(&self) -> Place {
+    fn place(&self) -> Memory {
         self.place
     }
 

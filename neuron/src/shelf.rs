@@ -22,7 +22,7 @@ use crate::{
     error::NeuronError,
     http::{Embeds, Served},
     load::{Entry, Loader},
-    seat::{Cause, Lease, Look, NotOut, Place, Resident, Runs, Seat, Status},
+    seat::{Cause, Lease, Look, Memory, NotOut, Resident, Runs, Seat, Status},
 };
 
 mod room;
@@ -349,8 +349,8 @@ impl Shelf {
     fn too_large(&self, resident: &dyn Resident) -> NeuronError {
         let budget = self.loader.budgets.of(resident.place()).unwrap_or(u64::MAX);
         let setting = match resident.place() {
-            Place::Host => "neuron.memory_bytes_max",
-            Place::Gpu(_) => "neuron.gpu_memory_bytes_max",
+            Memory::Host => "neuron.memory_bytes_max",
+            Memory::Gpu(_) => "neuron.gpu_memory_bytes_max",
         };
         NeuronError::Model {
             model: resident.id().to_string(),

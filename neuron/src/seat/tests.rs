@@ -45,7 +45,7 @@ fn seat(fails: &Arc<AtomicBool>) -> Arc<Seat<Fake>> {
         }),
     };
     let id = ModelId::new("m").unwrap();
-    Arc::new(Seat::new(id, Place::Host, 9, Box::new(load)))
+    Arc::new(Seat::new(id, Memory::Host, 9, Box::new(load)))
 }
 
 fn up(seat: &Arc<Seat<Fake>>) -> Arc<Fake> {

@@ -33,7 +33,7 @@ fn gated() -> (Arc<Seat<Fake>>, Sender<()>) {
     };
     let id = ModelId::new("m").unwrap();
     (
-        Arc::new(Seat::new(id, Place::Host, 1, Box::new(load))),
+        Arc::new(Seat::new(id, Memory::Host, 1, Box::new(load))),
         permits,
     )
 }
