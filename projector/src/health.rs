@@ -108,21 +108,21 @@ impl Standing {
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    standings: BTreeMap<(Partition, Component), Standing>,
+struct Standings {
+    of: BTreeMap<(Partition, Component), Standing>,
     /// Why whoever reads the feed gets no further, though it is written.
     unread: Option<String>,
 }
 
 /// How all projections of a process get on. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Health(Arc<Mutex<Known>>);
+pub struct Health(Arc<Mutex<Standings>>);
 
 impl Health {
     /// The projections that stand still, in order.
     pub fn stalled(&self) -> Vec<Stalled> {
         let known = self.lock();
-        let stalled = known.standings.iter();
+        let stalled = known.of.iter();
         stalled
             .filter_map(|((partition, component), standing)| {
                 let stands = standing.is_halted || standing.well_at.elapsed() >= STALLED_AFTER;
@@ -156,7 +156,7 @@ impl Health {
     /// meanwhile, and so its silence does not count.
     pub fn stood_still(&self, gap: Duration) {
         let now = Instant::now();
-        for standing in self.lock().standings.values_mut() {
+        for standing in self.lock().of.values_mut() {
             standing.well_at = standing
                 .well_at
                 .checked_add(gap)
@@ -169,7 +169,7 @@ impl Health {
         let known = self.lock();
         let mut ours = Component::ALL.iter();
         ours.any(|component| {
-            let standing = known.standings.get(&(partition, *component));
+            let standing = known.of.get(&(partition, *component));
             standing.is_some_and(|standing| standing.is_halted)
         })
     }
@@ -178,7 +178,7 @@ impl Health {
     pub(crate) fn begins(&self, partition: Partition) {
         let mut known = self.lock();
         for component in Component::ALL {
-            let standing = known.standings.entry((partition, component));
+            let standing = known.of.entry((partition, component));
             standing.or_insert_with(Standing::well);
         }
     }
@@ -186,7 +186,7 @@ impl Health {
     /// All is as it should be.
     pub(crate) fn works(&self, partition: Partition, component: Component) {
         let well = Standing::well();
-        self.lock().standings.insert((partition, component), well);
+        self.lock().of.insert((partition, component), well);
     }
 
     /// It does not get on now, and tries again.
@@ -207,7 +207,7 @@ impl Health {
         for component in Component::ALL {
             self.note((partition, component), reason.to_owned(), None);
             let mut known = self.lock();
-            if let Some(standing) = known.standings.get_mut(&(partition, component)) {
+            if let Some(standing) = known.of.get_mut(&(partition, component)) {
                 standing.is_halted = true;
             }
         }
@@ -216,18 +216,18 @@ impl Health {
     /// They are another projector's to keep, or nobody's.
     pub(crate) fn lets_go(&self, partition: Partition) {
         let mut known = self.lock();
-        known.standings.retain(|(of, _), _| *of != partition);
+        known.of.retain(|(of, _), _| *of != partition);
     }
 
     fn note(&self, of: (Partition, Component), reason: String, ails: Option<Component>) {
         let mut known = self.lock();
-        let standing = known.standings.entry(of);
+        let standing = known.of.entry(of);
         let standing = standing.or_insert_with(Standing::well);
         (standing.trouble, standing.is_halted) = (Some(reason), false);
         standing.ails = ails;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, Standings> {
         // no code panics while it holds the lock half way through a change
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
