@@ -53,6 +53,7 @@ mod slices;
 mod whole;
 
 use again::Again;
+use anew::AlsoCharged;
 use attempts::{Idle, Limits, Stop};
 use elsewhere::Elsewhere;
 use fallback::Turn;
@@ -391,14 +392,16 @@ async fn drive(runner: Arc<Runner>, mut job: Box<Job>, mut head: Head) {
             job = next;
             continue;
         }
+        let also_charged = AlsoCharged::before(&job.headers);
         let ended = job.of_whom_was_named(ended);
-        let _ = head.send(ended.map_err(|mut error| {
+        let ended = ended.map_err(|mut error| {
             error.headers.extend(std::mem::take(&mut job.headers));
             match job.charged {
                 Some(charged) => error.charged(charged),
                 None => error,
             }
-        }));
+        });
+        let _ = head.send(also_charged.told_with(ended));
         return;
     }
 }

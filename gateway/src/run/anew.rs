@@ -2,7 +2,7 @@
 //! first keeps its charge, and this one needs a hold besides it. Only before anything reached the client.
 
 use axum::{
-    http::{HeaderName, HeaderValue},
+    http::{HeaderMap, HeaderName, HeaderValue},
     response::Response,
 };
 use seatbelt_schemas::ids::ReservationId;
@@ -14,13 +14,46 @@ use super::{
     fallback::X_FALLBACK,
 };
 use crate::{
-    error::{ApiError, Charged},
+    error::{ApiError, Charged, X_SHOULD_RETRY},
     plan::Instead,
     upstream::Candidate,
 };
 
 /// The reservation of an attempt that was charged although nothing came of it.
 const X_ALSO_CHARGED: HeaderName = HeaderName::from_static("x-seatbelt-also-charged");
+
+/// The attempts of a request that were charged although nothing came of them, by their reservations.
+#[derive(Default)]
+pub(super) struct AlsoCharged(Vec<HeaderValue>);
+
+impl AlsoCharged {
+    pub(super) fn before(headers: &HeaderMap) -> Self {
+        Self(headers.get_all(&X_ALSO_CHARGED).iter().cloned().collect())
+    }
+
+    pub(super) fn tell(self, headers: &mut HeaderMap) {
+        headers.remove(&X_ALSO_CHARGED);
+        for first in self.0 {
+            headers.append(X_ALSO_CHARGED, first);
+        }
+    }
+
+    /// Tells it with whatever is shown in the end; and that one more try of what failed costs once more.
+    pub(super) fn told_with(self, mut ended: Ended) -> Ended {
+        if self.0.is_empty() {
+            return ended;
+        }
+        let (failed, headers) = match &mut ended {
+            Ok(response) => (!response.status().is_success(), response.headers_mut()),
+            Err(error) => (true, &mut error.headers),
+        };
+        if failed {
+            headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        self.tell(headers);
+        ended
+    }
+}
 
 /// What came of a request: shown to the client, or begun anew.
 pub(super) type Ended = Result<Response, ApiError>;
@@ -68,10 +101,11 @@ impl Runner {
         let held = held.inspect_err(ApiError::note).ok()?;
         self.metrics.attempt_again();
         let mut next = Box::new(self.job(plan, Some(held)));
+        AlsoCharged::before(&before.headers).tell(&mut next.headers);
         if before.charged == Some(Charged::Hold) {
             let told = HeaderValue::try_from(first.to_string());
             let told = told.expect("a reservation id is a valid header value");
-            next.headers.insert(X_ALSO_CHARGED, told);
+            next.headers.append(X_ALSO_CHARGED, told);
         }
         next.again = None; // once more, and not as often as the first time
         sent_once_more(&before.headers, &mut next.headers);

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     Head, Job, Runner,
     again::{Answered, WORTH, sent_once_more},
-    anew::Ended,
+    anew::{AlsoCharged, Ended},
     attempts::Stop,
 };
 use crate::{
@@ -90,6 +90,7 @@ impl Runner {
         next.headers
             .insert(X_FALLBACK, name.unwrap_or(HeaderValue::from_static("?")));
         sent_once_more(&before.headers, &mut next.headers);
+        AlsoCharged::before(&before.headers).tell(&mut next.headers);
         next.limits.deadline = before.limits.deadline;
         next.began = before.began;
         next.named = before.named;

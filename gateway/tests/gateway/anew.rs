@@ -146,6 +146,22 @@ async fn it_is_one_more_and_no_third() {
 }
 
 #[tokio::test]
+async fn nobody_is_told_to_try_again_what_was_charged_before() {
+    let held = held().await;
+    for status in [400, 429, 503] {
+        let (stack, second) = two(100_000, |_| ()).await;
+        let error = "{\"error\":{\"message\":\"no\"}}".to_owned();
+        second.plays(Script::Whole(status, "application/json", error));
+        let answer = stack.chat(&hi(20)).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status);
+        assert_eq!(answer.headers()["x-seatbelt-charged"], "nothing");
+        assert!(answer.headers().contains_key("x-seatbelt-also-charged"));
+        assert_eq!(answer.headers()["x-should-retry"], "false", "{status}");
+        assert_eq!(stack.spent_once_idle().await, held);
+    }
+}
+
+#[tokio::test]
 async fn what_is_known_or_was_seen_is_not_sent_again() {
     let (stack, second) = two(100_000, |_| ()).await;
     let said = "{\"error\":{\"message\":\"no\"}}".to_owned();
