@@ -306,6 +306,11 @@ impl<R: Runs> Seat<R> {
         })
     }
 
+    /// Whether somebody waited for it who is just about to use it.
+    fn is_awaited(&self) -> bool {
+        self.changed.receiver_count() > 0
+    }
+
     fn set(&self, state: State<R>) {
         self.inside().state = state;
         self.changed.send_replace(());
@@ -402,11 +407,18 @@ impl<R: Runs> Resident for Seat<R> {
 
     fn takes(&self) -> Takes {
         let inside = self.inside();
-        let held = matches!(inside.state, State::Up(_) | State::Loading { .. });
+        // A load that is claimed takes nothing before it has the memory to itself, and nobody else looks then: two
+        // that counted each other would wait for each other.
+        let held = match &inside.state {
+            State::Up(_) => true,
+            State::Loading { before, .. } => before.is_some(),
+            State::Out { .. } | State::Failed { .. } => false,
+        };
+        let idle = inside.idle().filter(|_| !self.is_awaited());
         Takes {
             bytes: inside.bytes,
             held,
-            idle_since: inside.idle().map(|_| inside.asked),
+            idle_since: idle.map(|_| inside.asked),
         }
     }
 
@@ -474,7 +486,7 @@ impl<R: Runs> Resident for Seat<R> {
         let taken: Arc<dyn Runs> = match &inside.state {
             State::Out { .. } | State::Failed { .. } => return Err(NotOut::IsOut),
             State::Loading { .. } => return Err(NotOut::Busy),
-            State::Up(_) => match inside.idle() {
+            State::Up(_) => match inside.idle().filter(|_| !self.is_awaited()) {
                 Some(runner) => Arc::clone(runner) as _,
                 None => return Err(NotOut::Busy),
             },

@@ -13,8 +13,9 @@ use tokio::sync::Notify;
 
 /// So long an answer waits for more at most.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
-/// The same while others wait for a slot.
-pub(super) const PATIENCE_BESIDE: Duration = Duration::from_secs(3);
+/// The same while others wait for a slot: enough for a ledger that is well, and no more. What an account waits for may
+/// be its own other answers, and whoever else would use the slot is not to wait for these.
+pub(super) const PATIENCE_BESIDE: Duration = Duration::from_millis(250);
 
 /// What the answers of a request may write by now.
 #[derive(Debug, Clone)]

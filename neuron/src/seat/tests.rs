@@ -60,9 +60,15 @@ fn a_load_is_for_one_alone() {
     assert!(matches!(seat.look(1), Look::Out));
     assert!(seat.claim(Cause::Asked) && !seat.claim(Cause::Asked));
     assert!(matches!(seat.look(2), Look::Loading));
-    assert_eq!((seat.takes().bytes, seat.takes().held), (9, true));
+    let takes = seat.takes();
+    assert_eq!(
+        (takes.bytes, takes.held),
+        (9, false),
+        "while it waits for room"
+    );
     assert_eq!(seat.take_out().err(), Some(NotOut::Busy));
     seat.bring().unwrap();
+    assert!(seat.takes().held);
     assert!(matches!(seat.look(3), Look::Up(_)));
     assert_eq!((seat.takes().bytes, seat.takes().idle_since), (7, Some(3)));
     assert!(!seat.claim(Cause::Asked));

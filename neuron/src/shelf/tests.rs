@@ -83,3 +83,21 @@ async fn nothing_is_loaded_any_more_once_the_neuron_stops() {
     let refused = shelf.lease(&seat, None).await.map(drop);
     assert_eq!(refused, Err(NotUp::Closed("the neuron is stopping")));
 }
+
+#[tokio::test]
+async fn two_that_are_asked_for_together_take_turns() {
+    let shelf = shelf(|config| {
+        config.memory_bytes_max = Some(1);
+        config.load_wait = Duration::from_secs(10);
+    })
+    .await;
+    let [(one, permits), (other, others)] = [gated(), gated()];
+    // each of one byte: they never fit together
+    let both = [&one, &other].map(|seat| Arc::clone(seat) as Arc<dyn Resident>);
+    shelf.parting().extend(both);
+    for permits in [permits, others] {
+        (0..9).for_each(|_| permits.send(()).unwrap());
+    }
+    let asked = [&one, &other].map(|seat| async { shelf.lease(seat, None).await.map(drop) });
+    assert_eq!(futures::future::join_all(asked).await, [Ok(()), Ok(())]);
+}
