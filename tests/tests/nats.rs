@@ -26,8 +26,9 @@ use seatbelt_bus::{
 };
 use seatbelt_ledger::{
     api::{Answer, Ledger, Taken},
+    journal::{Journal, Sequence},
     lease::Leases,
-    nats::LeaseBucket,
+    nats::{LeaseBucket, NatsJournal, Witnesses},
     remote::{LedgerService, RemoteLedger},
     store::{Revision, WriteError},
     testing::Payer,
@@ -38,6 +39,7 @@ use seatbelt_schemas::{
         Ack, Admin, AdminOutcome, Change, CommandError, Read, Release, Reserve, ReserveOutcome,
         Resize, Resolution, Settle, Standing,
     },
+    commit::ChainHash,
     first_use::FirstUse,
     ids::{AccountId, Actor, CapId, CommandId, ModelId, NeuronId, ReservationId},
     meter::{Amounts, Meter},
@@ -1079,4 +1081,31 @@ async fn a_reserve_whose_caller_goes_away_is_given_back() {
         }
     };
     timeout(PATIENCE, given_back).await.expect("given back");
+}
+
+/// As of a host that slept while an operator put another journal in place and adopted it.
+#[tokio::test]
+async fn only_what_stands_on_the_journal_is_noted_of_it() {
+    let nats = TestNats::start().await;
+    let (connection, names) = provisioned(&nats).await;
+    let found = provision(&connection, &names, layout(4)).await.unwrap();
+    let journal = NatsJournal::open(&connection, &names, Partition(0), 1)
+        .await
+        .unwrap();
+    let commits = [1, 2].map(|n| Bytes::from(vec![n]));
+    let mut end = Sequence(0);
+    for commit in &commits {
+        end = journal.append(end, commit.clone()).await.unwrap();
+    }
+    let jetstream = async_nats::jetstream::new(connection.client().clone());
+    let meta = jetstream.get_key_value(names.meta_bucket()).await.unwrap();
+    let witnesses = Witnesses::new(&connection, &names, Partition(0), &found.ledger);
+    let noted = async |at: u64, commit: &[u8]| {
+        let last = (Sequence(at), ChainHash::of(commit));
+        witnesses.note(&journal, last).await.unwrap();
+        meta.get("journal.00").await.unwrap()
+    };
+    assert_eq!(noted(9, b"of before").await, None, "it ends at 2");
+    assert_eq!(noted(2, b"of before").await, None, "another one is there");
+    assert!(noted(2, &commits[1]).await.is_some());
 }

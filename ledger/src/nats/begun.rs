@@ -398,7 +398,7 @@ impl Witnesses {
         }
     }
 
-    /// Puts on record how far the journal is known to go, unless more is on record.
+    /// Puts on record how far the journal is known to go, unless more is on record, or the journal is another now.
     pub async fn note(
         &self,
         journal: &impl Journal,
@@ -414,6 +414,10 @@ impl Witnesses {
                 Some(found) => found.first,
                 None => first_of(journal).await?,
             };
+            // a host that slept while an operator adopted the journal knows of one that is no more
+            if !holds(journal, (end, last)).await? {
+                return Ok(());
+            }
             match meta
                 .write(&self.key(), kept.revision, begun(first, end, last))
                 .await
@@ -538,6 +542,15 @@ fn seen(by: &'static str, at: u64, hash: &[u8]) -> Option<Sighting> {
         at: Sequence(at),
         hash,
     })
+}
+
+/// Whether that commit stands there now.
+async fn holds(
+    journal: &impl Journal,
+    (at, hash): (Sequence, ChainHash),
+) -> Result<bool, ReadError> {
+    let stored = journal.get(at).await?;
+    Ok(stored.is_some_and(|stored| ChainHash::of(&stored.payload) == hash))
 }
 
 async fn first_of(journal: &impl Journal) -> Result<ByteBuf, ReadError> {
