@@ -89,7 +89,7 @@ mod tests {
         let are = async |names: &[&str]| {
             let told = async {
                 while models.names() != names {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    tokio::task::yield_now().await;
                 }
             };
             let in_time = tokio::time::timeout(Duration::from_secs(20), told).await;
