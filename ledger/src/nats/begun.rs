@@ -415,7 +415,8 @@ impl Witnesses {
                 None => first_of(journal).await?,
             };
             // a host that slept while an operator adopted the journal knows of one that is no more
-            if !holds(journal, (end, last)).await? {
+            let stands = journal.get(end).await?;
+            if stands.is_none_or(|found| ChainHash::of(&found.payload) != last) {
                 return Ok(());
             }
             match meta
@@ -542,15 +543,6 @@ fn seen(by: &'static str, at: u64, hash: &[u8]) -> Option<Sighting> {
         at: Sequence(at),
         hash,
     })
-}
-
-/// Whether that commit stands there now.
-async fn holds(
-    journal: &impl Journal,
-    (at, hash): (Sequence, ChainHash),
-) -> Result<bool, ReadError> {
-    let stored = journal.get(at).await?;
-    Ok(stored.is_some_and(|stored| ChainHash::of(&stored.payload) == hash))
 }
 
 async fn first_of(journal: &impl Journal) -> Result<ByteBuf, ReadError> {
